@@ -1,0 +1,2 @@
+"""Score distillation in JAX."""
+__version__ = "0.1.0"

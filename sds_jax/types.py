@@ -1,0 +1,92 @@
+"""The data that passes between the rooms, and the functions that plug into them.
+
+Everything here is a frozen pytree (arrays as leaves) or a callable alias. Shape letters used in the whole package:
+
+  B  images (views) in a batch        R  rays             N  points
+  H, W  image height and width        S  samples on a ray  C  channels
+
+World: right-handed, z up, the object inside the unit ball, its front facing +x. A camera at azimuth 0 stands on the
++x side and so looks at the front; azimuth grows counter-clockwise seen from above; angles are radians.
+Images are float32 NHWC in [0, 1]; what a prior sees is in [-1, 1].
+"""
+from __future__ import annotations
+
+from typing import Any, Callable, TypeAlias
+
+import flax.struct
+import jax
+
+Array: TypeAlias = jax.Array
+Params: TypeAlias = Any
+"""A pytree of arrays: the parameters of a network or of a field."""
+
+DenoiseFn: TypeAlias = Callable[[Params, Array, Array, Any], Array]
+"""(params, z_t [B, ...], t [B] integer index, cond pytree) -> eps_hat [B, ...], the predicted noise."""
+
+EncodeFn: TypeAlias = Callable[[Params, Array, Array], Array]
+"""(params, image [B, H, W, 3] in [0, 1], key) -> x [B, ...], the space in which the prior diffuses."""
+
+FieldFn: TypeAlias = Callable[[Params, Array], "FieldOutput"]
+"""(params, points [N, 3] in world units) -> FieldOutput."""
+
+Generator: TypeAlias = Callable[[Params, Array], Array]
+"""(params, key) -> image; anything differentiable in its parameters."""
+
+
+@flax.struct.dataclass
+class Camera:
+  """A pinhole camera. Leading batch axes are allowed on every leaf.
+
+  Attributes:
+    position: [3], world units.
+    rotation: [3, 3], orthonormal; its columns are the camera's right, up and backward axes in the world (the camera
+      looks along minus the third column).
+    focal: [], focal length divided by the image height (so 0.5 / tan(fov_y / 2)).
+  """
+  position: Array
+  rotation: Array
+  focal: Array
+
+
+@flax.struct.dataclass
+class Rays:
+  """Half-lines: origins [..., 3] in world units and directions [..., 3] of unit length."""
+  origins: Array
+  directions: Array
+
+
+@flax.struct.dataclass
+class FieldOutput:
+  """What a field says of points: density [N] >= 0 (per world unit) and albedo [N, 3] in [0, 1]."""
+  density: Array
+  albedo: Array
+
+
+@flax.struct.dataclass
+class RenderOutput:
+  """What a renderer says of rays, for leading axes [...] (flat rays, or an image's H, W).
+
+  Attributes:
+    rgb: [..., 3] in [0, 1], composited over the background.
+    opacity: [...] in [0, 1], the sum of the weights.
+    depth: [...], world units; expected distance along the ray of what was hit (0 where nothing was).
+    normals: [..., 3], weighted sum of outward unit normals (zeros when they were not asked for).
+    orientation: [...], sum_i stop_gradient(w_i) max(0, n_i . v)^2, the paper's penalty on back-facing normals.
+  """
+  rgb: Array
+  opacity: Array
+  depth: Array
+  normals: Array
+  orientation: Array
+
+
+@flax.struct.dataclass
+class Schedule:
+  """A variance-preserving noise schedule on T integer times: z_t = alpha[t] x + sigma[t] eps.
+
+  Attributes:
+    alpha: [T] float32, sqrt of the cumulative product of (1 - beta).
+    sigma: [T] float32, sqrt(1 - alpha^2).
+  """
+  alpha: Array
+  sigma: Array
