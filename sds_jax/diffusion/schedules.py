@@ -1,0 +1,125 @@
+"""Variance-preserving noise schedules, read from the `scheduler_config.json` of a diffusers checkpoint.
+
+A network is bound to the schedule it was trained with, so the numbers are never chosen here: they come from the
+checkpoint's own file. z_t = alpha_t x + sigma_t eps with alpha_t^2 + sigma_t^2 = 1 (DDPM, arXiv:2006.11239, eq. 4, with
+alpha_t the square root of its alpha-bar).
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from sds_jax.types import Array, Schedule
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+
+
+def _linear_betas(start: float, end: float, steps: int) -> np.ndarray:
+  return np.linspace(start, end, steps)
+
+
+def _scaled_linear_betas(start: float, end: float, steps: int) -> np.ndarray:
+  """Linear in sqrt(beta): the schedule of latent diffusion (arXiv:2112.10752) and so of Stable Diffusion."""
+  return np.linspace(start**0.5, end**0.5, steps) ** 2
+
+
+def _cosine_betas(start: float, end: float, steps: int) -> np.ndarray:
+  """The cosine schedule (arXiv:2102.09672, eq. 17); each beta is capped at 0.999, `start` and `end` play no part."""
+  time = np.arange(steps + 1) / steps
+  alpha_bar = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
+  return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+
+
+BETA_SCHEDULES = {"linear": _linear_betas, "scaled_linear": _scaled_linear_betas, "squaredcos_cap_v2": _cosine_betas}
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
+  """The schedule that a diffusers scheduler config describes.
+
+  Args:
+    config: the parsed `scheduler_config.json`. Keys read: `num_train_timesteps` (1000), `beta_start` (1e-4), `beta_end`
+      (0.02), `beta_schedule` ("linear", "scaled_linear" or "squaredcos_cap_v2"), `trained_betas` (a list of T numbers
+      that replaces the formula), `rescale_betas_zero_snr` (arXiv:2305.08891); in brackets what diffusers assumes where
+      a key is absent. Keys that only matter to a sampler are ignored.
+
+  Returns:
+    Schedule with alpha and sigma of shape [T], computed in float64 and stored as float32.
+
+  Raises:
+    ValueError: a value that is not supported; the message names the key, the value and what is legal.
+  """
+  alpha_bar = np.cumprod(1.0 - _betas(config))
+  alpha = np.sqrt(alpha_bar)
+  if config.get("rescale_betas_zero_snr"):
+    # Shift so that the last step is pure noise, then scale so that the first one keeps its value.
+    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+  sigma = np.sqrt(1.0 - alpha**2)
+  return Schedule(alpha=jnp.asarray(alpha, jnp.float32), sigma=jnp.asarray(sigma, jnp.float32))
+
+
+def _betas(config: Mapping[str, Any]) -> np.ndarray:
+  """beta of shape [T], float64, in (0, 1)."""
+  name = str(config.get("_class_name", ""))
+  if "FlowMatch" in name:
+    raise ValueError(f"_class_name={name!r} is a rectified flow and has no betas; legal: schedulers of "
+                     "variance-preserving diffusion, such as DDPMScheduler, DDIMScheduler or PNDMScheduler")
+  steps = config.get("num_train_timesteps", 1000)
+  if not isinstance(steps, int) or steps < 1:
+    raise ValueError(f"num_train_timesteps={steps!r} is not supported; legal: a whole number >= 1")
+  trained = config.get("trained_betas")
+  if trained is not None:
+    betas = np.asarray(trained, np.float64)
+    if betas.ndim != 1 or betas.size != config.get("num_train_timesteps", betas.size):
+      raise ValueError(f"trained_betas has shape {betas.shape}; legal: a list of num_train_timesteps={steps} numbers")
+  else:
+    kind = config.get("beta_schedule", "linear")
+    if kind not in BETA_SCHEDULES:
+      raise ValueError(f"beta_schedule={kind!r} is not supported; legal: {', '.join(BETA_SCHEDULES)}")
+    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+    for key, value in (("beta_start", start), ("beta_end", end)):
+      if not 0 < value < 1:
+        raise ValueError(f"{key}={value!r} is not supported; legal: a number in (0, 1)")
+    betas = BETA_SCHEDULES[kind](start, end, steps)
+  if not np.all((betas > 0) & (betas < 1)):
+    raise ValueError("trained_betas holds a value outside (0, 1); legal: numbers in (0, 1)")
+  return betas
+
+
+def prediction_type_from_config(config: Mapping[str, Any]) -> PredictionType:
+  """What the network of a diffusers checkpoint predicts: "epsilon" (where the key is absent), "v_prediction" or "sample".
+
+  Raises:
+    ValueError: any other value of `prediction_type`.
+  """
+  kind = config.get("prediction_type", "epsilon")
+  if kind not in PREDICTION_TYPES:
+    raise ValueError(f"prediction_type={kind!r} is not supported; legal: {', '.join(PREDICTION_TYPES)}")
+  return kind
+
+
+def per_example(values: Array, like: Array) -> Array:
+  """values [B] as [B, 1, ..., 1] in the rank and dtype of like [B, ...], so that they multiply example by example."""
+  return values.reshape(values.shape + (1,) * (like.ndim - values.ndim)).astype(like.dtype)
+
+
+def snr(schedule: Schedule, t: Array) -> Array:
+  """Signal-to-noise ratio alpha_t^2 / sigma_t^2 at the integer times t of any shape; same shape, float32."""
+  return (schedule.alpha[t] / schedule.sigma[t]) ** 2
+
+
+def add_noise(schedule: Schedule, x: Array, eps: Array, t: Array) -> Array:
+  """z_t = alpha_t x + sigma_t eps.
+
+  Args:
+    x: [B, ...], clean.
+    eps: [B, ...], standard normal noise, same shape and dtype as x.
+    t: [B] integer times in 0 .. T-1 (JAX clamps an index beyond the end).
+
+  Returns:
+    z_t: [B, ...], dtype of x.
+  """
+  return per_example(schedule.alpha[t], x) * x + per_example(schedule.sigma[t], x) * eps
