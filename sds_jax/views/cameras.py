@@ -1,0 +1,185 @@
+"""Pinhole cameras around the object: placing them, drawing them at random, casting their rays, describing them.
+
+Angles are radians. Azimuth 0 stands on the +x side and sees the object's front; it grows counter-clockwise seen from
+above (+z). Elevation 0 is the horizon and pi/2 straight above. Functions take one camera; callers vmap.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from sds_jax.types import Array, Camera, Rays
+
+CAMERA_DIM = 16
+"""Length of `camera_features`, the vector that tells a prior where the camera stands."""
+
+_MEAN_DISTANCE, _MEAN_FOCAL = 2.7, 1.15
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraDistribution:
+  """Where random cameras stand (the structure of DreamFusion, Section 3.2, at this package's scale).
+
+  The defaults are made so that the ball of radius 0.8 lies inside the frame.
+
+  Attributes:
+    elevation: (low, high), radians.
+    uniform_angle: probability of drawing the elevation uniformly in angle; otherwise uniformly in area on the sphere.
+    azimuth: (low, high), radians.
+    distance: (low, high) from the origin, world units.
+    fov_y: (low, high), vertical field of view, radians; unused where focal is given.
+    focal: None, or (low, high) of the focal length over the image height, drawn uniformly.
+    position_jitter: half-width of the uniform offset of each coordinate of the position.
+    look_at_std: standard deviation of the point looked at, around the origin.
+    up_std: standard deviation added to the camera's up vector.
+  """
+  elevation: tuple[float, float] = (math.radians(-10.0), math.radians(90.0))
+  uniform_angle: float = 0.5
+  azimuth: tuple[float, float] = (0.0, 2 * math.pi)
+  distance: tuple[float, float] = (2.4, 3.0)
+  fov_y: tuple[float, float] = (math.radians(42.0), math.radians(50.0))
+  focal: tuple[float, float] | None = None
+  position_jitter: float = 0.05
+  look_at_std: float = 0.02
+  up_std: float = 0.01
+
+  @classmethod
+  def dreamfusion(cls) -> CameraDistribution:
+    """The constants of DreamFusion (arXiv 2209.14988, Section 3.2), for a scene bounded by a sphere of radius 1.4.
+
+    The paper writes N(0, 0.2 I); as in public implementations, 0.2 and 0.02 are taken as standard deviations.
+    """
+    return cls(distance=(1.0, 1.5), focal=(0.7, 1.35), position_jitter=0.1, look_at_std=0.2, up_std=0.02)
+
+
+def look_at(position: Array, target: Array, up: Array) -> Array:
+  """Rotation [3, 3] of a camera at `position` [3] that looks at `target` [3]; columns right, up, backward.
+
+  Where `up` [3] is parallel to the line of sight, the axis least parallel to it stands in.
+  """
+  backward = _normalize(position - target)
+  right = jnp.cross(up, backward)
+  spare_axis = jax.nn.one_hot(jnp.argmin(jnp.abs(backward)), 3, dtype=backward.dtype)
+  parallel = jnp.sum(right**2) < 1e-8 * jnp.sum(up**2)
+  right = _normalize(jnp.where(parallel, jnp.cross(spare_axis, backward), right))
+  return jnp.stack([right, jnp.cross(backward, right), backward], axis=-1)
+
+
+def orbit(azimuth: ArrayLike, elevation: ArrayLike, distance: ArrayLike, fov_y: ArrayLike,
+          target: ArrayLike = (0.0, 0.0, 0.0)) -> Camera:
+  """A camera on a sphere around `target` [3] that looks at its centre, upright. Angles in radians, all scalars."""
+  azimuth, elevation, distance, fov_y, target = (
+    jnp.asarray(value, jnp.float32) for value in (azimuth, elevation, distance, fov_y, target))
+  position = target + distance * _direction(azimuth, elevation)
+  return Camera(position, look_at(position, target, _upward(azimuth, elevation)), 0.5 / jnp.tan(fov_y / 2))
+
+
+def sample_camera(key: Array, distribution: CameraDistribution = CameraDistribution()) -> tuple[Camera, Array, Array]:
+  """One random camera, its azimuth and its elevation (scalars, before the jitter of the position).
+
+  Consumes `key`, a view's own key (`fold_in(step_key, global view index)`).
+  """
+  key_azimuth, key_rest = jax.random.split(key)
+  return _place(key_rest, jax.random.uniform(key_azimuth), distribution)
+
+
+def sample_cameras(step_key: Array, indices: Array, n_views: int,
+                   distribution: CameraDistribution = CameraDistribution()) -> tuple[Camera, Array, Array]:
+  """Cameras of the views `indices` [B] out of the step's `n_views`, evenly spread in azimuth.
+
+  View i stands at the fraction (u + i / n_views) mod 1 of the azimuth range, where u is drawn once from `step_key`
+  (two views are opposite each other); all else comes from `fold_in(step_key, i)`, so that a view does not depend on
+  which others are on the same device. Returns the cameras (leaves [B, ...]), azimuths [B] and elevations [B].
+  """
+  offset = jax.random.uniform(jax.random.fold_in(step_key, n_views))  # no view has the index n_views
+
+  def one(index):
+    fraction = jnp.mod(offset + index.astype(jnp.float32) / n_views, 1.0)
+    _, key_rest = jax.random.split(jax.random.fold_in(step_key, index))
+    return _place(key_rest, fraction, distribution)
+
+  return jax.vmap(one)(indices)
+
+
+def rays(camera: Camera, height: int, width: int) -> Rays:
+  """Rays [height, width] of one camera through its pixel centres, row 0 on top; directions of unit length."""
+  x = (jnp.arange(width, dtype=jnp.float32) + 0.5 - width / 2) / height
+  y = (height / 2 - jnp.arange(height, dtype=jnp.float32) - 0.5) / height
+  y, x = jnp.meshgrid(y, x, indexing="ij")
+  local = jnp.stack([x / camera.focal, y / camera.focal, -jnp.ones_like(x)], axis=-1)
+  directions = jnp.einsum("ij,hwj->hwi", camera.rotation, local, precision=jax.lax.Precision.HIGHEST)
+  return Rays(jnp.broadcast_to(camera.position[None, None], directions.shape), _normalize(directions))
+
+
+def camera_features(camera: Camera) -> Array:
+  """What a prior is told of a camera: [..., CAMERA_DIM], smooth over the sphere of directions, poles included.
+
+  In order: unit direction d from the origin to the camera (3); for k = 1..4, sin(k azimuth) and cos(k azimuth), each
+  times cos(elevation)^min(k, 2) so that it fades out at the poles, where azimuth means nothing (8); sin and cos of
+  twice the elevation (2); distance - 2.7; focal - 1.15; 1.
+  """
+  distance = jnp.linalg.norm(camera.position, axis=-1)
+  direction = camera.position / distance[..., None]
+  x, y, z = jnp.moveaxis(direction, -1, 0)
+  cos_elevation = jnp.sqrt(x * x + y * y + 1e-12)
+  sin_1, cos_1 = y / cos_elevation, x / cos_elevation
+  features, sin_k, cos_k = [x, y, z], sin_1, cos_1
+  for k in range(1, 5):
+    fade = cos_elevation**min(k, 2)
+    features += [fade * sin_k, fade * cos_k]
+    sin_k, cos_k = sin_k * cos_1 + cos_k * sin_1, cos_k * cos_1 - sin_k * sin_1
+  features += [2 * z * cos_elevation, 1 - 2 * z * z]
+  features += [distance - _MEAN_DISTANCE, camera.focal - _MEAN_FOCAL, jnp.ones_like(distance)]
+  return jnp.stack(features, axis=-1)
+
+
+def _place(key: Array, azimuth_fraction: Array, distribution: CameraDistribution) -> tuple[Camera, Array, Array]:
+  """A camera at a given fraction of the azimuth range, all else drawn from `key`."""
+  keys = jax.random.split(key, 6)
+  low, high = distribution.azimuth
+  azimuth = low + azimuth_fraction * (high - low)
+  elevation = _sample_elevation(keys[0], distribution)
+  distance = jax.random.uniform(keys[1], minval=distribution.distance[0], maxval=distribution.distance[1])
+  jitter = distribution.position_jitter * jax.random.uniform(keys[2], (3,), minval=-1.0, maxval=1.0)
+  position = distance * _direction(azimuth, elevation) + jitter
+  target = distribution.look_at_std * jax.random.normal(keys[3], (3,))
+  up = _upward(azimuth, elevation) + distribution.up_std * jax.random.normal(keys[4], (3,))
+  return Camera(position, look_at(position, target, up), _sample_focal(keys[5], distribution)), azimuth, elevation
+
+
+def _sample_elevation(key: Array, distribution: CameraDistribution) -> Array:
+  """A mixture of uniform in angle and uniform in area (uniform in sin(elevation)), over the same range."""
+  key_kind, key_value = jax.random.split(key)
+  low, high = distribution.elevation
+  u = jax.random.uniform(key_value)
+  in_angle = low + u * (high - low)
+  in_area = jnp.arcsin(math.sin(low) + u * (math.sin(high) - math.sin(low)))
+  return jnp.where(jax.random.uniform(key_kind) < distribution.uniform_angle, in_angle, in_area)
+
+
+def _sample_focal(key: Array, distribution: CameraDistribution) -> Array:
+  """Focal length over image height, uniform in itself or in the field of view."""
+  if distribution.focal is not None:
+    return jax.random.uniform(key, minval=distribution.focal[0], maxval=distribution.focal[1])
+  fov_y = jax.random.uniform(key, minval=distribution.fov_y[0], maxval=distribution.fov_y[1])
+  return 0.5 / jnp.tan(fov_y / 2)
+
+
+def _direction(azimuth: Array, elevation: Array) -> Array:
+  """Unit vector [3] from the origin towards (azimuth, elevation)."""
+  cos_elevation = jnp.cos(elevation)
+  return jnp.stack([cos_elevation * jnp.cos(azimuth), cos_elevation * jnp.sin(azimuth), jnp.sin(elevation)])
+
+
+def _upward(azimuth: Array, elevation: Array) -> Array:
+  """Unit vector [3], the direction of growing elevation: the same upright camera as world up, but defined above too."""
+  sin_elevation = jnp.sin(elevation)
+  return jnp.stack([-sin_elevation * jnp.cos(azimuth), -sin_elevation * jnp.sin(azimuth), jnp.cos(elevation)])
+
+
+def _normalize(vector: Array) -> Array:
+  return vector / jnp.linalg.norm(vector, axis=-1, keepdims=True)

@@ -1,0 +1,38 @@
+"""View words: a prompt that says from where the object is seen (DreamFusion, arXiv 2209.14988, Section 3.2)."""
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+
+from sds_jax.types import Array
+
+VIEWS = ("front", "side", "back", "overhead")
+
+_OVERHEAD = math.radians(60.0)
+_OVERHEAD_BLEND = math.radians(15.0)
+
+
+def view_prompts(prompt: str) -> list[str]:
+  """The four prompts "<prompt>, <view> view", in the order of VIEWS."""
+  return [f"{prompt}, {view} view" for view in VIEWS]
+
+
+def view_index(azimuth: Array, elevation: Array) -> Array:
+  """Index into VIEWS [...] int32 of a direction: overhead above 60 degrees, else by 45 degrees around front and back."""
+  towards_front = jnp.cos(azimuth)
+  around = jnp.where(towards_front >= math.sqrt(0.5), 0, jnp.where(towards_front <= -math.sqrt(0.5), 2, 1))
+  return jnp.where(elevation > _OVERHEAD, 3, around).astype(jnp.int32)
+
+
+def view_weights(azimuth: Array, elevation: Array) -> Array:
+  """Weights [..., 4] >= 0 that sum to 1, to blend the embeddings of `view_prompts` smoothly.
+
+  The largest weight is that of `view_index`, except for ties and near the rim of the overhead cap: front, side and
+  back share as cos^2 and sin^2 of the azimuth; overhead fades in between 45 and 75 degrees of elevation.
+  """
+  cos, sin = jnp.cos(azimuth), jnp.sin(azimuth)
+  rise = jnp.clip((elevation - _OVERHEAD) / (2 * _OVERHEAD_BLEND) + 0.5, 0.0, 1.0)
+  overhead = rise * rise * (3 - 2 * rise)
+  around = jnp.stack([jnp.maximum(cos, 0.0)**2, sin**2, jnp.maximum(-cos, 0.0)**2], axis=-1)
+  return jnp.concatenate([around * (1 - overhead)[..., None], overhead[..., None]], axis=-1)
