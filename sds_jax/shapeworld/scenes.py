@@ -1,0 +1,156 @@
+"""Scenes: one solid, or one on top of another, as arrays that stack, with their signed distance and albedo."""
+from __future__ import annotations
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sds_jax.shapeworld import solids
+from sds_jax.shapeworld.captions import Spec, parse
+from sds_jax.types import Array
+
+NONE = len(solids.KINDS)
+"""The kind index of an empty slot."""
+FAR = 10.0
+"""The distance to an empty slot."""
+PAIR_SCALE = 0.58
+SUNK = 0.02
+"""How deep the upper of two solids is pressed into the lower, world units, so that they are one piece."""
+SCENE_RADIUS = 0.8
+"""Every scene lies within the ball of this radius around the origin."""
+
+
+@flax.struct.dataclass
+class Scene:
+  """Up to two solids. Leading batch axes are allowed on every leaf.
+
+  Attributes:
+    kind: [2] int32, index into `solids.KINDS`; `NONE` for an empty slot.
+    albedo: [2, 3] in [0, 1], the colour of the body.
+    offset: [2, 3], world units.
+    scale: [2], size relative to the canonical solid.
+  """
+  kind: Array
+  albedo: Array
+  offset: Array
+  scale: Array
+
+
+def _local(scene: Scene, slot: int, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array]:
+  offset, scale = scene.offset[slot], scene.scale[slot]
+  return (x - offset[0]) / scale, (y - offset[1]) / scale, (z - offset[2]) / scale
+
+
+def _slot_distance(scene: Scene, slot: int, x: Array, y: Array, z: Array) -> Array:
+  branches = [*solids.DISTANCES.values(), lambda x, y, z: jnp.full_like(x, FAR)]
+  return scene.scale[slot] * jax.lax.switch(scene.kind[slot], branches, *_local(scene, slot, x, y, z))
+
+
+def distance(scene: Scene, x: Array, y: Array, z: Array) -> Array:
+  """Signed distance [N] of one scene at coordinates x, y, z (each [N], world units); a lower bound, Lipschitz 1.
+
+  `lax.switch` runs one branch a slot as long as the scene is not vmapped: use `lax.map` over scenes.
+  """
+  return jnp.minimum(_slot_distance(scene, 0, x, y, z), _slot_distance(scene, 1, x, y, z))
+
+
+def _slot_albedo(scene: Scene, slot: int, x: Array, y: Array, z: Array) -> Array:
+  branches = [*solids.PAINTS.values(), solids.PAINTS["sphere"]]
+  weight, colour = jax.lax.switch(scene.kind[slot], branches, *_local(scene, slot, x, y, z))
+  weight = weight[:, None]
+  return (1.0 - weight) * scene.albedo[slot][None] + weight * colour
+
+
+def albedo(scene: Scene, x: Array, y: Array, z: Array) -> Array:
+  """Albedo [N, 3] of the solid nearest to each point, at coordinates x, y, z (each [N], world units)."""
+  first_is_nearer = _slot_distance(scene, 0, x, y, z) <= _slot_distance(scene, 1, x, y, z)
+  return jnp.where(first_is_nearer[:, None], _slot_albedo(scene, 0, x, y, z), _slot_albedo(scene, 1, x, y, z))
+
+
+def sdf(scene: Scene, points: Array) -> tuple[Array, Array]:
+  """Signed distance [N] and albedo [N, 3] of one scene at points [N, 3], world units."""
+  x, y, z = points[:, 0], points[:, 1], points[:, 2]
+  return distance(scene, x, y, z), albedo(scene, x, y, z)
+
+
+def rotate_points_z(points: Array, azimuth: Array | float) -> Array:
+  """Points [..., 3] turned counter-clockwise (seen from above) about z by `azimuth` radians (scalar)."""
+  cos, sin = jnp.cos(azimuth), jnp.sin(azimuth)
+  x, y, z = points[..., 0], points[..., 1], points[..., 2]
+  return jnp.stack([cos * x - sin * y, sin * x + cos * y, z], axis=-1)
+
+
+def _upper_surface(kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Height of the upper surface of a plain solid over the ground points (x, y); -inf where it is not above them."""
+  rho, square = np.hypot(x, y), np.maximum(np.abs(x), np.abs(y))
+  dome = lambda radius, across: np.sqrt(np.where(across <= radius, radius**2 - across**2, np.nan))
+  roof = lambda half, low, high, across: np.where(across <= half, high - (high - low) * across / half, np.nan)
+  height = {
+    "sphere": lambda: dome(solids.SPHERE_RADIUS, rho),
+    "cube": lambda: np.where(square <= solids.CUBE_HALF, solids.CUBE_HALF, np.nan),
+    "cylinder": lambda: np.where(rho <= solids.CYLINDER_RADIUS, solids.CYLINDER_HALF, np.nan),
+    "cone": lambda: roof(solids.CONE_RADIUS, solids.CONE_BOTTOM, solids.CONE_TOP, rho),
+    "torus": lambda: dome(solids.TORUS_TUBE, np.abs(rho - solids.TORUS_RADIUS)),
+    "pyramid": lambda: roof(solids.PYRAMID_HALF, solids.PYRAMID_BOTTOM, solids.PYRAMID_TOP, square),
+    "capsule": lambda: solids.CAPSULE_HALF + dome(solids.CAPSULE_RADIUS, rho),
+  }[kind]()
+  return np.where(np.isnan(height), -np.inf, height)
+
+
+def _lower_surface(kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Height of the lower surface of a plain solid; +inf where it has none. Flat under a cone and a pyramid."""
+  upper = _upper_surface(kind, x, y)
+  bottom = {"cone": solids.CONE_BOTTOM, "pyramid": solids.PYRAMID_BOTTOM}.get(kind)
+  return -upper if bottom is None else np.where(np.isinf(upper), np.inf, bottom)
+
+
+@functools.lru_cache(maxsize=None)
+def stacking(top: str, bottom: str) -> tuple[float, float]:
+  """Heights (z_top, z_bottom) of the canonical centres of two plain solids, the one resting on the other.
+
+  The upper solid is let down along z until the first points touch (so a ball sits in a ring's hole, and a ring slips
+  over a cone), then sunk by `SUNK`; the pair is centred. Both are scaled by `PAIR_SCALE`.
+  """
+  axis = np.linspace(-0.65, 0.65, 261)
+  x, y = np.meshgrid(axis, axis)
+  touching = np.max(_upper_surface(bottom, x, y) - _lower_surface(top, x, y))
+  lift = PAIR_SCALE * touching - SUNK
+  low = min(PAIR_SCALE * _low(bottom, x, y), lift + PAIR_SCALE * _low(top, x, y))
+  high = max(PAIR_SCALE * np.max(_upper_surface(bottom, x, y)), lift + PAIR_SCALE * np.max(_upper_surface(top, x, y)))
+  middle = (low + high) / 2
+  return float(lift - middle), float(-middle)
+
+
+def _low(kind: str, x: np.ndarray, y: np.ndarray) -> float:
+  return float(np.min(_lower_surface(kind, x, y)))
+
+
+def scene_from_spec(spec: Spec) -> Scene:
+  """The scene (numpy leaves) that a spec describes; the first part is the upper one."""
+  kinds = [solids.KINDS.index(kind) for _, kind in spec.parts]
+  colours = [solids.COLOURS[colour] for colour, _ in spec.parts]
+  heights, scale = [0.0, 0.0], 1.0
+  if len(spec.parts) == 2:
+    heights, scale = list(stacking(spec.parts[0][1], spec.parts[1][1])), PAIR_SCALE
+  return Scene(
+    kind=np.array((kinds + [NONE])[:2], np.int32),
+    albedo=np.array((colours + [(0.0, 0.0, 0.0)])[:2], np.float32),
+    offset=np.array([[0.0, 0.0, height] for height in heights], np.float32),
+    scale=np.full((2,), scale, np.float32))
+
+
+def scene_from_caption(caption: str) -> Scene:
+  """The scene (numpy leaves) of a caption such as "a green cone on top of a blue cylinder".
+
+  Raises:
+    CaptionError: the caption is not of the grammar.
+  """
+  return scene_from_spec(parse(caption))
+
+
+def stack_scenes(scenes: list[Scene]) -> Scene:
+  """One scene with a leading axis [B] from B scenes."""
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *scenes)
