@@ -1,0 +1,204 @@
+"""Score distillation: the gradient of a frozen diffusion model, put into any differentiable program.
+
+DreamFusion (arXiv:2209.14988, eq. 3) moves the parameters theta of an image x = g(theta) along
+
+  grad = E_{t, eps}[ w(t) (eps_hat(z_t; y, t) - eps) dx/dtheta ],   z_t = alpha_t x + sigma_t eps,
+
+in which the network's own derivative is left out. This is not the gradient of a loss that is computed on the way, so the
+residual is injected as the cotangent of x; autodiff supplies the rest, dx/dtheta.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from sds_jax.diffusion import timesteps
+from sds_jax.diffusion.parameterizations import x0_from_eps
+from sds_jax.diffusion.schedules import add_noise, per_example
+from sds_jax.diffusion.weightings import WEIGHTINGS, WeightFn
+from sds_jax.types import Array, DenoiseFn, Params, Schedule
+
+
+def inject(x: Array, cotangent: Array) -> Array:
+  """A scalar whose gradient with respect to x is the cotangent.
+
+  It is there to be added to ordinary losses under one `jax.value_and_grad`. Its value is always 0 and means nothing:
+  no loss is being computed. Reverse mode only (`jax.jvp` and `jax.hessian` raise TypeError).
+
+  Args:
+    x: [...], any floating dtype.
+    cotangent: same shape as x; cast to x's dtype. Itself gets no gradient.
+
+  Returns:
+    0.0, float32, shape [].
+
+  Raises:
+    ValueError: the shapes differ.
+  """
+  if x.shape != cotangent.shape:
+    raise ValueError(f"the cotangent has shape {cotangent.shape}, but x has {x.shape}")
+  return _inject(_as_varying(x, cotangent), cotangent.astype(x.dtype))
+
+
+@jax.custom_vjp
+def _inject(x: Array, cotangent: Array) -> Array:
+  return _as_varying(jnp.zeros((), jnp.float32), x)
+
+
+def _inject_forward(x: Array, cotangent: Array) -> tuple[Array, Array]:
+  return _inject(x, cotangent), cotangent
+
+
+def _inject_backward(cotangent: Array, outer: Array) -> tuple[Array, Array]:
+  # `outer` is what the scalar was multiplied by downstream: 1, a loss weight, or 1 / devices under a pmean.
+  return outer.astype(cotangent.dtype) * cotangent, jnp.zeros_like(cotangent)
+
+
+_inject.defvjp(_inject_forward, _inject_backward)
+
+
+def _as_varying(x: Array, like: Array) -> Array:
+  """Inside shard_map, x typed as differing over the mesh axes over which `like` does; elsewhere x itself.
+
+  Without it a replicated x would be refused, and a pmean of the replicated scalar 0 would count every device in full.
+  """
+  missing = jax.typeof(like).vma - jax.typeof(x).vma
+  return jax.lax.pcast(x, tuple(missing), to="varying") if missing else x
+
+
+@flax.struct.dataclass
+class DistillationAux:
+  """What a step of score distillation saw; nothing here carries a gradient. What is not used costs nothing under jit.
+
+  Attributes:
+    t: [B] int32, the noise level of each example.
+    eps: [B, ...], the noise that was added.
+    eps_hat: [B, ...], the noise that the network saw (after guidance).
+    x0_hat: [B, ...], the network's guess of the clean x.
+    grad_norm: [B] float32, norm of scale w(t) (eps_hat - eps) for each example, before clipping and before the mean over
+      the batch. A finite number here says more of a run than the loss, which is always 0.
+  """
+  t: Array
+  eps: Array
+  eps_hat: Array
+  x0_hat: Array
+  grad_norm: Array
+
+
+def sds_residual(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: Array, eps: Array, cond: Any,
+                 weighting: str | WeightFn = "sigma2") -> tuple[Array, dict[str, Array]]:
+  """w(t) (eps_hat - eps) for each example: DreamFusion's estimator, before the chain rule.
+
+  Subtracting eps changes no expectation. It lowers the variance where sigma^2 > alpha^2 c^2, c^2 the variance of
+  the data along a direction; below that noise level it raises it.
+
+  Args:
+    denoise_fn: the network, evaluated once and never differentiated.
+    params: its parameters; they get no gradient.
+    schedule: the one that it was trained with.
+    x: [B, ...]; gets no gradient here.
+    t: [B] integer times.
+    eps: [B, ...] standard normal noise.
+    cond: whatever denoise_fn takes; gets no gradient.
+    weighting: a name in `WEIGHTINGS`, or a function (schedule, t [B]) -> [B].
+
+  Returns:
+    (residual [B, ...] float32, dict(eps_hat=[B, ...], x0_hat=[B, ...]) in x's dtype).
+
+  Raises:
+    ValueError: unknown weighting.
+  """
+  params, x, cond = jax.lax.stop_gradient((params, x, cond))
+  z = add_noise(schedule, x, eps, t)
+  eps_hat = jax.lax.stop_gradient(denoise_fn(params, z, t, cond)).astype(x.dtype)
+  difference = eps_hat.astype(jnp.float32) - eps.astype(jnp.float32)
+  residual = per_example(_weight_fn(weighting)(schedule, t), difference) * difference
+  return residual, dict(eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))
+
+
+def _weight_fn(weighting: str | WeightFn) -> WeightFn:
+  if callable(weighting):
+    return weighting
+  if weighting not in WEIGHTINGS:
+    raise ValueError(f"weighting {weighting!r} is not known; legal: {', '.join(WEIGHTINGS)}, or a function")
+  return WEIGHTINGS[weighting]
+
+
+ESTIMATORS: dict[str, Callable[..., tuple[Array, dict[str, Array]]]] = {"sds": sds_residual}
+"""Name -> (denoise_fn, params, schedule, x, t, eps, cond, weighting) -> (residual, dict(eps_hat=..., x0_hat=...))."""
+
+
+def draw_noise(key: Array, index: Array, like: Array) -> Array:
+  """Standard normal noise of the shape and dtype of like [B, ...]; example b consumes fold_in(key, index[b])."""
+  draw = lambda i: jax.random.normal(jax.random.fold_in(key, i), like.shape[1:], like.dtype)  # noqa: E731
+  return jax.vmap(draw)(index)
+
+
+def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, key: Array, cond: Any, *,
+                       t: Array | None = None, t_range: timesteps.TRange = (0.02, 0.98), index: Array | None = None,
+                       weighting: str | WeightFn = "sigma2", estimator: str = "sds", scale: Array | float = 1.0,
+                       clip_norm: float | None = None) -> tuple[Array, DistillationAux]:
+  """A scalar to differentiate: its gradient with respect to x is that of score distillation, averaged over the batch.
+
+  The cotangent of example b is scale w(t_b) (eps_hat_b - eps_b) / B: a sum over the pixels of an example and a mean over
+  the B examples of this call. So averaging (pmean) the gradients of devices with equal B gives the whole batch's.
+
+  Args:
+    denoise_fn: predicts the noise; `guidance.guided` makes a guided one.
+    params: its parameters; no gradient.
+    schedule: the noise schedule that it was trained with.
+    x: [B, ...], in the space in which the prior diffuses, differentiable in whatever made it (floating dtype).
+    key: consumed; split into one key for t and one for eps, of which example b uses fold_in(., index[b]).
+    cond: pytree with leaves [B, ...], as denoise_fn takes it; no gradient.
+    t: [B] integer times; drawn uniformly from t_range where None.
+    t_range: (low, high), fractions of the schedule in [0, 1].
+    index: [B] integer, the examples' indices in the whole batch; 0 .. B-1 where None. Where a batch is laid out over
+      devices, give the global ones, and the draws won't depend on the layout.
+    weighting: a name in `WEIGHTINGS`, or a function (schedule, t [B]) -> [B].
+    estimator: a name in `ESTIMATORS`.
+    scale: multiplies the gradient, a scalar or [B]; may be traced.
+    clip_norm: if given, an example's scale w(t) (eps_hat - eps) is shortened to at most this norm.
+
+  Returns:
+    (loss, aux): loss is 0.0 of shape [] and only its gradient has a meaning; aux is a `DistillationAux`.
+
+  Raises:
+    ValueError: unknown weighting or estimator.
+
+  Example: colours drawn to the data of an exact denoiser (all images are 0.5).
+
+    >>> from sds_jax.diffusion.schedules import schedule_from_config
+    >>> schedule = schedule_from_config(dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
+    >>> def denoise(params, z, t, cond):
+    ...   return (z - per_example(schedule.alpha[t], z) * cond["mean"]) / per_example(schedule.sigma[t], z)
+    >>> def loss_fn(theta, key):
+    ...   image = jnp.broadcast_to(jax.nn.sigmoid(theta), (4, 8, 8, 3))
+    ...   loss, aux = score_distillation(denoise, None, schedule, image, key, dict(mean=0.5))
+    ...   return loss + 1e-3 * jnp.mean(image ** 2), aux
+    >>> theta = jnp.full((8, 8, 3), 2.0)
+    >>> grad_fn = jax.jit(jax.grad(loss_fn, has_aux=True))
+    >>> for step in range(100):
+    ...   grad, aux = grad_fn(theta, jax.random.key(step))
+    ...   theta = theta - 10.0 * grad
+    >>> print(f"{jax.nn.sigmoid(theta).mean():.2f}")
+    0.50
+  """
+  if estimator not in ESTIMATORS:
+    raise ValueError(f"estimator {estimator!r} is not known; legal: {', '.join(ESTIMATORS)}")
+  batch = x.shape[0]
+  index = jnp.arange(batch) if index is None else index
+  t_key, eps_key = jax.random.split(key)
+  t = timesteps.uniform(t_key, index, t_range, schedule.alpha.shape[0]) if t is None else t
+  eps = draw_noise(eps_key, index, x)
+  residual, seen = ESTIMATORS[estimator](denoise_fn, params, schedule, x, t, eps, cond, weighting)
+
+  gradient = per_example(jnp.asarray(scale), residual) * residual
+  norm = jnp.sqrt(jnp.sum(gradient**2, axis=tuple(range(1, gradient.ndim))))
+  if clip_norm is not None:
+    gradient = per_example(jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12)), gradient) * gradient
+  gradient, aux = jax.lax.stop_gradient((gradient / batch, DistillationAux(t=t, eps=eps, grad_norm=norm, **seen)))
+  return inject(x, gradient), aux

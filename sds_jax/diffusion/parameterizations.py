@@ -1,0 +1,102 @@
+"""Conversions between what networks predict: the noise eps, the clean x0, the velocity v, and the flow of a straight path.
+
+Variance-preserving path, z_t = alpha x0 + sigma eps, v = alpha eps - sigma x0 (arXiv:2202.00512, appendix D). Functions
+take (schedule, z_t [B, ...], t [B] integer, prediction [B, ...]) and return an array like z_t.
+
+Two conversions lose their answer at an end of the path: at alpha = 0 (pure noise, the last step of a zero-SNR schedule)
+z_t says nothing of x0, and at sigma = 0 nothing of eps. What cannot be known is given as 0, its mean, and so nothing
+becomes infinite. A network that predicts v has neither problem.
+
+Rectified flow (arXiv:2209.03003), z = (1 - t) x0 + t eps with velocity u = dz/dt = eps - x0, has t in [0, 1] for time.
+"""
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from sds_jax.diffusion.schedules import per_example
+from sds_jax.types import Array, Schedule
+
+
+def _coefficients(schedule: Schedule, z: Array, t: Array) -> tuple[Array, Array]:
+  return per_example(schedule.alpha[t], z), per_example(schedule.sigma[t], z)
+
+
+def _divide_or_zero(numerator: Array, denominator: Array) -> Array:
+  """numerator / denominator, and 0 where the denominator is 0; the inner where keeps gradients finite there."""
+  known = denominator != 0
+  return jnp.where(known, numerator / jnp.where(known, denominator, 1), 0)
+
+
+def x0_from_eps(schedule: Schedule, z: Array, t: Array, eps: Array) -> Array:
+  """x0 = (z - sigma eps) / alpha; 0 where alpha is 0."""
+  alpha, sigma = _coefficients(schedule, z, t)
+  return _divide_or_zero(z - sigma * eps, alpha)
+
+
+def x0_from_v(schedule: Schedule, z: Array, t: Array, v: Array) -> Array:
+  """x0 = alpha z - sigma v."""
+  alpha, sigma = _coefficients(schedule, z, t)
+  return alpha * z - sigma * v
+
+
+def eps_from_x0(schedule: Schedule, z: Array, t: Array, x0: Array) -> Array:
+  """eps = (z - alpha x0) / sigma; 0 where sigma is 0."""
+  alpha, sigma = _coefficients(schedule, z, t)
+  return _divide_or_zero(z - alpha * x0, sigma)
+
+
+def eps_from_v(schedule: Schedule, z: Array, t: Array, v: Array) -> Array:
+  """eps = alpha v + sigma z."""
+  alpha, sigma = _coefficients(schedule, z, t)
+  return alpha * v + sigma * z
+
+
+def v_from_eps(schedule: Schedule, z: Array, t: Array, eps: Array) -> Array:
+  """v = alpha eps - sigma x0, with x0 as `x0_from_eps` has it."""
+  alpha, sigma = _coefficients(schedule, z, t)
+  return alpha * eps - sigma * x0_from_eps(schedule, z, t, eps)
+
+
+def v_from_x0(schedule: Schedule, z: Array, t: Array, x0: Array) -> Array:
+  """v = alpha eps - sigma x0, with eps as `eps_from_x0` has it."""
+  alpha, sigma = _coefficients(schedule, z, t)
+  return alpha * eps_from_x0(schedule, z, t, x0) - sigma * x0
+
+
+def _eps_from_eps(schedule: Schedule, z: Array, t: Array, eps: Array) -> Array:
+  return eps
+
+
+EPS_FROM = {"epsilon": _eps_from_eps, "v_prediction": eps_from_v, "sample": eps_from_x0}
+"""The `prediction_type` of a scheduler config -> the function that makes the network's output a noise prediction."""
+
+
+def flow_interpolate(x0: Array, eps: Array, t: Array) -> Array:
+  """z = (1 - t) x0 + t eps for x0, eps [B, ...] and t [B] in [0, 1]; like x0."""
+  t = per_example(t, x0)
+  return (1 - t) * x0 + t * eps
+
+
+def flow_velocity(x0: Array, eps: Array) -> Array:
+  """u = eps - x0, the constant velocity of the straight path."""
+  return eps - x0
+
+
+def x0_from_flow(z: Array, t: Array, u: Array) -> Array:
+  """x0 = z - t u."""
+  return z - per_example(t, z) * u
+
+
+def eps_from_flow(z: Array, t: Array, u: Array) -> Array:
+  """eps = z + (1 - t) u."""
+  return z + (1 - per_example(t, z)) * u
+
+
+def flow_from_x0(z: Array, t: Array, x0: Array) -> Array:
+  """u = (z - x0) / t; 0 at t = 0, where z says nothing of eps."""
+  return _divide_or_zero(z - x0, per_example(t, z))
+
+
+def flow_from_eps(z: Array, t: Array, eps: Array) -> Array:
+  """u = (eps - z) / (1 - t); 0 at t = 1, where z says nothing of x0."""
+  return _divide_or_zero(eps - z, 1 - per_example(t, z))
