@@ -16,7 +16,8 @@ NONE = len(solids.KINDS)
 """The kind index of an empty slot."""
 FAR = 10.0
 """The distance to an empty slot."""
-PAIR_SCALE = 0.58
+PAIR_HEIGHT, MAX_PAIR_SCALE = 1.36, 0.7
+"""A stack is scaled to this height (world units), but its solids not beyond this scale."""
 SUNK = 0.02
 """How deep the upper of two solids is pressed into the lower, world units, so that they are one piece."""
 SCENE_RADIUS = 0.8
@@ -108,33 +109,28 @@ def _lower_surface(kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=None)
-def stacking(top: str, bottom: str) -> tuple[float, float]:
-  """Heights (z_top, z_bottom) of the canonical centres of two plain solids, the one resting on the other.
+def stacking(top: str, bottom: str) -> tuple[float, float, float]:
+  """How two plain solids stand one on the other: (scale of both, height of the upper's centre, of the lower's).
 
   The upper solid is let down along z until the first points touch (so a ball sits in a ring's hole, and a ring slips
-  over a cone), then sunk by `SUNK`; the pair is centred. Both are scaled by `PAIR_SCALE`.
+  over a cone), then sunk by `SUNK`; the pair is scaled to `PAIR_HEIGHT` or `MAX_PAIR_SCALE`, and centred.
   """
   axis = np.linspace(-0.65, 0.65, 261)
   x, y = np.meshgrid(axis, axis)
-  touching = np.max(_upper_surface(bottom, x, y) - _lower_surface(top, x, y))
-  lift = PAIR_SCALE * touching - SUNK
-  low = min(PAIR_SCALE * _low(bottom, x, y), lift + PAIR_SCALE * _low(top, x, y))
-  high = max(PAIR_SCALE * np.max(_upper_surface(bottom, x, y)), lift + PAIR_SCALE * np.max(_upper_surface(top, x, y)))
-  middle = (low + high) / 2
-  return float(lift - middle), float(-middle)
-
-
-def _low(kind: str, x: np.ndarray, y: np.ndarray) -> float:
-  return float(np.min(_lower_surface(kind, x, y)))
+  surfaces = [(_lower_surface(kind, x, y), _upper_surface(kind, x, y)) for kind in (bottom, top)]
+  lift = np.max(surfaces[0][1] - surfaces[1][0])
+  low = min(np.min(surfaces[0][0]), lift + np.min(surfaces[1][0]))
+  high = max(np.max(surfaces[0][1]), lift + np.max(surfaces[1][1]))
+  scale = min(MAX_PAIR_SCALE, PAIR_HEIGHT / (high - low))
+  middle = (scale * (low + high) - SUNK) / 2
+  return float(scale), float(scale * lift - SUNK - middle), float(-middle)
 
 
 def scene_from_spec(spec: Spec) -> Scene:
   """The scene (numpy leaves) that a spec describes; the first part is the upper one."""
   kinds = [solids.KINDS.index(kind) for _, kind in spec.parts]
   colours = [solids.COLOURS[colour] for colour, _ in spec.parts]
-  heights, scale = [0.0, 0.0], 1.0
-  if len(spec.parts) == 2:
-    heights, scale = list(stacking(spec.parts[0][1], spec.parts[1][1])), PAIR_SCALE
+  scale, *heights = stacking(spec.parts[0][1], spec.parts[1][1]) if len(spec.parts) == 2 else (1.0, 0.0, 0.0)
   return Scene(
     kind=np.array((kinds + [NONE])[:2], np.int32),
     albedo=np.array((colours + [(0.0, 0.0, 0.0)])[:2], np.float32),

@@ -128,8 +128,11 @@ def mug(x: Array, y: Array, z: Array) -> Array:
   y = y + 0.1
   cup = _rod(x, y, z, 0.38, 0.42)
   handle = _ring(y - 0.4, z, x, 0.22, 0.06)
-  cavity = _rod(x, y, z - 0.2, 0.32, 0.55)
-  return jnp.maximum(jnp.minimum(cup, handle), -cavity)
+  return jnp.maximum(jnp.minimum(cup, handle), -_cavity(x, y, z))
+
+
+def _cavity(x: Array, y: Array, z: Array) -> Array:
+  return _rod(x, y, z - 0.2, 0.32, 0.55)
 
 
 def chair(x: Array, y: Array, z: Array) -> Array:
@@ -172,6 +175,12 @@ def _paint_house(x: Array, y: Array, z: Array) -> tuple[Array, Array]:
   return weight, jnp.where(door[:, None], wood, black)
 
 
+def _paint_mug(x: Array, y: Array, z: Array) -> tuple[Array, Array]:
+  """A darker shade inside, so that the mug is seen to be hollow without any shading."""
+  inside = (_cavity(x, y + 0.1, z) < 0.005) & (z < 0.415)
+  return _over(0.45 * inside.astype(x.dtype), BLACK)
+
+
 def _paint_snowman(x: Array, y: Array, z: Array) -> tuple[Array, Array]:
   """Black eyes and buttons and a carrot, all at +x."""
   nose = _length(y, z - 0.43) < 0.055
@@ -191,7 +200,7 @@ DISTANCES: dict[str, DistanceFn] = {
 """Kind -> its distance; the order is the order of `KINDS`."""
 
 PAINTS: dict[str, PaintFn] = {**{kind: _plain for kind in DISTANCES},
-                              "house": _paint_house, "snowman": _paint_snowman}
+                              "house": _paint_house, "mug": _paint_mug, "snowman": _paint_snowman}
 """Kind -> its accents, over the colour of the body."""
 
 KINDS: tuple[str, ...] = tuple(DISTANCES)
