@@ -1,0 +1,136 @@
+"""Attention, and the transformer that stands between the residual blocks of a text-conditioned U-Net."""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sds_jax.priors.layers import GroupNorm, LayerNorm, conv
+from sds_jax.types import Array
+
+Dtype = Any
+
+IMPLEMENTATIONS = ("xla",)
+"""Ways to compute attention that `dot_product_attention` knows."""
+
+
+def dot_product_attention(q: Array, k: Array, v: Array, *, is_causal: bool = False,
+                          implementation: str = "xla") -> Array:
+  """softmax(q k^T / sqrt(D)) v, the only place where the networks of this package attend.
+
+  Scores and softmax are computed in float32 whatever the inputs are (so `upcast_attention` of a config always holds).
+
+  Args:
+    q: [B, T, heads, D].
+    k, v: [B, S, heads, D], of q's dtype.
+    is_causal: whether position i sees positions up to i only.
+    implementation: one of IMPLEMENTATIONS.
+
+  Returns:
+    [B, T, heads, D].
+
+  Raises:
+    ValueError: unknown implementation.
+  """
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(f"attention implementation {implementation!r} is unknown; there is {', '.join(IMPLEMENTATIONS)}")
+  return _xla(q, k, v, is_causal)
+
+
+def _xla(q: Array, k: Array, v: Array, is_causal: bool) -> Array:
+  # Not jax.nn.dot_product_attention: under strict dtype promotion it refuses bfloat16.
+  scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+  if is_causal:
+    visible = jnp.arange(q.shape[1])[:, None] >= jnp.arange(k.shape[1])[None, :]
+    scores = jnp.where(visible[None, None], scores, jnp.finfo(jnp.float32).min)
+  return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+
+
+class Attention(nn.Module):
+  """Multi-head attention of x [B, T, C] to context [B, S, D] (to itself when context is None) -> [B, T, C]."""
+  heads: int
+  dtype: Dtype = jnp.float32
+  implementation: str = "xla"
+
+  @nn.compact
+  def __call__(self, x: Array, context: Array | None = None) -> Array:
+    context = x if context is None else context
+    channels = x.shape[-1]
+    def project(inputs: Array, name: str) -> Array:
+      y = nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(inputs)
+      return y.reshape(*y.shape[:-1], self.heads, channels // self.heads)
+    out = dot_product_attention(project(x, "to_q"), project(context, "to_k"), project(context, "to_v"),
+                                implementation=self.implementation)
+    return nn.Dense(channels, dtype=self.dtype, name="to_out_0")(out.reshape(x.shape))
+
+
+class GEGLU(nn.Module):
+  """Gated linear unit with an exact GELU gate (arXiv:2002.05202): [..., C] -> [..., features]."""
+  features: int
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    value, gate = jnp.split(nn.Dense(2 * self.features, dtype=self.dtype, name="proj")(x), 2, axis=-1)
+    return value * jax.nn.gelu(gate, approximate=False)
+
+
+class FeedForward(nn.Module):
+  """GEGLU to four times the width and back: [..., C] -> [..., C]."""
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    h = GEGLU(4 * x.shape[-1], dtype=self.dtype, name="net_0")(x)
+    return nn.Dense(x.shape[-1], dtype=self.dtype, name="net_2")(h)
+
+
+class BasicTransformerBlock(nn.Module):
+  """Self-attention, attention to the text, feed-forward; each pre-normed and residual. x [B, T, C], context [B, S, D]."""
+  heads: int
+  dtype: Dtype = jnp.float32
+  implementation: str = "xla"
+
+  @nn.compact
+  def __call__(self, x: Array, context: Array) -> Array:
+    norm = lambda name: LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)
+    attention = lambda name: Attention(self.heads, self.dtype, self.implementation, name=name)
+    x = x + attention("attn1")(norm("norm1")(x))
+    x = x + attention("attn2")(norm("norm2")(x), context)
+    return x + FeedForward(self.dtype, name="ff")(norm("norm3")(x))
+
+
+class Transformer2DModel(nn.Module):
+  """Transformer over the pixels of x [B, H, W, C] with context [B, S, D]; residual -> [B, H, W, C].
+
+  Attributes:
+    heads: number of attention heads; must divide C.
+    layers: number of transformer blocks.
+    groups: of the group norm in front.
+    use_linear_projection: whether the projections in and out are stored as linear layers (SD 2.x) or 1x1
+      convolutions (SD 1.x). The function is the same.
+  """
+  heads: int
+  layers: int = 1
+  groups: int = 32
+  use_linear_projection: bool = False
+  dtype: Dtype = jnp.float32
+  implementation: str = "xla"
+
+  @nn.compact
+  def __call__(self, x: Array, context: Array) -> Array:
+    b, height, width, channels = x.shape
+    if channels % self.heads:
+      raise ValueError(f"{channels} channels are not divisible by {self.heads} attention heads")
+    if self.use_linear_projection:
+      project = lambda name: nn.Dense(channels, dtype=self.dtype, name=name)
+    else:
+      project = lambda name: conv(channels, kernel=1, dtype=self.dtype, name=name)
+    h = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
+    h = project("proj_in")(h).reshape(b, height * width, channels)
+    for i in range(self.layers):
+      h = BasicTransformerBlock(self.heads, self.dtype, self.implementation, name=f"transformer_blocks_{i}")(h, context)
+    return x + project("proj_out")(h.reshape(b, height, width, channels))

@@ -1,0 +1,154 @@
+"""The text encoder of CLIP (arXiv:2103.00020), with the config keys and parameter names of transformers."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from sds_jax.priors.attention import dot_product_attention
+from sds_jax.priors.layers import ACTIVATIONS, LayerNorm
+from sds_jax.types import Array
+
+_NO_EFFECT = frozenset({
+  "architectures", "attention_dropout", "bos_token_id", "chunk_size_feed_forward", "dropout", "dtype", "eos_token_id",
+  "id2label", "initializer_factor", "initializer_range", "is_encoder_decoder", "label2id", "model_type",
+  "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "projection_dim", "return_dict",
+  "tie_word_embeddings", "torch_dtype", "transformers_version",
+})
+"""Keys of a config.json that leave the last hidden state as it is."""
+
+_ACTS = ("quick_gelu", "gelu")
+
+
+class CLIPAttention(nn.Module):
+  """Causal multi-head self-attention: [B, T, D] -> [B, T, D]."""
+  heads: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    width = x.shape[-1]
+    dense = lambda name: nn.Dense(width, dtype=self.dtype, name=name)
+    split = lambda y: y.reshape(*y.shape[:-1], self.heads, width // self.heads)
+    q, k, v = (split(dense(name)(x)) for name in ("q_proj", "k_proj", "v_proj"))
+    return dense("out_proj")(dot_product_attention(q, k, v, is_causal=True).reshape(x.shape))
+
+
+class CLIPMLP(nn.Module):
+  """Two-layer perceptron: [B, T, D] -> [B, T, D]."""
+  features: int
+  hidden_act: str
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    h = ACTIVATIONS[self.hidden_act](nn.Dense(self.features, dtype=self.dtype, name="fc1")(x))
+    return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(h)
+
+
+class CLIPLayer(nn.Module):
+  """Pre-normed attention and perceptron, both residual: [B, T, D] -> [B, T, D]."""
+  heads: int
+  features: int
+  hidden_act: str
+  eps: float
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    norm = lambda name: LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)
+    x = x + CLIPAttention(self.heads, self.dtype, name="self_attn")(norm("layer_norm1")(x))
+    return x + CLIPMLP(self.features, self.hidden_act, self.dtype, name="mlp")(norm("layer_norm2")(x))
+
+
+class CLIPEmbeddings(nn.Module):
+  """Token plus position embeddings: [B, T] integers -> [B, T, D]."""
+  vocab_size: int
+  positions: int
+  width: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, input_ids: Array) -> Array:
+    tokens = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, name="token_embedding")(input_ids)
+    places = nn.Embed(self.positions, self.width, dtype=self.dtype, name="position_embedding")
+    return tokens + places(jnp.arange(input_ids.shape[1]))[None]
+
+
+class CLIPEncoder(nn.Module):
+  """The stack of layers: [B, T, D] -> [B, T, D]."""
+  layers: int
+  layer: Mapping[str, Any]
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    for i in range(self.layers):
+      x = CLIPLayer(**self.layer, dtype=self.dtype, name=f"layers_{i}")(x)
+    return x
+
+
+class CLIPTextTransformer(nn.Module):
+  """Embeddings, encoder and final layer norm; exists so that parameters carry the prefix `text_model`."""
+  embeddings: Mapping[str, Any]
+  encoder: Mapping[str, Any]
+  eps: float
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, input_ids: Array) -> Array:
+    x = CLIPEmbeddings(**self.embeddings, dtype=self.dtype, name="embeddings")(input_ids)
+    x = CLIPEncoder(**self.encoder, dtype=self.dtype, name="encoder")(x)
+    return LayerNorm(epsilon=self.eps, dtype=self.dtype, name="final_layer_norm")(x)
+
+
+class CLIPTextModel(nn.Module):
+  """CLIP's text encoder up to the final layer norm (before pooling): what a text-to-image U-Net attends to.
+
+  Attributes are the keys of a transformers CLIPTextConfig; `dtype` is that of activations.
+  """
+  vocab_size: int = 49408
+  hidden_size: int = 512
+  intermediate_size: int = 2048
+  num_hidden_layers: int = 12
+  num_attention_heads: int = 8
+  max_position_embeddings: int = 77
+  hidden_act: str = "quick_gelu"
+  layer_norm_eps: float = 1e-5
+  dtype: Any = jnp.float32
+
+  @classmethod
+  def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> CLIPTextModel:
+    """The network that a transformers config.json describes.
+
+    Raises:
+      ValueError: an option is unknown or unsupported; the message has the key, its value and what is supported.
+    """
+    known = {field.name for field in dataclasses.fields(cls)} - {"dtype", "parent", "name"}
+    for key, value in config.items():
+      if key not in known | _NO_EFFECT and not key.startswith("_"):
+        raise ValueError(f"CLIPTextModel config: {key}={value!r} is not a known option")
+    if config.get("hidden_act", "quick_gelu") not in _ACTS:
+      raise ValueError(f"CLIPTextModel config: hidden_act={config['hidden_act']!r} is not supported; "
+                       f"supported: {', '.join(map(repr, _ACTS))}")
+    return cls(**{key: value for key, value in config.items() if key in known}, **overrides)
+
+  @nn.compact
+  def __call__(self, input_ids: Array) -> Array:
+    """input_ids [B, T] integers, T <= max_position_embeddings -> last hidden state [B, T, hidden_size].
+
+    Raises:
+      ValueError: T is too long, or the heads don't divide the width.
+    """
+    if input_ids.shape[1] > self.max_position_embeddings:
+      raise ValueError(f"{input_ids.shape[1]} tokens, the text encoder takes at most {self.max_position_embeddings}")
+    if self.hidden_size % self.num_attention_heads:
+      raise ValueError(f"hidden_size={self.hidden_size} is not divisible by {self.num_attention_heads} heads")
+    layer = dict(heads=self.num_attention_heads, features=self.intermediate_size, hidden_act=self.hidden_act,
+                 eps=self.layer_norm_eps)
+    embeddings = dict(vocab_size=self.vocab_size, positions=self.max_position_embeddings, width=self.hidden_size)
+    return CLIPTextTransformer(embeddings, dict(layers=self.num_hidden_layers, layer=layer), self.layer_norm_eps,
+                               self.dtype, name="text_model")(input_ids)

@@ -1,0 +1,222 @@
+"""The text-conditioned U-Net of Stable Diffusion 1.x and 2.x (arXiv:2112.10752), with the config keys of diffusers.
+
+Its fields are the keys of a diffusers `UNet2DConditionModel` config.json and its parameters carry diffusers' names, so
+a published folder loads as it is. Float32 outputs equal those of diffusers. Layout is NHWC throughout.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from sds_jax.priors.attention import Transformer2DModel
+from sds_jax.priors.layers import (ACTIVATIONS, Downsample2D, GroupNorm, ResnetBlock2D, TimestepEmbedding, Upsample2D,
+                                   conv, sinusoidal_embedding)
+from sds_jax.priors.unet_config import check_unet_config, per_block
+from sds_jax.types import Array
+
+
+class Stage(nn.Module):
+  """Residual blocks, each with a transformer behind it where `heads` is given, then maybe a change of resolution.
+
+  The U-Net's down blocks (`pop` None: outputs are collected as skips) and up blocks (skips are taken and concatenated)
+  are the same thing apart from that.
+
+  Attributes:
+    features: output channels.
+    layers: number of residual blocks.
+    resnet: keyword arguments of ResnetBlock2D.
+    transformer: keyword arguments of Transformer2DModel, or None for a block without attention.
+    resample: "down", "up" or None.
+    downsample_padding: of the convolution of stride 2.
+  """
+  features: int
+  layers: int
+  resnet: Mapping[str, Any]
+  transformer: Mapping[str, Any] | None
+  resample: str | None
+  downsample_padding: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, emb: Array, context: Array,
+               skips: tuple[Array, ...] | None = None) -> tuple[Array, tuple[Array, ...]]:
+    """(x [B, H, W, C], emb [B, D], context [B, T, D'], skips or None) -> (x, skips left over or outputs collected)."""
+    collected = []
+    for i in range(self.layers):
+      if skips is not None:
+        x = jnp.concatenate([x, skips[-1]], axis=-1)
+        skips = skips[:-1]
+      x = ResnetBlock2D(self.features, **self.resnet, dtype=self.dtype, name=f"resnets_{i}")(x, emb)
+      if self.transformer is not None:
+        x = Transformer2DModel(**self.transformer, dtype=self.dtype, name=f"attentions_{i}")(x, context)
+      collected.append(x)
+    if self.resample == "down":
+      x = Downsample2D(self.features, self.downsample_padding, self.dtype, name="downsamplers_0")(x)
+      collected.append(x)
+    elif self.resample == "up":
+      x = Upsample2D(self.features, self.dtype, name="upsamplers_0")(x)
+    return x, tuple(collected) if skips is None else skips
+
+
+class MidBlock(nn.Module):
+  """Residual block, transformer, residual block, all at the lowest resolution: [B, H, W, C] -> [B, H, W, C]."""
+  resnet: Mapping[str, Any]
+  transformer: Mapping[str, Any]
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, emb: Array, context: Array) -> Array:
+    x = ResnetBlock2D(x.shape[-1], **self.resnet, dtype=self.dtype, name="resnets_0")(x, emb)
+    x = Transformer2DModel(**self.transformer, dtype=self.dtype, name="attentions_0")(x, context)
+    return ResnetBlock2D(x.shape[-1], **self.resnet, dtype=self.dtype, name="resnets_1")(x, emb)
+
+
+class UNet2DConditionModel(nn.Module):
+  """Noise predictor: (sample, timesteps, encoder_hidden_states, class_labels) -> prediction, shaped like the sample.
+
+  Attributes are diffusers' config keys; `dtype` is the dtype of activations and `attention_implementation` goes to
+  `attention.dot_product_attention`. By diffusers' historical naming `attention_head_dim` is the *number* of heads.
+  Build it with `from_config`, which refuses what it can't do.
+  """
+  sample_size: int | tuple[int, int] | None = None
+  in_channels: int = 4
+  out_channels: int = 4
+  center_input_sample: bool = False
+  flip_sin_to_cos: bool = True
+  freq_shift: float = 0
+  down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+  mid_block_type: str = "UNetMidBlock2DCrossAttn"
+  up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+  only_cross_attention: bool = False
+  block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+  layers_per_block: int | tuple[int, ...] = 2
+  downsample_padding: int = 1
+  mid_block_scale_factor: float = 1.
+  act_fn: str = "silu"
+  norm_num_groups: int = 32
+  norm_eps: float = 1e-5
+  cross_attention_dim: int | tuple[int, ...] = 1280
+  transformer_layers_per_block: int | tuple[int, ...] = 1
+  attention_head_dim: int | tuple[int, ...] = 8
+  num_attention_heads: None = None
+  dual_cross_attention: bool = False
+  use_linear_projection: bool = False
+  upcast_attention: bool = False
+  resnet_time_scale_shift: str = "default"
+  class_embed_type: str | None = None
+  num_class_embeds: None = None
+  projection_class_embeddings_input_dim: int | None = None
+  conv_in_kernel: int = 3
+  conv_out_kernel: int = 3
+  dtype: Any = jnp.float32
+  attention_implementation: str = "xla"
+
+  @classmethod
+  def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> UNet2DConditionModel:
+    """The network that a diffusers config.json describes.
+
+    Args:
+      config: the parsed config.json.
+      **overrides: fields that are ours (`dtype`, `attention_implementation`).
+
+    Raises:
+      ValueError: an option is unknown, or would change the function in a way that isn't supported; the message has
+        the key, its value and what is supported.
+    """
+    return cls(**check_unet_config(config), **overrides)
+
+  @nn.compact
+  def __call__(self, sample: Array, timesteps: Array, encoder_hidden_states: Array,
+               class_labels: Array | None = None) -> Array:
+    """Predicts.
+
+    Args:
+      sample: [B, H, W, in_channels]; H and W divisible by 2^(number of blocks - 1).
+      timesteps: [B], integer or float index.
+      encoder_hidden_states: [B, T, cross_attention_dim].
+      class_labels: [B, projection_class_embeddings_input_dim] for the class embeddings "projection" and
+        "simple_projection", [B] for "timestep", None without one.
+
+    Returns:
+      [B, H, W, out_channels] of dtype `dtype`.
+
+    Raises:
+      ValueError: a shape doesn't fit, or class labels are given or missing against the config.
+    """
+    self._check_inputs(sample, encoder_hidden_states, class_labels)
+    x, context = sample.astype(self.dtype), encoder_hidden_states.astype(self.dtype)
+    x = 2 * x - 1 if self.center_input_sample else x
+    emb = self._embedding(timesteps, class_labels)
+    x = conv(self.block_out_channels[0], self.conv_in_kernel, dtype=self.dtype, name="conv_in")(x)
+    x, skips = self._down(x, emb, context)
+    resnet = self._resnet() | dict(output_scale_factor=self.mid_block_scale_factor)
+    x = MidBlock(resnet, self._transformer(-1), self.dtype, name="mid_block")(x, emb, context)
+    x = self._up(x, emb, context, skips)
+    x = GroupNorm(self.norm_num_groups, self.norm_eps, self.dtype, name="conv_norm_out")(x)
+    return conv(self.out_channels, self.conv_out_kernel, dtype=self.dtype, name="conv_out")(ACTIVATIONS[self.act_fn](x))
+
+  def _down(self, x: Array, emb: Array, context: Array) -> tuple[Array, tuple[Array, ...]]:
+    skips, last = (x,), len(self.down_block_types) - 1
+    for i, kind in enumerate(self.down_block_types):
+      transformer = self._transformer(i) if kind.startswith("CrossAttn") else None
+      x, collected = Stage(self.block_out_channels[i], self._per_block(self.layers_per_block)[i], self._resnet(),
+                           transformer, "down" if i < last else None, self.downsample_padding, self.dtype,
+                           name=f"down_blocks_{i}")(x, emb, context)
+      skips += collected
+    return x, skips
+
+  def _up(self, x: Array, emb: Array, context: Array, skips: tuple[Array, ...]) -> Array:
+    last = len(self.up_block_types) - 1
+    for i, kind in enumerate(self.up_block_types):
+      mirror = last - i
+      transformer = self._transformer(mirror) if kind.startswith("CrossAttn") else None
+      x, skips = Stage(self.block_out_channels[mirror], self._per_block(self.layers_per_block)[mirror] + 1,
+                       self._resnet(), transformer, "up" if i < last else None, dtype=self.dtype,
+                       name=f"up_blocks_{i}")(x, emb, context, skips)
+    return x
+
+  def _embedding(self, timesteps: Array, class_labels: Array | None) -> Array:
+    """The embedding [B, 4 * block_out_channels[0]] of time, and of the class vector when there is one."""
+    dim = self.block_out_channels[0]
+    sinusoids = lambda t: sinusoidal_embedding(t, dim, self.flip_sin_to_cos, self.freq_shift).astype(self.dtype)
+    emb = TimestepEmbedding(4 * dim, self.act_fn, self.dtype, name="time_embedding")(sinusoids(timesteps))
+    if self.class_embed_type is None:
+      return emb
+    if self.class_embed_type == "timestep":
+      return emb + TimestepEmbedding(4 * dim, self.act_fn, self.dtype, name="class_embedding")(sinusoids(class_labels))
+    labels = class_labels.astype(self.dtype)
+    if self.class_embed_type == "simple_projection":
+      return emb + nn.Dense(4 * dim, dtype=self.dtype, name="class_embedding")(labels)
+    return emb + TimestepEmbedding(4 * dim, dtype=self.dtype, name="class_embedding")(labels)
+
+  def _per_block(self, value: Any) -> tuple[Any, ...]:
+    return per_block(value, len(self.block_out_channels))
+
+  def _resnet(self) -> dict[str, Any]:
+    return dict(groups=self.norm_num_groups, eps=self.norm_eps, act_fn=self.act_fn,
+                time_scale_shift=self.resnet_time_scale_shift)
+
+  def _transformer(self, i: int) -> dict[str, Any]:
+    return dict(heads=self._per_block(self.attention_head_dim)[i],
+                layers=self._per_block(self.transformer_layers_per_block)[i], groups=self.norm_num_groups,
+                use_linear_projection=self.use_linear_projection, implementation=self.attention_implementation)
+
+  def _check_inputs(self, sample: Array, context: Array, class_labels: Array | None) -> None:
+    factor = 2 ** (len(self.block_out_channels) - 1)
+    if sample.ndim != 4 or sample.shape[-1] != self.in_channels:
+      raise ValueError(f"sample has shape {sample.shape}, the network takes [B, H, W, {self.in_channels}]")
+    if sample.shape[1] % factor or sample.shape[2] % factor:
+      raise ValueError(f"sample of {sample.shape[1]}x{sample.shape[2]}: height and width must be divisible by {factor}")
+    widths = set(self._per_block(self.cross_attention_dim))
+    if context.ndim != 3 or context.shape[-1] not in widths:
+      raise ValueError(f"encoder_hidden_states has shape {context.shape}, the network takes [B, T, {max(widths)}]")
+    if (class_labels is None) != (self.class_embed_type is None):
+      raise ValueError(f"class_labels are {'missing' if class_labels is None else 'given'} while class_embed_type is "
+                       f"{self.class_embed_type!r}")
+    if class_labels is not None and self.class_embed_type != "timestep":
+      if class_labels.shape[-1:] != (self.projection_class_embeddings_input_dim,):
+        raise ValueError(f"class_labels has shape {class_labels.shape}, the network takes "
+                         f"[B, {self.projection_class_embeddings_input_dim}]")

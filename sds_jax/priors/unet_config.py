@@ -1,0 +1,113 @@
+"""Which options of a diffusers UNet2DConditionModel config.json are supported."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_FREE = frozenset({
+  "sample_size", "in_channels", "out_channels", "center_input_sample", "flip_sin_to_cos", "freq_shift",
+  "block_out_channels", "layers_per_block", "downsample_padding", "mid_block_scale_factor", "norm_num_groups",
+  "norm_eps", "cross_attention_dim", "transformer_layers_per_block", "attention_head_dim", "use_linear_projection",
+  "upcast_attention", "projection_class_embeddings_input_dim", "conv_in_kernel", "conv_out_kernel",
+})
+"""Keys that any value of the right type is good for."""
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+  "act_fn": ("silu", "swish", "gelu", "relu"),
+  "resnet_time_scale_shift": ("default", "scale_shift"),
+  "class_embed_type": (None, "projection", "timestep", "simple_projection"),
+  "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+  "only_cross_attention": (False,),
+  "dual_cross_attention": (False,),
+  "num_class_embeds": (None,),
+  "num_attention_heads": (None,),
+}
+"""Keys that are fields of the network, with the values that it can do."""
+
+_CHOICES_PER_BLOCK: dict[str, tuple[str, ...]] = {
+  "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+  "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+}
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+  "addition_embed_type": (None,),
+  "addition_time_embed_dim": (None,),
+  "attention_type": ("default",),
+  "class_embeddings_concat": (False,),
+  "cross_attention_norm": (None,),
+  "encoder_hid_dim": (None,),
+  "encoder_hid_dim_type": (None,),
+  "mid_block_only_cross_attention": (None, False),
+  "resnet_out_scale_factor": (1.0,),
+  "resnet_skip_time_act": (False,),
+  "reverse_transformer_layers_per_block": (None,),
+  "time_cond_proj_dim": (None,),
+  "time_embedding_act_fn": (None,),
+  "time_embedding_dim": (None,),
+  "time_embedding_type": ("positional",),
+  "timestep_post_act": (None,),
+}
+"""Keys that are no fields: only the values under which they change nothing are accepted."""
+
+_NO_EFFECT = frozenset({"dropout", "addition_embed_type_num_heads"})
+"""Keys without effect on the function that is supported (dropout belongs to somebody else's training)."""
+
+
+def per_block(value: Any, blocks: int) -> tuple[Any, ...]:
+  """A value given once for all blocks, or one a block, as a tuple with one a block.
+
+  Raises:
+    ValueError: there are not as many values as blocks.
+  """
+  values = tuple(value) if isinstance(value, (list, tuple)) else (value,) * blocks
+  if len(values) != blocks:
+    raise ValueError(f"{list(values)} has {len(values)} values for {blocks} blocks")
+  return values
+
+
+def check_unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields of our `UNet2DConditionModel` from a parsed config.json; lists become tuples.
+
+  Raises:
+    ValueError: naming the key, its value and what is supported.
+  """
+  fields = {}
+  for key, value in config.items():
+    if key.startswith("_") or key in _NO_EFFECT:
+      continue
+    if key in _NEUTRAL:
+      _check_choice(key, value, value, _NEUTRAL[key])
+      continue
+    if key in _CHOICES:
+      _check_choice(key, value, value, _CHOICES[key])
+    elif key in _CHOICES_PER_BLOCK:
+      for kind in value:
+        _check_choice(key, value, kind, _CHOICES_PER_BLOCK[key])
+    elif key not in _FREE:
+      raise ValueError(f"UNet2DConditionModel config: {key}={value!r} is not a known option")
+    fields[key] = tuple(value) if isinstance(value, list) else value
+  _check_together(fields)
+  return fields
+
+
+def _check_choice(key: str, value: Any, part: Any, choices: tuple[Any, ...]) -> None:
+  if part not in choices:
+    raise ValueError(f"UNet2DConditionModel config: {key}={value!r} is not supported; "
+                     f"supported: {', '.join(map(repr, choices))}")
+
+
+def _check_together(fields: Mapping[str, Any]) -> None:
+  blocks = len(fields.get("block_out_channels", (0,) * 4))
+  for key in ("down_block_types", "up_block_types", "layers_per_block", "attention_head_dim", "cross_attention_dim",
+              "transformer_layers_per_block"):
+    value = fields.get(key)
+    if isinstance(value, tuple) and len(value) != blocks:
+      raise ValueError(f"UNet2DConditionModel config: {key}={list(value)!r} has {len(value)} values, while "
+                       f"block_out_channels has {blocks}")
+    if key == "transformer_layers_per_block" and isinstance(value, tuple) and not all(isinstance(n, int) for n in value):
+      raise ValueError(f"UNet2DConditionModel config: {key}={list(value)!r} is not supported; supported: an integer, or "
+                       "one a block")
+  if fields.get("class_embed_type") in ("projection", "simple_projection"):
+    if not fields.get("projection_class_embeddings_input_dim"):
+      raise ValueError("UNet2DConditionModel config: projection_class_embeddings_input_dim=None is not supported with "
+                       f"class_embed_type={fields['class_embed_type']!r}; supported: the length of the class vector")
