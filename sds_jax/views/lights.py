@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from sds_jax.types import Array
 
 ALBEDO, LAMBERTIAN, TEXTURELESS = 0, 1, 2
-"""Shading modes: bare colour; colour lit by a point light; white lit by a point light, so that shape must explain it."""
+"""Shading modes: bare colour; colour lit by a point light; white lit by a point light (so shape must explain)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,114 @@
+"""Multiresolution hash grid (instant-ngp, arXiv 2201.05989) in plain JAX, twice differentiable."""
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sds_jax.types import Array
+
+_PRIMES = (1, 2654435761, 805459861)
+_CORNERS = tuple((i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1))
+
+
+def level_resolutions(levels: int, coarsest: int, finest: int) -> tuple[int, ...]:
+  """Cells along an axis at each level, in geometric progression (eq. 2-3)."""
+  growth = (finest / coarsest)**(1 / max(levels - 1, 1))
+  return tuple(int(math.floor(coarsest * growth**level + 1e-6)) for level in range(levels))
+
+
+def table_rows(resolution: int, log2_table: int) -> int:
+  """Rows of a level's table: one a vertex where they all fit, else 2^log2_table."""
+  return min((resolution + 1)**3, 2**log2_table)
+
+
+def vertex_row(vertex: Array, resolution: int, log2_table: int) -> Array:
+  """Row [...] of integer vertices [..., 3] uint32: their own in a dense level, else the spatial hash (eq. 4)."""
+  if (resolution + 1)**3 <= 2**log2_table:
+    side = resolution + 1
+    return (vertex[..., 0] * side + vertex[..., 1]) * side + vertex[..., 2]
+  x, y, z = (vertex[..., axis] * jnp.uint32(prime) for axis, prime in enumerate(_PRIMES))
+  return (x ^ y ^ z) & jnp.uint32(2**log2_table - 1)
+
+
+def interpolate(table: Array, positions: Array, resolution: int, log2_table: int, smooth: bool) -> Array:
+  """Features [N, F] of one level at `positions` [N, 3] in [0, 1].
+
+  With `smooth`, fractions pass through 3 w^2 - 2 w^3, so that first derivatives are continuous and the second does not
+  vanish inside a cell (instant-ngp, Appendix A); otherwise plain trilinear.
+  """
+  scaled = positions * resolution
+  lowest = jnp.clip(jnp.floor(jax.lax.stop_gradient(scaled)), 0, resolution - 1)
+  fraction = scaled - lowest
+  if smooth:
+    fraction = fraction * fraction * (3 - 2 * fraction)
+  lowest = lowest.astype(jnp.uint32)
+  total = jnp.zeros((positions.shape[0], table.shape[1]), table.dtype)
+  for corner in _CORNERS:
+    row = vertex_row(lowest + jnp.array(corner, jnp.uint32)[None], resolution, log2_table)
+    weight = math.prod((fraction[:, axis] if corner[axis] else 1 - fraction[:, axis]) for axis in range(3))
+    # Every row is in the table by construction, so no clamping is needed.
+    total += weight[:, None] * table.at[row].get(mode="promise_in_bounds")
+  return total
+
+
+def _small_uniform(key: Array, shape: tuple[int, ...]) -> Array:
+  """Uniform in +-1e-4, as instant-ngp starts its features."""
+  return jax.random.uniform(key, shape, jnp.float32, -1e-4, 1e-4)
+
+
+class HashGrid(nn.Module):
+  """Encoding of points [N, 3] in [-bound, bound] as the features of all levels, [N, levels * features].
+
+  Attributes:
+    levels, features: number of levels, and features a level.
+    coarsest, finest: cells along an axis at the first and the last level.
+    log2_table: log2 of the most rows a level may have; levels with more vertices are hashed.
+    bound: half-width of the cube, world units.
+    smooth: smoothstep instead of trilinear weights; needed for derivatives of normals.
+  """
+  levels: int = 8
+  features: int = 2
+  coarsest: int = 8
+  finest: int = 128
+  log2_table: int = 17
+  bound: float = 0.8
+  smooth: bool = True
+
+  @nn.compact
+  def __call__(self, points: Array) -> Array:
+    positions = jnp.clip(points / (2 * self.bound) + 0.5, 0.0, 1.0)
+    out = []
+    for level, resolution in enumerate(level_resolutions(self.levels, self.coarsest, self.finest)):
+      shape = (table_rows(resolution, self.log2_table), self.features)
+      table = self.param(f"level_{level}", _small_uniform, shape)
+      out.append(interpolate(table, positions, resolution, self.log2_table, self.smooth))
+    return jnp.concatenate(out, axis=-1)
+
+
+class HashGridField(nn.Module):
+  """Hash grid followed by a small MLP; returns (density logit [N], albedo logits [N, 3]).
+
+  One dense level is a plain feature grid: `levels=1, coarsest=R, finest=R`.
+  """
+  levels: int = 8
+  features: int = 2
+  coarsest: int = 8
+  finest: int = 128
+  log2_table: int = 17
+  bound: float = 0.8
+  smooth: bool = True
+  hidden: int = 32
+  depth: int = 1
+
+  @nn.compact
+  def __call__(self, points: Array, variance: Array | None = None) -> tuple[Array, Array]:
+    del variance  # a grid has no band to damp
+    x = HashGrid(self.levels, self.features, self.coarsest, self.finest, self.log2_table, self.bound,
+                 self.smooth)(points)
+    for _ in range(self.depth):
+      x = nn.silu(nn.Dense(self.hidden, kernel_init=nn.initializers.he_uniform())(x))
+    out = nn.Dense(4)(x)
+    return out[:, 0], out[:, 1:]
