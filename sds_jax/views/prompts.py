@@ -19,7 +19,7 @@ def view_prompts(prompt: str) -> list[str]:
 
 
 def view_index(azimuth: Array, elevation: Array) -> Array:
-  """Index into VIEWS [...] int32: overhead above 60 degrees, else front or back within 45 degrees of them, else side."""
+  """Index into VIEWS [...] int32: overhead above 60 degrees, else front or back within 45 degrees, else side."""
   towards_front = jnp.cos(azimuth)
   around = jnp.where(towards_front >= math.sqrt(0.5), 0, jnp.where(towards_front <= -math.sqrt(0.5), 2, 1))
   return jnp.where(elevation > _OVERHEAD, 3, around).astype(jnp.int32)
