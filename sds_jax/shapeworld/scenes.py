@@ -84,21 +84,26 @@ def rotate_points_z(points: Array, azimuth: Array | float) -> Array:
   return jnp.stack([cos * x - sin * y, sin * x + cos * y, z], axis=-1)
 
 
+def _dome(radius: float, across: np.ndarray) -> np.ndarray:
+  return np.where(across <= radius, np.sqrt(np.maximum(radius**2 - across**2, 0.0)), -np.inf)
+
+
+def _roof(half: float, bottom: float, top: float, across: np.ndarray) -> np.ndarray:
+  return np.where(across <= half, top - (top - bottom) * across / half, -np.inf)
+
+
 def _upper_surface(kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
   """Height of the upper surface of a plain solid over the ground points (x, y); -inf where it is not above them."""
   rho, square = np.hypot(x, y), np.maximum(np.abs(x), np.abs(y))
-  dome = lambda radius, across: np.sqrt(np.where(across <= radius, radius**2 - across**2, np.nan))
-  roof = lambda half, low, high, across: np.where(across <= half, high - (high - low) * across / half, np.nan)
-  height = {
-    "sphere": lambda: dome(solids.SPHERE_RADIUS, rho),
-    "cube": lambda: np.where(square <= solids.CUBE_HALF, solids.CUBE_HALF, np.nan),
-    "cylinder": lambda: np.where(rho <= solids.CYLINDER_RADIUS, solids.CYLINDER_HALF, np.nan),
-    "cone": lambda: roof(solids.CONE_RADIUS, solids.CONE_BOTTOM, solids.CONE_TOP, rho),
-    "torus": lambda: dome(solids.TORUS_TUBE, np.abs(rho - solids.TORUS_RADIUS)),
-    "pyramid": lambda: roof(solids.PYRAMID_HALF, solids.PYRAMID_BOTTOM, solids.PYRAMID_TOP, square),
-    "capsule": lambda: solids.CAPSULE_HALF + dome(solids.CAPSULE_RADIUS, rho),
+  return {
+    "sphere": lambda: _dome(solids.SPHERE_RADIUS, rho),
+    "cube": lambda: np.where(square <= solids.CUBE_HALF, solids.CUBE_HALF, -np.inf),
+    "cylinder": lambda: np.where(rho <= solids.CYLINDER_RADIUS, solids.CYLINDER_HALF, -np.inf),
+    "cone": lambda: _roof(solids.CONE_RADIUS, solids.CONE_BOTTOM, solids.CONE_TOP, rho),
+    "torus": lambda: _dome(solids.TORUS_TUBE, np.abs(rho - solids.TORUS_RADIUS)),
+    "pyramid": lambda: _roof(solids.PYRAMID_HALF, solids.PYRAMID_BOTTOM, solids.PYRAMID_TOP, square),
+    "capsule": lambda: solids.CAPSULE_HALF + _dome(solids.CAPSULE_RADIUS, rho),
   }[kind]()
-  return np.where(np.isnan(height), -np.inf, height)
 
 
 def _lower_surface(kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -78,9 +78,9 @@ def _march(scene: Scene, rays: Rays) -> tuple[Array, Array]:
 
 def _normals(scene: Scene, x: Array, y: Array, z: Array) -> Array:
   """Outward unit normals [N, 3]: differences at the corners of a tetrahedron, finite at edges and apexes too."""
-  corners = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
-  taps = [scenes.distance(scene, x + TAP * a, y + TAP * b, z + TAP * c) for a, b, c in corners]
-  gradient = jnp.stack([sum(tap * corner[i] for tap, corner in zip(taps, corners)) for i in range(3)], axis=-1)
+  corners = jnp.array([[1.0, -1.0, -1.0], [-1.0, -1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, 1.0, 1.0]])
+  taps = [(axis[None] + TAP * corner[:, None]).ravel() for axis, corner in zip((x, y, z), corners.T)]
+  gradient = scenes.distance(scene, *taps).reshape(4, -1).T @ corners
   return gradient / jnp.maximum(jnp.linalg.norm(gradient, axis=-1, keepdims=True), 1e-12)
 
 
