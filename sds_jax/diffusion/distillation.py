@@ -4,8 +4,26 @@ DreamFusion (arXiv:2209.14988, eq. 3) moves the parameters theta of an image x =
 
   grad = E_{t, eps}[ w(t) (eps_hat(z_t; y, t) - eps) dx/dtheta ],   z_t = alpha_t x + sigma_t eps,
 
-in which the network's own derivative is left out. This is not the gradient of a loss that is computed on the way, so the
-residual is injected as the cotangent of x; autodiff supplies the rest, dx/dtheta.
+in which the network's own derivative is left out. No loss with that gradient is computed on the way, so the residual is
+injected as the cotangent of x, and autodiff supplies the rest, dx/dtheta.
+
+Your own generator and noise predictor (here an exact one, for data in which every pixel is 0.5):
+
+  >>> from sds_jax.diffusion.schedules import schedule_from_config
+  >>> schedule = schedule_from_config(dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
+  >>> def denoise(params, z, t, cond):
+  ...   return (z - per_example(schedule.alpha[t], z) * cond["mean"]) / per_example(schedule.sigma[t], z)
+  >>> def loss_fn(theta, key):
+  ...   image = jnp.broadcast_to(jax.nn.sigmoid(theta), (4, 8, 8, 3))
+  ...   loss, aux = score_distillation(denoise, None, schedule, image, key, dict(mean=0.5))
+  ...   return loss + 1e-3 * jnp.mean(image ** 2), aux
+  >>> theta = jnp.full((8, 8, 3), 2.0)
+  >>> grad_fn = jax.jit(jax.grad(loss_fn, has_aux=True))
+  >>> for step in range(100):
+  ...   grad, aux = grad_fn(theta, jax.random.key(step))
+  ...   theta = theta - 10.0 * grad
+  >>> print(f"{jax.nn.sigmoid(theta).mean():.2f}")
+  0.50
 """
 from __future__ import annotations
 
@@ -41,12 +59,23 @@ def inject(x: Array, cotangent: Array) -> Array:
   """
   if x.shape != cotangent.shape:
     raise ValueError(f"the cotangent has shape {cotangent.shape}, but x has {x.shape}")
-  return _inject(_as_varying(x, cotangent), cotangent.astype(x.dtype))
+  cotangent = cotangent.astype(x.dtype)
+  return _inject(x + _zeros_of(cotangent), cotangent)
+
+
+def _zeros_of(x: Array) -> Array:
+  """Zeros like x that JAX takes to depend on x; XLA folds them to a constant.
+
+  A custom rule must see x and its cotangent alike, batched over the same axes under vmap and varying over the same mesh
+  axes under shard_map, and so must its scalar. Else the scalar's own cotangents are added up over the batch (or the
+  devices) before they reach the rule, and the gradient is silently that many times too large.
+  """
+  return jnp.where(False, x, 0)
 
 
 @jax.custom_vjp
 def _inject(x: Array, cotangent: Array) -> Array:
-  return _as_varying(jnp.zeros((), jnp.float32), x)
+  return _zeros_of(x).sum().astype(jnp.float32)
 
 
 def _inject_forward(x: Array, cotangent: Array) -> tuple[Array, Array]:
@@ -61,15 +90,6 @@ def _inject_backward(cotangent: Array, outer: Array) -> tuple[Array, Array]:
 _inject.defvjp(_inject_forward, _inject_backward)
 
 
-def _as_varying(x: Array, like: Array) -> Array:
-  """Inside shard_map, x typed as differing over the mesh axes over which `like` does; elsewhere x itself.
-
-  Without it a replicated x would be refused, and a pmean of the replicated scalar 0 would count every device in full.
-  """
-  missing = jax.typeof(like).vma - jax.typeof(x).vma
-  return jax.lax.pcast(x, tuple(missing), to="varying") if missing else x
-
-
 @flax.struct.dataclass
 class DistillationAux:
   """What a step of score distillation saw; nothing here carries a gradient. What is not used costs nothing under jit.
@@ -79,8 +99,8 @@ class DistillationAux:
     eps: [B, ...], the noise that was added.
     eps_hat: [B, ...], the noise that the network saw (after guidance).
     x0_hat: [B, ...], the network's guess of the clean x.
-    grad_norm: [B] float32, norm of scale w(t) (eps_hat - eps) for each example, before clipping and before the mean over
-      the batch. A finite number here says more of a run than the loss, which is always 0.
+    grad_norm: [B] float32, norm of scale w(t) (eps_hat - eps) for each example, before clipping and before the mean
+      over the batch. Watch this instead of the loss, which is always 0.
   """
   t: Array
   eps: Array
@@ -144,8 +164,9 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
                        clip_norm: float | None = None) -> tuple[Array, DistillationAux]:
   """A scalar to differentiate: its gradient with respect to x is that of score distillation, averaged over the batch.
 
-  The cotangent of example b is scale w(t_b) (eps_hat_b - eps_b) / B: a sum over the pixels of an example and a mean over
-  the B examples of this call. So averaging (pmean) the gradients of devices with equal B gives the whole batch's.
+  The cotangent of example b is scale w(t_b) (eps_hat_b - eps_b) / B: a sum over the pixels of an example, a mean over
+  the B examples of this call. So averaging (pmean) the gradients of devices with equal B gives the whole batch's. The
+  example in this file's docstring shows its use.
 
   Args:
     denoise_fn: predicts the noise; `guidance.guided` makes a guided one.
@@ -168,24 +189,6 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
 
   Raises:
     ValueError: unknown weighting or estimator.
-
-  Example: colours drawn to the data of an exact denoiser (all images are 0.5).
-
-    >>> from sds_jax.diffusion.schedules import schedule_from_config
-    >>> schedule = schedule_from_config(dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
-    >>> def denoise(params, z, t, cond):
-    ...   return (z - per_example(schedule.alpha[t], z) * cond["mean"]) / per_example(schedule.sigma[t], z)
-    >>> def loss_fn(theta, key):
-    ...   image = jnp.broadcast_to(jax.nn.sigmoid(theta), (4, 8, 8, 3))
-    ...   loss, aux = score_distillation(denoise, None, schedule, image, key, dict(mean=0.5))
-    ...   return loss + 1e-3 * jnp.mean(image ** 2), aux
-    >>> theta = jnp.full((8, 8, 3), 2.0)
-    >>> grad_fn = jax.jit(jax.grad(loss_fn, has_aux=True))
-    >>> for step in range(100):
-    ...   grad, aux = grad_fn(theta, jax.random.key(step))
-    ...   theta = theta - 10.0 * grad
-    >>> print(f"{jax.nn.sigmoid(theta).mean():.2f}")
-    0.50
   """
   if estimator not in ESTIMATORS:
     raise ValueError(f"estimator {estimator!r} is not known; legal: {', '.join(ESTIMATORS)}")

@@ -51,7 +51,8 @@ def rescale(eps_guided: Array, eps_c: Array, phi: Array | float) -> Array:
   return eps_guided * (phi * ratio + (1 - phi))
 
 
-def guided(denoise_fn: DenoiseFn, convention: str, scale: Array | float, *, rescale_phi: Array | float = 0.0) -> DenoiseFn:
+def guided(denoise_fn: DenoiseFn, convention: str, scale: Array | float, *,
+           rescale_phi: Array | float = 0.0) -> DenoiseFn:
   """A guided denoiser made of a plain one, at one network call a step.
 
   Args:

@@ -1,4 +1,4 @@
-"""Conversions between what networks predict: the noise eps, the clean x0, the velocity v, and the flow of a straight path.
+"""Conversions between what networks predict: the noise eps, the clean x0, the velocity v, a straight path's flow.
 
 Variance-preserving path, z_t = alpha x0 + sigma eps, v = alpha eps - sigma x0 (arXiv:2202.00512, appendix D). Functions
 take (schedule, z_t [B, ...], t [B] integer, prediction [B, ...]) and return an array like z_t.

@@ -90,7 +90,7 @@ def _betas(config: Mapping[str, Any]) -> np.ndarray:
 
 
 def prediction_type_from_config(config: Mapping[str, Any]) -> PredictionType:
-  """What the network of a diffusers checkpoint predicts: "epsilon" (where the key is absent), "v_prediction" or "sample".
+  """What the network of a diffusers checkpoint predicts: "epsilon" (the default), "v_prediction" or "sample".
 
   Raises:
     ValueError: any other value of `prediction_type`.

@@ -1,4 +1,4 @@
-"""Exact denoisers: data distributions whose noisy marginals, and so whose best noise predictions, have a closed form."""
+"""Exact denoisers: data whose noisy marginals, and so whose best noise predictions, have a closed form."""
 import types
 
 import jax

@@ -22,7 +22,8 @@ def test_scale_per_example_traced_and_half_precision(name):
   scales = jnp.array([0.0, 1.0, 20.0])
   found = jax.jit(CONVENTIONS[name])(EPS_C, EPS_U, scales)
   for b in range(3):
-    np.testing.assert_allclose(found[b], CONVENTIONS[name](EPS_C[b][None], EPS_U[b][None], float(scales[b]))[0], atol=1e-5)
+    one = CONVENTIONS[name](EPS_C[b][None], EPS_U[b][None], float(scales[b]))[0]
+    np.testing.assert_allclose(found[b], one, atol=1e-5)
   half = CONVENTIONS[name](EPS_C.astype(jnp.bfloat16), EPS_U.astype(jnp.bfloat16), jnp.float32(3))
   assert half.dtype == jnp.bfloat16
 

@@ -57,8 +57,9 @@ def test_schedule_value():
   np.testing.assert_array_equal(schedule_value([[0.0, 4.0]], progress), [4.0] * 6)
 
 
-@pytest.mark.parametrize("spec", ["fast", (), ((0.0, 1.0), (0.0, 2.0)), ((0.5, 1.0), (0.1, 2.0)), ((0.0, 1.0), (2.0, 1.0)),
-                                  (1.0, 2.0), ((0.0, 1.0, 2.0),), float("nan"), ((0.0, 1.0), (0.5,)), None])
+@pytest.mark.parametrize("spec", [
+  "fast", (), None, float("nan"), (1.0, 2.0), ((0.0, 1.0, 2.0),), ((0.0, 1.0), (0.5,)), ((0.0, 1.0), (0.0, 2.0)),
+  ((0.5, 1.0), (0.1, 2.0)), ((0.0, 1.0), (2.0, 1.0))])
 def test_malformed_scalars(spec):
   with pytest.raises(ValueError, match="legal: a number, or"):
     schedule_value(spec, 0.5)

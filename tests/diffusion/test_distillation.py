@@ -1,0 +1,191 @@
+"""Score distillation under exact denoisers, where the right answer is known."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax.diffusion.distillation import draw_noise, score_distillation, sds_residual
+from sds_jax.diffusion.guidance import guided
+
+SAMPLES = 100_000
+
+
+def closed_form(schedule, t):
+  """alpha, sigma in float64, from sigma^2 = 1 - alpha^2 and not from the schedule's own sigma."""
+  alpha = float(schedule.alpha[t])
+  return alpha, np.sqrt(1 - alpha**2)
+
+
+def gradients(exact_fn, schedule, x, t, cond, params=None, seed=0, **options):
+  """Gradient per example with the mean over the batch undone, [B, 1] float64."""
+  def loss_fn(x):
+    return score_distillation(exact_fn, params, schedule, x, jax.random.key(seed), cond,
+                              t=jnp.full(x.shape[0], t), **options)[0]
+  return np.asarray(jax.jit(jax.grad(loss_fn))(x), np.float64) * x.shape[0]
+
+
+@pytest.mark.parametrize("t", [100, 500, 900])
+def test_gaussian_mean_and_variance(schedule, exact, t):
+  """Data N(m, c^2): E[eps* - eps] = sigma alpha (x - m) / v, Var = (sigma^2 / v - 1)^2, v = alpha^2 c^2 + sigma^2."""
+  mean, std, x = 0.3, 0.6, 1.1
+  ones = jnp.ones((SAMPLES, 1))
+  alpha, sigma = closed_form(schedule, t)
+  v = alpha**2 * std**2 + sigma**2
+  g = gradients(exact.gaussian, schedule, x * ones, t, dict(mean=mean * ones, std=std * ones), weighting="sigma2")
+  deviation = sigma**2 * abs(sigma**2 / v - 1)
+  standard_error = deviation / np.sqrt(SAMPLES)
+  assert abs(g.mean() - sigma**2 * sigma * alpha * (x - mean) / v) < 4 * standard_error
+  assert abs(g.var() / deviation**2 - 1) < 4 * np.sqrt(2 / SAMPLES)
+
+
+def test_subtracting_the_noise_helps_only_at_high_noise(schedule, exact):
+  """Var(eps* - eps) < Var(eps*) exactly where sigma^2 > alpha^2 c^2 (for data of unit scale: around the middle)."""
+  std, index = 1.0, jnp.arange(2000)
+  eps = draw_noise(jax.random.key(5), index, jnp.zeros((2000, 1)))
+  x, cond = jnp.zeros((2000, 1)), dict(mean=jnp.zeros((2000, 1)), std=jnp.full((2000, 1), std))
+  run = jax.jit(lambda t: sds_residual(exact.gaussian, None, schedule, x, t, eps, cond, "uniform"))
+  helped = {}
+  for t in (50, 950):
+    residual, seen = run(jnp.full(2000, t))
+    alpha, sigma = closed_form(schedule, t)
+    helped[t] = bool(residual.var() < seen["eps_hat"].var()), sigma**2 > alpha**2 * std**2
+  assert helped == {50: (False, False), 950: (True, True)}
+
+
+MIXTURE = dict(weights=np.array([0.5, 0.3, 0.2]), means=np.array([-1.0, 0.4, 1.5]), stds=np.array([0.15, 0.3, 0.1]))
+
+
+def weighted_kl_gradient(schedule, x, t):
+  """d/dx (sigma/alpha) w KL(N(alpha x, sigma^2) || p_t) with w = sigma^2, by autodiff of a quadrature in float64."""
+  alpha, sigma = closed_form(schedule, t)
+  nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+  with jax.enable_x64(True):
+    def kl(x):
+      z = alpha * x + sigma * jnp.asarray(nodes)
+      var = jnp.asarray(alpha**2 * MIXTURE["stds"] ** 2 + sigma**2)[:, None]
+      parts = jnp.asarray(MIXTURE["weights"])[:, None] / jnp.sqrt(2 * np.pi * var) * jnp.exp(
+        -0.5 * (z[None] - alpha * jnp.asarray(MIXTURE["means"])[:, None]) ** 2 / var)
+      log_q = -0.5 * jnp.asarray(nodes) ** 2 - np.log(sigma * np.sqrt(2 * np.pi))
+      return jnp.sum(jnp.asarray(weights / weights.sum()) * (log_q - jnp.log(parts.sum(0))))
+    return float(sigma / alpha * sigma**2 * jax.grad(kl)(jnp.asarray(x, jnp.float64)))
+
+
+def float32_mixture():
+  return {name: jnp.asarray(value, jnp.float32) for name, value in MIXTURE.items()}
+
+
+@pytest.mark.parametrize("t", [200, 500, 900])
+@pytest.mark.parametrize("x", [-0.4, 1.2])
+def test_expected_residual_is_the_gradient_of_the_weighted_kl(schedule, exact, t, x):
+  """The identity behind DreamFusion's eq. 4, for a mixture of Gaussians; the expectation over eps by quadrature."""
+  nodes, weights = exact.gauss_hermite(80)
+  eps = jnp.asarray(nodes, jnp.float32)[:, None]
+  residual, _ = jax.jit(lambda: sds_residual(exact.mixture, float32_mixture(), schedule, jnp.full(eps.shape, x),
+                                             jnp.full(80, t), eps, None, "sigma2"))()
+  expected = weighted_kl_gradient(schedule, x, t)
+  assert abs(np.sum(weights * np.asarray(residual[:, 0], np.float64)) - expected) < 2e-5
+  assert abs(expected) > 1e-3
+
+
+@pytest.mark.parametrize("t", [300, 800])
+def test_monte_carlo_estimate_of_the_weighted_kl_gradient(schedule, exact, t):
+  x = jnp.full((SAMPLES, 1), -0.4)
+  g = gradients(exact.mixture, schedule, x, t, None, float32_mixture(), seed=1)
+  expected = weighted_kl_gradient(schedule, -0.4, t)
+  standard_error = g.std() / np.sqrt(SAMPLES)
+  assert abs(g.mean() - expected) < 4 * standard_error
+  assert abs(expected) > 20 * standard_error  # so that a wrong sign or factor cannot pass
+
+
+@pytest.mark.parametrize("convention, scale", [("dreamfusion", 7.5), ("diffusers", 8.5)])
+def test_fixed_point_under_guidance(schedule, exact, convention, scale):
+  """Two Gaussians of equal spread: the optimum lies outside of both, at m_c + omega (m_c - m_u) = 8.5."""
+  denoise, ones = guided(exact.gaussian, convention, scale), jnp.ones((32, 1))
+  cond = dict(cond=dict(mean=ones, std=0.5 * ones), uncond=dict(mean=0 * ones, std=0.5 * ones))
+
+  def step(x, key):
+    loss = lambda x: score_distillation(denoise, None, schedule, x * ones, key, cond)[0]  # noqa: E731
+    x = x - 0.3 * jax.grad(loss)(x)
+    return x, x
+
+  _, path = jax.jit(lambda: jax.lax.scan(step, jnp.float32(0), jax.random.split(jax.random.key(0), 600)))()
+  # Noise in the mean over the last 400 steps: about 0.02.
+  assert abs(float(path[200:].mean()) - 8.5) < 0.1
+
+
+def test_cotangent_is_a_mean_over_examples_and_a_sum_over_pixels(schedule, network):
+  denoise, params = network
+  rng = np.random.default_rng(0)
+  x, cond = jnp.asarray(rng.normal(size=(5, 6)), jnp.float32), jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
+  scale = jnp.array([1.0, 2.0, 3.0, 4.0, 5.0])
+  def loss_fn(x):
+    return score_distillation(denoise, params, schedule, x, jax.random.key(0), cond, scale=scale,
+                              weighting="alpha_sigma2")
+
+  g, aux = jax.jit(jax.grad(loss_fn, has_aux=True))(x)
+  for b in range(5):
+    alpha, sigma = closed_form(schedule, int(aux.t[b]))
+    z = (alpha * np.asarray(x[b]) + sigma * np.asarray(aux.eps[b])).astype(np.float32)
+    eps_hat = np.asarray(denoise(params, jnp.asarray(z)[None], aux.t[b][None], cond[b][None]))[0]
+    whole = float(scale[b]) * alpha * sigma**2 * (eps_hat - np.asarray(aux.eps[b]))
+    np.testing.assert_allclose(g[b], whole / 5, rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(aux.grad_norm[b], np.linalg.norm(whole), rtol=1e-4)
+    np.testing.assert_allclose(aux.eps_hat[b], eps_hat, atol=1e-4)
+    np.testing.assert_allclose(aux.x0_hat[b], (z - sigma * eps_hat) / alpha, rtol=1e-3, atol=1e-4)
+
+
+def test_a_weighting_of_ones_own_and_the_reconstruction_form(schedule, network):
+  """With w = sigma / alpha the residual is x - x0_hat, sample by sample."""
+  denoise, params = network
+  x, cond = jnp.ones((4, 6)), jnp.ones((4, 3))
+  t, eps = jnp.array([50, 300, 600, 900]), draw_noise(jax.random.key(1), jnp.arange(4), jnp.ones((4, 6)))
+  residual = jax.jit(lambda weighting: sds_residual(denoise, params, schedule, x, t, eps, cond, weighting),
+                     static_argnums=0)
+  named, seen = residual("sigma_over_alpha")
+  np.testing.assert_allclose(named, x - seen["x0_hat"], atol=1e-3)
+  own, _ = residual(lambda schedule, t: schedule.sigma[t] / schedule.alpha[t])
+  np.testing.assert_array_equal(own, named)
+
+
+def test_clipping_shortens_only_long_gradients(schedule, network):
+  denoise, params = network
+  x, cond = jnp.ones((6, 6)), jnp.ones((6, 3))
+
+  def grad_of(clip):
+    def loss_fn(x):
+      return score_distillation(denoise, params, schedule, x, jax.random.key(2), cond, clip_norm=clip)
+    return jax.jit(jax.grad(loss_fn, has_aux=True))(x)
+
+  free, aux = grad_of(None)
+  bound = float(np.median(aux.grad_norm))
+  clipped, clipped_aux = grad_of(bound)
+  norms = np.asarray(aux.grad_norm)
+  np.testing.assert_allclose(6 * np.linalg.norm(clipped, axis=1), np.minimum(norms, bound), rtol=1e-5)
+  np.testing.assert_allclose(clipped / np.minimum(1, bound / norms)[:, None], free, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(clipped_aux.grad_norm, norms, rtol=1e-6)
+
+
+def test_draws(schedule, network):
+  """Fresh for each key and example, t within the range, eps standard normal and independent of t's draw."""
+  denoise, params = network
+
+  @jax.jit
+  def draw(key):
+    x, cond = jnp.zeros((4000, 6)), jnp.ones((4000, 3))
+    return score_distillation(denoise, params, schedule, x, key, cond, t_range=(0.1, 0.4))[1]
+
+  first, second = draw(jax.random.key(0)), draw(jax.random.key(1))
+  assert first.t.min() >= 100 and first.t.max() <= 400 and len(np.unique(first.t)) > 250
+  eps = np.asarray(first.eps)
+  assert abs(eps.mean()) < 4 / np.sqrt(eps.size) and abs(eps.var() - 1) < 4 * np.sqrt(2 / eps.size)
+  correlation = np.corrcoef(np.concatenate([eps, np.asarray(second.eps), np.asarray(first.t)[:, None]], axis=1).T)
+  assert np.abs(correlation - np.eye(13)).max() < 5 / np.sqrt(4000)
+
+
+def test_errors_name_what_is_legal(schedule, network):
+  denoise, params = network
+  args = (denoise, params, schedule, jnp.ones((2, 6)), jax.random.key(0), jnp.ones((2, 3)))
+  with pytest.raises(ValueError, match="'snr' is not known; legal: uniform, sigma2"):
+    score_distillation(*args, weighting="snr")
+  with pytest.raises(ValueError, match="'dds' is not known; legal: sds"):
+    score_distillation(*args, estimator="dds")
