@@ -1,0 +1,97 @@
+"""Pictures: PNG files, contact sheets, colour maps of depth and normals. Arrays are float [.., H, W, 3] in [0, 1]."""
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from sds_jax.io.files import atomic_write
+
+_DEPTH_STOPS = np.array([  # near to far: light to dark, steadily less luminous, so that it reads in grey as well
+  [1.00, 0.96, 0.72], [0.99, 0.75, 0.38], [0.93, 0.45, 0.36],
+  [0.68, 0.25, 0.48], [0.38, 0.17, 0.50], [0.10, 0.09, 0.28]])
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+  """[0, 1] floats to 0..255, rounded and clipped; NaN becomes 0."""
+  return np.rint(np.clip(np.nan_to_num(np.asarray(image, np.float32)), 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def write_png(image: np.ndarray, path: str | os.PathLike) -> Path:
+  """Writes one image [H, W, 3] (or grey [H, W]) in [0, 1] as an 8-bit PNG, atomically; returns the path.
+
+  Raises:
+    ValueError: any other shape.
+  """
+  pixels = to_uint8(image)
+  if not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] == 3)):
+    raise ValueError(f"an image is [H, W, 3] or [H, W], got {pixels.shape}; index or tile a batch first")
+  with atomic_write(path) as file:
+    Image.fromarray(pixels).save(file, format="PNG")
+  return Path(path)
+
+
+def tile(images: np.ndarray, columns: int | None = None, gap: int = 2, background: float = 1.0) -> np.ndarray:
+  """A batch [N, H, W, 3] as one picture, row by row, `columns` wide (default: near square), `gap` pixels between."""
+  images = np.asarray(images, np.float32)
+  count, height, width, channels = images.shape
+  columns = columns or math.ceil(math.sqrt(count))
+  rows = math.ceil(count / columns)
+  sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), background, np.float32)
+  for index, image in enumerate(images):
+    top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
+    sheet[top:top + height, left:left + width] = image
+  return sheet
+
+
+def tile_rows(rows: Sequence[np.ndarray], labels: Sequence[str] | None = None, gap: int = 2) -> np.ndarray:
+  """Several batches [N, H, W, 3] (same N, H, W) as rows of one picture, with a `labels` column on the left if given."""
+  if labels is not None and len(labels) != len(rows):
+    raise ValueError(f"{len(labels)} labels for {len(rows)} rows")
+  sheet = tile(np.concatenate([np.asarray(row, np.float32) for row in rows]), columns=len(rows[0]), gap=gap)
+  if labels is None:
+    return sheet
+  height = np.asarray(rows[0]).shape[1]
+  return np.concatenate([_label_column(labels, height, gap, sheet.shape[0]), sheet], axis=1)
+
+
+def depth_image(depth: np.ndarray, opacity: np.ndarray) -> np.ndarray:
+  """Depth [..., H, W] (world units) as colours [..., H, W, 3]: near is light, far is dark, over white by `opacity`.
+
+  The scale is that of the object: from the 2nd to the 98th percentile of the depth where opacity exceeds 1/2, over the
+  whole batch.
+  """
+  depth, opacity = np.asarray(depth, np.float32), np.asarray(opacity, np.float32)
+  solid = depth[opacity > 0.5]
+  near, far = np.percentile(solid, [2.0, 98.0]) if solid.size else (0.0, 1.0)
+  level = np.clip((depth - near) / max(far - near, 1e-6), 0.0, 1.0)
+  stops = np.linspace(0.0, 1.0, len(_DEPTH_STOPS))
+  colours = np.stack([np.interp(level, stops, _DEPTH_STOPS[:, c]) for c in range(3)], axis=-1).astype(np.float32)
+  return _over_white(colours, opacity)
+
+
+def normal_image(normals: np.ndarray, opacity: np.ndarray) -> np.ndarray:
+  """Normals [..., H, W, 3] in the world (of any length) as colours (n + 1) / 2, over white by `opacity` [..., H, W]."""
+  normals = np.asarray(normals, np.float32)
+  unit = normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-6)
+  return _over_white(0.5 * (unit + 1.0), np.asarray(opacity, np.float32))
+
+
+def _over_white(colours: np.ndarray, opacity: np.ndarray) -> np.ndarray:
+  weight = np.clip(opacity, 0.0, 1.0)[..., None]
+  return weight * colours + (1.0 - weight)
+
+
+def _label_column(labels: Sequence[str], height: int, gap: int, total: int) -> np.ndarray:
+  """White [total, width, 3] with one dark label in the middle of each row's height."""
+  font = ImageFont.load_default(size=max(10, min(14, height // 4)))
+  width = math.ceil(max(font.getlength(label) for label in labels)) + 12
+  picture = Image.new("RGB", (width, total), "white")
+  draw = ImageDraw.Draw(picture)
+  for row, label in enumerate(labels):
+    draw.text((width - 6, row * (height + gap) + height / 2), label, fill=(70, 74, 82), font=font, anchor="rm")
+  return np.asarray(picture, np.float32) / 255.0

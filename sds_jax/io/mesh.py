@@ -1,0 +1,185 @@
+"""From a density field to a coloured, watertight mesh: marching cubes, floaters out, GLB and OBJ files."""
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Callable
+
+import mcubes
+import numpy as np
+import trimesh
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from sds_jax.io.files import atomic_write
+
+PointFn = Callable[[np.ndarray], np.ndarray]
+"""points [N, 3] float32 in world units -> [N] densities or [N, 3] colours; N is the same at every call."""
+
+CHUNK = 65536
+AUTO_DEPTH = 1.0 / 16.0
+"""The `auto` threshold asks for half opacity within this fraction of `bound`: a wall a sixteenth deep looks solid."""
+_GLTF_FROM_WORLD = np.array([[0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], np.float64)
+"""glTF has y up and the front on +z, the world z up and the front on +x: (x, y, z) -> (y, z, x), a rotation."""
+
+
+def extract_mesh(density_fn: PointFn, colour_fn: PointFn, resolution: int = 128, bound: float = 0.8,
+                 threshold: float | str = "auto", min_part: float = 0.02, chunk: int = CHUNK) -> trimesh.Trimesh:
+  """The surface density = threshold within the cube [-bound, bound]^3, coloured, in the world frame (z up).
+
+  Watertight, faces outwards. The surface is found on the opacity 1 - 2^(-density / threshold), whose level is 1/2: the
+  same level set, but linear interpolation between grid points stays fair when a density jumps from 0 to thousands.
+  Parts of less than `min_part` of the largest one's volume are floaters and go, closed cavities inside too.
+
+  Args:
+    density_fn: [N, 3] -> [N], called with N = chunk always, so that a jitted function compiles once.
+    colour_fn: [N, 3] -> [N, 3] in [0, 1] as displayed (sRGB); asked half a voxel inside the surface.
+    resolution: grid points a side, resolution^3 * 8 bytes of memory.
+    threshold: density per world unit, or "auto" (see `auto_threshold`).
+
+  Raises:
+    ValueError: nothing above the threshold, everything above it, or densities that are not finite.
+  """
+  density = grid_density(density_fn, resolution, bound, chunk)
+  if threshold == "auto":
+    threshold = auto_threshold(density, bound)
+  level = float(threshold)
+  if not level > 0.0:
+    raise ValueError(f"threshold must be a density > 0 or 'auto', got {threshold!r}")
+  _check_level(density, level)
+  opacity = 1.0 - np.exp2(-density / level)
+  vertices, faces = mcubes.marching_cubes(np.pad(opacity, 1), 0.5)  # the zero shell closes what touches the bound
+  voxel = 2.0 * bound / (resolution - 1)
+  mesh = trimesh.Trimesh((vertices - 1.0) * voxel - bound, faces.astype(np.int64), process=False)
+  mesh = remove_floaters(mesh, min_part)
+  inside = np.asarray(mesh.vertices - 0.5 * voxel * mesh.vertex_normals, np.float32)
+  colours = np.clip(np.nan_to_num(in_chunks(colour_fn, inside, chunk)), 0.0, 1.0)
+  rgba = np.concatenate([np.rint(colours * 255.0), np.full((len(inside), 1), 255.0)], axis=1).astype(np.uint8)
+  mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=rgba)
+  return mesh
+
+
+def grid_density(density_fn: PointFn, resolution: int, bound: float, chunk: int = CHUNK) -> np.ndarray:
+  """Densities [resolution] * 3 (axes x, y, z) on the grid over [-bound, bound]^3, ends included; float64.
+
+  Raises:
+    ValueError: where any is NaN or infinite.
+  """
+  if resolution < 2:
+    raise ValueError(f"resolution is the number of grid points a side, at least 2, got {resolution}")
+  axis = np.linspace(-bound, bound, resolution, dtype=np.float32)
+  points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+  density = np.asarray(in_chunks(density_fn, points, chunk), np.float64).reshape((resolution,) * 3)
+  if not np.isfinite(density).all():
+    raise ValueError("the field has densities that are NaN or infinite: the run diverged; lower the learning rate or "
+                     "resume from an earlier checkpoint")
+  return density
+
+
+def in_chunks(fn: PointFn, points: np.ndarray, chunk: int = CHUNK) -> np.ndarray:
+  """fn over points [N, 3], `chunk` rows a call; the last call is filled up with zeros, so fn sees one shape only."""
+  outputs = []
+  for start in range(0, len(points), chunk):
+    part = points[start:start + chunk]
+    filled = np.pad(part, ((0, chunk - len(part)), (0, 0)))
+    outputs.append(np.asarray(fn(filled))[:len(part)])
+  return np.concatenate(outputs)
+
+
+def auto_threshold(density: np.ndarray, bound: float) -> float:
+  """The density at which a wall of thickness L = AUTO_DEPTH * bound is half opaque: 1 - exp(-density L) = 1/2.
+
+  It does not depend on the grid, so a finer grid gives the same surface. A soft field that never gets there, yet looks
+  solid because it is thick, gets half of its greatest density instead.
+
+  Raises:
+    ValueError: even the whole cube filled with the greatest density would be less than half opaque (an empty field).
+  """
+  highest = float(density.max())
+  if highest * 2.0 * bound < math.log(2.0):
+    raise ValueError(f"the field is empty: its greatest density is {highest:.3g}, too thin to see; train longer, "
+                     "raise the guidance or the initial blob's density, or pass a threshold below that density")
+  return min(math.log(2.0) / (AUTO_DEPTH * bound), 0.5 * highest)
+
+
+def remove_floaters(mesh: trimesh.Trimesh, min_part: float = 0.02) -> trimesh.Trimesh:
+  """Keeps the connected parts whose signed volume is >= `min_part` of the largest; cavities (negative volume) go."""
+  faces = mesh.faces
+  count = len(mesh.vertices)
+  edges = np.concatenate([faces[:, :2], faces[:, 1:]])
+  graph = coo_matrix((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(count, count))
+  parts, part_of_vertex = connected_components(graph, directed=False)
+  part_of_face = part_of_vertex[faces[:, 0]]
+  a, b, c = np.moveaxis(mesh.vertices[faces], 1, 0)
+  tetrahedra = np.einsum("ij,ij->i", a, np.cross(b, c)) / 6.0  # signed; their sum is the enclosed volume
+  volumes = np.bincount(part_of_face, tetrahedra, minlength=parts)
+  keep = faces[(volumes >= min_part * volumes.max())[part_of_face]]
+  used, flat = np.unique(keep, return_inverse=True)
+  return trimesh.Trimesh(mesh.vertices[used], flat.reshape(-1, 3), process=False)
+
+
+def write_mesh(mesh: trimesh.Trimesh, folder: str | os.PathLike) -> tuple[Path, Path]:
+  """Writes mesh.glb and mesh.obj (colours at the vertices) into `folder`, each atomically; returns both paths.
+
+  The OBJ keeps the world frame (z up, front on +x) and the displayed colours. The GLB follows glTF 2.0: a node turns
+  the world to y up and front on +z, so that viewers stand it upright and face its front; its colours are linear; its
+  material is matt. `read_mesh` gives the world frame and displayed colours for both.
+  """
+  glb, obj = Path(folder) / "mesh.glb", Path(folder) / "mesh.obj"
+  linear = mesh.copy()
+  linear.visual.vertex_colors = _map_rgb(mesh.visual.vertex_colors, _linear_from_srgb)
+  scene = trimesh.Scene()
+  scene.add_geometry(linear, node_name="object", geom_name="object", transform=_GLTF_FROM_WORLD)
+  with atomic_write(glb) as file:
+    file.write(trimesh.exchange.gltf.export_glb(scene, include_normals=True, tree_postprocessor=_matt))
+  with atomic_write(obj) as file:
+    text = trimesh.exchange.obj.export_obj(mesh, include_color=True, header="z up, front on +x, colours sRGB")
+    file.write(text.encode())
+  return glb, obj
+
+
+def read_mesh(path: str | os.PathLike) -> trimesh.Trimesh:
+  """Reads what `write_mesh` wrote (.glb or .obj) back into the world frame with displayed (sRGB) vertex colours.
+
+  A plain trimesh.load(glb, force="mesh") gives y up and drops the colours, as it does for every mesh with a material.
+  """
+  if Path(path).suffix == ".obj":
+    return trimesh.load(path, force="mesh", process=False)
+  mesh, = trimesh.load_scene(path, process=False).geometry.values()  # as stored: the node's turn is not applied
+  linear = mesh.visual.vertex_attributes["color"]
+  mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=_map_rgb(linear, _srgb_from_linear))
+  return mesh
+
+
+def _check_level(density: np.ndarray, level: float) -> None:
+  low, high = float(density.min()), float(density.max())
+  if high <= level:
+    raise ValueError(f"nothing in the field is denser than threshold={level:.4g} (the greatest density is {high:.4g}): "
+                     f"the object is empty or soft; try threshold={0.5 * high:.4g} or 'auto', or train longer")
+  if low >= level:
+    raise ValueError(f"the whole cube is denser than threshold={level:.4g} (the least density is {low:.4g}): the "
+                     "object has no surface; raise the threshold or the bound, or restart with a smaller blob")
+
+
+def _map_rgb(rgba: np.ndarray, curve: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+  mapped = np.asarray(rgba).copy()
+  mapped[:, :3] = np.rint(255.0 * curve(mapped[:, :3] / 255.0))
+  return mapped
+
+
+def _linear_from_srgb(value: np.ndarray) -> np.ndarray:
+  """IEC 61966-2-1."""
+  return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def _srgb_from_linear(value: np.ndarray) -> np.ndarray:
+  return np.where(value <= 0.0031308, value * 12.92, 1.055 * value ** (1.0 / 2.4) - 0.055)
+
+
+def _matt(tree: dict) -> None:
+  """A glTF mesh without a material is a dark mirror (metallic 1 by default); say that it is not."""
+  tree["materials"] = [{"name": "matt", "pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}]
+  for mesh in tree["meshes"]:
+    for primitive in mesh["primitives"]:
+      primitive["material"] = 0

@@ -1,0 +1,174 @@
+import json
+import math
+import struct
+
+import numpy as np
+import pytest
+import trimesh
+
+from sds_jax.io import mesh
+
+WHITE = np.ones_like
+
+
+def sphere(centre, radius, density=1000.0, width=0.02):
+  """A density that rises over `width` at the sphere, half of `density` on it."""
+  def fn(points):
+    distance = np.linalg.norm(points - np.asarray(centre, np.float32), axis=1) - radius
+    return density / (1.0 + np.exp(np.clip(distance / (0.25 * width), -60, 60)))
+  return fn
+
+
+def torus(points, major=0.45, minor=0.18):
+  distance = np.hypot(np.hypot(points[:, 0], points[:, 1]) - major, points[:, 2]) - minor
+  return 50.0 * (1.0 - distance / 0.05).clip(0.0)
+
+
+def outward(solid):
+  """Closed, and wound so that the faces look out (the signed volume of an inside-out mesh is negative)."""
+  return solid.is_watertight and solid.is_winding_consistent and solid.volume > 0
+
+
+def test_sphere_is_where_it_should_be():
+  solid = mesh.extract_mesh(sphere([0.1, -0.2, 0.15], 0.4), WHITE, resolution=64, threshold=500.0)
+  assert outward(solid) and solid.euler_number == 2
+  assert solid.volume == pytest.approx(4 / 3 * math.pi * 0.4 ** 3, rel=0.02)
+  np.testing.assert_allclose(solid.center_mass, [0.1, -0.2, 0.15], atol=2e-3)
+  out = solid.triangles_center - [0.1, -0.2, 0.15]
+  assert np.all(np.einsum("ij,ij->i", out, solid.face_normals) > 0)
+
+
+def test_a_density_that_jumps_does_not_swell_the_object():
+  """Linear interpolation between 0 and 5000 at a level of 10 would put the surface on the outer grid points (+8 %)."""
+  solid = mesh.extract_mesh(lambda p: 5000.0 * (np.linalg.norm(p, axis=1) < 0.5), WHITE, resolution=64, threshold=10.0)
+  assert outward(solid) and solid.volume == pytest.approx(4 / 3 * math.pi * 0.5 ** 3, rel=0.03)
+
+
+def test_torus_keeps_its_hole_and_its_axis():
+  solid = mesh.extract_mesh(torus, WHITE, resolution=64, threshold=50.0)
+  assert outward(solid) and solid.euler_number == 0
+  assert solid.volume == pytest.approx(2 * math.pi ** 2 * 0.45 * 0.18 ** 2, rel=0.03)
+  np.testing.assert_allclose(solid.extents, [1.26, 1.26, 0.36], atol=0.02)
+
+
+def test_an_object_that_leaves_the_cube_is_closed_at_the_bound():
+  solid = mesh.extract_mesh(sphere([0, 0, 0.8], 0.4), WHITE, resolution=48, threshold=500.0)
+  assert outward(solid) and solid.volume == pytest.approx(2 / 3 * math.pi * 0.4 ** 3, rel=0.06)
+  assert solid.bounds[1, 2] == pytest.approx(0.8, abs=1.6 / 47)
+
+
+def test_colours_are_those_under_the_surface():
+  def colour(points):  # red in front (+x), green behind; black just outside the sphere, as a field may be there
+    inside = np.linalg.norm(points, axis=1) < 0.5
+    return np.where((points[:, :1] > 0), [0.9, 0.1, 0.2], [0.1, 0.8, 1.7]) * inside[:, None]
+  solid = mesh.extract_mesh(sphere([0, 0, 0], 0.5), colour, resolution=48, threshold=500.0)
+  rgba, x = np.asarray(solid.visual.vertex_colors), solid.vertices[:, 0]
+  assert rgba.shape == (len(x), 4) and rgba.dtype == np.uint8
+  assert (rgba[x > 0.03] == [230, 26, 51, 255]).all() and (rgba[x < -0.03] == [26, 204, 255, 255]).all()
+
+
+def test_every_call_has_one_shape_and_covers_the_grid():
+  shapes, seen = set(), []
+
+  def density(points):
+    shapes.add((points.shape, points.dtype))
+    seen.append(points)
+    return sphere([0, 0, 0], 0.5)(points)
+
+  def colour(points):
+    shapes.add((points.shape, points.dtype))
+    return np.ones_like(points)
+  mesh.extract_mesh(density, colour, resolution=20, chunk=3000)
+  assert shapes == {((3000, 3), np.dtype(np.float32))}
+  points = np.concatenate(seen)[:8000]
+  assert len(np.unique(points.round(4), axis=0)) == 8000 and np.abs(points).max() == np.float32(0.8)
+
+
+def test_floaters_and_cavities_go_and_big_parts_stay():
+  def density(points):
+    hollow = sphere([-0.3, 0, 0], 0.4)(points) - sphere([-0.3, 0, 0], 0.2)(points)
+    second = sphere([0.45, 0, 0], 0.2)(points)  # an eighth of the volume
+    crumb = sphere([0.3, 0.6, 0.6], 0.08)(points)  # less than a hundredth
+    return np.maximum(np.maximum(hollow, second), crumb)
+  solid = mesh.extract_mesh(density, WHITE, resolution=80, threshold=500.0)
+  assert outward(solid) and solid.euler_number == 4  # two closed surfaces
+  assert solid.volume == pytest.approx(4 / 3 * math.pi * (0.4 ** 3 + 0.2 ** 3), rel=0.03)
+  everything = mesh.extract_mesh(density, WHITE, resolution=80, threshold=500.0, min_part=0.0)
+  assert everything.euler_number == 6 and everything.bounds[1, 2] > 0.65
+
+
+def test_auto_threshold_is_half_opacity_over_a_sixteenth_of_the_bound():
+  level = mesh.auto_threshold(np.array([0.0, 1e4]), bound=0.8)
+  assert 1.0 - math.exp(-level * 0.8 / 16) == pytest.approx(0.5)
+  density = sphere([0, 0, 0], 0.5, 2 * level, width=0.1)
+  solid = {n: mesh.extract_mesh(density, WHITE, resolution=n).volume for n in (40, 80)}
+  assert solid[40] == pytest.approx(4 / 3 * math.pi * 0.5 ** 3, rel=0.03)
+  assert solid[40] == pytest.approx(solid[80], rel=0.015)
+
+
+def test_auto_threshold_finds_a_soft_object():
+  solid = mesh.extract_mesh(sphere([0, 0, 0], 0.5, density=5.0), WHITE, resolution=48)
+  assert solid.volume == pytest.approx(4 / 3 * math.pi * 0.5 ** 3, rel=0.03)
+
+
+@pytest.mark.parametrize("density, threshold, message", [
+  (0.0, "auto", "field is empty.*train longer"), (0.3, "auto", "field is empty"),
+  (5.0, 10.0, "nothing.*try threshold=2.5"),
+  (20.0, 10.0, "no surface; raise the threshold"), (20.0, "auto", "no surface"), (math.nan, "auto", "NaN or infinite"),
+  (5.0, -1.0, "threshold must be"),
+])
+def test_fields_without_a_surface(density, threshold, message):
+  with pytest.raises(ValueError, match=message):
+    mesh.extract_mesh(lambda p: np.full(len(p), density, np.float32), WHITE, 8, threshold=threshold, chunk=512)
+
+
+@pytest.fixture(scope="module")
+def two_coloured():
+  """Taller than wide, off centre, red in front and dark blue behind: every axis can be told from the others."""
+  return mesh.extract_mesh(
+    lambda p: np.maximum(sphere([0.1, 0, 0.3], 0.3)(p), sphere([0.1, 0, -0.1], 0.3)(p)),
+    lambda p: np.where(p[:, :1] > 0.1, [0.9, 0.1, 0.1], [0.05, 0.1, 0.4]), resolution=40, threshold=500.0)
+
+
+@pytest.mark.parametrize("suffix", ["glb", "obj"])
+def test_files_come_back_in_the_world_frame(tmp_path, two_coloured, suffix):
+  paths = mesh.write_mesh(two_coloured, tmp_path)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["mesh.glb", "mesh.obj"] == sorted(p.name for p in paths)
+  again = mesh.read_mesh(tmp_path / f"mesh.{suffix}")
+  assert outward(again) and len(again.faces) == len(two_coloured.faces)
+  np.testing.assert_allclose(again.vertices, two_coloured.vertices, atol=1e-5)
+  difference = np.abs(again.visual.vertex_colors.astype(int) - two_coloured.visual.vertex_colors.astype(int))
+  assert difference.max() <= (0 if suffix == "obj" else 6)  # 8 linear bits are coarse in the dark
+
+
+def test_glb_stands_upright_and_faces_the_viewer_in_gltf_terms(tmp_path, two_coloured):
+  path, _ = mesh.write_mesh(two_coloured, tmp_path)
+  raw = trimesh.load(path, force="mesh", process=False)  # as any glTF viewer sees it: y up, front on +z
+  x, y, z = two_coloured.vertices.T
+  np.testing.assert_allclose(raw.vertices, np.stack([y, z, x], axis=1), atol=1e-5)
+  assert outward(raw)
+  stored, = trimesh.load_scene(path, process=False).geometry.values()
+  front = stored.visual.vertex_attributes["color"][raw.vertices[:, 2] > 0.2, :3]
+  np.testing.assert_allclose(front.mean(0) / 255.0, [0.791, 0.0103, 0.0103], atol=0.003)  # linear, by hand from sRGB
+  data = path.read_bytes()
+  length, = struct.unpack("<I", data[12:16])
+  tree = json.loads(data[20:20 + length])
+  primitive = tree["meshes"][0]["primitives"][0]
+  assert tree["materials"][primitive["material"]]["pbrMetallicRoughness"]["metallicFactor"] == 0.0
+  assert {"POSITION", "NORMAL", "COLOR_0"} <= primitive["attributes"].keys()
+
+
+def test_obj_is_readable_text_with_colours(tmp_path, two_coloured):
+  _, path = mesh.write_mesh(two_coloured, tmp_path)
+  lines = [line.split() for line in path.read_text().splitlines()]
+  vertices = np.array([line[1:] for line in lines if line[:1] == ["v"]], float)
+  assert vertices.shape == (len(two_coloured.vertices), 6)
+  np.testing.assert_allclose(vertices[:, :3], two_coloured.vertices, atol=1e-6)
+  assert vertices[vertices[:, 0] > 0.2, 3:].mean(0) == pytest.approx([0.9, 0.1, 0.1], abs=0.01)
+
+
+def test_a_failing_export_leaves_nothing(tmp_path, two_coloured, monkeypatch):
+  monkeypatch.setattr(trimesh.exchange.gltf, "export_glb", lambda *a, **k: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    mesh.write_mesh(two_coloured, tmp_path)
+  assert not list(tmp_path.iterdir())
