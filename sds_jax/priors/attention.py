@@ -1,6 +1,7 @@
 """Attention, and the transformer that stands between the residual blocks of a text-conditioned U-Net."""
 from __future__ import annotations
 
+from functools import partial
 import math
 from typing import Any
 
@@ -59,9 +60,11 @@ class Attention(nn.Module):
   def __call__(self, x: Array, context: Array | None = None) -> Array:
     context = x if context is None else context
     channels = x.shape[-1]
+
     def project(inputs: Array, name: str) -> Array:
       y = nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(inputs)
       return y.reshape(*y.shape[:-1], self.heads, channels // self.heads)
+
     out = dot_product_attention(project(x, "to_q"), project(context, "to_k"), project(context, "to_v"),
                                 implementation=self.implementation)
     return nn.Dense(channels, dtype=self.dtype, name="to_out_0")(out.reshape(x.shape))
@@ -89,18 +92,18 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-  """Self-attention, attention to the text, feed-forward; each pre-normed and residual. x [B, T, C], context [B, S, D]."""
+  """Self-attention, attention to the text, feed-forward; pre-normed, residual: (x [B, T, C], context [B, S, D])."""
   heads: int
   dtype: Dtype = jnp.float32
   implementation: str = "xla"
 
   @nn.compact
   def __call__(self, x: Array, context: Array) -> Array:
-    norm = lambda name: LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)
-    attention = lambda name: Attention(self.heads, self.dtype, self.implementation, name=name)
-    x = x + attention("attn1")(norm("norm1")(x))
-    x = x + attention("attn2")(norm("norm2")(x), context)
-    return x + FeedForward(self.dtype, name="ff")(norm("norm3")(x))
+    norm = partial(LayerNorm, dtype=self.dtype)
+    attention = partial(Attention, self.heads, self.dtype, self.implementation)
+    x = x + attention(name="attn1")(norm(name="norm1")(x))
+    x = x + attention(name="attn2")(norm(name="norm2")(x), context)
+    return x + FeedForward(self.dtype, name="ff")(norm(name="norm3")(x))
 
 
 class Transformer2DModel(nn.Module):
@@ -125,12 +128,9 @@ class Transformer2DModel(nn.Module):
     b, height, width, channels = x.shape
     if channels % self.heads:
       raise ValueError(f"{channels} channels are not divisible by {self.heads} attention heads")
-    if self.use_linear_projection:
-      project = lambda name: nn.Dense(channels, dtype=self.dtype, name=name)
-    else:
-      project = lambda name: conv(channels, kernel=1, dtype=self.dtype, name=name)
+    project = partial(nn.Dense if self.use_linear_projection else partial(conv, kernel=1), channels, dtype=self.dtype)
     h = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
-    h = project("proj_in")(h).reshape(b, height * width, channels)
+    h = project(name="proj_in")(h).reshape(b, height * width, channels)
     for i in range(self.layers):
       h = BasicTransformerBlock(self.heads, self.dtype, self.implementation, name=f"transformer_blocks_{i}")(h, context)
-    return x + project("proj_out")(h.reshape(b, height, width, channels))
+    return x + project(name="proj_out")(h.reshape(b, height, width, channels))

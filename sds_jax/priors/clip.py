@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -31,10 +32,10 @@ class CLIPAttention(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     width = x.shape[-1]
-    dense = lambda name: nn.Dense(width, dtype=self.dtype, name=name)
-    split = lambda y: y.reshape(*y.shape[:-1], self.heads, width // self.heads)
-    q, k, v = (split(dense(name)(x)) for name in ("q_proj", "k_proj", "v_proj"))
-    return dense("out_proj")(dot_product_attention(q, k, v, is_causal=True).reshape(x.shape))
+    dense = partial(nn.Dense, width, dtype=self.dtype)
+    q, k, v = (dense(name=name)(x).reshape(*x.shape[:-1], self.heads, width // self.heads)
+               for name in ("q_proj", "k_proj", "v_proj"))
+    return dense(name="out_proj")(dot_product_attention(q, k, v, is_causal=True).reshape(x.shape))
 
 
 class CLIPMLP(nn.Module):
@@ -59,9 +60,9 @@ class CLIPLayer(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    norm = lambda name: LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)
-    x = x + CLIPAttention(self.heads, self.dtype, name="self_attn")(norm("layer_norm1")(x))
-    return x + CLIPMLP(self.features, self.hidden_act, self.dtype, name="mlp")(norm("layer_norm2")(x))
+    norm = partial(LayerNorm, self.eps, self.dtype)
+    x = x + CLIPAttention(self.heads, self.dtype, name="self_attn")(norm(name="layer_norm1")(x))
+    return x + CLIPMLP(self.features, self.hidden_act, self.dtype, name="mlp")(norm(name="layer_norm2")(x))
 
 
 class CLIPEmbeddings(nn.Module):

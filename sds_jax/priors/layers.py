@@ -55,7 +55,10 @@ class GroupNorm(nn.Module):
     grouped = x.reshape(b, height * width, self.groups, c // self.groups)
     mean = grouped.mean(axis=(1, 3), keepdims=True)
     var = jnp.square(grouped - mean).mean(axis=(1, 3))
-    per_channel = lambda v: jnp.repeat(v.reshape(b, self.groups), c // self.groups, axis=1)
+
+    def per_channel(v: Array) -> Array:
+      return jnp.repeat(v.reshape(b, self.groups), c // self.groups, axis=1)
+
     a = per_channel(jax.lax.rsqrt(var + self.epsilon)) * scale[None]
     shift = bias[None] - per_channel(mean) * a
     return (x * a[:, None, None] + shift[:, None, None]).astype(self.dtype)

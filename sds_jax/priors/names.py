@@ -1,8 +1,8 @@
-"""Names and layouts: between checkpoints (torch) and Flax trees.
+"""Names and layouts of parameters, between checkpoints (torch) and Flax trees.
 
 One rule carries all: a number in a dotted name joins the word before it (`down_blocks.0.conv1` is
 `down_blocks_0/conv1`), and the last part says what kind of parameter it is. What the rule can't know stands in a small
-table for each network: which modules are embeddings, and which buffers of old files carry no parameters.
+table for each network.
 
   kind        checkpoint                    Flax
   conv        weight [O, I, H, W]           kernel [H, W, I, O]
@@ -13,7 +13,7 @@ table for each network: which modules are embeddings, and which buffers of old f
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 import dataclasses
 import re
 
@@ -24,25 +24,26 @@ Path = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class NameTable:
-  """What is particular to one network.
+  """What the rule doesn't know of one network.
 
   Attributes:
-    ignored: checkpoint names of buffers that older files carry and that are no parameters.
-    prefix: what every name in the checkpoint may lack (some writers leave a wrapper's name out).
+    numbered: modules whose own name ends in a number, which stays with it.
+    prefix: wrapper's name that some writers leave out; put in front of names that lack it.
+    ignored: buffers of older files that carry no parameters.
   """
-  ignored: frozenset[str] = frozenset()
+  numbered: frozenset[str] = frozenset()
   prefix: str = ""
+  ignored: frozenset[str] = frozenset()
 
 
-UNET = NameTable()
-CLIP_TEXT = NameTable(ignored=frozenset({"text_model.embeddings.position_ids", "embeddings.position_ids"}),
-                      prefix="text_model.")
+UNET = NameTable(numbered=frozenset({"linear_1", "linear_2"}))
+CLIP_TEXT = NameTable(prefix="text_model.", ignored=frozenset({"text_model.embeddings.position_ids"}))
 
 _LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
 
-def checkpoint_name(path: Path) -> str:
-  """The name in a checkpoint of the parameter at a Flax path: ("down_blocks_0", "conv1", "kernel") and so on.
+def checkpoint_name(path: Path, table: NameTable) -> str:
+  """("down_blocks_0", "conv1", "kernel") -> "down_blocks.0.conv1.weight".
 
   Raises:
     ValueError: the leaf is of no known kind.
@@ -50,39 +51,44 @@ def checkpoint_name(path: Path) -> str:
   *modules, leaf = path
   if leaf not in _LEAF:
     raise ValueError(f"parameter {'/'.join(path)}: {leaf!r} is none of {', '.join(_LEAF)}")
-  return ".".join([_split_number(module) for module in modules] + [_LEAF[leaf]])
+  dotted = [module if module in table.numbered else re.sub(r"_(\d+)$", r".\1", module) for module in modules]
+  return ".".join([*dotted, _LEAF[leaf]])
 
 
-def _split_number(module: str) -> str:
-  # Modules that end in a number by nature: linear_1, linear_2 of the time embedding.
-  if module in ("linear_1", "linear_2"):
-    return module
-  return re.sub(r"_(\d+)$", r".\1", module)
+def full_name(name: str, table: NameTable) -> str:
+  """A name as a file has it, with the table's prefix in front."""
+  return name if name.startswith(table.prefix) else table.prefix + name
+
+
+def flax_paths(paths: Iterable[Path], table: NameTable) -> dict[str, Path]:
+  """{name in the checkpoint: Flax path} for all parameters of a network.
+
+  Raises:
+    ValueError: two paths have the same name, so the table lacks something.
+  """
+  by_name: dict[str, Path] = {}
+  for path in paths:
+    name = checkpoint_name(path, table)
+    if name in by_name:
+      raise ValueError(f"{'/'.join(by_name[name])} and {'/'.join(path)} are both {name}")
+    by_name[name] = path
+  return by_name
 
 
 def to_flax(path: Path, array: np.ndarray) -> np.ndarray:
-  """A checkpoint's array in the layout of the Flax parameter at `path`."""
-  if path[-1] == "kernel" and array.ndim == 4:
-    return array.transpose(2, 3, 1, 0)
-  if path[-1] == "kernel" and array.ndim == 2:
-    return array.T
-  return array
+  """A checkpoint's array in the layout of the Flax parameter at `path` (a view)."""
+  if path[-1] != "kernel":
+    return array
+  return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
 def to_checkpoint(path: Path, array: np.ndarray) -> np.ndarray:
   """The inverse of `to_flax`."""
-  if path[-1] == "kernel" and array.ndim == 4:
-    return array.transpose(3, 2, 0, 1)
-  if path[-1] == "kernel" and array.ndim == 2:
-    return array.T
-  return array
+  if path[-1] != "kernel":
+    return array
+  return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
 def checkpoint_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """The shape in the checkpoint of a Flax parameter of the given shape."""
+  """The shape that a Flax parameter of the given shape has in the checkpoint."""
   return to_checkpoint(path, np.broadcast_to(np.zeros((), np.int8), shape)).shape
-
-
-def checkpoint_names(paths: Mapping[Path, tuple[int, ...]]) -> dict[str, Path]:
-  """Checkpoint name -> Flax path, for all parameters of a network given as {path: shape}."""
-  return {checkpoint_name(path): path for path in paths}

@@ -98,7 +98,7 @@ class UNet2DConditionModel(nn.Module):
   act_fn: str = "silu"
   norm_num_groups: int = 32
   norm_eps: float = 1e-5
-  cross_attention_dim: int | tuple[int, ...] = 1280
+  cross_attention_dim: int = 1280
   transformer_layers_per_block: int | tuple[int, ...] = 1
   attention_head_dim: int | tuple[int, ...] = 8
   num_attention_heads: None = None
@@ -181,7 +181,10 @@ class UNet2DConditionModel(nn.Module):
   def _embedding(self, timesteps: Array, class_labels: Array | None) -> Array:
     """The embedding [B, 4 * block_out_channels[0]] of time, and of the class vector when there is one."""
     dim = self.block_out_channels[0]
-    sinusoids = lambda t: sinusoidal_embedding(t, dim, self.flip_sin_to_cos, self.freq_shift).astype(self.dtype)
+
+    def sinusoids(t: Array) -> Array:
+      return sinusoidal_embedding(t, dim, self.flip_sin_to_cos, self.freq_shift).astype(self.dtype)
+
     emb = TimestepEmbedding(4 * dim, self.act_fn, self.dtype, name="time_embedding")(sinusoids(timesteps))
     if self.class_embed_type is None:
       return emb
@@ -210,9 +213,9 @@ class UNet2DConditionModel(nn.Module):
       raise ValueError(f"sample has shape {sample.shape}, the network takes [B, H, W, {self.in_channels}]")
     if sample.shape[1] % factor or sample.shape[2] % factor:
       raise ValueError(f"sample of {sample.shape[1]}x{sample.shape[2]}: height and width must be divisible by {factor}")
-    widths = set(self._per_block(self.cross_attention_dim))
-    if context.ndim != 3 or context.shape[-1] not in widths:
-      raise ValueError(f"encoder_hidden_states has shape {context.shape}, the network takes [B, T, {max(widths)}]")
+    if context.ndim != 3 or context.shape[-1] != self.cross_attention_dim:
+      raise ValueError(f"encoder_hidden_states has shape {context.shape}, the network takes "
+                       f"[B, T, {self.cross_attention_dim}]")
     if (class_labels is None) != (self.class_embed_type is None):
       raise ValueError(f"class_labels are {'missing' if class_labels is None else 'given'} while class_embed_type is "
                        f"{self.class_embed_type!r}")

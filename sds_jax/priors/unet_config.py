@@ -96,7 +96,7 @@ def _check_choice(key: str, value: Any, part: Any, choices: tuple[Any, ...]) -> 
                      f"supported: {', '.join(map(repr, choices))}")
 
 
-def _check_together(fields: Mapping[str, Any]) -> None:
+def _check_together(fields: dict[str, Any]) -> None:
   blocks = len(fields.get("block_out_channels", (0,) * 4))
   for key in ("down_block_types", "up_block_types", "layers_per_block", "attention_head_dim", "cross_attention_dim",
               "transformer_layers_per_block"):
@@ -104,9 +104,16 @@ def _check_together(fields: Mapping[str, Any]) -> None:
     if isinstance(value, tuple) and len(value) != blocks:
       raise ValueError(f"UNet2DConditionModel config: {key}={list(value)!r} has {len(value)} values, while "
                        f"block_out_channels has {blocks}")
-    if key == "transformer_layers_per_block" and isinstance(value, tuple) and not all(isinstance(n, int) for n in value):
-      raise ValueError(f"UNet2DConditionModel config: {key}={list(value)!r} is not supported; supported: an integer, or "
-                       "one a block")
+  depths = fields.get("transformer_layers_per_block", 1)
+  if not all(isinstance(n, int) for n in per_block(depths, blocks)):
+    raise ValueError(f"UNet2DConditionModel config: transformer_layers_per_block={depths!r} is not supported; "
+                     "supported: an integer, or one a block")
+  widths = fields.get("cross_attention_dim")
+  if isinstance(widths, tuple):
+    if len(set(widths)) > 1:
+      raise ValueError(f"UNet2DConditionModel config: cross_attention_dim={list(widths)!r} is not supported; "
+                       "supported: one width for all blocks")
+    fields["cross_attention_dim"] = widths[0]
   if fields.get("class_embed_type") in ("projection", "simple_projection"):
     if not fields.get("projection_class_embeddings_input_dim"):
       raise ValueError("UNet2DConditionModel config: projection_class_embeddings_input_dim=None is not supported with "

@@ -1,0 +1,215 @@
+"""Component folders of diffusers checkpoints (config.json and safetensors), read into Flax trees and written from them.
+
+Reading is a bijection between the names in the file and the parameters that the network has, as `jax.eval_shape` of
+its initialization gives them, or one error that lists both sides. Names and shapes are compared on the files' headers,
+before any weight is read. torch plays no part.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from sds_jax.priors import names
+from sds_jax.priors.clip import CLIPTextModel
+from sds_jax.priors.files import CheckpointError, check_file, read_json, write_atomically, write_json
+from sds_jax.priors.unet import UNet2DConditionModel
+from sds_jax.types import Params
+
+_DTYPES = ("F64", "F32", "F16", "BF16")
+_LISTED = 8
+"""Names that an error lists of each kind."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+  """One kind of network in a checkpoint: its class, how its weight files are called, and its name table."""
+  network: Any
+  stem: str
+  table: names.NameTable
+
+
+COMPONENTS = {
+  "unet": Component(UNet2DConditionModel, "diffusion_pytorch_model", names.UNET),
+  "clip_text": Component(CLIPTextModel, "model", names.CLIP_TEXT),
+}
+
+
+def abstract_params(model: nn.Module) -> dict[names.Path, jax.ShapeDtypeStruct]:
+  """{Flax path: shape and dtype} of a network's parameters; allocates nothing.
+
+  Raises:
+    TypeError: the network is of no class in COMPONENTS.
+  """
+  if isinstance(model, CLIPTextModel):
+    inputs = (jnp.zeros((1, 1), jnp.int32),)
+  elif isinstance(model, UNet2DConditionModel):
+    inputs = _unet_inputs(model)
+  else:
+    raise TypeError(f"{type(model).__name__} is no network that checkpoints are read for")
+  tree = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs))["params"]
+  return traverse_util.flatten_dict(tree)
+
+
+def _unet_inputs(model: UNet2DConditionModel) -> tuple[Any, ...]:
+  size = 2 ** (len(model.block_out_channels) - 1)
+  labels = {None: None, "timestep": jnp.zeros((1,))}.get(
+    model.class_embed_type, jnp.zeros((1, model.projection_class_embeddings_input_dim or 0)))
+  return (jnp.zeros((1, size, size, model.in_channels)), jnp.zeros((1,), jnp.int32),
+          jnp.zeros((1, 1, model.cross_attention_dim)), labels)
+
+
+def read_component(folder: str | os.PathLike, kind: str, dtype: Any = jnp.float32) -> tuple[nn.Module, Params]:
+  """The network and the parameters in a component folder (`unet/`, `text_encoder/`).
+
+  Args:
+    folder: holds config.json and `<stem>.safetensors`; or shards with `<stem>.safetensors.index.json`; or either as
+      the variant fp16 (`<stem>.fp16.safetensors`). The first that exists in this order is read.
+    kind: a key of COMPONENTS.
+    dtype: of the parameters and of the network's activations.
+
+  Returns:
+    (linen module, parameter tree).
+
+  Raises:
+    CheckpointError: a file is missing or damaged, or names or shapes differ from the network's.
+    ValueError: config.json asks for something that isn't supported.
+  """
+  component, folder = COMPONENTS[kind], Path(folder)
+  if not folder.is_dir():
+    raise CheckpointError(f"{folder} does not exist or is no folder")
+  model = component.network.from_config(read_json(folder / "config.json"), dtype=dtype)
+  return model, read_params(_weight_files(folder, component.stem), model, component.table, dtype)
+
+
+def read_params(files: list[Path], model: nn.Module, table: names.NameTable, dtype: Any) -> Params:
+  """The parameters of `model` from safetensors files that together hold them all, cast to `dtype`.
+
+  Raises:
+    CheckpointError: as `read_component`.
+  """
+  expected = abstract_params(model)
+  paths = names.flax_paths(expected, table)
+  shapes, sources = _read_headers(files, table)
+  _compare(files[0].parent, shapes,
+           {name: names.checkpoint_shape(path, expected[path].shape) for name, path in paths.items()})
+  tree = {}
+  for file in files:
+    with safetensors.safe_open(file, framework="np") as tensors:
+      for stored in tensors.keys():
+        name = names.full_name(stored, table)
+        if sources.get(name) == file:
+          array = names.to_flax(paths[name], tensors.get_tensor(stored))
+          tree[paths[name]] = jnp.asarray(array.astype(jnp.dtype(dtype)))
+  return traverse_util.unflatten_dict(tree)
+
+
+def _weight_files(folder: Path, stem: str) -> list[Path]:
+  """The safetensors files of a component, shards in order."""
+  for whole, index in ((f"{stem}.safetensors", f"{stem}.safetensors.index.json"),
+                       (f"{stem}.fp16.safetensors", f"{stem}.safetensors.index.fp16.json")):
+    if (folder / whole).is_file():
+      return [folder / whole]
+    if (folder / index).is_file():
+      weight_map = read_json(folder / index).get("weight_map")
+      if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{folder / index} has no weight_map")
+      return [folder / name for name in sorted(set(weight_map.values()))]
+  pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".ckpt", ".msgpack"))
+  if pickles:
+    raise CheckpointError(f"{folder} has no {stem}.safetensors, only {', '.join(pickles)}; pickles are not read, "
+                          "since they can run code: take the safetensors version of the checkpoint or convert it")
+  raise CheckpointError(f"{folder} has no weights: expected {stem}.safetensors, {stem}.fp16.safetensors or shards with "
+                        f"{stem}.safetensors.index.json")
+
+
+def _read_headers(files: list[Path],
+                  table: names.NameTable) -> tuple[dict[str, tuple[int, ...]], dict[str, Path]]:
+  """({name: shape}, {name: file}) of all tensors but the ignored ones, from the headers alone."""
+  shapes: dict[str, tuple[int, ...]] = {}
+  sources: dict[str, Path] = {}
+  for file in files:
+    check_file(file)
+    try:
+      with safetensors.safe_open(file, framework="np") as tensors:
+        for stored in tensors.keys():
+          name, view = names.full_name(stored, table), tensors.get_slice(stored)
+          if name in table.ignored:
+            continue
+          if name in sources:
+            raise CheckpointError(f"{stored} stands in {sources[name].name} and again in {file.name} in {file.parent}")
+          if view.get_dtype() not in _DTYPES:
+            raise CheckpointError(f"{file}: {stored} has dtype {view.get_dtype()}; supported: {', '.join(_DTYPES)}")
+          shapes[name], sources[name] = tuple(view.get_shape()), file
+    except safetensors.SafetensorError as error:
+      size = file.stat().st_size
+      raise CheckpointError(f"{file} ({size} bytes) is damaged or truncated, download it again: {error}") from error
+  return shapes, sources
+
+
+def _compare(folder: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+  """Raises CheckpointError with everything in which two {name: shape} differ."""
+  problems = {
+    "missing in the file": sorted(set(expected) - set(found)),
+    "unexpected in the file": sorted(set(found) - set(expected)),
+    "wrong shape": [_shape_problem(name, found[name], expected[name])
+                    for name in sorted(set(found) & set(expected)) if found[name] != expected[name]],
+  }
+  lines = [f"  {what} ({len(items)}): {', '.join(items[:_LISTED])}{', ...' if len(items) > _LISTED else ''}"
+           for what, items in problems.items() if items]
+  if lines:
+    raise CheckpointError("\n".join([f"{folder}: the weights don't fit the network of config.json", *lines]))
+
+
+def _shape_problem(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> str:
+  hint = ", transposed?" if found == expected[::-1] or sorted(found) == sorted(expected) else ""
+  return f"{name} is {list(found)} in the file, {list(expected)} in the network{hint}"
+
+
+def write_component(folder: str | os.PathLike, kind: str, config: Mapping[str, Any], params: Params,
+                    dtype: Any = jnp.float16) -> None:
+  """Writes a component folder that `read_component`, diffusers and transformers open.
+
+  Each file appears whole or not at all (temporary name, then rename), the weights before config.json.
+
+  Args:
+    folder: made when absent; files in it are replaced.
+    kind: a key of COMPONENTS.
+    config: what config.json shall hold.
+    params: parameter tree of the network that `config` describes.
+    dtype: of the file, float16 or float32.
+
+  Raises:
+    ValueError: `config` is not supported, `params` are not those of its network, or a value is not finite in `dtype`.
+  """
+  component, folder = COMPONENTS[kind], Path(folder)
+  expected = abstract_params(component.network.from_config(config))
+  flat = traverse_util.flatten_dict(params)
+  _compare(folder, {"/".join(path): jnp.shape(value) for path, value in flat.items()},
+           {"/".join(path): value.shape for path, value in expected.items()})
+  tensors = {}
+  for path, value in flat.items():
+    name = names.checkpoint_name(path, component.table)
+    tensors[name] = _as_stored(name, names.to_checkpoint(path, np.asarray(value)), dtype)
+  folder.mkdir(parents=True, exist_ok=True)
+  write_atomically(folder / f"{component.stem}.safetensors",
+                   lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+  write_json(folder / "config.json", dict(config))
+
+
+def _as_stored(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
+  with np.errstate(over="ignore"):
+    stored = np.ascontiguousarray(array.astype(jnp.dtype(dtype)))
+  if not np.all(np.isfinite(stored)):
+    raise ValueError(f"{name} has values that are not finite in {jnp.dtype(dtype).name}")
+  return stored
