@@ -132,12 +132,12 @@ def sds_residual(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: A
   Raises:
     ValueError: unknown weighting.
   """
+  weight = _weight_fn(weighting)(schedule, t)
   params, x, cond = jax.lax.stop_gradient((params, x, cond))
   z = add_noise(schedule, x, eps, t)
   eps_hat = jax.lax.stop_gradient(denoise_fn(params, z, t, cond)).astype(x.dtype)
   difference = eps_hat.astype(jnp.float32) - eps.astype(jnp.float32)
-  residual = per_example(_weight_fn(weighting)(schedule, t), difference) * difference
-  return residual, dict(eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))
+  return per_example(weight, difference) * difference, dict(eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))
 
 
 def _weight_fn(weighting: str | WeightFn) -> WeightFn:
@@ -164,8 +164,8 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
                        clip_norm: float | None = None) -> tuple[Array, DistillationAux]:
   """A scalar to differentiate: its gradient with respect to x is that of score distillation, averaged over the batch.
 
-  The cotangent of example b is scale w(t_b) (eps_hat_b - eps_b) / B: a sum over the pixels of an example, a mean over
-  the B examples of this call. So averaging (pmean) the gradients of devices with equal B gives the whole batch's. The
+  The cotangent of example b is scale w(t_b) (eps_hat_b - eps_b) / B: a sum over the pixels of an example, a mean
+  over the B examples of this call. So averaging (pmean) the gradients of devices with equal B gives the whole batch's. The
   example in this file's docstring shows its use.
 
   Args:

@@ -3,7 +3,6 @@ import types
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from sds_jax.diffusion.schedules import schedule_from_config
@@ -37,12 +36,7 @@ def exact(schedule):
     logits = jnp.log(params["weights"])[None] - 0.5 * gap**2 / var - 0.5 * jnp.log(var)
     return sigma * jnp.sum(jax.nn.softmax(logits, axis=-1) * gap / var, axis=-1, keepdims=True)
 
-  def gauss_hermite(n=60):
-    """Nodes and weights of E over a standard normal, float64."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(n)
-    return nodes, weights / weights.sum()
-
-  return types.SimpleNamespace(gaussian=gaussian, mixture=mixture, gauss_hermite=gauss_hermite)
+  return types.SimpleNamespace(gaussian=gaussian, mixture=mixture)
 
 
 @pytest.fixture(scope="session")

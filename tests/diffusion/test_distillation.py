@@ -16,22 +16,28 @@ def closed_form(schedule, t):
   return alpha, np.sqrt(1 - alpha**2)
 
 
-def gradients(exact_fn, schedule, x, t, cond, params=None, seed=0, **options):
-  """Gradient per example with the mean over the batch undone, [B, 1] float64."""
-  def loss_fn(x):
-    return score_distillation(exact_fn, params, schedule, x, jax.random.key(seed), cond,
-                              t=jnp.full(x.shape[0], t), **options)[0]
-  return np.asarray(jax.jit(jax.grad(loss_fn))(x), np.float64) * x.shape[0]
+@pytest.fixture(scope="module")
+def gradients(schedule, exact):
+  """Name of an exact denoiser -> (x [B, 1], t, cond, params, key) -> gradients [B, 1] without the mean over B."""
+
+  def of(denoise_fn):
+    def loss_fn(x, t, cond, params, key):
+      t = jnp.broadcast_to(t, x.shape[:1])
+      return score_distillation(denoise_fn, params, schedule, x, key, cond, t=t, weighting="sigma2")[0]
+    grad_fn = jax.jit(jax.grad(loss_fn))
+    return lambda x, *args: np.asarray(grad_fn(x, *args), np.float64) * x.shape[0]
+
+  return dict(gaussian=of(exact.gaussian), mixture=of(exact.mixture))
 
 
 @pytest.mark.parametrize("t", [100, 500, 900])
-def test_gaussian_mean_and_variance(schedule, exact, t):
+def test_gaussian_mean_and_variance(schedule, gradients, t):
   """Data N(m, c^2): E[eps* - eps] = sigma alpha (x - m) / v, Var = (sigma^2 / v - 1)^2, v = alpha^2 c^2 + sigma^2."""
   mean, std, x = 0.3, 0.6, 1.1
   ones = jnp.ones((SAMPLES, 1))
   alpha, sigma = closed_form(schedule, t)
   v = alpha**2 * std**2 + sigma**2
-  g = gradients(exact.gaussian, schedule, x * ones, t, dict(mean=mean * ones, std=std * ones), weighting="sigma2")
+  g = gradients["gaussian"](x * ones, t, dict(mean=mean * ones, std=std * ones), None, jax.random.key(0))
   deviation = sigma**2 * abs(sigma**2 / v - 1)
   standard_error = deviation / np.sqrt(SAMPLES)
   assert abs(g.mean() - sigma**2 * sigma * alpha * (x - mean) / v) < 4 * standard_error
@@ -55,42 +61,54 @@ def test_subtracting_the_noise_helps_only_at_high_noise(schedule, exact):
 MIXTURE = dict(weights=np.array([0.5, 0.3, 0.2]), means=np.array([-1.0, 0.4, 1.5]), stds=np.array([0.15, 0.3, 0.1]))
 
 
-def weighted_kl_gradient(schedule, x, t):
-  """d/dx (sigma/alpha) w KL(N(alpha x, sigma^2) || p_t) with w = sigma^2, by autodiff of a quadrature in float64."""
-  alpha, sigma = closed_form(schedule, t)
+def kl(x, alpha, sigma):
+  """KL(N(alpha x, sigma^2) || p_t) for the mixture above, by Gauss-Hermite quadrature."""
   nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+  z = alpha * x + sigma * nodes
+  var = (alpha**2 * MIXTURE["stds"] ** 2 + sigma**2)[:, None]
+  gap = z[None] - alpha * MIXTURE["means"][:, None]
+  parts = MIXTURE["weights"][:, None] / jnp.sqrt(2 * np.pi * var) * jnp.exp(-0.5 * gap**2 / var)
+  log_q = -0.5 * nodes**2 - jnp.log(sigma * np.sqrt(2 * np.pi))
+  return jnp.sum(weights / weights.sum() * (log_q - jnp.log(parts.sum(0))))
+
+
+KL_GRADIENT = jax.jit(jax.grad(kl))
+
+
+def weighted_kl_gradient(schedule, x, t):
+  """d/dx (sigma/alpha) w KL with w = sigma^2: autodiff in float64."""
+  alpha, sigma = closed_form(schedule, t)
   with jax.enable_x64(True):
-    def kl(x):
-      z = alpha * x + sigma * jnp.asarray(nodes)
-      var = jnp.asarray(alpha**2 * MIXTURE["stds"] ** 2 + sigma**2)[:, None]
-      parts = jnp.asarray(MIXTURE["weights"])[:, None] / jnp.sqrt(2 * np.pi * var) * jnp.exp(
-        -0.5 * (z[None] - alpha * jnp.asarray(MIXTURE["means"])[:, None]) ** 2 / var)
-      log_q = -0.5 * jnp.asarray(nodes) ** 2 - np.log(sigma * np.sqrt(2 * np.pi))
-      return jnp.sum(jnp.asarray(weights / weights.sum()) * (log_q - jnp.log(parts.sum(0))))
-    return float(sigma / alpha * sigma**2 * jax.grad(kl)(jnp.asarray(x, jnp.float64)))
+    gradient = KL_GRADIENT(*(jnp.asarray(value, jnp.float64) for value in (x, alpha, sigma)))
+  assert gradient.dtype == np.float64
+  return float(gradient) * sigma / alpha * sigma**2
 
 
 def float32_mixture():
   return {name: jnp.asarray(value, jnp.float32) for name, value in MIXTURE.items()}
 
 
+@pytest.fixture(scope="module")
+def mixture_residual(schedule, exact):
+  return jax.jit(lambda x, t, eps: sds_residual(exact.mixture, float32_mixture(), schedule, x, t, eps, None)[0])
+
+
 @pytest.mark.parametrize("t", [200, 500, 900])
 @pytest.mark.parametrize("x", [-0.4, 1.2])
-def test_expected_residual_is_the_gradient_of_the_weighted_kl(schedule, exact, t, x):
+def test_expected_residual_is_the_gradient_of_the_weighted_kl(schedule, mixture_residual, t, x):
   """The identity behind DreamFusion's eq. 4, for a mixture of Gaussians; the expectation over eps by quadrature."""
-  nodes, weights = exact.gauss_hermite(80)
+  nodes, weights = np.polynomial.hermite_e.hermegauss(80)
   eps = jnp.asarray(nodes, jnp.float32)[:, None]
-  residual, _ = jax.jit(lambda: sds_residual(exact.mixture, float32_mixture(), schedule, jnp.full(eps.shape, x),
-                                             jnp.full(80, t), eps, None, "sigma2"))()
+  residual, weights = mixture_residual(jnp.full(eps.shape, x), jnp.full(80, t), eps), weights / weights.sum()
   expected = weighted_kl_gradient(schedule, x, t)
   assert abs(np.sum(weights * np.asarray(residual[:, 0], np.float64)) - expected) < 2e-5
   assert abs(expected) > 1e-3
 
 
 @pytest.mark.parametrize("t", [300, 800])
-def test_monte_carlo_estimate_of_the_weighted_kl_gradient(schedule, exact, t):
+def test_monte_carlo_estimate_of_the_weighted_kl_gradient(schedule, gradients, t):
   x = jnp.full((SAMPLES, 1), -0.4)
-  g = gradients(exact.mixture, schedule, x, t, None, float32_mixture(), seed=1)
+  g = gradients["mixture"](x, t, None, float32_mixture(), jax.random.key(1))
   expected = weighted_kl_gradient(schedule, -0.4, t)
   standard_error = g.std() / np.sqrt(SAMPLES)
   assert abs(g.mean() - expected) < 4 * standard_error
@@ -184,8 +202,11 @@ def test_draws(schedule, network):
 
 def test_errors_name_what_is_legal(schedule, network):
   denoise, params = network
-  args = (denoise, params, schedule, jnp.ones((2, 6)), jax.random.key(0), jnp.ones((2, 3)))
+  def call(**options):
+    args = (denoise, params, schedule, jnp.ones((2, 6)), jax.random.key(0), jnp.ones((2, 3)))
+    jax.eval_shape(lambda: score_distillation(*args, **options))
+
   with pytest.raises(ValueError, match="'snr' is not known; legal: uniform, sigma2"):
-    score_distillation(*args, weighting="snr")
-  with pytest.raises(ValueError, match="'dds' is not known; legal: sds"):
-    score_distillation(*args, estimator="dds")
+    call(weighting="snr")
+  with pytest.raises(ValueError, match="'no such' is not known; legal: sds"):
+    call(estimator="no such")

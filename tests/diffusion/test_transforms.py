@@ -32,8 +32,8 @@ def problem(schedule, network):
 @pytest.fixture(scope="module")
 def plain(problem):
   loss_fn, theta, inputs, prior = problem
-  with jax.disable_jit():  # op by op: an independent order of evaluation
-    return jax.grad(loss_fn, has_aux=True)(theta, inputs, prior, jax.random.key(0))
+  """Op by op, without any transformation but grad."""
+  return jax.grad(loss_fn, has_aux=True)(theta, inputs, prior, jax.random.key(0))
 
 
 def assert_same(found, expected):
