@@ -58,27 +58,27 @@ class Field:
   bound: float
 
 
-def make_field(name: str, *, bound: float = 0.8, activation: str = "softplus", blob: str = "linear",
+def make_field(name: str, *, bound: float = 0.8, density: str = "softplus", blob: str = "linear",
                blob_scale: float = 10.0, blob_radius: float = 0.35, density_bias: float = 0.0, **options) -> Field:
   """Builds a field by name.
 
-  density = activation(logit + density_bias + blob(x)) inside |x| < bound, faded smoothly to zero in the outermost 5 %;
+  density = act(logit + density_bias + blob(x)) inside |x| < bound, faded smoothly to zero in the outermost 5 %;
   albedo = sigmoid of its logits.
 
   Args:
     name: key of FIELDS.
     bound: radius of the ball outside of which there is nothing, world units.
-    activation: key of ACTIVATIONS.
+    density: key of ACTIVATIONS, the function act.
     blob, blob_scale, blob_radius: key of BLOBS and its constants; what the object starts from. DreamFusion: "gaussian",
-      5, 0.2 with activation "exp"; Magic3D: "linear", 10, 0.5 with "softplus".
+      5, 0.2 with density "exp"; Magic3D: "linear", 10, 0.5 with "softplus".
     density_bias: added to the logit.
     **options: attributes of the network.
 
   Raises:
-    ValueError: an unknown name, activation or blob.
+    ValueError: an unknown name, density activation or blob.
   """
   _check(name, FIELDS, "field")
-  _check(activation, ACTIVATIONS, "density activation")
+  _check(density, ACTIVATIONS, "density activation")
   _check(blob, BLOBS, "blob")
   if name == "hashgrid":
     options = {"bound": bound, **options}
@@ -89,8 +89,8 @@ def make_field(name: str, *, bound: float = 0.8, activation: str = "softplus", b
 
   def apply(params: Params, points: Array, variance: Array | None = None) -> FieldOutput:
     logit, albedo = network.apply({"params": params}, points, variance)
-    density = ACTIVATIONS[activation](logit + density_bias + BLOBS[blob](points, blob_scale, blob_radius))
-    return FieldOutput(density * inside(points, bound), jax.nn.sigmoid(albedo))
+    logit = logit + density_bias + BLOBS[blob](points, blob_scale, blob_radius)
+    return FieldOutput(ACTIVATIONS[density](logit) * inside(points, bound), jax.nn.sigmoid(albedo))
 
   return Field(init, apply, bound)
 
