@@ -36,6 +36,7 @@ def test_hostile_text_stays_text(tmp_path):
   tags = [tag for tag, _ in page.tags]
   assert tags.count("script") == 3 and "img" not in tags and not any("onerror" in a for _, a in page.tags)
   assert page.texts["h1"][0] == HOSTILE.replace("\ud800", "?")
+  assert "<" not in page.texts["script"][0]  # neither </script> nor <!-- can end or bend the element
   data = json.loads(page.texts["script"][0])
   assert data["curves"][0]["name"] == HOSTILE.replace("/", " · ")
 
