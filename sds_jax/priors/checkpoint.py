@@ -110,8 +110,8 @@ def read_params(files: list[Path], model: nn.Module, table: names.NameTable, dty
         name = names.full_name(stored, table)
         if sources.get(name) == file:
           array = names.to_flax(paths[name], tensors.get_tensor(stored))
-          tree[paths[name]] = jnp.asarray(array.astype(jnp.dtype(dtype)))
-  return traverse_util.unflatten_dict(tree)
+          tree[paths[name]] = array.astype(jnp.dtype(dtype))
+  return jax.device_put(traverse_util.unflatten_dict(tree))
 
 
 def _weight_files(folder: Path, stem: str) -> list[Path]:

@@ -1,0 +1,111 @@
+"""Draw images from a prior, to see what it knows before it is distilled.
+
+    python -m sds_jax.priors.sample --prior=shapeworld --prompt="a red cube" --out=x.png
+"""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from sds_jax.diffusion import guidance
+from sds_jax.diffusion.parameterizations import eps_from_x0, x0_from_eps
+from sds_jax.priors.prior import Cond, Prior, build
+from sds_jax.types import Array, Params
+
+
+def ddim(prior: Prior, params: Params, cond: Cond, uncond: Cond | None, key: Array, steps: int = 50,
+         guidance_scale: Array | float = 7.5, clip: float | None = 1.) -> Array:
+  """Deterministic DDIM (arXiv:2010.02502, eq. 12 with sigma = 0) with classifier-free guidance, in one `lax.scan`.
+
+  Times are `steps` integers spaced evenly from T - 1 down; the last step goes to the clean image.
+
+  Args:
+    prior, params: from `prior.build`.
+    cond: what B images shall show (text [B, T, D], perhaps camera [B, camera_dim]).
+    uncond: of the same structure, for the empty or negative prompt; None for no guidance.
+    key: consumed by the starting noise.
+    steps: number of network evaluations (static).
+    guidance_scale: in diffusers' convention, 1 is no guidance.
+    clip: x0 predictions are clipped to [-clip, clip] at each step, and eps made to agree (as pixel-space models need
+      under guidance, arXiv:2205.11487 section 2.3); None leaves them.
+
+  Returns:
+    Images [B, image_size, image_size, 3] in [0, 1].
+
+  Raises:
+    ValueError: steps is not in 1 .. T.
+  """
+  alpha, sigma = prior.schedule.alpha, prior.schedule.sigma
+  if not 1 <= steps <= alpha.shape[0]:
+    raise ValueError(f"steps={steps} should be from 1 to {alpha.shape[0]}")
+  batch = cond["text"].shape[0]
+  times = np.round(np.linspace(alpha.shape[0] - 1, 0, steps + 1)[:-1]).astype(np.int32)
+
+  def predict(z: Array, t: Array) -> Array:
+    if uncond is None:
+      return prior.denoise(params, z, t, cond)
+    both = jax.tree.map(lambda c, u: jnp.concatenate([c, u]), dict(cond), dict(uncond))
+    eps = prior.denoise(params, jnp.concatenate([z, z]), jnp.concatenate([t, t]), both)
+    return guidance.cfg_diffusers(eps[:batch], eps[batch:], guidance_scale)
+
+  def step(z: Array, now_and_next: tuple[Array, Array, Array]) -> tuple[Array, None]:
+    t, alpha_next, sigma_next = now_and_next
+    t = jnp.full((batch,), t)
+    eps = predict(z, t)
+    x0 = x0_from_eps(prior.schedule, z, t, eps)
+    if clip is not None:
+      x0 = jnp.clip(x0, -clip, clip)
+      eps = eps_from_x0(prior.schedule, z, t, x0)
+    return alpha_next * x0 + sigma_next * eps, None
+
+  alpha_next = jnp.concatenate([alpha[times[1:]], jnp.ones(1)])
+  sigma_next = jnp.concatenate([sigma[times[1:]], jnp.zeros(1)])
+  z = jax.random.normal(key, (batch, *prior.x_shape))
+  z, _ = jax.lax.scan(step, z, (jnp.asarray(times), alpha_next, sigma_next))
+  return prior.decode(params, z)
+
+
+def sample(prior: Prior, params: Params, prompts: Sequence[str], key: Array, negative_prompt: str = "", steps: int = 50,
+           guidance_scale: float = 7.5) -> Array:
+  """Images [n, image_size, image_size, 3] in [0, 1] for n prompts, cameras unknown. `key`: see `ddim`."""
+  cond = dict(text=prior.embed(params, list(prompts)))
+  uncond = dict(text=prior.embed(params, [negative_prompt] * len(prompts)))
+  draw = jax.jit(lambda p, c, u, k: ddim(prior, p, c, u, k, steps, guidance_scale))
+  return draw(params, cond, uncond, key)
+
+
+def write_row(path: str | os.PathLike, images: Array) -> None:
+  """Writes images [n, H, W, 3] in [0, 1] side by side as one PNG."""
+  row = np.concatenate(np.asarray(images), axis=1)
+  Image.fromarray(np.round(255 * row).astype(np.uint8)).save(path, format="PNG")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """The command line."""
+  parser = argparse.ArgumentParser(prog="python -m sds_jax.priors.sample", description="Draw images from a prior.")
+  parser.add_argument("--prior", default="shapeworld", help="a name or a folder (default: %(default)s)")
+  parser.add_argument("--prompt", required=True)
+  parser.add_argument("--negative_prompt", default="")
+  parser.add_argument("--out", required=True, help="PNG to write")
+  parser.add_argument("--num", type=int, default=4, help="images, side by side (default: %(default)s)")
+  parser.add_argument("--steps", type=int, default=50, help="network evaluations (default: %(default)s)")
+  parser.add_argument("--guidance_scale", type=float, default=5., help="1 is no guidance (default: %(default)s)")
+  parser.add_argument("--seed", type=int, default=0)
+  args = parser.parse_args(argv)
+  try:
+    prior, params = build(args.prior)
+    images = sample(prior, params, [args.prompt] * args.num, jax.random.key(args.seed), args.negative_prompt,
+                    args.steps, args.guidance_scale)
+  except ValueError as error:
+    parser.error(str(error))
+  write_row(args.out, images)
+
+
+if __name__ == "__main__":
+  main()

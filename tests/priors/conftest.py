@@ -1,0 +1,110 @@
+"""What the tests of priors share: networks of a few thousand parameters, and folders made of them."""
+import json
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+UNET = dict(
+  _class_name="UNet2DConditionModel", sample_size=4, in_channels=12, out_channels=12,
+  down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+  block_out_channels=[8, 16], layers_per_block=1, norm_num_groups=4, cross_attention_dim=12, attention_head_dim=2,
+  class_embed_type="projection", projection_class_embeddings_input_dim=5)
+WORDS = ("a", "red", "blue", "cube", "cone")
+LENGTH = 8
+
+
+def tiny_vocabulary():
+  """A CLIP vocabulary with one token for each of WORDS: single characters, merges left to right, special tokens."""
+  letters = [chr(i) for i in range(33, 127)]
+  pieces, merges = letters + [letter + "</w>" for letter in letters], []
+  for word in WORDS:
+    left = word[0]
+    for i, letter in enumerate(word[1:], start=1):
+      right = letter + ("</w>" if i == len(word) - 1 else "")
+      if f"{left} {right}" not in merges:
+        merges.append(f"{left} {right}")
+        pieces.append(left + right)
+      left += letter
+  tokens = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
+  return {token: i for i, token in enumerate(tokens)}, merges
+
+
+CLIP = dict(model_type="clip_text_model", vocab_size=len(tiny_vocabulary()[0]), hidden_size=12, intermediate_size=24,
+            num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=LENGTH, hidden_act="quick_gelu",
+            eos_token_id=1, bos_token_id=0, pad_token_id=1)
+
+
+def quick_jit(function, *args):
+  """function(*args) under jit without LLVM's optimizations: these networks take longer to compile than to run."""
+  return jax.jit(function).lower(*args).compile({"xla_backend_optimization_level": 0})(*args)
+
+
+def random_params(model, seed=0):
+  """Parameters that all matter: no zero biases, no unit scales."""
+  from sds_jax.priors.checkpoint import abstract_params
+  rng = np.random.default_rng(seed)
+  return flax.traverse_util.unflatten_dict({
+    path: jnp.asarray((path[-1] == "scale") + rng.normal(size=leaf.shape) / np.sqrt(max(leaf.size, 1) ** 0.5),
+                      jnp.float32)
+    for path, leaf in abstract_params(model).items()})
+
+
+def write_tokenizer(folder, **config):
+  vocabulary, merges = tiny_vocabulary()
+  folder.mkdir(parents=True)
+  (folder / "vocab.json").write_text(json.dumps(vocabulary))
+  (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+  (folder / "tokenizer_config.json").write_text(json.dumps(
+    dict(tokenizer_class="CLIPTokenizer", model_max_length=LENGTH, **config)))
+  return folder
+
+
+@pytest.fixture(scope="session")
+def unet():
+  """(config, module, params)"""
+  from sds_jax.priors.unet import UNet2DConditionModel
+  model = UNet2DConditionModel.from_config(UNET)
+  return UNET, model, random_params(model)
+
+
+@pytest.fixture(scope="session")
+def clip():
+  """(config, module, params)"""
+  from sds_jax.priors.clip import CLIPTextModel
+  model = CLIPTextModel.from_config(CLIP)
+  return CLIP, model, random_params(model)
+
+
+@pytest.fixture(scope="session")
+def prior_folder(unet, clip, tmp_path_factory):
+  """A whole prior: 8x8 images, blocks of 2x2, v-prediction, told the camera."""
+  from sds_jax.priors.checkpoint import write_component
+  folder = tmp_path_factory.mktemp("prior")
+  write_component(folder / "unet", "unet", unet[0], unet[2], dtype=jnp.float32)
+  write_component(folder / "text_encoder", "clip_text", clip[0], clip[2], dtype=jnp.float32)
+  write_tokenizer(folder / "tokenizer")
+  (folder / "scheduler").mkdir()
+  (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(
+    dict(_class_name="DDIMScheduler", num_train_timesteps=50, beta_schedule="squaredcos_cap_v2",
+         prediction_type="v_prediction")))
+  (folder / "model_index.json").write_text(json.dumps(
+    dict(pixel_unshuffle=2, image_size=8, camera_dim=5, vocabulary=list(WORDS))))
+  return folder
+
+
+@pytest.fixture(name="quick_jit", scope="session")
+def quick_jit_fixture():
+  return quick_jit
+
+
+@pytest.fixture(name="random_params", scope="session")
+def random_params_fixture():
+  return random_params
+
+
+@pytest.fixture(name="write_tokenizer", scope="session")
+def write_tokenizer_fixture():
+  return write_tokenizer

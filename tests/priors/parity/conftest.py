@@ -1,0 +1,65 @@
+"""PyTorch, diffusers and transformers as oracles; their tests are skipped where these are not installed."""
+import warnings
+
+import pytest
+
+HINT = "needs the oracles: pip install 'sds_jax[parity]' (torch from its CPU index keeps that small)"
+
+
+def oracle(module):
+  """An oracle's module, imported without the warnings of its own making."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    return pytest.importorskip(module, reason=f"{module} is not installed; {HINT}", exc_type=ImportError)
+
+
+@pytest.fixture(scope="session")
+def torch():
+  return oracle("torch")
+
+
+@pytest.fixture(scope="session")
+def diffusers(torch):
+  module = oracle("diffusers")
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    module.UNet2DConditionModel  # imported lazily, with warnings
+  module.utils.logging.set_verbosity_error()
+  return module
+
+
+@pytest.fixture(scope="session")
+def transformers(torch):
+  module = oracle("transformers")
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    module.CLIPTextModel
+  module.utils.logging.set_verbosity_error()
+  return module
+
+
+def randomize(torch, model, seed=0):
+  """Adds noise to all parameters, so that no zero bias or unit scale hides a mistake; returns the model."""
+  generator = torch.Generator().manual_seed(seed)
+  with torch.no_grad():
+    for parameter in model.parameters():
+      parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+  return model.eval()
+
+
+def relative_error(got, expected):
+  """Largest difference in units of the largest value."""
+  import numpy as np
+  got, expected = (np.asarray(array, np.float64) for array in (got, expected))
+  assert got.shape == expected.shape
+  return np.abs(got - expected).max() / np.abs(expected).max()
+
+
+@pytest.fixture(name="randomize", scope="session")
+def randomize_fixture():
+  return randomize
+
+
+@pytest.fixture(name="relative_error", scope="session")
+def relative_error_fixture():
+  return relative_error

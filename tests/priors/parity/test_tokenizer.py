@@ -1,0 +1,42 @@
+"""Ids against transformers.CLIPTokenizer, with the tiny vocabulary and, where it lies at hand, with CLIP's own.
+
+For the latter, SDS_JAX_CLIP_TOKENIZER names a folder with the vocab.json and merges.txt of openai/clip-vit-large-patch14.
+"""
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sds_jax.priors.tokenizers import load_tokenizer
+
+TEXTS = [
+  "", "a red cube", "A Red CUBE!!", "  two\t\nspaces ", "bed", "a DSLR photo of a squirrel, 4k", "don't we'll it's",
+  "caf\u00e9 cafe\u0301 na\u00efve", "\u732b\u306e\u5199\u771f", "emoji \U0001f600 here", "3.14 and 100%", "a_b-c",
+  "<|endoftext|> in the text", "<|startoftext|>a", "\u0130stanbul stra\u00dfe", "\u2028 \u00a0 x", "zero\u200bwidth", "'S 'd"]
+
+
+def compare(folder, transformers, length):
+  theirs = transformers.CLIPTokenizer.from_pretrained(folder)
+  assert len(theirs.get_vocab()) > 100
+  ours = load_tokenizer(folder)
+  texts = [text for text in TEXTS if len(theirs(text)["input_ids"]) <= length]
+  assert len(texts) >= 8
+  expected = theirs(texts, padding="max_length", max_length=length, truncation=True)["input_ids"]
+  np.testing.assert_array_equal(ours(texts), expected)
+  long = "a red cube " * 40
+  with pytest.warns(UserWarning, match="tokens only; cut off"):
+    np.testing.assert_array_equal(
+      ours([long]), theirs([long], padding="max_length", max_length=length, truncation=True)["input_ids"])
+
+
+def test_tiny_vocabulary(transformers, tmp_path, write_tokenizer):
+  compare(write_tokenizer(tmp_path / "tokenizer"), transformers, 8)
+  compare(write_tokenizer(tmp_path / "padded", pad_token="!"), transformers, 8)
+
+
+def test_clip_vocabulary(transformers):
+  folder = os.environ.get("SDS_JAX_CLIP_TOKENIZER", "")
+  if not (Path(folder) / "vocab.json").is_file() or not folder:
+    pytest.skip("CLIP's vocabulary is not here: set SDS_JAX_CLIP_TOKENIZER to a folder with its vocab.json, merges.txt")
+  compare(Path(folder), transformers, 77)

@@ -1,0 +1,122 @@
+"""The prior as a whole: folding of pixels, what denoise gives, and the messages of build."""
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax.priors import prior as prior_lib
+from sds_jax.priors.files import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def built(prior_folder):
+  return prior_lib.build(prior_folder)
+
+
+def draw(*shape, seed=0):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def test_space_to_depth_layout():
+  image = draw(2, 6, 9, 3)
+  x = prior_lib.space_to_depth(image, 3)
+  assert x.shape == (2, 2, 3, 27)
+  for b, row, column, c in np.ndindex(2, 6, 9, 3):
+    assert x[b, row // 3, column // 3, c * 9 + row % 3 * 3 + column % 3] == image[b, row, column, c]
+
+
+@pytest.mark.parametrize("shape, block", [((2, 8, 4, 3), 4), ((8, 8, 5), 2), ((2, 3, 4, 4, 1), 1)])
+def test_depth_to_space_inverts(shape, block):
+  image = draw(*shape)
+  np.testing.assert_array_equal(prior_lib.depth_to_space(prior_lib.space_to_depth(image, block), block), image)
+
+
+def test_folding_checks_shapes():
+  with pytest.raises(ValueError, match="an image of 6x8 can't be cut into blocks of 4x4"):
+    prior_lib.space_to_depth(jnp.zeros((6, 8, 3)), 4)
+  with pytest.raises(ValueError, match=r"6 channels are not divisible by 2\^2"):
+    prior_lib.depth_to_space(jnp.zeros((1, 1, 6)), 2)
+
+
+def test_facts(built, prior_folder):
+  prior, params = built
+  assert (prior.name, prior.image_size, prior.x_shape, prior.prediction_type, prior.camera_dim) == (
+    str(prior_folder), 8, (4, 4, 12), "v_prediction", 5)
+  assert prior.vocabulary == {"a", "red", "blue", "cube", "cone"}
+  assert prior.schedule.alpha.shape == (50,)
+  assert sorted(params) == ["text_encoder", "unet"]
+  assert not any(isinstance(getattr(prior, field.name), jax.Array) for field in dataclasses.fields(prior))
+
+
+def test_encode_and_decode(built):
+  prior, params = built
+  image = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
+  x = prior.encode(params, image, jax.random.key(1))
+  np.testing.assert_allclose(x, 2 * prior_lib.space_to_depth(image, 2) - 1, atol=1e-6)
+  np.testing.assert_allclose(prior.decode(params, x), image, atol=1e-6)
+  assert float(prior.decode(params, 3 * x).max()) == 1 and float(prior.decode(params, 3 * x).min()) == 0
+  flat = prior.encode(params, jnp.full((1, 5, 5, 3), 0.75), jax.random.key(1))
+  np.testing.assert_allclose(flat, jnp.full((1, 4, 4, 12), 0.5), atol=1e-6)
+  with pytest.raises(ValueError, match=r"image has shape \(1, 4, 6, 3\), expected square images"):
+    prior.encode(params, jnp.zeros((1, 4, 6, 3)), jax.random.key(1))
+
+
+def test_denoise_gives_eps_from_v(built, unet, quick_jit):
+  prior, params = built
+  z, t = draw(2, 4, 4, 12), jnp.asarray([3, 40])
+  cond = dict(text=draw(2, 8, 12, seed=1), camera=draw(2, 5, seed=2))
+  eps = quick_jit(prior.denoise, params, z, t, cond)
+  v = quick_jit(unet[1].apply, {"params": unet[2]}, z, t, cond["text"], cond["camera"])
+  for b in range(2):
+    alpha, sigma = np.asarray(prior.schedule.alpha)[t[b]], np.asarray(prior.schedule.sigma)[t[b]]
+    np.testing.assert_allclose(eps[b], alpha * v[b] + sigma * z[b], atol=1e-5)
+
+
+def test_a_missing_camera_is_zeros(built, quick_jit):
+  prior, params = built
+  z, t, text = draw(2, 4, 4, 12), jnp.asarray([3, 40]), draw(2, 8, 12, seed=1)
+  unknown = quick_jit(prior.denoise, params, z, t, dict(text=text))
+  zeros = quick_jit(prior.denoise, params, z, t, dict(text=text, camera=jnp.zeros((2, 5))))
+  told = quick_jit(prior.denoise, params, z, t, dict(text=text, camera=jnp.ones((2, 5))))
+  np.testing.assert_array_equal(unknown, zeros)
+  assert float(jnp.abs(told - zeros).max()) > 1e-3
+
+
+def test_embed(built, clip, quick_jit):
+  prior, params = built
+  text = prior.embed(params, ["a red cube", "A blue cone!", ""])
+  assert text.shape == (3, 8, 12) and text.dtype == jnp.float32
+  assert float(jnp.abs(text[0] - text[1]).max()) > 1e-3
+  with pytest.raises(ValueError, match="the prior doesn't know 'dog', 'green' in 'a green dog'; it knows: a, blue, con"):
+    prior.embed(params, ["a red cube", "a green dog"])
+
+
+def test_names_that_are_not_there(tmp_path, monkeypatch):
+  for name in ("sd15", "sd21-base", "sd21", "if"):
+    with pytest.raises(ValueError, match=f"the prior '{name}' is not available yet; available: 'shapeworld', or a folder"):
+      prior_lib.build(name)
+  with pytest.raises(CheckpointError, match="the prior 'sd3' is neither a name .'shapeworld'. nor a folder that exists"):
+    prior_lib.build("sd3")
+  monkeypatch.setattr(prior_lib, "shipped_folder", lambda: tmp_path / "none")
+  with pytest.raises(CheckpointError, match="the prior 'shapeworld' is not in this installation: .*none does not exist"):
+    prior_lib.build("shapeworld")
+
+
+@pytest.mark.parametrize("change, expected", [
+  (dict(pixel_unshuffle=None), "has no pixel_unshuffle, so this is no pixel-space prior; latent priors"),
+  (dict(pixel_unshuffle=4), "the U-Net's in_channels is 12, expected 48"),
+  (dict(image_size="8"), "image_size='8' should be a positive integer"),
+  (dict(image_size=9), "image_size modulo pixel_unshuffle is 1, expected 0"),
+  (dict(camera_dim=4), "camera_dim is 4, expected 5")])
+def test_parts_that_don_t_fit(prior_folder, unet, clip, tmp_path, monkeypatch, change, expected):
+  shutil.copytree(prior_folder, tmp_path / "p")
+  index = json.loads((tmp_path / "p" / "model_index.json").read_text()) | change
+  (tmp_path / "p" / "model_index.json").write_text(
+    json.dumps({key: value for key, value in index.items() if value is not None}))
+  monkeypatch.setattr(prior_lib, "read_component", lambda folder, kind, dtype: (unet if kind == "unet" else clip)[1:])
+  with pytest.raises(CheckpointError, match=expected):
+    prior_lib.build(tmp_path / "p")

@@ -1,0 +1,68 @@
+"""DDIM on a denoiser whose answer is known, and the command."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import pytest
+
+from sds_jax.priors import prior as prior_lib, sample
+
+
+@pytest.fixture(scope="module")
+def built(prior_folder):
+  return prior_lib.build(prior_folder)
+
+
+def gaussian_prior(prior):
+  """x0 ~ N(mean, spread^2): E[eps | z] = sigma (z - alpha mean) / (alpha^2 spread^2 + sigma^2); cond["text"] is the mean."""
+  def denoise(params, z, t, cond):
+    alpha, sigma = (a[t][:, None, None, None] for a in (prior.schedule.alpha, prior.schedule.sigma))
+    return sigma * (z - alpha * cond["text"]) / (alpha**2 * params**2 + sigma**2)
+  return dataclasses.replace(prior, denoise=denoise, decode=lambda params, x: x)
+
+
+@pytest.mark.parametrize("scale", [1., 3.])
+def test_ddim_against_a_loop(built, scale):
+  prior, key, steps, spread = gaussian_prior(built[0]), jax.random.key(0), 7, 0.5
+  mean_c, mean_u = 0.5 * np.ones((2, 1, 1, 1), np.float32), -0.25 * np.ones((2, 1, 1, 1), np.float32)
+  z = np.asarray(jax.random.normal(key, (2, 4, 4, 12)), np.float64)
+  alpha, sigma = (np.asarray(a, np.float64) for a in (prior.schedule.alpha, prior.schedule.sigma))
+  times = [49, 42, 35, 28, 21, 14, 7]
+  for i, t in enumerate(times):
+    eps = [sigma[t] * (z - alpha[t] * mean) / (alpha[t]**2 * spread**2 + sigma[t]**2) for mean in (mean_u, mean_c)]
+    eps = eps[0] + scale * (eps[1] - eps[0])
+    x0 = np.clip((z - sigma[t] * eps) / alpha[t], -1, 1)
+    eps = (z - alpha[t] * x0) / sigma[t]
+    z = x0 if i == steps - 1 else alpha[times[i + 1]] * x0 + sigma[times[i + 1]] * eps
+  got = sample.ddim(prior, jnp.float32(spread), dict(text=jnp.asarray(mean_c)), dict(text=jnp.asarray(mean_u)), key,
+                    steps, scale)
+  np.testing.assert_allclose(got, z, atol=2e-3)
+  if scale == 1.:
+    alone = sample.ddim(prior, jnp.float32(spread), dict(text=jnp.asarray(mean_c)), None, key, steps)
+    np.testing.assert_allclose(alone, got, atol=1e-4)
+
+
+def test_ddim_draws_the_distribution(built):
+  prior = gaussian_prior(built[0])
+  draw = jax.jit(lambda key: sample.ddim(prior, jnp.float32(0.3), dict(text=jnp.full((64, 1, 1, 1), 0.2)), None, key, 50,
+                                         clip=None))
+  x = np.asarray(draw(jax.random.key(0)))
+  assert abs(x.mean() - 0.2) < 0.01
+  assert abs(x.std() - 0.3) < 0.02
+
+
+def test_steps_are_checked(built):
+  with pytest.raises(ValueError, match="steps=51 should be from 1 to 50"):
+    sample.ddim(*built, dict(text=jnp.zeros((1, 8, 12))), None, jax.random.key(0), 51)
+
+
+def test_command(prior_folder, tmp_path, capsys):
+  arguments = [f"--prior={prior_folder}", f"--out={tmp_path / 'x.png'}", "--steps=2", "--num=3"]
+  sample.main([*arguments, "--prompt=a red cube"])
+  with Image.open(tmp_path / "x.png") as image:
+    assert image.size == (24, 8)
+  with pytest.raises(SystemExit):
+    sample.main([*arguments, "--prompt=a red dog"])
+  assert "error: the prior doesn't know 'dog' in 'a red dog'" in capsys.readouterr().err
