@@ -91,10 +91,9 @@ def metric_curves(metrics: Sequence[Mapping[str, Any]], points: int = CURVE_POIN
 def _hero(mesh: trimesh.Trimesh | None, turntable: str | os.PathLike | None) -> str:
   cards = []
   if mesh is not None:
-    size = f"{len(mesh.faces):,} triangles"
+    size = f"{len(mesh.faces):,} triangles · drag to turn, wheel to zoom"
     cards.append(f'<section><h2>Mesh <small>{size}</small></h2><div class="stage"><canvas id="viewer" tabindex="0" '
-                 'role="img" aria-label="The mesh, turning; drag or use the arrow keys"></canvas>'
-                 '<p class="note">drag to turn, wheel to zoom</p></div></section>')
+                 'role="img" aria-label="The mesh, turning; drag or use the arrow keys"></canvas></div></section>')
   if turntable is not None:
     source = _data_url(turntable)
     media = (f'<video id="turntable" src="{source}" loop autoplay muted playsinline></video>'

@@ -95,7 +95,7 @@
     const focal = view.zoom / Math.tan(FOV / 2);
     return {
       right: [-sa, ca, 0], up: [-se * ca, -se * sa, ce], backward: [ce * ca, ce * sa, se],
-      distance: 1.02 * mesh.radius / Math.sin(FOV / 2), scale: [focal / Math.max(aspect, 1), focal * Math.min(aspect, 1)],
+      distance: 1.1 * mesh.radius / Math.sin(FOV / 2), scale: [focal / Math.max(aspect, 1), focal * Math.min(aspect, 1)],
     };
   }
 
