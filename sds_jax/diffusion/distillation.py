@@ -137,7 +137,8 @@ def sds_residual(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: A
   z = add_noise(schedule, x, eps, t)
   eps_hat = jax.lax.stop_gradient(denoise_fn(params, z, t, cond)).astype(x.dtype)
   difference = eps_hat.astype(jnp.float32) - eps.astype(jnp.float32)
-  return per_example(weight, difference) * difference, dict(eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))
+  seen = dict(eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))
+  return per_example(weight, difference) * difference, seen
 
 
 def _weight_fn(weighting: str | WeightFn) -> WeightFn:
@@ -164,9 +165,9 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
                        clip_norm: float | None = None) -> tuple[Array, DistillationAux]:
   """A scalar to differentiate: its gradient with respect to x is that of score distillation, averaged over the batch.
 
-  The cotangent of example b is scale w(t_b) (eps_hat_b - eps_b) / B: a sum over the pixels of an example, a mean
-  over the B examples of this call. So averaging (pmean) the gradients of devices with equal B gives the whole batch's. The
-  example in this file's docstring shows its use.
+  The cotangent of example b is scale w(t_b) (eps_hat_b - eps_b) / B: a sum over the pixels of an example, a mean over
+  the B examples of this call. So averaging (pmean) the gradients of devices with equal B gives the whole batch's.
+  This file's docstring shows its use.
 
   Args:
     denoise_fn: predicts the noise; `guidance.guided` makes a guided one.
