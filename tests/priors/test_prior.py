@@ -52,14 +52,14 @@ def test_facts(built, prior_folder):
   assert not any(isinstance(getattr(prior, field.name), jax.Array) for field in dataclasses.fields(prior))
 
 
-def test_encode_and_decode(built):
+def test_encode_and_decode(built, quick_jit):
   prior, params = built
   image = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
-  x = prior.encode(params, image, jax.random.key(1))
+  x = quick_jit(prior.encode, params, image, jax.random.key(1))
   np.testing.assert_allclose(x, 2 * prior_lib.space_to_depth(image, 2) - 1, atol=1e-6)
   np.testing.assert_allclose(prior.decode(params, x), image, atol=1e-6)
   assert float(prior.decode(params, 3 * x).max()) == 1 and float(prior.decode(params, 3 * x).min()) == 0
-  flat = prior.encode(params, jnp.full((1, 5, 5, 3), 0.75), jax.random.key(1))
+  flat = quick_jit(prior.encode, params, jnp.full((1, 5, 5, 3), 0.75), jax.random.key(1))
   np.testing.assert_allclose(flat, jnp.full((1, 4, 4, 12), 0.5), atol=1e-6)
   with pytest.raises(ValueError, match=r"image has shape \(1, 4, 6, 3\), expected square images"):
     prior.encode(params, jnp.zeros((1, 4, 6, 3)), jax.random.key(1))
@@ -91,18 +91,18 @@ def test_embed(built, clip, quick_jit):
   text = prior.embed(params, ["a red cube", "A blue cone!", ""])
   assert text.shape == (3, 8, 12) and text.dtype == jnp.float32
   assert float(jnp.abs(text[0] - text[1]).max()) > 1e-3
-  with pytest.raises(ValueError, match="the prior doesn't know 'dog', 'green' in 'a green dog'; it knows: a, blue, con"):
+  with pytest.raises(ValueError, match="the prior doesn't know 'dog', 'green' in 'a green dog'; it knows: a, blue, "):
     prior.embed(params, ["a red cube", "a green dog"])
 
 
 def test_names_that_are_not_there(tmp_path, monkeypatch):
   for name in ("sd15", "sd21-base", "sd21", "if"):
-    with pytest.raises(ValueError, match=f"the prior '{name}' is not available yet; available: 'shapeworld', or a folder"):
+    with pytest.raises(ValueError, match=f"the prior '{name}' is not available yet; available: 'shapeworld', or a"):
       prior_lib.build(name)
-  with pytest.raises(CheckpointError, match="the prior 'sd3' is neither a name .'shapeworld'. nor a folder that exists"):
+  with pytest.raises(CheckpointError, match="the prior 'sd3' is neither a name .'shapeworld'. nor a folder that"):
     prior_lib.build("sd3")
   monkeypatch.setattr(prior_lib, "shipped_folder", lambda: tmp_path / "none")
-  with pytest.raises(CheckpointError, match="the prior 'shapeworld' is not in this installation: .*none does not exist"):
+  with pytest.raises(CheckpointError, match="the prior 'shapeworld' is not in this installation: .*none does not"):
     prior_lib.build("shapeworld")
 
 

@@ -1,6 +1,6 @@
 """Ids against transformers.CLIPTokenizer, with the tiny vocabulary and, where it lies at hand, with CLIP's own.
 
-For the latter, SDS_JAX_CLIP_TOKENIZER names a folder with the vocab.json and merges.txt of openai/clip-vit-large-patch14.
+For the latter, SDS_JAX_CLIP_TOKENIZER names a folder with vocab.json and merges.txt of openai/clip-vit-large-patch14.
 """
 import os
 from pathlib import Path
@@ -13,7 +13,8 @@ from sds_jax.priors.tokenizers import load_tokenizer
 TEXTS = [
   "", "a red cube", "A Red CUBE!!", "  two\t\nspaces ", "bed", "a DSLR photo of a squirrel, 4k", "don't we'll it's",
   "caf\u00e9 cafe\u0301 na\u00efve", "\u732b\u306e\u5199\u771f", "emoji \U0001f600 here", "3.14 and 100%", "a_b-c",
-  "<|endoftext|> in the text", "<|startoftext|>a", "\u0130stanbul stra\u00dfe", "\u2028 \u00a0 x", "zero\u200bwidth", "'S 'd"]
+  "<|endoftext|> in the text", "<|startoftext|>a", "\u0130stanbul stra\u00dfe", "\u2028 \u00a0 x", "zero\u200bwidth",
+  "'S 'd"]
 
 
 def compare(folder, transformers, length):
