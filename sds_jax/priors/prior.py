@@ -106,12 +106,14 @@ def shipped_folder() -> Path:
   return Path(str(resources.files("sds_jax"))) / "shapeworld" / "prior"
 
 
-def build(name_or_path: str | os.PathLike, dtype: Any = jnp.float32) -> tuple[Prior, Params]:
+def build(name_or_path: str | os.PathLike, dtype: Any = jnp.float32,
+          any_words: bool = False) -> tuple[Prior, Params]:
   """A prior and its parameters, dict(unet=..., text_encoder=...).
 
   Args:
     name_or_path: "shapeworld", the prior that comes with the package, or a folder.
     dtype: of parameters and of the networks' activations; predictions come out as float32.
+    any_words: whether prompts may have words that the prior has never seen.
 
   Raises:
     ValueError: a name that is not available.
@@ -122,6 +124,8 @@ def build(name_or_path: str | os.PathLike, dtype: Any = jnp.float32) -> tuple[Pr
   if not folder.is_dir():
     _raise_unavailable(name, folder)
   index = read_json(folder / "model_index.json")
+  if any_words:
+    index = {key: value for key, value in index.items() if key != "vocabulary"}
   if "pixel_unshuffle" not in index:
     raise CheckpointError(f"{folder / 'model_index.json'} has no pixel_unshuffle, so this is no pixel-space prior; "
                           "latent priors (with a VAE) are not available yet")

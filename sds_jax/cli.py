@@ -1,0 +1,86 @@
+"""The command: flags, checks, one call for each mode; every mistake of the user's ends in one line and status 2."""
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
+MODES = ("train", "export", "render", "evaluate")
+
+
+def main() -> None:
+  """Entry point of `run.py`."""
+  started = time.perf_counter()
+  config = config_flags.DEFINE_config_file("config", None, "settings, such as configs/text.py")
+  mode = flags.DEFINE_string("mode", "train", f"one of {', '.join(MODES)}; all but train need the --workdir of a run")
+  workdir = flags.DEFINE_string("workdir", None, "folder of the run; runs/<prompt>-<seed> where not given")
+  app.run(lambda argv: _run(config.value, mode.value, workdir.value, started), flags_parser=_parse)
+
+
+def _fail(error: Exception | str) -> None:
+  print("error: " + " ".join(str(error).split()), file=sys.stderr)
+  sys.exit(EXIT_MISTAKE)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """absl's parser, with ml_collections' errors turned into one line that names the setting."""
+  from sds_jax.training.config import default
+  from sds_jax.training.validation import ConfigError, check_name
+  try:
+    for argument in argv[1:]:
+      name = argument.lstrip("-").removeprefix("no" if argument.lstrip("-").startswith("noconfig.") else "")
+      if argument.startswith("-") and name.startswith("config."):
+        check_name(name.split("=")[0].removeprefix("config."), default())
+    rest = flags.FLAGS(argv)
+  except (ConfigError, flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError, SyntaxError,
+          ImportError) as error:
+    _fail(f"{error} (settings are given as --config=configs/text.py --config.name=value; legal names and types are in "
+          "sds_jax/training/config.py)" if not isinstance(error, ConfigError) else error)
+  if len(rest) > 1:
+    _fail(f"unexpected argument {rest[1]!r}; settings are given as --config.name=value, a prompt with spaces in quotes")
+  return rest
+
+
+def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: float) -> None:
+  """Check everything, then do what `mode` says."""
+  from sds_jax.priors.files import CheckpointError
+  from sds_jax.training import validation, workspace
+  from sds_jax.training.loop import Interrupted, ResumeError
+  mistakes = (validation.ConfigError, workspace.WorkdirError, CheckpointError, ResumeError, OSError)
+  try:
+    if mode not in MODES:
+      raise validation.ConfigError(f"--mode={mode} is not legal: it must be one of {', '.join(MODES)}")
+    if mode == "train":
+      if config is None:
+        raise validation.ConfigError("no settings given: say --config=configs/text.py")
+      frozen = validation.validate(config)
+      folder = workspace.folder_of(frozen, workdir)
+    else:
+      folder = workspace.existing(workdir, mode)
+      frozen = validation.validate(workspace.stored_config(folder, _overrides(config)))
+    _actions()[mode](frozen, folder, started)
+  except Interrupted as stop:
+    print(stop, file=sys.stderr)
+    sys.exit(EXIT_INTERRUPTED)
+  except mistakes as error:
+    if os.environ.get("SDS_JAX_TRACEBACK"):
+      raise
+    _fail(error)
+
+
+def _overrides(config: ConfigDict | None) -> dict[str, Any]:
+  """The settings that were given one by one on the command line: dotted name -> value."""
+  return {} if config is None else dict(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
+def _actions() -> dict[str, Callable[[Any, Path, float], None]]:
+  # Imported only now: a mistake in the settings should be told at once, not after seconds of imports.
+  from sds_jax.evaluation import modes
+  return {"train": modes.train, "export": modes.export, "render": modes.render, "evaluate": modes.evaluate}

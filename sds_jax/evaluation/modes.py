@@ -1,0 +1,131 @@
+"""What the command does in each of its modes: one function a mode, (config, folder, time of start) -> None."""
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from sds_jax.evaluation import scores as scoring
+from sds_jax.io import files, images
+from sds_jax.io.checkpoints import Checkpoints
+from sds_jax.priors import prior as prior_lib
+from sds_jax.shapeworld import captions
+from sds_jax.training import compilation, loop, outputs, step as step_lib, workspace
+from sds_jax.training.state import TrainState
+from sds_jax.training.validation import ConfigError
+
+Config = ml_collections.FrozenConfigDict
+
+
+def train(config: Config, folder: Path, started: float) -> None:
+  """Optimise an object and write all outputs into `folder`."""
+  compilation.use_cache()
+  print(f"{config.prompt!r} with seed {config.seed}; everything goes to {folder}")
+  prior, prior_params = load_prior(config)
+  workspace.store_config(folder, config, outputs.versions())
+  scene = step_lib.make_scene(config)
+  view = outputs.make_view(scene)
+
+  def on_render(state: TrainState, step: int) -> None:
+    images.write_png(outputs.render_row(view, config, state), folder / "progress" / f"{step:06d}.png")
+
+  (folder / "progress").mkdir(exist_ok=True)
+  result = loop.train(config, folder, prior, prior_params, on_render)
+  timings = dict(load_s=result.started - started, **result.timings)
+  _export(scene, result.state, folder, timings, view)
+  print(f"done in {time.perf_counter() - started:.0f} s: {folder / 'report.html'}")
+
+
+def export(config: Config, folder: Path, started: float) -> None:
+  """Make all outputs again from the newest checkpoint."""
+  scene, state = _restore(config, folder)
+  _export(scene, state, folder, _stored_timings(folder))
+  print(f"done in {time.perf_counter() - started:.0f} s: {folder / 'report.html'}")
+
+
+def render(config: Config, folder: Path, started: float) -> None:
+  """Make only the renders and the turntable again from the newest checkpoint."""
+  scene, state = _restore(config, folder)
+  view = outputs.make_view(scene)
+  print(outputs.write_renders(view, config, state, folder))
+  print(outputs.write_turntable(view, config, state, folder))
+  print(f"done in {time.perf_counter() - started:.0f} s")
+
+
+def evaluate(config: Config, folder: Path, started: float) -> None:
+  """Score the object of the newest checkpoint against its caption's exact scene; write scores.json and the report.
+
+  Raises:
+    ConfigError: the prompt is no ShapeWorld caption, so there is no ground truth.
+  """
+  try:
+    spec = captions.parse(config.prompt)
+  except captions.CaptionError as error:
+    raise ConfigError(f"--mode=evaluate has no ground truth for config.prompt={config.prompt!r}: {error}") from error
+  scene, state = _restore(config, folder)
+  scores = scoring.score(scene, state, spec)
+  files.write_json(scores, folder / "scores.json")
+  _export(scene, state, folder, _stored_timings(folder))
+  print("\n".join(f"{name:28} {value:.3f}" if isinstance(value, float) else f"{name:28} {value}"
+                  for name, value in scores.items()))
+  print(f"done in {time.perf_counter() - started:.0f} s: {folder / 'scores.json'}")
+
+
+def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
+  """The prior of the settings, after a check that it knows the prompt's words.
+
+  Raises:
+    ConfigError: it does not, and `prior.allow_unknown_words` is off.
+    CheckpointError: its files are missing or damaged.
+  """
+  p = config.prior
+  prior, params = prior_lib.build(p.path or p.name, dtype=p.dtype, any_words=p.allow_unknown_words)
+  if prior.vocabulary is not None and not p.allow_unknown_words:
+    _check_prompt(config.prompt, prior.vocabulary)
+  return prior, params
+
+
+def _check_prompt(prompt: str, vocabulary: frozenset[str]) -> None:
+  remedy = ("For anything else use a larger prior (--config=configs/text.py:sd15, or --config.prior.path=FOLDER), or "
+            "go on regardless with --config.prior.allow_unknown_words=True")
+  try:
+    if vocabulary >= captions.WORDS:
+      captions.parse(prompt)
+    else:
+      prior_lib.check_words([prompt], vocabulary)
+  except ValueError as error:
+    raise ConfigError(f"config.prompt={prompt!r} is beyond this prior: {error}. {remedy}") from error
+
+
+def _restore(config: Config, folder: Path) -> tuple[step_lib.Scene, TrainState]:
+  """The functions and the newest checkpoint of a run."""
+  compilation.use_cache()
+  scene = step_lib.make_scene(config)
+  like = jax.jit(lambda key: step_lib.new_state(scene, key))(jax.random.key(0))
+  with Checkpoints(folder / "checkpoints", config.training.keep_checkpoints) as checkpoints:
+    latest = checkpoints.latest()
+    if latest is None:
+      raise workspace.WorkdirError(f"{folder / 'checkpoints'} holds no checkpoint; run --mode=train first")
+    print(f"from the checkpoint of step {latest} in {folder}")
+    return scene, loop.restore(checkpoints, latest, like, folder)
+
+
+def _export(scene: step_lib.Scene, state: TrainState, folder: Path, timings: dict[str, float],
+            view: outputs.ViewFn | None = None) -> None:
+  print("writing renders, turntable, mesh and report ...", flush=True)
+  scores = _read(folder / "scores.json") or None
+  timings = outputs.write_outputs(scene, view or outputs.make_view(scene), state, folder, timings, scores)
+  files.write_json(timings, folder / "timings.json")
+
+
+def _stored_timings(folder: Path) -> dict[str, float]:
+  return _read(folder / "timings.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
+  """A JSON file of an earlier step of the run; {} where there is none."""
+  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -1,0 +1,43 @@
+"""Checkpoints of a run, by orbax: the whole state, written under a temporary name and renamed, the newest few kept."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+
+class Checkpoints:
+  """A folder of checkpoints, `<folder>/<step>/`. Use as a context manager: leaving it waits for pending writes."""
+
+  def __init__(self, folder: str | os.PathLike, keep: int = 2):
+    """`keep` is how many of the newest stay; the folder is created."""
+    self._manager = ocp.CheckpointManager(
+        Path(folder).absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True))
+
+  def __enter__(self) -> Checkpoints:
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+  def latest(self) -> int | None:
+    """The newest step that was written whole, or None."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state: Any) -> None:
+    """Write `state` in the background; a step that is there already is left alone."""
+    if step not in self._manager.all_steps():
+      self._manager.save(step, args=ocp.args.StandardSave(state))
+
+  def restore(self, step: int, like: Any) -> Any:
+    """The state of `step`, with the structure, shapes, dtypes and devices of `like`.
+
+    Raises:
+      ValueError: the checkpoint holds something else (say, it was made with other field settings).
+    """
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    return self._manager.restore(step, args=ocp.args.StandardRestore(target))

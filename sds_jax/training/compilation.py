@@ -1,0 +1,38 @@
+"""XLA's persistent cache: the second run on a machine compiles nothing."""
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+import jaxlib
+
+
+def cache_folder() -> Path:
+  """`$XDG_CACHE_HOME/sds_jax/...`, its name made of jaxlib's version, the backend and the processor.
+
+  An executable from another jaxlib or another kind of processor would be rejected, or worse, run.
+  """
+  base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+  try:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    processor = "".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+  except OSError:
+    processor = platform.processor()
+  digest = hashlib.sha256((processor + platform.machine()).encode()).hexdigest()[:10]
+  return base / "sds_jax" / f"xla-{jaxlib.__version__}-{jax.default_backend()}-{digest}"
+
+
+def use_cache() -> None:
+  """Turn the cache on, unless the user has set JAX_COMPILATION_CACHE_DIR or its folder cannot be made."""
+  if jax.config.jax_compilation_cache_dir:
+    return
+  folder = cache_folder()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return
+  jax.config.update("jax_compilation_cache_dir", str(folder))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,98 @@
+"""Every setting of a run with its default, and what is legal for it.
+
+A config is an `ml_collections.ConfigDict`; `configs/*.py` start from `default()` and change fields. `validate` looks at
+all of it before anything is loaded and returns a frozen copy. A scalar that may change during training is a tuple: a
+constant `(v,)`, or `((p0, v0), (p1, v1), ...)`, linear between the given fractions p of the run.
+"""
+from __future__ import annotations
+
+import ml_collections
+from ml_collections import ConfigDict
+
+
+def default() -> ConfigDict:
+  """The settings of text-to-3D with the shipped prior, sized for two CPU cores; a fresh, unlocked ConfigDict."""
+  config = ConfigDict()
+  config.prompt = "a green cone on top of a blue cylinder"
+  config.seed = 0
+  config.workdir = ""  # empty: runs/<prompt>-<seed>
+  config.resume = "auto"  # auto: go on if there is a checkpoint; must: it has to be there; never: start anew
+  config.prior = _prior()
+  config.distillation = _distillation()
+  config.camera = _camera()
+  config.shading = _shading()
+  config.field = _field()
+  config.background = ConfigDict(dict(name="plain"))
+  config.render = _render()
+  config.loss = ConfigDict(dict(
+      sds=(1.0,),
+      orientation=((0.0, 1e-4), (0.33, 1e-2)),  # needs normals, so it counts in shaded steps only
+      opacity=(0.0,),  # mean of sqrt(opacity^2 + 0.01)
+      entropy=(0.0,)))  # binary entropy of the opacity: 0 where a pixel is surely empty or surely full
+  config.optimizer = ConfigDict(dict(
+      name="adam", learning_rate=1e-2, warmup_steps=20, final_fraction=0.1, b1=0.9, b2=0.99, eps=1e-15, clip_norm=0.0))
+  config.training = ConfigDict(dict(
+      steps=500, views=2, log_every=10, render_every=100, checkpoint_every=100, keep_checkpoints=2))
+  config.occupancy = ConfigDict(dict(resolution=32, every=8, decay=0.9, start_step=32))
+  config.export = ConfigDict(dict(
+      mesh_resolution=96, mesh_threshold=0.0,  # 0: chosen from the size of a voxel
+      image_size=128, turntable_frames=48, turntable_elevation_deg=20.0, num_samples=64, mesh=True, turntable=True))
+  return config
+
+
+def _prior() -> ConfigDict:
+  return ConfigDict(dict(
+      name="shapeworld",
+      path="",  # a folder in diffusers format, instead of a name
+      dtype="float32",
+      allow_unknown_words=False))
+
+
+def _distillation() -> ConfigDict:
+  return ConfigDict(dict(
+      estimator="sds",
+      weighting="sigma2",
+      guidance_convention="diffusers",  # eps_u + s (eps_c - eps_u); "dreamfusion": eps_c + omega (eps_c - eps_u)
+      guidance_scale=(10.0,),
+      t_min=(0.02,), t_max=(0.98,),  # fractions of the schedule
+      stratified=True,
+      clip_norm=0.0,  # of each view's cotangent; 0: no clipping
+      view_words="nearest"))  # nearest, blended or none
+
+
+def _camera() -> ConfigDict:
+  return ConfigDict(dict(
+      elevation_deg=(-10.0, 90.0), distance=(2.4, 3.0), fov_deg=(42.0, 50.0), position_jitter=0.05, target_std=0.02,
+      up_std=0.01, stratified=True))
+
+
+def _shading() -> ConfigDict:
+  return ConfigDict(dict(
+      albedo_until=0.2,  # fraction of the run with no shading at all
+      lambertian=0.5, textureless=0.0,  # probabilities after that; the rest is albedo
+      ambient=0.5, distance=(0.8, 1.5)))
+
+
+def _field() -> ConfigDict:
+  return ConfigDict(dict(
+      name="mlp", bound=0.8, activation="softplus", blob="linear", blob_scale=10.0, blob_radius=0.35,
+      density_bias=0.0,
+      mlp=dict(hidden=32, depth=2, num_octaves=4, activation="silu"),
+      paper_mlp=dict(hidden=128, blocks=5, num_octaves=8),
+      hashgrid=dict(levels=8, features=2, coarsest=8, finest=128, log2_table=17, hidden=32, depth=1)))
+
+
+def _render() -> ConfigDict:
+  return ConfigDict(dict(
+      height=64, width=64, num_samples=16, candidates=48, block_points=-1,  # -1: chosen by backend; 0: all at once
+      normals="analytic"))
+
+
+def scalar_spec(value: tuple) -> float | tuple:
+  """A scheduled scalar as `diffusion.scalars` takes it: a constant tuple `(v,)` becomes v."""
+  return value[0] if len(value) == 1 and not isinstance(value[0], (tuple, list)) else value
+
+
+def freeze(config: ConfigDict) -> ml_collections.FrozenConfigDict:
+  """A hashable, immutable copy."""
+  return ml_collections.FrozenConfigDict(config)

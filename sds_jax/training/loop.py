@@ -1,0 +1,170 @@
+"""The run: compile once, step until done, log, save; everything else is a pure function elsewhere."""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import tensorboardX
+import tqdm
+
+from sds_jax.io import files
+from sds_jax.io.checkpoints import Checkpoints
+from sds_jax.priors.prior import Prior
+from sds_jax.training import step as step_lib
+from sds_jax.training.state import TrainState
+from sds_jax.types import Params
+
+
+class ResumeError(ValueError):
+  """The working folder does not hold what the settings ask to go on from."""
+
+
+class Interrupted(Exception):
+  """The run was asked to stop (Ctrl-C or SIGTERM) and has saved itself; the message says at which step."""
+
+
+@dataclasses.dataclass
+class Progress:
+  """What a run tells its caller: the state it ended with, how long things took in seconds, and when it began."""
+  state: TrainState
+  timings: dict[str, float]
+  started: float
+
+
+def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, prior_params: Params,
+          on_render: Callable[[TrainState, int], None] | None = None) -> Progress:
+  """Optimise one object.
+
+  Args:
+    config: validated.
+    workdir: exists and can be written to; gets `checkpoints/`, `metrics.jsonl` and TensorBoard's `events.*`.
+    prior, prior_params: of `priors.build`; the parameters are left as they are.
+    on_render: called with (state, step) every `training.render_every` steps; must not keep the state.
+
+  Raises:
+    ResumeError: `config.resume` asks for a checkpoint that is not there, or the one that is there does not fit.
+    Interrupted: after Ctrl-C or SIGTERM, when the state has been saved.
+  """
+  began = time.perf_counter()
+  scene = step_lib.make_scene(config)
+  key = jax.random.key(config.seed)
+  state = jax.jit(lambda k: step_lib.new_state(scene, k))(jax.random.fold_in(key, 2**31 - 1))
+  text = step_lib.embed_prompts(prior, prior_params, config)
+  prior_params = {name: value for name, value in prior_params.items() if name != "text_encoder"}
+  with Checkpoints(workdir / "checkpoints", config.training.keep_checkpoints) as checkpoints:
+    state = _resume(config, workdir, checkpoints, state)
+    step_fn, compile_seconds = _compile(step_lib.make_step(scene, prior), state, prior_params, text, key)
+    started = time.perf_counter()
+    state = _loop(config, workdir, checkpoints, step_fn, state, (prior_params, text, key), on_render)
+    timings = dict(compile_s=compile_seconds, optimise_s=time.perf_counter() - started)
+  return Progress(state, timings, began)
+
+
+def _resume(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints,
+            state: TrainState) -> TrainState:
+  """The newest checkpoint, where it is wanted; else `state` as it is."""
+  latest = checkpoints.latest() if config.resume != "never" else None
+  if latest is None:
+    if config.resume == "must":
+      raise ResumeError(f"config.resume='must', but {workdir / 'checkpoints'} holds no checkpoint; "
+                        "use --config.resume=auto to start anew where there is none")
+    files.truncate_metrics(workdir / "metrics.jsonl", 0)
+    return state
+  state = restore(checkpoints, latest, state, workdir)
+  files.truncate_metrics(workdir / "metrics.jsonl", latest)
+  print(f"going on from step {latest} of {workdir}")
+  return state
+
+
+def restore(checkpoints: Checkpoints, step: int, like: TrainState, workdir: Path) -> TrainState:
+  """The checkpoint of `step`, of the structure of `like`.
+
+  Raises:
+    ResumeError: it holds something else.
+  """
+  try:
+    return checkpoints.restore(step, like)
+  except (ValueError, KeyError) as error:
+    raise ResumeError(f"the checkpoint of step {step} in {workdir} does not fit these settings "
+                      f"({str(error).splitlines()[0]}); use --config.resume=never or another --workdir") from error
+
+
+def _compile(step: Callable, *args: Any) -> tuple[Callable, float]:
+  """The step as one executable that takes over the state's memory, and how long that took."""
+  print("compiling the step ... ", end="", flush=True)
+  started = time.perf_counter()
+  compiled = jax.jit(step, donate_argnums=0).lower(*args).compile()
+  seconds = time.perf_counter() - started
+  print(f"{seconds:.1f} s")
+  return compiled, seconds
+
+
+def _loop(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints, step_fn: Callable,
+          state: TrainState, fixed: tuple, on_render: Callable | None) -> TrainState:
+  """Steps until done or stopped. Nothing is fetched from the device but the metrics, every `log_every` steps."""
+  t = config.training
+  first, pending = int(state.step), []
+  started = time.perf_counter()
+  with _stop_requests() as stop, tensorboardX.SummaryWriter(str(workdir)) as board, tqdm.trange(
+      first, t.steps, initial=first, total=t.steps, desc="optimising", unit="step", mininterval=0.5) as bar:
+    for done in range(first + 1, t.steps + 1):
+      with jax.transfer_guard("disallow"):
+        state, metrics = step_fn(state, *fixed)
+      pending.append(metrics)
+      bar.update()
+      if done % t.log_every == 0 or done == t.steps:
+        means = _means(pending)
+        pending = []
+        means["steps_per_second"] = (done - first) / (time.perf_counter() - started)
+        _log(workdir, board, bar, done, means)
+      if t.render_every and on_render and done % t.render_every == 0 and done < t.steps:
+        on_render(state, done)
+      if done % t.checkpoint_every == 0 or done == t.steps or stop:
+        checkpoints.save(done, state)
+      if stop and done < t.steps:
+        raise Interrupted(f"stopped at step {done} of {t.steps}; saved in {workdir / 'checkpoints'}; "
+                          "the same command goes on from there")
+  return state
+
+
+def _means(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
+  fetched = jax.device_get(pending)
+  return {name: float(np.mean([metrics[name] for metrics in fetched])) for name in fetched[0]}
+
+
+def _log(workdir: Path, board: tensorboardX.SummaryWriter, bar: tqdm.tqdm, step: int, means: dict[str, float]) -> None:
+  files.append_metrics(workdir / "metrics.jsonl", step, means)
+  for name, value in means.items():
+    board.add_scalar(name, value, step)
+  bar.set_postfix(grad=f"{means['sds_grad_norm']:.3g}", opacity=f"{means['mean_opacity']:.2f}")
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+  """A list that is empty until Ctrl-C or SIGTERM; a second Ctrl-C interrupts at once, without saving."""
+  received: list[int] = []
+
+  def note(number: int, frame: Any) -> None:
+    if received and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    received.append(number)
+
+  before = {}
+  try:
+    for number in (signal.SIGINT, signal.SIGTERM):
+      before[number] = signal.signal(number, note)
+  except ValueError:  # not in the main thread, where signals cannot be caught
+    pass
+  try:
+    yield received
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)

@@ -1,0 +1,51 @@
+"""The state of a run, and the optimiser that moves it."""
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from sds_jax.types import Array, Params
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that a checkpoint holds.
+
+  Attributes:
+    step: [] int32, the number of updates done.
+    params: {"field": ..., "background": ...}.
+    opt_state: of `make_optimizer`.
+    occupancy: the occupancy grid of the field (rendering/occupancy.py), or None.
+  """
+  step: Array
+  params: Params
+  opt_state: Any
+  occupancy: Any
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation, occupancy: Any) -> TrainState:
+  """A state before its first update."""
+  return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params),
+                    occupancy=occupancy)
+
+
+def make_optimizer(config: ml_collections.FrozenConfigDict) -> optax.GradientTransformation:
+  """The optimiser of `config.optimizer`, its learning rate warmed up linearly and then lowered by a cosine."""
+  settings, steps = config.optimizer, config.training.steps
+  rate = optax.warmup_cosine_decay_schedule(
+      0.0 if settings.warmup_steps else settings.learning_rate, settings.learning_rate, settings.warmup_steps, steps,
+      settings.learning_rate * settings.final_fraction)
+  adaptive = dict(b1=settings.b1, b2=settings.b2, eps=settings.eps)
+  # Constructors in functions, so that only the one asked for is made.
+  optimizers = {
+      "adam": lambda: optax.adam(rate, **adaptive),
+      "adamw": lambda: optax.adamw(rate, **adaptive),
+      "adan": lambda: optax.adan(rate, eps=settings.eps),
+      "sgd": lambda: optax.sgd(rate, momentum=settings.b1),
+  }
+  clip = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm > 0 else []
+  return optax.chain(*clip, optimizers[settings.name]())

@@ -1,0 +1,220 @@
+"""One step of text-to-3D as one pure function: views -> render -> distil -> update. Joins rendering and priors.
+
+  step, key -> cameras, light, shading, t, noise        fold_in(key, step), then the global index of each view
+  params    -> render -> encode -> z_t -> eps_hat       the frozen network is called forward only
+  w(t) (eps_hat - eps) is the cotangent of the render; optax moves the parameters.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from sds_jax.diffusion import guidance, timesteps
+from sds_jax.diffusion.distillation import score_distillation
+from sds_jax.diffusion.scalars import schedule_value
+from sds_jax.fields.background import Background, make_background
+from sds_jax.fields.field import FIELDS, Field, make_field
+from sds_jax.priors.prior import Prior
+from sds_jax.rendering import occupancy
+from sds_jax.rendering.render import RenderOptions, render_views
+from sds_jax.training import losses
+from sds_jax.training.config import scalar_spec
+from sds_jax.training.state import TrainState, init_state, make_optimizer
+from sds_jax.types import Array, Camera, Params, RenderOutput
+from sds_jax.views import cameras, lights, prompts
+from sds_jax.views.lights import ALBEDO, Shading
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+  """The functions that a config stands for; no arrays.
+
+  Attributes:
+    config: the validated settings.
+    field, background: what is optimised.
+    options: of the training renders, without normals.
+    cameras: where views are drawn from.
+    lights: how lights and shading modes are drawn.
+    optimizer: of all parameters.
+  """
+  config: ml_collections.FrozenConfigDict
+  field: Field
+  background: Background
+  options: RenderOptions
+  cameras: cameras.CameraDistribution
+  lights: lights.LightDistribution
+  optimizer: optax.GradientTransformation
+
+
+def make_scene(config: ml_collections.FrozenConfigDict) -> Scene:
+  """Build the functions of a validated config; allocates nothing."""
+  radians = lambda pair: tuple(math.radians(v) for v in pair)  # noqa: E731
+  c, s, r = config.camera, config.shading, config.render
+  shaded = s.lambertian + s.textureless
+  on_cpu = jax.default_backend() == "cpu"
+  block = {-1: 4096 if on_cpu else None, 0: None}.get(r.block_points, r.block_points)
+  return Scene(
+      config=config,
+      field=_make_field(config),
+      background=make_background(config.background.name),
+      options=RenderOptions(bound=config.field.bound, candidates=r.candidates, samples=r.num_samples,
+                            block_points=block),
+      cameras=cameras.CameraDistribution(
+          elevation=radians(c.elevation_deg), distance=tuple(c.distance), fov_y=radians(c.fov_deg),
+          position_jitter=c.position_jitter, look_at_std=c.target_std, up_std=c.up_std),
+      lights=lights.LightDistribution(
+          distance=tuple(s.distance), shaded=shaded, textureless=s.textureless / shaded if shaded else 0.0,
+          albedo_only=s.albedo_until, ambient=s.ambient, diffuse=1.0 - s.ambient),
+      optimizer=make_optimizer(config))
+
+
+def _make_field(config: ml_collections.FrozenConfigDict) -> Field:
+  """The field of `config.field`: its own group of settings (`field.mlp`, say) and those that all fields share."""
+  settings = config.field.to_dict()
+  network = {name: settings.pop(name) for name in FIELDS}[settings["name"]]
+  return make_field(**settings, **network)
+
+
+def new_state(scene: Scene, key: Array) -> TrainState:
+  """The state before the first update; consumes `key`."""
+  k_field, k_background = jax.random.split(key)
+  params = dict(field=scene.field.init(k_field), background=scene.background.init(k_background))
+  grid = occupancy.full_grid(scene.config.occupancy.resolution) if scene.config.occupancy.every else None
+  return init_state(params, scene.optimizer, grid)
+
+
+def embed_prompts(prior: Prior, prior_params: Params, config: ml_collections.FrozenConfigDict) -> dict[str, Array]:
+  """The text of a run, once: {"views": [V, T, D] (one for each of `prompts.VIEWS`), "null": [T, D]}."""
+  words = prompts.view_prompts(config.prompt) if config.distillation.view_words != "none" else [config.prompt]
+  embedded = prior.embed(prior_params, [*words, ""])
+  return dict(views=embedded[:-1], null=embedded[-1])
+
+
+def make_step(scene: Scene, prior: Prior) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+  """The step (state, prior_params, text, key) -> (state, metrics).
+
+  Pure; jit it with `donate_argnums=0`. `text` is of `embed_prompts`; `key` is the run's, the same at every step;
+  metrics are float32 scalars.
+  """
+  config = scene.config
+  views = config.training.views
+  index = jnp.arange(views)
+
+  def loss_fn(params: Params, state: TrainState, prior_params: Params, text: dict[str, Array], key: Array):
+    progress = state.step.astype(jnp.float32) / config.training.steps
+    keys = dict(zip(("views", "rest", "shading", "t", "distil"), jax.random.split(key, 5)))
+    cams, azimuth, elevation = _draw_cameras(scene, keys["views"], index)
+    shading = lights.sample_shading(keys["shading"], progress, scene.lights)
+    out, overflow = _render(scene, params, state.occupancy, cams, shading, keys["rest"], index)
+    x = prior.encode(prior_params, _resize(out.rgb, prior.image_size), keys["rest"])
+    cond = _condition(prior, text, cams, azimuth, elevation, config.distillation.view_words)
+    loss, aux = _distil(config, prior, prior_params, x, cond, keys["t"], keys["distil"], index, progress)
+    terms = {name: fn(out) for name, fn in losses.LOSSES.items()}
+    for name, value in terms.items():
+      loss += schedule_value(scalar_spec(config.loss[name]), progress) * value
+    metrics = dict(terms, sds_grad_norm=jnp.mean(aux.grad_norm), mean_opacity=jnp.mean(out.opacity),
+                   overflow=overflow, shaded=(shading.mode != ALBEDO).astype(jnp.float32))
+    return loss, metrics
+
+  def step(state: TrainState, prior_params: Params, text: dict[str, Array], key: Array):
+    key = jax.random.fold_in(key, state.step)
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, state, prior_params, text, key)
+    updates, opt_state = scene.optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    grid = _look_again(scene, state, params, jax.random.fold_in(key, views))
+    metrics["grad_norm"] = optax.global_norm(grads)
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state, occupancy=grid), metrics
+
+  return step
+
+
+def _draw_cameras(scene: Scene, key: Array, index: Array) -> tuple[Camera, Array, Array]:
+  """Cameras, azimuths and elevations of the views `index`; stratified in azimuth over the whole batch if so set."""
+  if scene.config.camera.stratified:
+    return cameras.sample_cameras(key, index, scene.config.training.views, scene.cameras)
+  draw = lambda i: cameras.sample_camera(jax.random.fold_in(key, i), scene.cameras)  # noqa: E731
+  return jax.vmap(draw)(index)
+
+
+def _render(scene: Scene, params: Params, grid: Any, cams: Camera, shading: Shading, key: Array,
+            index: Array) -> tuple[RenderOutput, Array]:
+  """The step's images. Normals cost more than all else, so an unshaded step takes a branch without them."""
+  height, width = scene.config.render.height, scene.config.render.width
+  keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(index)
+  light = jax.vmap(lambda k, p: lights.sample_light(k, p, scene.lights))(keys[:, 0], cams.position)
+  rays = jax.vmap(lambda camera: cameras.rays(camera, height, width))(cams)
+  behind = jax.vmap(lambda k, d: scene.background.apply(params["background"], k, d.reshape(-1, 3)))(
+      keys[:, 1], rays.directions).reshape(rays.directions.shape)
+
+  def shaded(field_params):
+    options = dataclasses.replace(scene.options, normals=scene.config.render.normals)
+    return render_views(scene.field.apply, field_params, cams, height, width, behind, keys[:, 2], options=options,
+                        grid=grid, light=light, shade=shading)
+
+  def bare(field_params):
+    return render_views(scene.field.apply, field_params, cams, height, width, behind, keys[:, 2],
+                        options=scene.options, grid=grid)
+
+  if scene.lights.shaded == 0.0:
+    return bare(params["field"])
+  return jax.lax.cond(shading.mode == ALBEDO, bare, shaded, params["field"])
+
+
+def _resize(images: Array, size: int) -> Array:
+  """[B, H, W, 3] -> [B, size, size, 3], bilinear; nothing to do where the sizes agree."""
+  if images.shape[1:3] == (size, size):
+    return images
+  return jax.image.resize(images, (images.shape[0], size, size, 3), "bilinear")
+
+
+def _condition(prior: Prior, text: dict[str, Array], cams: Camera, azimuth: Array, elevation: Array,
+               view_words: str) -> dict[str, dict[str, Array]]:
+  """What the prior is told of each view: text chosen by direction, and the camera where it knows cameras.
+
+  The unconditional side keeps the camera: guidance strengthens the words, not the viewpoint.
+  """
+  if view_words == "none":
+    chosen = jnp.broadcast_to(text["views"][:1], (azimuth.shape[0],) + text["views"].shape[1:])
+  elif view_words == "nearest":
+    chosen = text["views"][prompts.view_index(azimuth, elevation)]
+  else:
+    chosen = jnp.einsum("bv,vtd->btd", prompts.view_weights(azimuth, elevation), text["views"])
+  known = dict(camera=cameras.camera_features(cams)) if prior.camera_dim else {}
+  null = jnp.broadcast_to(text["null"][None], chosen.shape)
+  return dict(cond=dict(text=chosen, **known), uncond=dict(text=null, **known))
+
+
+def _distil(config: Any, prior: Prior, prior_params: Params, x: Array, cond: Any, t_key: Array, key: Array,
+            index: Array, progress: Array):
+  """The scalar whose gradient is the distillation's, and what was seen on the way."""
+  d = config.distillation
+  t_range = timesteps.annealed_range(scalar_spec(d.t_min), scalar_spec(d.t_max), progress)
+  sampler = timesteps.SAMPLERS["stratified" if d.stratified else "uniform"]
+  t = sampler(t_key, index, t_range, prior.schedule.alpha.shape[0], config.training.views)
+  denoise = guidance.guided(prior.denoise, d.guidance_convention, schedule_value(scalar_spec(d.guidance_scale),
+                                                                                 progress))
+  return score_distillation(
+      denoise, prior_params, prior.schedule, x, key, cond, t=t, index=index, weighting=d.weighting,
+      estimator=d.estimator, scale=schedule_value(scalar_spec(config.loss.sds), progress),
+      clip_norm=d.clip_norm or None)
+
+
+def _look_again(scene: Scene, state: TrainState, params: Params, key: Array) -> Any:
+  """The occupancy grid after this step: a share of it is looked at every so often, from `start_step` on."""
+  o = scene.config.occupancy
+  if not o.every:
+    return state.occupancy
+
+  def look(grid):
+    return occupancy.update(grid, scene.field.apply, params["field"], key, state.step // o.every,
+                            bound=scene.config.field.bound, decay=o.decay)
+
+  due = (state.step % o.every == 0) & (state.step >= o.start_step)
+  return jax.lax.cond(due, look, lambda grid: grid, state.occupancy)

@@ -1,0 +1,248 @@
+"""All of a config is checked here, before anything is loaded: one message a mistake, naming field, value and remedy."""
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_collections
+from ml_collections import ConfigDict
+
+from sds_jax.diffusion import distillation, guidance, weightings
+from sds_jax.fields import background, field
+from sds_jax.training import config as config_lib
+
+Check = tuple[Callable[[Any], bool], str]
+"""(is the value legal?, what is legal)"""
+
+
+class ConfigError(ValueError):
+  """A setting that cannot be used. The message is one line: field, value, what is legal, how to mend it."""
+
+
+def validate(config: ConfigDict) -> ml_collections.FrozenConfigDict:
+  """Check every field and every relation between fields.
+
+  Returns:
+    A frozen copy of `config`.
+
+  Raises:
+    ConfigError: the first mistake that was found.
+  """
+  reference = config_lib.default()
+  _check_names_and_types(config, reference, reference)
+  for path, (legal, words) in _checks().items():
+    value = _get(config, path)
+    try:
+      ok = legal(value)
+    except (TypeError, ValueError):  # a tuple with a string inside, say
+      ok = False
+    if not ok:
+      raise ConfigError(f"config.{path}={value!r} is not legal: it must be {words}")
+  for problem in _relations(config):
+    raise ConfigError(problem)
+  return config_lib.freeze(config)
+
+
+def check_name(path: str, reference: ConfigDict) -> None:
+  """Raise ConfigError unless the dotted `path` is a setting of `reference`, naming the nearest one that is."""
+  group, prefix = reference, ""
+  for name in path.split("."):
+    if not isinstance(group, ConfigDict) or name not in group:
+      known = sorted(group) if isinstance(group, ConfigDict) else []
+      near = difflib.get_close_matches(name, known, n=1)
+      hint = (f"did you mean config.{prefix}{near[0]}?" if near else
+              f"known here: {', '.join(known)}" if known else f"config.{prefix.rstrip('.')} has no settings inside")
+      raise ConfigError(f"config.{path} is not a setting; {hint}")
+    group, prefix = group[name], f"{prefix}{name}."
+
+
+def _check_names_and_types(config: ConfigDict, reference: ConfigDict, root: ConfigDict, prefix: str = "") -> None:
+  for name in config:
+    path = prefix + name
+    check_name(path, root)
+    value, default = config[name], reference[name]
+    if isinstance(default, ConfigDict):
+      if not isinstance(value, ConfigDict):
+        raise ConfigError(f"config.{path}={value!r} is not legal: it must be a group of settings, "
+                          f"config.{path}.{next(iter(default))} and so on")
+      _check_names_and_types(value, default, root, path + ".")
+    elif not _same_type(value, default):
+      raise ConfigError(f"config.{path}={value!r} is of type {type(value).__name__}: it must be of type "
+                        f"{type(default).__name__}, such as {default!r}")
+  for name in reference:
+    if name not in config:
+      raise ConfigError(f"config.{prefix}{name} is missing; start from sds_jax.training.config.default()")
+
+
+def _same_type(value: Any, default: Any) -> bool:
+  if isinstance(default, float):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+  if isinstance(default, int) and not isinstance(default, bool):
+    return isinstance(value, int) and not isinstance(value, bool)
+  return isinstance(value, type(default))
+
+
+def _get(config: ConfigDict, path: str) -> Any:
+  for name in path.split("."):
+    config = config[name]
+  return config
+
+
+def _finite(value: Any) -> bool:
+  return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _number(low: float, high: float, words: str = "") -> Check:
+  described = f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a number of at least {low:g}"
+  return lambda v: _finite(v) and low <= v <= high, described + words
+
+
+def _above(low: float, words: str = "") -> Check:
+  return lambda v: _finite(v) and v > low, f"a number above {low:g}{words}"
+
+
+def _whole(low: int, high: int = 10**9, words: str = "") -> Check:
+  described = f"a whole number from {low} to {high}" if high < 10**9 else f"a whole number of at least {low}"
+  return lambda v: low <= v <= high, described + words
+
+
+def _one_of(names: Any) -> Check:
+  names = tuple(names)
+  return lambda v: v in names, "one of " + ", ".join(names)
+
+
+def _span(low: float, high: float) -> Check:
+  return (lambda v: len(v) == 2 and all(map(_finite, v)) and low <= v[0] <= v[1] <= high,
+          f"(smallest, largest) with {low:g} <= smallest <= largest <= {high:g}")
+
+
+def scalar_values(spec: tuple) -> list[float] | None:
+  """The values that a scheduled scalar passes through, or None if the tuple is not of a legal form."""
+  if len(spec) == 1 and _finite(spec[0]):
+    return [spec[0]]
+  if not spec or not all(isinstance(p, (tuple, list)) and len(p) == 2 and all(map(_finite, p)) for p in spec):
+    return None
+  places = [p for p, _ in spec]
+  rising = all(a < b for a, b in zip(places, places[1:]))
+  return [v for _, v in spec] if rising and 0.0 <= places[0] and places[-1] <= 1.0 else None
+
+
+def _scalar(low: float, high: float = math.inf) -> Check:
+  def legal(spec):
+    values = scalar_values(spec)
+    return values is not None and all(low <= v <= high for v in values)
+  limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
+  return legal, (f"a constant (v,) or points ((p0, v0), (p1, v1), ...) with fractions p of the run rising within "
+                 f"[0, 1] and values {limits}")
+
+
+def _checks() -> dict[str, Check]:
+  texture = "; lower it if memory is short"
+  return {
+      "prompt": (lambda v: bool(v.strip()) and len(v) <= 10_000, "a sentence of 1 to 10,000 characters"),
+      "seed": _whole(0, 2**31 - 1),
+      "resume": _one_of(("auto", "must", "never")),
+      "prior.dtype": _one_of(("float32", "bfloat16")),
+      "distillation.estimator": _one_of(distillation.ESTIMATORS),
+      "distillation.weighting": _one_of(weightings.WEIGHTINGS),
+      "distillation.guidance_convention": _one_of(guidance.CONVENTIONS),
+      "distillation.guidance_scale": _scalar(-1000.0, 1000.0),
+      "distillation.t_min": _scalar(0.0, 1.0),
+      "distillation.t_max": _scalar(0.0, 1.0),
+      "distillation.clip_norm": _number(0.0, math.inf, " (0: no clipping)"),
+      "distillation.view_words": _one_of(("nearest", "blended", "none")),
+      "camera.elevation_deg": _span(-90.0, 90.0),
+      "camera.distance": _span(1.0, 100.0),
+      "camera.fov_deg": _span(5.0, 150.0),
+      "camera.position_jitter": _number(0.0, 1.0),
+      "camera.target_std": _number(0.0, 1.0),
+      "camera.up_std": _number(0.0, 1.0),
+      "shading.albedo_until": _number(0.0, 1.0),
+      "shading.lambertian": _number(0.0, 1.0),
+      "shading.textureless": _number(0.0, 1.0),
+      "shading.ambient": _number(0.0, 1.0),
+      "shading.distance": _span(0.01, 100.0),
+      "field.name": _one_of(field.FIELDS),
+      "field.bound": _number(0.05, 1.0),
+      "field.activation": _one_of(field.ACTIVATIONS),
+      "field.blob": _one_of(field.BLOBS),
+      "field.blob_scale": _number(0.0, 1000.0),
+      "field.blob_radius": _above(0.0),
+      "field.density_bias": _number(-100.0, 100.0),
+      "field.mlp.hidden": _whole(1, 1024),
+      "field.mlp.depth": _whole(1, 32),
+      "field.mlp.num_octaves": _whole(1, 16),
+      "field.mlp.activation": _one_of(("relu", "silu", "softplus")),
+      "field.paper_mlp.hidden": _whole(1, 1024),
+      "field.paper_mlp.blocks": _whole(1, 32),
+      "field.paper_mlp.num_octaves": _whole(1, 16),
+      "field.hashgrid.levels": _whole(1, 32),
+      "field.hashgrid.features": _whole(1, 16),
+      "field.hashgrid.coarsest": _whole(2, 1024),
+      "field.hashgrid.finest": _whole(2, 8192),
+      "field.hashgrid.log2_table": _whole(8, 24),
+      "field.hashgrid.hidden": _whole(1, 1024),
+      "field.hashgrid.depth": _whole(0, 32),
+      "background.name": _one_of(background.BACKGROUNDS),
+      "render.height": _whole(8, 1024, texture),
+      "render.width": _whole(8, 1024, texture),
+      "render.num_samples": _whole(2, 1024, texture),
+      "render.candidates": _whole(2, 4096, texture),
+      "render.block_points": _whole(-1, 10**8, " (-1: chosen by the backend, 0: no blocks)"),
+      "render.normals": _one_of(("analytic", "difference")),
+      "loss.sds": _scalar(0.0),
+      "loss.orientation": _scalar(0.0),
+      "loss.opacity": _scalar(0.0),
+      "loss.entropy": _scalar(0.0),
+      "optimizer.name": _one_of(("adam", "adan", "adamw", "sgd")),
+      "optimizer.learning_rate": _above(0.0),
+      "optimizer.warmup_steps": _whole(0),
+      "optimizer.final_fraction": _number(0.0, 1.0),
+      "optimizer.b1": _number(0.0, 0.9999),
+      "optimizer.b2": _number(0.0, 0.99999),
+      "optimizer.eps": _above(0.0),
+      "optimizer.clip_norm": _number(0.0, math.inf, " (0: no clipping)"),
+      "training.steps": _whole(1),
+      "training.views": _whole(1, 4096),
+      "training.log_every": _whole(1),
+      "training.render_every": _whole(0, words=" (0: never)"),
+      "training.checkpoint_every": _whole(1),
+      "training.keep_checkpoints": _whole(1),
+      "occupancy.resolution": _whole(4, 256),
+      "occupancy.every": _whole(0, words=" (0: no occupancy grid)"),
+      "occupancy.decay": _number(0.0, 1.0),
+      "occupancy.start_step": _whole(0),
+      "export.mesh_resolution": _whole(16, 1024),
+      "export.mesh_threshold": _number(0.0, math.inf, " (0: chosen automatically)"),
+      "export.image_size": _whole(16, 4096),
+      "export.num_samples": _whole(4, 4096),
+      "export.turntable_frames": _whole(2, 10_000),
+      "export.turntable_elevation_deg": _number(-89.0, 89.0),
+  }
+
+
+def _relations(config: ConfigDict) -> Iterator[str]:
+  """What only two fields together can get wrong."""
+  d, r = config.distillation, config.render
+  low, high = scalar_values(d.t_min), scalar_values(d.t_max)
+  if max(low) >= min(high):
+    yield (f"config.distillation.t_min={d.t_min!r} reaches config.distillation.t_max={d.t_max!r}: t_min must stay "
+           "below t_max during the whole run; exchange or separate them")
+  if r.candidates < r.num_samples:
+    yield (f"config.render.candidates={r.candidates} is less than config.render.num_samples={r.num_samples}: samples "
+           "are chosen among the candidates, so there must be at least as many")
+  grid = config.field.hashgrid
+  if grid.finest < grid.coarsest:
+    yield (f"config.field.hashgrid.finest={grid.finest} is less than config.field.hashgrid.coarsest={grid.coarsest}: "
+           "the levels go from coarse to fine; exchange them")
+  if config.shading.lambertian + config.shading.textureless > 1.0 + 1e-9:
+    yield (f"config.shading.lambertian={config.shading.lambertian} and config.shading.textureless="
+           f"{config.shading.textureless} sum to more than 1: the rest is the probability of plain albedo; lower one")
+  if config.camera.distance[0] <= config.field.bound:
+    yield (f"config.camera.distance={config.camera.distance!r} puts cameras inside the object's ball of radius "
+           f"config.field.bound={config.field.bound}: the smallest distance must be larger")
+  if config.optimizer.warmup_steps >= config.training.steps and config.optimizer.warmup_steps > 0:
+    yield (f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} must be less than config.training.steps="
+           f"{config.training.steps}")

@@ -1,0 +1,93 @@
+"""The folder of a run: where it is, whether it can be used, and the settings that were stored in it."""
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from ml_collections import ConfigDict
+
+from sds_jax.io import files
+from sds_jax.training import config as config_lib
+
+
+class WorkdirError(ValueError):
+  """A working folder that cannot be used; the message says why and what to do."""
+
+
+def folder_of(config: ml_collections.FrozenConfigDict, workdir: str | None) -> Path:
+  """The folder of a run, made if need be and proved writable.
+
+  `--workdir` goes before `config.workdir`; where both are empty it is runs/<prompt>-<seed>.
+
+  Raises:
+    WorkdirError: it cannot be made or written to.
+  """
+  chosen = workdir or config.workdir
+  folder = Path(chosen) if chosen else Path("runs") / f"{files.prompt_slug(config.prompt)}-{config.seed}"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as probe:
+      probe.write(b"0" * 4096)
+      probe.flush()
+      os.fsync(probe.fileno())
+  except OSError as error:
+    raise WorkdirError(f"the folder {folder} cannot be written to ({error.strerror}); "
+                       "give another one with --workdir=...") from error
+  return folder
+
+
+def existing(workdir: str | None, mode: str) -> Path:
+  """The folder of an earlier run, for the modes that start from one.
+
+  Raises:
+    WorkdirError: no folder was given, or it is not one of a run.
+  """
+  if not workdir:
+    raise WorkdirError(f"--mode={mode} needs the folder of a run: --workdir=runs/...")
+  folder = Path(workdir)
+  if not (folder / "config.json").is_file():
+    raise WorkdirError(f"--workdir={workdir} is not the folder of a run: it has no config.json")
+  return folder
+
+
+def store_config(folder: Path, config: ml_collections.FrozenConfigDict, versions: dict[str, str]) -> None:
+  """Write config.json: all settings, and what they were run with."""
+  files.write_json(dict(config=config.to_dict(), versions=versions), folder / "config.json")
+
+
+def stored_config(folder: Path, overrides: dict[str, Any]) -> ConfigDict:
+  """The settings in config.json with those of the command line put over them.
+
+  Raises:
+    WorkdirError: the file cannot be read.
+  """
+  try:
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
+  except (ValueError, KeyError, OSError) as error:
+    raise WorkdirError(f"{folder / 'config.json'} cannot be read ({error}); was it cut off or changed?") from error
+  config = config_lib.default()
+  _fill(config, stored)
+  for name, value in overrides.items():
+    *groups, last = name.split(".")
+    target = config
+    for group in groups:
+      target = target[group]
+    target[last] = value
+  return config
+
+
+def _fill(config: ConfigDict, stored: dict[str, Any]) -> None:
+  """Values from JSON, where tuples have become lists; names that are not settings are left to `validate`."""
+  for name, value in stored.items():
+    if isinstance(value, dict) and name in config and isinstance(config[name], ConfigDict):
+      _fill(config[name], value)
+    else:
+      config[name] = _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
