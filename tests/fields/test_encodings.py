@@ -27,8 +27,8 @@ def test_recurrence_gives_the_sines_and_cosines(octaves, base):
 def test_integrated_encoding_is_the_mean_over_the_gaussian():
   variance, octaves = 0.01, 3
   rng = np.random.default_rng(1)
-  expected = np.stack([
-    reference(point + rng.normal(scale=np.sqrt(variance), size=(200_000, 3)), octaves, 2.0).mean(0) for point in POINTS])
+  clouds = [point + rng.normal(scale=np.sqrt(variance), size=(200_000, 3)) for point in POINTS]
+  expected = np.stack([reference(cloud, octaves, 2.0).mean(0) for cloud in clouds])
   encoded = encodings.integrated_positional_encoding(jnp.asarray(POINTS), jnp.float32(variance), octaves, 2.0)
   np.testing.assert_allclose(encoded, expected, atol=8e-3)
   assert np.abs(reference(POINTS, octaves, 2.0) - expected).max() > 0.2  # undamped would not pass

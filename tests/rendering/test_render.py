@@ -1,0 +1,187 @@
+"""The renderer against a loop over rays and samples, and its options against each other."""
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax.fields.field import make_field
+from sds_jax.rendering import occupancy
+from sds_jax.rendering.render import RenderOptions, render_image, render_rays, render_views
+from sds_jax.types import FieldOutput, Rays
+from sds_jax.views import cameras
+from sds_jax.views.lights import LAMBERTIAN, Shading
+
+OPTIONS = RenderOptions(candidates=24, samples=24, block_points=None)
+FIELD = make_field("mlp", hidden=8, blob_radius=0.5)
+PARAMS = FIELD.init(jax.random.key(0))
+CAMERAS = jax.vmap(lambda azimuth: cameras.orbit(azimuth, 0.3, 2.7, 0.8))(jnp.array([0.1, 2.0]))
+KEYS = jax.random.split(jax.random.key(1), 2)
+BACKGROUND = jnp.full((2, 8, 8, 3), 0.7)
+LIGHT = jnp.array([[1.0, 0.2, 0.5], [-0.3, 1.0, 0.9]])
+LIT = Shading(jnp.int32(LAMBERTIAN), jnp.float32(0.1), jnp.float32(0.9))
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def render(params=PARAMS, options=OPTIONS, **kwargs):
+  return render_views(FIELD.apply, params, CAMERAS, 8, 8, BACKGROUND, KEYS, options=options, **kwargs)
+
+
+def colourful(params, points):
+  """Density and colour in closed form, for the loop."""
+  density = params * jnp.exp(-6 * jnp.sum(points**2, axis=-1))
+  return FieldOutput(density, 0.5 + 0.5 * jnp.sin(3 * points))
+
+
+def test_render_equals_the_loop():
+  rng, steps, bound = np.random.default_rng(0), 24, 0.8
+  origins = rng.normal(size=(20, 3))
+  origins *= 2.5 / np.linalg.norm(origins, axis=1, keepdims=True)
+  directions = rng.normal(size=(20, 3)) * 0.3 - origins
+  directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+  jitter, background = rng.random(20), rng.random((20, 3))
+  rgb, opacity, depth = background.copy(), np.zeros(20), np.zeros(20)
+  for r in range(20):
+    rgb_r, through, closest = np.zeros(3), 1.0, -origins[r] @ directions[r]
+    for i in range(steps):
+      t = closest - bound + (i + jitter[r]) * 2 * bound / steps
+      point = origins[r] + t * directions[r]
+      if point @ point >= bound**2:
+        continue
+      alpha = 1 - np.exp(-4.0 * np.exp(-6 * point @ point) * 2 * bound / steps)
+      rgb_r += through * alpha * (0.5 + 0.5 * np.sin(3 * point))
+      opacity[r] += through * alpha
+      depth[r] += through * alpha * t
+      through *= 1 - alpha
+    rgb[r] = rgb_r + through * background[r]
+  rays = Rays(jnp.asarray(origins, jnp.float32), jnp.asarray(directions, jnp.float32))
+  out, overflow = render_rays(colourful, jnp.float32(4.0), rays, jnp.asarray(background, jnp.float32),
+                              jnp.asarray(jitter, jnp.float32), options=OPTIONS)
+  assert overflow == 0 and opacity.max() > 0.5
+  np.testing.assert_allclose(out.rgb, rgb, atol=1e-5)
+  np.testing.assert_allclose(out.opacity, opacity, atol=1e-5)
+  np.testing.assert_allclose(out.depth, depth / np.maximum(opacity, 1e-6), atol=1e-3)
+
+
+def test_a_uniform_ball_is_beer_lambert_along_the_axis():
+  def fog(params, points):
+    return FieldOutput(jnp.full_like(points[:, 0], params), jnp.zeros_like(points))
+  rays = Rays(jnp.array([[3.0, 0.0, 0.0]]), jnp.array([[-1.0, 0.0, 0.0]]))
+  out, _ = render_rays(fog, 1.3, rays, jnp.ones((1, 3)), options=OPTIONS)
+  np.testing.assert_allclose(out.rgb, np.exp(-1.3 * 1.6), rtol=1e-5)
+  np.testing.assert_allclose(out.opacity, 1 - np.exp(-1.3 * 1.6), rtol=1e-5)
+
+
+@pytest.mark.parametrize("normals", ["none", "analytic", "difference"])
+def test_blocks_change_neither_image_nor_gradient(normals):
+  shade = {} if normals == "none" else dict(light=LIGHT, shade=LIT)
+  results = []
+  for block in (None, 200):
+    options = dataclasses.replace(OPTIONS, normals=normals, block_points=block)
+
+    def loss(params):
+      out, _ = render(params, options, **shade)
+      return jnp.sum(jnp.sin(out.rgb)) + jnp.sum(out.orientation), out
+
+    results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(PARAMS))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-4), *results)
+  assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(results[0][1])) > 0.1
+
+
+def test_gradient_is_that_of_finite_differences():
+  loss = jax.jit(lambda p: jnp.sum(jnp.sin(3 * render(p, dataclasses.replace(OPTIONS, block_points=200))[0].rgb)))
+  direction = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape), PARAMS)
+  exact = sum(jax.tree.leaves(jax.tree.map(lambda g, d: jnp.sum(g * d), jax.grad(loss)(PARAMS), direction)))
+  h = 3e-3
+  plus, minus = (loss(jax.tree.map(lambda p, d: p + s * h * d, PARAMS, direction)) for s in (1, -1))
+  np.testing.assert_allclose(exact, (plus - minus) / (2 * h), rtol=2e-2)
+
+
+def test_normals_face_the_camera_and_front_is_lit():
+  options = dataclasses.replace(OPTIONS, normals="analytic")
+  out, _ = render(options=options, light=CAMERAS.position, shade=LIT)
+  rays = jax.vmap(lambda c: cameras.rays(c, 8, 8))(CAMERAS)
+  towards = -np.sum(np.asarray(out.normals * rays.directions), axis=-1)
+  solid = np.asarray(out.opacity) > 0.8
+  assert solid.sum() >= 8 and (towards[solid] > 0.3).all()
+  behind, _ = render(options=options, light=-CAMERAS.position, shade=LIT)
+  assert float(out.rgb[solid].mean()) > 2 * float(behind.rgb[solid].mean())
+
+
+def test_bare_albedo_differentiates_no_density():
+  def jaxpr(options, **shade):
+    return str(jax.make_jaxpr(lambda p: render(p, options, **shade)[0].rgb)(PARAMS))
+  bare = jaxpr(OPTIONS)
+  assert bare.count("dot_general") < jaxpr(dataclasses.replace(OPTIONS, normals="analytic"), light=LIGHT,
+                                           shade=LIT).count("dot_general")
+  assert bare.count(" logistic ") <= 1 + 2  # two hidden layers and the albedo, once each
+
+
+def test_occupancy_skips_only_what_is_empty():
+  grid = occupancy.full_grid(16)
+  update = jax.jit(lambda grid, turn: occupancy.update(grid, FIELD.apply, PARAMS, KEYS[0], turn, bound=0.8))
+  for turn in range(4):
+    grid = update(grid, jnp.int32(turn))
+  full, _ = render()
+  sparse, overflow = render(options=dataclasses.replace(OPTIONS, samples=8), grid=grid)
+  assert overflow == 0
+  np.testing.assert_allclose(sparse.rgb, full.rgb, atol=2e-2)
+  empty, _ = render(grid=occupancy.Occupancy(jnp.zeros((16, 16, 16)).at[0, 0, 0].set(1.0)))
+  np.testing.assert_allclose(empty.rgb, BACKGROUND, atol=1e-6)
+
+
+def test_overflow_drops_the_farthest_samples_and_is_reported():
+  full, none = render()
+  some, overflow = render(options=dataclasses.replace(OPTIONS, samples=6))
+  assert none == 0 and 0.05 < overflow < 0.9
+  assert (np.asarray(some.opacity) <= np.asarray(full.opacity) + 1e-6).all()
+  solid = np.asarray(full.opacity) > 0.9
+  assert np.abs(np.asarray(some.rgb - full.rgb))[solid].mean() < 0.1
+
+
+@pytest.mark.parametrize("rows", [3, 8, 64])
+def test_image_in_chunks_equals_the_view(rows):
+  view, _ = render_views(FIELD.apply, PARAMS, CAMERAS, 8, 8, BACKGROUND,
+                         options=dataclasses.replace(OPTIONS, normals="analytic"), light=LIGHT, shade=LIT)
+  camera = jax.tree.map(lambda x: x[1], CAMERAS)
+  image = render_image(FIELD.apply, PARAMS, camera, 8, 8, BACKGROUND[1], light=LIGHT[1], shade=LIT, rows=rows,
+                       options=dataclasses.replace(OPTIONS, normals="analytic", samples=2))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[1], atol=1e-5), image, view)
+
+
+def test_view_does_not_depend_on_its_company():
+  both, _ = render()
+  one, _ = render_views(FIELD.apply, PARAMS, jax.tree.map(lambda x: x[1:], CAMERAS), 8, 8, BACKGROUND[1:], KEYS[1:],
+                        options=OPTIONS)
+  np.testing.assert_allclose(one.rgb[0], both.rgb[1], atol=1e-6)
+
+
+def test_under_shard_map_views_render_alike():
+  mesh = jax.make_mesh((2,), ("views",), axis_types=(jax.sharding.AxisType.Auto,))
+  options = dataclasses.replace(OPTIONS, block_points=200)
+  spec = jax.sharding.PartitionSpec("views")
+
+  def local(params, cameras_, background, keys):
+    return render_views(FIELD.apply, params, cameras_, 8, 8, background, keys, options=options)[0].rgb
+
+  sharded = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(jax.sharding.PartitionSpec(), spec, spec, spec),
+                                  out_specs=spec))
+  loss = jax.jit(jax.value_and_grad(lambda p: jnp.sum(jnp.sin(sharded(p, CAMERAS, BACKGROUND, KEYS)))))
+  plain = jax.jit(jax.value_and_grad(lambda p: jnp.sum(jnp.sin(render(p, options)[0].rgb))))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), loss(PARAMS), plain(PARAMS))
+
+
+@pytest.mark.parametrize("options, message", [
+  (dict(normals="finite"), "normals must be none, analytic or difference, not 'finite'"),
+  (dict(samples=49), "need 0 < samples <= candidates, got 49 and 48")])
+def test_bad_options_are_errors(options, message):
+  with pytest.raises(ValueError) as caught:
+    RenderOptions(**options)
+  assert str(caught.value) == message
+
+
+def test_shading_without_normals_is_an_error():
+  with pytest.raises(ValueError, match="shading needs a light and options.normals other than 'none'"):
+    render(light=LIGHT, shade=LIT)
