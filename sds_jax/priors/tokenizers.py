@@ -125,8 +125,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
                           "supported: 'CLIPTokenizer'")
   if not config.get("do_lower_case", True):
     raise CheckpointError(f"{folder / 'tokenizer_config.json'}: do_lower_case=False is not supported; supported: True")
-  merged: dict[str, Any] = _DEFAULTS | values["special_tokens_map.json"] | config
-  tokens = {role: merged[role]["content"] if isinstance(merged[role], dict) else merged[role] for role in _DEFAULTS}
+  # transformers' order: older folders have the last word in special_tokens_map.json (SD 2.x pads with "!" by that file
+  # alone), newer ones carry added_tokens_decoder and that file is not read.
+  last = {} if "added_tokens_decoder" in config else values["special_tokens_map.json"]
+  tokens = dict(_DEFAULTS)
+  for role, token in [*config.items(), *last.items()]:
+    if role in tokens and token is not None:
+      tokens[role] = token["content"] if isinstance(token, dict) else token
   length = config.get("model_max_length", _DEFAULT_LENGTH)
   # A tokenizer saved without a length has 1e30 for it.
   return tokens | dict(model_max_length=int(length) if length < 1e6 else _DEFAULT_LENGTH)

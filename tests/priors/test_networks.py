@@ -1,9 +1,12 @@
 """Configs, shapes and dtypes of the networks; their numbers are held against diffusers and transformers in parity/."""
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sds_jax.priors import checkpoint
 from sds_jax.priors.clip import CLIPTextModel
 from sds_jax.priors.unet import UNet2DConditionModel
 
@@ -34,6 +37,31 @@ def test_unet_config_without_effect_is_accepted(unet):
   assert UNet2DConditionModel.from_config({**unet[0], **harmless}) == unet[1]
 
 
+SD1_UNET = dict(
+  _class_name="UNet2DConditionModel", attention_head_dim=8, block_out_channels=[320, 640, 1280, 1280],
+  cross_attention_dim=768, down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], dropout=0.0, freq_shift=0,
+  in_channels=4, layers_per_block=2, out_channels=4, sample_size=64,
+  up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3)
+SD2_UNET = SD1_UNET | dict(
+  attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024, use_linear_projection=True, act_fn="silu",
+  center_input_sample=False, downsample_padding=1, dual_cross_attention=False, mid_block_scale_factor=1, norm_eps=1e-5,
+  norm_num_groups=32, num_class_embeds=None, only_cross_attention=False)
+SD1_TEXT = dict(
+  architectures=["CLIPTextModel"], attention_dropout=0.0, bos_token_id=0, dropout=0.0, eos_token_id=2,
+  hidden_act="quick_gelu", hidden_size=768, intermediate_size=3072, layer_norm_eps=1e-5, max_position_embeddings=77,
+  model_type="clip_text_model", num_attention_heads=12, num_hidden_layers=12, pad_token_id=1, vocab_size=49408)
+SD2_TEXT = SD1_TEXT | dict(hidden_act="gelu", hidden_size=1024, intermediate_size=4096, num_attention_heads=16,
+                           num_hidden_layers=23, projection_dim=512)
+
+
+@pytest.mark.parametrize("network, config, published", [
+  (UNet2DConditionModel, SD1_UNET, 859_520_964), (UNet2DConditionModel, SD2_UNET, 865_910_724),
+  (CLIPTextModel, SD1_TEXT, 123_060_480), (CLIPTextModel, SD2_TEXT, 340_387_840)])
+def test_published_configs_have_the_published_size(network, config, published):
+  shapes = checkpoint.abstract_params(network.from_config(config)).values()
+  assert sum(math.prod(leaf.shape) for leaf in shapes) == published
+
+
 @pytest.mark.parametrize("change, message", [
   (dict(sample=(1, 4, 4, 4)), r"sample has shape \(1, 4, 4, 4\), the network takes \[B, H, W, 12\]"),
   (dict(sample=(1, 4, 5, 12)), r"sample of 4x5: height and width must be divisible by 2"),
@@ -48,8 +76,10 @@ def test_unet_inputs_are_checked(unet, change, message):
     unet[1].apply({"params": unet[2]}, sample, jnp.zeros(1, jnp.int32), text, labels)
 
 
-def test_unet_in_bfloat16_is_near_float32(unet, quick_jit):
-  _, model, params = unet
+def test_unet_in_bfloat16_is_near_float32(unet, quick_jit, random_params):
+  small = dict(block_out_channels=[8], down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"])
+  model = UNet2DConditionModel.from_config(unet[0] | small)
+  params = random_params(model)
   rng = np.random.default_rng(0)
   sample, text, labels = (jnp.asarray(rng.normal(size=shape), jnp.float32)
                           for shape in ((2, 4, 4, 12), (2, 3, 12), (2, 5)))

@@ -2,6 +2,7 @@
 
 For the latter, SDS_JAX_CLIP_TOKENIZER names a folder with vocab.json and merges.txt of openai/clip-vit-large-patch14.
 """
+import json
 import os
 from pathlib import Path
 
@@ -34,6 +35,16 @@ def compare(folder, transformers, length):
 def test_tiny_vocabulary(transformers, tmp_path, write_tokenizer):
   compare(write_tokenizer(tmp_path / "tokenizer"), transformers, 8)
   compare(write_tokenizer(tmp_path / "padded", pad_token="!"), transformers, 8)
+
+
+@pytest.mark.parametrize("config, padding", [({}, "!"), (dict(added_tokens_decoder={}), "<|endoftext|>")])
+def test_which_file_has_the_last_word(transformers, tmp_path, write_tokenizer, config, padding):
+  folder = write_tokenizer(tmp_path / "tokenizer", pad_token="<|endoftext|>", **config)
+  (folder / "special_tokens_map.json").write_text(json.dumps(dict(pad_token="!", eos_token=dict(
+    content="<|endoftext|>", lstrip=False, normalized=True, rstrip=False, single_word=False))))
+  tokenizer = load_tokenizer(folder)
+  assert tokenizer.backend.id_to_token(tokenizer.pad) == padding
+  compare(folder, transformers, 8)
 
 
 def test_clip_vocabulary(transformers):
