@@ -4,6 +4,7 @@ from __future__ import annotations
 from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
@@ -48,4 +49,13 @@ def make_optimizer(config: ml_collections.FrozenConfigDict) -> optax.GradientTra
       "sgd": lambda: optax.sgd(rate, momentum=settings.b1),
   }
   clip = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm > 0 else []
-  return optax.chain(*clip, optimizers[settings.name]())
+  return _lenient(optax.chain(*clip, optimizers[settings.name]()))
+
+
+def _lenient(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+  """The same optimiser under any setting of jax_numpy_dtype_promotion: optax mixes step counts and floats."""
+  def update(grads: Any, state: Any, params: Params | None = None) -> tuple[Any, Any]:
+    with jax.numpy_dtype_promotion("standard"):
+      return optimizer.update(grads, state, params)
+
+  return optax.GradientTransformation(optimizer.init, update)

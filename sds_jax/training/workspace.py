@@ -65,12 +65,11 @@ def stored_config(folder: Path, overrides: dict[str, Any]) -> ConfigDict:
   Raises:
     WorkdirError: the file cannot be read.
   """
-  try:
-    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
-  except (ValueError, KeyError, OSError) as error:
-    raise WorkdirError(f"{folder / 'config.json'} cannot be read ({error}); was it cut off or changed?") from error
   config = config_lib.default()
-  _fill(config, stored)
+  try:
+    _fill(config, json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"])
+  except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:  # no JSON, or JSON of another form
+    raise WorkdirError(f"{folder / 'config.json'} cannot be read ({error}); was it cut off or changed?") from error
   for name, value in overrides.items():
     *groups, last = name.split(".")
     target = config

@@ -1,0 +1,81 @@
+"""The optimiser: its learning rate over a run, its kinds, clipping; and scheduled scalars."""
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax.diffusion.scalars import schedule_value
+from sds_jax.training import config as config_lib
+from sds_jax.training.state import init_state, make_optimizer
+from sds_jax.training.validation import scalar_values, validate
+
+
+def settings(**changes):
+  config = config_lib.default()
+  config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+  return validate(config)
+
+
+def updates(config, gradient, count):
+  """The first `count` updates of one parameter under a constant gradient."""
+  optimizer = make_optimizer(config)
+  params = dict(w=jnp.zeros(np.shape(gradient)))
+  state, seen = init_state(params, optimizer, None), []
+  assert state.step.dtype == jnp.int32 and int(state.step) == 0
+  opt_state = state.opt_state
+  for _ in range(count):
+    change, opt_state = optimizer.update(dict(w=jnp.asarray(gradient, jnp.float32)), opt_state, params)
+    seen.append(np.asarray(change["w"]))
+  return np.array(seen)
+
+
+def test_learning_rate_warms_up_and_falls():
+  """Plain gradient descent shows the rate itself: linear from 0 to 0.5 in 4 steps, then half a cosine down to 0.05."""
+  config = settings(optimizer__name="sgd", optimizer__b1=0.0, optimizer__learning_rate=0.5, optimizer__warmup_steps=4,
+                    optimizer__final_fraction=0.1, training__steps=20)
+  warm = [0.5 * i / 4 for i in range(4)]
+  fall = [0.05 + 0.45 * (1.0 + math.cos(math.pi * (i - 4) / 16)) / 2 for i in range(4, 20)]
+  np.testing.assert_allclose(-updates(config, 1.0, 20), warm + fall, rtol=1e-5, atol=1e-7)
+
+
+def test_no_warmup_begins_at_full_rate():
+  config = settings(optimizer__name="sgd", optimizer__b1=0.0, optimizer__learning_rate=0.5, optimizer__warmup_steps=0)
+  assert -updates(config, 1.0, 1)[0] == pytest.approx(0.5)
+
+
+def test_adam_moves_by_the_rate_against_the_gradient():
+  """Adam's first step is -rate sign(g) whatever the size of g: its moments are bias-corrected."""
+  config = settings(optimizer__warmup_steps=0, optimizer__learning_rate=0.01)
+  np.testing.assert_allclose(updates(config, [3.0, -1e-4, 0.5], 1)[0], [-0.01, 0.01, -0.01], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["adam", "adan", "adamw", "sgd"])
+def test_every_optimizer_goes_downhill(name):
+  config = settings(optimizer__name=name, optimizer__warmup_steps=0, optimizer__learning_rate=0.05)
+  optimizer, w = make_optimizer(config), jnp.asarray([2.0, -1.0])
+  state = optimizer.init(w)
+  for _ in range(50):
+    change, state = optimizer.update(jax.grad(lambda v: jnp.sum(v**2))(w), state, w)
+    w = w + change
+  assert float(jnp.sum(w**2)) < 2.5
+
+
+def test_gradient_is_clipped():
+  config = settings(optimizer__name="sgd", optimizer__b1=0.0, optimizer__learning_rate=1.0, optimizer__warmup_steps=0,
+                    optimizer__clip_norm=1.0)
+  np.testing.assert_allclose(updates(config, [3.0, 4.0], 1)[0], [-0.6, -0.8], rtol=1e-5)
+  np.testing.assert_allclose(updates(config, [0.3, 0.4], 1)[0], [-0.3, -0.4], rtol=1e-5)
+
+
+@pytest.mark.parametrize("spec, progress, expected", [
+  ((3.0,), 0.7, 3.0), (((0.0, 1.0), (1.0, 3.0)), 0.25, 1.5), (((0.2, 5.0), (0.4, 1.0)), 0.1, 5.0),
+  (((0.2, 5.0), (0.4, 1.0)), 0.3, 3.0), (((0.2, 5.0), (0.4, 1.0)), 0.9, 1.0), (((0.5, 2.0),), 0.0, 2.0)])
+def test_scheduled_scalars(spec, progress, expected):
+  assert float(schedule_value(config_lib.scalar_spec(spec), progress)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_scalar_values():
+  assert scalar_values((3.0,)) == [3.0] and scalar_values(((0.0, 1.0), (1.0, 2.0))) == [1.0, 2.0]
+  assert all(scalar_values(bad) is None for bad in ((), (1.0, 2.0), ((0.0,),), ((0.0, 1.0), (0.0, 2.0)), ("a",)))

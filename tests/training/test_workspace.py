@@ -1,0 +1,108 @@
+"""The folder of a run: its name, folders that cannot be used, and settings that come back from it."""
+import json
+import os
+import subprocess
+
+import pytest
+
+from sds_jax.training import config as config_lib, workspace
+from sds_jax.training.validation import validate
+from sds_jax.training.workspace import WorkdirError
+
+
+@pytest.fixture
+def frozen():
+  config = config_lib.default()
+  config.update_from_flattened_dict({
+    "prompt": "A Red Cube!", "seed": 7, "distillation.t_max": ((0.0, 0.98), (1.0, 0.5)), "camera.distance": (2.0, 2.5)})
+  return validate(config)
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+  """A file system of 64 KiB without a free byte."""
+  disk = tmp_path / "disk"
+  disk.mkdir()
+  mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+  try:
+    mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+  except FileNotFoundError:
+    mounted = False
+  if not mounted:
+    pytest.skip("a small file system cannot be mounted here (it takes root)")
+  try:
+    with open(disk / "filler", "wb", buffering=0) as file, pytest.raises(OSError):
+      while True:
+        file.write(b"0" * 4096)
+    yield disk
+  finally:
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_default_name(frozen, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert workspace.folder_of(frozen, None) == workspace.Path("runs/a-red-cube-7")
+  assert (tmp_path / "runs" / "a-red-cube-7").is_dir() and not os.listdir(tmp_path / "runs" / "a-red-cube-7")
+
+
+def test_the_flag_goes_before_the_setting(frozen, tmp_path):
+  config = config_lib.default()
+  config.workdir = str(tmp_path / "setting")
+  assert workspace.folder_of(validate(config), None) == tmp_path / "setting"
+  assert workspace.folder_of(validate(config), str(tmp_path / "flag")) == tmp_path / "flag"
+
+
+def test_folders_that_cannot_be_written_to(frozen, tmp_path):
+  (tmp_path / "file").write_text("in the way")
+  for folder in (tmp_path / "file", tmp_path / "file" / "below", "/proc/run"):
+    with pytest.raises(WorkdirError, match="cannot be written to .*--workdir") as caught:
+      workspace.folder_of(frozen, str(folder))
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+  assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
+def test_read_only_folder(frozen, tmp_path):
+  (tmp_path / "locked").mkdir(mode=0o500)
+  with pytest.raises(WorkdirError, match="Permission denied"):
+    workspace.folder_of(frozen, str(tmp_path / "locked"))
+
+
+def test_full_disk(frozen, full_disk):
+  with pytest.raises(WorkdirError, match="No space left on device"):
+    workspace.folder_of(frozen, str(full_disk))
+  with pytest.raises(OSError, match="No space left"):
+    workspace.store_config(full_disk, frozen, {})
+  assert os.listdir(full_disk) == ["filler"]  # nothing half-written
+
+
+def test_settings_come_back(frozen, tmp_path):
+  workspace.store_config(tmp_path, frozen, dict(jax="1.2.3"))
+  assert json.loads((tmp_path / "config.json").read_text())["versions"] == {"jax": "1.2.3"}
+  again = validate(workspace.stored_config(tmp_path, {}))
+  assert again == frozen and again.distillation.t_max == ((0.0, 0.98), (1.0, 0.5))
+
+
+def test_overrides_go_over_stored_settings(frozen, tmp_path):
+  workspace.store_config(tmp_path, frozen, {})
+  again = validate(workspace.stored_config(tmp_path, {"export.mesh_resolution": 32, "seed": 8}))
+  assert (again.export.mesh_resolution, again.seed, again.prompt) == (32, 8, "A Red Cube!")
+
+
+def test_existing(frozen, tmp_path):
+  with pytest.raises(WorkdirError, match="--mode=render needs the folder of a run: --workdir="):
+    workspace.existing(None, "render")
+  for folder in (tmp_path, tmp_path / "none"):
+    with pytest.raises(WorkdirError, match="is not the folder of a run: it has no config.json"):
+      workspace.existing(str(folder), "export")
+  workspace.store_config(tmp_path, frozen, {})
+  assert workspace.existing(str(tmp_path), "export") == tmp_path
+
+
+@pytest.mark.parametrize("text", ["", '{"config": {"seed"', "[1, 2]", "{}", '{"config": null}', '{"config": [1]}',
+                                  '{"config": {"seed": "zero"}}', '{"config": {"render": 3}}', "\x00\x01"])
+def test_damaged_settings(tmp_path, text):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(WorkdirError, match="config.json cannot be read") as caught:
+    workspace.stored_config(tmp_path, {})
+  assert "\n" not in str(caught.value)
