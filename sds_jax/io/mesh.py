@@ -20,8 +20,6 @@ PointFn = Callable[[np.ndarray], np.ndarray]
 CHUNK = 65536
 AUTO_DEPTH = 1.0 / 16.0
 """The `auto` threshold asks for half opacity within this fraction of `bound`: a wall a sixteenth deep looks solid."""
-_GLTF_FROM_WORLD = np.array([[0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], np.float64)
-"""glTF has y up and the front on +z, the world z up and the front on +x: (x, y, z) -> (y, z, x), a rotation."""
 
 
 def extract_mesh(density_fn: PointFn, colour_fn: PointFn, resolution: int = 128, bound: float = 0.8,
@@ -122,34 +120,16 @@ def remove_floaters(mesh: trimesh.Trimesh, min_part: float = 0.02) -> trimesh.Tr
 def write_mesh(mesh: trimesh.Trimesh, folder: str | os.PathLike) -> tuple[Path, Path]:
   """Writes mesh.glb and mesh.obj (colours at the vertices) into `folder`, each atomically; returns both paths.
 
-  The OBJ keeps the world frame (z up, front on +x) and the displayed colours. The GLB follows glTF 2.0: a node turns
-  the world to y up and front on +z, so that viewers stand it upright and face its front; its colours are linear; its
-  material is matt. `read_mesh` gives the world frame and displayed colours for both.
+  Both keep the world frame (z up, front on +x) and the displayed (sRGB) colours, so that `trimesh.load(path,
+  force="mesh")` gives back what the scores were computed on. Viewers that take glTF's y for up show the GLB lying.
   """
   glb, obj = Path(folder) / "mesh.glb", Path(folder) / "mesh.obj"
-  linear = mesh.copy()
-  linear.visual.vertex_colors = _map_rgb(mesh.visual.vertex_colors, _linear_from_srgb)
-  scene = trimesh.Scene()
-  scene.add_geometry(linear, node_name="object", geom_name="object", transform=_GLTF_FROM_WORLD)
   with atomic_write(glb) as file:
-    file.write(trimesh.exchange.gltf.export_glb(scene, include_normals=True, tree_postprocessor=_matt))
+    file.write(trimesh.exchange.gltf.export_glb(trimesh.Scene(mesh), include_normals=True))
   with atomic_write(obj) as file:
     text = trimesh.exchange.obj.export_obj(mesh, include_color=True, header="z up, front on +x, colours sRGB")
     file.write(text.encode())
   return glb, obj
-
-
-def read_mesh(path: str | os.PathLike) -> trimesh.Trimesh:
-  """Reads what `write_mesh` wrote (.glb or .obj) back into the world frame with displayed (sRGB) vertex colours.
-
-  A plain trimesh.load(glb, force="mesh") gives y up and drops the colours, as it does for every mesh with a material.
-  """
-  if Path(path).suffix == ".obj":
-    return trimesh.load(path, force="mesh", process=False)
-  mesh, = trimesh.load_scene(path, process=False).geometry.values()  # as stored: the node's turn is not applied
-  linear = mesh.visual.vertex_attributes["color"]
-  mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=_map_rgb(linear, _srgb_from_linear))
-  return mesh
 
 
 def _check_level(density: np.ndarray, level: float) -> None:
@@ -160,26 +140,3 @@ def _check_level(density: np.ndarray, level: float) -> None:
   if low >= level:
     raise ValueError(f"the whole cube is denser than threshold={level:.4g} (the least density is {low:.4g}): the "
                      "object has no surface; raise the threshold or the bound, or restart with a smaller blob")
-
-
-def _map_rgb(rgba: np.ndarray, curve: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-  mapped = np.asarray(rgba).copy()
-  mapped[:, :3] = np.rint(255.0 * curve(mapped[:, :3] / 255.0))
-  return mapped
-
-
-def _linear_from_srgb(value: np.ndarray) -> np.ndarray:
-  """IEC 61966-2-1."""
-  return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-
-
-def _srgb_from_linear(value: np.ndarray) -> np.ndarray:
-  return np.where(value <= 0.0031308, value * 12.92, 1.055 * value ** (1.0 / 2.4) - 0.055)
-
-
-def _matt(tree: dict) -> None:
-  """A glTF mesh without a material is a dark mirror (metallic 1 by default); say that it is not."""
-  tree["materials"] = [{"name": "matt", "pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}]
-  for mesh in tree["meshes"]:
-    for primitive in mesh["primitives"]:
-      primitive["material"] = 0

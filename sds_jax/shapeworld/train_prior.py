@@ -25,7 +25,9 @@ import tqdm
 from sds_jax.diffusion import schedules
 from sds_jax.priors import checkpoint, clip, prior as prior_lib, tokenizers, unet
 from sds_jax.shapeworld import captions, dataset, recipe, score_prior, tokenizer
+from sds_jax.shapeworld.tokenizer import MAX_TOKENS
 from sds_jax.types import Array, Params
+from sds_jax.views.cameras import CAMERA_DIM
 
 
 @flax.struct.dataclass
@@ -48,11 +50,11 @@ def init_params(key: Array, networks: tuple[Any, Any]) -> Params:
   unet_model, text_model = networks
   k_unet, k_text = jax.random.split(key)
   size, channels = recipe.UNET["sample_size"], recipe.UNET["in_channels"]
-  text = jnp.zeros((1, recipe.MAX_TOKENS, recipe.UNET["cross_attention_dim"]))
+  text = jnp.zeros((1, MAX_TOKENS, recipe.UNET["cross_attention_dim"]))
   return dict(
       unet=unet_model.init(k_unet, jnp.zeros((1, size, size, channels)), jnp.zeros((1,), jnp.int32), text,
-                           class_labels=jnp.zeros((1, recipe.CAMERA_DIM)))["params"],
-      text_encoder=text_model.init(k_text, jnp.zeros((1, recipe.MAX_TOKENS), jnp.int32))["params"])
+                           class_labels=jnp.zeros((1, CAMERA_DIM)))["params"],
+      text_encoder=text_model.init(k_text, jnp.zeros((1, MAX_TOKENS), jnp.int32))["params"])
 
 
 def make_optimizer(steps: int, settings: dict[str, Any]) -> optax.GradientTransformation:
@@ -84,13 +86,15 @@ def make_step(networks: tuple[Any, Any], schedule: Any, optimizer: optax.Gradien
     t = ((jnp.arange(batch) + jax.random.uniform(k_t, (batch,))) / batch * num_times).astype(jnp.int32)
     eps = jax.random.normal(k_eps, x.shape)
     alpha, sigma = (a[t][:, None, None, None] for a in (schedule.alpha, schedule.sigma))
-    z_t, v = alpha * x + sigma * eps, alpha * eps - sigma * x
+    z_t = alpha * x + sigma * eps
     no_text = jax.random.bernoulli(k_text, settings["drop_text"], (batch, 1))
     no_camera = jax.random.bernoulli(k_camera, settings["drop_camera"], (batch, 1))
     text = text_model.apply({"params": params["text_encoder"]}, jnp.where(no_text, jnp.asarray(null_ids)[None], ids))
-    v_hat = unet_model.apply({"params": params["unet"]}, z_t, t, text,
+    x_hat = unet_model.apply({"params": params["unet"]}, z_t, t, text,
                              class_labels=jnp.where(no_camera, 0.0, camera))
-    return jnp.mean((v_hat - v) ** 2)
+    # 1 / sigma^2 makes it the loss of v-prediction; bounded, so that the cleanest images do not drown the others.
+    weight = jnp.minimum(1.0 / sigma**2, settings["max_loss_weight"])
+    return jnp.mean(weight * (x_hat - x) ** 2)
 
   def step(state: TrainState, images, ids, camera, key):
     loss, grads = jax.value_and_grad(loss_fn)(state.params, images, ids, camera, jax.random.fold_in(key, state.step))
@@ -101,7 +105,7 @@ def make_step(networks: tuple[Any, Any], schedule: Any, optimizer: optax.Gradien
     decay = jnp.minimum(settings["ema_decay"], (1.0 + n) / (10.0 + n))
     ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema, params)
     return (TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state),
-            dict(loss=loss, grad_norm=optax.global_norm(grads)))
+            dict(loss=loss, grad_norm=optax.tree.norm(grads)))
 
   return jax.jit(step, donate_argnums=0)
 
@@ -133,7 +137,7 @@ def write_prior(folder: pathlib.Path, params: Params, vocab_size: int, special: 
   index = dict(_class_name="ShapeWorldPipeline", unet=["diffusers", "UNet2DConditionModel"],
                text_encoder=["transformers", "CLIPTextModel"], tokenizer=["transformers", "CLIPTokenizer"],
                scheduler=["diffusers", "DDIMScheduler"], image_size=recipe.IMAGE_SIZE,
-               pixel_unshuffle=recipe.PIXEL_UNSHUFFLE, camera_dim=recipe.CAMERA_DIM,
+               pixel_unshuffle=recipe.PIXEL_UNSHUFFLE, camera_dim=CAMERA_DIM,
                vocabulary=sorted(captions.WORDS))
   (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 

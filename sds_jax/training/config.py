@@ -75,7 +75,7 @@ def _shading() -> ConfigDict:
 
 def _field() -> ConfigDict:
   return ConfigDict(dict(
-      name="mlp", bound=0.8, activation="softplus", blob="linear", blob_scale=10.0, blob_radius=0.35,
+      name="mlp", bound=0.8, density="softplus", blob="linear", blob_scale=10.0, blob_radius=0.35,
       density_bias=0.0,
       mlp=dict(hidden=32, depth=2, num_octaves=4, activation="silu"),
       paper_mlp=dict(hidden=128, blocks=5, num_octaves=8),

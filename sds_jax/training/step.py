@@ -90,9 +90,14 @@ def new_state(scene: Scene, key: Array) -> TrainState:
   return init_state(params, scene.optimizer, grid)
 
 
-def embed_prompts(prior: Prior, prior_params: Params, config: ml_collections.FrozenConfigDict) -> dict[str, Array]:
-  """The text of a run, once: {"views": [V, T, D] (one for each of `prompts.VIEWS`), "null": [T, D]}."""
-  words = prompts.view_prompts(config.prompt) if config.distillation.view_words != "none" else [config.prompt]
+def embed_prompts(prior: Prior, prior_params: Params, config: ml_collections.FrozenConfigDict,
+                  prompt: str | None = None) -> dict[str, Array]:
+  """The text of a run, once: {"views": [V, T, D] (one for each of `prompts.VIEWS`), "null": [T, D]}.
+
+  `prompt` goes before `config.prompt`.
+  """
+  prompt = config.prompt if prompt is None else prompt
+  words = prompts.view_prompts(prompt) if config.distillation.view_words != "none" else [prompt]
   embedded = prior.embed(prior_params, [*words, ""])
   return dict(views=embedded[:-1], null=embedded[-1])
 
@@ -129,7 +134,7 @@ def make_step(scene: Scene, prior: Prior) -> Callable[..., tuple[TrainState, dic
     updates, opt_state = scene.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     grid = _look_again(scene, state, params, jax.random.fold_in(key, views))
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state, occupancy=grid), metrics
 
   return step

@@ -1,0 +1,217 @@
+"""The same step in PyTorch: first that it computes the same, then how long it takes, in turns with ours.
+
+What is equal: prior (diffusers' `UNet2DConditionModel` on the same folder), field parameters, Adam's moments, occupancy
+grid, cameras, lights, background, jitter, t and noise. Both sides choose their samples themselves, since that is part of
+a step; the budget is the same. Both update the occupancy grid when it is due. What favours PyTorch: what is random is
+drawn by JAX within its step, and handed to PyTorch ready-made, and PyTorch evaluates exactly the wanted samples.
+
+PyTorch runs eagerly, as diffusers does, in a process of its own, so that the threads of one side are asleep while the
+other side works, and memory can be told apart. Every turn starts from the same state.
+"""
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from sds_jax.benchmarks import parts, timing, workload
+from sds_jax.benchmarks.workload import Workload
+from sds_jax.diffusion.scalars import schedule_value
+from sds_jax.diffusion.weightings import WEIGHTINGS
+from sds_jax.priors.prior import shipped_folder
+from sds_jax.training import step as step_lib
+from sds_jax.training.config import scalar_spec
+from sds_jax.training.state import TrainState
+from sds_jax.types import Params
+from sds_jax.views.lights import ALBEDO, TEXTURELESS
+
+TOLERANCES = dict(image=1e-4, gradient=1e-3, update=1e-2)
+"""Largest relative errors of PyTorch's image, gradient of the parameters and their change in the step."""
+
+
+class PeerError(RuntimeError):
+  """The comparison cannot be made; the message says why."""
+
+
+def check_installed() -> None:
+  """Raises PeerError, naming the extra, unless torch and diffusers are there."""
+  missing = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
+  if missing:
+    raise PeerError(f"--peer=torch needs {' and '.join(missing)}, not installed here: pip install 'sds_jax[parity]'")
+
+
+def check_supported(config: ml_collections.FrozenConfigDict) -> None:
+  """Raises PeerError for settings that the step in PyTorch does not have."""
+  for name, value, legal in (
+      ("field.name", config.field.name, ("mlp",)), ("background.name", config.background.name, ("plain", "white")),
+      ("render.normals", config.render.normals, ("analytic",)), ("optimizer.name", config.optimizer.name, ("adam",)),
+      ("optimizer.clip_norm", config.optimizer.clip_norm, (0.0,)), ("prior.dtype", config.prior.dtype, ("float32",)),
+      ("distillation.estimator", config.distillation.estimator, ("sds",))):
+    if value not in legal:
+      raise PeerError(f"config.{name}={value!r}: the step in PyTorch only knows {', '.join(map(repr, legal))}")
+
+
+def payload(work: Workload, state: TrainState, block: int) -> dict[str, Any]:
+  """What a `torch_step.TorchStep` is made of: plain values and numpy arrays.
+
+  Raises:
+    PeerError: images are not rendered at the prior's size, which the step in PyTorch would have to resize.
+  """
+  config, p = work.config, work.config.prior
+  size = work.prior.image_size
+  if (config.render.height, config.render.width) != (size, size):
+    raise PeerError(f"the step in PyTorch renders at the prior's {size}x{size} only")
+  folder = Path(p.path) if p.path else shipped_folder() if p.name == "shapeworld" else Path(p.name)
+  f, o, options = config.field, config.occupancy, work.scene.options
+  render = dict(height=size, width=size, candidates=options.candidates, samples=options.samples, bound=f.bound,
+                occupied_depth=options.occupied_depth, density=f.density, blob=f.blob, blob_scale=f.blob_scale,
+                blob_radius=f.blob_radius, density_bias=f.density_bias, octaves=f.mlp.num_octaves,
+                activation=f.mlp.activation, block=block)
+  moments = {name: _layers(optax.tree_utils.tree_get(state.opt_state, name)["field"]) for name in ("mu", "nu")}
+  return dict(
+    render=render, unet=str(folder / "unet"), prediction=work.prior.prediction_type,
+    unshuffle=size // work.prior.x_shape[0], adam=(config.optimizer.b1, config.optimizer.b2, config.optimizer.eps),
+    clip_norm=config.distillation.clip_norm, layers=_layers(state.params["field"]), **moments, count=int(state.step),
+    occupancy=dict(every=o.every, decay=o.decay, start_step=o.start_step, shares=4),
+    grid=None if state.occupancy is None else np.asarray(state.occupancy.density))
+
+
+def _layers(params: Params) -> list[tuple[np.ndarray, np.ndarray]]:
+  """The layers of an `MLPField`, first to last: (kernel [out, in], bias [out])."""
+  return [(np.array(params[f"Dense_{i}"]["kernel"].T), np.array(params[f"Dense_{i}"]["bias"]))
+          for i in range(len(params))]
+
+
+def inputs(work: Workload, step: int, drawn: Callable) -> dict[str, Any]:
+  """What step number `step` draws, for PyTorch; `drawn` is `workload.draw` of this workload, jitted."""
+  config, schedule = work.config, work.prior.schedule
+  d = drawn(jnp.int32(step))
+  arrays = dict(
+    position=d.cameras.position, rotation=d.cameras.rotation, focal=d.cameras.focal, background=d.background,
+    jitter=d.jitter, light=d.light, t=d.t, eps=d.eps.transpose(0, 3, 1, 2), alpha=schedule.alpha[d.t],
+    sigma=schedule.sigma[d.t], weight=WEIGHTINGS[config.distillation.weighting](schedule, d.t),
+    text=jnp.concatenate([d.cond["cond"]["text"], d.cond["uncond"]["text"]]))
+  camera = d.cond["cond"].get("camera")
+  weights = {name: float(schedule_value(scalar_spec(config.loss[name]), d.progress))
+             for name in ("sds", "orientation", "opacity", "entropy")}
+  mode = int(d.shading.mode)
+  return dict({name: np.array(value) for name, value in arrays.items()}, **weights, step=step,
+              camera=None if camera is None else np.array(camera), shaded=mode != ALBEDO,
+              textureless=mode == TEXTURELESS, ambient=float(d.shading.ambient), diffuse=float(d.shading.diffuse),
+              guidance=float(workload.guidance_scale(config, d.progress)), learning_rate=_learning_rate(config, step))
+
+
+def _learning_rate(config: ml_collections.FrozenConfigDict, step: int) -> float:
+  """As in `training.state.make_optimizer`."""
+  o, rate = config.optimizer, config.optimizer.learning_rate
+  return float(optax.warmup_cosine_decay_schedule(
+    0.0 if o.warmup_steps else rate, rate, o.warmup_steps, config.training.steps, rate * o.final_fraction)(step))
+
+
+def ours(work: Workload, state: TrainState) -> dict[str, Any]:
+  """dict(image, gradient, layers) of the trainer's step from `state`, as `torch_step.check` has it."""
+  keep = optax.GradientTransformation(lambda params: params, lambda grads, kept, params: (grads, grads))
+  spy = step_lib.make_step(dataclasses.replace(work.scene, optimizer=keep), work.prior)
+  gradient = jax.jit(spy)(state.replace(opt_state=state.params), *work.fixed)[0].opt_state
+  after = jax.jit(step_lib.make_step(work.scene, work.prior))(state, *work.fixed)[0].params
+  image = jax.jit(lambda s: parts.image(work, s.params, s.occupancy, workload.draw(work, s.step)))(state)
+  return dict(image=np.asarray(image), gradient=_layers(gradient["field"]), layers=_layers(after["field"]))
+
+
+def errors(ours_: dict[str, Any], theirs: dict[str, Any], before: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+  """Relative errors dict(image, gradient, update): the largest difference of an image over its largest value, and the
+  norm of the difference over the norm for all parameters taken together."""
+  flat = lambda layers: np.concatenate([a.ravel() for pair in layers for a in pair])  # noqa: E731
+  relative = lambda got, expected: float(np.linalg.norm(got - expected) / np.linalg.norm(expected))  # noqa: E731
+  start = flat(before)
+  return dict(
+    image=float(np.abs(theirs["image"] - ours_["image"]).max() / np.abs(ours_["image"]).max()),
+    gradient=relative(flat(theirs["gradient"]), flat(ours_["gradient"])),
+    update=relative(flat(theirs["layers"]) - start, flat(ours_["layers"]) - start))
+
+
+def check_errors(found: dict[str, float]) -> None:
+  """Raises PeerError when one is beyond its tolerance (or is no number)."""
+  for name, largest in TOLERANCES.items():
+    if not found[name] <= largest:
+      raise PeerError(f"PyTorch does not compute the same: relative error of the {name} {found[name]:.1e}, allowed "
+                      f"{largest:.0e}; no times are compared")
+
+
+def compare(work: Workload, compiled: Callable, state: TrainState, *, steps: int, rounds: int,
+            block: int = 0) -> dict[str, Any]:
+  """Checks, then times both sides in turns.
+
+  Args:
+    work, compiled, state: the workload, its executable step, and the state that every turn starts from.
+    steps: of a turn.
+    rounds: turns of each side.
+    block: points that PyTorch's field sees at a time; 0: all at once.
+
+  Returns:
+    dict(errors, threads, jax, torch, ratios, torch_peak_memory_bytes): `jax` and `torch` as `workload.by_mode`; ratios
+    of their medians, torch / JAX, by mode.
+
+  Raises:
+    PeerError: PyTorch does not compute the same, or its process ended.
+  """
+  first = int(state.step)
+  drawn = jax.jit(lambda step: workload.draw(work, step))
+  given = [inputs(work, first + i, drawn) for i in range(steps)]
+  content, threads = payload(work, state, block), timing.cpu_count()
+  found: dict[str, list] = dict(jax=[], torch=[])
+  with _Process(content, threads) as process:
+    error = errors(ours(work, state), process.ask("check", given[0]), content["layers"])
+    check_errors(error)
+    for _ in range(rounds):
+      fresh = jax.block_until_ready(jax.tree.map(jnp.copy, state))
+      found["jax"] += workload.run_steps(work, compiled, fresh, steps)[1]
+      found["torch"] += [dict(seconds=seconds, shaded=one["shaded"])
+                         for seconds, one in zip(process.ask("time", given), given)]
+    memory = process.ask("stop", None)
+  both = {name: workload.by_mode(records) for name, records in found.items()}
+  ratios = {mode: both["torch"][mode]["median_s"] / both["jax"][mode]["median_s"] if both["jax"][mode]["count"] else None
+            for mode in both["jax"]}
+  return dict(errors=error, threads=threads, block=block, **both, ratios=ratios, torch_peak_memory_bytes=memory)
+
+
+class _Process:
+  """`torch_step.serve` in a process of its own, as a context manager."""
+
+  def __init__(self, content: dict[str, Any], threads: int):
+    context = multiprocessing.get_context("spawn")
+    self._connection, theirs = context.Pipe()
+    self._process = context.Process(target=_serve, args=(theirs, content, threads), daemon=True)
+    self._process.start()
+    theirs.close()
+
+  def __enter__(self) -> _Process:
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self._connection.close()
+    self._process.join(timeout=10)
+    self._process.kill()
+
+  def ask(self, what: str, argument: Any) -> Any:
+    """The answer to one request. Raises PeerError when the process has ended instead."""
+    try:
+      self._connection.send((what, argument))
+      return self._connection.recv()
+    except (EOFError, ConnectionError) as error:
+      raise PeerError("the PyTorch process ended; what it printed above says why") from error
+
+
+def _serve(connection: Any, content: dict[str, Any], threads: int) -> None:
+  """In the new process only: here torch is imported."""
+  from sds_jax.benchmarks import torch_step
+  torch_step.serve(connection, content, threads)

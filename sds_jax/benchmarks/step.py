@@ -1,0 +1,120 @@
+"""How long a step of text-to-3D takes, and where the time goes.
+
+    python -m sds_jax.benchmarks.step --json=record.json
+    python -m sds_jax.benchmarks.step --peer=torch                     # needs the extra sds_jax[parity]
+    python -m sds_jax.benchmarks.step --prior=FOLDER --config.render.num_samples=24
+
+It compiles the trainer's own step with an empty persistent cache and again from that cache; times steps at the start of
+a run, and again at step `--at`, where the occupancy grid has found the object and shading has set in; and times the
+parts of the step at `--at`. `--peer=torch` adds the same step written with PyTorch and diffusers (peer.py).
+"""
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from sds_jax.benchmarks import parts, peer, table, timing, workload
+from sds_jax.priors.files import CheckpointError
+from sds_jax.training import config as config_lib
+from sds_jax.training import validation
+
+
+def parse(argv: Sequence[str]) -> flags.FlagValues:
+  """The command line `argv` (its first entry is the program) as flags. Raises flags.Error."""
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_dict("config", config_lib.default(), "settings, as in configs/text.py", flag_values=values)
+  for name, default, words in (
+      ("prior", "", "a name or a folder, instead of config.prior"), ("json", "", "where to write all raw numbers"),
+      ("peer", "", "'torch': compare with the same step in PyTorch")):
+    flags.DEFINE_string(name, default, words, flag_values=values)
+  for name, default, words in (
+      ("steps", 20, "how many steps are timed at a time"), ("warmup", 3, "steps before the first that is timed"),
+      ("at", 150, "the step of the second look; steps up to there are run, not timed"),
+      ("repeats", 10, "how often each part is timed"), ("rounds", 5, "turns that each side of a comparison has"),
+      ("matmul", 2048, "size of the matrix product that everything is measured by"),
+      ("peer_block", 0, "points that the peer's field sees at a time; 0: all at once")):
+    flags.DEFINE_integer(name, default, words, lower_bound=0, flag_values=values)
+  values(list(argv))
+  return values
+
+
+def settings(values: flags.FlagValues) -> Any:
+  """The validated config of the command line. Raises ConfigError."""
+  config = values.config
+  if values.prior:
+    is_folder = Path(values.prior).is_dir()
+    config.prior.path, config.prior.name = (values.prior, "") if is_folder else ("", values.prior)
+  if values.peer not in ("", "torch"):
+    raise validation.ConfigError(f"--peer={values.peer} is not legal: it must be 'torch'")
+  if min(values.steps, values.repeats, values.rounds, values.matmul) < 1:
+    raise validation.ConfigError("--steps, --repeats, --rounds and --matmul must be at least 1")
+  return validation.validate(config)
+
+
+def measure(values: flags.FlagValues) -> dict[str, Any]:
+  """Everything that the command line asks for, as one JSON object.
+
+  Raises:
+    ConfigError, CheckpointError: as the trainer does.
+    PeerError: the peer is not installed, cannot do these settings, or does not compute the same.
+  """
+  config = settings(values)
+  if values.peer:
+    peer.check_installed()
+    peer.check_supported(config)
+  record: dict[str, Any] = dict(
+    date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), machine=timing.machine(),
+    arguments={name: values[name].value for name in ("prior", "steps", "warmup", "at", "repeats", "rounds",
+                                                     "peer_block")},
+    config=config.to_dict(), matmul=dict(size=values.matmul, flops_per_s=timing.matmul_rate(values.matmul)))
+  work = workload.build(config)
+  state = workload.first_state(work)
+  compiled, record["compile"] = workload.compile_twice(work, state)
+  record["xla_memory"] = _memory_analysis(compiled)
+  state, _ = workload.run_steps(work, compiled, state, values.warmup)
+  record["steps"] = {}
+  for _ in range(2):
+    counts = parts.sample_counts(work, state)
+    name = f"from step {int(state.step)}"
+    state, times = workload.run_steps(work, compiled, state, values.steps)
+    record["steps"][name] = dict(workload.by_mode(times), samples=counts)
+    state, _ = workload.run_steps(work, compiled, state, max(values.at - int(state.step), 0))
+  record["peak_memory_bytes"] = timing.peak_memory_bytes()
+  record["parts"] = parts.measure(work, state, values.repeats)
+  if values.peer:
+    record["peer"] = peer.compare(work, compiled, state, steps=values.steps, rounds=values.rounds,
+                                  block=values.peer_block)
+  return record
+
+
+def _memory_analysis(compiled: Any) -> dict[str, int] | None:
+  """What XLA reserves for one call, in bytes; None where the backend does not say."""
+  found = compiled.memory_analysis()
+  names = ("argument", "output", "temp", "alias", "generated_code")
+  return None if found is None else {name: getattr(found, f"{name}_size_in_bytes") for name in names}
+
+
+def main(argv: Sequence[str]) -> int:
+  """The command; 2 where something was wrong with what it was asked."""
+  try:
+    values = parse(argv)
+    record = measure(values)
+    print(table.format_record(record))
+    if values.json:
+      Path(values.json).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+  except (flags.Error, validation.ConfigError, CheckpointError, peer.PeerError, OSError) as error:
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv))

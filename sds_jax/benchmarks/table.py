@@ -1,0 +1,96 @@
+"""A record of `benchmarks.step` as text."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def format_record(record: dict[str, Any]) -> str:
+  """All that `step.measure` found, for reading."""
+  sections = [_machine(record), _compile(record), _steps(record), _parts(record)]
+  return "\n\n".join(sections + ([_peer(record["peer"])] if "peer" in record else []))
+
+
+def _machine(record: dict[str, Any]) -> str:
+  m = record["machine"]
+  versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items() if version)
+  size, rate = record["matmul"]["size"], record["matmul"]["flops_per_s"]
+  return (f"{m['processor']}, {m['cpus']} CPUs, backend {m['backend']} ({m['device']}), Python {m['python']}\n"
+          f"{versions}\nproduct of two float32 {size} x {size} matrices: {rate / 1e9:.1f} GFLOP/s")
+
+
+def _compile(record: dict[str, Any]) -> str:
+  c = record["compile"]
+  taken = "" if c["cache_hits"] else " (XLA did not take what it had stored)"
+  lines = [f"compiling the step: {c['cold_s']:.1f} s; from the persistent cache: {c['cached_s']:.1f} s{taken}",
+           f"peak memory of the process, loading, compiling and stepping: {_mib(record['peak_memory_bytes'])}"]
+  if record["xla_memory"]:
+    lines.append("XLA's plan of one step: "
+                 + ", ".join(f"{name} {_mib(size)}" for name, size in record["xla_memory"].items()))
+  return "\n".join(lines)
+
+
+def _steps(record: dict[str, Any]) -> str:
+  rows = [("step", "median", "min", "mean", "count", "samples wanted / budget")]
+  for place, found in record["steps"].items():
+    s = found["samples"]
+    for mode in ("as_drawn", "albedo", "shaded"):
+      if found[mode]["count"]:
+        rows.append((f"{place}, {mode.replace('_', ' ')}", *_times(found[mode]), str(found[mode]["count"]),
+                     f"{s['wanted']} / {s['budget']}"))
+  return _aligned(rows)
+
+
+def _parts(record: dict[str, Any]) -> str:
+  peak = record["matmul"]["flops_per_s"]
+  rows = [("part", "median", "min", "mean", "GFLOP", "GFLOP/s", "share of the product")]
+  for name, part in record["parts"].items():
+    label = name + (f" (every {part['every']} steps)" if "every" in part else "")
+    rows.append((label, *_times(part), *_rates(part, peak)))
+  for mode in ("albedo", "shaded"):
+    total = step_flops(record["parts"], mode)
+    found = [steps[mode] for steps in record["steps"].values() if steps[mode]["count"]]
+    if total and found:
+      rows.append((f"whole step, {mode}", *_times(found[-1]), *_rates(dict(found[-1], flops=total), peak)))
+  return _aligned(rows)
+
+
+def step_flops(parts: dict[str, Any], mode: str) -> float | None:
+  """FLOPs of a step of a mode: rendering with its gradient, and the prior. None where no such step was looked at."""
+  render = parts.get(f"render {mode}, forward and backward")
+  return render["flops"] + parts["prior"]["flops"] if render else None
+
+
+def _rates(part: dict[str, Any], peak: float) -> tuple[str, str, str]:
+  if not part.get("flops"):
+    return "", "", ""
+  rate = part["flops"] / part["median_s"]
+  return f"{part['flops'] / 1e9:.2f}", f"{rate / 1e9:.1f}", f"{rate / peak:.0%}"
+
+
+def _peer(found: dict[str, Any]) -> str:
+  errors = ", ".join(f"{name} {value:.1e}" for name, value in found["errors"].items())
+  rows = [("in turns", "JAX median", "min", "torch median", "min", "torch / JAX")]
+  for mode, ratio in found["ratios"].items():
+    if ratio is not None:
+      ours, theirs = found["jax"][mode], found["torch"][mode]
+      rows.append((mode.replace("_", " "), *_times(ours)[:2], *_times(theirs)[:2], f"{ratio:.2f}"))
+  notes = [f"PyTorch, {found['threads']} threads; relative errors of torch against JAX: {errors}",
+           _aligned(rows), f"peak memory of the PyTorch process: {_mib(found['torch_peak_memory_bytes'])}"]
+  return "\n".join(notes)
+
+
+def _times(found: dict[str, Any]) -> tuple[str, str, str]:
+  return tuple(f"{1e3 * found[f'{name}_s']:.1f} ms" for name in ("median", "min", "mean"))
+
+
+def _mib(size: float) -> str:
+  return f"{size / 2**20:.1f} MiB"
+
+
+def _aligned(rows: Iterable[Sequence[str]]) -> str:
+  """Rows of equal length as columns, the first to the left and all others to the right."""
+  rows = list(rows)
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  return "\n".join("  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
+                   .rstrip() for row in rows)

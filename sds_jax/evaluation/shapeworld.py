@@ -1,0 +1,140 @@
+r"""The main job over many captions and seeds, scored against the exact scenes.
+
+    python -m sds_jax.evaluation.shapeworld --prompts=8 --seeds=3 --out=scores
+
+Half of the captions hold a colour and shape never seen together in training, half of each are stacks of two. The step
+is compiled once for all of them. Settings are overridden as for `run.py` (`--config.training.steps=300`).
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import tqdm
+from absl import app, flags
+from ml_collections import config_flags
+
+from sds_jax.evaluation import scores as scoring
+from sds_jax.io import files, images
+from sds_jax.priors import prior as prior_lib
+from sds_jax.shapeworld import captions, solids
+from sds_jax.training import compilation, config as config_lib, outputs, step as step_lib, validation
+from sds_jax.training.state import TrainState
+from sds_jax.types import Params
+
+Record = dict[str, Any]
+GROUPS: dict[str, Callable[[Record], bool]] = {
+    "all": lambda r: True,
+    "plain solids": lambda r: r["plain"],
+    "with a front": lambda r: not r["plain"],
+    "single": lambda r: r["parts"] == 1,
+    "stacked": lambda r: r["parts"] == 2,
+    "seen pairs": lambda r: not r["never_seen"],
+    "never seen": lambda r: r["never_seen"],
+}
+
+
+def draw_captions(count: int, seed: int = 1) -> list[captions.Spec]:
+  """`count` captions: singles and stacks in turn, and of each every other one never seen; no caption twice."""
+  rng, chosen = np.random.default_rng(seed), []
+  while len(chosen) < count:
+    i = len(chosen)
+    spec = captions.sample_spec(rng, float(i % 2), held_out=i // 2 % 2 == 1)
+    if spec not in chosen:
+      chosen.append(spec)
+  return chosen
+
+
+class Job:
+  """One compiled step and one prior for any number of captions and seeds."""
+
+  def __init__(self, config: ml_collections.FrozenConfigDict, prior: prior_lib.Prior, prior_params: Params):
+    self.config, self.prior, self.prior_params = config, prior, prior_params
+    self.scene = step_lib.make_scene(config)
+    self._step = jax.jit(step_lib.make_step(self.scene, prior), donate_argnums=0)
+    self._new = jax.jit(lambda key: step_lib.new_state(self.scene, key))
+
+  def optimise(self, prompt: str, seed: int) -> TrainState:
+    """The finished state of one run, the same as the command's."""
+    key = jax.random.key(seed)
+    state = self._new(jax.random.fold_in(key, 2**31 - 1))
+    text = step_lib.embed_prompts(self.prior, self.prior_params, self.config, prompt)
+    frozen = {name: value for name, value in self.prior_params.items() if name != "text_encoder"}
+    for _ in range(self.config.training.steps):
+      state, _ = self._step(state, frozen, text, key)
+    return jax.block_until_ready(state)
+
+
+def run_set(job: Job, specs: Sequence[captions.Spec], seeds: Sequence[int], folder: Path | None = None) -> list[Record]:
+  """Scores of every caption with every seed; a strip of renders of each goes to `folder` if one is given."""
+  records = []
+  view = outputs.make_view(job.scene) if folder else None
+  with tqdm.tqdm(total=len(specs) * len(seeds), desc="runs") as bar:
+    for spec in specs:
+      for seed in seeds:
+        prompt, started = captions.caption(spec), time.perf_counter()
+        state = job.optimise(prompt, seed)
+        seconds = time.perf_counter() - started
+        found = scoring.score(job.scene, state, spec)
+        records.append(dict(
+            prompt=prompt, seed=seed, parts=len(spec.parts), never_seen=captions.is_held_out(spec),
+            plain=all(kind in solids.PLAIN for _, kind in spec.parts), seconds=seconds, **found))
+        if folder:
+          name = f"{files.prompt_slug(prompt)}-{seed}.png"
+          images.write_png(outputs.render_row(view, job.config, state, 6), folder / name)
+        bar.update()
+        bar.write(f"{found['silhouette_iou']:.3f} iou  {found['colour_error']:.3f} colour error  {seconds:5.1f} s  "
+                  f"{prompt} ({seed})")
+  return records
+
+
+def table(records: Sequence[Record]) -> str:
+  """Means and worst cases of each group of runs, as the rows of a Markdown table."""
+  head = ("| captions | runs | IoU | worst | under 0.5 | IoU, scaled | volume IoU | colours right | colour error "
+          "| empty or full | s a run |\n" + "|---" * 11 + "|")
+  rows = [head]
+  for name, belongs in GROUPS.items():
+    group = [r for r in records if belongs(r)]
+    if not group:
+      continue
+    mean = lambda key: float(np.mean([r[key] for r in group]))  # noqa: E731
+    ious = np.array([r["silhouette_iou"] for r in group])
+    rows.append(
+        f"| {name} | {len(group)} | {ious.mean():.3f} | {ious.min():.3f} | {np.mean(ious < 0.5):.0%} "
+        f"| {mean('silhouette_iou_scaled'):.3f} | {mean('volume_iou'):.3f} | {mean('colours_right'):.0%} "
+        f"| {mean('colour_error'):.3f} | {sum(r['empty'] or r['full'] for r in group)} | {mean('seconds'):.0f} |")
+  return "\n".join(rows)
+
+
+def main() -> None:
+  """Command line."""
+  config = config_flags.DEFINE_config_dict("config", config_lib.default())
+  prompts = flags.DEFINE_integer("prompts", 8, "captions", lower_bound=1)
+  seeds = flags.DEFINE_integer("seeds", 3, "seeds of each caption", lower_bound=1)
+  draw = flags.DEFINE_integer("draw", 1, "seed of the drawing of captions")
+  out = flags.DEFINE_string("out", "shapeworld_scores", "folder of the table, the records and the renders")
+
+  def run(argv: Sequence[str]) -> None:
+    del argv
+    compilation.use_cache()
+    frozen = validation.validate(config.value)
+    prior, params = prior_lib.build(frozen.prior.path or frozen.prior.name, dtype=frozen.prior.dtype)
+    folder = Path(out.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    records = run_set(Job(frozen, prior, params), draw_captions(prompts.value, draw.value), range(seeds.value), folder)
+    files.write_json(dict(config=frozen.to_dict(), versions=outputs.versions(), records=records),
+                     folder / "records.json")
+    (folder / "table.md").write_text(table(records) + "\n", encoding="utf-8")
+    print(table(records))
+    print(f"renders, records and table lie in {folder}")
+
+  app.run(run)
+
+
+if __name__ == "__main__":
+  main()
