@@ -45,7 +45,8 @@ def wanted_samples(work: Workload, grid: Any, draws: Draws) -> Array:
 
 def sample_counts(work: Workload, state: TrainState) -> dict[str, float]:
   """dict(budget, wanted, kept, blocks_run): samples of the step that comes next; blocks_run is a fraction in [0, 1]."""
-  budget = work.config.training.views * work.config.render.height * work.config.render.width * work.scene.options.samples
+  config = work.config
+  budget = config.training.views * config.render.height * config.render.width * work.scene.options.samples
   wanted = int(jax.jit(lambda s: wanted_samples(work, s.occupancy, draw(work, s.step)))(state))
   kept, block = min(wanted, budget), work.scene.options.block_points
   run = 1.0 if block is None or budget <= block else -(-kept // block) / -(-budget // block)

@@ -1,7 +1,7 @@
 """The same step in PyTorch: first that it computes the same, then how long it takes, in turns with ours.
 
-What is equal: prior (diffusers' `UNet2DConditionModel` on the same folder), field parameters, Adam's moments, occupancy
-grid, cameras, lights, background, jitter, t and noise. Both sides choose their samples themselves, since that is part of
+What is equal: prior (diffusers' `UNet2DConditionModel` on the same folder), field parameters, Adam's moments,
+occupancy grid, cameras, lights, background, jitter, t and noise. Both sides choose their samples themselves, since that is part of
 a step; the budget is the same. Both update the occupancy grid when it is due. What favours PyTorch: what is random is
 drawn by JAX within its step, and handed to PyTorch ready-made, and PyTorch evaluates exactly the wanted samples.
 
@@ -118,16 +118,26 @@ def _learning_rate(config: ml_collections.FrozenConfigDict, step: int) -> float:
 
 
 def ours(work: Workload, state: TrainState) -> dict[str, Any]:
-  """dict(image, gradient, layers) of the trainer's step from `state`, as `torch_step.check` has it."""
-  keep = optax.GradientTransformation(lambda params: params, lambda grads, kept, params: (grads, grads))
-  spy = step_lib.make_step(dataclasses.replace(work.scene, optimizer=keep), work.prior)
-  gradient = jax.jit(spy)(state.replace(opt_state=state.params), *work.fixed)[0].opt_state
-  after = jax.jit(step_lib.make_step(work.scene, work.prior))(state, *work.fixed)[0].params
+  """dict(image, gradient, layers) of the trainer's step from `state`, as `torch_step.check` has it.
+
+  The step is asked for its gradient by an optimiser that keeps what it is given.
+  """
+  real = work.scene.optimizer
+
+  def update(grads, kept, params):
+    updates, opt_state = real.update(grads, kept[1], params)
+    return updates, (grads, opt_state)
+
+  spy = dataclasses.replace(work.scene, optimizer=optax.GradientTransformation(real.init, update))
+  start = state.replace(opt_state=(state.params, state.opt_state))
+  after = jax.jit(step_lib.make_step(spy, work.prior))(start, *work.fixed)[0]
   image = jax.jit(lambda s: parts.image(work, s.params, s.occupancy, workload.draw(work, s.step)))(state)
-  return dict(image=np.asarray(image), gradient=_layers(gradient["field"]), layers=_layers(after["field"]))
+  return dict(image=np.asarray(image), gradient=_layers(after.opt_state[0]["field"]),
+              layers=_layers(after.params["field"]))
 
 
-def errors(ours_: dict[str, Any], theirs: dict[str, Any], before: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+def errors(ours_: dict[str, Any], theirs: dict[str, Any],
+           before: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
   """Relative errors dict(image, gradient, update): the largest difference of an image over its largest value, and the
   norm of the difference over the norm for all parameters taken together."""
   flat = lambda layers: np.concatenate([a.ravel() for pair in layers for a in pair])  # noqa: E731
@@ -179,8 +189,8 @@ def compare(work: Workload, compiled: Callable, state: TrainState, *, steps: int
                          for seconds, one in zip(process.ask("time", given), given)]
     memory = process.ask("stop", None)
   both = {name: workload.by_mode(records) for name, records in found.items()}
-  ratios = {mode: both["torch"][mode]["median_s"] / both["jax"][mode]["median_s"] if both["jax"][mode]["count"] else None
-            for mode in both["jax"]}
+  ratios = {mode: both["torch"][mode]["median_s"] / ours_["median_s"] if ours_["count"] else None
+            for mode, ours_ in both["jax"].items()}
   return dict(errors=error, threads=threads, block=block, **both, ratios=ratios, torch_peak_memory_bytes=memory)
 
 

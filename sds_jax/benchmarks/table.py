@@ -92,5 +92,5 @@ def _aligned(rows: Iterable[Sequence[str]]) -> str:
   """Rows of equal length as columns, the first to the left and all others to the right."""
   rows = list(rows)
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  return "\n".join("  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
-                   .rstrip() for row in rows)
+  lines = ([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))] for row in rows)
+  return "\n".join("  ".join(line).rstrip() for line in lines)

@@ -1,6 +1,6 @@
 """The step of the default settings once more, with PyTorch and diffusers: render, U-Net, gradient, Adam, occupancy.
 
-Imports torch and diffusers (the extra `sds_jax[parity]`) and nothing of JAX: it is meant to run in a process of its own.
+Imports torch and diffusers (the extra `sds_jax[parity]`) and nothing of JAX: it is meant for a process of its own.
 """
 from __future__ import annotations
 

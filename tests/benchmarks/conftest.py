@@ -1,0 +1,72 @@
+"""A prior of a few thousand parameters and settings to match, so that the benchmark runs in seconds."""
+import json
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax.priors import checkpoint
+from sds_jax.priors.clip import CLIPTextModel
+from sds_jax.priors.unet import UNet2DConditionModel
+from sds_jax.shapeworld import captions, recipe, tokenizer
+from sds_jax.training import config as config_lib
+
+UNET = dict(recipe.UNET, sample_size=4, block_out_channels=[8, 16], cross_attention_dim=8, attention_head_dim=2,
+            norm_num_groups=4)
+INDEX = dict(pixel_unshuffle=4, image_size=16, camera_dim=16, vocabulary=sorted(captions.WORDS))
+
+
+def _random(model, seed):
+  """Parameters that all matter: no zero biases, no unit scales."""
+  rng = np.random.default_rng(seed)
+  draw = lambda path, leaf: (path[-1] == "scale") + rng.normal(size=leaf.shape) / np.sqrt(leaf.size)**0.5  # noqa: E731
+  return flax.traverse_util.unflatten_dict({
+    path: jnp.asarray(draw(path, leaf), jnp.float32) for path, leaf in checkpoint.abstract_params(model).items()})
+
+
+@pytest.fixture(scope="session")
+def prior_folder(tmp_path_factory):
+  """16x16 images in patches of 4x4, v-prediction, told the camera; ShapeWorld's words."""
+  folder = tmp_path_factory.mktemp("prior")
+  tokenizer.write_tokenizer(folder / "tokenizer")
+  clip = dict(recipe.TEXT_ENCODER, hidden_size=8, intermediate_size=16, num_attention_heads=2,
+              vocab_size=len(tokenizer.build_vocabulary()[0]), **tokenizer.special_ids(folder / "tokenizer"))
+  for name, kind, config, network in (("unet", "unet", UNET, UNet2DConditionModel),
+                                      ("text_encoder", "clip_text", clip, CLIPTextModel)):
+    checkpoint.write_component(folder / name, kind, config, _random(network.from_config(config), seed=len(name)))
+  (folder / "scheduler").mkdir()
+  (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(recipe.SCHEDULER))
+  (folder / "model_index.json").write_text(json.dumps(INDEX))
+  return folder
+
+
+TINY = {"render.height": 16, "render.width": 16, "render.num_samples": 8, "render.candidates": 16,
+        "render.block_points": 1024, "field.mlp.hidden": 8, "occupancy.resolution": 8, "occupancy.every": 2,
+        "occupancy.start_step": 1, "training.steps": 20, "training.views": 2, "optimizer.warmup_steps": 2}
+
+
+@pytest.fixture
+def settings():
+  """What the tiny settings change: dotted name -> value."""
+  return TINY
+
+
+@pytest.fixture
+def tiny(prior_folder):
+  """A function (changes: dotted name -> value) -> ConfigDict of the default settings made small."""
+  def make(changes=None):
+    config = config_lib.default()
+    config.update_from_flattened_dict(TINY | {"prior.path": str(prior_folder)} | (changes or {}))
+    return config
+  return make
+
+
+@pytest.fixture
+def quick_compile():
+  """Programs that take longer to compile than to run."""
+  before = jax.config.jax_disable_most_optimizations
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
