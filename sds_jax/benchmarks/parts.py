@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from sds_jax.benchmarks import flops, timing
-from sds_jax.benchmarks.workload import Draws, Workload, draw
+from sds_jax.benchmarks.workload import Draws, Workload
 from sds_jax.diffusion import guidance
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.rendering import occupancy, render, sampling
@@ -43,21 +43,25 @@ def wanted_samples(work: Workload, grid: Any, draws: Draws) -> Array:
   return jnp.sum(render._wanted(rays, distances, grid, options), dtype=jnp.int32)
 
 
-def sample_counts(work: Workload, state: TrainState) -> dict[str, float]:
-  """dict(budget, wanted, kept, blocks_run): samples of the step that comes next; blocks_run is a fraction in [0, 1]."""
+def sample_counts(work: Workload, state: TrainState, draws: Draws) -> dict[str, float]:
+  """dict(budget, wanted, kept, blocks_run): samples of the step from `state`; blocks_run is a fraction in [0, 1]."""
   config = work.config
   budget = config.training.views * config.render.height * config.render.width * work.scene.options.samples
-  wanted = int(jax.jit(lambda s: wanted_samples(work, s.occupancy, draw(work, s.step)))(state))
+  wanted = int(jax.jit(lambda *args: wanted_samples(work, *args))(state.occupancy, draws))
   kept, block = min(wanted, budget), work.scene.options.block_points
   run = 1.0 if block is None or budget <= block else -(-kept // block) / -(-budget // block)
   return dict(budget=budget, wanted=wanted, kept=kept, blocks_run=run)
 
 
-def measure(work: Workload, state: TrainState, repeats: int) -> dict[str, dict[str, Any]]:
-  """{part: summary of its seconds, and `flops` where it has any}, at the step that comes next after `state`."""
-  draws = jax.jit(lambda step: draw(work, step))(state.step)
-  rule = flops.filled(sample_counts(work, state)["blocks_run"])
-  found: dict[str, dict[str, Any]] = {"draws": _timed(lambda step: draw(work, step), state.step, repeats=repeats)}
+def measure(work: Workload, drawn: Callable[[Array], Draws], state: TrainState,
+            repeats: int) -> dict[str, dict[str, Any]]:
+  """{part: summary of its seconds, and `flops` where it has any}, of the step from `state`.
+
+  `drawn` is of `workload.drawer`. In blocks that are skipped no FLOPs are counted.
+  """
+  draws = drawn(state.step)
+  rule = flops.filled(sample_counts(work, state, draws)["blocks_run"])
+  found: dict[str, dict[str, Any]] = {"draws": timing.summary(timing.repeat(drawn, state.step, repeats=repeats))}
   for mode in _modes(work):
     lit = dataclasses.replace(draws, shading=draws.shading.replace(mode=jnp.int32(MODES[mode])))
     for name, part in _render_parts(_only(work, mode)).items():

@@ -1,9 +1,9 @@
 """The same step in PyTorch: first that it computes the same, then how long it takes, in turns with ours.
 
 What is equal: prior (diffusers' `UNet2DConditionModel` on the same folder), field parameters, Adam's moments,
-occupancy grid, cameras, lights, background, jitter, t and noise. Both sides choose their samples themselves, since that is part of
-a step; the budget is the same. Both update the occupancy grid when it is due. What favours PyTorch: what is random is
-drawn by JAX within its step, and handed to PyTorch ready-made, and PyTorch evaluates exactly the wanted samples.
+occupancy grid, cameras, lights, background, jitter, t and noise. Both sides choose their samples themselves, since that
+is part of a step; the budget is the same. Both update the occupancy grid when it is due. What favours PyTorch: what is
+random is drawn by JAX within its step and handed to PyTorch ready-made, and PyTorch evaluates just the wanted samples.
 
 PyTorch runs eagerly, as diffusers does, in a process of its own, so that the threads of one side are asleep while the
 other side works, and memory can be told apart. Every turn starts from the same state.
@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 from sds_jax.benchmarks import parts, timing, workload
-from sds_jax.benchmarks.workload import Workload
+from sds_jax.benchmarks.workload import Draws, Workload
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.diffusion.weightings import WEIGHTINGS
 from sds_jax.priors.prior import shipped_folder
@@ -91,10 +91,9 @@ def _layers(params: Params) -> list[tuple[np.ndarray, np.ndarray]]:
           for i in range(len(params))]
 
 
-def inputs(work: Workload, step: int, drawn: Callable) -> dict[str, Any]:
-  """What step number `step` draws, for PyTorch; `drawn` is `workload.draw` of this workload, jitted."""
+def inputs(work: Workload, step: int, d: Draws) -> dict[str, Any]:
+  """What step number `step` draws, `d`, as PyTorch wants it: numpy arrays (channels first) and plain values."""
   config, schedule = work.config, work.prior.schedule
-  d = drawn(jnp.int32(step))
   arrays = dict(
     position=d.cameras.position, rotation=d.cameras.rotation, focal=d.cameras.focal, background=d.background,
     jitter=d.jitter, light=d.light, t=d.t, eps=d.eps.transpose(0, 3, 1, 2), alpha=schedule.alpha[d.t],
@@ -117,8 +116,8 @@ def _learning_rate(config: ml_collections.FrozenConfigDict, step: int) -> float:
     0.0 if o.warmup_steps else rate, rate, o.warmup_steps, config.training.steps, rate * o.final_fraction)(step))
 
 
-def ours(work: Workload, state: TrainState) -> dict[str, Any]:
-  """dict(image, gradient, layers) of the trainer's step from `state`, as `torch_step.check` has it.
+def own_step(work: Workload) -> Callable[[TrainState, Draws], dict[str, Any]]:
+  """A function (state, its draws) -> dict(image, gradient, layers) of the trainer's step, as `torch_step.check` has it.
 
   The step is asked for its gradient by an optimiser that keeps what it is given.
   """
@@ -129,14 +128,18 @@ def ours(work: Workload, state: TrainState) -> dict[str, Any]:
     return updates, (grads, opt_state)
 
   spy = dataclasses.replace(work.scene, optimizer=optax.GradientTransformation(real.init, update))
-  start = state.replace(opt_state=(state.params, state.opt_state))
-  after = jax.jit(step_lib.make_step(spy, work.prior))(start, *work.fixed)[0]
-  image = jax.jit(lambda s: parts.image(work, s.params, s.occupancy, workload.draw(work, s.step)))(state)
-  return dict(image=np.asarray(image), gradient=_layers(after.opt_state[0]["field"]),
-              layers=_layers(after.params["field"]))
+  step = jax.jit(step_lib.make_step(spy, work.prior))
+  image = jax.jit(lambda *args: parts.image(work, *args))
+
+  def run(state: TrainState, draws: Draws) -> dict[str, Any]:
+    after = step(state.replace(opt_state=(state.params, state.opt_state)), *work.fixed)[0]
+    return dict(image=np.asarray(image(state.params, state.occupancy, draws)),
+                gradient=_layers(after.opt_state[0]["field"]), layers=_layers(after.params["field"]))
+
+  return run
 
 
-def errors(ours_: dict[str, Any], theirs: dict[str, Any],
+def errors(ours: dict[str, Any], theirs: dict[str, Any],
            before: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
   """Relative errors dict(image, gradient, update): the largest difference of an image over its largest value, and the
   norm of the difference over the norm for all parameters taken together."""
@@ -144,9 +147,9 @@ def errors(ours_: dict[str, Any], theirs: dict[str, Any],
   relative = lambda got, expected: float(np.linalg.norm(got - expected) / np.linalg.norm(expected))  # noqa: E731
   start = flat(before)
   return dict(
-    image=float(np.abs(theirs["image"] - ours_["image"]).max() / np.abs(ours_["image"]).max()),
-    gradient=relative(flat(theirs["gradient"]), flat(ours_["gradient"])),
-    update=relative(flat(theirs["layers"]) - start, flat(ours_["layers"]) - start))
+    image=float(np.abs(theirs["image"] - ours["image"]).max() / np.abs(ours["image"]).max()),
+    gradient=relative(flat(theirs["gradient"]), flat(ours["gradient"])),
+    update=relative(flat(theirs["layers"]) - start, flat(ours["layers"]) - start))
 
 
 def check_errors(found: dict[str, float]) -> None:
@@ -157,12 +160,13 @@ def check_errors(found: dict[str, float]) -> None:
                       f"{largest:.0e}; no times are compared")
 
 
-def compare(work: Workload, compiled: Callable, state: TrainState, *, steps: int, rounds: int,
-            block: int = 0) -> dict[str, Any]:
+def compare(work: Workload, drawn: Callable[[jax.Array], Draws], compiled: Callable, state: TrainState, *, steps: int,
+            rounds: int, block: int = 0) -> dict[str, Any]:
   """Checks, then times both sides in turns.
 
   Args:
-    work, compiled, state: the workload, its executable step, and the state that every turn starts from.
+    work, drawn, compiled: the workload, its `workload.drawer` and its executable step.
+    state: what every turn starts from.
     steps: of a turn.
     rounds: turns of each side.
     block: points that PyTorch's field sees at a time; 0: all at once.
@@ -175,12 +179,11 @@ def compare(work: Workload, compiled: Callable, state: TrainState, *, steps: int
     PeerError: PyTorch does not compute the same, or its process ended.
   """
   first = int(state.step)
-  drawn = jax.jit(lambda step: workload.draw(work, step))
-  given = [inputs(work, first + i, drawn) for i in range(steps)]
+  given = [inputs(work, step, drawn(jnp.int32(step))) for step in range(first, first + steps)]
   content, threads = payload(work, state, block), timing.cpu_count()
   found: dict[str, list] = dict(jax=[], torch=[])
   with _Process(content, threads) as process:
-    error = errors(ours(work, state), process.ask("check", given[0]), content["layers"])
+    error = errors(own_step(work)(state, drawn(state.step)), process.ask("check", given[0]), content["layers"])
     check_errors(error)
     for _ in range(rounds):
       fresh = jax.block_until_ready(jax.tree.map(jnp.copy, state))
@@ -189,8 +192,8 @@ def compare(work: Workload, compiled: Callable, state: TrainState, *, steps: int
                          for seconds, one in zip(process.ask("time", given), given)]
     memory = process.ask("stop", None)
   both = {name: workload.by_mode(records) for name, records in found.items()}
-  ratios = {mode: both["torch"][mode]["median_s"] / ours_["median_s"] if ours_["count"] else None
-            for mode, ours_ in both["jax"].items()}
+  ratios = {mode: both["torch"][mode]["median_s"] / own["median_s"] if own["count"] else None
+            for mode, own in both["jax"].items()}
   return dict(errors=error, threads=threads, block=block, **both, ratios=ratios, torch_peak_memory_bytes=memory)
 
 

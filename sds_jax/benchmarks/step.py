@@ -27,9 +27,18 @@ from sds_jax.training import validation
 
 
 def parse(argv: Sequence[str]) -> flags.FlagValues:
-  """The command line `argv` (its first entry is the program) as flags. Raises flags.Error."""
+  """The command line `argv` (its first entry is the program) as flags.
+
+  Raises:
+    flags.Error: an unknown flag or a malformed value.
+    ConfigError: an unknown setting.
+  """
   values = flags.FlagValues()
-  config_flags.DEFINE_config_dict("config", config_lib.default(), "settings, as in configs/text.py", flag_values=values)
+  for argument in argv[1:]:
+    if argument.startswith("--config."):
+      validation.check_name(argument.split("=")[0].removeprefix("--config."), config_lib.default())
+  config_flags.DEFINE_config_dict("config", config_lib.default(), "settings, as in configs/text.py",
+                                  flag_values=values, sys_argv=list(argv))
   for name, default, words in (
       ("prior", "", "a name or a folder, instead of config.prior"), ("json", "", "where to write all raw numbers"),
       ("peer", "", "'torch': compare with the same step in PyTorch")):
@@ -79,17 +88,18 @@ def measure(values: flags.FlagValues) -> dict[str, Any]:
   compiled, record["compile"] = workload.compile_twice(work, state)
   record["xla_memory"] = _memory_analysis(compiled)
   state, _ = workload.run_steps(work, compiled, state, values.warmup)
+  drawn = workload.drawer(work)
   record["steps"] = {}
   for _ in range(2):
-    counts = parts.sample_counts(work, state)
+    counts = parts.sample_counts(work, state, drawn(state.step))
     name = f"from step {int(state.step)}"
     state, times = workload.run_steps(work, compiled, state, values.steps)
     record["steps"][name] = dict(workload.by_mode(times), samples=counts)
     state, _ = workload.run_steps(work, compiled, state, max(values.at - int(state.step), 0))
   record["peak_memory_bytes"] = timing.peak_memory_bytes()
-  record["parts"] = parts.measure(work, state, values.repeats)
+  record["parts"] = parts.measure(work, drawn, state, values.repeats)
   if values.peer:
-    record["peer"] = peer.compare(work, compiled, state, steps=values.steps, rounds=values.rounds,
+    record["peer"] = peer.compare(work, drawn, compiled, state, steps=values.steps, rounds=values.rounds,
                                   block=values.peer_block)
   return record
 

@@ -155,7 +155,7 @@ jax.tree_util.register_dataclass(Draws)
 
 
 def draw(work: Workload, step: Array) -> Draws:
-  """What the trainer's step number `step` [] draws; to be jitted.
+  """What the trainer's step number `step` [] int32 draws.
 
   Follows `training.step.make_step` key by key; that both agree is tested by the gradient (`peer`'s check).
   """
@@ -180,6 +180,11 @@ def draw(work: Workload, step: Array) -> Draws:
     cond=step_lib._condition(work.prior, work.text, cams, azimuth, elevation, d.view_words), progress=progress,
     t=sampler(keys["t"], index, t_range, work.prior.schedule.alpha.shape[0], config.training.views),
     eps=draw_noise(jax.random.split(keys["distil"])[1], index, eps_like))
+
+
+def drawer(work: Workload) -> Callable[[Array], Draws]:
+  """`draw` of this workload, jitted: step number [] int32 -> Draws. Compiles once for all steps."""
+  return jax.jit(lambda step: draw(work, step))
 
 
 def guidance_scale(config: ml_collections.FrozenConfigDict, progress: Array) -> Array:

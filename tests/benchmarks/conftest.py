@@ -13,8 +13,8 @@ from sds_jax.priors.unet import UNet2DConditionModel
 from sds_jax.shapeworld import captions, recipe, tokenizer
 from sds_jax.training import config as config_lib
 
-UNET = dict(recipe.UNET, sample_size=4, block_out_channels=[8, 16], cross_attention_dim=8, attention_head_dim=2,
-            norm_num_groups=4)
+UNET = dict(recipe.UNET, sample_size=4, block_out_channels=[8], down_block_types=["CrossAttnDownBlock2D"],
+            up_block_types=["CrossAttnUpBlock2D"], cross_attention_dim=8, attention_head_dim=2, norm_num_groups=4)
 INDEX = dict(pixel_unshuffle=4, image_size=16, camera_dim=16, vocabulary=sorted(captions.WORDS))
 
 
@@ -66,7 +66,6 @@ def tiny(prior_folder):
 @pytest.fixture
 def quick_compile():
   """Programs that take longer to compile than to run."""
-  before = jax.config.jax_disable_most_optimizations
   jax.config.update("jax_disable_most_optimizations", True)
   yield
-  jax.config.update("jax_disable_most_optimizations", before)
+  jax.config.update("jax_disable_most_optimizations", False)  # its default

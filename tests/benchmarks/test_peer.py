@@ -8,9 +8,18 @@ import numpy as np
 import optax
 import pytest
 
-from sds_jax.benchmarks import peer, workload
+from sds_jax.benchmarks import parts, peer, workload
+from sds_jax.fields.field import with_normals
 from sds_jax.rendering.occupancy import Occupancy
 from sds_jax.training import validation
+from sds_jax.views.lights import ALBEDO, LAMBERTIAN, TEXTURELESS
+
+
+def quietly(function):
+  """function(), without the warnings of torch's and diffusers' own making."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    return function()
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +33,7 @@ def torch_step():
     return module
 
 
-def in_the_middle(work, step=6):
+def in_the_middle(work, step):
   """A state as a run has it: Adam has moments, and the grid has empty cells."""
   state = workload.first_state(work)
   rng = np.random.default_rng(0)
@@ -36,39 +45,62 @@ def in_the_middle(work, step=6):
   return state.replace(step=jnp.int32(step), opt_state=opt_state, occupancy=Occupancy(density))
 
 
-CASES = {
-  "albedo": {"shading.lambertian": 0.0},
-  "shaded": {"shading.lambertian": 1.0, "shading.albedo_until": 0.0, "loss.opacity": (0.5,), "loss.entropy": (0.5,),
-             "distillation.guidance_convention": "dreamfusion", "distillation.clip_norm": 0.5},
-  "textureless": {"shading.lambertian": 0.0, "shading.textureless": 1.0, "shading.albedo_until": 0.0,
-                  "render.num_samples": 1, "field.density": "exp", "field.blob": "gaussian",
-                  "loss.orientation": (3.0,)},
-}
+CHANGES = {"shading.lambertian": 0.4, "shading.textureless": 0.4, "shading.albedo_until": 0.0,
+           "distillation.guidance_convention": "dreamfusion", "distillation.clip_norm": 30.0,
+           "loss.opacity": (0.5,), "loss.entropy": (0.5,), "loss.orientation": (3.0,), "render.num_samples": 2,
+           "render.block_points": 256}
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_same_step(tiny, quick_compile, torch_step, case):
-  work = workload.build(validation.validate(tiny(CASES[case])))
-  state = in_the_middle(work)
-  content = peer.payload(work, state, block=100 if case == "shaded" else 0)
-  drawn = jax.jit(lambda step: workload.draw(work, step))
-  given = peer.inputs(work, int(state.step), drawn)
-  assert given["shaded"] == (case != "albedo") and given["textureless"] == (case == "textureless")
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    theirs = torch_step.TorchStep(content)
-  ours = peer.ours(work, state)
-  found = peer.errors(ours, torch_step.check(theirs, given), content["layers"])
-  peer.check_errors(found)
-  wrong = dict(given, guidance=1.02 * given["guidance"])
-  with pytest.raises(peer.PeerError, match="relative error of the gradient"):
-    peer.check_errors(peer.errors(ours, torch_step.check(theirs, wrong), content["layers"]))
-  seconds = torch_step.time_steps(theirs, [given, dict(given, step=8)])
-  assert len(seconds) == 2 and min(seconds) > 0
-  changed = np.any(theirs.grid.numpy() != content["grid"])
-  assert changed  # step 8 looks at a share of the cells
-  again = peer.errors(ours, torch_step.check(theirs, given), content["layers"])
-  assert again == pytest.approx(found, rel=0.5, abs=1e-7)  # every turn starts from the same state
+def test_the_same_step(tiny, quick_compile, torch_step):
+  work = workload.build(validation.validate(tiny(CHANGES)))
+  drawn, own = workload.drawer(work), peer.own_step(work)
+  modes = {}  # the first step of each mode
+  for step in range(5, 19):
+    draws = drawn(jnp.int32(step))
+    modes.setdefault(int(draws.shading.mode), (in_the_middle(work, step), draws))
+  assert set(modes) == {ALBEDO, LAMBERTIAN, TEXTURELESS}
+  for mode, (start, draws) in modes.items():
+    counts = parts.sample_counts(work, start, draws)
+    assert counts["kept"] == counts["budget"] < counts["wanted"]  # both sides have to leave out the same
+    content = peer.payload(work, start, block=100 if mode == LAMBERTIAN else 0)
+    theirs = quietly(lambda: torch_step.TorchStep(content))
+    given, ours = peer.inputs(work, int(start.step), draws), own(start, draws)
+
+    def compared(**changes):
+      return peer.errors(ours, torch_step.check(theirs, given | changes), content["layers"])
+
+    found = compared()
+    peer.check_errors(found)
+    for changes in (dict(sds=1.02 * given["sds"]), dict(eps=given["eps"][::-1].copy()), dict(shaded=mode == ALBEDO)):
+      with pytest.raises(peer.PeerError, match="relative error of the"):
+        peer.check_errors(compared(**changes))
+    assert compared() == pytest.approx(found, rel=0.5, abs=1e-6)  # every turn starts from the same state
+
+
+def test_turns(tiny, torch_step):
+  work = workload.build(validation.validate(tiny()))
+  state = in_the_middle(work, 6)
+  content = peer.payload(work, state, block=0)
+  theirs = quietly(lambda: torch_step.TorchStep(content))
+  given = peer.inputs(work, 6, workload.drawer(work)(jnp.int32(6)))
+  assert len(torch_step.time_steps(theirs, [given, dict(given, step=7)])) == 2
+  looked_at = np.flatnonzero(theirs.grid.numpy() != content["grid"])
+  assert 0 < looked_at.size <= 8**3 / 4 and np.all(looked_at % 4 == 6 // 2 % 4)  # only step 6 is due
+
+
+@pytest.mark.parametrize("density, blob, activation", [("exp", "gaussian", "softplus"), ("softplus", "none", "relu")])
+def test_other_fields(tiny, torch_step, density, blob, activation):
+  from sds_jax.benchmarks import torch_render
+  work = workload.build(validation.validate(tiny({
+    "field.density": density, "field.blob": blob, "field.mlp.activation": activation, "field.density_bias": 0.3})))
+  state = workload.first_state(work)
+  content = peer.payload(work, state, block=0)
+  points = np.random.default_rng(0).uniform(-0.6, 0.6, (50, 3)).astype(np.float32)
+  ours = with_normals(work.scene.field.apply, state.params["field"], jnp.asarray(points))
+  field = torch_render.MLPField(content["layers"], torch_render.Settings(**content["render"]))
+  theirs = [array.detach().numpy() for array in field.with_normals(torch_step.torch.tensor(points))]
+  for got, expected in zip(theirs, (ours[0].density, ours[0].albedo, ours[1])):
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_relative_errors():

@@ -1,17 +1,20 @@
 """The command at a tiny size: what it writes is consistent, what it is asked wrongly it says."""
 import json
 
+import jax.numpy as jnp
 import pytest
 
+from sds_jax.benchmarks import flops, parts, table, timing, workload
 from sds_jax.benchmarks import step as benchmark
-from sds_jax.benchmarks import table, timing
+from sds_jax.training import validation
 
 
 @pytest.fixture
 def command(prior_folder, settings, tmp_path):
   """The command line for the tiny settings."""
   return ["step", f"--prior={prior_folder}", f"--json={tmp_path / 'record.json'}", "--steps=3", "--warmup=1", "--at=9",
-          "--repeats=2", "--rounds=1", "--matmul=64", *(f"--config.{name}={value}" for name, value in settings.items())]
+          "--repeats=2", "--rounds=1", "--matmul=64", "--config.shading.lambertian=0.0",
+          *(f"--config.{name}={value}" for name, value in settings.items())]
 
 
 def test_command(command, quick_compile, tmp_path, capsys):
@@ -23,19 +26,16 @@ def test_command(command, quick_compile, tmp_path, capsys):
   assert record["config"]["field"]["mlp"]["hidden"] == 8 and record["machine"]["versions"]["jax"]
   assert list(record["steps"]) == ["from step 1", "from step 9"]
   for found in record["steps"].values():
-    assert found["as_drawn"]["count"] == 3 == found["albedo"]["count"] + found["shaded"]["count"]
+    assert found["as_drawn"]["count"] == 3 == found["albedo"]["count"]
     assert found["samples"]["kept"] <= found["samples"]["budget"] == 2 * 16 * 16 * 8
-    assert sorted(found["albedo"]["seconds"] + found["shaded"]["seconds"]) == sorted(found["as_drawn"]["seconds"])
-  parts = record["parts"]
-  assert set(parts) == {"draws", "prior", "optimizer", "occupancy update", "render albedo, forward",
-                        "render albedo, forward and backward", "render shaded, forward",
-                        "render shaded, forward and backward"}
+  found = record["parts"]
+  assert set(found) == {"draws", "prior", "optimizer", "occupancy update", "render albedo, forward",
+                        "render albedo, forward and backward"}
   # One share of 8^3 cells, seen by 27 x 8, 8 x 8 and 8 x 4 weights.
-  assert parts["occupancy update"]["flops"] == 2 * 8**3 / 4 * (27 * 8 + 8 * 8 + 8 * 4)
-  assert parts["render albedo, forward"]["flops"] < parts["render shaded, forward"]["flops"]
-  assert parts["render shaded, forward"]["flops"] < parts["render shaded, forward and backward"]["flops"]
-  assert table.step_flops(parts, "shaded") == (
-    parts["render shaded, forward and backward"]["flops"] + parts["prior"]["flops"])
+  assert found["occupancy update"]["flops"] == 2 * 8**3 / 4 * (27 * 8 + 8 * 8 + 8 * 4)
+  assert table.step_flops(found, "albedo") == (
+    found["render albedo, forward and backward"]["flops"] + found["prior"]["flops"])
+  assert table.step_flops(found, "shaded") is None
   for words in ("compiling the step", "from step 9, as drawn", "render albedo, forward", "whole step", "prior"):
     assert words in printed
 
@@ -45,10 +45,37 @@ def test_command(command, quick_compile, tmp_path, capsys):
   (["--steps=0"], "--steps, --repeats, --rounds and --matmul must be at least 1"),
   (["--prior=/nowhere"], "the prior '/nowhere' is neither a name"),
   (["--config.field.bound=7.0"], "config.field.bound=7.0 is not legal"),
+  (["--config.field.bond=0.8"], "did you mean config.field.bound?"),
   (["--stepz=3"], "Unknown command line flag 'stepz'")])
 def test_mistakes(command, capsys, arguments, message):
   assert benchmark.main([*command, *arguments]) == 2
   assert message in capsys.readouterr().err
+
+
+def test_flops_of_rendering(tiny):
+  work = workload.build(validation.validate(tiny()))
+  state, draws = workload.first_state(work), workload.drawer(work)(jnp.int32(0))
+  budget, weights = 2 * 16 * 16 * 8, 27 * 8 + 8 * 8 + 8 * 4
+
+  def count(mode, part, share):
+    rendering = parts._render_parts(parts._only(work, mode))[part]
+    return flops.count(rendering, state.params, state.occupancy, draws, branch=flops.filled(share))
+
+  forward = {mode: count(mode, "forward", 1.0) - count(mode, "forward", 0.0) for mode in ("albedo", "shaded")}
+  assert forward["albedo"] == 2 * budget * weights
+  # The gradient of the density with respect to the points goes back through each layer once.
+  assert 1.5 * forward["albedo"] < forward["shaded"] <= 2 * forward["albedo"]
+  both = {mode: count(mode, "forward and backward", 1.0) - count(mode, "forward and backward", 0.0)
+          for mode in forward}
+  # Forward, forward again (blocks are recomputed), and back to weights and inputs; points get no gradient.
+  assert both["albedo"] == 2 * budget * (4 * weights - 27 * 8)
+  assert count("albedo", "forward", 0.5) == (count("albedo", "forward", 0.0) + count("albedo", "forward", 1.0)) / 2
+
+
+def test_by_mode():
+  found = workload.by_mode([dict(seconds=s, shaded=b) for s, b in ((1.0, False), (5.0, True), (2.0, False))])
+  assert found["as_drawn"]["median_s"] == 2.0 and found["albedo"]["seconds"] == [1.0, 2.0]
+  assert found["shaded"]["seconds"] == [5.0]
 
 
 def test_summary():
