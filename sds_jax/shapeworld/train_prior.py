@@ -24,7 +24,7 @@ import tqdm
 
 from sds_jax.diffusion import schedules
 from sds_jax.priors import checkpoint, clip, prior as prior_lib, tokenizers, unet
-from sds_jax.shapeworld import captions, dataset, recipe, score_prior, tokenizer
+from sds_jax.shapeworld import captions, card, dataset, recipe, score_prior, tokenizer
 from sds_jax.shapeworld.tokenizer import MAX_TOKENS
 from sds_jax.types import Array, Params
 from sds_jax.views.cameras import CAMERA_DIM
@@ -183,7 +183,8 @@ def train(out: pathlib.Path, *, seed: int = 0, log_every: int = 50, save_every: 
     state = _loop(state, step_fn, data, ids, key, manager, settings, out, seed, log_every, sheet_every,
                   lambda s: write_prior(out / "prior", jax.device_get(s.ema), vocab_size, special))
   write_prior(out / "prior", jax.device_get(state.ema), vocab_size, special)
-  sample_sheet(out / "samples.png", out / "prior", seed)
+  print("scoring the prior for its card ...")
+  card.write_card(out, settings, seed)
   return out / "prior"
 
 

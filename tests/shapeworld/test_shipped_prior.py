@@ -1,0 +1,37 @@
+"""The prior that ships: small, whole, as the recipe describes it, and right about captions."""
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sds_jax.priors import prior as prior_lib
+from sds_jax.shapeworld import captions, recipe, score_prior
+
+FOLDER = prior_lib.shipped_folder()
+
+
+@pytest.fixture(scope="module")
+def shipped():
+  return prior_lib.build("shapeworld")
+
+
+def test_is_at_most_25_megabytes_and_has_a_card():
+  assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 25e6
+  card = (FOLDER / "README.md").read_text(encoding="utf-8")
+  assert "python -m sds_jax.shapeworld.train_prior" in card and "seed" in card
+  assert (FOLDER / "samples.png").is_file() and (FOLDER / "metrics.jsonl").is_file()
+
+
+def test_is_what_the_recipe_describes(shipped):
+  prior, params = shipped
+  assert prior.x_shape == (16, 16, 48) and prior.camera_dim == recipe.CAMERA_DIM
+  assert prior.prediction_type == recipe.SCHEDULER["prediction_type"] and prior.vocabulary == captions.WORDS
+  assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
+
+
+def test_samples_show_what_the_caption_says(shipped):
+  """A guard on the weights that ship, not their score: that is in the card, over 200 captions."""
+  table, _ = score_prior.score(*shipped, num=16, seed=11, steps=12)
+  floor = json.loads((FOLDER / "scores.json").read_text())
+  assert table["colour_all"] >= floor["colour_all"] - 0.3 and table["iou_all"] >= floor["iou_all"] - 0.2
