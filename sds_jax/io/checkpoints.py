@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 
@@ -15,7 +16,8 @@ class Checkpoints:
   def __init__(self, folder: str | os.PathLike, keep: int = 2):
     """`keep` is how many of the newest stay; the folder is created."""
     self._manager = ocp.CheckpointManager(
-        Path(folder).absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True))
+        Path(folder).absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+        item_handlers=ocp.StandardCheckpointHandler())
 
   def __enter__(self) -> Checkpoints:
     return self
@@ -28,6 +30,11 @@ class Checkpoints:
     """The newest step that was written whole, or None."""
     return self._manager.latest_step()
 
+  def clear(self) -> None:
+    """Delete all of them: a run that starts anew must not be taken for the old one, whose last step may be later."""
+    for step in self._manager.all_steps():
+      self._manager.delete(step)
+
   def save(self, step: int, state: Any) -> None:
     """Write `state` in the background; a step that is there already is left alone."""
     if step not in self._manager.all_steps():
@@ -39,5 +46,19 @@ class Checkpoints:
     Raises:
       ValueError: the checkpoint holds something else (say, it was made with other field settings).
     """
+    # Looked at before anything is read: a read that fails half-way leaves orbax's threads complaining on the terminal.
+    found, wanted = _shapes(self._manager.item_metadata(step)), _shapes(like)
+    for name in sorted(found.keys() | wanted.keys()):
+      if found.get(name) != wanted.get(name):
+        raise ValueError(f"{name} is {found.get(name, 'absent')} there, {wanted.get(name, 'absent')} here")
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+  """{path: dtype and shape} of all arrays in a state, or in what a checkpoint says of one."""
+  def name(path: tuple) -> str:
+    return ".".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", "")))) for key in path)
+
+  return {name(path): f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
+          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -6,10 +6,14 @@ from jax.experimental.compilation_cache import compilation_cache
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_executables(tmp_path_factory):
-  """Runs with equal settings compile to equal programs; XLA's persistent cache makes one compilation of them."""
+  """Equal programs compile once, by XLA's persistent cache, and without LLVM's optimizations: nothing runs for long."""
   compilation_cache.reset_cache()
   jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+  jax.config.update("jax_disable_most_optimizations", True)
   yield
+  jax.config.update("jax_disable_most_optimizations", False)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
   jax.config.update("jax_compilation_cache_dir", None)
   compilation_cache.reset_cache()
 
@@ -30,17 +34,8 @@ def ready(tiny_config, prior_and_params):
   def make(changes=None, seed=0):
     scene = step.make_scene(validate(tiny_config(changes)))
     key = jax.random.key(seed)
-    state = step.new_state(scene, jax.random.fold_in(key, 2**31 - 1))
+    state = jax.jit(lambda k: step.new_state(scene, k))(jax.random.fold_in(key, 2**31 - 1))
     text = step.embed_prompts(prior, prior_params, scene.config)
     return scene, step.make_step(scene, prior), (state, dict(unet=prior_params["unet"]), text, key)
 
   return make
-
-
-@pytest.fixture(scope="session")
-def quick_compile():
-  """(function, *args, **jit options) -> its executable, without LLVM's optimizations: nothing here runs for long."""
-  def compile_quickly(function, *args, **options):
-    return jax.jit(function, **options).lower(*args).compile({"xla_backend_optimization_level": 0})
-
-  return compile_quickly

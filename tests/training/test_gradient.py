@@ -103,17 +103,17 @@ def noise_by_hand(unet, prior_params, texts, x, eps, t, told, combine):
   (True, {"distillation.guidance_scale": (3.0,), "distillation.guidance_convention": "dreamfusion",
           "distillation.weighting": "uniform", "shading.lambertian": 1.0, "shading.albedo_until": 0.0,
           "loss.orientation": (200.0,)}, lambda c, u: c + 3.0 * (c - u))])
-def test_whole_step(ready, prior_and_params, tiny_prior, quick_compile, shaded, changes, combine):
+def test_whole_step(ready, prior_and_params, tiny_prior, shaded, changes, combine):
   scene, step, args = ready({**PLAIN_DESCENT, **changes})
   state, _, _, key = args
-  after, metrics = quick_compile(step, *args)(*args)
+  after, metrics = jax.jit(step)(*args)
   assert float(metrics["overflow"]) == 0.0 and float(metrics["shaded"]) == float(shaded)
   found = jax.tree.map(lambda old, new: (np.asarray(old, np.float64) - np.asarray(new, np.float64)) / RATE,
                        state.params["field"], after.params["field"])
 
   views, (prior, prior_params) = scene.config.training.views, prior_and_params
   draw = functools.partial(draws, scene, views)
-  rays, eps, told, shift, azimuth, elevation = jax.device_get(quick_compile(draw, key)(key))
+  rays, eps, told, shift, azimuth, elevation = jax.device_get(jax.jit(draw)(key))
   fraction = (np.arange(views) / views + shift) % 1.0
   t = np.floor((0.02 + fraction * (0.98 - 0.02)) * 100).astype(np.int32)
   index = fold_indices()
@@ -127,15 +127,16 @@ def test_whole_step(ready, prior_and_params, tiny_prior, quick_compile, shaded, 
     return jax.vjp(generate, params)[1]((cotangent, jnp.float32(1.0)))[0]
 
   params = state.params["field"]
-  x, _ = quick_compile(generate, params)(params)
-  texts = prior.embed(prior_params, [f"a red cube, {word} view" for word in view_words(azimuth, elevation)] + [""] * views)
+  x, _ = jax.jit(generate)(params)
+  prompts = [f"a red cube, {word} view" for word in view_words(azimuth, elevation)]
+  texts = prior.embed(prior_params, prompts + [""] * views)
   network = read_component(tiny_prior / "unet", "unet")[0]
   unet = jax.jit(lambda p, *inputs: network.apply({"params": p}, *inputs))
   eps_hat, sigma = noise_by_hand(unet, prior_params, texts, x, eps, t, told, combine)
   weight = 1.0 if shaded else 0.5 * sigma**2
   cotangent = jnp.asarray(weight * (eps_hat - eps) / views, jnp.float32)
 
-  expected = quick_compile(pull_back, params, cotangent)(params, cotangent)
+  expected = jax.jit(pull_back)(params, cotangent)
   for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
     other = found[path[0].key][path[1].key]
     error = np.linalg.norm(np.asarray(leaf, np.float64) - other) / np.linalg.norm(leaf)
