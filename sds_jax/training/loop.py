@@ -71,7 +71,9 @@ def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, 
 def _resume(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints,
             state: TrainState) -> TrainState:
   """The newest checkpoint, where it is wanted; else `state` as it is."""
-  latest = checkpoints.latest() if config.resume != "never" else None
+  if config.resume == "never":
+    checkpoints.clear()
+  latest = checkpoints.latest()
   if latest is None:
     if config.resume == "must":
       raise ResumeError(f"config.resume='must', but {workdir / 'checkpoints'} holds no checkpoint; "
