@@ -71,21 +71,26 @@ def payload(work: Workload, state: TrainState, block: int) -> dict[str, Any]:
   if (config.render.height, config.render.width) != (size, size):
     raise PeerError(f"the step in PyTorch renders at the prior's {size}x{size} only")
   folder = Path(p.path) if p.path else shipped_folder() if p.name == "shapeworld" else Path(p.name)
-  f, o, options = config.field, config.occupancy, work.scene.options
-  render = dict(height=size, width=size, candidates=options.candidates, samples=options.samples, bound=f.bound,
-                occupied_depth=options.occupied_depth, density=f.density, blob=f.blob, blob_scale=f.blob_scale,
-                blob_radius=f.blob_radius, density_bias=f.density_bias, octaves=f.mlp.num_octaves,
-                activation=f.mlp.activation, block=block)
-  moments = {name: _layers(optax.tree_utils.tree_get(state.opt_state, name)["field"]) for name in ("mu", "nu")}
+  o = config.occupancy
+  moments = {name: layers(optax.tree_utils.tree_get(state.opt_state, name)["field"]) for name in ("mu", "nu")}
   return dict(
-    render=render, unet=str(folder / "unet"), prediction=work.prior.prediction_type,
+    render=render_settings(work.scene, block), unet=str(folder / "unet"), prediction=work.prior.prediction_type,
     unshuffle=size // work.prior.x_shape[0], adam=(config.optimizer.b1, config.optimizer.b2, config.optimizer.eps),
-    clip_norm=config.distillation.clip_norm, layers=_layers(state.params["field"]), **moments, count=int(state.step),
+    clip_norm=config.distillation.clip_norm, layers=layers(state.params["field"]), **moments, count=int(state.step),
     occupancy=dict(every=o.every, decay=o.decay, start_step=o.start_step, shares=4),
     grid=None if state.occupancy is None else np.asarray(state.occupancy.density))
 
 
-def _layers(params: Params) -> list[tuple[np.ndarray, np.ndarray]]:
+def render_settings(scene: step_lib.Scene, block: int) -> dict[str, Any]:
+  """The attributes of `torch_render.Settings`."""
+  f, r, options = scene.config.field, scene.config.render, scene.options
+  return dict(height=r.height, width=r.width, candidates=options.candidates, samples=options.samples, bound=f.bound,
+              occupied_depth=options.occupied_depth, density=f.density, blob=f.blob, blob_scale=f.blob_scale,
+              blob_radius=f.blob_radius, density_bias=f.density_bias, octaves=f.mlp.num_octaves,
+              activation=f.mlp.activation, block=block)
+
+
+def layers(params: Params) -> list[tuple[np.ndarray, np.ndarray]]:
   """The layers of an `MLPField`, first to last: (kernel [out, in], bias [out])."""
   return [(np.array(params[f"Dense_{i}"]["kernel"].T), np.array(params[f"Dense_{i}"]["bias"]))
           for i in range(len(params))]
@@ -134,7 +139,7 @@ def own_step(work: Workload) -> Callable[[TrainState, Draws], dict[str, Any]]:
   def run(state: TrainState, draws: Draws) -> dict[str, Any]:
     after = step(state.replace(opt_state=(state.params, state.opt_state)), *work.fixed)[0]
     return dict(image=np.asarray(image(state.params, state.occupancy, draws)),
-                gradient=_layers(after.opt_state[0]["field"]), layers=_layers(after.params["field"]))
+                gradient=layers(after.opt_state[0]["field"]), layers=layers(after.params["field"]))
 
   return run
 

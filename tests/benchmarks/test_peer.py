@@ -11,6 +11,7 @@ import pytest
 from sds_jax.benchmarks import parts, peer, workload
 from sds_jax.fields.field import with_normals
 from sds_jax.rendering.occupancy import Occupancy
+from sds_jax.training import step as step_lib
 from sds_jax.training import validation
 from sds_jax.views.lights import ALBEDO, LAMBERTIAN, TEXTURELESS
 
@@ -33,9 +34,8 @@ def torch_step():
     return module
 
 
-def in_the_middle(work, step):
-  """A state as a run has it: Adam has moments, and the grid has empty cells."""
-  state = workload.first_state(work)
+def in_the_middle(state, step):
+  """A state as a run has it at `step`: Adam has moments, and the grid has empty cells."""
   rng = np.random.default_rng(0)
   like = lambda tree, scale: jax.tree.map(  # noqa: E731
     lambda x: jnp.asarray(scale * (1 + np.abs(rng.normal(size=x.shape))), jnp.float32), tree)
@@ -53,11 +53,11 @@ CHANGES = {"shading.lambertian": 0.4, "shading.textureless": 0.4, "shading.albed
 
 def test_the_same_step(tiny, quick_compile, torch_step):
   work = workload.build(validation.validate(tiny(CHANGES)))
-  drawn, own = workload.drawer(work), peer.own_step(work)
+  drawn, own, first = workload.drawer(work), peer.own_step(work), workload.first_state(work)
   modes = {}  # the first step of each mode
   for step in range(5, 19):
     draws = drawn(jnp.int32(step))
-    modes.setdefault(int(draws.shading.mode), (in_the_middle(work, step), draws))
+    modes.setdefault(int(draws.shading.mode), (in_the_middle(first, step), draws))
   assert set(modes) == {ALBEDO, LAMBERTIAN, TEXTURELESS}
   for mode, (start, draws) in modes.items():
     counts = parts.sample_counts(work, start, draws)
@@ -75,29 +75,20 @@ def test_the_same_step(tiny, quick_compile, torch_step):
       with pytest.raises(peer.PeerError, match="relative error of the"):
         peer.check_errors(compared(**changes))
     assert compared() == pytest.approx(found, rel=0.5, abs=1e-6)  # every turn starts from the same state
-
-
-def test_turns(tiny, torch_step):
-  work = workload.build(validation.validate(tiny()))
-  state = in_the_middle(work, 6)
-  content = peer.payload(work, state, block=0)
-  theirs = quietly(lambda: torch_step.TorchStep(content))
-  given = peer.inputs(work, 6, workload.drawer(work)(jnp.int32(6)))
-  assert len(torch_step.time_steps(theirs, [given, dict(given, step=7)])) == 2
-  looked_at = np.flatnonzero(theirs.grid.numpy() != content["grid"])
-  assert 0 < looked_at.size <= 8**3 / 4 and np.all(looked_at % 4 == 6 // 2 % 4)  # only step 6 is due
+    assert len(torch_step.time_steps(theirs, [dict(given, step=6), dict(given, step=7)])) == 2
+    looked_at = np.flatnonzero(theirs.grid.numpy() != content["grid"])
+    assert 0 < looked_at.size <= 8**3 / 4 and np.all(looked_at % 4 == 6 // 2 % 4)  # of the two, only step 6 is due
 
 
 @pytest.mark.parametrize("density, blob, activation", [("exp", "gaussian", "softplus"), ("softplus", "none", "relu")])
 def test_other_fields(tiny, torch_step, density, blob, activation):
   from sds_jax.benchmarks import torch_render
-  work = workload.build(validation.validate(tiny({
+  scene = step_lib.make_scene(validation.validate(tiny({
     "field.density": density, "field.blob": blob, "field.mlp.activation": activation, "field.density_bias": 0.3})))
-  state = workload.first_state(work)
-  content = peer.payload(work, state, block=0)
+  params = scene.field.init(jax.random.key(0))
   points = np.random.default_rng(0).uniform(-0.6, 0.6, (50, 3)).astype(np.float32)
-  ours = with_normals(work.scene.field.apply, state.params["field"], jnp.asarray(points))
-  field = torch_render.MLPField(content["layers"], torch_render.Settings(**content["render"]))
+  ours = with_normals(scene.field.apply, params, jnp.asarray(points))
+  field = torch_render.MLPField(peer.layers(params), torch_render.Settings(**peer.render_settings(scene, block=0)))
   theirs = [array.detach().numpy() for array in field.with_normals(torch_step.torch.tensor(points))]
   for got, expected in zip(theirs, (ours[0].density, ours[0].albedo, ours[1])):
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)

@@ -1,6 +1,7 @@
 """The command at a tiny size: what it writes is consistent, what it is asked wrongly it says."""
 import json
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -54,7 +55,8 @@ def test_mistakes(command, capsys, arguments, message):
 
 def test_flops_of_rendering(tiny):
   work = workload.build(validation.validate(tiny()))
-  state, draws = workload.first_state(work), workload.drawer(work)(jnp.int32(0))
+  state = jax.eval_shape(lambda: workload.first_state(work))
+  draws = jax.eval_shape(workload.drawer(work), jnp.int32(0))
   budget, weights = 2 * 16 * 16 * 8, 27 * 8 + 8 * 8 + 8 * 4
 
   def count(mode, part, share):
