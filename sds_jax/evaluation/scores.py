@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -78,7 +79,7 @@ def object_views(scene: Scene, state: TrainState) -> tuple[np.ndarray, np.ndarra
 
 
 @functools.lru_cache(maxsize=4)
-def make_object_views(scene: Scene):
+def make_object_views(scene: Scene) -> Callable[[Any, Any], tuple[Array, Array]]:
   """The compiled renderer of `object_views`: (params, occupancy) -> (albedo, opacity)."""
   @jax.jit
   def views(params: Any, grid: Any):

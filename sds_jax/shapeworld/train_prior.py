@@ -12,7 +12,7 @@ import argparse
 import json
 import pathlib
 import time
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import flax.struct
 import jax
@@ -73,7 +73,7 @@ def make_optimizer(steps: int, settings: dict[str, Any]) -> optax.GradientTransf
 
 
 def make_step(networks: tuple[Any, Any], schedule: Any, optimizer: optax.GradientTransformation,
-              settings: dict[str, Any], null_ids: np.ndarray):
+              settings: dict[str, Any], null_ids: np.ndarray) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
   """The training step (state, images uint8 [B,64,64,3], ids [B,L], camera [B,D], key) -> (state, metrics)."""
   unet_model, text_model = networks
   num_times = schedule.alpha.shape[0]
