@@ -6,7 +6,7 @@ is part of a step; the budget is the same. Both update the occupancy grid when i
 random is drawn by JAX within its step and handed to PyTorch ready-made, and PyTorch evaluates just the wanted samples.
 
 PyTorch runs eagerly, as diffusers does, in a process of its own, so that the threads of one side are asleep while the
-other side works, and memory can be told apart. Every turn starts from the same state.
+other side works, and memory can be told apart. Every turn starts from the same state, with a step that is not counted.
 """
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def compare(work: Workload, drawn: Callable[[jax.Array], Draws], compiled: Calla
     PeerError: PyTorch does not compute the same, or its process ended.
   """
   first = int(state.step)
-  given = [inputs(work, step, drawn(jnp.int32(step))) for step in range(first, first + steps)]
+  given = [inputs(work, step, drawn(jnp.int32(step))) for step in range(first, first + steps + 1)]
   content, threads = payload(work, state, block), timing.cpu_count()
   found: dict[str, list] = dict(jax=[], torch=[])
   with _Process(content, threads) as process:
@@ -192,9 +192,9 @@ def compare(work: Workload, drawn: Callable[[jax.Array], Draws], compiled: Calla
     check_errors(error)
     for _ in range(rounds):
       fresh = jax.block_until_ready(jax.tree.map(jnp.copy, state))
-      found["jax"] += workload.run_steps(work, compiled, fresh, steps)[1]
+      found["jax"] += workload.run_steps(work, compiled, fresh, steps + 1)[1][1:]
       found["torch"] += [dict(seconds=seconds, shaded=one["shaded"])
-                         for seconds, one in zip(process.ask("time", given), given)]
+                         for seconds, one in zip(process.ask("time", given), given)][1:]
     memory = process.ask("stop", None)
   both = {name: workload.by_mode(records) for name, records in found.items()}
   ratios = {mode: both["torch"][mode]["median_s"] / own["median_s"] if own["count"] else None
