@@ -1,0 +1,78 @@
+"""The command in this process and in another one, with the tiny prior."""
+import contextlib
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags, logging
+from jax.experimental.compilation_cache import compilation_cache
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def as_flags(settings):
+  return [f"--config.{name}={value}" for name, value in settings.items()]
+
+
+@pytest.fixture(scope="session")
+def tiny_flags(tiny_settings):
+  """The tiny settings as a user types them; a blob that is large and dense enough to have a surface."""
+  return as_flags({**tiny_settings, "field.blob_radius": 0.6, "field.blob_scale": 60.0})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory):
+  """Compiled steps are shared by all runs of this session, in this process and in others, and not left behind."""
+  folder = tmp_path_factory.mktemp("cache")
+  compilation_cache.reset_cache()
+  jax.config.update("jax_compilation_cache_dir", str(folder / "here"))
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield folder
+  jax.config.update("jax_disable_most_optimizations", False)
+  jax.config.update("jax_compilation_cache_dir", None)
+  compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def start(cache_home):
+  """(*arguments) -> the running process `python run.py --config=configs/text.py *arguments`, output captured."""
+  def begin(*arguments, config=("--config=configs/text.py",), **options):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache_home), "JAX_PLATFORMS": "cpu",
+                   "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **options}
+    environment.pop("SDS_JAX_TRACEBACK", None)
+    return subprocess.Popen([sys.executable, "run.py", *config, *arguments], cwd=ROOT, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  return begin
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+  """(*arguments) -> (exit status, stdout, stderr) of the command called in this process."""
+  from sds_jax import cli
+  monkeypatch.delenv("SDS_JAX_TRACEBACK", raising=False)
+  monkeypatch.chdir(ROOT)
+
+  def call(*arguments):
+    before, verbosity = set(flags.FLAGS), logging.get_verbosity()
+    monkeypatch.setattr(sys, "argv", ["run.py", *map(str, arguments)])
+    capsys.readouterr()
+    status = 0
+    try:
+      with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # ml_collections
+        cli.main()
+    except SystemExit as stop:
+      status = stop.code or 0
+    finally:
+      logging.set_verbosity(verbosity)
+      flags.FLAGS.unparse_flags()
+      for name in set(flags.FLAGS) - before:
+        with contextlib.suppress(AttributeError):
+          delattr(flags.FLAGS, name)
+    return status, *capsys.readouterr()
+
+  return call

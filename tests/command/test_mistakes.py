@@ -1,0 +1,97 @@
+"""What a user gets wrong on the command line: status 2 and one line on stderr that says how to mend it."""
+import shutil
+
+import pytest
+
+TEXT = "--config=configs/text.py"
+UNET, CLIP = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
+
+
+def one_line(result):
+  """The message of a mistake; fails unless there is exactly one line, without a traceback."""
+  status, _, err = result
+  assert status == 2, result
+  assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n") and "Traceback" not in err
+  return err
+
+
+@pytest.mark.parametrize("arguments, parts", [
+  ((), ("no settings given", "--config=configs/text.py")),
+  (("--config=configs/none.py",), ("configs/none.py",)),
+  ((TEXT, "--config.promt=a red cube"), ("config.promt is not a setting", "did you mean config.prompt?")),
+  ((TEXT, "--config.render.heigth=8"), ("config.render.heigth", "config.render.height?")),
+  ((TEXT, "--config.zzz=1"), ("config.zzz is not a setting", "known here", "prompt")),
+  ((TEXT, "--config.seed=one"), ("seed", "one")),
+  ((TEXT, "--config.camera.distance=near"), ("distance", "near")),
+  ((TEXT, "--config.training.steps=1.5"), ("steps", "1.5")),
+  ((TEXT, "--config.render.height=-64"), ("config.render.height=-64", "from 8 to 1024")),
+  ((TEXT, "--config.optimizer.learning_rate=nan"), ("config.optimizer.learning_rate=nan", "above 0")),
+  ((TEXT, "--config.distillation.estimator=vsd2"), ("config.distillation.estimator='vsd2'", "one of sds")),
+  ((TEXT, "--config.distillation.t_min=(0.9,)", "--config.distillation.t_max=(0.1,)"), ("t_min", "t_max", "below")),
+  ((TEXT, "--config.prompt="), ("config.prompt=''", "1 to 10,000 characters")),
+  ((TEXT, "--mode=paint"), ("--mode=paint", "train, export, render, evaluate")),
+  ((TEXT, "--mode=export"), ("--mode=export needs the folder of a run", "--workdir=")),
+  ((TEXT, "--mode=render", "--workdir=/nowhere"), ("--workdir=/nowhere is not the folder of a run",)),
+  ((TEXT, "--wrkdir=x"), ("wrkdir",)),
+  ((TEXT, "--config.prompt=a", "red", "cube"), ("unexpected argument 'red'", "quotes")),
+  ((TEXT, "--config.field=mlp"), ("field", "mlp")),
+  ((TEXT, "--workdir=/proc/none"), ("/proc/none cannot be written to", "--workdir=")),
+])
+def test_settings_and_flags(command, arguments, parts):
+  message = one_line(command(*arguments))
+  assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21-base", "if"])
+def test_priors_that_come_later(command, tmp_path, name):
+  message = one_line(command(f"{TEXT}:{name}", f"--workdir={tmp_path}"))
+  assert f"the prior '{name}' is not available yet" in message and "shapeworld" in message
+  assert not (tmp_path / "config.json").exists()
+
+
+def test_unknown_prior(command, tmp_path):
+  assert "'imagen' is neither a name" in one_line(command(f"{TEXT}:imagen", f"--workdir={tmp_path}"))
+  message = one_line(command(TEXT, f"--config.prior.path={tmp_path}/none", f"--workdir={tmp_path}"))
+  assert f"{tmp_path}/none" in message
+
+
+@pytest.mark.parametrize("prompt, parts", [
+  ("a hamburger", ("'hamburger'", "red, green", "sphere, cube", "sd15", "--config.prior.allow_unknown_words=True")),
+  ("a red and blue cube", ("'and'", "allow_unknown_words")),
+  ("cube red", ("a colour and a shape", "allow_unknown_words")),
+  ("a red mug on top of a blue cube", ("mug cannot be stacked", "allow_unknown_words")),
+])
+def test_prompts_beyond_the_prior(command, tmp_path, tiny_flags, prompt, parts):
+  message = one_line(command(TEXT, *tiny_flags, f"--config.prompt={prompt}", f"--workdir={tmp_path / 'run'}"))
+  assert repr(prompt) in message and all(part in message for part in parts), message
+  assert not list((tmp_path / "run").glob("*"))  # nothing was begun
+
+
+def cut(path):
+  path.write_bytes(path.read_bytes()[:-100])
+
+
+def scramble(path):
+  path.write_bytes(b"\xff" * 64 + path.read_bytes()[64:])
+
+
+@pytest.mark.parametrize("damage, parts", [
+  (lambda folder: cut(folder / UNET), ("unet", "damaged or truncated")),
+  (lambda folder: scramble(folder / CLIP), ("text_encoder", "damaged or truncated")),
+  (lambda folder: (folder / UNET).rename(folder / "unet" / "model.safetensors"),
+   ("unet", "has no weights", "diffusion_pytorch_model.safetensors")),
+  (lambda folder: (folder / UNET).write_bytes(b""), ("is empty",)),
+  (lambda folder: shutil.copy(folder / UNET, folder / CLIP), ("text_encoder", "missing", "unexpected")),
+  (lambda folder: shutil.rmtree(folder / "unet"), ("unet does not exist",)),
+  (lambda folder: (folder / "model_index.json").unlink(), ("model_index.json does not exist",)),
+  (lambda folder: (folder / "unet" / "config.json").write_text("{"), ("config.json is not JSON",)),
+  (lambda folder: (folder / "tokenizer" / "merges.txt").unlink(), ("merges.txt does not exist",)),
+  (lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(), ("does not exist",)),
+], ids=["truncated", "corrupt", "renamed", "empty", "swapped", "no net", "no index", "no JSON", "no merges", "no noise"])
+def test_damaged_priors(command, tiny_prior, tiny_flags, tmp_path, damage, parts):
+  shutil.copytree(tiny_prior, tmp_path / "prior")
+  damage(tmp_path / "prior")
+  path, workdir = f"--config.prior.path={tmp_path / 'prior'}", f"--workdir={tmp_path / 'run'}"
+  message = one_line(command(TEXT, *tiny_flags, path, workdir))
+  assert str(tmp_path / "prior") in message and all(part in message for part in parts), message
+  assert not list((tmp_path / "run").glob("*"))
