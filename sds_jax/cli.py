@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
@@ -53,6 +53,8 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
   from sds_jax.priors.files import CheckpointError
   from sds_jax.training import validation, workspace
   from sds_jax.training.loop import Interrupted, ResumeError
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)  # orbax tells of every file otherwise
   mistakes = (validation.ConfigError, workspace.WorkdirError, CheckpointError, ResumeError, OSError)
   try:
     if mode not in MODES:
