@@ -13,6 +13,7 @@ from sds_jax.evaluation import scores as scoring
 from sds_jax.io import files, images
 from sds_jax.io.checkpoints import Checkpoints
 from sds_jax.priors import prior as prior_lib
+from sds_jax.priors.files import CheckpointError
 from sds_jax.shapeworld import captions
 from sds_jax.training import compilation, loop, outputs, step as step_lib, workspace
 from sds_jax.training.state import TrainState
@@ -83,7 +84,12 @@ def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
     CheckpointError: its files are missing or damaged.
   """
   p = config.prior
-  prior, params = prior_lib.build(p.path or p.name, dtype=p.dtype, any_words=p.allow_unknown_words)
+  try:
+    prior, params = prior_lib.build(p.path or p.name, dtype=p.dtype, any_words=p.allow_unknown_words)
+  except CheckpointError:
+    raise
+  except ValueError as error:  # a name that is not available yet, or networks that are not supported
+    raise ConfigError(f"config.prior.{'path' if p.path else 'name'}={p.path or p.name!r}: {error}") from error
   if prior.vocabulary is not None and not p.allow_unknown_words:
     _check_prompt(config.prompt, prior.vocabulary)
   return prior, params
