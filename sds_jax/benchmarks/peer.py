@@ -6,7 +6,8 @@ is part of a step; the budget is the same. Both update the occupancy grid when i
 random is drawn by JAX within its step and handed to PyTorch ready-made, and PyTorch evaluates just the wanted samples.
 
 PyTorch runs eagerly, as diffusers does, in a process of its own, so that the threads of one side are asleep while the
-other side works, and memory can be told apart. Every turn starts from the same state, with a step that is not counted.
+other side works, and memory can be told apart. Every turn starts from the same state, with a step that is not counted;
+nor is the first turn of each side.
 """
 from __future__ import annotations
 
@@ -190,11 +191,14 @@ def compare(work: Workload, drawn: Callable[[jax.Array], Draws], compiled: Calla
   with _Process(content, threads) as process:
     error = errors(own_step(work)(state, drawn(state.step)), process.ask("check", given[0]), content["layers"])
     check_errors(error)
-    for _ in range(rounds):
+    for turn in range(rounds + 1):
       fresh = jax.block_until_ready(jax.tree.map(jnp.copy, state))
-      found["jax"] += workload.run_steps(work, compiled, fresh, steps + 1)[1][1:]
-      found["torch"] += [dict(seconds=seconds, shaded=one["shaded"])
-                         for seconds, one in zip(process.ask("time", given), given)][1:]
+      own = workload.run_steps(work, compiled, fresh, steps + 1)[1]
+      theirs = [dict(seconds=seconds, shaded=one["shaded"])
+                for seconds, one in zip(process.ask("time", given), given)]
+      if turn:  # PyTorch takes some steps to get going
+        found["jax"] += own[1:]
+        found["torch"] += theirs[1:]
     memory = process.ask("stop", None)
   both = {name: workload.by_mode(records) for name, records in found.items()}
   ratios = {mode: both["torch"][mode]["median_s"] / own["median_s"] if own["count"] else None
