@@ -54,7 +54,8 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
   from sds_jax.training import validation, workspace
   from sds_jax.training.loop import Interrupted, ResumeError
   if not flags.FLAGS["verbosity"].present:
-    logging.set_verbosity(logging.WARNING)  # orbax tells of every file otherwise
+    # Orbax tells of every file, and of a failed write several times with tracebacks before it raises the error.
+    logging.set_verbosity(logging.FATAL)
   mistakes = (validation.ConfigError, workspace.WorkdirError, CheckpointError, ResumeError, OSError)
   try:
     if mode not in MODES:

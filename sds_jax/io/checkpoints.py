@@ -1,7 +1,9 @@
 """Checkpoints of a run, by orbax: the whole state, written under a temporary name and renamed, the newest few kept."""
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,20 @@ class Checkpoints:
 
   def __init__(self, folder: str | os.PathLike, keep: int = 2):
     """`keep` is how many of the newest stay; the folder is created."""
+    self._folder = Path(folder).absolute()
     self._manager = ocp.CheckpointManager(
-        Path(folder).absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+        self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
         item_handlers=ocp.StandardCheckpointHandler())
 
   def __enter__(self) -> Checkpoints:
     return self
 
   def __exit__(self, *_: Any) -> None:
-    self._manager.wait_until_finished()
-    self._manager.close()
+    with self._writing():
+      try:
+        self._manager.wait_until_finished()
+      finally:
+        self._manager.close()
 
   def latest(self) -> int | None:
     """The newest step that was written whole, or None."""
@@ -36,9 +42,24 @@ class Checkpoints:
       self._manager.delete(step)
 
   def save(self, step: int, state: Any) -> None:
-    """Write `state` in the background; a step that is there already is left alone."""
+    """Write `state` in the background; a step that is there already is left alone.
+
+    Raises:
+      OSError: this one, or one that was written in the background before, could not be written (a full disk, say);
+        leaving the context raises it too.
+    """
     if step not in self._manager.all_steps():
-      self._manager.save(step, args=ocp.args.StandardSave(state))
+      with self._writing():
+        self._manager.save(step, args=ocp.args.StandardSave(state))
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Turns what orbax and tensorstore raise in their threads into an OSError with the system's own reason."""
+    try:
+      yield
+    except (ValueError, RuntimeError) as error:
+      reason = str(error).split(" [os_error_code")[0].rsplit(": ", 1)[-1].splitlines()[0]
+      raise OSError(f"a checkpoint could not be written to {self._folder}: {reason}") from error
 
   def restore(self, step: int, like: Any) -> Any:
     """The state of `step`, with the structure, shapes, dtypes and devices of `like`.

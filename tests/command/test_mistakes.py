@@ -87,7 +87,7 @@ def scramble(path):
   (lambda folder: (folder / "unet" / "config.json").write_text("{"), ("config.json is not JSON",)),
   (lambda folder: (folder / "tokenizer" / "merges.txt").unlink(), ("merges.txt does not exist",)),
   (lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(), ("does not exist",)),
-], ids=["truncated", "corrupt", "renamed", "empty", "swapped", "no net", "no index", "no JSON", "no merges", "no noise"])
+], ids=["cut off", "corrupt", "renamed", "empty", "swapped", "no net", "no index", "no JSON", "no merges", "no betas"])
 def test_damaged_priors(command, tiny_prior, tiny_flags, tmp_path, damage, parts):
   shutil.copytree(tiny_prior, tmp_path / "prior")
   damage(tmp_path / "prior")

@@ -166,6 +166,6 @@ def test_a_disk_that_fills_up_during_the_run(start, tiny_flags, tmp_path):
     whole = [name for name in (os.listdir(checkpoints) if checkpoints.exists() else []) if name.isdigit()]
     assert not whole and status == 2, err
     messages = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(messages) == 1 and "Traceback" not in err, err
+    assert len(messages) == 1 and "No space left" in messages[0] and "Traceback" not in err, err
   finally:
     subprocess.run(["umount", "-l", str(disk)], check=True)
