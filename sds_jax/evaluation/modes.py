@@ -27,7 +27,6 @@ def train(config: Config, folder: Path, started: float) -> None:
   compilation.use_cache()
   print(f"{config.prompt!r} with seed {config.seed}; everything goes to {folder}")
   prior, prior_params = load_prior(config)
-  workspace.store_config(folder, config, outputs.versions())
   scene = step_lib.make_scene(config)
   view = outputs.make_view(scene)
 

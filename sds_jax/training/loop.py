@@ -18,7 +18,7 @@ import tqdm
 from sds_jax.io import files
 from sds_jax.io.checkpoints import Checkpoints
 from sds_jax.priors.prior import Prior
-from sds_jax.training import step as step_lib
+from sds_jax.training import outputs, step as step_lib, workspace
 from sds_jax.training.state import TrainState
 from sds_jax.types import Params
 
@@ -45,7 +45,8 @@ def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, 
 
   Args:
     config: validated.
-    workdir: exists and can be written to; gets `checkpoints/`, `metrics.jsonl` and TensorBoard's `events.*`.
+    workdir: exists and can be written to; gets `checkpoints/`, `config.json`, `metrics.jsonl` and TensorBoard's
+      `events.*`.
     prior, prior_params: of `priors.build`; the parameters are left as they are.
     on_render: called with (state, step) every `training.render_every` steps; must not keep the state.
 
@@ -61,6 +62,8 @@ def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, 
   prior_params = {name: value for name, value in prior_params.items() if name != "text_encoder"}
   with Checkpoints(workdir / "checkpoints", config.training.keep_checkpoints) as checkpoints:
     state = _resume(config, workdir, checkpoints, state)
+    # Only now: where the settings do not fit what is there, config.json still tells those that made it.
+    workspace.store_config(workdir, config, outputs.versions())
     step_fn, compile_seconds = _compile(step_lib.make_step(scene, prior), state, prior_params, text, key)
     started = time.perf_counter()
     state = _loop(config, workdir, checkpoints, step_fn, state, (prior_params, text, key), on_render)
