@@ -1,0 +1,140 @@
+"""Scores of objects that are the truth, or are wrong in one known way: fields made of a scene's own distance."""
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax.evaluation import scores
+from sds_jax.fields.field import Field
+from sds_jax.shapeworld import captions, scenes
+from sds_jax.training import config as config_lib, step as step_lib
+from sds_jax.training.state import TrainState
+from sds_jax.training.validation import validate
+from sds_jax.types import FieldOutput
+
+DENSITY, SHARPNESS, MARGIN = 150.0, 0.003, 0.008
+"""Full inside, gone within a few times SHARPNESS of a surface that lies MARGIN deeper: rays that graze it pass."""
+
+
+def apply(params, points):
+  """Dense inside a scene that was turned by params["angle"] and made params["scale"] times as large."""
+  inner = scenes.rotate_points_z(points, -params["angle"]) / params["scale"]
+  distance, albedo = scenes.sdf(params["scene"], inner)
+  density = DENSITY * params["solid"] * jax.nn.sigmoid(-(distance * params["scale"] + MARGIN) / SHARPNESS) + params["fog"]
+  inside = jnp.sum(points**2, axis=-1) < 0.8**2
+  return FieldOutput(jnp.where(inside, density, 0.0), albedo)
+
+
+@pytest.fixture(scope="module")
+def judge():
+  """(caption, what the object really is, pose and density of it) -> its scores."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(scores, "ROTATIONS", 12)  # every 30 degrees
+    patch.setattr(scores, "SCALES", (0.8, 1.0, 1.2))
+    patch.setattr(scores, "VOLUME_GRID", 40)
+    scene = step_lib.make_scene(validate(config_lib.default()))
+    scene = dataclasses.replace(scene, field=Field(lambda key: {}, apply, 0.8))
+
+    def score(caption, shown=None, angle=0.0, scale=1.0, solid=1.0, fog=0.0):
+      params = dict(scene=scenes.scene_from_caption(shown or caption), angle=jnp.float32(math.radians(angle)),
+                    scale=jnp.float32(scale), solid=jnp.float32(solid), fog=jnp.float32(fog))
+      state = TrainState(step=jnp.int32(0), params=dict(field=params, background={}), opt_state=(), occupancy=None)
+      return scores.score(scene, state, captions.parse(caption))
+
+    yield score
+
+
+def test_the_truth(judge):
+  found = judge("a green cone on top of a blue cylinder")
+  assert found["silhouette_iou"] > 0.95 and found["worst_view_iou"] > 0.9 and found["volume_iou"] > 0.9
+  assert found["silhouette_iou_scaled"] == found["silhouette_iou"] and found["scale"] == pytest.approx(1.0)
+  assert found["colours_right"] and found["colour_error"] < 0.02
+  assert not found["empty"] and not found["full"]
+
+
+def test_a_turned_cube_is_forgiven(judge):
+  """Its caption says nothing of the azimuth; a cube looks the same every 90 degrees."""
+  found = judge("a red cube", angle=30.0)
+  assert found["rotation_deg"] % 90.0 == pytest.approx(30.0) and found["silhouette_iou"] > 0.95
+  assert found["volume_iou"] > 0.9 and found["colours_right"]
+
+
+def test_a_turned_house_is_not(judge):
+  """It has a front. Turned by half, its silhouettes are the same: the colour of the door remains; by a quarter not."""
+  right, back, side = (judge("a yellow house", angle=angle) for angle in (0.0, 180.0, 90.0))
+  assert right["silhouette_iou"] > 0.95 and right["colours_right"] and right["rotation_deg"] == 0.0
+  assert back["rotation_deg"] == 0.0 and back["colour_error"] > right["colour_error"] + 0.005
+  assert side["rotation_deg"] == 0.0 and side["silhouette_iou"] < 0.93 and side["volume_iou"] < 0.85
+
+
+def test_a_turned_chair_is_not(judge):
+  found = judge("a purple chair", angle=180.0)
+  assert found["silhouette_iou"] < 0.8 and found["volume_iou"] < 0.75
+
+
+def test_a_small_one_is_right_but_for_its_size(judge):
+  found = judge("an orange torus", scale=0.8)
+  assert found["scale"] == pytest.approx(0.8) and found["silhouette_iou_scaled"] > 0.95 > found["silhouette_iou"]
+  assert found["volume_iou_scaled"] > 0.85 > 0.6 > found["volume_iou"]
+
+
+def test_wrong_shapes_and_colours(judge):
+  wrong_shape = judge("a red sphere", shown="a red pyramid")
+  assert wrong_shape["silhouette_iou"] < 0.75 and wrong_shape["volume_iou"] < 0.6 and wrong_shape["colours_right"]
+  wrong_colour = judge("a red sphere", shown="a pink sphere")
+  assert not wrong_colour["colours_right"] and wrong_colour["silhouette_iou"] > 0.95
+  swapped = judge("a green cone on top of a blue cylinder", shown="a blue cone on top of a green cylinder")
+  assert not swapped["colours_right"] and swapped["silhouette_iou"] > 0.95 and swapped["colour_error"] > 0.3
+  upside_down = judge("a green cone on top of a blue cylinder", shown="a blue cylinder on top of a green cone")
+  assert not upside_down["colours_right"] and upside_down["volume_iou"] < 0.6
+
+
+def test_nothing_and_everything_are_flagged(judge):
+  nothing = judge("a red cube", solid=0.0)
+  assert nothing["empty"] and not nothing["full"] and nothing["silhouette_iou"] == nothing["volume_iou"] == 0.0
+  assert not nothing["colours_right"]
+  everything = judge("a red cube", fog=50.0)
+  assert everything["full"] and not everything["empty"] and everything["silhouette_iou"] < 0.6
+
+
+def test_a_floater_costs_something(judge):
+  """Thin fog that no view sees as solid changes no silhouette; the mesh's threshold does not take it for an object."""
+  found = judge("a red cube", fog=0.2)
+  assert found["silhouette_iou"] > 0.95 and found["volume_iou"] > 0.9 and not found["full"]
+
+
+def test_scores_are_plain_numbers(judge):
+  found = judge("a red cube")
+  assert all(type(value) in (float, bool) for value in found.values())
+  assert all(0.0 <= found[name] <= 1.0 for name in found if name.endswith(("iou", "iou_scaled", "error")))
+
+
+def test_iou():
+  a = np.array([[[True, True], [False, False]], [[False, False], [False, False]], [[True, False], [False, False]]])
+  b = np.array([[[True, False], [True, False]], [[False, False], [False, False]], [[False, False], [False, False]]])
+  np.testing.assert_allclose(scores.iou(a, b), [1 / 3, 1.0, 0.0])
+
+
+def test_cameras_cover_the_distribution():
+  """From 10 degrees below the horizon to overhead, all looking at the origin, azimuths all around."""
+  shots = scores.scoring_cameras()
+  position = np.asarray(shots.position)
+  np.testing.assert_allclose(np.linalg.norm(position, axis=-1), 2.7, rtol=1e-5)
+  elevation = np.degrees(np.arcsin(position[:, 2] / 2.7))
+  assert elevation.min() == pytest.approx(-10.0, abs=0.1) and elevation.max() > 85.0 and len(elevation) == 16
+  azimuth = np.sort(np.degrees(np.arctan2(position[:, 1], position[:, 0])) % 360.0)
+  assert np.diff(np.append(azimuth, azimuth[0] + 360.0)).max() < 60.0
+  np.testing.assert_allclose(np.asarray(shots.rotation)[:, :, 2], position / 2.7, atol=1e-5)
+
+
+def test_turned_cameras_see_a_turned_object():
+  """Rays of the camera that `turned` gives, turned back, are those of the camera it was given."""
+  camera = jax.tree.map(lambda leaf: leaf[3], scores.scoring_cameras())
+  angle = 0.7
+  other = scores.turned(camera, jnp.float32(angle), jnp.float32(2.0))
+  turn = np.array([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]])
+  np.testing.assert_allclose(2.0 * turn @ np.asarray(other.position), camera.position, atol=1e-5)
+  np.testing.assert_allclose(turn @ np.asarray(other.rotation), camera.rotation, atol=1e-5)
