@@ -1,0 +1,76 @@
+"""The judge of samples, on traced images of which it is known what they show."""
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax.shapeworld import captions, scenes, score_prior, tracer
+from sds_jax.views import cameras
+
+CAMERA = cameras.orbit(math.radians(35.0), math.radians(20.0), 2.7, math.radians(46.0))
+
+
+@pytest.fixture(scope="module")
+def photograph():
+  """(caption, ambient, background) -> what a perfect prior would draw, [64, 64, 3]."""
+  draw = jax.jit(lambda scene, ambient, background: tracer.render(
+    scene, CAMERA, CAMERA.position + jnp.asarray([0.0, 1.0, 1.0]), ambient, 1.0 - ambient, background, 64)[0])
+  return lambda caption, ambient=0.5, background=(0.8, 0.82, 0.85): np.asarray(draw(
+    scenes.scene_from_caption(caption), jnp.float32(ambient), jnp.asarray(background, jnp.float32)))
+
+
+def verdict(image, caption):
+  found = score_prior.judge(image, captions.parse(caption), CAMERA)
+  return found["colour"], found["shape"]
+
+
+@pytest.mark.parametrize("caption", [
+  "a red cube", "a pink sphere", "an orange torus", "a blue house", "a cyan mug", "a yellow snowman", "a purple chair",
+  "a green cone on top of a blue cylinder", "a yellow capsule on top of a red pyramid"])
+@pytest.mark.parametrize("ambient", [1.0, 0.4])
+def test_a_true_image_is_right(photograph, caption, ambient):
+  assert verdict(photograph(caption, ambient), caption) == (True, True)
+
+
+@pytest.mark.parametrize("asked, drawn, expected", [
+  ("a red cube", "a blue cube", (False, True)), ("a pink sphere", "a purple sphere", (False, True)),
+  ("a red cube", "a red torus", (True, False)), ("a red cone", "a red sphere", (True, False)),
+  ("a green cone on top of a blue cylinder", "a blue cone on top of a green cylinder", (False, True)),
+  ("a green cone on top of a blue cylinder", "a green sphere on top of a blue cylinder", (True, False)),
+  ("a green cone on top of a blue cylinder", "a blue cylinder", (False, False))])
+def test_a_wrong_image_is_wrong(photograph, asked, drawn, expected):
+  assert verdict(photograph(drawn), asked) == expected
+
+
+def test_nothing_and_noise_are_wrong():
+  grey = np.full((64, 64, 3), 0.7, np.float32)
+  noise = np.random.default_rng(0).random((64, 64, 3)).astype(np.float32)
+  assert verdict(grey, "a red cube") == (False, False)
+  assert verdict(noise, "a red cube")[1] is False
+
+
+def test_foreground(photograph):
+  image = photograph("a red cube", background=(0.9, 0.9, 0.9))
+  truth = np.asarray(tracer.silhouette(scenes.scene_from_caption("a red cube"), CAMERA, 64)) > 0.5
+  found = score_prior.foreground(image)
+  assert (found & truth).sum() / (found | truth).sum() > 0.93
+
+
+def test_alternatives_differ_in_one_shape():
+  single = score_prior.alternatives(captions.parse("a red cube"))
+  assert len(single) == 10 and all(spec.parts[0][0] == "red" and spec.parts[0][1] != "cube" for spec in single)
+  spec = captions.parse("a green cone on top of a blue cylinder")
+  double = score_prior.alternatives(spec)
+  assert len(double) == 12
+  assert all(sum(a != b for a, b in zip(other.parts, spec.parts)) == 1 for other in double)
+  assert all(captions.parse(captions.caption(other)) == dataclasses.replace(other) for other in double)
+
+
+def test_cameras_are_those_from_which_shapes_can_be_told():
+  shots = score_prior.draw_cameras(jax.random.key(0), 64)
+  position = np.asarray(shots.position)
+  elevation = np.degrees(np.arcsin(position[:, 2] / np.linalg.norm(position, axis=-1)))
+  assert position.shape == (64, 3) and elevation.min() > -3.0 and elevation.max() < 53.0

@@ -1,0 +1,118 @@
+"""The recipe of the shipped prior at a tiny size: it learns, goes on where it was stopped, and leaves a prior."""
+import json
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from sds_jax.priors import prior as prior_lib
+from sds_jax.shapeworld import captions, card, train_prior
+
+STEPS = dict(steps=8, batch_size=16, warmup=2, log_every=1, save_every=4, sheet_every=100, seed=3)
+
+
+@pytest.fixture
+def train(images, tiny_recipe, monkeypatch):
+  """(folder) -> the folder of the prior. Its scores are made up: scoring takes longer than all else here."""
+  table = {f"{name}_{group}": 0.5 for name in ("colour", "shape", "iou")
+           for group in ("all", "seen", "never_seen", "single", "stacked")}
+  monkeypatch.setattr(card.score_prior, "score", lambda *args, **options: (table, np.full((32, 64, 64, 3), 0.5)))
+
+  def run(out):
+    out.mkdir(exist_ok=True)
+    if not (out / "images.npz").exists():
+      shutil.copyfile(images, out / "images.npz")
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and floats
+      return train_prior.train(out, **STEPS)
+  return run
+
+
+def weights(folder):
+  return {name: load_file(folder / name) for name in ("unet/diffusion_pytorch_model.safetensors",
+                                                      "text_encoder/model.safetensors")}
+
+
+def test_a_whole_run_and_one_that_was_killed(train, tmp_path, monkeypatch, capsys):
+  whole = train(tmp_path / "whole")
+  lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines] == list(range(1, 9))
+  assert all(np.isfinite(line["loss"]) for line in lines) and lines[-1]["loss"] < lines[0]["loss"]
+
+  prior, params = prior_lib.build(whole)
+  assert (prior.image_size, prior.x_shape, prior.camera_dim) == (64, (16, 16, 48), 16)
+  assert prior.vocabulary == captions.WORDS
+  noise = prior.denoise(params, jnp.ones((1, 16, 16, 48)), jnp.asarray([500]),
+                        dict(text=prior.embed(params, ["a red cube"]), camera=jnp.ones((1, 16))))
+  assert noise.shape == (1, 16, 16, 48) and bool(jnp.isfinite(noise).all())
+  text = (whole / "README.md").read_text()
+  assert "--steps=8 --batch_size=16" in text and "--seed=3" in text and "| never seen | 50.0% | 50.0% | 0.500 |" in text
+  assert all((whole / name).exists() for name in ("scores.json", "samples.png", "metrics.jsonl"))
+
+  class Killed(Exception):
+    pass
+
+  feed = train_prior.batches
+
+  def until_killed(*args):
+    for number, batch in enumerate(feed(*args)):
+      if number == 6:
+        raise Killed
+      yield batch
+
+  monkeypatch.setattr(train_prior, "batches", until_killed)
+  with pytest.raises(Killed):
+    train(tmp_path / "killed")
+  assert "4" in os.listdir(tmp_path / "killed" / "checkpoints") and not (tmp_path / "killed" / "prior").exists()
+  monkeypatch.setattr(train_prior, "batches", feed)
+  resumed = train(tmp_path / "killed")
+  assert "going on from step 4" in capsys.readouterr().out
+  for name, expected in weights(whole).items():
+    found = weights(resumed)[name]
+    assert all(found[key].tobytes() == value.tobytes() for key, value in expected.items()), name
+
+
+def test_no_held_out_pair_is_ever_shown(images):
+  with np.load(images) as data:
+    texts = [str(text) for text in data["captions"]]
+  assert len(texts) == 64 and len(set(texts)) > 32
+  assert not any(captions.is_held_out(captions.parse(text)) for text in texts)
+  many = [captions.sample_spec(np.random.default_rng([5, i])) for i in range(2000)]
+  assert not any(captions.is_held_out(spec) for spec in many)
+  shown = {part for spec in many for part in spec.parts}
+  assert len(shown) == 88 - len(captions.HELD_OUT)  # all other pairs are
+
+
+def test_batches_cover_the_data_once_an_epoch():
+  data = dict(images=np.arange(10), captions=None, cameras=np.arange(10) * 2)
+  feed = train_prior.batches(data, np.arange(10) * 3, 3, 7, 0)
+  seen = [next(feed) for _ in range(6)]
+  for epoch in (seen[:3], seen[3:]):
+    images = np.concatenate([batch[0] for batch in epoch])
+    assert len(set(images)) == 9
+  assert not np.array_equal(seen[0][0], seen[3][0])
+  for images, ids, cameras in seen:
+    np.testing.assert_array_equal(ids, images * 3)
+    np.testing.assert_array_equal(cameras, images * 2)
+  for first in (1, 3, 4):
+    later = train_prior.batches(data, np.arange(10) * 3, 3, 7, first)
+    np.testing.assert_array_equal(next(later)[0], seen[first][0])
+
+
+def test_learning_rate_does_not_know_the_end_until_it_falls(tiny_recipe):
+  """Two lengths of run agree until the shorter one's fall begins; at the end the rate is zero."""
+  settings = dict(tiny_recipe.TRAINING, warmup=4, decay=0.25, weight_decay=0.0, learning_rate=0.1, clip_norm=1e9)
+  moves = {}
+  with jax.numpy_dtype_promotion("standard"):
+    for steps in (20, 40):
+      optimizer, w = train_prior.make_optimizer(steps, settings), jnp.zeros(())
+      state, moves[steps] = optimizer.init(w), []
+      for _ in range(steps + 1):
+        change, state = optimizer.update(jnp.ones(()), state, w)  # Adam under a constant gradient moves by the rate
+        moves[steps].append(-float(change))
+  np.testing.assert_allclose(moves[20][:15], moves[40][:15], rtol=1e-5)
+  np.testing.assert_allclose(moves[20][:5], [0.0, 0.025, 0.05, 0.075, 0.1], atol=1e-4)
+  np.testing.assert_allclose(moves[20][14:], [0.1, 0.1, 0.08, 0.06, 0.04, 0.02, 0.0], atol=1e-4)
