@@ -7,12 +7,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from safetensors.numpy import load_file
 
-from sds_jax.priors import prior as prior_lib
+from sds_jax.priors import checkpoint, prior as prior_lib
 from sds_jax.shapeworld import captions, card, train_prior
 
 STEPS = dict(steps=8, batch_size=16, warmup=2, log_every=1, save_every=4, sheet_every=100, seed=3)
+
+
+def random_params(networks):
+  """Parameters as `init_params` makes them, but by numpy: XLA takes half a minute to compile a network's own init."""
+  rng, trees = np.random.default_rng(0), []
+  for network in networks:
+    shapes = checkpoint.abstract_params(network)
+    trees.append(traverse_util.unflatten_dict({
+      path: jnp.asarray((path[-1] == "scale") + rng.normal(size=leaf.shape) / max(leaf.size, 1) ** 0.5, jnp.float32)
+      for path, leaf in shapes.items()}))
+  return dict(zip(("unet", "text_encoder"), trees))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiles():
+  """The step takes longer to compile than to run."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
@@ -21,6 +41,7 @@ def train(images, tiny_recipe, monkeypatch):
   table = {f"{name}_{group}": 0.5 for name in ("colour", "shape", "iou")
            for group in ("all", "seen", "never_seen", "single", "stacked")}
   monkeypatch.setattr(card.score_prior, "score", lambda *args, **options: (table, np.full((32, 64, 64, 3), 0.5)))
+  monkeypatch.setattr(train_prior, "init_params", lambda key, networks: random_params(networks))
 
   def run(out):
     out.mkdir(exist_ok=True)
@@ -45,8 +66,8 @@ def test_a_whole_run_and_one_that_was_killed(train, tmp_path, monkeypatch, capsy
   prior, params = prior_lib.build(whole)
   assert (prior.image_size, prior.x_shape, prior.camera_dim) == (64, (16, 16, 48), 16)
   assert prior.vocabulary == captions.WORDS
-  noise = prior.denoise(params, jnp.ones((1, 16, 16, 48)), jnp.asarray([500]),
-                        dict(text=prior.embed(params, ["a red cube"]), camera=jnp.ones((1, 16))))
+  cond = dict(text=prior.embed(params, ["a red cube"]), camera=jnp.ones((1, 16)))
+  noise = jax.jit(prior.denoise)(params, jnp.ones((1, 16, 16, 48)), jnp.asarray([500]), cond)
   assert noise.shape == (1, 16, 16, 48) and bool(jnp.isfinite(noise).all())
   text = (whole / "README.md").read_text()
   assert "--steps=8 --batch_size=16" in text and "--seed=3" in text and "| never seen | 50.0% | 50.0% | 0.500 |" in text
@@ -73,6 +94,13 @@ def test_a_whole_run_and_one_that_was_killed(train, tmp_path, monkeypatch, capsy
   for name, expected in weights(whole).items():
     found = weights(resumed)[name]
     assert all(found[key].tobytes() == value.tobytes() for key, value in expected.items()), name
+
+
+def test_fresh_parameters_are_those_of_the_networks(tiny_recipe):
+  networks = train_prior.make_networks(600, dict(bos_token_id=0, eos_token_id=1, pad_token_id=1))
+  fresh = jax.eval_shape(lambda key: train_prior.init_params(key, networks), jax.random.key(0))
+  assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), fresh) == jax.tree.map(
+    lambda leaf: (leaf.shape, leaf.dtype), random_params(networks))
 
 
 def test_no_held_out_pair_is_ever_shown(images):
