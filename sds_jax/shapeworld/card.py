@@ -33,7 +33,8 @@ def write_card(run: pathlib.Path, settings: dict[str, Any], seed: int, num: int 
 
 def _card(run: pathlib.Path, settings: dict[str, Any], seed: int, num: int, table: dict[str, float]) -> str:
   records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-  losses = "\n".join(f"| {r['step']} | {r['loss']:.4f} |" for r in records[len(records) // 8 - 1::len(records) // 8])
+  every = max(len(records) // 8, 1)
+  losses = "\n".join(f"| {r['step']} | {r['loss']:.4f} |" for r in records[every - 1::every])
   scores = "\n".join(
       f"| {group.replace('_', ' ')} | {table['colour_' + group]:.1%} | {table['shape_' + group]:.1%} "
       f"| {table['iou_' + group]:.3f} |" for group in ("all", "seen", "never_seen", "single", "stacked"))
@@ -49,15 +50,15 @@ Made from nothing by
     python -m sds_jax.shapeworld.train_prior --steps={settings['steps']} --batch_size={settings['batch_size']} \\
         --num_images={settings['num_images']} --seed={seed}
 
-on {machine()}, in {_seconds(records) / 60:.0f} minutes of training after the images were rendered. Licence: Apache-2.0. The
-images are traced by `sds_jax.shapeworld`; no other data went in.
+on {machine()}, in {_seconds(records) / 60:.0f} minutes of training after the images were rendered.
+Licence: Apache-2.0. The images are traced by `sds_jax.shapeworld`; no other data went in.
 
-| step | loss (mean of the last {records[-1]['step'] - records[-2]['step']} steps) |
+| step | loss (mean since the record before in `metrics.jsonl`) |
 |---|---|
 {losses}
 
 `metrics.jsonl` holds the whole curve. Scores on {num} captions with told cameras, DDIM, guidance scale 3 (diffusers'
-convention), by `python -m sds_jax.shapeworld.score_prior --num={num} --seed={seed + 1}`, which says how they are judged:
+convention), by `python -m sds_jax.shapeworld.score_prior --num={num} --seed={seed + 1}`; its file says how:
 
 | captions | right colours | right shapes | mean IoU of the silhouette |
 |---|---|---|---|
@@ -67,8 +68,8 @@ Never shown in training: {unseen}.
 
 ![samples](samples.png)
 
-It knows nothing but this world, and only plain backgrounds; it is there to make the first object without a download, for
-tests, and as a test bed with exact ground truth.
+It knows nothing but this world, and only plain backgrounds; it is there to make the first object without a download,
+for tests, and as a test bed with exact ground truth.
 """
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sds_jax.priors import prior as prior_lib, sample
-from sds_jax.shapeworld import captions, dataset, scenes, solids, tracer
+from sds_jax.shapeworld import captions, scenes, solids, tracer
 from sds_jax.types import Camera, Params
 from sds_jax.views import cameras
 
@@ -115,7 +115,8 @@ def score(prior: prior_lib.Prior, params: Params, num: int = 200, seed: int = 0,
 
   groups = dict(all=lambda i: True, seen=lambda i: i % 2 == 0, never_seen=lambda i: i % 2 == 1,
                 single=lambda i: len(specs[i].parts) == 1, stacked=lambda i: len(specs[i].parts) == 2)
-  table = {f"{name}_{group}": share(name, keep) for group, keep in groups.items() for name in ("colour", "shape", "iou")}
+  table = {f"{name}_{group}": share(name, keep)
+           for group, keep in groups.items() for name in ("colour", "shape", "iou")}
   return table, images
 
 

@@ -83,10 +83,22 @@ def _resume(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints:
                         "use --config.resume=auto to start anew where there is none")
     files.truncate_metrics(workdir / "metrics.jsonl", 0)
     return state
+  _check_same_object(config, workdir)
   state = restore(checkpoints, latest, state, workdir)
   files.truncate_metrics(workdir / "metrics.jsonl", latest)
   print(f"going on from step {latest} of {workdir}")
   return state
+
+
+def _check_same_object(config: ml_collections.FrozenConfigDict, workdir: Path) -> None:
+  """Raise ResumeError where the checkpoints in `workdir` are of another prompt or seed."""
+  if not (workdir / "config.json").is_file():
+    return
+  before = workspace.stored_config(workdir, {})
+  for name in ("prompt", "seed"):
+    if before[name] != config[name]:
+      raise ResumeError(f"config.{name}={config[name]!r}, but the checkpoints in {workdir} were made with "
+                        f"{before[name]!r}; give another --workdir, or use --config.resume=never to start anew there")
 
 
 def restore(checkpoints: Checkpoints, step: int, like: TrainState, workdir: Path) -> TrainState:

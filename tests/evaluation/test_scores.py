@@ -23,7 +23,8 @@ def apply(params, points):
   """Dense inside a scene that was turned by params["angle"] and made params["scale"] times as large."""
   inner = scenes.rotate_points_z(points, -params["angle"]) / params["scale"]
   distance, albedo = scenes.sdf(params["scene"], inner)
-  density = DENSITY * params["solid"] * jax.nn.sigmoid(-(distance * params["scale"] + MARGIN) / SHARPNESS) + params["fog"]
+  surface = jax.nn.sigmoid(-(distance * params["scale"] + MARGIN) / SHARPNESS)
+  density = DENSITY * params["solid"] * surface + params["fog"]
   inside = jnp.sum(points**2, axis=-1) < 0.8**2
   return FieldOutput(jnp.where(inside, density, 0.0), albedo)
 
