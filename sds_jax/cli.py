@@ -56,6 +56,7 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
   if not flags.FLAGS["verbosity"].present:
     # Orbax tells of every file, and of a failed write several times with tracebacks before it raises the error.
     logging.set_verbosity(logging.FATAL)
+  folder = None
   mistakes = (validation.ConfigError, workspace.WorkdirError, CheckpointError, ResumeError, OSError)
   try:
     if mode not in MODES:
@@ -71,6 +72,10 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
     _actions()[mode](frozen, folder, started)
   except Interrupted as stop:
     print(stop, file=sys.stderr)
+    sys.exit(EXIT_INTERRUPTED)
+  except KeyboardInterrupt:
+    print(f"stopped before or after the steps; what checkpoints there are lie in {folder}" if folder else "stopped",
+          file=sys.stderr)
     sys.exit(EXIT_INTERRUPTED)
   except mistakes as error:
     if os.environ.get("SDS_JAX_TRACEBACK"):

@@ -34,6 +34,7 @@ def train(config: Config, folder: Path, started: float) -> None:
     images.write_png(outputs.render_row(view, config, state), folder / "progress" / f"{step:06d}.png")
 
   (folder / "progress").mkdir(exist_ok=True)
+  (folder / "scores.json").unlink(missing_ok=True)  # of the object before this run
   result = loop.train(config, folder, prior, prior_params, on_render)
   timings = dict(load_s=result.started - started, **result.timings)
   _export(scene, result.state, folder, timings, view)
@@ -95,11 +96,12 @@ def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
 
 
 def _check_prompt(prompt: str, vocabulary: frozenset[str]) -> None:
-  remedy = ("For anything else use a larger prior (--config=configs/text.py:sd15, or --config.prior.path=FOLDER), or "
-            "go on regardless with --config.prior.allow_unknown_words=True")
+  remedy = ("For anything else use a larger prior (--config.prior.path=FOLDER; configs/text.py:sd15 is not available yet), "
+            "or go on regardless with --config.prior.allow_unknown_words=True")
   try:
     if vocabulary >= captions.WORDS:
-      captions.parse(prompt)
+      if captions.parse(prompt).view:
+        raise ValueError("the view words are added for each camera, so the prompt must have none")
     else:
       prior_lib.check_words([prompt], vocabulary)
   except ValueError as error:

@@ -1,7 +1,7 @@
 """Scores of a finished object against the exact scene of its ShapeWorld caption.
 
-All are maximised over one rotation about z where the caption does not fix the azimuth, and the geometric ones are given
-both as they are and with one common scale fitted.
+Where the caption does not fix the azimuth, all are taken at the one rotation about z at which the silhouettes fit best;
+the geometric ones are given both as they are and with one common scale fitted.
 """
 from __future__ import annotations
 
@@ -135,11 +135,11 @@ def _volumes(scene: Scene, state: TrainState, truth: scenes.Scene, angle: float,
   """Volume IoU as it is, with the fitted scale, and the share of the bounding ball that the object fills."""
   bound, apply = scene.config.field.bound, jax.jit(scene.field.apply)
   params = state.params["field"]
-  density = grid_density(lambda p: np.asarray(apply(params, jnp.asarray(p, jnp.float32)).density), VOLUME_GRID, bound)
   try:
+    density = grid_density(lambda p: np.asarray(apply(params, jnp.asarray(p, jnp.float32)).density), VOLUME_GRID, bound)
     solid = density.reshape(-1) > auto_threshold(density, bound)
-  except ValueError:  # an empty field has no threshold
-    solid = np.zeros(density.size, bool)
+  except ValueError:  # an empty field has no threshold, one that is not finite no surface
+    solid = np.zeros(VOLUME_GRID**3, bool)
   axis = np.linspace(-bound, bound, VOLUME_GRID)
   points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3).astype(np.float32)
   back = np.asarray(scenes.rotate_points_z(jnp.asarray(points), -angle))

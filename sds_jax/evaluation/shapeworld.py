@@ -7,6 +7,7 @@ is compiled once for all of them. Settings are overridden as for `run.py` (`--co
 """
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,13 +41,25 @@ GROUPS: dict[str, Callable[[Record], bool]] = {
 
 
 def draw_captions(count: int, seed: int = 1) -> list[captions.Spec]:
-  """`count` captions: singles and stacks in turn, and of each every other one never seen; no caption twice."""
-  rng, chosen = np.random.default_rng(seed), []
-  while len(chosen) < count:
-    i = len(chosen)
-    spec = captions.sample_spec(rng, float(i % 2), held_out=i // 2 % 2 == 1)
-    if spec not in chosen:
-      chosen.append(spec)
+  """`count` captions: singles and stacks in turn, and of each every other one never seen; no caption twice.
+
+  There are few singles that were never seen; when they are used up, stacks take their place.
+
+  Raises:
+    ValueError: there are not so many captions.
+  """
+  pools: dict[tuple[bool, bool], list[captions.Spec]] = {}
+  for spec in captions.all_specs():
+    pools.setdefault((len(spec.parts) == 2, captions.is_held_out(spec)), []).append(spec)
+  if count > sum(map(len, pools.values())):
+    raise ValueError(f"count={count} is more than there are captions ({sum(map(len, pools.values()))})")
+  rng = np.random.default_rng(seed)
+  pools = {kind: [pool[i] for i in rng.permutation(len(pool))] for kind, pool in pools.items()}
+  chosen: list[captions.Spec] = []
+  for i in range(count):
+    wanted = (i % 2 == 1, i // 2 % 2 == 1)
+    choices = [wanted, (True, wanted[1]), (True, not wanted[1]), (False, not wanted[1])]
+    chosen.append(next(pools[kind] for kind in choices if pools[kind]).pop())
   return chosen
 
 
@@ -85,6 +98,8 @@ def run_set(job: Job, specs: Sequence[captions.Spec], seeds: Sequence[int], fold
             prompt=prompt, seed=seed, parts=len(spec.parts), never_seen=captions.is_held_out(spec),
             plain=all(kind in solids.PLAIN for _, kind in spec.parts), seconds=seconds, **found))
         if folder:
+          with open(folder / "records.jsonl", "a", encoding="utf-8") as log:  # kept should a later run fail
+            log.write(json.dumps(files.plain(records[-1])) + "\n")
           name = f"{files.prompt_slug(prompt)}-{seed}.png"
           images.write_png(outputs.render_row(view, job.config, state, 6), folder / name)
         bar.update()

@@ -153,6 +153,7 @@ def train(out: pathlib.Path, *, seed: int = 0, log_every: int = 50, save_every: 
   """Train from `out`'s newest checkpoint or from nothing; returns the folder of the finished prior."""
   settings = {**recipe.TRAINING, **overrides}
   out.mkdir(parents=True, exist_ok=True)
+  _check_same_run(out / "settings.json", {**settings, "seed": seed, "steps": None})
   images = out / "images.npz"
   if not images.exists():
     dataset.make_dataset(settings["num_images"], seed, images)
@@ -188,6 +189,17 @@ def train(out: pathlib.Path, *, seed: int = 0, log_every: int = 50, save_every: 
   return out / "prior"
 
 
+def _check_same_run(path: pathlib.Path, settings: dict[str, Any]) -> None:
+  """Keep the settings of a run beside it; refuse to go on with others (but for the number of steps)."""
+  if not path.exists():
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+  before = json.loads(path.read_text(encoding="utf-8"))
+  for name in sorted(before.keys() | settings.keys()):
+    if before.get(name) != settings.get(name):
+      raise ValueError(f"{name}={settings.get(name)!r}, but the run in {path.parent} was begun with "
+                       f"{before.get(name)!r}; use the same or another --out")
+
+
 def _loop(state, step_fn, data, ids, key, manager, settings, out, seed, log_every, sheet_every, export):
   """The steps that are left, with a progress bar; every number is also a line of metrics.jsonl."""
   first = int(state.step)
@@ -204,7 +216,7 @@ def _loop(state, step_fn, data, ids, key, manager, settings, out, seed, log_ever
       bar.set_postfix(loss=f"{loss:.4f}")
       with open(out / "metrics.jsonl", "a") as log:
         log.write(json.dumps(dict(step=step + 1, loss=loss, seconds=round(time.perf_counter() - start, 1))) + "\n")
-    manager.save(step + 1, args=ocp.args.StandardSave(state))
+    manager.save(step + 1, args=ocp.args.StandardSave(state), force=step + 1 == settings["steps"])
     if (step + 1) % sheet_every == 0 and step + 1 < settings["steps"]:
       export(state)
       sample_sheet(out / f"samples_{step + 1:06d}.png", out / "prior", seed)
@@ -220,6 +232,8 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=defaults["steps"], help="optimiser steps")
   parser.add_argument("--batch_size", type=int, default=defaults["batch_size"], help="images a step")
   parser.add_argument("--num_images", type=int, default=defaults["num_images"], help="training images to render")
+  parser.add_argument("--log_every", type=int, default=50, help="steps between records of the loss")
+  parser.add_argument("--save_every", type=int, default=500, help="steps between checkpoints")
   parser.add_argument("--sheet_every", type=int, default=2000, help="steps between sample sheets")
   args = vars(parser.parse_args())
   print(f"the prior lies in {train(args.pop('out'), **args)}")

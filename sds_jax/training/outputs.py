@@ -115,6 +115,8 @@ def write_outputs(scene: Scene, view: ViewFn, state: TrainState, workdir: Path, 
       surface = make_mesh(scene, state)
     except ValueError as error:
       print(f"no mesh: {error}")
+      for name in ("mesh.glb", "mesh.obj"):  # of an earlier state
+        (workdir / name).unlink(missing_ok=True)
     else:
       written["glb"], written["obj"] = mesh_lib.write_mesh(surface, workdir)
   timings = dict(timings, export_s=time.perf_counter() - started)

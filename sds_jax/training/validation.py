@@ -237,6 +237,9 @@ def _relations(config: ConfigDict) -> Iterator[str]:
   if grid.finest < grid.coarsest:
     yield (f"config.field.hashgrid.finest={grid.finest} is less than config.field.hashgrid.coarsest={grid.coarsest}: "
            "the levels go from coarse to fine; exchange them")
+  if r.height != r.width:
+    yield (f"config.render.height={r.height} differs from config.render.width={r.width}: priors see square images; "
+           "make them equal")
   if config.shading.lambertian + config.shading.textureless > 1.0 + 1e-9:
     yield (f"config.shading.lambertian={config.shading.lambertian} and config.shading.textureless="
            f"{config.shading.textureless} sum to more than 1: the rest is the probability of plain albedo; lower one")

@@ -1,0 +1,28 @@
+"""Sets of captions and their table."""
+import pytest
+
+from sds_jax.evaluation import shapeworld
+from sds_jax.shapeworld import captions
+
+
+def test_captions_are_distinct_balanced_and_the_same_every_time():
+  specs = shapeworld.draw_captions(120)
+  assert len(set(specs)) == 120 and specs == shapeworld.draw_captions(120) != shapeworld.draw_captions(120, seed=2)
+  first = specs[:8]
+  assert [len(spec.parts) for spec in first] == [1, 2] * 4
+  assert [captions.is_held_out(spec) for spec in first] == [False, False, True, True] * 2
+
+
+def test_more_captions_than_there_are_is_an_error():
+  with pytest.raises(ValueError, match="more than there are captions"):
+    shapeworld.draw_captions(10**6)
+
+
+def test_table_has_means_and_worst_cases():
+  record = dict(prompt="a red cube", seed=0, parts=1, never_seen=False, plain=True, seconds=3.0, silhouette_iou=0.8,
+                silhouette_iou_scaled=0.9, volume_iou=0.7, colours_right=True, colour_error=0.1, empty=False, full=False)
+  other = dict(record, silhouette_iou=0.4, colours_right=False, parts=2, full=True)
+  rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+          for line in shapeworld.table([record, other]).splitlines()[2:]}
+  assert rows["all"][:4] == ["2", "0.600", "0.400", "50%"] and rows["all"][6:9] == ["50%", "0.100", "1"]
+  assert rows["single"][1] == "0.800" and rows["stacked"][1] == "0.400" and "never seen" not in rows
