@@ -96,8 +96,8 @@ def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
 
 
 def _check_prompt(prompt: str, vocabulary: frozenset[str]) -> None:
-  remedy = ("For anything else use a larger prior (--config.prior.path=FOLDER; configs/text.py:sd15 is not available yet), "
-            "or go on regardless with --config.prior.allow_unknown_words=True")
+  remedy = ("For anything else use a larger prior (--config.prior.path=FOLDER; configs/text.py:sd15 is not available "
+            "yet), or go on regardless with --config.prior.allow_unknown_words=True")
   try:
     if vocabulary >= captions.WORDS:
       if captions.parse(prompt).view:
