@@ -20,7 +20,8 @@ def test_more_captions_than_there_are_is_an_error():
 
 def test_table_has_means_and_worst_cases():
   record = dict(prompt="a red cube", seed=0, parts=1, never_seen=False, plain=True, seconds=3.0, silhouette_iou=0.8,
-                silhouette_iou_scaled=0.9, volume_iou=0.7, colours_right=True, colour_error=0.1, empty=False, full=False)
+                silhouette_iou_scaled=0.9, volume_iou=0.7, colours_right=True, colour_error=0.1, empty=False,
+                full=False)
   other = dict(record, silhouette_iou=0.4, colours_right=False, parts=2, full=True)
   rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
           for line in shapeworld.table([record, other]).splitlines()[2:]}

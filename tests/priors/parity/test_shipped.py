@@ -26,7 +26,7 @@ def test_unet_is_that_of_diffusers(torch, diffusers, shipped):
   camera, t = rng.normal(size=(2, recipe.CAMERA_DIM)).astype(np.float32), np.array([7, 801], np.int32)
   unet, _ = read_component(FOLDER / "unet", "unet")
   got = jax.jit(unet.apply)({"params": params["unet"]}, z, t, text, camera)
-  theirs = diffusers.UNet2DConditionModel.from_pretrained(FOLDER / "unet").eval()
+  theirs = diffusers.UNet2DConditionModel.from_pretrained(FOLDER / "unet").float().eval()
   with torch.no_grad():
     expected = theirs(torch.from_numpy(z.transpose(0, 3, 1, 2).copy()), torch.from_numpy(t.astype(np.int64)),
                       encoder_hidden_states=torch.from_numpy(text), class_labels=torch.from_numpy(camera)).sample
@@ -39,7 +39,7 @@ def test_text_encoder_is_that_of_transformers(torch, transformers, shipped):
   got = prior.embed(params, texts)
   tokens = transformers.CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")(
       texts, padding="max_length", truncation=True, return_tensors="pt")
-  theirs = transformers.CLIPTextModel.from_pretrained(FOLDER / "text_encoder").eval()
+  theirs = transformers.CLIPTextModel.from_pretrained(FOLDER / "text_encoder").float().eval()
   with torch.no_grad():
     expected = theirs(tokens.input_ids).last_hidden_state.numpy()
   assert norm_error(got, expected) < 1e-4
