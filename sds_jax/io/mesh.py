@@ -18,8 +18,9 @@ PointFn = Callable[[np.ndarray], np.ndarray]
 """points [N, 3] float32 in world units -> [N] densities or [N, 3] colours; N is the same at every call."""
 
 CHUNK = 65536
-AUTO_DEPTH = 1.0 / 16.0
-"""The `auto` threshold asks for half opacity within this fraction of `bound`: a wall a sixteenth deep looks solid."""
+AUTO_DEPTH = 1.0 / 4.0
+"""The `auto` threshold asks for half opacity within this fraction of `bound`. Fields of a short run are soft: a thinner
+wall would put the surface far inside of what the renders show."""
 
 
 def extract_mesh(density_fn: PointFn, colour_fn: PointFn, resolution: int = 128, bound: float = 0.8,

@@ -97,9 +97,9 @@ def test_floaters_and_cavities_go_and_big_parts_stay():
   assert everything.euler_number == 6 and everything.bounds[1, 2] > 0.65
 
 
-def test_auto_threshold_is_half_opacity_over_a_sixteenth_of_the_bound():
+def test_auto_threshold_is_half_opacity_over_a_quarter_of_the_bound():
   level = mesh.auto_threshold(np.array([0.0, 1e4]), bound=0.8)
-  assert 1.0 - math.exp(-level * 0.8 / 16) == pytest.approx(0.5)
+  assert 1.0 - math.exp(-level * 0.8 / 4) == pytest.approx(0.5)
   density = sphere([0, 0, 0], 0.5, 2 * level, width=0.1)
   solid = {n: mesh.extract_mesh(density, WHITE, resolution=n).volume for n in (40, 80)}
   assert solid[40] == pytest.approx(4 / 3 * math.pi * 0.5 ** 3, rel=0.03)
