@@ -56,6 +56,7 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
   if not flags.FLAGS["verbosity"].present:
     # Orbax tells of every file, and of a failed write several times with tracebacks before it raises the error.
     logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _without_stragglers(sys.unraisablehook)
   folder = None
   mistakes = (validation.ConfigError, workspace.WorkdirError, CheckpointError, ResumeError, OSError)
   try:
@@ -81,6 +82,18 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
     if os.environ.get("SDS_JAX_TRACEBACK"):
       raise
     _fail(error)
+
+
+def _without_stragglers(hook: Callable[[Any], None]) -> Callable[[Any], None]:
+  """Python's hook for errors that nobody can catch, but silent for the other writes of a checkpoint that failed.
+
+  After one failed write orbax closes its event loop; the writes still under way then complain that it is gone.
+  """
+  def quiet(unraisable: Any) -> None:
+    if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
+      hook(unraisable)
+
+  return quiet
 
 
 def _overrides(config: ConfigDict | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sds_jax import compilation
 from sds_jax.benchmarks import flops, timing
 from sds_jax.benchmarks.workload import Draws, Workload
 from sds_jax.diffusion import guidance
@@ -80,7 +81,7 @@ def measure(work: Workload, drawn: Callable[[Array], Draws], state: TrainState,
 
 
 def _timed(part: Callable, *args: Any, repeats: int) -> dict[str, Any]:
-  return timing.summary(timing.repeat(jax.jit(part), *args, repeats=repeats))
+  return timing.summary(timing.repeat(jax.jit(part, compiler_options=compilation.unet_options()), *args, repeats=repeats))
 
 
 def _modes(work: Workload) -> tuple[str, ...]:

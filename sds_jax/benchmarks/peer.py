@@ -28,7 +28,7 @@ from sds_jax.benchmarks import parts, timing, workload
 from sds_jax.benchmarks.workload import Draws, Workload
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.diffusion.weightings import WEIGHTINGS
-from sds_jax.priors.prior import shipped_folder
+from sds_jax.priors.prior import shipped_folder, unet_input
 from sds_jax.training import step as step_lib
 from sds_jax.training.config import scalar_spec
 from sds_jax.training.state import TrainState
@@ -106,11 +106,14 @@ def inputs(work: Workload, step: int, d: Draws) -> dict[str, Any]:
     sigma=schedule.sigma[d.t], weight=WEIGHTINGS[config.distillation.weighting](schedule, d.t),
     text=jnp.concatenate([d.cond["cond"]["text"], d.cond["uncond"]["text"]]))
   camera = d.cond["cond"].get("camera")
+  if camera is not None:  # what the network is told of it: the vector, and the channels that go with z_t
+    rays = unet_input(d.eps, camera, work.prior.ray_dim)[..., d.eps.shape[-1]:]
+    arrays |= dict(camera=camera, rays=rays.transpose(0, 3, 1, 2))
   weights = {name: float(schedule_value(scalar_spec(config.loss[name]), d.progress))
              for name in ("sds", "orientation", "opacity", "entropy")}
   mode = int(d.shading.mode)
   return dict({name: np.array(value) for name, value in arrays.items()}, **weights, step=step,
-              camera=None if camera is None else np.array(camera), shaded=mode != ALBEDO,
+              shaded=mode != ALBEDO,
               textureless=mode == TEXTURELESS, ambient=float(d.shading.ambient), diffuse=float(d.shading.diffuse),
               guidance=float(workload.guidance_scale(config, d.progress)), learning_rate=_learning_rate(config, step))
 

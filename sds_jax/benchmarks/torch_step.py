@@ -51,8 +51,9 @@ class TorchStep:
     alpha, sigma, weight = (inputs[name][:, None, None, None] for name in ("alpha", "sigma", "weight"))
     with torch.no_grad():
       z = alpha * x + sigma * inputs["eps"]
-      camera = inputs["camera"]
-      predicted = self.unet(torch.cat([z, z]), torch.cat([inputs["t"]] * 2), inputs["text"],
+      camera = inputs.get("camera")
+      seen = z if camera is None else torch.cat([z, inputs["rays"]], 1)
+      predicted = self.unet(torch.cat([seen, seen]), torch.cat([inputs["t"]] * 2), inputs["text"],
                             class_labels=None if camera is None else torch.cat([camera, camera])).sample
       with_text, without = (_eps(part, z, alpha, sigma, self.payload["prediction"]) for part in predicted.chunk(2))
       eps_hat = without + inputs["guidance"] * (with_text - without)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 from jax.experimental.compilation_cache import compilation_cache
 
+from sds_jax import compilation
 from sds_jax.benchmarks import timing
 from sds_jax.diffusion import timesteps
 from sds_jax.diffusion.distillation import draw_noise
@@ -69,7 +70,8 @@ def first_state(work: Workload) -> TrainState:
 def compile_step(work: Workload, state: TrainState) -> tuple[Callable, float]:
   """The step as the trainer compiles it, its state donated, and the seconds that took, tracing included."""
   started = time.perf_counter()
-  step = jax.jit(step_lib.make_step(work.scene, work.prior), donate_argnums=0)
+  step = jax.jit(step_lib.make_step(work.scene, work.prior), donate_argnums=0,
+                 compiler_options=compilation.unet_options())
   return step.lower(state, *work.fixed).compile(), time.perf_counter() - started
 
 
@@ -161,8 +163,7 @@ def draw(work: Workload, step: Array) -> Draws:
   """
   scene, config = work.scene, work.config
   index, height, width = jnp.arange(config.training.views), config.render.height, config.render.width
-  names = ("views", "rest", "shading", "t", "distil")
-  keys = dict(zip(names, jax.random.split(jax.random.fold_in(work.key, step), 5)))
+  keys = step_lib.step_keys(work.key, step)
   progress = step.astype(jnp.float32) / config.training.steps
   cams, azimuth, elevation = step_lib._draw_cameras(scene, keys["views"], index)
   own = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(keys["rest"], i), 3))(index)

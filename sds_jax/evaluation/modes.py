@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import ml_collections
 
+from sds_jax import compilation
 from sds_jax.evaluation import scores as scoring
 from sds_jax.io import files, images
 from sds_jax.io.checkpoints import Checkpoints
 from sds_jax.priors import prior as prior_lib
 from sds_jax.priors.files import CheckpointError
 from sds_jax.shapeworld import captions
-from sds_jax.training import compilation, loop, outputs, step as step_lib, workspace
+from sds_jax.training import loop, outputs, step as step_lib, workspace
 from sds_jax.training.state import TrainState
 from sds_jax.training.validation import ConfigError
 

@@ -8,6 +8,7 @@ is compiled once for all of them. Settings are overridden as for `run.py` (`--co
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,11 +21,12 @@ import tqdm
 from absl import app, flags
 from ml_collections import config_flags
 
+from sds_jax import compilation
 from sds_jax.evaluation import scores as scoring
 from sds_jax.io import files, images
 from sds_jax.priors import prior as prior_lib
 from sds_jax.shapeworld import captions, solids
-from sds_jax.training import compilation, config as config_lib, outputs, step as step_lib, validation
+from sds_jax.training import config as config_lib, outputs, step as step_lib, validation
 from sds_jax.training.state import TrainState
 from sds_jax.types import Params
 
@@ -69,7 +71,8 @@ class Job:
   def __init__(self, config: ml_collections.FrozenConfigDict, prior: prior_lib.Prior, prior_params: Params):
     self.config, self.prior, self.prior_params = config, prior, prior_params
     self.scene = step_lib.make_scene(config)
-    self._step = jax.jit(step_lib.make_step(self.scene, prior), donate_argnums=0)
+    self._step = jax.jit(step_lib.make_step(self.scene, prior), donate_argnums=0,
+                         compiler_options=compilation.unet_options())
     self._new = jax.jit(lambda key: step_lib.new_state(self.scene, key))
 
   def optimise(self, prompt: str, seed: int) -> TrainState:
@@ -126,6 +129,20 @@ def table(records: Sequence[Record]) -> str:
   return "\n".join(rows)
 
 
+def _run(config: ml_collections.ConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int], folder: Path) -> None:
+  """The set, its records and its table, in `folder`."""
+  compilation.use_cache()
+  frozen = validation.validate(config)
+  prior, params = prior_lib.build(frozen.prior.path or frozen.prior.name, dtype=frozen.prior.dtype)
+  folder.mkdir(parents=True, exist_ok=True)
+  records = run_set(Job(frozen, prior, params), specs, seeds, folder)
+  files.write_json(dict(config=frozen.to_dict(), versions=outputs.versions(), records=records),
+                   folder / "records.json")
+  (folder / "table.md").write_text(table(records) + "\n", encoding="utf-8")
+  print(table(records))
+  print(f"renders, records and table lie in {folder}")
+
+
 def main() -> None:
   """Command line."""
   config = config_flags.DEFINE_config_dict("config", config_lib.default())
@@ -136,17 +153,11 @@ def main() -> None:
 
   def run(argv: Sequence[str]) -> None:
     del argv
-    compilation.use_cache()
-    frozen = validation.validate(config.value)
-    prior, params = prior_lib.build(frozen.prior.path or frozen.prior.name, dtype=frozen.prior.dtype)
-    folder = Path(out.value)
-    folder.mkdir(parents=True, exist_ok=True)
-    records = run_set(Job(frozen, prior, params), draw_captions(prompts.value, draw.value), range(seeds.value), folder)
-    files.write_json(dict(config=frozen.to_dict(), versions=outputs.versions(), records=records),
-                     folder / "records.json")
-    (folder / "table.md").write_text(table(records) + "\n", encoding="utf-8")
-    print(table(records))
-    print(f"renders, records and table lie in {folder}")
+    try:
+      _run(config.value, draw_captions(prompts.value, draw.value), range(seeds.value), Path(out.value))
+    except (ValueError, OSError) as error:
+      print(f"error: {error}", file=sys.stderr)
+      sys.exit(2)
 
   app.run(run)
 

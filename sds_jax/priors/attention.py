@@ -134,3 +134,37 @@ class Transformer2DModel(nn.Module):
     for i in range(self.layers):
       h = BasicTransformerBlock(self.heads, self.dtype, self.implementation, name=f"transformer_blocks_{i}")(h, context)
     return x + project(name="proj_out")(h.reshape(b, height, width, channels))
+
+
+class AttentionPooling(nn.Module):
+  """One vector from context [B, T, C], by attention of its mean (plus a learned vector) to all -> [B, C]."""
+  heads: int
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, context: Array) -> Array:
+    batch, _, channels = context.shape
+    position = self.param("positional_embedding", nn.initializers.normal(channels**-0.5), (1, channels))
+    query = context.mean(axis=1, keepdims=True) + position[None].astype(self.dtype)
+    context = jnp.concatenate([query, context], axis=1)
+
+    def project(inputs: Array, name: str) -> Array:
+      y = nn.Dense(channels, dtype=self.dtype, name=name)(inputs)
+      return y.reshape(*y.shape[:-1], self.heads, channels // self.heads)
+
+    pooled = dot_product_attention(project(query, "q_proj"), project(context, "k_proj"), project(context, "v_proj"))
+    return pooled.reshape(batch, channels)
+
+
+class TextTimeEmbedding(nn.Module):
+  """The whole text as one vector to add to the time embedding: [B, T, C] -> [B, features]."""
+  features: int
+  heads: int
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, context: Array) -> Array:
+    pooled = AttentionPooling(self.heads, self.dtype, name="pool")(
+        LayerNorm(dtype=self.dtype, name="norm1")(context))
+    projected = nn.Dense(self.features, dtype=self.dtype, name="proj")(pooled)
+    return LayerNorm(dtype=self.dtype, name="norm2")(projected[:, None])[:, 0]

@@ -10,6 +10,7 @@ table for each network.
   norm        weight [C]                    scale [C]
   embedding   weight [N, C]                 embedding [N, C]
   any         bias [C]                      bias [C]
+  pooling     positional_embedding [1, C]   positional_embedding [1, C]
 """
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class NameTable:
 UNET = NameTable(numbered=frozenset({"linear_1", "linear_2"}))
 CLIP_TEXT = NameTable(prefix="text_model.", ignored=frozenset({"text_model.embeddings.position_ids"}))
 
-_LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+_LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias",
+         "positional_embedding": "positional_embedding"}
 
 
 def checkpoint_name(path: Path, table: NameTable) -> str:

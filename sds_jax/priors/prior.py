@@ -6,6 +6,7 @@ The folder has `model_index.json`, `unet/`, `text_encoder/`, `tokenizer/` and `s
   pixel_unshuffle  r: the network diffuses in pixel space, on images folded by `space_to_depth` with block r
   image_size       height and width of its images
   camera_dim       length of the camera features that the U-Net takes as class labels (0: it is not told the camera)
+  ray_dim          channels of `ray_features` that follow those of the image at the U-Net's input (0: none)
   vocabulary       the words that its training captions had, or absent
 """
 from __future__ import annotations
@@ -28,6 +29,7 @@ from sds_jax.priors.checkpoint import read_component
 from sds_jax.priors.files import CheckpointError, read_json
 from sds_jax.priors.tokenizers import CLIPTokenizer, load_tokenizer
 from sds_jax.types import Array, DenoiseFn, EncodeFn, Params, Schedule
+from sds_jax.views.cameras import CAMERA_DIM, RAY_DIM, ray_features
 
 Cond = Mapping[str, Array]
 """What a prior is told of each image: `text` [B, T, D] and perhaps `camera` [B, camera_dim] (zeros: unknown)."""
@@ -48,6 +50,7 @@ class Prior:
     prediction_type: what its network predicts: "epsilon", "v_prediction" or "sample" (`denoise` always gives eps).
     vocabulary: the words it knows, or None when it knows a natural language.
     camera_dim: length of the camera features it can be told, 0 when it can't.
+    ray_dim: channels of rays that `denoise` adds to the network's input, made from the camera features; 0: none.
     embed: (params, prompts: n strings) -> [n, T, D]. Not for use under jit, since it reads strings. Raises ValueError
       for a word that is not in the vocabulary; warns when a prompt is cut.
     encode: (params, image [B, H, W, 3] in [0, 1], key) -> x [B, *x_shape]; square images of other sizes are resized. A
@@ -62,6 +65,7 @@ class Prior:
   prediction_type: str
   vocabulary: frozenset[str] | None
   camera_dim: int
+  ray_dim: int
   embed: Callable[[Params, Sequence[str]], Array]
   encode: EncodeFn
   decode: Callable[[Params, Array], Array]
@@ -144,13 +148,13 @@ def pixel_prior(name: str, index: Mapping[str, Any], unet: nn.Module, text_encod
 
   Args:
     name: for messages.
-    index: a `model_index.json` (the four keys in this file's docstring are read).
+    index: a `model_index.json` (the keys in this file's docstring are read).
     unet, text_encoder: linen modules; their parameters are `params["unet"]` and `params["text_encoder"]`.
     tokenizer: of the text encoder.
     scheduler: a `scheduler_config.json`.
   """
   block, size = index["pixel_unshuffle"], index["image_size"]
-  camera_dim = index.get("camera_dim", 0)
+  camera_dim, ray_dim = index.get("camera_dim", 0), index.get("ray_dim", 0)
   schedule, prediction = schedule_from_config(scheduler), prediction_type_from_config(scheduler)
   vocabulary = frozenset(index["vocabulary"]) if index.get("vocabulary") else None
   encode_text = jax.jit(lambda params, ids: text_encoder.apply({"params": params}, ids))
@@ -169,11 +173,19 @@ def pixel_prior(name: str, index: Mapping[str, Any], unet: nn.Module, text_encod
 
   def denoise(params: Params, z_t: Array, t: Array, cond: Cond) -> Array:
     labels = _camera_features(cond, z_t.shape[0], camera_dim)
-    prediction_ = unet.apply({"params": params["unet"]}, z_t, t, cond["text"], labels)
+    prediction_ = unet.apply({"params": params["unet"]}, unet_input(z_t, labels, ray_dim), t, cond["text"], labels)
     return EPS_FROM[prediction](schedule, z_t, t, prediction_.astype(z_t.dtype))
 
   return Prior(name, size, (size // block, size // block, 3 * block**2), schedule, prediction, vocabulary, camera_dim,
-               embed, encode, decode, denoise)
+               ray_dim, embed, encode, decode, denoise)
+
+
+def unet_input(z_t: Array, camera: Array | None, ray_dim: int) -> Array:
+  """z_t [B, h, h, C], followed by the rays of its pixels when the network takes them: [B, h, h, C + ray_dim]."""
+  if not ray_dim:
+    return z_t
+  rays = jax.vmap(lambda features: ray_features(features, z_t.shape[1]))(camera)
+  return jnp.concatenate([z_t, rays.astype(z_t.dtype)], axis=-1)
 
 
 def check_words(prompts: Sequence[str], vocabulary: frozenset[str] | None) -> None:
@@ -218,12 +230,14 @@ def _check_fit(folder: Path, index: Mapping[str, Any], unet: nn.Module, text: nn
   for key in ("pixel_unshuffle", "image_size"):
     if not isinstance(index.get(key), int) or index[key] < 1:
       raise CheckpointError(f"{folder / 'model_index.json'}: {key}={index.get(key)!r} should be a positive integer")
-  camera_dim = index.get("camera_dim", 0)
+  camera_dim, ray_dim = index.get("camera_dim", 0), index.get("ray_dim", 0)
   told = unet.projection_class_embeddings_input_dim if unet.class_embed_type == "projection" else 0
   for what, found, needed in (
       ("image_size modulo pixel_unshuffle", index["image_size"] % index["pixel_unshuffle"], 0),
-      ("the U-Net's in_channels", unet.in_channels, 3 * index["pixel_unshuffle"]**2),
-      ("the U-Net's out_channels", unet.out_channels, unet.in_channels),
+      ("ray_dim", ray_dim, RAY_DIM if ray_dim else 0),
+      ("camera_dim with rays", camera_dim, CAMERA_DIM if ray_dim else camera_dim),
+      ("the U-Net's in_channels", unet.in_channels, 3 * index["pixel_unshuffle"]**2 + ray_dim),
+      ("the U-Net's out_channels", unet.out_channels, 3 * index["pixel_unshuffle"]**2),
       ("camera_dim", camera_dim, told),
       ("the text encoder's hidden_size", text.hidden_size, unet.cross_attention_dim),
       ("the text encoder's vocab_size", text.vocab_size, tokenizer.backend.get_vocab_size())):

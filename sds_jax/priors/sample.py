@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from sds_jax import compilation
 from sds_jax.diffusion import guidance
 from sds_jax.diffusion.parameterizations import eps_from_x0, x0_from_eps
 from sds_jax.priors.prior import Cond, Prior, build
@@ -76,7 +77,8 @@ def sample(prior: Prior, params: Params, prompts: Sequence[str], key: Array, neg
   """Images [n, image_size, image_size, 3] in [0, 1] for n prompts, cameras unknown. `key`: see `ddim`."""
   cond = dict(text=prior.embed(params, list(prompts)))
   uncond = dict(text=prior.embed(params, [negative_prompt] * len(prompts)))
-  draw = jax.jit(lambda p, c, u, k: ddim(prior, p, c, u, k, steps, guidance_scale))
+  draw = jax.jit(lambda p, c, u, k: ddim(prior, p, c, u, k, steps, guidance_scale),
+                 compiler_options=compilation.unet_options())
   return draw(params, cond, uncond, key)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sds_jax.priors.attention import Transformer2DModel
+from sds_jax.priors.attention import TextTimeEmbedding, Transformer2DModel
 from sds_jax.priors.layers import (ACTIVATIONS, Downsample2D, GroupNorm, ResnetBlock2D, TimestepEmbedding, Upsample2D,
                                    conv, sinusoidal_embedding)
 from sds_jax.priors.unet_config import check_unet_config, per_block
@@ -109,6 +109,8 @@ class UNet2DConditionModel(nn.Module):
   class_embed_type: str | None = None
   num_class_embeds: None = None
   projection_class_embeddings_input_dim: int | None = None
+  addition_embed_type: str | None = None
+  addition_embed_type_num_heads: int = 64
   conv_in_kernel: int = 3
   conv_out_kernel: int = 3
   dtype: Any = jnp.float32
@@ -150,6 +152,9 @@ class UNet2DConditionModel(nn.Module):
     x, context = sample.astype(self.dtype), encoder_hidden_states.astype(self.dtype)
     x = 2 * x - 1 if self.center_input_sample else x
     emb = self._embedding(timesteps, class_labels)
+    if self.addition_embed_type == "text":
+      emb = emb + TextTimeEmbedding(4 * self.block_out_channels[0], self.addition_embed_type_num_heads, self.dtype,
+                                    name="add_embedding")(context)
     x = conv(self.block_out_channels[0], self.conv_in_kernel, dtype=self.dtype, name="conv_in")(x)
     x, skips = self._down(x, emb, context)
     resnet = self._resnet() | dict(output_scale_factor=self.mid_block_scale_factor)

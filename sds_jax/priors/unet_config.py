@@ -9,12 +9,14 @@ _FREE = frozenset({
   "block_out_channels", "layers_per_block", "downsample_padding", "mid_block_scale_factor", "norm_num_groups",
   "norm_eps", "cross_attention_dim", "transformer_layers_per_block", "attention_head_dim", "use_linear_projection",
   "upcast_attention", "projection_class_embeddings_input_dim", "conv_in_kernel", "conv_out_kernel",
+  "addition_embed_type_num_heads",
 })
 """Keys that any value of the right type is good for."""
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
   "act_fn": ("silu", "swish", "gelu", "relu"),
   "resnet_time_scale_shift": ("default", "scale_shift"),
+  "addition_embed_type": (None, "text"),
   "class_embed_type": (None, "projection", "timestep", "simple_projection"),
   "mid_block_type": ("UNetMidBlock2DCrossAttn",),
   "only_cross_attention": (False,),
@@ -30,7 +32,6 @@ _CHOICES_PER_BLOCK: dict[str, tuple[str, ...]] = {
 }
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-  "addition_embed_type": (None,),
   "addition_time_embed_dim": (None,),
   "attention_type": ("default",),
   "class_embeddings_concat": (False,),
@@ -49,7 +50,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Keys that are no fields: only the values under which they change nothing are accepted."""
 
-_NO_EFFECT = frozenset({"dropout", "addition_embed_type_num_heads"})
+_NO_EFFECT = frozenset({"dropout"})
 """Keys without effect on the function that is supported (dropout belongs to somebody else's training)."""
 
 
@@ -118,3 +119,7 @@ def _check_together(fields: dict[str, Any]) -> None:
     if not fields.get("projection_class_embeddings_input_dim"):
       raise ValueError("UNet2DConditionModel config: projection_class_embeddings_input_dim=None is not supported with "
                        f"class_embed_type={fields['class_embed_type']!r}; supported: the length of the class vector")
+  width, heads = fields.get("cross_attention_dim", 1280), fields.get("addition_embed_type_num_heads", 64)
+  if fields.get("addition_embed_type") == "text" and width % heads:
+    raise ValueError(f"UNet2DConditionModel config: addition_embed_type_num_heads={heads!r} is not supported; "
+                     f"supported: a divisor of cross_attention_dim={width}")

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sds_jax import compilation
 from sds_jax.priors import prior as prior_lib, sample
 from sds_jax.shapeworld import captions, scenes, solids, tracer
 from sds_jax.types import Camera, Params
@@ -39,7 +40,8 @@ def draw_cameras(key: jax.Array, num: int) -> Camera:
 def sample_views(prior: prior_lib.Prior, params: Params, specs: list[captions.Spec], shots: Camera, key: jax.Array,
                  guidance_scale: float, steps: int, batch: int = 16, told: bool = True) -> np.ndarray:
   """One sample [n, 64, 64, 3] of each caption, seen from its camera (or from anywhere, when it is not told)."""
-  draw = jax.jit(lambda p, c, u, k: sample.ddim(prior, p, c, u, k, steps, guidance_scale))
+  draw = jax.jit(lambda p, c, u, k: sample.ddim(prior, p, c, u, k, steps, guidance_scale),
+                 compiler_options=compilation.unet_options())
   features = cameras.camera_features(shots)
   features = features if told else jnp.zeros_like(features)
   null = prior.embed(params, [""])

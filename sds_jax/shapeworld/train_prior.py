@@ -22,12 +22,13 @@ import optax
 import orbax.checkpoint as ocp
 import tqdm
 
+from sds_jax import compilation
 from sds_jax.diffusion import schedules
 from sds_jax.priors import checkpoint, clip, prior as prior_lib, tokenizers, unet
 from sds_jax.shapeworld import captions, card, dataset, recipe, score_prior, tokenizer
 from sds_jax.shapeworld.tokenizer import MAX_TOKENS
 from sds_jax.types import Array, Params
-from sds_jax.views.cameras import CAMERA_DIM
+from sds_jax.views.cameras import CAMERA_DIM, RAY_DIM
 
 
 @flax.struct.dataclass
@@ -82,16 +83,19 @@ def make_step(networks: tuple[Any, Any], schedule: Any, optimizer: optax.Gradien
     k_t, k_eps, k_text, k_camera = jax.random.split(key, 4)
     batch = images.shape[0]
     x = prior_lib.space_to_depth(images.astype(jnp.float32) / 127.5 - 1.0, recipe.PIXEL_UNSHUFFLE)
-    # Stratified times: every batch covers the whole range of noise levels, which lowers the variance of the loss.
-    t = ((jnp.arange(batch) + jax.random.uniform(k_t, (batch,))) / batch * num_times).astype(jnp.int32)
+    # Stratified, so that every batch covers all noise levels; denser towards pure noise, where only the text and the
+    # camera say what is to be seen. Where the object shows through the noise, a network learns nothing about words.
+    u = (jnp.arange(batch) + jax.random.uniform(k_t, (batch,))) / batch
+    t = jnp.minimum((1.0 - u**settings["noise_power"]) * num_times, num_times - 1).astype(jnp.int32)
     eps = jax.random.normal(k_eps, x.shape)
     alpha, sigma = (a[t][:, None, None, None] for a in (schedule.alpha, schedule.sigma))
     z_t = alpha * x + sigma * eps
     no_text = jax.random.bernoulli(k_text, settings["drop_text"], (batch, 1))
     no_camera = jax.random.bernoulli(k_camera, settings["drop_camera"], (batch, 1))
     text = text_model.apply({"params": params["text_encoder"]}, jnp.where(no_text, jnp.asarray(null_ids)[None], ids))
-    x_hat = unet_model.apply({"params": params["unet"]}, z_t, t, text,
-                             class_labels=jnp.where(no_camera, 0.0, camera))
+    camera = jnp.where(no_camera, 0.0, camera)
+    x_hat = unet_model.apply({"params": params["unet"]}, prior_lib.unet_input(z_t, camera, RAY_DIM), t, text,
+                             class_labels=camera)
     # 1 / sigma^2 makes it the loss of v-prediction; bounded, so that the cleanest images do not drown the others.
     weight = jnp.minimum(1.0 / sigma**2, settings["max_loss_weight"])
     return jnp.mean(weight * (x_hat - x) ** 2)
@@ -107,7 +111,7 @@ def make_step(networks: tuple[Any, Any], schedule: Any, optimizer: optax.Gradien
     return (TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state),
             dict(loss=loss, grad_norm=optax.tree.norm(grads)))
 
-  return jax.jit(step, donate_argnums=0)
+  return jax.jit(step, donate_argnums=0, compiler_options=compilation.unet_options())
 
 
 def batches(data: dict[str, np.ndarray], ids: np.ndarray, batch_size: int, seed: int,
@@ -137,7 +141,7 @@ def write_prior(folder: pathlib.Path, params: Params, vocab_size: int, special: 
   index = dict(_class_name="ShapeWorldPipeline", unet=["diffusers", "UNet2DConditionModel"],
                text_encoder=["transformers", "CLIPTextModel"], tokenizer=["transformers", "CLIPTokenizer"],
                scheduler=["diffusers", "DDIMScheduler"], image_size=recipe.IMAGE_SIZE,
-               pixel_unshuffle=recipe.PIXEL_UNSHUFFLE, camera_dim=CAMERA_DIM,
+               pixel_unshuffle=recipe.PIXEL_UNSHUFFLE, camera_dim=CAMERA_DIM, ray_dim=RAY_DIM,
                vocabulary=sorted(captions.WORDS))
   (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
@@ -181,6 +185,7 @@ def train(out: pathlib.Path, *, seed: int = 0, log_every: int = 50, save_every: 
       state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(
           jax.tree.map(ocp.utils.to_shape_dtype_struct, state)))
       print(f"going on from step {int(state.step)} of {out / 'checkpoints'}")
+      _forget_after(out / "metrics.jsonl", int(state.step))
     state = _loop(state, step_fn, data, ids, key, manager, settings, out, seed, log_every, sheet_every,
                   lambda s: write_prior(out / "prior", jax.device_get(s.ema), vocab_size, special))
   write_prior(out / "prior", jax.device_get(state.ema), vocab_size, special)
@@ -198,6 +203,13 @@ def _check_same_run(path: pathlib.Path, settings: dict[str, Any]) -> None:
     if before.get(name) != settings.get(name):
       raise ValueError(f"{name}={settings.get(name)!r}, but the run in {path.parent} was begun with "
                        f"{before.get(name)!r}; use the same or another --out")
+
+
+def _forget_after(log: pathlib.Path, step: int) -> None:
+  """Take the records of steps that will be taken again out of the log."""
+  if log.exists():
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    log.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
 
 
 def _loop(state, step_fn, data, ids, key, manager, settings, out, seed, log_every, sheet_every, export):

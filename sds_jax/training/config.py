@@ -29,7 +29,7 @@ def default() -> ConfigDict:
       orientation=((0.0, 1e-4), (0.33, 1e-2)),  # needs normals, so it counts in shaded steps only
       opacity=(0.0,),  # mean of sqrt(opacity^2 + 0.01)
       entropy=(0.0,)))  # binary entropy of the opacity: 0 where a pixel is surely empty or surely full
-  config.optimizer = ConfigDict(dict(
+  config.optimizer = ConfigDict(dict(  # b1, b2, eps: of adam and adamw; sgd takes b1 as momentum, adan its own betas
       name="adam", learning_rate=1e-2, warmup_steps=20, final_fraction=0.1, b1=0.9, b2=0.99, eps=1e-15, clip_norm=0.0))
   config.training = ConfigDict(dict(
       steps=500, views=2, log_every=10, render_every=100, checkpoint_every=100, keep_checkpoints=2))
@@ -53,7 +53,7 @@ def _distillation() -> ConfigDict:
       estimator="sds",
       weighting="sigma2",
       guidance_convention="diffusers",  # eps_u + s (eps_c - eps_u); "dreamfusion": eps_c + omega (eps_c - eps_u)
-      guidance_scale=(10.0,),
+      guidance_scale=(3.0,),
       t_min=(0.02,), t_max=(0.98,),  # fractions of the schedule
       stratified=True,
       clip_norm=0.0,  # of each view's cotangent; 0: no clipping

@@ -15,6 +15,7 @@ import numpy as np
 import tensorboardX
 import tqdm
 
+from sds_jax import compilation
 from sds_jax.io import files
 from sds_jax.io.checkpoints import Checkpoints
 from sds_jax.priors.prior import Prior
@@ -82,6 +83,8 @@ def _resume(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints:
       raise ResumeError(f"config.resume='must', but {workdir / 'checkpoints'} holds no checkpoint; "
                         "use --config.resume=auto to start anew where there is none")
     files.truncate_metrics(workdir / "metrics.jsonl", 0)
+    for old in (*workdir.glob("events.out.tfevents.*"), *workdir.glob("progress/*.png")):
+      old.unlink()
     return state
   _check_same_object(config, workdir)
   state = restore(checkpoints, latest, state, workdir)
@@ -91,7 +94,7 @@ def _resume(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints:
 
 
 def _check_same_object(config: ml_collections.FrozenConfigDict, workdir: Path) -> None:
-  """Raise ResumeError where the checkpoints in `workdir` are of another prompt or seed."""
+  """Raise ResumeError where the checkpoints in `workdir` are of another prompt or seed; tell what else has changed."""
   if not (workdir / "config.json").is_file():
     return
   before = workspace.stored_config(workdir, {})
@@ -99,6 +102,19 @@ def _check_same_object(config: ml_collections.FrozenConfigDict, workdir: Path) -
     if before[name] != config[name]:
       raise ResumeError(f"config.{name}={config[name]!r}, but the checkpoints in {workdir} were made with "
                         f"{before[name]!r}; give another --workdir, or use --config.resume=never to start anew there")
+  old, new = _flat(before.to_dict()), _flat(config.to_dict())
+  changed = [f"{name}={new.get(name)!r} (was {old.get(name)!r})" for name in sorted(old.keys() | new.keys())
+             if old.get(name) != new.get(name) and name not in ("workdir", "resume")]
+  if changed:
+    print(f"from here on with other settings than before: {', '.join(changed)}")
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Nested settings as {dotted name: value}."""
+  flat = {}
+  for name, value in settings.items():
+    flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+  return flat
 
 
 def restore(checkpoints: Checkpoints, step: int, like: TrainState, workdir: Path) -> TrainState:
@@ -118,7 +134,7 @@ def _compile(step: Callable, *args: Any) -> tuple[Callable, float]:
   """The step as one executable that takes over the state's memory, and how long that took."""
   print("compiling the step ... ", end="", flush=True)
   started = time.perf_counter()
-  compiled = jax.jit(step, donate_argnums=0).lower(*args).compile()
+  compiled = jax.jit(step, donate_argnums=0, compiler_options=compilation.unet_options()).lower(*args).compile()
   seconds = time.perf_counter() - started
   print(f"{seconds:.1f} s")
   return compiled, seconds

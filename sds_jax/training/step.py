@@ -32,6 +32,15 @@ from sds_jax.views import cameras, lights, prompts
 from sds_jax.views.lights import ALBEDO, Shading
 
 
+STREAMS = ("views", "rest", "shading", "t", "distil", "encode", "occupancy")
+"""What a step draws at random, each from its own key."""
+
+
+def step_keys(key: Array, step: Array) -> dict[str, Array]:
+  """A key for each of STREAMS, from the run's key and the number of the step [] int32."""
+  return dict(zip(STREAMS, jax.random.split(jax.random.fold_in(key, step), len(STREAMS))))
+
+
 @dataclasses.dataclass(frozen=True)
 class Scene:
   """The functions that a config stands for; no arrays.
@@ -112,13 +121,13 @@ def make_step(scene: Scene, prior: Prior) -> Callable[..., tuple[TrainState, dic
   views = config.training.views
   index = jnp.arange(views)
 
-  def loss_fn(params: Params, state: TrainState, prior_params: Params, text: dict[str, Array], key: Array):
+  def loss_fn(params: Params, state: TrainState, prior_params: Params, text: dict[str, Array],
+              keys: dict[str, Array]):
     progress = state.step.astype(jnp.float32) / config.training.steps
-    keys = dict(zip(("views", "rest", "shading", "t", "distil"), jax.random.split(key, 5)))
     cams, azimuth, elevation = _draw_cameras(scene, keys["views"], index)
     shading = lights.sample_shading(keys["shading"], progress, scene.lights)
     out, overflow = _render(scene, params, state.occupancy, cams, shading, keys["rest"], index)
-    x = prior.encode(prior_params, _resize(out.rgb, prior.image_size), keys["rest"])
+    x = prior.encode(prior_params, out.rgb, keys["encode"])
     cond = _condition(prior, text, cams, azimuth, elevation, config.distillation.view_words)
     loss, aux = _distil(config, prior, prior_params, x, cond, keys["t"], keys["distil"], index, progress)
     terms = {name: fn(out) for name, fn in losses.LOSSES.items()}
@@ -129,11 +138,11 @@ def make_step(scene: Scene, prior: Prior) -> Callable[..., tuple[TrainState, dic
     return loss, metrics
 
   def step(state: TrainState, prior_params: Params, text: dict[str, Array], key: Array):
-    key = jax.random.fold_in(key, state.step)
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, state, prior_params, text, key)
+    keys = step_keys(key, state.step)
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, state, prior_params, text, keys)
     updates, opt_state = scene.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    grid = _look_again(scene, state, params, jax.random.fold_in(key, views))
+    grid = _look_again(scene, state, params, keys["occupancy"])
     metrics["grad_norm"] = optax.tree.norm(grads)
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state, occupancy=grid), metrics
 
@@ -170,13 +179,6 @@ def _render(scene: Scene, params: Params, grid: Any, cams: Camera, shading: Shad
   if scene.lights.shaded == 0.0:
     return bare(params["field"])
   return jax.lax.cond(shading.mode == ALBEDO, bare, shaded, params["field"])
-
-
-def _resize(images: Array, size: int) -> Array:
-  """[B, H, W, 3] -> [B, size, size, 3], bilinear; nothing to do where the sizes agree."""
-  if images.shape[1:3] == (size, size):
-    return images
-  return jax.image.resize(images, (images.shape[0], size, size, 3), "bilinear")
 
 
 def _condition(prior: Prior, text: dict[str, Array], cams: Camera, azimuth: Array, elevation: Array,

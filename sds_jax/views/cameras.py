@@ -17,6 +17,9 @@ from sds_jax.types import Array, Camera, Rays
 CAMERA_DIM = 16
 """Length of `camera_features`, the vector that tells a prior where the camera stands."""
 
+RAY_DIM = 18
+"""Channels of `ray_features`, the image that tells a prior which line of space each of its pixels sees."""
+
 _MEAN_DISTANCE, _MEAN_FOCAL = 2.7, 1.15
 
 
@@ -135,6 +138,27 @@ def camera_features(camera: Camera) -> Array:
   features += [2 * z * cos_elevation, 1 - 2 * z * z]
   features += [distance - _MEAN_DISTANCE, camera.focal - _MEAN_FOCAL, jnp.ones_like(distance)]
   return jnp.stack(features, axis=-1)
+
+
+def ray_features(features: Array, size: int) -> Array:
+  """The same camera, told pixel by pixel: [CAMERA_DIM] -> [size, size, RAY_DIM]; zeros for an unknown camera (zeros).
+
+  The camera is rebuilt from its `camera_features`, upright and looking at the origin. For the ray through each pixel's
+  centre, in order: the point p nearest to the origin (3); the unit direction (3); sin and cos of pi p and of
+  2 pi p (12). Rays as input channels are how networks that see one object from many sides are told the view
+  (arXiv:2106.02634 for light fields); that most of a silhouette is a function of p alone makes them quick to learn.
+  """
+  known = features[15]
+  # Any direction will do for the unknown camera: its channels are multiplied by zero.
+  direction = _normalize(features[:3] + jnp.array([0.0, 0.0, 1e-6]))
+  azimuth = jnp.arctan2(direction[1], direction[0] + 1e-12)
+  elevation = jnp.arcsin(jnp.clip(direction[2], -1.0, 1.0))
+  position = direction * (features[13] + _MEAN_DISTANCE)
+  camera = Camera(position, look_at(position, jnp.zeros(3), _upward(azimuth, elevation)), features[14] + _MEAN_FOCAL)
+  cast = rays(camera, size, size)
+  nearest = cast.origins - jnp.sum(cast.origins * cast.directions, -1, keepdims=True) * cast.directions
+  waves = [wave(k * jnp.pi * nearest) for k in (1, 2) for wave in (jnp.sin, jnp.cos)]
+  return known * jnp.concatenate([nearest, cast.directions, *waves], axis=-1)
 
 
 def _place(key: Array, azimuth_fraction: Array, distribution: CameraDistribution) -> tuple[Camera, Array, Array]:

@@ -1,4 +1,7 @@
 """Sets of captions and their table."""
+import subprocess
+import sys
+
 import pytest
 
 from sds_jax.evaluation import shapeworld
@@ -16,6 +19,17 @@ def test_captions_are_distinct_balanced_and_the_same_every_time():
 def test_more_captions_than_there_are_is_an_error():
   with pytest.raises(ValueError, match="more than there are captions"):
     shapeworld.draw_captions(10**6)
+
+
+@pytest.mark.parametrize("arguments, message", [
+  (["--prompts=100000"], "more than there are captions"),
+  (["--config.render.height=-1"], "config.render.height=-1"),
+  (["--config.prior.path=/nowhere"], "/nowhere")])
+def test_mistakes_are_one_line(arguments, message, tmp_path):
+  done = subprocess.run([sys.executable, "-m", "sds_jax.evaluation.shapeworld", f"--out={tmp_path / 'o'}", *arguments],
+                        capture_output=True, text=True, check=False)
+  assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+  assert message in done.stderr.splitlines()[-1] and done.stderr.splitlines()[-1].startswith("error: ")
 
 
 def test_table_has_means_and_worst_cases():

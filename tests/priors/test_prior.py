@@ -10,6 +10,14 @@ import pytest
 
 from sds_jax.priors import prior as prior_lib
 from sds_jax.priors.files import CheckpointError
+from sds_jax.priors.unet import UNet2DConditionModel
+from sds_jax.views import cameras
+
+
+UNET = dict(
+  sample_size=4, out_channels=12, down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"],
+  block_out_channels=[8], layers_per_block=1, norm_num_groups=4, cross_attention_dim=12, attention_head_dim=2,
+  class_embed_type="projection")
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +94,24 @@ def test_a_missing_camera_is_zeros(built, quick_jit):
   assert float(jnp.abs(told - zeros).max()) > 1e-3
 
 
+def test_rays_follow_the_image_at_the_input(built, clip, random_params, quick_jit, prior_folder):
+  """The network sees z_t and then the rays of the told camera; those of an unknown one are zeros."""
+  config = UNET | dict(in_channels=12 + cameras.RAY_DIM, projection_class_embeddings_input_dim=cameras.CAMERA_DIM)
+  unet = UNet2DConditionModel.from_config(config)
+  params = dict(unet=random_params(unet))
+  scheduler = json.loads((prior_folder / "scheduler" / "scheduler_config.json").read_text())
+  index = dict(pixel_unshuffle=2, image_size=8, camera_dim=cameras.CAMERA_DIM, ray_dim=cameras.RAY_DIM)
+  prior = prior_lib.pixel_prior("with rays", index, unet, clip[1], None, scheduler | dict(prediction_type="epsilon"))
+  assert (prior.x_shape, prior.ray_dim) == ((4, 4, 12), cameras.RAY_DIM)
+  z, t, text = draw(2, 4, 4, 12), jnp.asarray([3, 40]), draw(2, 8, 12, seed=1)
+  features = cameras.camera_features(cameras.orbit(0.4, 0.3, 2.6, 0.8))
+  camera = jnp.stack([features, jnp.zeros_like(features)])
+  rays = jnp.stack([cameras.ray_features(features, 4), jnp.zeros((4, 4, cameras.RAY_DIM))])
+  expected = quick_jit(unet.apply, {"params": params["unet"]}, jnp.concatenate([z, rays], -1), t, text, camera)
+  got = quick_jit(prior.denoise, params, z, t, dict(text=text, camera=camera))
+  np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
 def test_embed(built, clip, quick_jit):
   prior, params = built
   text = prior.embed(params, ["a red cube", "A blue cone!", ""])
@@ -111,7 +137,9 @@ def test_names_that_are_not_there(tmp_path, monkeypatch):
   (dict(pixel_unshuffle=4), "the U-Net's in_channels is 12, expected 48"),
   (dict(image_size="8"), "image_size='8' should be a positive integer"),
   (dict(image_size=9), "image_size modulo pixel_unshuffle is 1, expected 0"),
-  (dict(camera_dim=4), "camera_dim is 4, expected 5")])
+  (dict(camera_dim=4), "camera_dim is 4, expected 5"),
+  (dict(ray_dim=7), "ray_dim is 7, expected 18"),
+  (dict(ray_dim=18), "camera_dim with rays is 5, expected 16")])
 def test_parts_that_don_t_fit(prior_folder, unet, clip, tmp_path, monkeypatch, change, expected):
   shutil.copytree(prior_folder, tmp_path / "p")
   index = json.loads((tmp_path / "p" / "model_index.json").read_text()) | change

@@ -91,6 +91,8 @@ def test_a_whole_run_and_one_that_was_killed(train, tmp_path, monkeypatch, capsy
   monkeypatch.setattr(train_prior, "batches", feed)
   resumed = train(tmp_path / "killed")
   assert "going on from step 4" in capsys.readouterr().out
+  lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines] == list(range(1, 9))
   for name, expected in weights(whole).items():
     found = weights(resumed)[name]
     assert all(found[key].tobytes() == value.tobytes() for key, value in expected.items()), name

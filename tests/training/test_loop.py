@@ -132,9 +132,20 @@ def test_resuming_a_finished_run_does_nothing(run, finished, tmp_path):
 
 def test_resume_never_starts_anew(run, finished, tmp_path):
   shutil.copytree(finished[0], tmp_path / "copy")
+  (tmp_path / "copy" / "progress").mkdir(exist_ok=True)
+  (tmp_path / "copy" / "progress" / "000004.png").write_bytes(b"of the run before")
+  events = set(tmp_path.glob("copy/events.*"))
   state = run(tmp_path / "copy", {"resume": "never", "training.steps": 2})
+  assert events and not events & set(tmp_path.glob("copy/events.*"))
+  assert not os.listdir(tmp_path / "copy" / "progress")
   assert int(state.step) == 2 and [line["step"] for line in read_lines(tmp_path / "copy")] == [1, 2]
   assert os.listdir(tmp_path / "copy" / "checkpoints") == ["2"]  # the old run's later steps would win a resume
+
+
+def test_what_has_changed_is_told(run, finished, tmp_path, capsys):
+  shutil.copytree(finished[0], tmp_path / "copy")
+  run(tmp_path / "copy", {"loss.entropy": (0.25,)})
+  assert "with other settings than before: loss.entropy=(0.25,) (was (0.0,))\n" in capsys.readouterr().out
 
 
 def test_resume_must_needs_a_checkpoint(run, tmp_path):

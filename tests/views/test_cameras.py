@@ -163,6 +163,26 @@ def test_features_are_continuous_at_the_pole_and_take_batches():
   np.testing.assert_allclose(cameras.camera_features(batch)[1], cameras.camera_features(camera), atol=1e-6)
 
 
+@pytest.mark.parametrize("azimuth, elevation", [(0.0, 0.0), (2.5, 0.7), (-1.2, 1.4), (4.0, -0.17)])
+def test_ray_features_are_those_of_the_camera_s_rays(azimuth, elevation):
+  camera = cameras.orbit(azimuth, elevation, 2.6, 0.8)
+  told = cameras.ray_features(cameras.camera_features(camera), 5)
+  assert told.shape == (5, 5, cameras.RAY_DIM)
+  cast = cameras.rays(camera, 5, 5)
+  for row, column in np.ndindex(5, 5):
+    origin, direction = np.asarray(cast.origins[row, column]), np.asarray(cast.directions[row, column])
+    # The nearest point by brute force along the ray.
+    along = origin + np.linspace(0, 6, 60001)[:, None] * direction
+    nearest = along[np.argmin((along**2).sum(-1))]
+    waves = [f(k * np.pi * nearest) for k in (1, 2) for f in (np.sin, np.cos)]
+    np.testing.assert_allclose(told[row, column], np.concatenate([nearest, direction, *waves]), atol=2e-3)
+
+
+def test_rays_of_an_unknown_camera_are_zeros():
+  told = jax.vmap(lambda f: cameras.ray_features(f, 4))(jnp.zeros((2, cameras.CAMERA_DIM)))
+  np.testing.assert_array_equal(told, np.zeros((2, 4, 4, cameras.RAY_DIM)))
+
+
 def test_distribution_is_a_frozen_value():
   with pytest.raises(dataclasses.FrozenInstanceError):
     CameraDistribution().distance = (1.0, 2.0)

@@ -19,6 +19,7 @@ CONFIGS = {
   "scale_shift": dict(attention_head_dim=2, class_embed_type="simple_projection", act_fn="gelu", freq_shift=1,
                       projection_class_embeddings_input_dim=7, resnet_time_scale_shift="scale_shift",
                       flip_sin_to_cos=False, center_input_sample=True),
+  "text_vector": dict(attention_head_dim=2, addition_embed_type="text", addition_embed_type_num_heads=5),
   "time_class": dict(attention_head_dim=2, class_embed_type="timestep", conv_in_kernel=1, conv_out_kernel=5),
 }
 

@@ -1,0 +1,29 @@
+"""Options for compiling a U-Net: taken by this XLA, and without effect on what is computed."""
+import jax
+import numpy as np
+
+from sds_jax import compilation
+
+
+def conv(x, w):
+  return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def test_options_are_known_and_change_no_result():
+  options = compilation.unet_options()
+  x, w = jax.random.normal(jax.random.key(0), (2, 8, 8, 4)), jax.random.normal(jax.random.key(1), (3, 3, 4, 6))
+  got = jax.jit(conv, compiler_options=options)(x, w)
+  np.testing.assert_allclose(got, jax.jit(conv)(x, w), atol=1e-5)
+
+
+def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
+  def refuse(*args, **kwargs):
+    raise RuntimeError("No such compile option")
+
+  monkeypatch.setattr(jax, "jit", refuse)
+  assert compilation.unet_options() is None
+
+
+def test_only_cpus_have_options(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert compilation.unet_options() is None
