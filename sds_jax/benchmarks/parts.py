@@ -81,7 +81,8 @@ def measure(work: Workload, drawn: Callable[[Array], Draws], state: TrainState,
 
 
 def _timed(part: Callable, *args: Any, repeats: int) -> dict[str, Any]:
-  return timing.summary(timing.repeat(jax.jit(part, compiler_options=compilation.unet_options()), *args, repeats=repeats))
+  compiled = jax.jit(part, compiler_options=compilation.unet_options())
+  return timing.summary(timing.repeat(compiled, *args, repeats=repeats))
 
 
 def _modes(work: Workload) -> tuple[str, ...]:

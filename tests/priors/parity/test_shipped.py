@@ -22,7 +22,8 @@ def norm_error(got, expected):
 def test_unet_is_that_of_diffusers(torch, diffusers, shipped):
   _, params = shipped
   rng = np.random.default_rng(3)
-  z, text = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 16, 16, recipe.UNET["in_channels"]), (2, 20, 128)))
+  shapes = ((2, 16, 16, recipe.UNET["in_channels"]), (2, 20, 128))
+  z, text = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
   camera, t = rng.normal(size=(2, recipe.CAMERA_DIM)).astype(np.float32), np.array([7, 801], np.int32)
   unet, _ = read_component(FOLDER / "unet", "unet")
   got = jax.jit(unet.apply)({"params": params["unet"]}, z, t, text, camera)
