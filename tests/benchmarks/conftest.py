@@ -15,7 +15,7 @@ from sds_jax.training import config as config_lib
 
 UNET = dict(recipe.UNET, sample_size=4, block_out_channels=[8], down_block_types=["CrossAttnDownBlock2D"],
             up_block_types=["CrossAttnUpBlock2D"], cross_attention_dim=8, attention_head_dim=2, norm_num_groups=4)
-INDEX = dict(pixel_unshuffle=4, image_size=16, camera_dim=16, vocabulary=sorted(captions.WORDS))
+INDEX = dict(pixel_unshuffle=4, image_size=16, camera_dim=16, ray_dim=18, vocabulary=sorted(captions.WORDS))
 
 
 def _random(model, seed):
