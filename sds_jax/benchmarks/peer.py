@@ -113,9 +113,9 @@ def inputs(work: Workload, step: int, d: Draws) -> dict[str, Any]:
              for name in ("sds", "orientation", "opacity", "entropy")}
   mode = int(d.shading.mode)
   return dict({name: np.array(value) for name, value in arrays.items()}, **weights, step=step,
-              shaded=mode != ALBEDO,
-              textureless=mode == TEXTURELESS, ambient=float(d.shading.ambient), diffuse=float(d.shading.diffuse),
-              guidance=float(workload.guidance_scale(config, d.progress)), learning_rate=_learning_rate(config, step))
+              shaded=mode != ALBEDO, textureless=mode == TEXTURELESS, ambient=float(d.shading.ambient),
+              diffuse=float(d.shading.diffuse), guidance=float(workload.guidance_scale(config, d.progress)),
+              learning_rate=_learning_rate(config, step))
 
 
 def _learning_rate(config: ml_collections.FrozenConfigDict, step: int) -> float:

@@ -8,6 +8,7 @@ is compiled once for all of them. Settings are overridden as for `run.py` (`--co
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -156,6 +157,8 @@ def main() -> None:
     try:
       _run(config.value, draw_captions(prompts.value, draw.value), range(seeds.value), Path(out.value))
     except (ValueError, OSError) as error:
+      if os.environ.get("SDS_JAX_TRACEBACK"):
+        raise
       print(f"error: {error}", file=sys.stderr)
       sys.exit(2)
 

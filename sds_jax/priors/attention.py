@@ -50,6 +50,12 @@ def _xla(q: Array, k: Array, v: Array, is_causal: bool) -> Array:
   return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
 
+def to_heads(x: Array, features: int, heads: int, *, name: str, dtype: Dtype, use_bias: bool = True) -> Array:
+  """A linear layer `name` of the calling module, split into heads: [B, T, D] -> [B, T, heads, features / heads]."""
+  y = nn.Dense(features, use_bias=use_bias, dtype=dtype, name=name)(x)
+  return y.reshape(*y.shape[:-1], heads, features // heads)
+
+
 class Attention(nn.Module):
   """Multi-head attention of x [B, T, C] to context [B, S, D] (to itself when context is None) -> [B, T, C]."""
   heads: int
@@ -61,11 +67,9 @@ class Attention(nn.Module):
     context = x if context is None else context
     channels = x.shape[-1]
 
-    def project(inputs: Array, name: str) -> Array:
-      y = nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(inputs)
-      return y.reshape(*y.shape[:-1], self.heads, channels // self.heads)
-
-    out = dot_product_attention(project(x, "to_q"), project(context, "to_k"), project(context, "to_v"),
+    project = partial(to_heads, features=channels, heads=self.heads, use_bias=False, dtype=self.dtype)
+    out = dot_product_attention(project(x, name="to_q"), project(context, name="to_k"),
+                                project(context, name="to_v"),
                                 implementation=self.implementation)
     return nn.Dense(channels, dtype=self.dtype, name="to_out_0")(out.reshape(x.shape))
 
@@ -148,11 +152,9 @@ class AttentionPooling(nn.Module):
     query = context.mean(axis=1, keepdims=True) + position[None].astype(self.dtype)
     context = jnp.concatenate([query, context], axis=1)
 
-    def project(inputs: Array, name: str) -> Array:
-      y = nn.Dense(channels, dtype=self.dtype, name=name)(inputs)
-      return y.reshape(*y.shape[:-1], self.heads, channels // self.heads)
-
-    pooled = dot_product_attention(project(query, "q_proj"), project(context, "k_proj"), project(context, "v_proj"))
+    project = partial(to_heads, features=channels, heads=self.heads, dtype=self.dtype)
+    pooled = dot_product_attention(project(query, name="q_proj"), project(context, name="k_proj"),
+                                   project(context, name="v_proj"))
     return pooled.reshape(batch, channels)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sds_jax.priors.attention import dot_product_attention
+from sds_jax.priors.attention import dot_product_attention, to_heads
 from sds_jax.priors.layers import ACTIVATIONS, LayerNorm
 from sds_jax.types import Array
 
@@ -32,10 +32,9 @@ class CLIPAttention(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     width = x.shape[-1]
-    dense = partial(nn.Dense, width, dtype=self.dtype)
-    q, k, v = (dense(name=name)(x).reshape(*x.shape[:-1], self.heads, width // self.heads)
+    q, k, v = (to_heads(x, width, self.heads, name=name, dtype=self.dtype)
                for name in ("q_proj", "k_proj", "v_proj"))
-    return dense(name="out_proj")(dot_product_attention(q, k, v, is_causal=True).reshape(x.shape))
+    return nn.Dense(width, dtype=self.dtype, name="out_proj")(dot_product_attention(q, k, v, is_causal=True).reshape(x.shape))
 
 
 class CLIPMLP(nn.Module):

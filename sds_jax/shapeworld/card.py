@@ -42,8 +42,8 @@ def _card(run: pathlib.Path, settings: dict[str, Any], seed: int, num: int, tabl
   return f"""# The ShapeWorld text prior
 
 A text-to-image diffusion model of 64x64 images of one solid or two stacked ones. A `UNet2DConditionModel` on 4x4
-patches that can be told the camera (`class_labels`; zeros: unknown), a `CLIPTextModel` and its tokenizer, in diffusers
-format, float16. It predicts the clean image.
+patches, a `CLIPTextModel` and its tokenizer, in diffusers format, float16. It predicts the clean image. It can be told
+the camera, by `class_labels` and by the rays of its patches in the last 18 input channels (zeros in both: unknown).
 
 Made from nothing by
 
