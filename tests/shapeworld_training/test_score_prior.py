@@ -52,11 +52,14 @@ def test_nothing_and_noise_are_wrong():
   assert verdict(noise, "a red cube")[1] is False
 
 
-def test_foreground(photograph):
-  image = photograph("a red cube", background=(0.9, 0.9, 0.9))
-  truth = np.asarray(tracer.silhouette(scenes.scene_from_caption("a red cube"), CAMERA, 64)) > 0.5
-  found = score_prior.foreground(image)
-  assert (found & truth).sum() / (found | truth).sum() > 0.93
+@pytest.mark.parametrize("caption, background", [
+  ("a red cube", (0.9, 0.9, 0.9)), ("a pink capsule", (0.8, 0.6, 0.6)), ("a blue cone", (1.0, 1.0, 1.0)),
+  ("a yellow torus on top of a purple cube", (0.9, 0.9, 0.6))])
+def test_foreground_is_the_silhouette_whatever_its_contrast(photograph, caption, background):
+  truth = np.asarray(tracer.silhouette(scenes.scene_from_caption(caption), CAMERA, 64)) > 0.5
+  found = score_prior.foreground(photograph(caption, background=background))
+  assert (found & truth).sum() / (found | truth).sum() > 0.92
+  assert 0.94 < found.sum() / truth.sum() < 1.06
 
 
 def test_alternatives_differ_in_one_shape():
