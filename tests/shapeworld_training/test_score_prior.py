@@ -59,7 +59,7 @@ def test_foreground_is_the_silhouette_whatever_its_contrast(photograph, caption,
   truth = np.asarray(tracer.silhouette(scenes.scene_from_caption(caption), CAMERA, 64)) > 0.5
   found = score_prior.foreground(photograph(caption, background=background))
   assert (found & truth).sum() / (found | truth).sum() > 0.92
-  assert 0.94 < found.sum() / truth.sum() < 1.06
+  assert 0.94 < found.sum() / truth.sum() < 1.08
 
 
 def test_alternatives_differ_in_one_shape():
