@@ -2,52 +2,17 @@
 from __future__ import annotations
 
 from functools import partial
-import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sds_jax.priors.dot_product import dot_product_attention
 from sds_jax.priors.layers import GroupNorm, LayerNorm, conv
 from sds_jax.types import Array
 
 Dtype = Any
-
-IMPLEMENTATIONS = ("xla",)
-"""Ways to compute attention that `dot_product_attention` knows."""
-
-
-def dot_product_attention(q: Array, k: Array, v: Array, *, is_causal: bool = False,
-                          implementation: str = "xla") -> Array:
-  """softmax(q k^T / sqrt(D)) v, the only place where the networks of this package attend.
-
-  Scores and softmax are computed in float32 whatever the inputs are (so `upcast_attention` of a config always holds).
-
-  Args:
-    q: [B, T, heads, D].
-    k, v: [B, S, heads, D], of q's dtype.
-    is_causal: whether position i sees positions up to i only.
-    implementation: one of IMPLEMENTATIONS.
-
-  Returns:
-    [B, T, heads, D].
-
-  Raises:
-    ValueError: unknown implementation.
-  """
-  if implementation not in IMPLEMENTATIONS:
-    raise ValueError(f"attention implementation {implementation!r} is unknown; there is {', '.join(IMPLEMENTATIONS)}")
-  return _xla(q, k, v, is_causal)
-
-
-def _xla(q: Array, k: Array, v: Array, is_causal: bool) -> Array:
-  # Not jax.nn.dot_product_attention: under strict dtype promotion it refuses bfloat16.
-  scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
-  if is_causal:
-    visible = jnp.arange(q.shape[1])[:, None] >= jnp.arange(k.shape[1])[None, :]
-    scores = jnp.where(visible[None, None], scores, jnp.finfo(jnp.float32).min)
-  return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
 
 def to_heads(x: Array, features: int, heads: int, *, name: str, dtype: Dtype, use_bias: bool = True) -> Array:
@@ -60,7 +25,7 @@ class Attention(nn.Module):
   """Multi-head attention of x [B, T, C] to context [B, S, D] (to itself when context is None) -> [B, T, C]."""
   heads: int
   dtype: Dtype = jnp.float32
-  implementation: str = "xla"
+  implementation: str = "auto"
 
   @nn.compact
   def __call__(self, x: Array, context: Array | None = None) -> Array:
@@ -99,7 +64,7 @@ class BasicTransformerBlock(nn.Module):
   """Self-attention, attention to the text, feed-forward; pre-normed, residual: (x [B, T, C], context [B, S, D])."""
   heads: int
   dtype: Dtype = jnp.float32
-  implementation: str = "xla"
+  implementation: str = "auto"
 
   @nn.compact
   def __call__(self, x: Array, context: Array) -> Array:
@@ -125,7 +90,7 @@ class Transformer2DModel(nn.Module):
   groups: int = 32
   use_linear_projection: bool = False
   dtype: Dtype = jnp.float32
-  implementation: str = "xla"
+  implementation: str = "auto"
 
   @nn.compact
   def __call__(self, x: Array, context: Array) -> Array:
