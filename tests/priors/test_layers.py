@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sds_jax.priors import layers
-from sds_jax.priors.attention import dot_product_attention
+from sds_jax.priors.dot_product import dot_product_attention
 
 
 def draw(*shape, seed=0):
@@ -84,7 +84,7 @@ def test_attention_scores_are_float32():
 
 def test_attention_implementation_is_checked():
   x = jnp.zeros((1, 1, 1, 1))
-  with pytest.raises(ValueError, match="'flash' is unknown; there is xla"):
+  with pytest.raises(ValueError, match="'flash' is unknown; there is auto, xla, chunked, cudnn"):
     dot_product_attention(x, x, x, implementation="flash")
 
 

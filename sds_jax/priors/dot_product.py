@@ -1,0 +1,132 @@
+"""Scaled dot-product attention (arXiv:1706.03762, equation 1), computed in one of several ways that agree."""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sds_jax.types import Array
+
+IMPLEMENTATIONS = ("auto", "xla", "chunked", "cudnn")
+"""Ways to compute attention that `dot_product_attention` knows."""
+
+CHUNK_BYTES = 256 * 2**20
+"""`chunked` has no more float32 scores than this at once; `auto` computes more than this in chunks."""
+
+_SMALL_BYTES = 16 * 2**20
+"""Scores that fit this are left to XLA by `auto`: a fused kernel would save next to nothing."""
+
+
+def dot_product_attention(q: Array, k: Array, v: Array, *, bias: Array | None = None, scale: float | None = None,
+                          is_causal: bool = False, implementation: str = "auto") -> Array:
+  """softmax(scale q k^T + bias) v, the only place where the networks of this package attend.
+
+  Scores and softmax are computed in float32 whatever the inputs are (so `upcast_attention` of a config always holds).
+
+  Args:
+    q: [B, T, heads, D].
+    k, v: [B, S, heads, D], of q's dtype.
+    bias: added to the scores, [B or 1, heads or 1, T or 1, S], or None.
+    scale: of the scores; None: 1 / sqrt(D).
+    is_causal: whether position i sees positions up to i only.
+    implementation: "xla" has all scores at once; "chunked" takes blocks of queries one after the other (equal maths,
+      `CHUNK_BYTES` of scores at once, in the gradient too); "cudnn" is the fused kernel of CUDA GPUs; "auto" decides by
+      `choose_implementation` at trace time, for the default backend and the shapes that it sees (under vmap those of
+      one example).
+
+  Returns:
+    [B, T, heads, D].
+
+  Raises:
+    ValueError: unknown implementation, or "cudnn" where it can't run.
+  """
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(f"attention implementation {implementation!r} is unknown; there is {', '.join(IMPLEMENTATIONS)}")
+  scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+  plain = bias is None and v.shape[-1] == q.shape[-1]
+  if implementation == "auto":
+    implementation = choose_implementation(_platform(), q.dtype, q.shape[-1], q.shape[1], k.shape[1],
+                                           q.shape[0] * q.shape[2], plain)
+  if implementation == "cudnn":
+    obstacle = cudnn_obstacle(_platform(), q.dtype, q.shape[-1], plain)
+    if obstacle:
+      raise ValueError(f"attention implementation 'cudnn' {obstacle}; use 'auto', 'xla' or 'chunked'")
+    return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=is_causal, implementation="cudnn")
+  if implementation == "chunked":
+    return _chunked(q, k, v, bias, scale, is_causal, CHUNK_BYTES)
+  return _attend(q, k, v, bias, scale, is_causal)
+
+
+def choose_implementation(platform: str, dtype: Any, head_dim: int, queries: int, keys: int, batch_heads: int,
+                          plain: bool = True) -> str:
+  """What "auto" means: "xla" for few scores, else "cudnn" where it can run, else "chunked" for very many.
+
+  Args:
+    platform: "cuda", "rocm", "tpu", "cpu".
+    dtype: of q, k and v.
+    head_dim, queries, keys: D, T, S of `dot_product_attention`.
+    batch_heads: B * heads.
+    plain: no bias, and values as wide as keys.
+  """
+  score_bytes = 4 * batch_heads * queries * keys
+  if score_bytes <= _SMALL_BYTES:
+    return "xla"
+  if cudnn_obstacle(platform, dtype, head_dim, plain) is None:
+    return "cudnn"
+  return "chunked" if score_bytes > CHUNK_BYTES else "xla"
+
+
+def cudnn_obstacle(platform: str, dtype: Any, head_dim: int, plain: bool = True) -> str | None:
+  """Why the fused kernel can't run, or None. Its rules are those of every architecture since Ampere."""
+  if platform != "cuda":
+    return f"needs a CUDA GPU, the default backend is {platform}"
+  if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+    return f"takes bfloat16 or float16, not {jnp.dtype(dtype).name}"
+  if head_dim % 8 or head_dim > 128:
+    return f"takes head sizes that are multiples of 8 up to 128, not {head_dim}"
+  return None if plain else "takes no bias and no values of another head size"
+
+
+def _platform() -> str:
+  """The default backend; GPUs by their vendor's library, since only CUDA has cuDNN."""
+  backend = jax.default_backend()
+  if backend != "gpu":
+    return backend
+  return "cuda" if "cuda" in jax.devices()[0].client.platform_version else "rocm"
+
+
+def _attend(q: Array, k: Array, v: Array, bias: Array | None, scale: float, is_causal: bool,
+            first_query: Array | int = 0) -> Array:
+  """All scores at once; `first_query` is the position of q's first row among all queries."""
+  # Not jax.nn.dot_product_attention: under strict dtype promotion its "xla" refuses bfloat16.
+  scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) * scale
+  if bias is not None:
+    scores = scores + bias.astype(jnp.float32)
+  if is_causal:
+    visible = (first_query + jnp.arange(q.shape[1]))[:, None] >= jnp.arange(k.shape[1])[None, :]
+    scores = jnp.where(visible[None, None], scores, jnp.finfo(jnp.float32).min)
+  return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+
+
+def _chunked(q: Array, k: Array, v: Array, bias: Array | None, scale: float, is_causal: bool, max_bytes: int) -> Array:
+  """`_attend` for blocks of queries in turn, as large as max_bytes of scores allow (one query at least)."""
+  b, t, heads, _ = q.shape
+  blocks = -(-t // max(1, max_bytes // (4 * b * heads * k.shape[1])))
+  rows = -(-t // blocks)
+
+  def split(x: Array, axis: int) -> Array:
+    """[..., T, ...] -> [blocks, ..., rows, ...]; the last block is filled up with zeros."""
+    x = jnp.pad(x, [(0, blocks * rows - t if i == axis else 0) for i in range(x.ndim)])
+    return jnp.moveaxis(x.reshape(*x.shape[:axis], blocks, rows, *x.shape[axis + 1:]), axis, 0)
+
+  bias_per_query = bias is not None and bias.shape[2] > 1
+
+  @jax.checkpoint  # or the gradient would keep the scores of all blocks
+  def attend(block: tuple[Array, Array | None, Array]) -> Array:
+    q_block, bias_block, first_query = block
+    return _attend(q_block, k, v, bias_block if bias_per_query else bias, scale, is_causal, first_query)
+
+  out = jax.lax.map(attend, (split(q, 1), split(bias, 2) if bias_per_query else None, jnp.arange(blocks) * rows))
+  return jnp.moveaxis(out, 0, 1).reshape(b, blocks * rows, heads, v.shape[-1])[:, :t]
