@@ -24,6 +24,7 @@ from sds_jax.priors import names
 from sds_jax.priors.clip import CLIPTextModel
 from sds_jax.priors.files import CheckpointError, check_file, read_json, write_atomically, write_json
 from sds_jax.priors.unet import UNet2DConditionModel
+from sds_jax.priors.vae import AutoencoderKL
 from sds_jax.types import Params
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
@@ -42,6 +43,7 @@ class Component:
 COMPONENTS = {
   "unet": Component(UNet2DConditionModel, "diffusion_pytorch_model", names.UNET),
   "clip_text": Component(CLIPTextModel, "model", names.CLIP_TEXT),
+  "vae": Component(AutoencoderKL, "diffusion_pytorch_model", names.VAE),
 }
 
 
@@ -55,6 +57,9 @@ def abstract_params(model: nn.Module) -> dict[names.Path, jax.ShapeDtypeStruct]:
     inputs = (jnp.zeros((1, 1), jnp.int32),)
   elif isinstance(model, UNet2DConditionModel):
     inputs = _unet_inputs(model)
+  elif isinstance(model, AutoencoderKL):
+    size = 2 ** (len(model.block_out_channels) - 1)
+    inputs = (jnp.zeros((1, size, size, model.in_channels)),)
   else:
     raise TypeError(f"{type(model).__name__} is no network that checkpoints are read for")
   tree = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs))["params"]
@@ -70,7 +75,7 @@ def _unet_inputs(model: UNet2DConditionModel) -> tuple[Any, ...]:
 
 
 def read_component(folder: str | os.PathLike, kind: str, dtype: Any = jnp.float32) -> tuple[nn.Module, Params]:
-  """The network and the parameters in a component folder (`unet/`, `text_encoder/`).
+  """The network and the parameters in a component folder (`unet/`, `text_encoder/`, `vae/`).
 
   Args:
     folder: holds config.json and `<stem>.safetensors`; or shards with `<stem>.safetensors.index.json`; or either as
@@ -101,15 +106,16 @@ def read_params(files: list[Path], model: nn.Module, table: names.NameTable, dty
   expected = abstract_params(model)
   paths = names.flax_paths(expected, table)
   shapes, sources = _read_headers(files, table)
-  _compare(files[0].parent, shapes,
-           {name: names.checkpoint_shape(path, expected[path].shape) for name, path in paths.items()})
+  wanted = {name: names.checkpoint_shape(path, expected[path].shape) for name, path in paths.items()}
+  _compare(files[0].parent, {name: names.as_linear(shape, wanted.get(name, ())) for name, shape in shapes.items()},
+           wanted)
   tree = {}
   for file in files:
     with safetensors.safe_open(file, framework="np") as tensors:
       for stored in tensors.keys():
         name = names.full_name(stored, table)
         if sources.get(name) == file:
-          array = names.to_flax(paths[name], tensors.get_tensor(stored))
+          array = names.to_flax(paths[name], tensors.get_tensor(stored).reshape(wanted[name]))
           tree[paths[name]] = array.astype(jnp.dtype(dtype))
   return jax.device_put(traverse_util.unflatten_dict(tree))
 

@@ -111,7 +111,7 @@ class TimestepEmbedding(nn.Module):
 
 
 class ResnetBlock2D(nn.Module):
-  """Residual block with a time embedding: (x [B, H, W, C], emb [B, D]) -> [B, H, W, features].
+  """Residual block with a time embedding, or without: (x [B, H, W, C], emb [B, D] or None) -> [B, H, W, features].
 
   Attributes:
     features: output channels; a 1x1 `conv_shortcut` joins when they differ from the input's.
@@ -129,14 +129,15 @@ class ResnetBlock2D(nn.Module):
   dtype: Dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, emb: Array) -> Array:
+  def __call__(self, x: Array, emb: Array | None = None) -> Array:
     act = ACTIVATIONS[self.act_fn]
-    modulate = self.time_scale_shift == "scale_shift"
+    modulate = emb is not None and self.time_scale_shift == "scale_shift"
     h = act(GroupNorm(self.groups, self.eps, self.dtype, name="norm1")(x))
     h = conv(self.features, dtype=self.dtype, name="conv1")(h)
-    emb = nn.Dense(self.features * (2 if modulate else 1), dtype=self.dtype, name="time_emb_proj")(act(emb))
-    emb = emb[:, None, None, :]
-    if not modulate:
+    if emb is not None:
+      emb = nn.Dense(self.features * (2 if modulate else 1), dtype=self.dtype, name="time_emb_proj")(act(emb))
+      emb = emb[:, None, None, :]
+    if emb is not None and not modulate:
       h = h + emb
     h = GroupNorm(self.groups, self.eps, self.dtype, name="norm2")(h)
     if modulate:

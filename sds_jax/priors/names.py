@@ -14,7 +14,7 @@ table for each network.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 import dataclasses
 import re
 
@@ -31,14 +31,17 @@ class NameTable:
     numbered: modules whose own name ends in a number, which stays with it.
     prefix: wrapper's name that some writers leave out; put in front of names that lack it.
     ignored: buffers of older files that carry no parameters.
+    aliases: {module's name in older files: its name today}; only read, never written.
   """
   numbered: frozenset[str] = frozenset()
   prefix: str = ""
   ignored: frozenset[str] = frozenset()
+  aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 UNET = NameTable(numbered=frozenset({"linear_1", "linear_2"}))
 CLIP_TEXT = NameTable(prefix="text_model.", ignored=frozenset({"text_model.embeddings.position_ids"}))
+VAE = NameTable(aliases={"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"})
 
 _LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias",
          "positional_embedding": "positional_embedding"}
@@ -58,8 +61,14 @@ def checkpoint_name(path: Path, table: NameTable) -> str:
 
 
 def full_name(name: str, table: NameTable) -> str:
-  """A name as a file has it, with the table's prefix in front."""
+  """A name as a file has it, with the table's prefix in front and older names replaced by today's."""
+  name = ".".join(table.aliases.get(part, part) for part in name.split("."))
   return name if name.startswith(table.prefix) else table.prefix + name
+
+
+def as_linear(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
+  """Shape of a tensor in a file; [O, I] for [O, I, 1, 1], a linear layer that older files have as a convolution."""
+  return shape[:2] if len(wanted) == 2 and shape[2:] == (1, 1) else shape
 
 
 def flax_paths(paths: Iterable[Path], table: NameTable) -> dict[str, Path]:

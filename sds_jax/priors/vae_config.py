@@ -1,0 +1,76 @@
+"""Which options of a diffusers AutoencoderKL config.json are supported."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sds_jax.priors.layers import ACTIVATIONS
+
+_FREE = frozenset({
+  "in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block", "norm_num_groups",
+  "sample_size", "scaling_factor", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention", "force_upcast",
+})
+"""Keys that any value of the right type is good for."""
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+  "act_fn": tuple(name for name in ACTIVATIONS if name != "quick_gelu"),
+}
+"""Keys that are fields of the network, with the values that it can do."""
+
+_CHOICES_PER_BLOCK: dict[str, tuple[str, ...]] = {
+  "down_block_types": ("DownEncoderBlock2D",),
+  "up_block_types": ("UpDecoderBlock2D",),
+}
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+  "shift_factor": (None, 0.),
+  "latents_mean": (None,),
+  "latents_std": (None,),
+}
+"""Keys that are no fields: only the values under which they change nothing are accepted."""
+
+
+def check_vae_config(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields of our `AutoencoderKL` from a parsed config.json; lists become tuples.
+
+  Raises:
+    ValueError: naming the key, its value and what is supported.
+  """
+  fields = {}
+  for key, value in config.items():
+    if key.startswith("_"):
+      continue
+    if key in _NEUTRAL:
+      _check_choice(key, value, value, _NEUTRAL[key])
+      continue
+    if key in _CHOICES:
+      _check_choice(key, value, value, _CHOICES[key])
+    elif key in _CHOICES_PER_BLOCK:
+      for kind in value:
+        _check_choice(key, value, kind, _CHOICES_PER_BLOCK[key])
+    elif key not in _FREE:
+      raise ValueError(f"AutoencoderKL config: {key}={value!r} is not a known option")
+    fields[key] = tuple(value) if isinstance(value, list) else value
+  _check_blocks(fields)
+  return fields
+
+
+def _check_choice(key: str, value: Any, part: Any, choices: tuple[Any, ...]) -> None:
+  if part not in choices:
+    raise ValueError(f"AutoencoderKL config: {key}={value!r} is not supported; "
+                     f"supported: {', '.join(map(repr, choices))}")
+
+
+def _check_blocks(fields: Mapping[str, Any]) -> None:
+  channels, layers = fields.get("block_out_channels", (64,)), fields.get("layers_per_block", 1)
+  for key in ("down_block_types", "up_block_types"):
+    kinds = fields.get(key, ("",))
+    if len(kinds) != len(channels):
+      raise ValueError(f"AutoencoderKL config: {key}={list(kinds)!r} has {len(kinds)} values, while "
+                       f"block_out_channels has {len(channels)}")
+  if not isinstance(layers, int):
+    raise ValueError(f"AutoencoderKL config: layers_per_block={layers!r} is not supported; supported: an integer")
+  groups = fields.get("norm_num_groups", 32)
+  if any(width % groups for width in channels):
+    raise ValueError(f"AutoencoderKL config: norm_num_groups={groups!r} is not supported with block_out_channels="
+                     f"{list(channels)!r}; supported: a divisor of them all")
