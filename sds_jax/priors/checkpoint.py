@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from sds_jax.priors import names
 from sds_jax.priors.clip import CLIPTextModel
 from sds_jax.priors.files import CheckpointError, check_file, read_json, write_atomically, write_json
+from sds_jax.priors.t5 import T5EncoderModel
 from sds_jax.priors.unet import UNet2DConditionModel
 from sds_jax.priors.vae import AutoencoderKL
 from sds_jax.types import Params
@@ -40,9 +41,18 @@ class Component:
   table: names.NameTable
 
 
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """Where a parameter stands: the file, its name there, and the shape it has for the network (in torch's layout)."""
+  file: Path
+  key: str
+  shape: tuple[int, ...]
+
+
 COMPONENTS = {
   "unet": Component(UNet2DConditionModel, "diffusion_pytorch_model", names.UNET),
   "clip_text": Component(CLIPTextModel, "model", names.CLIP_TEXT),
+  "t5": Component(T5EncoderModel, "model", names.T5),
   "vae": Component(AutoencoderKL, "diffusion_pytorch_model", names.VAE),
 }
 
@@ -53,7 +63,7 @@ def abstract_params(model: nn.Module) -> dict[names.Path, jax.ShapeDtypeStruct]:
   Raises:
     TypeError: the network is of no class in COMPONENTS.
   """
-  if isinstance(model, CLIPTextModel):
+  if isinstance(model, (CLIPTextModel, T5EncoderModel)):
     inputs = (jnp.zeros((1, 1), jnp.int32),)
   elif isinstance(model, UNet2DConditionModel):
     inputs = _unet_inputs(model)
@@ -90,34 +100,45 @@ def read_component(folder: str | os.PathLike, kind: str, dtype: Any = jnp.float3
     CheckpointError: a file is missing or damaged, or names or shapes differ from the network's.
     ValueError: config.json asks for something that isn't supported.
   """
+  model, places = open_component(folder, kind, dtype)
+  return model, jax.device_put(load(places, dtype))
+
+
+def open_component(folder: str | os.PathLike, kind: str,
+                   dtype: Any = jnp.float32) -> tuple[nn.Module, dict[names.Path, Stored]]:
+  """`read_component` up to the weights: (linen module, where each of its parameters stands), from headers alone."""
   component, folder = COMPONENTS[kind], Path(folder)
   if not folder.is_dir():
     raise CheckpointError(f"{folder} does not exist or is no folder")
   model = component.network.from_config(read_json(folder / "config.json"), dtype=dtype)
-  return model, read_params(_weight_files(folder, component.stem), model, component.table, dtype)
+  return model, locate(_weight_files(folder, component.stem), model, component.table)
 
 
-def read_params(files: list[Path], model: nn.Module, table: names.NameTable, dtype: Any) -> Params:
-  """The parameters of `model` from safetensors files that together hold them all, cast to `dtype`.
+def locate(files: list[Path], model: nn.Module, table: names.NameTable) -> dict[names.Path, Stored]:
+  """{Flax path: where it stands} for the parameters of `model`, in safetensors files that together hold them all.
 
   Raises:
     CheckpointError: as `read_component`.
   """
   expected = abstract_params(model)
   paths = names.flax_paths(expected, table)
-  shapes, sources = _read_headers(files, table)
+  found = _read_headers(files, table)
   wanted = {name: names.checkpoint_shape(path, expected[path].shape) for name, path in paths.items()}
-  _compare(files[0].parent, {name: names.as_linear(shape, wanted.get(name, ())) for name, shape in shapes.items()},
-           wanted)
-  tree = {}
-  for file in files:
+  _compare(files[0].parent,
+           {name: names.as_linear(stored.shape, wanted.get(name, ())) for name, stored in found.items()}, wanted)
+  return {path: dataclasses.replace(found[name], shape=wanted[name]) for name, path in paths.items()}
+
+
+def load(places: Mapping[names.Path, Stored], dtype: Any) -> Params:
+  """The parameters at `places` (some or all of what `locate` gives) as a tree of host arrays, cast to `dtype`."""
+  flat = {}
+  for file in sorted({stored.file for stored in places.values()}):
     with safetensors.safe_open(file, framework="np") as tensors:
-      for stored in tensors.keys():
-        name = names.full_name(stored, table)
-        if sources.get(name) == file:
-          array = names.to_flax(paths[name], tensors.get_tensor(stored).reshape(wanted[name]))
-          tree[paths[name]] = array.astype(jnp.dtype(dtype))
-  return jax.device_put(traverse_util.unflatten_dict(tree))
+      for path, stored in places.items():
+        if stored.file == file:
+          array = names.to_flax(path, tensors.get_tensor(stored.key).reshape(stored.shape))
+          flat[path] = array.astype(jnp.dtype(dtype))
+  return traverse_util.unflatten_dict(flat)
 
 
 def _weight_files(folder: Path, stem: str) -> list[Path]:
@@ -139,28 +160,27 @@ def _weight_files(folder: Path, stem: str) -> list[Path]:
                         f"{stem}.safetensors.index.json")
 
 
-def _read_headers(files: list[Path],
-                  table: names.NameTable) -> tuple[dict[str, tuple[int, ...]], dict[str, Path]]:
-  """({name: shape}, {name: file}) of all tensors but the ignored ones, from the headers alone."""
-  shapes: dict[str, tuple[int, ...]] = {}
-  sources: dict[str, Path] = {}
+def _read_headers(files: list[Path], table: names.NameTable) -> dict[str, Stored]:
+  """{name: where it stands} of all tensors but the ignored ones, from the headers alone."""
+  found: dict[str, Stored] = {}
   for file in files:
     check_file(file)
     try:
       with safetensors.safe_open(file, framework="np") as tensors:
-        for stored in tensors.keys():
-          name, view = names.full_name(stored, table), tensors.get_slice(stored)
-          if name in table.ignored:
+        for key in tensors.keys():
+          name, view = names.full_name(key, table), tensors.get_slice(key)
+          if names.is_ignored(name, table):
             continue
-          if name in sources:
-            raise CheckpointError(f"{stored} stands in {sources[name].name} and again in {file.name} in {file.parent}")
+          if name in found:
+            raise CheckpointError(f"{key} stands in {found[name].file.name} and again in {file.name} in {file.parent}")
           if view.get_dtype() not in _DTYPES:
-            raise CheckpointError(f"{file}: {stored} has dtype {view.get_dtype()}; supported: {', '.join(_DTYPES)}")
-          shapes[name], sources[name] = tuple(view.get_shape()), file
+            raise CheckpointError(f"{file}: {key} has dtype {view.get_dtype()}; supported: {', '.join(_DTYPES)}")
+          found[name] = Stored(file, key, tuple(view.get_shape()))
     except safetensors.SafetensorError as error:
       size = file.stat().st_size
       raise CheckpointError(f"{file} ({size} bytes) is damaged or truncated, download it again: {error}") from error
-  return shapes, sources
+  copies = {table.tied[name]: found.pop(name) for name in set(found) & set(table.tied)}
+  return copies | found
 
 
 def _compare(folder: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 import dataclasses
+from fnmatch import fnmatchcase
 import re
 
 import numpy as np
@@ -30,18 +31,29 @@ class NameTable:
   Attributes:
     numbered: modules whose own name ends in a number, which stays with it.
     prefix: wrapper's name that some writers leave out; put in front of names that lack it.
-    ignored: buffers of older files that carry no parameters.
+    ignored: patterns (* stands for anything) of what files hold beside the network's parameters: buffers of older
+      files, other networks of the same model.
     aliases: {module's name in older files: its name today}; only read, never written.
+    renamed: {parameter's name by the rule: its name in checkpoints}.
+    tied: {copy: original} where files may hold a parameter twice; the copy is read only where the original is missing,
+      and never written.
   """
   numbered: frozenset[str] = frozenset()
   prefix: str = ""
   ignored: frozenset[str] = frozenset()
   aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 UNET = NameTable(numbered=frozenset({"linear_1", "linear_2"}))
 CLIP_TEXT = NameTable(prefix="text_model.", ignored=frozenset({"text_model.embeddings.position_ids"}))
 VAE = NameTable(aliases={"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"})
+T5 = NameTable(
+  numbered=frozenset({"wi_0", "wi_1"}), ignored=frozenset({"decoder.*", "lm_head.weight"}),
+  renamed={"encoder.relative_attention_bias.weight":
+             "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"},
+  tied={"encoder.embed_tokens.weight": "shared.weight"})
 
 _LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias",
          "positional_embedding": "positional_embedding"}
@@ -57,13 +69,19 @@ def checkpoint_name(path: Path, table: NameTable) -> str:
   if leaf not in _LEAF:
     raise ValueError(f"parameter {'/'.join(path)}: {leaf!r} is none of {', '.join(_LEAF)}")
   dotted = [module if module in table.numbered else re.sub(r"_(\d+)$", r".\1", module) for module in modules]
-  return ".".join([*dotted, _LEAF[leaf]])
+  name = ".".join([*dotted, _LEAF[leaf]])
+  return table.renamed.get(name, name)
 
 
 def full_name(name: str, table: NameTable) -> str:
   """A name as a file has it, with the table's prefix in front and older names replaced by today's."""
   name = ".".join(table.aliases.get(part, part) for part in name.split("."))
   return name if name.startswith(table.prefix) else table.prefix + name
+
+
+def is_ignored(name: str, table: NameTable) -> bool:
+  """Whether a full name is none of the network's parameters."""
+  return any(fnmatchcase(name, pattern) for pattern in table.ignored)
 
 
 def as_linear(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:

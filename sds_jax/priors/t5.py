@@ -1,0 +1,202 @@
+"""The encoder of T5 and T5 v1.1 (arXiv:1910.10683, arXiv:2002.05202), with transformers' config keys and names.
+
+DeepFloyd IF reads its captions with T5 v1.1 XXL. Against the transformer of CLIP: norms have neither mean nor bias,
+scores are not scaled, and positions enter through one table of biases by distance that all blocks share.
+
+Under 16-bit activations the residual stream stays in float32, and the products that are added to it (`o`, `wo`) come
+out of their 16-bit inputs in float32. The stream of the large T5s exceeds float16's range and wants more digits than
+bfloat16 has. (transformers gets there by keeping the weights of `wo` in float32 when it loads float16.)
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sds_jax.priors.attention import to_heads
+from sds_jax.priors.dot_product import dot_product_attention
+from sds_jax.priors.t5_bias import attention_bias
+from sds_jax.types import Array
+
+_NO_EFFECT = frozenset({
+  "architectures", "bos_token_id", "chunk_size_feed_forward", "classifier_dropout", "decoder_start_token_id",
+  "dropout_rate", "dtype", "eos_token_id", "id2label", "initializer_factor", "is_encoder_decoder", "label2id",
+  "n_positions", "num_decoder_layers", "output_attentions", "output_hidden_states", "output_past", "pad_token_id",
+  "problem_type", "return_dict", "scale_decoder_outputs", "task_specific_params", "tie_word_embeddings",
+  "tokenizer_class", "torch_dtype", "transformers_version", "use_cache",
+})
+"""Keys of a config.json that leave the encoder's last hidden state as it is."""
+
+_FIXED = {
+  "relu": dict(model_type="t5", is_decoder=False, dense_act_fn="relu", is_gated_act=False),
+  "gated-gelu": dict(model_type="t5", is_decoder=False, dense_act_fn="gelu_new", is_gated_act=True),
+}
+"""{feed_forward_proj: what other keys must say where they are there}."""
+
+
+class RMSNorm(nn.Module):
+  """x / sqrt(mean x^2 + epsilon) * scale over the last axis, in float32 (arXiv:1910.07467): [B, T, D] -> [B, T, D]."""
+  epsilon: float
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param("scale", nn.initializers.ones, x.shape[-1:]).astype(jnp.float32)
+    x = x.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.epsilon)
+    return (x * scale[None, None]).astype(self.dtype)
+
+
+def _to_stream(x: Array, width: int, *, name: str, dtype: Any) -> Array:
+  """The linear layer `name` of the calling module, [B, T, D] of dtype -> [B, T, width] float32."""
+  return nn.Dense(width, use_bias=False, dtype=dtype, name=name,
+                  dot_general=partial(jax.lax.dot_general, preferred_element_type=jnp.float32))(x)
+
+
+class T5Attention(nn.Module):
+  """Multi-head self-attention with a bias: (x [B, T, D], bias [1 or B, heads, T, T]) -> [B, T, D] float32."""
+  heads: int
+  d_kv: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, bias: Array) -> Array:
+    inner = self.heads * self.d_kv
+    q, k, v = (to_heads(x, inner, self.heads, name=name, dtype=self.dtype, use_bias=False) for name in "qkv")
+    out = dot_product_attention(q, k, v, bias=bias, scale=1.).reshape(*x.shape[:-1], inner)
+    return _to_stream(out, x.shape[-1], name="o", dtype=self.dtype)
+
+
+class T5FeedForward(nn.Module):
+  """Perceptron, gated or not: [B, T, D] -> [B, T, D] float32."""
+  d_ff: int
+  proj: str
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    inner = partial(nn.Dense, self.d_ff, use_bias=False, dtype=self.dtype)
+    if self.proj == "relu":
+      h = jax.nn.relu(inner(name="wi")(x))
+    else:
+      h = jax.nn.gelu(inner(name="wi_0")(x), approximate=True) * inner(name="wi_1")(x)
+    return _to_stream(h, x.shape[-1], name="wo", dtype=self.dtype)
+
+
+class PreNorm(nn.Module):
+  """x + inner(norm(x), *rest), with x [B, T, D] float32; `make` makes the inner module, whose name is `inner`."""
+  make: Callable[..., nn.Module]
+  inner: str
+  epsilon: float
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, *rest: Array) -> Array:
+    h = RMSNorm(self.epsilon, self.dtype, name="layer_norm")(x)
+    return x + self.make(dtype=self.dtype, name=self.inner)(h, *rest)
+
+
+class T5Block(nn.Module):
+  """Attention and perceptron, pre-normed and residual: (x [B, T, D] float32, bias [1 or B, heads, T, T]) -> like x."""
+  heads: int
+  d_kv: int
+  d_ff: int
+  proj: str
+  epsilon: float
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, bias: Array) -> Array:
+    attention = partial(T5Attention, self.heads, self.d_kv)
+    feed_forward = partial(T5FeedForward, self.d_ff, self.proj)
+    x = PreNorm(attention, "SelfAttention", self.epsilon, self.dtype, name="layer_0")(x, bias)
+    return PreNorm(feed_forward, "DenseReluDense", self.epsilon, self.dtype, name="layer_1")(x)
+
+
+class T5Stack(nn.Module):
+  """The blocks and the last norm: (x [B, T, D] float32, mask [B, T] or None) -> [B, T, D] of dtype."""
+  layers: int
+  block: Mapping[str, Any]
+  buckets: int
+  max_distance: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, mask: Array | None) -> Array:
+    table = nn.Embed(self.buckets, self.block["heads"], name="relative_attention_bias").embedding
+    bias = attention_bias(table, x.shape[1], self.max_distance, mask)
+    for i in range(self.layers):
+      x = T5Block(**self.block, dtype=self.dtype, name=f"block_{i}")(x, bias)
+    return RMSNorm(self.block["epsilon"], self.dtype, name="final_layer_norm")(x)
+
+
+class T5EncoderModel(nn.Module):
+  """T5's encoder: what an image model that was trained on T5's features attends to.
+
+  Attributes are the keys of a transformers T5Config, with its defaults; `dtype` is that of activations.
+  """
+  vocab_size: int = 32128
+  d_model: int = 512
+  d_kv: int = 64
+  d_ff: int = 2048
+  num_layers: int = 6
+  num_heads: int = 8
+  relative_attention_num_buckets: int = 32
+  relative_attention_max_distance: int = 128
+  feed_forward_proj: str = "relu"
+  layer_norm_epsilon: float = 1e-6
+  dtype: Any = jnp.float32
+
+  @classmethod
+  def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> T5EncoderModel:
+    """The encoder that a transformers config.json describes; keys of the decoder have no effect.
+
+    Raises:
+      ValueError: an option is unknown or unsupported; the message has the key, its value and what is supported.
+    """
+    known = {field.name for field in dataclasses.fields(cls)} - {"dtype", "parent", "name"}
+    model = cls(**{key: value for key, value in config.items() if key in known}, **overrides)
+    if model.feed_forward_proj not in _FIXED:
+      raise _unsupported("feed_forward_proj", model.feed_forward_proj, ", ".join(map(repr, _FIXED)))
+    fixed = _FIXED[model.feed_forward_proj]
+    for key, value in config.items():
+      if key not in known | _NO_EFFECT | set(fixed) and not key.startswith("_"):
+        raise ValueError(f"T5EncoderModel config: {key}={value!r} is not a known option")
+      if key in fixed and value != fixed[key]:
+        raise _unsupported(key, value, f"{fixed[key]!r} (feed_forward_proj is {model.feed_forward_proj!r})")
+    buckets, distance = model.relative_attention_num_buckets, model.relative_attention_max_distance
+    if buckets < 4 or buckets % 2:
+      raise _unsupported("relative_attention_num_buckets", buckets, "even numbers from 4")
+    if distance <= buckets // 4:
+      raise _unsupported("relative_attention_max_distance", distance, f"numbers above {buckets // 4}")
+    return model
+
+  def block_options(self) -> dict[str, Any]:
+    """The arguments of each T5Block, without dtype."""
+    return dict(heads=self.num_heads, d_kv=self.d_kv, d_ff=self.d_ff, proj=self.feed_forward_proj,
+                epsilon=self.layer_norm_epsilon)
+
+  @nn.compact
+  def __call__(self, input_ids: Array, attention_mask: Array | None = None) -> Array:
+    """input_ids [B, T] integers, any T -> last hidden state [B, T, d_model].
+
+    attention_mask [B, T] is nonzero where there is text; padding is then invisible to the text, while the states at the
+    padding's own places still come out (they see the text). None: all is text.
+
+    Raises:
+      ValueError: the mask is of another shape than the ids.
+    """
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+      raise ValueError(f"attention_mask has shape {attention_mask.shape}, input_ids {input_ids.shape}")
+    x = nn.Embed(self.vocab_size, self.d_model, dtype=self.dtype, name="shared")(input_ids).astype(jnp.float32)
+    return T5Stack(self.num_layers, self.block_options(), self.relative_attention_num_buckets,
+                   self.relative_attention_max_distance, self.dtype, name="encoder")(x, attention_mask)
+
+
+def _unsupported(key: str, value: Any, supported: str) -> ValueError:
+  return ValueError(f"T5EncoderModel config: {key}={value!r} is not supported; supported: {supported}")
