@@ -35,7 +35,8 @@ class CLIPAttention(nn.Module):
     width = x.shape[-1]
     q, k, v = (to_heads(x, width, self.heads, name=name, dtype=self.dtype)
                for name in ("q_proj", "k_proj", "v_proj"))
-    return nn.Dense(width, dtype=self.dtype, name="out_proj")(dot_product_attention(q, k, v, is_causal=True).reshape(x.shape))
+    out = dot_product_attention(q, k, v, is_causal=True).reshape(x.shape)
+    return nn.Dense(width, dtype=self.dtype, name="out_proj")(out)
 
 
 class CLIPMLP(nn.Module):
@@ -80,16 +81,18 @@ class CLIPEmbeddings(nn.Module):
 
 
 class CLIPEncoder(nn.Module):
-  """The stack of layers: [B, T, D] -> [B, T, D]."""
+  """The stack of layers: [B, T, D] -> [B, T, D]. The last `skip` have parameters, but no effect."""
   layers: int
   layer: Mapping[str, Any]
+  skip: int = 0
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    for i in range(self.layers):
-      x = CLIPLayer(**self.layer, dtype=self.dtype, name=f"layers_{i}")(x)
-    return x
+    states = [x]
+    for i in range(self.layers):  # those after the last that counts are dead code to the compiler
+      states.append(CLIPLayer(**self.layer, dtype=self.dtype, name=f"layers_{i}")(states[-1]))
+    return states[self.layers - self.skip]
 
 
 class CLIPTextTransformer(nn.Module):
@@ -109,7 +112,9 @@ class CLIPTextTransformer(nn.Module):
 class CLIPTextModel(nn.Module):
   """CLIP's text encoder up to the final layer norm (before pooling): what a text-to-image U-Net attends to.
 
-  Attributes are the keys of a transformers CLIPTextConfig; `dtype` is that of activations.
+  Attributes are the keys of a transformers CLIPTextConfig, and two that no config has: `dtype` is that of activations;
+  `clip_skip` is how many of the last layers are left out before the final norm (as diffusers' option of that name). The
+  text encoders in Stable Diffusion 2's folders come without the layer to be skipped, so that 0 is right for them.
   """
   vocab_size: int = 49408
   hidden_size: int = 512
@@ -119,6 +124,7 @@ class CLIPTextModel(nn.Module):
   max_position_embeddings: int = 77
   hidden_act: str = "quick_gelu"
   layer_norm_eps: float = 1e-5
+  clip_skip: int = 0
   dtype: Any = jnp.float32
 
   @classmethod
@@ -128,7 +134,7 @@ class CLIPTextModel(nn.Module):
     Raises:
       ValueError: an option is unknown or unsupported; the message has the key, its value and what is supported.
     """
-    known = {field.name for field in dataclasses.fields(cls)} - {"dtype", "parent", "name"}
+    known = {field.name for field in dataclasses.fields(cls)} - {"clip_skip", "dtype", "parent", "name"}
     for key, value in config.items():
       if key not in known | _NO_EFFECT and not key.startswith("_"):
         raise ValueError(f"CLIPTextModel config: {key}={value!r} is not a known option")
@@ -142,14 +148,16 @@ class CLIPTextModel(nn.Module):
     """input_ids [B, T] integers, T <= max_position_embeddings -> last hidden state [B, T, hidden_size].
 
     Raises:
-      ValueError: T is too long, or the heads don't divide the width.
+      ValueError: T is too long, the heads don't divide the width, or there aren't `clip_skip` layers.
     """
     if input_ids.shape[1] > self.max_position_embeddings:
       raise ValueError(f"{input_ids.shape[1]} tokens, the text encoder takes at most {self.max_position_embeddings}")
     if self.hidden_size % self.num_attention_heads:
       raise ValueError(f"hidden_size={self.hidden_size} is not divisible by {self.num_attention_heads} heads")
+    if not 0 <= self.clip_skip <= self.num_hidden_layers:
+      raise ValueError(f"clip_skip={self.clip_skip} of {self.num_hidden_layers} layers")
     layer = dict(heads=self.num_attention_heads, features=self.intermediate_size, hidden_act=self.hidden_act,
                  eps=self.layer_norm_eps)
     embeddings = dict(vocab_size=self.vocab_size, positions=self.max_position_embeddings, width=self.hidden_size)
-    return CLIPTextTransformer(embeddings, dict(layers=self.num_hidden_layers, layer=layer), self.layer_norm_eps,
-                               self.dtype, name="text_model")(input_ids)
+    encoder = dict(layers=self.num_hidden_layers, layer=layer, skip=self.clip_skip)
+    return CLIPTextTransformer(embeddings, encoder, self.layer_norm_eps, self.dtype, name="text_model")(input_ids)
