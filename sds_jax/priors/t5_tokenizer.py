@@ -1,0 +1,92 @@
+"""T5's tokenizer (SentencePiece unigrams, arXiv:1808.06226), from tokenizer.json through the `tokenizers` library."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import os
+from pathlib import Path
+import warnings
+
+import numpy as np
+import tokenizers
+
+from sds_jax.priors.files import CheckpointError, check_file, read_json
+
+_CLASSES = ("T5Tokenizer", "T5TokenizerFast")
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Tokenizer:
+  """Callable: texts -> (ids, mask).
+
+  Attributes:
+    backend: splits text into ids, without the special tokens.
+    eos, pad: ids put behind, and up to the full length (1 and 0 in published vocabularies).
+    length: of every row; DeepFloyd IF has 77.
+    lower: whether texts are lower-cased and stripped first, as the captions of DeepFloyd IF are.
+  """
+  backend: tokenizers.Tokenizer
+  eos: int
+  pad: int
+  length: int = 77
+  lower: bool = True
+
+  def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """ids [n, length] int32: words, end, padding; mask [n, length] bool: False on padding.
+
+    Text that doesn't fit is cut, with a warning that says what.
+
+    Raises:
+      TypeError: a single string was given.
+    """
+    if isinstance(texts, str):
+      raise TypeError(f"a list of texts is expected, not the one text {texts!r}")
+    ids = np.full((len(texts), self.length), self.pad, np.int32)
+    mask = np.zeros((len(texts), self.length), bool)
+    for row, text in enumerate(texts):
+      text = text.lower().strip() if self.lower else text
+      encoded = self.backend.encode(text, add_special_tokens=False)
+      room = self.length - 1
+      if len(encoded.ids) > room:
+        warnings.warn(f"the text encoder sees the first {room} tokens only; cut off from {text!r}: "
+                      f"{text[encoded.offsets[room][0]:]!r}", stacklevel=2)
+      tokens = [*encoded.ids[:room], self.eos]
+      ids[row, :len(tokens)], mask[row, :len(tokens)] = tokens, True
+    return ids, mask
+
+
+def load_t5_tokenizer(folder: str | os.PathLike, length: int = 77, lower: bool = True) -> T5Tokenizer:
+  """The tokenizer in a folder with tokenizer.json and perhaps tokenizer_config.json.
+
+  Raises:
+    CheckpointError: tokenizer.json is missing (the message says how it is made of spiece.model, where that is there),
+      damaged, or of another kind of tokenizer.
+  """
+  folder = Path(folder)
+  path = folder / "tokenizer.json"
+  if not path.is_file() and (folder / "spiece.model").is_file():
+    raise CheckpointError(
+      f"{path} does not exist; spiece.model, which does, is not read. Make the one of the other once: pip install "
+      f"transformers sentencepiece protobuf && python -c \"from transformers import AutoTokenizer as T; "
+      f"T.from_pretrained('{folder}').save_pretrained('{folder}')\"")
+  check_file(path)
+  config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+  if config.get("tokenizer_class", _CLASSES[0]) not in _CLASSES:
+    raise CheckpointError(f"{folder / 'tokenizer_config.json'}: tokenizer_class={config['tokenizer_class']!r} is not "
+                          f"supported; supported: {', '.join(map(repr, _CLASSES))}")
+  try:
+    backend = tokenizers.Tokenizer.from_file(str(path))
+  except Exception as error:  # the library raises bare Exceptions
+    raise CheckpointError(f"{path} is damaged or no tokenizer: {error}") from error
+  if not isinstance(backend.model, tokenizers.models.Unigram):
+    raise CheckpointError(f"{path}: model {type(backend.model).__name__} is not supported; supported: Unigram")
+  backend.no_padding()
+  backend.no_truncation()
+  special = {}
+  for role, default in (("eos_token", "</s>"), ("pad_token", "<pad>")):
+    token = config.get(role) or default
+    token = token["content"] if isinstance(token, dict) else token
+    special[role] = backend.token_to_id(token)
+    if special[role] is None:
+      raise CheckpointError(f"{path} lacks the {role} {token!r}")
+  return T5Tokenizer(backend, special["eos_token"], special["pad_token"], length, lower)
