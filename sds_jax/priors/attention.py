@@ -1,4 +1,4 @@
-"""Attention, and the transformer that stands between the residual blocks of a text-conditioned U-Net."""
+"""What stands between the residual blocks of a text-conditioned U-Net: a transformer, or attention alone."""
 from __future__ import annotations
 
 from functools import partial
@@ -103,6 +103,39 @@ class Transformer2DModel(nn.Module):
     for i in range(self.layers):
       h = BasicTransformerBlock(self.heads, self.dtype, self.implementation, name=f"transformer_blocks_{i}")(h, context)
     return x + project(name="proj_out")(h.reshape(b, height, width, channels))
+
+
+class AddedKVAttention(nn.Module):
+  """Attention of the pixels of x [B, H, W, C] to context [B, S, D] and to each other; residual -> [B, H, W, C].
+
+  Text and pixels stand in one softmax: keys and values of the text come in front of those of the pixels
+  (arXiv:2112.10741, section 4.1; DeepFloyd IF).
+
+  Attributes:
+    head_dim: width of a head; must divide C.
+    groups: of the norm of the pixels.
+    context_norm: whether the text is group-normed, in 32 groups of channels over all tokens; needs D divisible by 32.
+  """
+  head_dim: int
+  groups: int = 32
+  context_norm: bool = False
+  dtype: Dtype = jnp.float32
+  implementation: str = "auto"
+
+  @nn.compact
+  def __call__(self, x: Array, context: Array) -> Array:
+    b, height, width, channels = x.shape
+    if channels % self.head_dim:
+      raise ValueError(f"{channels} channels are not divisible by attention heads of {self.head_dim}")
+    if self.context_norm:
+      context = GroupNorm(32, 1e-5, self.dtype, name="norm_cross")(context[:, :, None])[:, :, 0]
+    pixels = GroupNorm(self.groups, 1e-5, self.dtype, name="group_norm")(x).reshape(b, height * width, channels)
+
+    project = partial(to_heads, features=channels, heads=channels // self.head_dim, dtype=self.dtype)
+    k = jnp.concatenate([project(context, name="add_k_proj"), project(pixels, name="to_k")], axis=1)
+    v = jnp.concatenate([project(context, name="add_v_proj"), project(pixels, name="to_v")], axis=1)
+    out = dot_product_attention(project(pixels, name="to_q"), k, v, implementation=self.implementation)
+    return x + nn.Dense(channels, dtype=self.dtype, name="to_out_0")(out.reshape(x.shape))
 
 
 class AttentionPooling(nn.Module):

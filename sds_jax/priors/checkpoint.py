@@ -81,7 +81,7 @@ def _unet_inputs(model: UNet2DConditionModel) -> tuple[Any, ...]:
   labels = {None: None, "timestep": jnp.zeros((1,))}.get(
     model.class_embed_type, jnp.zeros((1, model.projection_class_embeddings_input_dim or 0)))
   return (jnp.zeros((1, size, size, model.in_channels)), jnp.zeros((1,), jnp.int32),
-          jnp.zeros((1, 1, model.cross_attention_dim)), labels)
+          jnp.zeros((1, 1, model.text_dim)), labels)
 
 
 def read_component(folder: str | os.PathLike, kind: str, dtype: Any = jnp.float32) -> tuple[nn.Module, Params]:

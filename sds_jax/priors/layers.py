@@ -119,6 +119,8 @@ class ResnetBlock2D(nn.Module):
     act_fn: name in ACTIVATIONS.
     time_scale_shift: "default" adds the embedding before the second norm, "scale_shift" modulates after it.
     output_scale_factor: the sum of both branches is divided by it.
+    resample: "down" halves height and width of both branches in front of the first convolution by `average_pool`, "up"
+      doubles them by `upsample_nearest`, None keeps them.
   """
   features: int
   groups: int = 32
@@ -126,6 +128,7 @@ class ResnetBlock2D(nn.Module):
   act_fn: str = "silu"
   time_scale_shift: str = "default"
   output_scale_factor: float = 1.
+  resample: str | None = None
   dtype: Dtype = jnp.float32
 
   @nn.compact
@@ -133,6 +136,9 @@ class ResnetBlock2D(nn.Module):
     act = ACTIVATIONS[self.act_fn]
     modulate = emb is not None and self.time_scale_shift == "scale_shift"
     h = act(GroupNorm(self.groups, self.eps, self.dtype, name="norm1")(x))
+    if self.resample is not None:
+      resample = {"down": average_pool, "up": upsample_nearest}[self.resample]
+      x, h = resample(x), resample(h)
     h = conv(self.features, dtype=self.dtype, name="conv1")(h)
     if emb is not None:
       emb = nn.Dense(self.features * (2 if modulate else 1), dtype=self.dtype, name="time_emb_proj")(act(emb))
@@ -147,6 +153,18 @@ class ResnetBlock2D(nn.Module):
     if x.shape[-1] != self.features:
       x = conv(self.features, kernel=1, dtype=self.dtype, name="conv_shortcut")(x)
     return (x + h) / self.output_scale_factor
+
+
+def average_pool(x: Array) -> Array:
+  """The mean of each 2x2 pixels: [B, H, W, C] -> [B, H/2, W/2, C]."""
+  b, h, w, c = x.shape
+  return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+def upsample_nearest(x: Array) -> Array:
+  """Each pixel four times: [B, H, W, C] -> [B, 2H, 2W, C]."""
+  b, h, w, c = x.shape
+  return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 
 class Downsample2D(nn.Module):
@@ -169,6 +187,4 @@ class Upsample2D(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    b, h, w, c = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
-    return conv(self.features, dtype=self.dtype, name="conv")(x)
+    return conv(self.features, dtype=self.dtype, name="conv")(upsample_nearest(x))

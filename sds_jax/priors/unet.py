@@ -1,4 +1,4 @@
-"""The text-conditioned U-Net of Stable Diffusion 1.x and 2.x (arXiv:2112.10752), with the config keys of diffusers.
+"""The text-conditioned U-Net of Stable Diffusion 1.x, 2.x (arXiv:2112.10752) and DeepFloyd IF, by diffusers' configs.
 
 Its fields are the keys of a diffusers `UNet2DConditionModel` config.json and its parameters carry diffusers' names, so
 a published folder loads as it is. Float32 outputs equal those of diffusers. Layout is NHWC throughout.
@@ -6,79 +6,29 @@ a published folder loads as it is. Float32 outputs equal those of diffusers. Lay
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sds_jax.priors.attention import TextTimeEmbedding, Transformer2DModel
-from sds_jax.priors.layers import (ACTIVATIONS, Downsample2D, GroupNorm, ResnetBlock2D, TimestepEmbedding, Upsample2D,
-                                   conv, sinusoidal_embedding)
+from sds_jax.priors.attention import AddedKVAttention, TextTimeEmbedding, Transformer2DModel
+from sds_jax.priors.layers import (ACTIVATIONS, GroupNorm, ResnetBlock2D, TimestepEmbedding, conv,
+                                   sinusoidal_embedding)
+from sds_jax.priors.unet_blocks import MidBlock, ModuleFactory, Stage
 from sds_jax.priors.unet_config import check_unet_config, per_block
 from sds_jax.types import Array
 
-
-class Stage(nn.Module):
-  """Residual blocks, each with a transformer behind it where `heads` is given, then maybe a change of resolution.
-
-  The U-Net's down blocks (`pop` None: outputs are collected as skips) and up blocks (skips are taken and concatenated)
-  are the same thing apart from that.
-
-  Attributes:
-    features: output channels.
-    layers: number of residual blocks.
-    resnet: keyword arguments of ResnetBlock2D.
-    transformer: keyword arguments of Transformer2DModel, or None for a block without attention.
-    resample: "down", "up" or None.
-    downsample_padding: of the convolution of stride 2.
-  """
-  features: int
-  layers: int
-  resnet: Mapping[str, Any]
-  transformer: Mapping[str, Any] | None
-  resample: str | None
-  downsample_padding: int = 1
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array, emb: Array, context: Array,
-               skips: tuple[Array, ...] | None = None) -> tuple[Array, tuple[Array, ...]]:
-    """(x [B, H, W, C], emb [B, D], context [B, T, D'], skips or None) -> (x, skips left over or outputs collected)."""
-    collected = []
-    for i in range(self.layers):
-      if skips is not None:
-        x = jnp.concatenate([x, skips[-1]], axis=-1)
-        skips = skips[:-1]
-      x = ResnetBlock2D(self.features, **self.resnet, dtype=self.dtype, name=f"resnets_{i}")(x, emb)
-      if self.transformer is not None:
-        x = Transformer2DModel(**self.transformer, dtype=self.dtype, name=f"attentions_{i}")(x, context)
-      collected.append(x)
-    if self.resample == "down":
-      x = Downsample2D(self.features, self.downsample_padding, self.dtype, name="downsamplers_0")(x)
-      collected.append(x)
-    elif self.resample == "up":
-      x = Upsample2D(self.features, self.dtype, name="upsamplers_0")(x)
-    return x, tuple(collected) if skips is None else skips
-
-
-class MidBlock(nn.Module):
-  """Residual block, transformer, residual block, all at the lowest resolution: [B, H, W, C] -> [B, H, W, C]."""
-  resnet: Mapping[str, Any]
-  transformer: Mapping[str, Any]
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array, emb: Array, context: Array) -> Array:
-    x = ResnetBlock2D(x.shape[-1], **self.resnet, dtype=self.dtype, name="resnets_0")(x, emb)
-    x = Transformer2DModel(**self.transformer, dtype=self.dtype, name="attentions_0")(x, context)
-    return ResnetBlock2D(x.shape[-1], **self.resnet, dtype=self.dtype, name="resnets_1")(x, emb)
+_BY_RESNET = ("Resnet", "Simple")
+"""Blocks whose names begin so change the resolution by a residual block."""
 
 
 class UNet2DConditionModel(nn.Module):
   """Noise predictor: (sample, timesteps, encoder_hidden_states, class_labels) -> prediction, shaped like the sample.
 
   Attributes are diffusers' config keys; `dtype` is the dtype of activations and `attention_implementation` goes to
-  `attention.dot_product_attention`. By diffusers' historical naming `attention_head_dim` is the *number* of heads.
+  `dot_product.dot_product_attention`. By diffusers' historical naming `attention_head_dim` is the *number* of heads,
+  except in the blocks with `Simple` in their name, where it is the width of a head.
   Build it with `from_config`, which refuses what it can't do.
   """
   sample_size: int | tuple[int, int] | None = None
@@ -99,6 +49,8 @@ class UNet2DConditionModel(nn.Module):
   norm_num_groups: int = 32
   norm_eps: float = 1e-5
   cross_attention_dim: int = 1280
+  cross_attention_norm: str | None = None
+  encoder_hid_dim: int | None = None
   transformer_layers_per_block: int | tuple[int, ...] = 1
   attention_head_dim: int | tuple[int, ...] = 8
   num_attention_heads: None = None
@@ -114,7 +66,7 @@ class UNet2DConditionModel(nn.Module):
   conv_in_kernel: int = 3
   conv_out_kernel: int = 3
   dtype: Any = jnp.float32
-  attention_implementation: str = "xla"
+  attention_implementation: str = "auto"
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> UNet2DConditionModel:
@@ -130,6 +82,11 @@ class UNet2DConditionModel(nn.Module):
     """
     return cls(**check_unet_config(config), **overrides)
 
+  @property
+  def text_dim(self) -> int:
+    """Width of the text that the network takes; it projects that to `cross_attention_dim` when they are two things."""
+    return self.encoder_hid_dim or self.cross_attention_dim
+
   @nn.compact
   def __call__(self, sample: Array, timesteps: Array, encoder_hidden_states: Array,
                class_labels: Array | None = None) -> Array:
@@ -138,7 +95,7 @@ class UNet2DConditionModel(nn.Module):
     Args:
       sample: [B, H, W, in_channels]; H and W divisible by 2^(number of blocks - 1).
       timesteps: [B], integer or float index.
-      encoder_hidden_states: [B, T, cross_attention_dim].
+      encoder_hidden_states: [B, T, text_dim].
       class_labels: [B, projection_class_embeddings_input_dim] for the class embeddings "projection" and
         "simple_projection", [B] for "timestep", None without one.
 
@@ -155,10 +112,12 @@ class UNet2DConditionModel(nn.Module):
     if self.addition_embed_type == "text":
       emb = emb + TextTimeEmbedding(4 * self.block_out_channels[0], self.addition_embed_type_num_heads, self.dtype,
                                     name="add_embedding")(context)
+    if self.encoder_hid_dim is not None:
+      context = nn.Dense(self.cross_attention_dim, dtype=self.dtype, name="encoder_hid_proj")(context)
     x = conv(self.block_out_channels[0], self.conv_in_kernel, dtype=self.dtype, name="conv_in")(x)
     x, skips = self._down(x, emb, context)
-    resnet = self._resnet() | dict(output_scale_factor=self.mid_block_scale_factor)
-    x = MidBlock(resnet, self._transformer(-1), self.dtype, name="mid_block")(x, emb, context)
+    resnet = self._resnet(output_scale_factor=self.mid_block_scale_factor)
+    x = MidBlock(resnet, self._attention(self.mid_block_type, -1), name="mid_block")(x, emb, context)
     x = self._up(x, emb, context, skips)
     x = GroupNorm(self.norm_num_groups, self.norm_eps, self.dtype, name="conv_norm_out")(x)
     return conv(self.out_channels, self.conv_out_kernel, dtype=self.dtype, name="conv_out")(ACTIVATIONS[self.act_fn](x))
@@ -166,21 +125,15 @@ class UNet2DConditionModel(nn.Module):
   def _down(self, x: Array, emb: Array, context: Array) -> tuple[Array, tuple[Array, ...]]:
     skips, last = (x,), len(self.down_block_types) - 1
     for i, kind in enumerate(self.down_block_types):
-      transformer = self._transformer(i) if kind.startswith("CrossAttn") else None
-      x, collected = Stage(self.block_out_channels[i], self._per_block(self.layers_per_block)[i], self._resnet(),
-                           transformer, "down" if i < last else None, self.downsample_padding, self.dtype,
-                           name=f"down_blocks_{i}")(x, emb, context)
+      x, collected = self._stage(kind, i, 0, "down" if i < last else None, name=f"down_blocks_{i}")(x, emb, context)
       skips += collected
     return x, skips
 
   def _up(self, x: Array, emb: Array, context: Array, skips: tuple[Array, ...]) -> Array:
     last = len(self.up_block_types) - 1
     for i, kind in enumerate(self.up_block_types):
-      mirror = last - i
-      transformer = self._transformer(mirror) if kind.startswith("CrossAttn") else None
-      x, skips = Stage(self.block_out_channels[mirror], self._per_block(self.layers_per_block)[mirror] + 1,
-                       self._resnet(), transformer, "up" if i < last else None, dtype=self.dtype,
-                       name=f"up_blocks_{i}")(x, emb, context, skips)
+      stage = self._stage(kind, last - i, 1, "up" if i < last else None, name=f"up_blocks_{i}")
+      x, skips = stage(x, emb, context, skips)
     return x
 
   def _embedding(self, timesteps: Array, class_labels: Array | None) -> Array:
@@ -203,14 +156,26 @@ class UNet2DConditionModel(nn.Module):
   def _per_block(self, value: Any) -> tuple[Any, ...]:
     return per_block(value, len(self.block_out_channels))
 
-  def _resnet(self) -> dict[str, Any]:
-    return dict(groups=self.norm_num_groups, eps=self.norm_eps, act_fn=self.act_fn,
-                time_scale_shift=self.resnet_time_scale_shift)
+  def _stage(self, kind: str, i: int, more_layers: int, resample: str | None, name: str) -> Stage:
+    """The block of the given kind at resolution i."""
+    return Stage(self.block_out_channels[i], self._per_block(self.layers_per_block)[i] + more_layers, self._resnet(),
+                 self._attention(kind, i), resample, kind.startswith(_BY_RESNET), self.downsample_padding,
+                 self.dtype, name=name)
 
-  def _transformer(self, i: int) -> dict[str, Any]:
-    return dict(heads=self._per_block(self.attention_head_dim)[i],
-                layers=self._per_block(self.transformer_layers_per_block)[i], groups=self.norm_num_groups,
-                use_linear_projection=self.use_linear_projection, implementation=self.attention_implementation)
+  def _resnet(self, **kwargs: Any) -> ModuleFactory:
+    return partial(ResnetBlock2D, groups=self.norm_num_groups, eps=self.norm_eps, act_fn=self.act_fn,
+                   time_scale_shift=self.resnet_time_scale_shift, dtype=self.dtype, **kwargs)
+
+  def _attention(self, kind: str, i: int) -> ModuleFactory | None:
+    """What stands behind the residual blocks of a block of the given kind at resolution i."""
+    if "CrossAttn" not in kind:
+      return None
+    heads_or_size, groups = self._per_block(self.attention_head_dim)[i], self.norm_num_groups
+    common = dict(dtype=self.dtype, implementation=self.attention_implementation)
+    if "Simple" in kind:
+      return partial(AddedKVAttention, heads_or_size, groups, self.cross_attention_norm == "group_norm", **common)
+    return partial(Transformer2DModel, heads_or_size, self._per_block(self.transformer_layers_per_block)[i], groups,
+                   self.use_linear_projection, **common)
 
   def _check_inputs(self, sample: Array, context: Array, class_labels: Array | None) -> None:
     factor = 2 ** (len(self.block_out_channels) - 1)
@@ -218,9 +183,8 @@ class UNet2DConditionModel(nn.Module):
       raise ValueError(f"sample has shape {sample.shape}, the network takes [B, H, W, {self.in_channels}]")
     if sample.shape[1] % factor or sample.shape[2] % factor:
       raise ValueError(f"sample of {sample.shape[1]}x{sample.shape[2]}: height and width must be divisible by {factor}")
-    if context.ndim != 3 or context.shape[-1] != self.cross_attention_dim:
-      raise ValueError(f"encoder_hidden_states has shape {context.shape}, the network takes "
-                       f"[B, T, {self.cross_attention_dim}]")
+    if context.ndim != 3 or context.shape[-1] != self.text_dim:
+      raise ValueError(f"encoder_hidden_states has shape {context.shape}, the network takes [B, T, {self.text_dim}]")
     if (class_labels is None) != (self.class_embed_type is None):
       raise ValueError(f"class_labels are {'missing' if class_labels is None else 'given'} while class_embed_type is "
                        f"{self.class_embed_type!r}")

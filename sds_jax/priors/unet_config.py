@@ -9,7 +9,7 @@ _FREE = frozenset({
   "block_out_channels", "layers_per_block", "downsample_padding", "mid_block_scale_factor", "norm_num_groups",
   "norm_eps", "cross_attention_dim", "transformer_layers_per_block", "attention_head_dim", "use_linear_projection",
   "upcast_attention", "projection_class_embeddings_input_dim", "conv_in_kernel", "conv_out_kernel",
-  "addition_embed_type_num_heads",
+  "addition_embed_type_num_heads", "encoder_hid_dim",
 })
 """Keys that any value of the right type is good for."""
 
@@ -18,7 +18,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
   "resnet_time_scale_shift": ("default", "scale_shift"),
   "addition_embed_type": (None, "text"),
   "class_embed_type": (None, "projection", "timestep", "simple_projection"),
-  "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+  "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2DSimpleCrossAttn"),
+  "cross_attention_norm": (None, "group_norm"),
   "only_cross_attention": (False,),
   "dual_cross_attention": (False,),
   "num_class_embeds": (None,),
@@ -27,17 +28,15 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 """Keys that are fields of the network, with the values that it can do."""
 
 _CHOICES_PER_BLOCK: dict[str, tuple[str, ...]] = {
-  "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-  "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+  "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D", "SimpleCrossAttnDownBlock2D", "ResnetDownsampleBlock2D"),
+  "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D", "SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
 }
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
   "addition_time_embed_dim": (None,),
   "attention_type": ("default",),
   "class_embeddings_concat": (False,),
-  "cross_attention_norm": (None,),
-  "encoder_hid_dim": (None,),
-  "encoder_hid_dim_type": (None,),
+  "encoder_hid_dim_type": (None, "text_proj"),
   "mid_block_only_cross_attention": (None, False),
   "resnet_out_scale_factor": (1.0,),
   "resnet_skip_time_act": (False,),
@@ -48,7 +47,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
   "time_embedding_type": ("positional",),
   "timestep_post_act": (None,),
 }
-"""Keys that are no fields: only the values under which they change nothing are accepted."""
+"""Keys that are no fields: only the values under which they change nothing are accepted (a text projection is there
+where `encoder_hid_dim` is given, whether or not its type is named)."""
 
 _NO_EFFECT = frozenset({"dropout"})
 """Keys without effect on the function that is supported (dropout belongs to somebody else's training)."""
@@ -87,6 +87,9 @@ def check_unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
     elif key not in _FREE:
       raise ValueError(f"UNet2DConditionModel config: {key}={value!r} is not a known option")
     fields[key] = tuple(value) if isinstance(value, list) else value
+  if config.get("encoder_hid_dim_type") and not config.get("encoder_hid_dim"):
+    raise ValueError("UNet2DConditionModel config: encoder_hid_dim=None is not supported with encoder_hid_dim_type="
+                     f"{config['encoder_hid_dim_type']!r}; supported: the width of the text before its projection")
   _check_together(fields)
   return fields
 
@@ -119,7 +122,23 @@ def _check_together(fields: dict[str, Any]) -> None:
     if not fields.get("projection_class_embeddings_input_dim"):
       raise ValueError("UNet2DConditionModel config: projection_class_embeddings_input_dim=None is not supported with "
                        f"class_embed_type={fields['class_embed_type']!r}; supported: the length of the class vector")
-  width, heads = fields.get("cross_attention_dim", 1280), fields.get("addition_embed_type_num_heads", 64)
-  if fields.get("addition_embed_type") == "text" and width % heads:
+  _check_text(fields)
+
+
+def _check_text(fields: dict[str, Any]) -> None:
+  """What the options around text and attention ask of each other."""
+  width = fields.get("cross_attention_dim", 1280)
+  text_dim, heads = fields.get("encoder_hid_dim") or width, fields.get("addition_embed_type_num_heads", 64)
+  if fields.get("addition_embed_type") == "text" and text_dim % heads:
     raise ValueError(f"UNet2DConditionModel config: addition_embed_type_num_heads={heads!r} is not supported; "
-                     f"supported: a divisor of cross_attention_dim={width}")
+                     f"supported: a divisor of the text's width {text_dim}")
+  kinds = (*fields.get("down_block_types", ()), fields.get("mid_block_type", ""), *fields.get("up_block_types", ()))
+  if not any("SimpleCrossAttn" in kind for kind in kinds):
+    return
+  head_dim = fields.get("attention_head_dim", 8)
+  if isinstance(head_dim, tuple) and len(set(head_dim)) > 1:
+    raise ValueError(f"UNet2DConditionModel config: attention_head_dim={list(head_dim)!r} is not supported with "
+                     "SimpleCrossAttn blocks; supported: one head size for all blocks")
+  if fields.get("cross_attention_norm") == "group_norm" and width % 32:
+    raise ValueError(f"UNet2DConditionModel config: cross_attention_norm='group_norm' is not supported with "
+                     f"cross_attention_dim={width}; supported: a width divisible by 32")

@@ -14,7 +14,6 @@ from sds_jax.priors.unet import UNet2DConditionModel
 @pytest.mark.parametrize("key, value, message", [
   ("addition_embed_type", "text_time", r"addition_embed_type='text_time' is not supported; supported: None, 'text'"),
   ("addition_embed_type", "text", r"addition_embed_type_num_heads=64 is not supported; supported: a divisor of"),
-  ("encoder_hid_dim", 4096, r"encoder_hid_dim=4096 is not supported; supported: None"),
   ("act_fn", "mish", r"act_fn='mish' is not supported; supported: 'silu', 'swish', 'gelu', 'relu'"),
   ("down_block_types", ["AttnDownBlock2D", "DownBlock2D"],
    r"down_block_types=\['AttnDownBlock2D', 'DownBlock2D'\] is not supported; supported: 'CrossAttnDownBlock2D', 'Down"),

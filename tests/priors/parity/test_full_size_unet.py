@@ -1,0 +1,62 @@
+"""U-Nets of published widths against diffusers on small images, with random weights: `pytest -m full_size`.
+
+Each holds one network of torch and then one of ours; 8 GiB of memory do for the largest.
+"""
+import gc
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax.priors import checkpoint, names
+from sds_jax.priors.unet import UNet2DConditionModel
+
+pytestmark = [pytest.mark.full_size, pytest.mark.timeout(3600)]
+
+SD1 = dict(
+  sample_size=64, in_channels=4, out_channels=4, block_out_channels=[320, 640, 1280, 1280], layers_per_block=2,
+  down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], cross_attention_dim=768, attention_head_dim=8,
+  up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3)
+SD2 = SD1 | dict(attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024, use_linear_projection=True)
+IF_M = dict(
+  sample_size=64, in_channels=3, out_channels=6, block_out_channels=[192, 384, 576, 768], layers_per_block=3,
+  down_block_types=["ResnetDownsampleBlock2D"] + ["SimpleCrossAttnDownBlock2D"] * 3,
+  up_block_types=["SimpleCrossAttnUpBlock2D"] * 3 + ["ResnetUpsampleBlock2D"], cross_attention_dim=768,
+  mid_block_type="UNetMidBlock2DSimpleCrossAttn", attention_head_dim=64, act_fn="gelu", encoder_hid_dim=4096,
+  addition_embed_type="text", cross_attention_norm="group_norm", resnet_time_scale_shift="scale_shift")
+
+
+def their_prediction(torch, diffusers, config, inputs):
+  """(prediction [1, H, W, C], {name: array of the weights}); torch's network is gone afterwards."""
+  torch.manual_seed(0)
+  model = diffusers.UNet2DConditionModel(**config).eval()
+  with torch.no_grad():
+    for parameter in model.parameters():
+      if parameter.ndim == 1:  # norms begin as the identity, which would hide mistakes
+        parameter.add_(0.1 * torch.randn(parameter.shape))
+    sample, t, text = map(torch.from_numpy, inputs)
+    prediction = model(sample.permute(0, 3, 1, 2), t, text).sample.permute(0, 2, 3, 1).numpy()
+  return prediction, {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+def our_params(model, state):
+  """The weights as a Flax tree; each leaves `state` as soon as it is copied."""
+  paths = names.flax_paths(checkpoint.abstract_params(model), names.UNET)
+  assert set(paths) == set(state)
+  return flax.traverse_util.unflatten_dict(
+    {path: jnp.array(names.to_flax(path, state.pop(name))) for name, path in paths.items()})
+
+
+@pytest.mark.parametrize("config", [SD1, SD2, IF_M], ids=["SD-1.5", "SD-2.1", "IF-I-M"])
+def test_full_size_unet(torch, diffusers, relative_error, config):
+  ours = UNet2DConditionModel.from_config(config)
+  rng = np.random.default_rng(0)
+  inputs = (rng.normal(size=(1, 32, 32, ours.in_channels)).astype(np.float32), np.array([321]),
+            rng.normal(size=(1, 77, ours.text_dim)).astype(np.float32))
+  expected, state = their_prediction(torch, diffusers, config, inputs)
+  gc.collect()
+  params = our_params(ours, state)
+  got = jax.jit(ours.apply)({"params": params}, *inputs)
+  assert relative_error(got, expected) < 1e-4
