@@ -5,6 +5,7 @@ For the latter, SDS_JAX_CLIP_TOKENIZER names a folder with vocab.json and merges
 import json
 import os
 from pathlib import Path
+import shutil
 
 import numpy as np
 import pytest
@@ -47,8 +48,24 @@ def test_which_file_has_the_last_word(transformers, tmp_path, write_tokenizer, c
   compare(folder, transformers, 8)
 
 
-def test_clip_vocabulary(transformers):
+@pytest.fixture
+def clip_vocabulary():
   folder = os.environ.get("SDS_JAX_CLIP_TOKENIZER", "")
   if not (Path(folder) / "vocab.json").is_file() or not folder:
     pytest.skip("CLIP's vocabulary is not here: set SDS_JAX_CLIP_TOKENIZER to a folder with its vocab.json, merges.txt")
-  compare(Path(folder), transformers, 77)
+  return Path(folder)
+
+
+def test_clip_vocabulary(transformers, clip_vocabulary):
+  compare(clip_vocabulary, transformers, 77)
+
+
+def test_padding_of_stable_diffusion_2(transformers, clip_vocabulary, tmp_path):
+  """Its folders pad with "!", which is id 0, and say so in special_tokens_map.json alone."""
+  for name in ("vocab.json", "merges.txt"):
+    shutil.copy(clip_vocabulary / name, tmp_path)
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(dict(
+    tokenizer_class="CLIPTokenizer", pad_token="<|endoftext|>", model_max_length=77)))
+  (tmp_path / "special_tokens_map.json").write_text(json.dumps(dict(pad_token="!")))
+  assert load_tokenizer(tmp_path)(["a cat"]).tolist() == [[49406, 320, 2368, 49407] + [0] * 73]
+  compare(tmp_path, transformers, 77)

@@ -1,0 +1,27 @@
+"""Leaving out the last layers of CLIP's text encoder; against diffusers' way of doing it in parity/."""
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax.priors.clip import CLIPTextModel
+
+IDS = np.array([[3, 1, 4, 1, 5, 9, 2, 6]])
+
+
+def test_skipping_is_a_shorter_network(clip, quick_jit):
+  _, model, params = clip
+  skipped = quick_jit(model.clone(clip_skip=1).apply, {"params": params}, IDS)
+  shorter = quick_jit(model.clone(num_hidden_layers=1).apply, {"params": params}, IDS)
+  np.testing.assert_array_equal(skipped, shorter)
+  assert float(jnp.abs(skipped - quick_jit(model.apply, {"params": params}, IDS)).max()) > 1e-2
+
+
+def test_no_config_has_it(clip):
+  with pytest.raises(ValueError, match="clip_skip=1 is not a known option"):
+    CLIPTextModel.from_config({**clip[0], "clip_skip": 1})
+
+
+@pytest.mark.parametrize("skip", [-1, 3])
+def test_as_many_layers_as_there_are(clip, skip):
+  with pytest.raises(ValueError, match=f"clip_skip={skip} of 2 layers"):
+    clip[1].clone(clip_skip=skip).apply({"params": clip[2]}, IDS)
