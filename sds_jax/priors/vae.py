@@ -6,14 +6,14 @@ diffusers' names, so a published folder loads as it is; float32 outputs equal th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sds_jax.priors.attention import dot_product_attention, to_heads
+from sds_jax.priors.attention import to_heads
+from sds_jax.priors.dot_product import dot_product_attention
 from sds_jax.priors.layers import Downsample2D, GroupNorm, ResnetBlock2D, Upsample2D, conv
 from sds_jax.priors.vae_config import check_vae_config
 from sds_jax.types import Array
@@ -40,7 +40,7 @@ class PixelAttention(nn.Module):
   """Self-attention among all pixels with one head, normed before, residual: [B, H, W, C] -> [B, H, W, C]."""
   groups: int
   dtype: Any = jnp.float32
-  implementation: str = "xla"
+  implementation: str = "auto"
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -177,7 +177,7 @@ class AutoencoderKL(nn.Module):
   mid_block_add_attention: bool = True
   dtype: Any = jnp.float32
   remat: bool = False
-  attention_implementation: str = "xla"
+  attention_implementation: str = "auto"
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> AutoencoderKL:
@@ -194,17 +194,17 @@ class AutoencoderKL(nn.Module):
     return cls(**check_vae_config(config), **overrides)
 
   def setup(self) -> None:
+    """Names the parts."""
     shared = dict(
       widths=self.block_out_channels, layers=self.layers_per_block, remat=self.remat,
       mid=dict(attend=self.mid_block_add_attention, implementation=self.attention_implementation),
       resnet=dict(groups=self.norm_num_groups, eps=EPS, act_fn=self.act_fn, dtype=self.dtype))
     self.encoder = Encoder(2 * self.latent_channels, **shared)
     self.decoder = Decoder(self.out_channels, **shared)
-    pointwise = partial(conv, kernel=1, dtype=self.dtype)
     if self.use_quant_conv:
-      self.quant_conv = pointwise(2 * self.latent_channels, name="quant_conv")
+      self.quant_conv = conv(2 * self.latent_channels, kernel=1, dtype=self.dtype, name="quant_conv")
     if self.use_post_quant_conv:
-      self.post_quant_conv = pointwise(self.latent_channels, name="post_quant_conv")
+      self.post_quant_conv = conv(self.latent_channels, kernel=1, dtype=self.dtype, name="post_quant_conv")
 
   def encode(self, image: Array) -> tuple[Array, Array]:
     """The normal distribution of an image's latents; differentiable in the image.
