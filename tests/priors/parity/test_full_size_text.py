@@ -1,0 +1,61 @@
+"""Text encoders at published sizes against transformers, with random weights: `pytest -m full_size`.
+
+Each holds one network of torch and one of ours, and a folder of the weights; 4 GiB of memory do for the largest.
+"""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax.priors import checkpoint, t5_stream
+
+pytestmark = [pytest.mark.full_size, pytest.mark.timeout(3600)]
+
+CLIP_L = dict(  # Stable Diffusion 1
+  vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+  max_position_embeddings=77, hidden_act="quick_gelu")
+OPEN_CLIP_H = CLIP_L | dict(  # Stable Diffusion 2, without the last layer
+  hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, hidden_act="gelu")
+T5_BASE = dict(  # v1.1; DeepFloyd IF has the same with 24 layers of 4096, 64 heads, d_ff 10240
+  vocab_size=32128, d_model=768, d_kv=64, d_ff=2048, num_layers=12, num_heads=12, feed_forward_proj="gated-gelu",
+  tie_word_embeddings=False)
+
+
+def write_random(torch, model, folder):
+  """Saves `model` with norms that are not the identity, in shards, and returns it."""
+  with torch.no_grad():
+    for parameter in model.parameters():
+      if parameter.ndim == 1:
+        parameter.add_(0.1 * torch.randn(parameter.shape))
+  model.eval().save_pretrained(folder, max_shard_size="200MB")
+  assert len(list(folder.glob("model-*.safetensors"))) > 1
+  return model
+
+
+@pytest.mark.parametrize("config", [CLIP_L, OPEN_CLIP_H], ids=["CLIP-L", "OpenCLIP-H"])
+def test_clip(torch, transformers, relative_error, tmp_path, config):
+  torch.manual_seed(0)
+  theirs = write_random(torch, transformers.CLIPTextModel(transformers.CLIPTextConfig(**config)), tmp_path)
+  ids = np.full((2, 77), 49407)
+  ids[:, 0], ids[0, 1:20] = 49406, np.random.default_rng(0).integers(0, 49406, 19)
+  with torch.no_grad():
+    expected = theirs(torch.from_numpy(ids)).last_hidden_state.numpy()
+  del theirs
+  ours, params = checkpoint.read_component(tmp_path, "clip_text")
+  assert relative_error(jax.jit(ours.apply)({"params": params}, ids), expected) < 1e-4
+
+
+def test_t5(torch, transformers, relative_error, tmp_path):
+  torch.manual_seed(0)
+  theirs = write_random(torch, transformers.T5EncoderModel(transformers.T5Config(**T5_BASE)), tmp_path)
+  rng = np.random.default_rng(0)
+  ids, mask = np.zeros((2, 77), np.int64), np.zeros((2, 77), np.int64)
+  for row, length in enumerate((77, 12)):
+    ids[row, :length], mask[row, :length] = rng.integers(2, 32128, length), 1
+  with torch.no_grad():
+    expected = theirs(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).last_hidden_state.numpy()
+  del theirs
+  model, read = t5_stream.open_parts(tmp_path, jnp.float32)
+  assert relative_error(t5_stream.encode_in_layers(read, model, jnp.asarray(ids), jnp.asarray(mask)), expected) < 1e-4
+  ours, params = checkpoint.read_component(tmp_path, "t5")
+  assert relative_error(jax.jit(ours.apply)({"params": params}, ids, mask), expected) < 1e-4
