@@ -18,10 +18,19 @@ def reference(points, octaves, base):
 
 
 @pytest.mark.parametrize("octaves, base", [(1, 1.0), (5, np.pi), (8, 1.0)])
-def test_recurrence_gives_the_sines_and_cosines(octaves, base):
+def test_sines_and_cosines_octave_by_octave(octaves, base):
   encoded = encodings.positional_encoding(jnp.asarray(POINTS), octaves, base)
   assert encoded.shape == (7, 3 + 6 * octaves)
   np.testing.assert_allclose(encoded, reference(POINTS, octaves, base), atol=2e-5 * 2**max(octaves - 5, 0))
+
+
+def test_sin_pi_and_its_derivatives():
+  z = np.concatenate([np.linspace(-9.0, 9.0, 4001), [0.5, 1.0, 1.5, 2.0, -0.5, 1000.25]]).astype(np.float32)
+  first = jax.grad(encodings.sin_pi)
+  angle = np.pi * z.astype(np.float64)
+  np.testing.assert_allclose(encodings.sin_pi(jnp.asarray(z)), np.sin(angle), atol=3e-7)
+  np.testing.assert_allclose(jax.vmap(first)(jnp.asarray(z)), np.pi * np.cos(angle), atol=5e-6)
+  np.testing.assert_allclose(jax.vmap(jax.grad(first))(jnp.asarray(z)), -np.pi**2 * np.sin(angle), atol=2e-4)
 
 
 def test_integrated_encoding_is_the_mean_over_the_gaussian():
