@@ -3,9 +3,9 @@
 DeepFloyd IF reads its captions with T5 v1.1 XXL. Against the transformer of CLIP: norms have neither mean nor bias,
 scores are not scaled, and positions enter through one table of biases by distance that all blocks share.
 
-Under 16-bit activations the residual stream stays in float32, and the products that are added to it (`o`, `wo`) come
-out of their 16-bit inputs in float32. The stream of the large T5s exceeds float16's range and wants more digits than
-bfloat16 has. (transformers gets there by keeping the weights of `wo` in float32 when it loads float16.)
+Under 16-bit activations the residual stream stays in float32, and the products added to it (`o`, `wo`) come out of their
+16-bit inputs in float32: the stream of the large T5s exceeds float16's range and wants more digits than bfloat16 has.
+(transformers gets there by keeping the weights of `wo` in float32 when it loads float16.)
 """
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class RMSNorm(nn.Module):
 
 def _to_stream(x: Array, width: int, *, name: str, dtype: Any) -> Array:
   """The linear layer `name` of the calling module, [B, T, D] of dtype -> [B, T, width] float32."""
-  return nn.Dense(width, use_bias=False, dtype=dtype, name=name,
-                  dot_general=partial(jax.lax.dot_general, preferred_element_type=jnp.float32))(x)
+  dot = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+  return nn.Dense(width, use_bias=False, dtype=dtype, dot_general=dot, name=name)(x)
 
 
 class T5Attention(nn.Module):
@@ -185,8 +185,7 @@ class T5EncoderModel(nn.Module):
   def __call__(self, input_ids: Array, attention_mask: Array | None = None) -> Array:
     """input_ids [B, T] integers, any T -> last hidden state [B, T, d_model].
 
-    attention_mask [B, T] is nonzero where there is text; padding is then invisible to the text, while the states at the
-    padding's own places still come out (they see the text). None: all is text.
+    attention_mask [B, T]: nonzero is text (None: all of it). Padding is seen by no one; states at its places come out.
 
     Raises:
       ValueError: the mask is of another shape than the ids.
