@@ -3,7 +3,7 @@
 DeepFloyd IF reads its captions with T5 v1.1 XXL. Against the transformer of CLIP: norms have neither mean nor bias,
 scores are not scaled, and positions enter through one table of biases by distance that all blocks share.
 
-Under 16-bit activations the residual stream stays in float32, and the products added to it (`o`, `wo`) come out of their
+Under 16-bit activations the residual stream stays in float32, and the products added to it (`o`, `wo`) are made of
 16-bit inputs in float32: the stream of the large T5s exceeds float16's range and wants more digits than bfloat16 has.
 (transformers gets there by keeping the weights of `wo` in float32 when it loads float16.)
 """
@@ -66,10 +66,9 @@ class T5Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, bias: Array) -> Array:
-    inner = self.heads * self.d_kv
-    q, k, v = (to_heads(x, inner, self.heads, name=name, dtype=self.dtype, use_bias=False) for name in "qkv")
-    out = dot_product_attention(q, k, v, bias=bias, scale=1.).reshape(*x.shape[:-1], inner)
-    return _to_stream(out, x.shape[-1], name="o", dtype=self.dtype)
+    project = partial(to_heads, x, self.heads * self.d_kv, self.heads, dtype=self.dtype, use_bias=False)
+    out = dot_product_attention(*(project(name=name) for name in "qkv"), bias=bias, scale=1.)
+    return _to_stream(out.reshape(*x.shape[:-1], -1), x.shape[-1], name="o", dtype=self.dtype)
 
 
 class T5FeedForward(nn.Module):
@@ -89,7 +88,7 @@ class T5FeedForward(nn.Module):
 
 
 class PreNorm(nn.Module):
-  """x + inner(norm(x), *rest), with x [B, T, D] float32; `make` makes the inner module, whose name is `inner`."""
+  """x + module(norm(x), *rest), with x [B, T, D] float32; `make` makes the module, `inner` is its name."""
   make: Callable[..., nn.Module]
   inner: str
   epsilon: float
@@ -169,10 +168,10 @@ class T5EncoderModel(nn.Module):
         raise ValueError(f"T5EncoderModel config: {key}={value!r} is not a known option")
       if key in fixed and value != fixed[key]:
         raise _unsupported(key, value, f"{fixed[key]!r} (feed_forward_proj is {model.feed_forward_proj!r})")
-    buckets, distance = model.relative_attention_num_buckets, model.relative_attention_max_distance
+    buckets = model.relative_attention_num_buckets
     if buckets < 4 or buckets % 2:
       raise _unsupported("relative_attention_num_buckets", buckets, "even numbers from 4")
-    if distance <= buckets // 4:
+    if (distance := model.relative_attention_max_distance) <= buckets // 4:
       raise _unsupported("relative_attention_max_distance", distance, f"numbers above {buckets // 4}")
     return model
 
