@@ -50,7 +50,7 @@ def dot_product_attention(q: Array, k: Array, v: Array, *, bias: Array | None = 
     implementation = choose_implementation(_platform(), q.dtype, q.shape[-1], q.shape[1], k.shape[1],
                                            q.shape[0] * q.shape[2], plain)
   if implementation == "cudnn":
-    obstacle = cudnn_obstacle(_platform(), q.dtype, q.shape[-1], plain)
+    obstacle = cudnn_obstacle(_platform(), q.dtype, q.shape[-1], q.shape[1], k.shape[1], plain)
     if obstacle:
       raise ValueError(f"attention implementation 'cudnn' {obstacle}; use 'auto', 'xla' or 'chunked'")
     return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=is_causal, implementation="cudnn")
@@ -73,19 +73,25 @@ def choose_implementation(platform: str, dtype: Any, head_dim: int, queries: int
   score_bytes = 4 * batch_heads * queries * keys
   if score_bytes <= _SMALL_BYTES:
     return "xla"
-  if cudnn_obstacle(platform, dtype, head_dim, plain) is None:
+  if cudnn_obstacle(platform, dtype, head_dim, queries, keys, plain) is None:
     return "cudnn"
   return "chunked" if score_bytes > CHUNK_BYTES else "xla"
 
 
-def cudnn_obstacle(platform: str, dtype: Any, head_dim: int, plain: bool = True) -> str | None:
-  """Why the fused kernel can't run, or None. Its rules are those of every architecture since Ampere."""
+def cudnn_obstacle(platform: str, dtype: Any, head_dim: int, queries: int, keys: int, plain: bool = True) -> str | None:
+  """Why the fused kernel can't run, or None. Arguments are those of `choose_implementation`.
+
+  The rules are those that jax has for every architecture since Ampere, and for the gradient as well (odd lengths would
+  do without one).
+  """
   if platform != "cuda":
     return f"needs a CUDA GPU, the default backend is {platform}"
   if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
     return f"takes bfloat16 or float16, not {jnp.dtype(dtype).name}"
   if head_dim % 8 or head_dim > 128:
     return f"takes head sizes that are multiples of 8 up to 128, not {head_dim}"
+  if queries % 2 or keys % 2:
+    return f"takes even numbers of queries and keys, not {queries} and {keys}"
   return None if plain else "takes no bias and no values of another head size"
 
 

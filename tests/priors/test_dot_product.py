@@ -121,7 +121,9 @@ def test_auto_follows_the_choice(monkeypatch):
   ("cpu", jnp.float32, 80, 1024, 1024, 16, True, "xla"),
   ("cuda", jnp.bfloat16, 160, 256, 256, 16, True, "xla"),       # its lowest ones: 4 MiB
   ("cuda", jnp.bfloat16, 160, 1024, 1024, 16, True, "xla"),     # heads that are too wide
-  ("cuda", jnp.bfloat16, 64, 1024, 1101, 10, True, "cudnn"),    # IF, 32x32 and 77 tokens
+  ("cuda", jnp.bfloat16, 40, 4096, 77, 16, True, "xla"),        # its text: an odd number of tokens, 19 MiB
+  ("cuda", jnp.bfloat16, 64, 1024, 1101, 44, True, "xla"),      # IF-I-XL, 32x32 pixels and 77 tokens: 189 MiB
+  ("cuda", jnp.bfloat16, 64, 1024, 1101, 88, True, "chunked"),  # and twice as many images
   ("cuda", jnp.bfloat16, 512, 4096, 4096, 1, True, "xla"),      # SD's autoencoder, one image: 64 MiB
   ("cuda", jnp.bfloat16, 512, 4096, 4096, 8, True, "chunked"),  # and eight
   ("cuda", jnp.bfloat16, 32, 256, 256, 32, True, "xla"),        # small
@@ -131,12 +133,14 @@ def test_what_auto_takes(platform, dtype, head_dim, queries, keys, batch_heads, 
 
 
 @pytest.mark.parametrize("args, message", [
-  (("cuda", jnp.bfloat16, 128), None),
-  (("tpu", jnp.bfloat16, 64), "needs a CUDA GPU, the default backend is tpu"),
-  (("cuda", jnp.float32, 64), "takes bfloat16 or float16, not float32"),
-  (("cuda", jnp.bfloat16, 36), "takes head sizes that are multiples of 8 up to 128, not 36"),
-  (("cuda", jnp.bfloat16, 136), "takes head sizes that are multiples of 8 up to 128, not 136"),
-  (("cuda", jnp.bfloat16, 64, False), "takes no bias and no values of another head size"),
+  (("cuda", jnp.bfloat16, 128, 64, 64), None),
+  (("tpu", jnp.bfloat16, 64, 64, 64), "needs a CUDA GPU, the default backend is tpu"),
+  (("cuda", jnp.float32, 64, 64, 64), "takes bfloat16 or float16, not float32"),
+  (("cuda", jnp.bfloat16, 36, 64, 64), "takes head sizes that are multiples of 8 up to 128, not 36"),
+  (("cuda", jnp.bfloat16, 136, 64, 64), "takes head sizes that are multiples of 8 up to 128, not 136"),
+  (("cuda", jnp.bfloat16, 64, 64, 77), "takes even numbers of queries and keys, not 64 and 77"),
+  (("cuda", jnp.bfloat16, 64, 63, 64), "takes even numbers of queries and keys, not 63 and 64"),
+  (("cuda", jnp.bfloat16, 64, 64, 64, False), "takes no bias and no values of another head size"),
 ])
 def test_what_cudnn_asks(args, message):
   assert cudnn_obstacle(*args) == message
