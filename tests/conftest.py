@@ -21,6 +21,14 @@ TINY_CLIP = dict(model_type="clip_text_model", hidden_size=8, intermediate_size=
                  num_attention_heads=2, max_position_embeddings=20, hidden_act="quick_gelu")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+  """Embeddings of prompts are kept for this session only, and in nobody's home."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("SDS_JAX_CACHE", str(tmp_path_factory.mktemp("sds_jax_cache")))
+    yield
+
+
 @pytest.fixture(scope="session")
 def tiny_prior(tmp_path_factory):
   """A folder with a prior that knows ShapeWorld's words and cameras: 16x16 images, random weights, a few thousand."""

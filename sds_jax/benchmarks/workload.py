@@ -32,7 +32,7 @@ class Workload:
 
   Attributes:
     scene, prior: functions.
-    prior_params: without the text encoder's, which the step does not need.
+    prior_params: of the networks that the step calls.
     text: of `step.embed_prompts`.
     key: the run's.
   """
@@ -57,8 +57,7 @@ def build(config: ml_collections.FrozenConfigDict) -> Workload:
   """The workload of a validated config. Raises as `priors.build` and `Prior.embed` do."""
   p = config.prior
   prior, params = prior_lib.build(p.path or p.name, dtype=p.dtype, any_words=p.allow_unknown_words)
-  text = step_lib.embed_prompts(prior, params, config)
-  params = {name: value for name, value in params.items() if name != "text_encoder"}
+  text = step_lib.embed_prompts(prior, config)
   return Workload(step_lib.make_scene(config), prior, params, text, jax.random.key(config.seed))
 
 

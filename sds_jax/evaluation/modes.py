@@ -28,6 +28,7 @@ def train(config: Config, folder: Path, started: float) -> None:
   compilation.use_cache()
   print(f"{config.prompt!r} with seed {config.seed}; everything goes to {folder}")
   prior, prior_params = load_prior(config)
+  print(f"prior: {prior.source}")
   scene = step_lib.make_scene(config)
   view = outputs.make_view(scene)
 
@@ -89,7 +90,7 @@ def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
     prior, params = prior_lib.build(p.path or p.name, dtype=p.dtype, any_words=p.allow_unknown_words)
   except CheckpointError:
     raise
-  except ValueError as error:  # a name that is not available yet, or networks that are not supported
+  except ValueError as error:  # networks that are not supported
     raise ConfigError(f"config.prior.{'path' if p.path else 'name'}={p.path or p.name!r}: {error}") from error
   if prior.vocabulary is not None and not p.allow_unknown_words:
     _check_prompt(config.prompt, prior.vocabulary)
@@ -97,8 +98,8 @@ def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
 
 
 def _check_prompt(prompt: str, vocabulary: frozenset[str]) -> None:
-  remedy = ("For anything else use a larger prior (--config.prior.path=FOLDER; configs/text.py:sd15 is not available "
-            "yet), or go on regardless with --config.prior.allow_unknown_words=True")
+  remedy = ("For anything else use a larger prior (configs/text.py:sd15 or --config.prior.path=FOLDER), or "
+            "go on regardless with --config.prior.allow_unknown_words=True")
   try:
     if vocabulary >= captions.WORDS:
       if captions.parse(prompt).view:

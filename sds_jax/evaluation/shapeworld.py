@@ -80,10 +80,9 @@ class Job:
     """The finished state of one run, the same as the command's."""
     key = jax.random.key(seed)
     state = self._new(jax.random.fold_in(key, 2**31 - 1))
-    text = step_lib.embed_prompts(self.prior, self.prior_params, self.config, prompt)
-    frozen = {name: value for name, value in self.prior_params.items() if name != "text_encoder"}
+    text = step_lib.embed_prompts(self.prior, self.config, prompt)
     for _ in range(self.config.training.steps):
-      state, _ = self._step(state, frozen, text, key)
+      state, _ = self._step(state, self.prior_params, text, key)
     return jax.block_until_ready(state)
 
 

@@ -6,10 +6,11 @@ before any weight is read. torch plays no part.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import os
 from pathlib import Path
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -31,6 +32,13 @@ from sds_jax.types import Params
 _DTYPES = ("F64", "F32", "F16", "BF16")
 _LISTED = 8
 """Names that an error lists of each kind."""
+
+VARIANTS = ("bf16", "fp16")
+"""Second sets of weights that a folder may have, by the part of their file names that says so."""
+
+PICKLES = (".bin", ".ckpt", ".msgpack", ".pt", ".pth")
+NO_PICKLES = ("pickles are not read, since they can run code: take the safetensors version of the checkpoint, or convert "
+              "it where you trust it (diffusers' DiffusionPipeline.from_pretrained(OLD).save_pretrained(NEW))")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,14 +92,16 @@ def _unet_inputs(model: UNet2DConditionModel) -> tuple[Any, ...]:
           jnp.zeros((1, 1, model.text_dim)), labels)
 
 
-def read_component(folder: str | os.PathLike, kind: str, dtype: Any = jnp.float32) -> tuple[nn.Module, Params]:
+def read_component(folder: str | os.PathLike, kind: str, dtype: Any = jnp.float32,
+                   **options: Any) -> tuple[nn.Module, Params]:
   """The network and the parameters in a component folder (`unet/`, `text_encoder/`, `vae/`).
 
   Args:
     folder: holds config.json and `<stem>.safetensors`; or shards with `<stem>.safetensors.index.json`; or either as
-      the variant fp16 (`<stem>.fp16.safetensors`). The first that exists in this order is read.
+      one of VARIANTS (`<stem>.fp16.safetensors`). The first that exists in this order is read.
     kind: a key of COMPONENTS.
     dtype: of the parameters and of the network's activations.
+    **options: further fields of the network that no config.json has (`remat`, say).
 
   Returns:
     (linen module, parameter tree).
@@ -100,18 +110,18 @@ def read_component(folder: str | os.PathLike, kind: str, dtype: Any = jnp.float3
     CheckpointError: a file is missing or damaged, or names or shapes differ from the network's.
     ValueError: config.json asks for something that isn't supported.
   """
-  model, places = open_component(folder, kind, dtype)
-  return model, jax.device_put(load(places, dtype))
+  model, places = open_component(folder, kind, dtype, **options)
+  return model, load_on_device(places, dtype)
 
 
-def open_component(folder: str | os.PathLike, kind: str,
-                   dtype: Any = jnp.float32) -> tuple[nn.Module, dict[names.Path, Stored]]:
+def open_component(folder: str | os.PathLike, kind: str, dtype: Any = jnp.float32,
+                   **options: Any) -> tuple[nn.Module, dict[names.Path, Stored]]:
   """`read_component` up to the weights: (linen module, where each of its parameters stands), from headers alone."""
   component, folder = COMPONENTS[kind], Path(folder)
   if not folder.is_dir():
     raise CheckpointError(f"{folder} does not exist or is no folder")
-  model = component.network.from_config(read_json(folder / "config.json"), dtype=dtype)
-  return model, locate(_weight_files(folder, component.stem), model, component.table)
+  model = component.network.from_config(read_json(folder / "config.json"), dtype=dtype, **options)
+  return model, locate(weight_files(folder, component.stem), model, component.table)
 
 
 def locate(files: list[Path], model: nn.Module, table: names.NameTable) -> dict[names.Path, Stored]:
@@ -129,35 +139,59 @@ def locate(files: list[Path], model: nn.Module, table: names.NameTable) -> dict[
   return {path: dataclasses.replace(found[name], shape=wanted[name]) for name, path in paths.items()}
 
 
-def load(places: Mapping[names.Path, Stored], dtype: Any) -> Params:
-  """The parameters at `places` (some or all of what `locate` gives) as a tree of host arrays, cast to `dtype`."""
+def load_on_device(places: Mapping[names.Path, Stored], dtype: Any) -> Params:
+  """`load` with every parameter on the device before the next one is read: the host never has them all."""
+  return load(places, dtype, lambda array: jax.block_until_ready(jax.device_put(array)))
+
+
+def load(places: Mapping[names.Path, Stored], dtype: Any,
+         put: Callable[[np.ndarray], Any] = lambda array: array) -> Params:
+  """The parameters at `places` (some or all of what `locate` gives) as a tree, cast to `dtype`.
+
+  They are read one by one; each goes through `put` (as a host array) and is not kept otherwise.
+  """
   flat = {}
   for file in sorted({stored.file for stored in places.values()}):
     with safetensors.safe_open(file, framework="np") as tensors:
       for path, stored in places.items():
         if stored.file == file:
           array = names.to_flax(path, tensors.get_tensor(stored.key).reshape(stored.shape))
-          flat[path] = array.astype(jnp.dtype(dtype))
+          flat[path] = put(array.astype(jnp.dtype(dtype), copy=False))
   return traverse_util.unflatten_dict(flat)
 
 
-def _weight_files(folder: Path, stem: str) -> list[Path]:
-  """The safetensors files of a component, shards in order."""
-  for whole, index in ((f"{stem}.safetensors", f"{stem}.safetensors.index.json"),
-                       (f"{stem}.fp16.safetensors", f"{stem}.safetensors.index.fp16.json")):
-    if (folder / whole).is_file():
-      return [folder / whole]
-    if (folder / index).is_file():
-      weight_map = read_json(folder / index).get("weight_map")
-      if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{folder / index} has no weight_map")
-      return [folder / name for name in sorted(set(weight_map.values()))]
-  pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".ckpt", ".msgpack"))
+def weight_files(folder: Path, stem: str) -> list[Path]:
+  """The safetensors files of a component, shards in order; they need not all exist.
+
+  Raises:
+    CheckpointError: there are none, or a damaged index.
+  """
+  for variant in ("", *VARIANTS):
+    whole = folder / variant_name(f"{stem}.safetensors", variant)
+    if whole.is_file():
+      return [whole]
+    for index in index_names(stem, variant):
+      if (folder / index).is_file():
+        weight_map = read_json(folder / index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+          raise CheckpointError(f"{folder / index} has no weight_map")
+        return [folder / name for name in sorted(set(weight_map.values()))]
+  pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
   if pickles:
-    raise CheckpointError(f"{folder} has no {stem}.safetensors, only {', '.join(pickles)}; pickles are not read, "
-                          "since they can run code: take the safetensors version of the checkpoint or convert it")
+    raise CheckpointError(f"{folder} has no {stem}.safetensors, only {', '.join(pickles)}; {NO_PICKLES}")
   raise CheckpointError(f"{folder} has no weights: expected {stem}.safetensors, {stem}.fp16.safetensors or shards with "
                         f"{stem}.safetensors.index.json")
+
+
+def variant_name(name: str, variant: str) -> str:
+  """diffusers' name of a file in a variant: ("a.safetensors", "fp16") -> "a.fp16.safetensors"; "" is no variant."""
+  return re.sub(r"(\.[^.]+)$", rf".{variant}\1", name) if variant else name
+
+
+def index_names(stem: str, variant: str) -> tuple[str, ...]:
+  """What the index of a variant's shards is called, today and by older writers."""
+  today = variant_name(f"{stem}.safetensors.index.json", variant)
+  return (today, f"{stem}.{variant}.safetensors.index.json") if variant else (today,)
 
 
 def _read_headers(files: list[Path], table: names.NameTable) -> dict[str, Stored]:

@@ -1,23 +1,26 @@
 """A prior: a frozen text-to-image diffusion model as data and functions, read from a folder in diffusers' format.
 
-The folder has `model_index.json`, `unet/`, `text_encoder/`, `tokenizer/` and `scheduler/scheduler_config.json`. Keys of
-`model_index.json` that are ours:
+The folder has `model_index.json`, `unet/`, `text_encoder/`, `tokenizer/`, `scheduler/scheduler_config.json` and perhaps
+`vae/`. Its `model_index.json` says what it is:
 
-  pixel_unshuffle  r: the network diffuses in pixel space, on images folded by `space_to_depth` with block r
-  image_size       height and width of its images
-  camera_dim       length of the camera features that the U-Net takes as class labels (0: it is not told the camera)
-  ray_dim          channels of `ray_features` that follow those of the image at the U-Net's input (0: none)
-  vocabulary       the words that its training captions had, or absent
+  StableDiffusionPipeline   1.x and 2.x: latents of an AutoencoderKL, told of the text by CLIP (arXiv:2112.10752)
+  IFPipeline                DeepFloyd IF's first stage: pixels of 64x64, told of the text by T5. Its network also
+                            predicts a variance (arXiv:2102.09672), which is left out
+  pixel_unshuffle           a key of ours: folded pixels, told of the text by CLIP, with the further keys
+
+  image_size    height and width of its images; pixel_unshuffle r: they are folded by `space_to_depth` with block r
+  camera_dim    length of the camera features that the U-Net takes as class labels (0: it is not told the camera)
+  ray_dim       channels of `ray_features` that follow those of the image at the U-Net's input (0: none)
+  vocabulary    the words that its training captions had, or absent
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from importlib import resources
 import os
 from pathlib import Path
 import re
-from typing import Any, Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,17 +28,19 @@ import jax.numpy as jnp
 
 from sds_jax.diffusion.parameterizations import EPS_FROM
 from sds_jax.diffusion.schedules import prediction_type_from_config, schedule_from_config
-from sds_jax.priors.checkpoint import read_component
+from sds_jax.priors.checkpoint import load_on_device, open_component
 from sds_jax.priors.files import CheckpointError, read_json
-from sds_jax.priors.tokenizers import CLIPTokenizer, load_tokenizer
+from sds_jax.priors.sources import Source, find
+from sds_jax.priors.spaces import Space, latent_space, pixel_space
+from sds_jax.priors.text import TextEncoder, open_text_encoder
 from sds_jax.types import Array, DenoiseFn, EncodeFn, Params, Schedule
 from sds_jax.views.cameras import CAMERA_DIM, RAY_DIM, ray_features
 
 Cond = Mapping[str, Array]
 """What a prior is told of each image: `text` [B, T, D] and perhaps `camera` [B, camera_dim] (zeros: unknown)."""
 
-PLANNED = ("sd15", "sd21-base", "sd21", "if")
-"""Names kept for published models that are not available yet."""
+TEXT_ENCODERS = {"ours": "clip_text", "StableDiffusionPipeline": "clip_text", "IFPipeline": "t5"}
+"""Kind of a folder -> kind of its text encoder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,138 +51,106 @@ class Prior:
     name: what `build` was given.
     image_size: height and width of its images.
     x_shape: shape of one x, the array it diffuses.
+    x_bound: no |x| of an image is larger; None where there is no such bound (latents).
     schedule: the noise schedule it was trained with.
     prediction_type: what its network predicts: "epsilon", "v_prediction" or "sample" (`denoise` always gives eps).
     vocabulary: the words it knows, or None when it knows a natural language.
     camera_dim: length of the camera features it can be told, 0 when it can't.
     ray_dim: channels of rays that `denoise` adds to the network's input, made from the camera features; 0: none.
-    embed: (params, prompts: n strings) -> [n, T, D]. Not for use under jit, since it reads strings. Raises ValueError
-      for a word that is not in the vocabulary; warns when a prompt is cut.
-    encode: (params, image [B, H, W, 3] in [0, 1], key) -> x [B, *x_shape]; square images of other sizes are resized. A
-      pixel-space prior uses neither params nor key.
+    embed: (prompts: n strings) -> [n, T, D] float32. Reads the text encoder from the prior's folder, unless it has
+      embedded these prompts before, so not for use under jit. Raises ValueError for a word that is not in the
+      vocabulary; warns when a prompt is cut.
+    encode: (params, image [B, H, H, 3] in [0, 1], key) -> x [B, *x_shape] float32; images of other sizes are resized.
+      A pixel-space prior uses neither params nor key; a latent one consumes the key.
     decode: (params, x [B, *x_shape]) -> image [B, image_size, image_size, 3] in [0, 1].
     denoise: (params, z_t [B, *x_shape], t [B] integer, cond) -> eps_hat, like z_t.
+    source: where its files come from.
   """
   name: str
   image_size: int
   x_shape: tuple[int, ...]
+  x_bound: float | None
   schedule: Schedule
   prediction_type: str
   vocabulary: frozenset[str] | None
   camera_dim: int
   ray_dim: int
-  embed: Callable[[Params, Sequence[str]], Array]
+  embed: Callable[[Sequence[str]], Array]
   encode: EncodeFn
   decode: Callable[[Params, Array], Array]
   denoise: DenoiseFn
+  source: Source
 
 
-def space_to_depth(image: Array, block: int) -> Array:
-  """Folds block x block pixels into channels: [..., H, W, C] -> [..., H/block, W/block, C * block^2].
+def build(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_words: bool = False,
+          vae_remat: bool = False) -> tuple[Prior, Params]:
+  """A prior and its parameters: dict(unet=...), for a latent one dict(unet=..., vae=...).
 
-  Channel c * block^2 + dy * block + dx of the result is channel c of the pixel at row dy, column dx of the block, which
-  is the order of torch's `pixel_unshuffle`.
-
-  Raises:
-    ValueError: height or width is not divisible by block.
-  """
-  *lead, height, width, channels = image.shape
-  if height % block or width % block:
-    raise ValueError(f"an image of {height}x{width} can't be cut into blocks of {block}x{block}")
-  n = len(lead)
-  x = image.reshape(*lead, height // block, block, width // block, block, channels)
-  x = x.transpose(*range(n), n, n + 2, n + 4, n + 1, n + 3)
-  return x.reshape(*lead, height // block, width // block, channels * block**2)
-
-
-def depth_to_space(x: Array, block: int) -> Array:
-  """The inverse of `space_to_depth`: [..., h, w, C * block^2] -> [..., h * block, w * block, C].
-
-  Raises:
-    ValueError: the channels are not divisible by block^2.
-  """
-  *lead, height, width, channels = x.shape
-  if channels % block**2:
-    raise ValueError(f"{channels} channels are not divisible by {block}^2")
-  n = len(lead)
-  x = x.reshape(*lead, height, width, channels // block**2, block, block)
-  x = x.transpose(*range(n), n, n + 3, n + 1, n + 4, n + 2)
-  return x.reshape(*lead, height * block, width * block, channels // block**2)
-
-
-def shipped_folder() -> Path:
-  """Where the prior that comes with the package lies."""
-  return Path(str(resources.files("sds_jax"))) / "shapeworld" / "prior"
-
-
-def build(name_or_path: str | os.PathLike, dtype: Any = jnp.float32,
-          any_words: bool = False) -> tuple[Prior, Params]:
-  """A prior and its parameters, dict(unet=..., text_encoder=...).
+  All files are looked at, and the parts compared, before weights are read; those of the text encoder are read by
+  `Prior.embed`.
 
   Args:
-    name_or_path: "shapeworld", the prior that comes with the package, or a folder.
-    dtype: of parameters and of the networks' activations; predictions come out as float32.
+    name_or_path: "shapeworld", the prior that comes with the package; a published one by a name of `sources.HUB_IDS` or
+      its hub id ("owner/name", perhaps "owner/name@revision"), which is downloaded unless it is here; or a folder.
+    dtype: of parameters and of the networks' activations; what `Prior`'s functions take and give is float32.
     any_words: whether prompts may have words that the prior has never seen.
+    vae_remat: whether the gradient through the VAE's encoder recomputes what is inside its blocks: less memory, slower.
 
   Raises:
-    ValueError: a name that is not available.
-    CheckpointError (a ValueError): the folder or a file in it is missing or wrong.
+    CheckpointError (a ValueError): the folder or a file in it is missing or wrong, or can't be downloaded.
+    ValueError: a network is of a kind that isn't supported.
   """
-  name = os.fspath(name_or_path)
-  folder = shipped_folder() if name == "shapeworld" else Path(name)
-  if not folder.is_dir():
-    _raise_unavailable(name, folder)
+  source = find(os.fspath(name_or_path), dtype)
+  folder = source.folder
   index = read_json(folder / "model_index.json")
+  kind = _kind(folder, index)
   if any_words:
     index = {key: value for key, value in index.items() if key != "vocabulary"}
-  if "pixel_unshuffle" not in index:
-    raise CheckpointError(f"{folder / 'model_index.json'} has no pixel_unshuffle, so this is no pixel-space prior; "
-                          "latent priors (with a VAE) are not available yet")
   scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-  unet, unet_params = read_component(folder / "unet", "unet", dtype)
-  text, text_params = read_component(folder / "text_encoder", "clip_text", dtype)
-  tokenizer = load_tokenizer(folder / "tokenizer")
-  _check_fit(folder, index, unet, text, tokenizer)
-  return (pixel_prior(name, index, unet, text, tokenizer, scheduler),
-          dict(unet=unet_params, text_encoder=text_params))
+  unet, unet_places = open_component(folder / "unet", "unet", dtype)
+  text = open_text_encoder(folder, TEXT_ENCODERS[kind], dtype)
+  _check_text(folder, unet, text)
+  places = dict(unet=unet_places)
+  if kind == "StableDiffusionPipeline":
+    vae, places["vae"] = open_component(folder / "vae", "vae", dtype, remat=vae_remat)
+    space = latent_space(vae, _positive(folder / "unet" / "config.json", "sample_size", unet.sample_size))
+  else:
+    if kind == "IFPipeline":
+      index = dict(pixel_unshuffle=1, image_size=unet.sample_size)
+    space = _folded(folder, index)
+  _check_unet(folder, index, unet, space)
+  prior = make_prior(source, index, space, unet, text, scheduler)
+  return prior, {name: load_on_device(where, dtype) for name, where in places.items()}
 
 
-def pixel_prior(name: str, index: Mapping[str, Any], unet: nn.Module, text_encoder: nn.Module,
-                tokenizer: CLIPTokenizer, scheduler: Mapping[str, Any]) -> Prior:
-  """A pixel-space prior of networks at hand.
+def make_prior(source: Source, index: Mapping[str, Any], space: Space, unet: nn.Module,
+               text: Callable[[Sequence[str]], Array], scheduler: Mapping[str, Any]) -> Prior:
+  """A prior of parts at hand.
 
   Args:
-    name: for messages.
-    index: a `model_index.json` (the keys in this file's docstring are read).
-    unet, text_encoder: linen modules; their parameters are `params["unet"]` and `params["text_encoder"]`.
-    tokenizer: of the text encoder.
+    source: where they come from.
+    index: a `model_index.json`; `camera_dim`, `ray_dim` and `vocabulary` are read.
+    space: where it diffuses.
+    unet: linen module; its parameters are `params["unet"]`. Channels that it gives beyond those of x are left out.
+    text: (prompts: n strings) -> [n, T, D].
     scheduler: a `scheduler_config.json`.
   """
-  block, size = index["pixel_unshuffle"], index["image_size"]
   camera_dim, ray_dim = index.get("camera_dim", 0), index.get("ray_dim", 0)
-  schedule, prediction = schedule_from_config(scheduler), prediction_type_from_config(scheduler)
+  schedule, prediction_type = schedule_from_config(scheduler), prediction_type_from_config(scheduler)
   vocabulary = frozenset(index["vocabulary"]) if index.get("vocabulary") else None
-  encode_text = jax.jit(lambda params, ids: text_encoder.apply({"params": params}, ids))
 
-  def embed(params: Params, prompts: Sequence[str]) -> Array:
+  def embed(prompts: Sequence[str]) -> Array:
     check_words(prompts, vocabulary)
-    return encode_text(params["text_encoder"], jnp.asarray(tokenizer(prompts)))
-
-  def encode(params: Params, image: Array, key: Array) -> Array:
-    del params, key
-    return space_to_depth(2 * _resized(image, size) - 1, block)
-
-  def decode(params: Params, x: Array) -> Array:
-    del params
-    return jnp.clip((depth_to_space(x, block) + 1) / 2, 0, 1)
+    return text(prompts)
 
   def denoise(params: Params, z_t: Array, t: Array, cond: Cond) -> Array:
     labels = _camera_features(cond, z_t.shape[0], camera_dim)
-    prediction_ = unet.apply({"params": params["unet"]}, unet_input(z_t, labels, ray_dim), t, cond["text"], labels)
-    return EPS_FROM[prediction](schedule, z_t, t, prediction_.astype(z_t.dtype))
+    prediction = unet.apply({"params": params["unet"]}, unet_input(z_t, labels, ray_dim), t, cond["text"], labels)
+    prediction = prediction[..., :z_t.shape[-1]].astype(z_t.dtype)
+    return EPS_FROM[prediction_type](schedule, z_t, t, prediction)
 
-  return Prior(name, size, (size // block, size // block, 3 * block**2), schedule, prediction, vocabulary, camera_dim,
-               ray_dim, embed, encode, decode, denoise)
+  return Prior(source.name, space.image_size, space.x_shape, space.bound, schedule, prediction_type, vocabulary,
+               camera_dim, ray_dim, embed, space.encode, space.decode, denoise, source)
 
 
 def unet_input(z_t: Array, camera: Array | None, ray_dim: int) -> Array:
@@ -199,6 +172,22 @@ def check_words(prompts: Sequence[str], vocabulary: frozenset[str] | None) -> No
                        f"{', '.join(sorted(vocabulary))}")
 
 
+def _kind(folder: Path, index: Mapping[str, Any]) -> str:
+  """A key of TEXT_ENCODERS."""
+  kind = "ours" if "pixel_unshuffle" in index else index.get("_class_name")
+  if kind not in TEXT_ENCODERS:
+    raise CheckpointError(f"{folder / 'model_index.json'}: _class_name={kind!r} is not supported; supported: "
+                          "'StableDiffusionPipeline' (1.x and 2.x), 'IFPipeline' (the first stage), and folders of ours "
+                          "with the key pixel_unshuffle")
+  return kind
+
+
+def _folded(folder: Path, index: Mapping[str, Any]) -> Space:
+  size, block = (_positive(folder / "model_index.json", key, index.get(key)) for key in ("image_size", "pixel_unshuffle"))
+  _check(folder, ("image_size modulo pixel_unshuffle", size % block, 0))
+  return pixel_space(size, block)
+
+
 def _camera_features(cond: Cond, batch: int, camera_dim: int) -> Array | None:
   """[B, camera_dim]; zeros (unknown) when cond has none; None for a prior that takes none."""
   camera = cond.get("camera")
@@ -209,40 +198,37 @@ def _camera_features(cond: Cond, batch: int, camera_dim: int) -> Array | None:
   return jnp.zeros((batch, camera_dim)) if camera is None else camera
 
 
-def _resized(image: Array, size: int) -> Array:
-  batch, height, width, channels = image.shape
-  if height != width or channels != 3:
-    raise ValueError(f"image has shape {image.shape}, expected square images [B, H, H, 3]")
-  return image if height == size else jax.image.resize(image, (batch, size, size, 3), "linear")
-
-
-def _raise_unavailable(name: str, folder: Path) -> None:
-  if name == "shapeworld":
-    raise CheckpointError(f"the prior 'shapeworld' is not in this installation: {folder} does not exist")
-  if name in PLANNED:
-    raise ValueError(f"the prior {name!r} is not available yet; available: 'shapeworld', or a folder")
-  raise CheckpointError(f"the prior {name!r} is neither a name ('shapeworld') nor a folder that exists")
-
-
-def _check_fit(folder: Path, index: Mapping[str, Any], unet: nn.Module, text: nn.Module,
-               tokenizer: CLIPTokenizer) -> None:
-  """Raises CheckpointError when the parts of a folder are not of one prior."""
-  for key in ("pixel_unshuffle", "image_size"):
-    if not isinstance(index.get(key), int) or index[key] < 1:
-      raise CheckpointError(f"{folder / 'model_index.json'}: {key}={index.get(key)!r} should be a positive integer")
-  camera_dim, ray_dim = index.get("camera_dim", 0), index.get("ray_dim", 0)
+def _check_unet(folder: Path, index: Mapping[str, Any], unet: nn.Module, space: Space) -> None:
+  """Raises CheckpointError when the network is not one for this space and this `model_index.json`."""
+  camera_dim, ray_dim, channels = index.get("camera_dim", 0), index.get("ray_dim", 0), space.x_shape[-1]
   told = unet.projection_class_embeddings_input_dim if unet.class_embed_type == "projection" else 0
-  for what, found, needed in (
-      ("image_size modulo pixel_unshuffle", index["image_size"] % index["pixel_unshuffle"], 0),
-      ("ray_dim", ray_dim, RAY_DIM if ray_dim else 0),
-      ("camera_dim with rays", camera_dim, CAMERA_DIM if ray_dim else camera_dim),
-      ("the U-Net's in_channels", unet.in_channels, 3 * index["pixel_unshuffle"]**2 + ray_dim),
-      ("the U-Net's out_channels", unet.out_channels, 3 * index["pixel_unshuffle"]**2),
-      ("camera_dim", camera_dim, told),
-      ("the text encoder's hidden_size", text.hidden_size, unet.cross_attention_dim),
-      ("the text encoder's vocab_size", text.vocab_size, tokenizer.backend.get_vocab_size())):
+  _check(folder,
+         ("ray_dim", ray_dim, RAY_DIM if ray_dim else 0),
+         ("camera_dim with rays", camera_dim, CAMERA_DIM if ray_dim else camera_dim),
+         ("the U-Net's in_channels", unet.in_channels, channels + ray_dim),
+         ("camera_dim", camera_dim, told))
+  if unet.out_channels != 2 * channels:  # the second half is a learned variance
+    _check(folder, ("the U-Net's out_channels", unet.out_channels, channels))
+
+
+def _check_text(folder: Path, unet: nn.Module, text: TextEncoder) -> None:
+  """Raises CheckpointError when the text encoder is not one for this tokenizer and this U-Net."""
+  _check(folder, ("the text encoder's width", text.width, unet.text_dim))
+  if text.kind == "clip_text":
+    _check(folder, ("the text encoder's vocab_size", text.model.vocab_size, text.tokenizer.backend.get_vocab_size()))
+    if text.tokenizer.length > text.model.max_position_embeddings:
+      raise CheckpointError(f"{folder}: the tokenizer gives {text.tokenizer.length} tokens, the text encoder takes "
+                            f"{text.model.max_position_embeddings}")
+
+
+def _check(folder: Path, *facts: tuple[str, Any, Any]) -> None:
+  """Raises CheckpointError for the first of (what, found, needed) that differs."""
+  for what, found, needed in facts:
     if found != needed:
       raise CheckpointError(f"{folder}: {what} is {found}, expected {needed}")
-  if tokenizer.length > text.max_position_embeddings:
-    raise CheckpointError(f"{folder}: the tokenizer gives {tokenizer.length} tokens, the text encoder takes "
-                          f"{text.max_position_embeddings}")
+
+
+def _positive(path: Path, key: str, value: Any) -> int:
+  if not isinstance(value, int) or value < 1:
+    raise CheckpointError(f"{path}: {key}={value!r} should be a positive integer")
+  return value

@@ -1,6 +1,7 @@
 """Draw images from a prior, to see what it knows before it is distilled.
 
     python -m sds_jax.priors.sample --prior=shapeworld --prompt="a red cube" --out=x.png
+    python -m sds_jax.priors.sample --prior=sd15 --dtype=bfloat16 --guidance_scale=7.5 --prompt="..." --out=x.png
 """
 from __future__ import annotations
 
@@ -21,20 +22,21 @@ from sds_jax.types import Array, Params
 
 
 def ddim(prior: Prior, params: Params, cond: Cond, uncond: Cond | None, key: Array, steps: int = 50,
-         guidance_scale: Array | float = 7.5, clip: float | None = 1.) -> Array:
+         guidance_scale: Array | float = 7.5, clip: bool = True, times: Sequence[int] | None = None) -> Array:
   """Deterministic DDIM (arXiv:2010.02502, eq. 12 with sigma = 0) with classifier-free guidance, in one `lax.scan`.
 
-  Times are `steps` integers spaced evenly from T - 1 down; the last step goes to the clean image.
+  The last step goes to the clean image.
 
   Args:
     prior, params: from `prior.build`.
     cond: what B images shall show (text [B, T, D], perhaps camera [B, camera_dim]).
     uncond: of the same structure, for the empty or negative prompt; None for no guidance.
     key: consumed by the starting noise.
-    steps: number of network evaluations (static).
+    steps: number of network evaluations (static), at integer times spaced evenly from T - 1 down.
     guidance_scale: in diffusers' convention, 1 is no guidance.
-    clip: x0 predictions are clipped to [-clip, clip] at each step, and eps made to agree (as pixel-space models need
-      under guidance, arXiv:2205.11487 section 2.3); None leaves them.
+    clip: whether x0 predictions are clipped at each step to the prior's `x_bound`, and eps made to agree (as pixel-space
+      models need under guidance, arXiv:2205.11487 section 2.3). Without effect where there is no such bound.
+    times: falling integers in 0 .. T - 1, to be used instead of `steps` (static).
 
   Returns:
     Images [B, image_size, image_size, 3] in [0, 1].
@@ -46,7 +48,8 @@ def ddim(prior: Prior, params: Params, cond: Cond, uncond: Cond | None, key: Arr
   if not 1 <= steps <= alpha.shape[0]:
     raise ValueError(f"steps={steps} should be from 1 to {alpha.shape[0]}")
   batch = cond["text"].shape[0]
-  times = np.round(np.linspace(alpha.shape[0] - 1, 0, steps + 1)[:-1]).astype(np.int32)
+  times = np.round(np.linspace(alpha.shape[0] - 1, 0, steps + 1)[:-1]) if times is None else np.asarray(times)
+  times = times.astype(np.int32)
 
   def predict(z: Array, t: Array) -> Array:
     if uncond is None:
@@ -60,8 +63,8 @@ def ddim(prior: Prior, params: Params, cond: Cond, uncond: Cond | None, key: Arr
     t = jnp.full((batch,), t)
     eps = predict(z, t)
     x0 = x0_from_eps(prior.schedule, z, t, eps)
-    if clip is not None:
-      x0 = jnp.clip(x0, -clip, clip)
+    if clip and prior.x_bound is not None:
+      x0 = jnp.clip(x0, -prior.x_bound, prior.x_bound)
       eps = eps_from_x0(prior.schedule, z, t, x0)
     return alpha_next * x0 + sigma_next * eps, None
 
@@ -75,8 +78,8 @@ def ddim(prior: Prior, params: Params, cond: Cond, uncond: Cond | None, key: Arr
 def sample(prior: Prior, params: Params, prompts: Sequence[str], key: Array, negative_prompt: str = "", steps: int = 50,
            guidance_scale: float = 7.5) -> Array:
   """Images [n, image_size, image_size, 3] in [0, 1] for n prompts, cameras unknown. `key`: see `ddim`."""
-  cond = dict(text=prior.embed(params, list(prompts)))
-  uncond = dict(text=prior.embed(params, [negative_prompt] * len(prompts)))
+  cond, null = prior.embed(list(prompts)), prior.embed([negative_prompt])
+  cond, uncond = dict(text=cond), dict(text=jnp.broadcast_to(null, cond.shape))
   draw = jax.jit(lambda p, c, u, k: ddim(prior, p, c, u, k, steps, guidance_scale),
                  compiler_options=compilation.unet_options())
   return draw(params, cond, uncond, key)
@@ -91,7 +94,7 @@ def write_row(path: str | os.PathLike, images: Array) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
   """The command line."""
   parser = argparse.ArgumentParser(prog="python -m sds_jax.priors.sample", description="Draw images from a prior.")
-  parser.add_argument("--prior", default="shapeworld", help="a name or a folder (default: %(default)s)")
+  parser.add_argument("--prior", default="shapeworld", help="a name, a hub id or a folder (default: %(default)s)")
   parser.add_argument("--prompt", required=True)
   parser.add_argument("--negative_prompt", default="")
   parser.add_argument("--out", required=True, help="PNG to write")
@@ -99,9 +102,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--steps", type=int, default=50, help="network evaluations (default: %(default)s)")
   parser.add_argument("--guidance_scale", type=float, default=5., help="1 is no guidance (default: %(default)s)")
   parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the networks")
   args = parser.parse_args(argv)
   try:
-    prior, params = build(args.prior)
+    prior, params = build(args.prior, dtype=args.dtype)
     images = sample(prior, params, [args.prompt] * args.num, jax.random.key(args.seed), args.negative_prompt,
                     args.steps, args.guidance_scale)
   except ValueError as error:

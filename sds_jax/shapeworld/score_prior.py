@@ -44,11 +44,11 @@ def sample_views(prior: prior_lib.Prior, params: Params, specs: list[captions.Sp
                  compiler_options=compilation.unet_options())
   features = cameras.camera_features(shots)
   features = features if told else jnp.zeros_like(features)
-  null = prior.embed(params, [""])
+  null = prior.embed([""])
   images = []
   for start in range(0, len(specs), batch):
     index = [min(i, len(specs) - 1) for i in range(start, start + batch)]
-    text = prior.embed(params, [captions.caption(specs[i]) for i in index])
+    text = prior.embed([captions.caption(specs[i]) for i in index])
     camera = features[np.array(index)]
     uncond = dict(text=jnp.broadcast_to(null, text.shape), camera=camera)
     out = draw(params, dict(text=text, camera=camera), uncond, jax.random.fold_in(key, start))

@@ -24,7 +24,7 @@ import tqdm
 
 from sds_jax import compilation
 from sds_jax.diffusion import schedules
-from sds_jax.priors import checkpoint, clip, prior as prior_lib, tokenizers, unet
+from sds_jax.priors import checkpoint, clip, prior as prior_lib, spaces, tokenizers, unet
 from sds_jax.shapeworld import captions, card, dataset, recipe, score_prior, tokenizer
 from sds_jax.shapeworld.tokenizer import MAX_TOKENS
 from sds_jax.types import Array, Params
@@ -82,7 +82,7 @@ def make_step(networks: tuple[Any, Any], schedule: Any, optimizer: optax.Gradien
   def loss_fn(params, images, ids, camera, key):
     k_t, k_eps, k_text, k_camera = jax.random.split(key, 4)
     batch = images.shape[0]
-    x = prior_lib.space_to_depth(images.astype(jnp.float32) / 127.5 - 1.0, recipe.PIXEL_UNSHUFFLE)
+    x = spaces.space_to_depth(images.astype(jnp.float32) / 127.5 - 1.0, recipe.PIXEL_UNSHUFFLE)
     # Stratified, so that every batch covers all noise levels; denser towards pure noise, where only the text and the
     # camera say what is to be seen. Where the object shows through the noise, a network learns nothing about words.
     u = (jnp.arange(batch) + jax.random.uniform(k_t, (batch,))) / batch

@@ -59,12 +59,11 @@ def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, 
   scene = step_lib.make_scene(config)
   key = jax.random.key(config.seed)
   state = jax.jit(lambda k: step_lib.new_state(scene, k))(jax.random.fold_in(key, 2**31 - 1))
-  text = step_lib.embed_prompts(prior, prior_params, config)
-  prior_params = {name: value for name, value in prior_params.items() if name != "text_encoder"}
+  text = step_lib.embed_prompts(prior, config)
   with Checkpoints(workdir / "checkpoints", config.training.keep_checkpoints) as checkpoints:
     state = _resume(config, workdir, checkpoints, state)
     # Only now: where the settings do not fit what is there, config.json still tells those that made it.
-    workspace.store_config(workdir, config, outputs.versions())
+    workspace.store_config(workdir, config, outputs.versions(), prior.source.as_dict())
     step_fn, compile_seconds = _compile(step_lib.make_step(scene, prior), state, prior_params, text, key)
     started = time.perf_counter()
     state = _loop(config, workdir, checkpoints, step_fn, state, (prior_params, text, key), on_render)

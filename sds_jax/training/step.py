@@ -99,15 +99,14 @@ def new_state(scene: Scene, key: Array) -> TrainState:
   return init_state(params, scene.optimizer, grid)
 
 
-def embed_prompts(prior: Prior, prior_params: Params, config: ml_collections.FrozenConfigDict,
-                  prompt: str | None = None) -> dict[str, Array]:
+def embed_prompts(prior: Prior, config: ml_collections.FrozenConfigDict, prompt: str | None = None) -> dict[str, Array]:
   """The text of a run, once: {"views": [V, T, D] (one for each of `prompts.VIEWS`), "null": [T, D]}.
 
   `prompt` goes before `config.prompt`.
   """
   prompt = config.prompt if prompt is None else prompt
   words = prompts.view_prompts(prompt) if config.distillation.view_words != "none" else [prompt]
-  embedded = prior.embed(prior_params, [*words, ""])
+  embedded = prior.embed([*words, ""])
   return dict(views=embedded[:-1], null=embedded[-1])
 
 

@@ -54,9 +54,10 @@ def existing(workdir: str | None, mode: str) -> Path:
   return folder
 
 
-def store_config(folder: Path, config: ml_collections.FrozenConfigDict, versions: dict[str, str]) -> None:
-  """Write config.json: all settings, and what they were run with."""
-  files.write_json(dict(config=config.to_dict(), versions=versions), folder / "config.json")
+def store_config(folder: Path, config: ml_collections.FrozenConfigDict, versions: dict[str, str],
+                 prior_source: dict[str, str] | None = None) -> None:
+  """Write config.json: all settings, and what they were run with; `prior_source` is that of `Prior.source`."""
+  files.write_json(dict(config=config.to_dict(), versions=versions, prior_source=prior_source), folder / "config.json")
 
 
 def stored_config(folder: Path, overrides: dict[str, Any]) -> ConfigDict:

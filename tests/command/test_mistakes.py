@@ -3,6 +3,8 @@ import shutil
 
 import pytest
 
+from sds_jax.priors import hub, sources
+
 TEXT = "--config=configs/text.py"
 UNET, CLIP = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 
@@ -42,11 +44,20 @@ def test_settings_and_flags(command, arguments, parts):
   assert all(part in message for part in parts), message
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd21-base", "if"])
-def test_priors_that_come_later(command, tmp_path, name):
-  message = one_line(command(f"{TEXT}:{name}", f"--workdir={tmp_path}"))
-  assert f"the prior '{name}' is not available yet" in message and "shapeworld" in message
-  assert not (tmp_path / "config.json").exists()
+@pytest.mark.parametrize("name", ["sd15", "sd21-base", "sd21", "if", "owner/name"])
+def test_published_priors_without_a_connection(command, tmp_path, monkeypatch, name):
+  monkeypatch.setattr(sources, "default_hub", lambda: offline_hub(tmp_path))
+  message = one_line(command(f"{TEXT}:{name}", f"--workdir={tmp_path / 'run'}"))
+  assert f"the prior '{name}' can't be had" in message and "can't be reached" in message
+  assert "--config.prior.path=FOLDER" in message and "hf download" in message
+  assert not list((tmp_path / "run").glob("*"))
+
+
+def offline_hub(folder):
+  def unreachable(repo, *args):
+    raise hub.explain(ConnectionError(), repo)
+
+  return hub.Hub(folder / "hub", unreachable, unreachable)
 
 
 def test_unknown_prior(command, tmp_path):

@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sds_jax.priors import prior as prior_lib
+from sds_jax.priors import prior as prior_lib, sources
 from sds_jax.shapeworld import captions, recipe, score_prior
 
-FOLDER = prior_lib.shipped_folder()
+FOLDER = sources.shipped_folder()
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ def test_a_whole_run_and_one_that_was_killed(train, tmp_path, monkeypatch, capsy
   prior, params = prior_lib.build(whole)
   assert (prior.image_size, prior.x_shape, prior.camera_dim) == (64, (16, 16, 48), 16)
   assert prior.vocabulary == captions.WORDS
-  cond = dict(text=prior.embed(params, ["a red cube"]), camera=jnp.ones((1, 16)))
+  cond = dict(text=prior.embed(["a red cube"]), camera=jnp.ones((1, 16)))
   noise = jax.jit(prior.denoise)(params, jnp.ones((1, 16, 16, 48)), jnp.asarray([500]), cond)
   assert noise.shape == (1, 16, 16, 48) and bool(jnp.isfinite(noise).all())
   text = (whole / "README.md").read_text()

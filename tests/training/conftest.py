@@ -35,7 +35,7 @@ def ready(tiny_config, prior_and_params):
     scene = step.make_scene(validate(tiny_config(changes)))
     key = jax.random.key(seed)
     state = jax.jit(lambda k: step.new_state(scene, k))(jax.random.fold_in(key, 2**31 - 1))
-    text = step.embed_prompts(prior, prior_params, scene.config)
+    text = step.embed_prompts(prior, scene.config)
     return scene, step.make_step(scene, prior), (state, dict(unet=prior_params["unet"]), text, key)
 
   return make

