@@ -57,7 +57,10 @@ def check_supported(config: ml_collections.FrozenConfigDict) -> None:
       ("field.name", config.field.name, ("mlp",)), ("background.name", config.background.name, ("plain", "white")),
       ("render.normals", config.render.normals, ("analytic",)), ("optimizer.name", config.optimizer.name, ("adam",)),
       ("optimizer.clip_norm", config.optimizer.clip_norm, (0.0,)), ("prior.dtype", config.prior.dtype, ("float32",)),
-      ("distillation.estimator", config.distillation.estimator, ("sds",))):
+      ("distillation.estimator", config.distillation.estimator, ("sds",)),
+      ("distillation.perp_neg", config.distillation.perp_neg, ("none",)),
+      ("distillation.guidance_rescale", config.distillation.guidance_rescale, ((0.0,),)),
+      ("distillation.clip_norm", config.distillation.clip_norm, (config.distillation.clip_norm[:1],))):
     if value not in legal:
       raise PeerError(f"config.{name}={value!r}: the step in PyTorch only knows {', '.join(map(repr, legal))}")
 
@@ -78,7 +81,7 @@ def payload(work: Workload, state: TrainState, block: int) -> dict[str, Any]:
   return dict(
     render=render_settings(work.scene, block), unet=str(folder / "unet"), prediction=work.prior.prediction_type,
     unshuffle=size // work.prior.x_shape[0], adam=(config.optimizer.b1, config.optimizer.b2, config.optimizer.eps),
-    clip_norm=config.distillation.clip_norm, layers=layers(state.params["field"]), **moments, count=int(state.step),
+    clip_norm=config.distillation.clip_norm[0], layers=layers(state.params["field"]), **moments, count=int(state.step),
     occupancy=dict(every=o.every, decay=o.decay, start_step=o.start_step, shares=4),
     grid=None if state.occupancy is None else np.asarray(state.occupancy.density))
 

@@ -162,7 +162,7 @@ def draw_noise(key: Array, index: Array, like: Array) -> Array:
 def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, key: Array, cond: Any, *,
                        t: Array | None = None, t_range: timesteps.TRange = (0.02, 0.98), index: Array | None = None,
                        weighting: str | WeightFn = "sigma2", estimator: str = "sds", scale: Array | float = 1.0,
-                       clip_norm: float | None = None) -> tuple[Array, DistillationAux]:
+                       clip_norm: Array | float | None = None) -> tuple[Array, DistillationAux]:
   """A scalar to differentiate: its gradient with respect to x is that of score distillation, averaged over the batch.
 
   The cotangent of example b is scale w(t_b) (eps_hat_b - eps_b) / B: a sum over the pixels of an example, a mean over
@@ -183,7 +183,7 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
     weighting: a name in `WEIGHTINGS`, or a function (schedule, t [B]) -> [B].
     estimator: a name in `ESTIMATORS`.
     scale: multiplies the gradient, a scalar or [B]; may be traced.
-    clip_norm: if given, an example's scale w(t) (eps_hat - eps) is shortened to at most this norm.
+    clip_norm: if given, an example's scale w(t) (eps_hat - eps) is shortened to at most this norm; may be traced.
 
   Returns:
     (loss, aux): loss is 0.0 of shape [] and only its gradient has a meaning; aux is a `DistillationAux`.

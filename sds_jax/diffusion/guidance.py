@@ -1,13 +1,15 @@
 """Classifier-free guidance (arXiv:2207.12598), in the two conventions that are in use, each under its own name.
 
 The same number means different things to them: a diffusers scale s is a DreamFusion weight omega = s - 1. So a
-configuration gives the convention with the number.
+configuration gives the convention with the number. A negative prompt takes the place of the empty one on the
+unconditional side, as in diffusers; several of them, combined by Perp-Neg, stand beside it.
 """
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
+from sds_jax.diffusion import perp_neg
 from sds_jax.diffusion.schedules import per_example
 from sds_jax.types import Array, DenoiseFn, Params
 
@@ -35,7 +37,7 @@ CONVENTIONS = {"dreamfusion": cfg_dreamfusion, "diffusers": cfg_diffusers}
 
 
 def rescale(eps_guided: Array, eps_c: Array, phi: Array | float) -> Array:
-  """Pulls the spread of a guided prediction back towards that of the conditional one (arXiv:2305.08891, eq. 15-16).
+  """Pulls the spread of a guided prediction back towards that of the conditional one (arXiv:2305.08891, section 3.4).
 
   Args:
     eps_guided: [B, ...], what guidance gave.
@@ -43,7 +45,9 @@ def rescale(eps_guided: Array, eps_c: Array, phi: Array | float) -> Array:
     phi: a scalar or [B]; 0 changes nothing, 1 gives each example the standard deviation of eps_c. The paper uses 0.7.
 
   Returns:
-    [B, ...]. The paper rescales what its network puts out (v); here it is the noise prediction.
+    [B, ...]. The spread is the standard deviation over all of an example, its mean taken off (eq. 15-16). The paper
+    rescales what its network puts out (v) and diffusers too; here it is the noise prediction for every network, which
+    is diffusers' `guidance_rescale` for networks that predict noise.
   """
   axes = tuple(range(1, eps_c.ndim))
   ratio = eps_c.std(axes, keepdims=True) / jnp.maximum(eps_guided.std(axes, keepdims=True), 1e-8)
@@ -56,13 +60,15 @@ def guided(denoise_fn: DenoiseFn, convention: str, scale: Array | float, *,
   """A guided denoiser made of a plain one, at one network call a step.
 
   Args:
-    denoise_fn: the network, called once with a batch of 2 B.
+    denoise_fn: the network, called once with a batch of 2 B, or (2 + K) B with K negative prompts.
     convention: a name in `CONVENTIONS`.
     scale: that convention's number, a scalar or [B]; may be traced (say, annealed over the run).
     rescale_phi: the `phi` of `rescale`; the Python number 0 leaves it out.
 
   Returns:
     A DenoiseFn whose cond is dict(cond=..., uncond=...): two pytrees of one structure, leaves [B, ...] of equal shapes.
+    With Perp-Neg it also has `negatives`, a tuple of K more of them, and `weights` [B, K]: `perp_neg.steer` then goes
+    before the convention, while `rescale` still looks at the plain conditional prediction.
 
   Raises:
     ValueError: unknown convention; or, when called, cond is not such a dictionary.
@@ -72,25 +78,34 @@ def guided(denoise_fn: DenoiseFn, convention: str, scale: Array | float, *,
   combine = CONVENTIONS[convention]
 
   def denoise(params: Params, z: Array, t: Array, cond: dict) -> Array:
-    _check_pair(cond)
-    both = denoise_fn(params, *jax.tree.map(_interleave, (z, t, cond["cond"]), (z, t, cond["uncond"])))
-    eps_c, eps_u = both[0::2], both[1::2]
-    eps = combine(eps_c, eps_u, scale)
+    sides = _sides(cond)
+    batch = jax.tree.map(_interleave, *((z, t, side) for side in sides))
+    together = denoise_fn(params, *batch)
+    eps_c, eps_u, *eps_n = (together[i::len(sides)] for i in range(len(sides)))
+    towards = perp_neg.steer(eps_c, eps_u, eps_n, cond["weights"]) if eps_n else eps_c
+    eps = combine(towards, eps_u, scale)
     off = isinstance(rescale_phi, (int, float)) and rescale_phi == 0
     return eps if off else rescale(eps, eps_c, rescale_phi)
 
   return denoise
 
 
-def _interleave(a: Array, b: Array) -> Array:
+def _interleave(*sides: Array) -> Array:
   """[a_0, b_0, a_1, b_1, ...]: unlike a's then b's, a batch that is sharded over devices stays where it is."""
-  return jnp.stack([a, b], axis=1).reshape((-1,) + a.shape[1:])
+  return jnp.stack(sides, axis=1).reshape((-1,) + sides[0].shape[1:])
 
 
-def _check_pair(cond: dict) -> None:
-  if not isinstance(cond, dict) or set(cond) != {"cond", "uncond"}:
+def _sides(cond: dict) -> list:
+  """What the network is asked under: [positive, unconditional, negatives ...]."""
+  if not isinstance(cond, dict) or set(cond) not in ({"cond", "uncond"}, {"cond", "uncond", "negatives", "weights"}):
     found = sorted(cond) if isinstance(cond, dict) else type(cond).__name__
-    raise ValueError(f"a guided denoiser takes cond=dict(cond=..., uncond=...); found {found}")
-  shapes = [jax.tree.map(jnp.shape, cond[side]) for side in ("cond", "uncond")]
-  if shapes[0] != shapes[1]:
-    raise ValueError(f"cond and uncond must have the same structure and shapes; found {shapes[0]} and {shapes[1]}")
+    raise ValueError("a guided denoiser takes cond=dict(cond=..., uncond=...), with negatives and weights for "
+                     f"Perp-Neg; found {found}")
+  sides = [cond["cond"], cond["uncond"], *cond.get("negatives", ())]
+  shapes = [jax.tree.map(jnp.shape, side) for side in sides]
+  for other in shapes[1:]:
+    if other != shapes[0]:
+      raise ValueError(f"all sides of cond must have the same structure and shapes; found {shapes[0]} and {other}")
+  if len(sides) - 2 != (cond["weights"].shape[1] if "weights" in cond else 0):
+    raise ValueError(f"there are {len(sides) - 2} negatives, but weights of shape {cond['weights'].shape}")
+  return sides

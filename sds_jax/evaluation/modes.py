@@ -79,7 +79,7 @@ def evaluate(config: Config, folder: Path, started: float) -> None:
 
 
 def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
-  """The prior of the settings, after a check that it knows the prompt's words.
+  """The prior of the settings, after a check that it knows the words of both prompts.
 
   Raises:
     ConfigError: it does not, and `prior.allow_unknown_words` is off.
@@ -94,6 +94,10 @@ def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
     raise ConfigError(f"config.prior.{'path' if p.path else 'name'}={p.path or p.name!r}: {error}") from error
   if prior.vocabulary is not None and not p.allow_unknown_words:
     _check_prompt(config.prompt, prior.vocabulary)
+    try:
+      prior_lib.check_words([config.negative_prompt], prior.vocabulary)
+    except ValueError as error:
+      raise ConfigError(f"config.negative_prompt={config.negative_prompt!r} is beyond this prior: {error}") from error
   return prior, params
 
 

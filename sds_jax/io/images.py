@@ -48,15 +48,22 @@ def tile(images: np.ndarray, columns: int | None = None, gap: int = 2, backgroun
   return sheet
 
 
-def tile_rows(rows: Sequence[np.ndarray], labels: Sequence[str] | None = None, gap: int = 2) -> np.ndarray:
-  """Several batches [N, H, W, 3] (same N, H, W) as rows of one picture, with a `labels` column on the left if given."""
+def tile_rows(rows: Sequence[np.ndarray], labels: Sequence[str] | None = None, gap: int = 2,
+              titles: Sequence[str] | None = None) -> np.ndarray:
+  """Several batches [N, H, W, 3] (same N, H, W) as rows of one picture.
+
+  With `labels` there is a column of them on the left, and with `titles` as well a row on top: one for the column of
+  labels, then one for each of the N.
+  """
   if labels is not None and len(labels) != len(rows):
     raise ValueError(f"{len(labels)} labels for {len(rows)} rows")
   sheet = tile(np.concatenate([np.asarray(row, np.float32) for row in rows]), columns=len(rows[0]), gap=gap)
   if labels is None:
     return sheet
-  height = np.asarray(rows[0]).shape[1]
-  return np.concatenate([_label_column(labels, height, gap, sheet.shape[0]), sheet], axis=1)
+  height, width = np.asarray(rows[0]).shape[1:3]
+  column = _label_column(labels, height, gap, sheet.shape[0], widest=titles[0] if titles else "")
+  body = np.concatenate([column, sheet], axis=1)
+  return body if titles is None else np.concatenate([_title_row(titles, column.shape[1], width, gap), body])
 
 
 def depth_image(depth: np.ndarray, opacity: np.ndarray) -> np.ndarray:
@@ -86,12 +93,27 @@ def _over_white(colours: np.ndarray, opacity: np.ndarray) -> np.ndarray:
   return weight * colours + (1.0 - weight)
 
 
-def _label_column(labels: Sequence[str], height: int, gap: int, total: int) -> np.ndarray:
-  """White [total, width, 3] with one dark label in the middle of each row's height."""
+_INK, _TITLE_SIZE = (70, 74, 82), 12
+
+
+def _label_column(labels: Sequence[str], height: int, gap: int, total: int, widest: str = "") -> np.ndarray:
+  """White [total, width, 3] with one dark label in the middle of each row's height; wide enough for all of them."""
   font = ImageFont.load_default(size=max(10, min(14, height // 4)))
-  width = math.ceil(max(font.getlength(label) for label in labels)) + 12
+  title = ImageFont.load_default(size=_TITLE_SIZE).getlength(widest)
+  width = math.ceil(max([title, *(font.getlength(label) for label in labels)])) + 12
   picture = Image.new("RGB", (width, total), "white")
   draw = ImageDraw.Draw(picture)
   for row, label in enumerate(labels):
-    draw.text((width - 6, row * (height + gap) + height / 2), label, fill=(70, 74, 82), font=font, anchor="rm")
+    draw.text((width - 6, row * (height + gap) + height / 2), label, fill=_INK, font=font, anchor="rm")
+  return np.asarray(picture, np.float32) / 255.0
+
+
+def _title_row(titles: Sequence[str], left: int, width: int, gap: int) -> np.ndarray:
+  """White, with a dark title in the `left` column and one over each picture of `width`, `gap` pixels between."""
+  font = ImageFont.load_default(size=_TITLE_SIZE)
+  picture = Image.new("RGB", (left + (len(titles) - 1) * (width + gap) - gap, _TITLE_SIZE + 8), "white")
+  draw, middle = ImageDraw.Draw(picture), picture.height / 2
+  draw.text((left - 6, middle), titles[0], fill=_INK, font=font, anchor="rm")
+  for i, title in enumerate(titles[1:]):
+    draw.text((left + i * (width + gap) + width / 2, middle), title, fill=_INK, font=font, anchor="mm")
   return np.asarray(picture, np.float32) / 255.0

@@ -2,7 +2,8 @@
 
 A config is an `ml_collections.ConfigDict`; `configs/*.py` start from `default()` and change fields. `validate` looks at
 all of it before anything is loaded and returns a frozen copy. A scalar that may change during training is a tuple: a
-constant `(v,)`, or `((p0, v0), (p1, v1), ...)`, linear between the given fractions p of the run.
+constant `(v,)`, or `((p0, v0), (p1, v1), ...)`, linear between the given fractions p of the run. These are the weights
+in `loss` and, in `distillation`, guidance_scale, guidance_rescale, perp_neg_scale, t_min, t_max and clip_norm.
 """
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ def default() -> ConfigDict:
   """The settings of text-to-3D with the shipped prior, sized for two CPU cores; a fresh, unlocked ConfigDict."""
   config = ConfigDict()
   config.prompt = "a green cone on top of a blue cylinder"
+  config.negative_prompt = ""  # what the unconditional side of guidance is told, as in diffusers
   config.seed = 0
   config.workdir = ""  # empty: runs/<prompt>-<seed>
   config.resume = "auto"  # auto: go on if there is a checkpoint; must: it has to be there; never: start anew
@@ -32,7 +34,8 @@ def default() -> ConfigDict:
   config.optimizer = ConfigDict(dict(  # b1, b2, eps: of adam and adamw; sgd takes b1 as momentum, adan its own betas
       name="adam", learning_rate=1e-2, warmup_steps=20, final_fraction=0.1, b1=0.9, b2=0.99, eps=1e-15, clip_norm=0.0))
   config.training = ConfigDict(dict(
-      steps=500, views=2, log_every=10, render_every=100, checkpoint_every=100, keep_checkpoints=2))
+      steps=500, views=2, log_every=10, render_every=100, checkpoint_every=100, keep_checkpoints=2,
+      guidance_every=0))  # sheets of what the prior sees, progress/guidance_*.png; 0: none
   config.occupancy = ConfigDict(dict(resolution=32, every=8, decay=0.9, start_step=32))
   config.export = ConfigDict(dict(
       mesh_resolution=96, mesh_threshold=0.0,  # 0: chosen from the size of a voxel
@@ -54,9 +57,14 @@ def _distillation() -> ConfigDict:
       weighting="sigma2",
       guidance_convention="diffusers",  # eps_u + s (eps_c - eps_u); "dreamfusion": eps_c + omega (eps_c - eps_u)
       guidance_scale=(3.0,),
+      guidance_rescale=(0.0,),  # arXiv:2305.08891, section 3.4, on eps; 0: off, 1: the spread of the conditional eps
+      # Perp-Neg (arXiv:2304.04968): none, or the texts and weights of threestudio or stable_dreamfusion, which are in
+      # views/perp_neg.py. It interpolates between views itself, whatever view_words says; the network costs twice.
+      perp_neg="none",
+      perp_neg_scale=(1.0,),  # multiplies its weights; stable-dreamfusion's negative_w is -2 times this
       t_min=(0.02,), t_max=(0.98,),  # fractions of the schedule
       stratified=True,
-      clip_norm=0.0,  # of each view's cotangent; 0: no clipping
+      clip_norm=(0.0,),  # of each view's cotangent; (0.0,): no clipping
       view_words="nearest"))  # nearest, blended or none
 
 

@@ -19,7 +19,7 @@ from sds_jax import compilation
 from sds_jax.io import files
 from sds_jax.io.checkpoints import Checkpoints
 from sds_jax.priors.prior import Prior
-from sds_jax.training import outputs, step as step_lib, workspace
+from sds_jax.training import inspect_guidance, outputs, step as step_lib, workspace
 from sds_jax.training.state import TrainState
 from sds_jax.types import Params
 
@@ -46,8 +46,8 @@ def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, 
 
   Args:
     config: validated.
-    workdir: exists and can be written to; gets `checkpoints/`, `config.json`, `metrics.jsonl` and TensorBoard's
-      `events.*`.
+    workdir: exists and can be written to; gets `checkpoints/`, `config.json`, `metrics.jsonl`, TensorBoard's
+      `events.*` and, every `training.guidance_every` steps, `progress/guidance_*.png`.
     prior, prior_params: of `priors.build`; the parameters are left as they are.
     on_render: called with (state, step) every `training.render_every` steps; must not keep the state.
 
@@ -65,8 +65,11 @@ def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, 
     # Only now: where the settings do not fit what is there, config.json still tells those that made it.
     workspace.store_config(workdir, config, outputs.versions(), prior.source.as_dict())
     step_fn, compile_seconds = _compile(step_lib.make_step(scene, prior), state, prior_params, text, key)
-    started = time.perf_counter()
-    state = _loop(config, workdir, checkpoints, step_fn, state, (prior_params, text, key), on_render)
+    fixed = (prior_params, text, key)
+    with inspect_guidance.sheets(scene, prior, workdir, state, fixed) as on_guidance:
+      started = time.perf_counter()
+      looks = [(config.training.render_every, on_render), (config.training.guidance_every, on_guidance)]
+      state = _loop(config, workdir, checkpoints, step_fn, state, fixed, looks)
     timings = dict(compile_s=compile_seconds, optimise_s=time.perf_counter() - started)
   return Progress(state, timings, began)
 
@@ -140,8 +143,11 @@ def _compile(step: Callable, *args: Any) -> tuple[Callable, float]:
 
 
 def _loop(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints, step_fn: Callable,
-          state: TrainState, fixed: tuple, on_render: Callable | None) -> TrainState:
-  """Steps until done or stopped. Nothing is fetched from the device but the metrics, every `log_every` steps."""
+          state: TrainState, fixed: tuple, looks: list[tuple[int, Callable | None]]) -> TrainState:
+  """Steps until done or stopped, with a look (state, step) every so many steps, for each (every, look) of `looks`.
+
+  Nothing is fetched from the device but the metrics, every `log_every` steps, and what the looks ask for.
+  """
   t = config.training
   first, pending = int(state.step), []
   started = time.perf_counter()
@@ -157,8 +163,9 @@ def _loop(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: C
         pending = []
         means["steps_per_second"] = (done - first) / (time.perf_counter() - started)
         _log(workdir, board, bar, done, means)
-      if t.render_every and on_render and done % t.render_every == 0 and done < t.steps:
-        on_render(state, done)
+      for every, look in looks:
+        if every and look and done % every == 0 and done < t.steps:
+          look(state, done)
       if done % t.checkpoint_every == 0 or done == t.steps or stop:
         checkpoints.save(done, state)
       if stop and done < t.steps:

@@ -17,7 +17,7 @@ import ml_collections
 import optax
 
 from sds_jax.diffusion import guidance, timesteps
-from sds_jax.diffusion.distillation import score_distillation
+from sds_jax.diffusion.distillation import DistillationAux, score_distillation
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.fields.background import Background, make_background
 from sds_jax.fields.field import FIELDS, Field, make_field
@@ -28,7 +28,7 @@ from sds_jax.training import losses
 from sds_jax.training.config import scalar_spec
 from sds_jax.training.state import TrainState, init_state, make_optimizer
 from sds_jax.types import Array, Camera, Params, RenderOutput
-from sds_jax.views import cameras, lights, prompts
+from sds_jax.views import cameras, lights, perp_neg, prompts
 from sds_jax.views.lights import ALBEDO, Shading
 
 
@@ -102,11 +102,11 @@ def new_state(scene: Scene, key: Array) -> TrainState:
 def embed_prompts(prior: Prior, config: ml_collections.FrozenConfigDict, prompt: str | None = None) -> dict[str, Array]:
   """The text of a run, once: {"views": [V, T, D] (one for each of `prompts.VIEWS`), "null": [T, D]}.
 
-  `prompt` goes before `config.prompt`.
+  "null" is `config.negative_prompt`, "" where there is none. `prompt` goes before `config.prompt`.
   """
   prompt = config.prompt if prompt is None else prompt
   words = prompts.view_prompts(prompt) if config.distillation.view_words != "none" else [prompt]
-  embedded = prior.embed([*words, ""])
+  embedded = prior.embed([*words, config.negative_prompt])
   return dict(views=embedded[:-1], null=embedded[-1])
 
 
@@ -117,23 +117,16 @@ def make_step(scene: Scene, prior: Prior) -> Callable[..., tuple[TrainState, dic
   metrics are float32 scalars.
   """
   config = scene.config
-  views = config.training.views
-  index = jnp.arange(views)
 
   def loss_fn(params: Params, state: TrainState, prior_params: Params, text: dict[str, Array],
               keys: dict[str, Array]):
-    progress = state.step.astype(jnp.float32) / config.training.steps
-    cams, azimuth, elevation = _draw_cameras(scene, keys["views"], index)
-    shading = lights.sample_shading(keys["shading"], progress, scene.lights)
-    out, overflow = _render(scene, params, state.occupancy, cams, shading, keys["rest"], index)
-    x = prior.encode(prior_params, out.rgb, keys["encode"])
-    cond = _condition(prior, text, cams, azimuth, elevation, config.distillation.view_words)
-    loss, aux = _distil(config, prior, prior_params, x, cond, keys["t"], keys["distil"], index, progress)
+    progress = progress_of(config, state.step)
+    out, x, cond, metrics = observe(scene, prior, params, state, prior_params, text, keys)
+    loss, aux = distil(config, prior, prior_params, x, cond, keys, progress)
     terms = {name: fn(out) for name, fn in losses.LOSSES.items()}
     for name, value in terms.items():
       loss += schedule_value(scalar_spec(config.loss[name]), progress) * value
-    metrics = dict(terms, sds_grad_norm=jnp.mean(aux.grad_norm), mean_opacity=jnp.mean(out.opacity),
-                   overflow=overflow, shaded=(shading.mode != ALBEDO).astype(jnp.float32))
+    metrics = dict(terms, sds_grad_norm=jnp.mean(aux.grad_norm), mean_opacity=jnp.mean(out.opacity), **metrics)
     return loss, metrics
 
   def step(state: TrainState, prior_params: Params, text: dict[str, Array], key: Array):
@@ -146,6 +139,35 @@ def make_step(scene: Scene, prior: Prior) -> Callable[..., tuple[TrainState, dic
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state, occupancy=grid), metrics
 
   return step
+
+
+def progress_of(config: ml_collections.FrozenConfigDict, step: Array) -> Array:
+  """The fraction [] float32 of the run that is done before step number `step` [] int32."""
+  return step.astype(jnp.float32) / config.training.steps
+
+
+def observe(scene: Scene, prior: Prior, params: Params, state: TrainState, prior_params: Params, text: dict[str, Array],
+            keys: dict[str, Array]) -> tuple[RenderOutput, Array, dict[str, Any], dict[str, Array]]:
+  """What a step works on: its renders, what the prior makes of them and is told of them.
+
+  Args:
+    params: what is rendered; `state` gives the number of the step and the occupancy grid.
+    keys: of `step_keys`; views, rest, shading and encode are consumed.
+
+  Returns:
+    (renders, x [B, *x_shape], cond of `guidance.guided`, metrics [] float32).
+  """
+  d, index = scene.config.distillation, jnp.arange(scene.config.training.views)
+  progress = progress_of(scene.config, state.step)
+  cams, azimuth, elevation = _draw_cameras(scene, keys["views"], index)
+  shading = lights.sample_shading(keys["shading"], progress, scene.lights)
+  out, overflow = _render(scene, params, state.occupancy, cams, shading, keys["rest"], index)
+  x = prior.encode(prior_params, out.rgb, keys["encode"])
+  cond = _condition(prior, text, cams, azimuth, elevation, d.view_words)
+  if d.perp_neg != "none":
+    cond = _perp_neg_condition(cond, text, azimuth, elevation, d.perp_neg,
+                               schedule_value(scalar_spec(d.perp_neg_scale), progress))
+  return out, x, cond, dict(overflow=overflow, shaded=(shading.mode != ALBEDO).astype(jnp.float32))
 
 
 def _draw_cameras(scene: Scene, key: Array, index: Array) -> tuple[Camera, Array, Array]:
@@ -191,25 +213,43 @@ def _condition(prior: Prior, text: dict[str, Array], cams: Camera, azimuth: Arra
   elif view_words == "nearest":
     chosen = text["views"][prompts.view_index(azimuth, elevation)]
   else:
-    chosen = jnp.einsum("bv,vtd->btd", prompts.view_weights(azimuth, elevation), text["views"])
+    weights = prompts.view_weights(azimuth, elevation).astype(text["views"].dtype)
+    chosen = jnp.einsum("bv,vtd->btd", weights, text["views"])
   known = dict(camera=cameras.camera_features(cams)) if prior.camera_dim else {}
   null = jnp.broadcast_to(text["null"][None], chosen.shape)
   return dict(cond=dict(text=chosen, **known), uncond=dict(text=null, **known))
 
 
-def _distil(config: Any, prior: Prior, prior_params: Params, x: Array, cond: Any, t_key: Array, key: Array,
-            index: Array, progress: Array):
-  """The scalar whose gradient is the distillation's, and what was seen on the way."""
-  d = config.distillation
+def _perp_neg_condition(cond: dict[str, dict[str, Array]], text: dict[str, Array], azimuth: Array, elevation: Array,
+                        flavour: str, scale: Array) -> dict[str, Any]:
+  """The same views as `_condition` gives, their positive text and negative ones as Perp-Neg has them."""
+  mix, weights = perp_neg.FLAVOURS[flavour](azimuth, elevation)
+  chosen = jnp.einsum("bv,vtd->btd", mix.astype(text["views"].dtype), text["views"])
+  told = lambda words: dict(cond["cond"], text=jnp.broadcast_to(words, chosen.shape))  # noqa: E731
+  negatives = tuple(told(text["views"][view][None]) for view in perp_neg.NEGATIVES)
+  return dict(cond=told(chosen), uncond=cond["uncond"], negatives=negatives, weights=scale * weights)
+
+
+def distil(config: ml_collections.FrozenConfigDict, prior: Prior, prior_params: Params, x: Array, cond: dict[str, Any],
+           keys: dict[str, Array], progress: Array) -> tuple[Array, DistillationAux]:
+  """The scalar whose gradient is the distillation's, and what was seen on the way.
+
+  Args:
+    x, cond: of `observe`.
+    keys: of `step_keys`; t and distil are consumed.
+    progress: fraction of the run that is done, [] float32.
+  """
+  d, index = config.distillation, jnp.arange(config.training.views)
+  now = lambda spec: schedule_value(scalar_spec(spec), progress)  # noqa: E731
   t_range = timesteps.annealed_range(scalar_spec(d.t_min), scalar_spec(d.t_max), progress)
   sampler = timesteps.SAMPLERS["stratified" if d.stratified else "uniform"]
-  t = sampler(t_key, index, t_range, prior.schedule.alpha.shape[0], config.training.views)
-  denoise = guidance.guided(prior.denoise, d.guidance_convention, schedule_value(scalar_spec(d.guidance_scale),
-                                                                                 progress))
+  t = sampler(keys["t"], index, t_range, prior.schedule.alpha.shape[0], config.training.views)
+  denoise = guidance.guided(prior.denoise, d.guidance_convention, now(d.guidance_scale),
+                            rescale_phi=0.0 if d.guidance_rescale == (0.0,) else now(d.guidance_rescale))
   return score_distillation(
-      denoise, prior_params, prior.schedule, x, key, cond, t=t, index=index, weighting=d.weighting,
-      estimator=d.estimator, scale=schedule_value(scalar_spec(config.loss.sds), progress),
-      clip_norm=d.clip_norm or None)
+      denoise, prior_params, prior.schedule, x, keys["distil"], cond, t=t, index=index, weighting=d.weighting,
+      estimator=d.estimator, scale=now(config.loss.sds),
+      clip_norm=None if d.clip_norm == (0.0,) else now(d.clip_norm))
 
 
 def _look_again(scene: Scene, state: TrainState, params: Params, key: Array) -> Any:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from sds_jax.diffusion import distillation, guidance, weightings
 from sds_jax.fields import background, field
 from sds_jax.training import config as config_lib
+from sds_jax.views import perp_neg
 
 Check = tuple[Callable[[Any], bool], str]
 """(is the value legal?, what is legal)"""
@@ -129,19 +130,20 @@ def scalar_values(spec: tuple) -> list[float] | None:
   return [v for _, v in spec] if rising and 0.0 <= places[0] and places[-1] <= 1.0 else None
 
 
-def _scalar(low: float, high: float = math.inf) -> Check:
+def _scalar(low: float, high: float = math.inf, words: str = "") -> Check:
   def legal(spec):
     values = scalar_values(spec)
     return values is not None and all(low <= v <= high for v in values)
   limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
   return legal, (f"a constant (v,) or points ((p0, v0), (p1, v1), ...) with fractions p of the run rising within "
-                 f"[0, 1] and values {limits}")
+                 f"[0, 1] and values {limits}{words}")
 
 
 def _checks() -> dict[str, Check]:
   texture = "; lower it if memory is short"
   return {
       "prompt": (lambda v: bool(v.strip()) and len(v) <= 10_000, "a sentence of 1 to 10,000 characters"),
+      "negative_prompt": (lambda v: len(v) <= 10_000, "a text of at most 10,000 characters (empty: none)"),
       "seed": _whole(0, 2**31 - 1),
       "resume": _one_of(("auto", "must", "never")),
       "prior.dtype": _one_of(("float32", "bfloat16")),
@@ -149,9 +151,12 @@ def _checks() -> dict[str, Check]:
       "distillation.weighting": _one_of(weightings.WEIGHTINGS),
       "distillation.guidance_convention": _one_of(guidance.CONVENTIONS),
       "distillation.guidance_scale": _scalar(-1000.0, 1000.0),
+      "distillation.guidance_rescale": _scalar(0.0, 1.0),
+      "distillation.perp_neg": _one_of(("none", *perp_neg.FLAVOURS)),
+      "distillation.perp_neg_scale": _scalar(0.0, 100.0),
       "distillation.t_min": _scalar(0.0, 1.0),
       "distillation.t_max": _scalar(0.0, 1.0),
-      "distillation.clip_norm": _number(0.0, math.inf, " (0: no clipping)"),
+      "distillation.clip_norm": _scalar(0.0, words=", never 0 unless it is (0.0,): no clipping"),
       "distillation.view_words": _one_of(("nearest", "blended", "none")),
       "camera.elevation_deg": _span(-90.0, 90.0),
       "camera.distance": _span(1.0, 100.0),
@@ -208,6 +213,7 @@ def _checks() -> dict[str, Check]:
       "training.views": _whole(1, 4096),
       "training.log_every": _whole(1),
       "training.render_every": _whole(0, words=" (0: never)"),
+      "training.guidance_every": _whole(0, words=" (0: never)"),
       "training.checkpoint_every": _whole(1),
       "training.keep_checkpoints": _whole(1),
       "occupancy.resolution": (lambda v: 4 <= v <= 256 and v % 2 == 0, "an even number from 4 to 256"),
@@ -230,6 +236,12 @@ def _relations(config: ConfigDict) -> Iterator[str]:
   if max(low) >= min(high):
     yield (f"config.distillation.t_min={d.t_min!r} reaches config.distillation.t_max={d.t_max!r}: t_min must stay "
            "below t_max during the whole run; exchange or separate them")
+  if d.clip_norm != (0.0,) and min(scalar_values(d.clip_norm)) == 0.0:
+    yield (f"config.distillation.clip_norm={d.clip_norm!r} reaches 0, where nothing would be learnt: keep it above 0, "
+           "or give (0.0,) for no clipping at all")
+  if d.perp_neg != "none" and d.view_words == "none":
+    yield (f"config.distillation.perp_neg={d.perp_neg!r} tells views apart by their words, but "
+           f"config.distillation.view_words={d.view_words!r}: set it to nearest or blended, or perp_neg to none")
   if r.candidates < r.num_samples:
     yield (f"config.render.candidates={r.candidates} is less than config.render.num_samples={r.num_samples}: samples "
            "are chosen among the candidates, so there must be at least as many")

@@ -46,7 +46,7 @@ def in_the_middle(state, step):
 
 
 CHANGES = {"shading.lambertian": 0.4, "shading.textureless": 0.4, "shading.albedo_until": 0.0,
-           "distillation.guidance_convention": "dreamfusion", "distillation.clip_norm": 30.0,
+           "distillation.guidance_convention": "dreamfusion", "distillation.clip_norm": (30.0,),
            "loss.opacity": (0.5,), "loss.entropy": (0.5,), "loss.orientation": (3.0,), "render.num_samples": 2,
            "render.block_points": 256}
 

@@ -32,7 +32,14 @@ MISTAKES = [
   ("distillation.t_min", (0.99,), "t_max=(0.98,)"),
   ("distillation.t_max", (1.2,), "from 0 to 1"),
   ("distillation.t_max", ((0.0, 0.98), (1.0, 0.01)), "t_min=(0.02,)"),
-  ("distillation.clip_norm", -0.5, "at least 0"),
+  ("negative_prompt", "x" * 10_001, "at most 10,000 characters"),
+  ("distillation.guidance_rescale", (1.5,), "from 0 to 1"),
+  ("distillation.guidance_rescale", ((0.0, 0.7), (1.0, -0.1)), "from 0 to 1"),
+  ("distillation.perp_neg", "perpneg", "none, stable_dreamfusion, threestudio"),
+  ("distillation.perp_neg_scale", (-1.0,), "from 0 to 100"),
+  ("distillation.clip_norm", (-0.5,), "at least 0"),
+  ("distillation.clip_norm", ((0.0, 1.0), (1.0, 0.0)), "above 0"),
+  ("distillation.clip_norm", ((0.0, 1.0), (0.0, 2.0)), "rising"),
   ("distillation.view_words", "all", "nearest, blended, none"),
   ("camera.elevation_deg", (40.0, 10.0), "smallest <= largest"),
   ("camera.elevation_deg", (0.0, 120.0), "90"),
@@ -68,6 +75,7 @@ MISTAKES = [
   ("training.steps", 0, "at least 1"),
   ("training.views", 0, "from 1 to 4096"),
   ("training.log_every", 0, "at least 1"),
+  ("training.guidance_every", -1, "at least 0"),
   ("training.checkpoint_every", -5, "at least 1"),
   ("training.keep_checkpoints", 0, "at least 1"),
   ("occupancy.resolution", 2, "from 4 to 256"),
@@ -155,6 +163,8 @@ def test_missing_settings():
   ({"camera.distance": (1.0, 3.0), "field.bound": 1.0}, ("config.camera.distance=(1.0, 3.0)", "bound=1.0")),
   ({"distillation.t_min": (0.5,), "distillation.t_max": (0.5,)}, ("t_min=(0.5,)", "t_max=(0.5,)", "below")),
   ({"distillation.t_min": (0.7,), "distillation.t_max": (0.3,)}, ("t_min=(0.7,)", "t_max=(0.3,)", "below")),
+  ({"distillation.perp_neg": "threestudio", "distillation.view_words": "none"},
+   ("perp_neg='threestudio'", "view_words='none'", "nearest or blended")),
   ({"training.steps": 10, "optimizer.warmup_steps": 10}, ("warmup_steps=10", "steps=10"))])
 def test_fields_that_contradict_each_other(changes, parts):
   config = config_lib.default()
