@@ -40,6 +40,19 @@ def test_rows_with_labels():
     images.tile_rows([first, second], labels=["colour"])
 
 
+def test_titles_stand_over_their_pictures():
+  rows, labels = np.zeros((2, 3, 40, 50, 3), np.float32), ["t = 1", "t = 2"]
+  below = images.tile_rows(rows, labels=labels)
+  titled = images.tile_rows(rows, labels=labels, titles=("", "one", "", "three"))
+  extra = titled.shape[0] - below.shape[0]
+  assert extra > 12 and np.array_equal(titled[extra:], below)
+  left = below.shape[1] - (3 * 50 + 2 * 2)
+  ink = [titled[:extra, left + i * 52:left + i * 52 + 50].min() < 0.5 for i in range(3)]
+  assert ink == [True, False, True] and titled[:extra, :left].min() == 1.0
+  wide = images.tile_rows(rows, labels=labels, titles=("a title wider than labels", "", "", ""))
+  assert wide.shape[1] > titled.shape[1] and wide[:extra, :5].min() == 1.0  # nothing is cut off on the left
+
+
 def test_depth_is_lighter_when_nearer_and_white_where_empty():
   depth = np.linspace(1.0, 3.0, 32, dtype=np.float32)[None].repeat(4, 0)
   opacity = np.ones_like(depth)

@@ -1,0 +1,107 @@
+"""Negative prompts, Perp-Neg, rescaling and scheduled scalars as the step uses them."""
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from sds_jax.training import config as config_lib, step as step_lib
+from sds_jax.training.validation import scalar_values
+from sds_jax.views import cameras, prompts
+
+SCHEDULED = {"loss.sds", "loss.orientation", "loss.opacity", "loss.entropy", "distillation.guidance_scale",
+             "distillation.guidance_rescale", "distillation.perp_neg_scale", "distillation.t_min", "distillation.t_max",
+             "distillation.clip_norm"}
+
+
+def test_which_settings_are_schedules():
+  """Those that the docstring of the settings names: they, and no others, have defaults of a schedule's form."""
+  config = config_lib.default()
+  found = {f"{name}.{key}" for name, group in config.items() if isinstance(group, ConfigDict)
+           for key, value in group.items() if isinstance(value, tuple) and scalar_values(value)}
+  assert found == SCHEDULED
+  assert all(path.split(".")[1] in config_lib.__doc__ for path in found if path.startswith("distillation"))
+
+
+@pytest.fixture(scope="module")
+def scheduled(ready):
+  """A step in which every scalar moves, under Perp-Neg and a negative prompt: (scene, step function, arguments)."""
+  ends = {**dict.fromkeys(SCHEDULED, (2.0, 1.0)), "distillation.t_max": (0.98, 0.5),
+          "distillation.t_min": (0.02, 0.1), "distillation.guidance_rescale": (0.7, 0.2)}
+  return ready({"distillation.perp_neg": "threestudio", "negative_prompt": "a blue sphere", "shading.lambertian": 0.0,
+                **{path: ((0.0, first), (1.0, last)) for path, (first, last) in ends.items()}})
+
+
+def test_one_compile_for_all_of_the_run(scheduled):
+  _, step, (state, *fixed) = scheduled
+  compiled = jax.jit(step)
+  norms = []
+  for _ in range(3):
+    state, metrics = compiled(state, *fixed)
+    norms.append(float(metrics["sds_grad_norm"]))
+  assert compiled._cache_size() == 1 and np.isfinite(norms).all() and min(norms) > 0.0
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def test_the_negative_prompt_is_the_unconditional_side(ready, prior_and_params):
+  prior, _ = prior_and_params
+  null = {negative: ready({"negative_prompt": negative})[2][2]["null"] for negative in ("", "a blue sphere")}
+  expected = prior.embed(["", "a blue sphere"])
+  np.testing.assert_allclose(jnp.stack([null[""], null["a blue sphere"]]), expected, atol=1e-5)
+  assert np.abs(expected[0] - expected[1]).max() > 1e-3
+
+
+def test_what_the_prior_is_told_under_perp_neg(scheduled, prior_and_params):
+  """Azimuth 36 degrees: 0.6 front and 0.4 side; both are negative too; every side has the view's own camera."""
+  _, _, (_, _, text, _) = scheduled
+  azimuth, elevation = jnp.radians(jnp.array([36.0, 0.0])), jnp.radians(jnp.array([20.0, 75.0]))
+  cams = jax.vmap(lambda a, e: cameras.orbit(a, e, 2.5, 0.8))(azimuth, elevation)
+  cond = step_lib._condition(prior_and_params[0], text, cams, azimuth, elevation, "nearest")
+  told = step_lib._perp_neg_condition(cond, text, azimuth, elevation, "threestudio", jnp.float32(2.0))
+  views = {name: np.asarray(text["views"][i]) for i, name in enumerate(prompts.VIEWS)}
+  np.testing.assert_allclose(told["cond"]["text"][0], 0.6 * views["front"] + 0.4 * views["side"], atol=1e-5)
+  np.testing.assert_allclose(told["cond"]["text"][1], views["overhead"], atol=1e-6)
+  decay = lambda r: 4 * math.exp(-0.5 * r) - 2.426  # noqa: E731
+  np.testing.assert_allclose(told["weights"], [[-2 * decay(0.6), -2 * decay(0.4)], [0.0, 0.0]], atol=1e-4)
+  for side, name in zip(told["negatives"], ("front", "side")):
+    np.testing.assert_array_equal(side["text"], np.stack([views[name]] * 2))
+  np.testing.assert_array_equal(told["uncond"]["text"], np.stack([np.asarray(text["null"])] * 2))
+  for side in (told["cond"], told["uncond"], *told["negatives"]):
+    np.testing.assert_array_equal(side["camera"], cond["cond"]["camera"])
+
+
+def distillation_under(ready, prior, changes):
+  """(progress, x, cond) -> (gradient with respect to x, what was seen), jitted, under the network `prior.denoise`."""
+  scene, _, (_, _, _, key) = ready(changes)
+
+  def loss(x, cond, progress):
+    return step_lib.distil(scene.config, prior, None, x, cond, step_lib.step_keys(key, jnp.int32(0)), progress)
+
+  gradient = jax.jit(jax.grad(loss, has_aux=True))
+  return lambda progress, x, cond: gradient(x, cond, jnp.float32(progress))
+
+
+def test_the_clip_norm_follows_its_schedule(ready, prior_and_params):
+  """Under a network that answers zero the residual is the noise, whose norm is about sqrt(768) times w(t)."""
+  prior = dataclasses.replace(prior_and_params[0], denoise=lambda params, z, t, cond: jnp.zeros_like(z))
+  gradient = distillation_under(ready, prior, {"distillation.clip_norm": ((0.0, 2.0), (1.0, 1.0))})
+  for progress, norm in ((0.0, 2.0), (0.25, 1.75), (1.0, 1.0)):
+    grad, aux = gradient(progress, jnp.zeros((2, 4, 4, 48)), dict(cond=jnp.zeros((2, 1)), uncond=jnp.zeros((2, 1))))
+    assert np.asarray(aux.grad_norm).max() > norm
+    np.testing.assert_allclose(np.sqrt(np.sum(np.asarray(grad)**2, (1, 2, 3))), np.minimum(aux.grad_norm, norm) / 2,
+                               rtol=1e-4)
+
+
+def test_the_rescaling_follows_its_schedule(ready, prior_and_params):
+  prior = dataclasses.replace(prior_and_params[0], denoise=lambda params, z, t, cond: cond)
+  gradient = distillation_under(ready, prior, {"distillation.guidance_rescale": ((0.0, 0.8), (1.0, 0.0))})
+  eps_c, eps_u = (jnp.asarray(a, jnp.float32) for a in np.random.default_rng(0).normal(size=(2, 2, 4, 4, 48)))
+  wide = np.asarray(eps_u) + 3.0 * np.asarray(eps_c - eps_u)  # the default scale
+  for progress, phi in ((0.0, 0.8), (0.5, 0.4), (1.0, 0.0)):
+    _, aux = gradient(progress, jnp.zeros((2, 4, 4, 48)), dict(cond=eps_c, uncond=eps_u))
+    for b in range(2):
+      ratio = np.asarray(eps_c[b], np.float64).std() / wide[b].astype(np.float64).std()
+      np.testing.assert_allclose(aux.eps_hat[b], phi * ratio * wide[b] + (1 - phi) * wide[b], atol=1e-4)

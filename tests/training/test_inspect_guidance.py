@@ -1,0 +1,119 @@
+"""The guidance sheet: what it shows, that it is written, and that it changes nothing."""
+import dataclasses
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from sds_jax.diffusion.schedules import add_noise
+from sds_jax.training import inspect_guidance, loop, step as step_lib
+from sds_jax.training.validation import validate
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_config, prior_and_params, tmp_path_factory):
+  """(folder, final state, names of what XLA compiled) of a run without sheets, then of one with a sheet each step."""
+  def run(every):
+    folder, compiled = tmp_path_factory.mktemp(f"every_{every}"), []
+    listen = lambda event, seconds, **facts: compiled.append(facts["fun_name"]) if event.endswith(  # noqa: E731
+      "backend_compile_duration") else None
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+      config = validate(tiny_config({"training.guidance_every": every}))
+      state = jax.device_get(loop.train(config, folder, *prior_and_params).state)
+    finally:
+      jax.monitoring.unregister_event_duration_listener(listen)
+    return folder, state, compiled
+
+  return run(0), run(1)
+
+
+def test_the_result_is_the_same_to_the_bit(runs):
+  (_, without, _), (_, with_sheets, _) = runs
+  assert [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(without)] == [
+    np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(with_sheets)]
+
+
+def test_the_step_is_still_compiled_once_and_the_sheet_before_the_loop(runs):
+  _, (_, _, compiled) = runs
+  assert [sum(part in name for name in compiled) for part in ("step", "inspect_guidance")] == [1, 1]
+  assert "inspect_guidance" in compiled[-1]
+
+
+def test_files(runs):
+  (bare, _, _), (folder, _, _) = runs
+  assert not (bare / "progress").exists()
+  assert sorted(path.name for path in (folder / "progress").iterdir()) == [f"guidance_{s:06d}.png" for s in (1, 2, 3)]
+  for path in (folder / "progress").iterdir():
+    with Image.open(path) as picture:
+      width, height = picture.size
+    assert height == 20 + 2 * 96 + 2  # titles, then the 2 views, 16 pixels as 96
+    assert 4 * 96 + 3 * 2 + 40 < width < 4 * 96 + 3 * 2 + 200
+
+
+@pytest.fixture(scope="module")
+def seen(ready, prior_and_params):
+  """What an inspection gives before the first step, and what the step itself gets to see, by a spying network."""
+  scene, step, (state, prior_params, text, key) = ready()
+  prior, asked = prior_and_params[0], {}
+
+  def spy(params, z, t, cond):
+    asked.update(z=z[::2], t=t[::2])
+    return jnp.zeros_like(z)
+
+  spied = dataclasses.replace(prior, denoise=spy)
+
+  @jax.jit
+  def both(state, prior_params, text, key):
+    found = inspect_guidance.make_inspection(scene, spied)(state, prior_params, text, key)
+    expected, keys = dict(asked), step_lib.step_keys(key, state.step)
+    out, x, cond, _ = step_lib.observe(scene, spied, state.params, state, prior_params, text, keys)
+    _, aux = step_lib.distil(scene.config, spied, prior_params, x, cond, keys, jnp.float32(0.25))
+    return found, expected, out.rgb, add_noise(prior.schedule, x, aux.eps, aux.t)
+
+  state = state.replace(step=jnp.int32(1))  # of 4
+  return prior, *both(state, prior_params, text, key)
+
+
+def test_a_sheet_shows_what_the_step_sees(seen):
+  prior, found, asked, rgb, noisy = seen
+  small = {name: np.asarray(found[name])[:, ::6, ::6] for name in inspect_guidance.COLUMNS}
+  assert all(image.shape == (2, 16, 16, 3) for image in small.values())
+  for name in small:  # each pixel of the prior is a block of 6x6 in the sheet
+    np.testing.assert_array_equal(np.asarray(found[name]).reshape(2, 16, 6, 16, 6, 3),
+                                  np.broadcast_to(small[name][:, :, None, :, None], (2, 16, 6, 16, 6, 3)))
+  np.testing.assert_array_equal(found["t"], asked["t"])
+  np.testing.assert_allclose(small["render"], rgb, atol=1e-6)
+  np.testing.assert_allclose(small["decoded"], np.clip(rgb, 0.0, 1.0), atol=1e-5)
+  np.testing.assert_allclose(small["noisy"], prior.decode(None, asked["z"]), atol=1e-5)
+  alpha = np.asarray(prior.schedule.alpha)[np.asarray(asked["t"])]
+  x0 = np.asarray(asked["z"]) / alpha[:, None, None, None]  # the one-step guess where no noise is found
+  np.testing.assert_allclose(small["x0"], prior.decode(None, jnp.asarray(x0)), atol=1e-4)
+  np.testing.assert_allclose(noisy, asked["z"], atol=1e-5)
+  assert float(found["scale"]) == 3.0 and np.ptp(small["noisy"]) > 0.5
+
+
+def test_no_more_than_four_views(ready, prior_and_params):
+  scene, _, args = ready({"training.views": 5})
+  found = jax.eval_shape(inspect_guidance.make_inspection(scene, prior_and_params[0]), *args)
+  assert {name: leaf.shape for name, leaf in found.items()} == {
+    **dict.fromkeys(inspect_guidance.COLUMNS, (4, 96, 96, 3)), "t": (4,), "scale": ()}
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_sheet_that_cannot_be_written_is_an_error(ready, prior_and_params, tmp_path, monkeypatch, calls):
+  """At the next sheet, or at the end."""
+  def full(*args):
+    raise OSError("No space left on device")
+
+  scene, _, (state, *fixed) = ready({"training.guidance_every": 1})
+  monkeypatch.setattr(inspect_guidance, "write_sheet", full)
+  monkeypatch.setattr(inspect_guidance, "make_inspection", lambda scene, prior: lambda *args: jnp.zeros(()))
+  with pytest.raises(OSError, match="No space left"):
+    with inspect_guidance.sheets(scene, prior_and_params[0], tmp_path, state, tuple(fixed)) as draw:
+      for step in range(calls):
+        draw(state, step)
+      assert calls == 1
