@@ -56,7 +56,7 @@ class Workload:
 def build(config: ml_collections.FrozenConfigDict) -> Workload:
   """The workload of a validated config. Raises as `priors.build` and `Prior.embed` do."""
   p = config.prior
-  prior, params = prior_lib.build(p.path or p.name, dtype=p.dtype, any_words=p.allow_unknown_words)
+  prior, params = prior_lib.build(p.path or p.name, p.dtype, p.allow_unknown_words, p.vae_remat)
   text = step_lib.embed_prompts(prior, config)
   return Workload(step_lib.make_scene(config), prior, params, text, jax.random.key(config.seed))
 

@@ -87,7 +87,7 @@ def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
   """
   p = config.prior
   try:
-    prior, params = prior_lib.build(p.path or p.name, dtype=p.dtype, any_words=p.allow_unknown_words)
+    prior, params = prior_lib.build(p.path or p.name, p.dtype, p.allow_unknown_words, p.vae_remat)
   except CheckpointError:
     raise
   except ValueError as error:  # networks that are not supported

@@ -37,8 +37,8 @@ VARIANTS = ("bf16", "fp16")
 """Second sets of weights that a folder may have, by the part of their file names that says so."""
 
 PICKLES = (".bin", ".ckpt", ".msgpack", ".pt", ".pth")
-NO_PICKLES = ("pickles are not read, since they can run code: take the safetensors version of the checkpoint, or convert "
-              "it where you trust it (diffusers' DiffusionPipeline.from_pretrained(OLD).save_pretrained(NEW))")
+NO_PICKLES = ("pickles are not read, since they can run code: take the safetensors version of the checkpoint, or "
+              "convert it where you trust it (diffusers' DiffusionPipeline.from_pretrained(OLD).save_pretrained(NEW))")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,8 +95,8 @@ def explain(error: BaseException, repo: str) -> Unavailable:
   if status is not None:
     return Unavailable(f"the hub answered with status {status}; try again later")
   if kinds & _NO_ANSWER:
-    return Unavailable("the hub can't be reached (no connection, or HF_HUB_OFFLINE is set); fetch the model where there "
-                       f"is one, with `hf download {repo}`", everywhere=True)
+    return Unavailable("the hub can't be reached (no connection, or HF_HUB_OFFLINE is set); fetch the model where it "
+                       f"can, with `hf download {repo}`", everywhere=True)
   return Unavailable(" ".join(f"{type(error).__name__}: {error}".split())[:300])
 
 

@@ -177,13 +177,14 @@ def _kind(folder: Path, index: Mapping[str, Any]) -> str:
   kind = "ours" if "pixel_unshuffle" in index else index.get("_class_name")
   if kind not in TEXT_ENCODERS:
     raise CheckpointError(f"{folder / 'model_index.json'}: _class_name={kind!r} is not supported; supported: "
-                          "'StableDiffusionPipeline' (1.x and 2.x), 'IFPipeline' (the first stage), and folders of ours "
-                          "with the key pixel_unshuffle")
+                          "'StableDiffusionPipeline' (1.x and 2.x), 'IFPipeline' (the first stage), and folders of "
+                          "ours with the key pixel_unshuffle")
   return kind
 
 
 def _folded(folder: Path, index: Mapping[str, Any]) -> Space:
-  size, block = (_positive(folder / "model_index.json", key, index.get(key)) for key in ("image_size", "pixel_unshuffle"))
+  path = folder / "model_index.json"
+  size, block = (_positive(path, key, index.get(key)) for key in ("image_size", "pixel_unshuffle"))
   _check(folder, ("image_size modulo pixel_unshuffle", size % block, 0))
   return pixel_space(size, block)
 

@@ -34,8 +34,8 @@ def ddim(prior: Prior, params: Params, cond: Cond, uncond: Cond | None, key: Arr
     key: consumed by the starting noise.
     steps: number of network evaluations (static), at integer times spaced evenly from T - 1 down.
     guidance_scale: in diffusers' convention, 1 is no guidance.
-    clip: whether x0 predictions are clipped at each step to the prior's `x_bound`, and eps made to agree (as pixel-space
-      models need under guidance, arXiv:2205.11487 section 2.3). Without effect where there is no such bound.
+    clip: whether x0 predictions are clipped at each step to the prior's `x_bound`, and eps made to agree (as models of
+      pixels need under guidance, arXiv:2205.11487 section 2.3). Without effect where there is no such bound.
     times: falling integers in 0 .. T - 1, to be used instead of `steps` (static).
 
   Returns:

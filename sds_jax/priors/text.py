@@ -99,7 +99,7 @@ def open_text_encoder(folder: Path, kind: str, dtype: Any) -> TextEncoder:
     model, read = open_parts(place, dtype)
     tokenizer = load_t5_tokenizer(folder / "tokenizer")
     return TextEncoder(place, kind, model, tokenizer,
-                       lambda ids, mask: encode_in_layers(read, model, jnp.asarray(ids), jnp.asarray(mask)))
+                       lambda ids, mask: encode_in_layers(read, model, jnp.asarray(ids), jnp.asarray(mask, jnp.int32)))
   model, places = open_component(place, kind, dtype)
   apply = jax.jit(lambda params, ids: model.apply({"params": params}, ids))
   return TextEncoder(place, kind, model, load_tokenizer(folder / "tokenizer"),

@@ -48,6 +48,7 @@ def _prior() -> ConfigDict:
       name="shapeworld",
       path="",  # a folder in diffusers format, instead of a name
       dtype="float32",
+      vae_remat=False,  # latent priors: less memory for the gradient through the VAE's encoder, more time
       allow_unknown_words=False))
 
 

@@ -95,6 +95,40 @@ def prior_folder(unet, clip, tmp_path_factory):
   return folder
 
 
+SD_UNET = dict(
+  _class_name="UNet2DConditionModel", sample_size=8, in_channels=4, out_channels=4,
+  down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+  block_out_channels=[32, 64], layers_per_block=1, norm_num_groups=8, cross_attention_dim=12, attention_head_dim=2)
+SD_VAE = dict(
+  _class_name="AutoencoderKL", in_channels=3, out_channels=3, latent_channels=4, block_out_channels=[8, 16],
+  down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2, layers_per_block=1,
+  norm_num_groups=4, sample_size=16, scaling_factor=0.18215)
+SD_INDEX = dict(
+  _class_name="StableDiffusionPipeline", _diffusers_version="0.35.0", scheduler=["diffusers", "DDIMScheduler"],
+  text_encoder=["transformers", "CLIPTextModel"], tokenizer=["transformers", "CLIPTokenizer"],
+  unet=["diffusers", "UNet2DConditionModel"], vae=["diffusers", "AutoencoderKL"], safety_checker=[None, None],
+  feature_extractor=[None, None], requires_safety_checker=False)
+SD_SCHEDULER = dict(
+  _class_name="DDIMScheduler", num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, clip_sample=False,
+  beta_schedule="scaled_linear", prediction_type="epsilon", set_alpha_to_one=True, timestep_spacing="trailing")
+
+
+@pytest.fixture(scope="session")
+def sd_folder(clip, tmp_path_factory):
+  """A whole latent prior, as Stable Diffusion's but tiny: 16x16 images, 8x8x4 latents."""
+  from sds_jax.priors.checkpoint import COMPONENTS, write_component
+  folder = tmp_path_factory.mktemp("sd")
+  for name, config in (("unet", SD_UNET), ("vae", SD_VAE)):
+    params = random_params(COMPONENTS[name].network.from_config(config), seed=len(name))
+    write_component(folder / name, name, config, params, dtype=jnp.float32)
+  write_component(folder / "text_encoder", "clip_text", clip[0], clip[2], dtype=jnp.float32)
+  write_tokenizer(folder / "tokenizer")
+  (folder / "scheduler").mkdir()
+  (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SD_SCHEDULER))
+  (folder / "model_index.json").write_text(json.dumps(SD_INDEX))
+  return folder
+
+
 @pytest.fixture(name="quick_jit", scope="session")
 def quick_jit_fixture():
   return quick_jit

@@ -1,0 +1,83 @@
+"""Weights are read one by one, so that no second copy of them exists; variants of files by all their names."""
+import json
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from sds_jax.priors import checkpoint
+from sds_jax.priors.files import CheckpointError
+
+TENSORS, SHAPE = 24, (256, 1024)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+  """24 tensors of 0.5 MiB in float16."""
+  file = tmp_path_factory.mktemp("weights") / "w.safetensors"
+  save_file({f"layer.{i}.weight": np.full(SHAPE, i, np.float16) for i in range(TENSORS)}, file)
+  return {(f"layer_{i}", "kernel"): checkpoint.Stored(file, f"layer.{i}.weight", SHAPE) for i in range(TENSORS)}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32, jnp.bfloat16])
+def test_the_host_holds_a_few_tensors_at_a_time(places, dtype):
+  """Of 12 MiB (24 as float32): one as it is in the file, one cast, and what the library takes for itself."""
+  largest = SHAPE[0] * SHAPE[1] * max(2, jnp.dtype(dtype).itemsize)
+  tracemalloc.start()
+  try:
+    tree = checkpoint.load(places, dtype, lambda array: (array.shape, array.dtype, float(array[0, 0])))
+    peak = tracemalloc.get_traced_memory()[1]
+  finally:
+    tracemalloc.stop()
+  assert peak < 5 * largest < TENSORS * largest / 4
+  assert tree["layer_7"]["kernel"] == (SHAPE[::-1], jnp.dtype(dtype), 7.0)
+
+
+def test_each_goes_to_the_device_before_the_next_is_read(places, monkeypatch):
+  seen = []
+  class Reader:
+    def __init__(self, file, framework):
+      self.inner = real(file, framework=framework)
+
+    def __enter__(self):
+      self.tensors = self.inner.__enter__()
+      return self
+
+    def __exit__(self, *args):
+      return self.inner.__exit__(*args)
+
+    def get_tensor(self, key):
+      seen.append("read")
+      return self.tensors.get_tensor(key)
+
+  real, put = checkpoint.safetensors.safe_open, jax.device_put
+  monkeypatch.setattr(checkpoint.safetensors, "safe_open", Reader)
+  monkeypatch.setattr(jax, "device_put", lambda array: (seen.append("put"), put(array))[1])
+  tree = checkpoint.load_on_device(places, jnp.bfloat16)
+  assert seen == ["read", "put"] * TENSORS
+  assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(tree))
+  np.testing.assert_array_equal(tree["layer_3"]["kernel"], np.full(SHAPE[::-1], 3, jnp.bfloat16))
+
+
+@pytest.mark.parametrize("files, expected", [
+  (["m.safetensors", "m.fp16.safetensors", "m.bf16.safetensors"], ["m.safetensors"]),
+  (["m.fp16.safetensors", "m.bf16.safetensors", "m.non_ema.safetensors"], ["m.bf16.safetensors"]),
+  (["m.fp16.safetensors", "m.bin"], ["m.fp16.safetensors"]),
+  (["m.safetensors.index.json", "m.fp16.safetensors"], ["m-1.safetensors", "m-2.safetensors"]),
+  (["m.safetensors.index.fp16.json"], ["m-1.safetensors", "m-2.safetensors"]),
+  (["m.bf16.safetensors.index.json"], ["m-1.safetensors", "m-2.safetensors"])])
+def test_which_files_are_read(tmp_path, files, expected):
+  for name in files:
+    (tmp_path / name).write_text(json.dumps(dict(weight_map=dict(b="m-2.safetensors", a="m-1.safetensors"))))
+  assert checkpoint.weight_files(tmp_path, "m") == [tmp_path / name for name in expected]
+
+
+@pytest.mark.parametrize("name", ["m.bin", "m.ckpt", "m.pt", "m.pth", "m.msgpack"])
+def test_pickles_are_refused(tmp_path, name):
+  (tmp_path / name).write_text("")
+  with pytest.raises(CheckpointError, match=f"only {name}; pickles are not read, since they can run code: take the "
+                                            r"safetensors version .*save_pretrained\(NEW\)"):
+    checkpoint.weight_files(tmp_path, "m")
