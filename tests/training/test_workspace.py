@@ -77,8 +77,9 @@ def test_full_disk(frozen, full_disk):
 
 
 def test_settings_come_back(frozen, tmp_path):
-  workspace.store_config(tmp_path, frozen, dict(jax="1.2.3"))
-  assert json.loads((tmp_path / "config.json").read_text())["versions"] == {"jax": "1.2.3"}
+  workspace.store_config(tmp_path, frozen, dict(jax="1.2.3"), dict(repo="a/b", revision="c0ffee"))
+  stored = json.loads((tmp_path / "config.json").read_text())
+  assert stored["versions"] == {"jax": "1.2.3"} and stored["prior_source"] == {"repo": "a/b", "revision": "c0ffee"}
   again = validate(workspace.stored_config(tmp_path, {}))
   assert again == frozen and again.distillation.t_max == ((0.0, 0.98), (1.0, 0.5))
 
