@@ -57,7 +57,7 @@ Licence: Apache-2.0. The images are traced by `sds_jax.shapeworld`; no other dat
 |---|---|
 {losses}
 
-`metrics.jsonl` holds the whole curve. Scores on {num} captions with told cameras, DDIM, guidance scale 3 (diffusers'
+`metrics.jsonl` holds the whole curve. Scores on {num} captions with told cameras, DDIM, guidance scale 2 (diffusers'
 convention), by `python -m sds_jax.shapeworld.score_prior --num={num} --seed={seed + 1}`; its file says how:
 
 | captions | right colours | right shapes | mean IoU of the silhouette |

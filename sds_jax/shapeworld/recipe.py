@@ -44,6 +44,6 @@ SCHEDULER = dict(
     steps_offset=0, trained_betas=None, timestep_spacing="leading", rescale_betas_zero_snr=False)
 
 TRAINING = dict(
-    num_images=20_000, steps=6_000, batch_size=16, learning_rate=1e-3, warmup=200, decay=0.25, weight_decay=0.01,
+    num_images=20_000, steps=12_000, batch_size=16, learning_rate=1e-3, warmup=200, decay=0.25, weight_decay=0.01,
     ema_decay=0.999, drop_text=0.12, drop_camera=0.15, clip_norm=1.0,
     max_loss_weight=20.0, noise_power=3.0)

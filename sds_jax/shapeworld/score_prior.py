@@ -109,7 +109,7 @@ def judge(image: np.ndarray, spec: captions.Spec, camera: Camera) -> dict[str, A
               iou=float(ious[0]))
 
 
-def score(prior: prior_lib.Prior, params: Params, num: int = 200, seed: int = 0, guidance_scale: float = 3.0,
+def score(prior: prior_lib.Prior, params: Params, num: int = 200, seed: int = 0, guidance_scale: float = 2.0,
           steps: int = 30) -> tuple[dict[str, float], np.ndarray]:
   """Shares of right colours and shapes over `num` captions, half of them with pairs never trained on; the samples."""
   specs = [captions.sample_spec(np.random.default_rng([seed, i]), 0.5, held_out=i % 2 == 1) for i in range(num)]
@@ -140,7 +140,7 @@ def main() -> None:
   parser.add_argument("--prior", default="shapeworld", help="a name or a folder")
   parser.add_argument("--num", type=int, default=200, help="captions")
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--guidance_scale", type=float, default=3.0, help="diffusers' convention")
+  parser.add_argument("--guidance_scale", type=float, default=2.0, help="diffusers' convention")
   parser.add_argument("--steps", type=int, default=30, help="DDIM steps")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("prior_scores"), help="folder")
   args = parser.parse_args()
