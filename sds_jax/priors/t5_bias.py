@@ -40,4 +40,4 @@ def attention_bias(table: Array, length: int, max_distance: int, mask: Array | N
   """
   by_pair = table.astype(jnp.float32)[position_buckets(length, table.shape[0], max_distance)]
   bias = by_pair.transpose(2, 0, 1)[None]
-  return bias if mask is None else jnp.where(mask[:, None, None] != 0, bias, jnp.finfo(jnp.float32).min)
+  return bias if mask is None else jnp.where(mask.astype(bool)[:, None, None], bias, jnp.finfo(jnp.float32).min)

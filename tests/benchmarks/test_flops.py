@@ -71,4 +71,4 @@ def test_what_is_computed_again_counts_again():
 def test_default_field():
   field = make_field("mlp", hidden=32, depth=2, num_octaves=4)
   params = jax.eval_shape(field.init, jax.random.key(0))
-  assert flops.count(field.apply, params, zeros(100, 3)) == 2 * 100 * (27 * 32 + 32 * 32 + 32 * 4)
+  assert flops.count(field.apply, params, zeros(100, 3)) == 2 * 100 * (3 * 24 + 27 * 32 + 32 * 32 + 32 * 4)

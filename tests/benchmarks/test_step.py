@@ -32,8 +32,8 @@ def test_command(command, quick_compile, tmp_path, capsys):
   found = record["parts"]
   assert set(found) == {"draws", "prior", "optimizer", "occupancy update", "render albedo, forward",
                         "render albedo, forward and backward"}
-  # One share of 8^3 cells, seen by 27 x 8, 8 x 8 and 8 x 4 weights.
-  assert found["occupancy update"]["flops"] == 2 * 8**3 / 4 * (27 * 8 + 8 * 8 + 8 * 4)
+  # One share of 8^3 cells, seen by 24 waves of 3 coordinates and by 27 x 8, 8 x 8 and 8 x 4 weights.
+  assert found["occupancy update"]["flops"] == 2 * 8**3 / 4 * (3 * 24 + 27 * 8 + 8 * 8 + 8 * 4)
   assert table.step_flops(found, "albedo") == (
     found["render albedo, forward and backward"]["flops"] + found["prior"]["flops"])
   assert table.step_flops(found, "shaded") is None
@@ -57,20 +57,20 @@ def test_flops_of_rendering(tiny):
   work = workload.build(validation.validate(tiny()))
   state = jax.eval_shape(lambda: workload.first_state(work))
   draws = jax.eval_shape(workload.drawer(work), jnp.int32(0))
-  budget, weights = 2 * 16 * 16 * 8, 27 * 8 + 8 * 8 + 8 * 4
+  budget, waves, weights = 2 * 16 * 16 * 8, 3 * 24, 27 * 8 + 8 * 8 + 8 * 4
 
   def count(mode, part, share):
     rendering = parts._render_parts(parts._only(work, mode))[part]
     return flops.count(rendering, state.params, state.occupancy, draws, branch=flops.filled(share))
 
   forward = {mode: count(mode, "forward", 1.0) - count(mode, "forward", 0.0) for mode in ("albedo", "shaded")}
-  assert forward["albedo"] == 2 * budget * weights
+  assert forward["albedo"] == 2 * budget * (waves + weights)
   # The gradient of the density with respect to the points goes back through each layer once.
   assert 1.5 * forward["albedo"] < forward["shaded"] <= 2 * forward["albedo"]
   both = {mode: count(mode, "forward and backward", 1.0) - count(mode, "forward and backward", 0.0)
           for mode in forward}
   # Forward, forward again (blocks are recomputed), and back to weights and inputs; points get no gradient.
-  assert both["albedo"] == 2 * budget * (4 * weights - 27 * 8)
+  assert both["albedo"] == 2 * budget * (2 * waves + 4 * weights - 27 * 8)
   assert count("albedo", "forward", 0.5) == (count("albedo", "forward", 0.0) + count("albedo", "forward", 1.0)) / 2
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from sds_jax.priors import checkpoint, prior as prior_lib
 from sds_jax.shapeworld import captions, card, train_prior
 
-STEPS = dict(steps=8, batch_size=16, warmup=2, log_every=1, save_every=4, sheet_every=100, seed=3)
+STEPS = dict(steps=8, batch_size=4, warmup=2, log_every=1, save_every=4, sheet_every=100, seed=3)
 
 
 def random_params(networks):
@@ -70,7 +70,7 @@ def test_a_whole_run_and_one_that_was_killed(train, tmp_path, monkeypatch, capsy
   noise = jax.jit(prior.denoise)(params, jnp.ones((1, 16, 16, 48)), jnp.asarray([500]), cond)
   assert noise.shape == (1, 16, 16, 48) and bool(jnp.isfinite(noise).all())
   text = (whole / "README.md").read_text()
-  assert "--steps=8 --batch_size=16" in text and "--seed=3" in text and "| never seen | 50.0% | 50.0% | 0.500 |" in text
+  assert "--steps=8 --batch_size=4" in text and "--seed=3" in text and "| never seen | 50.0% | 50.0% | 0.500 |" in text
   assert all((whole / name).exists() for name in ("scores.json", "samples.png", "metrics.jsonl"))
 
   class Killed(Exception):
