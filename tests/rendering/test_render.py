@@ -143,11 +143,13 @@ def test_overflow_drops_the_farthest_samples_and_is_reported():
 
 @pytest.mark.parametrize("rows", [3, 8, 64])
 def test_image_in_chunks_equals_the_view(rows):
-  view, _ = render_views(FIELD.apply, PARAMS, CAMERAS, 8, 8, BACKGROUND,
-                         options=dataclasses.replace(OPTIONS, normals="analytic"), light=LIGHT, shade=LIT)
+  view, _ = jax.jit(lambda params: render_views(
+    FIELD.apply, params, CAMERAS, 8, 8, BACKGROUND, options=dataclasses.replace(OPTIONS, normals="analytic"),
+    light=LIGHT, shade=LIT))(PARAMS)
   camera = jax.tree.map(lambda x: x[1], CAMERAS)
-  image = render_image(FIELD.apply, PARAMS, camera, 8, 8, BACKGROUND[1], light=LIGHT[1], shade=LIT, rows=rows,
-                       options=dataclasses.replace(OPTIONS, normals="analytic", samples=2))
+  image = jax.jit(lambda params: render_image(
+    FIELD.apply, params, camera, 8, 8, BACKGROUND[1], light=LIGHT[1], shade=LIT, rows=rows,
+    options=dataclasses.replace(OPTIONS, normals="analytic", samples=2)))(PARAMS)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[1], atol=1e-5), image, view)
 
 
