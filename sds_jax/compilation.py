@@ -1,6 +1,7 @@
-"""How programs are compiled: XLA's persistent cache, and the options that suit a U-Net on CPUs."""
+"""How programs are compiled and run: XLA's persistent cache, options that suit a U-Net on CPUs, memory kept."""
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -36,6 +37,19 @@ def use_cache() -> None:
     return
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def keep_memory() -> None:
+  """On CPUs with glibc: what one step frees stays in the process for the next one.
+
+  By default large buffers go back to the kernel at once and are faulted in again, page by page: in 150 default steps
+  1.4 million page faults instead of 0.3 million, and on two cores 98 ms a step instead of 51 (the best of each).
+  """
+  if jax.default_backend() != "cpu" or platform.libc_ver()[0] != "glibc":
+    return
+  mallopt = ctypes.CDLL(None).mallopt
+  for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 * 2**20)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+    mallopt(option, value)
 
 
 def unet_options() -> dict[str, str] | None:

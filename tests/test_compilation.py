@@ -27,3 +27,16 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
 def test_only_cpus_have_options(monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   assert compilation.unet_options() is None
+
+
+def test_memory_is_kept_on_cpus_only(monkeypatch):
+  asked = []
+  monkeypatch.setattr(compilation.ctypes, "CDLL", lambda name: asked.append(name) or type(
+    "Library", (), dict(mallopt=staticmethod(lambda option, value: asked.append((option, value)))))())
+  monkeypatch.setattr(compilation.platform, "libc_ver", lambda: ("glibc", "2.36"))
+  compilation.keep_memory()
+  assert asked[0] is None and (-4, 0) in asked
+  asked.clear()
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  compilation.keep_memory()
+  assert not asked
