@@ -24,6 +24,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from sds_jax import compilation
 from sds_jax.benchmarks import parts, timing, workload
 from sds_jax.benchmarks.workload import Draws, Workload
 from sds_jax.diffusion.scalars import schedule_value
@@ -243,4 +244,5 @@ class _Process:
 def _serve(connection: Any, content: dict[str, Any], threads: int) -> None:
   """In the new process only: here torch is imported."""
   from sds_jax.benchmarks import torch_step
+  compilation.keep_freed()  # as on our side
   torch_step.serve(connection, content, threads)

@@ -25,8 +25,7 @@ Config = ml_collections.FrozenConfigDict
 
 def train(config: Config, folder: Path, started: float) -> None:
   """Optimise an object and write all outputs into `folder`."""
-  compilation.use_cache()
-  compilation.keep_memory()
+  compilation.prepare()
   print(f"{config.prompt!r} with seed {config.seed}; everything goes to {folder}")
   prior, prior_params = load_prior(config)
   print(f"prior: {prior.source}")
@@ -117,8 +116,7 @@ def _check_prompt(prompt: str, vocabulary: frozenset[str]) -> None:
 
 def _restore(config: Config, folder: Path) -> tuple[step_lib.Scene, TrainState]:
   """The functions and the newest checkpoint of a run."""
-  compilation.use_cache()
-  compilation.keep_memory()
+  compilation.prepare()
   scene = step_lib.make_scene(config)
   like = jax.jit(lambda key: step_lib.new_state(scene, key))(jax.random.key(0))
   with Checkpoints(folder / "checkpoints", config.training.keep_checkpoints) as checkpoints:

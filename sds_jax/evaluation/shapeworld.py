@@ -131,8 +131,7 @@ def table(records: Sequence[Record]) -> str:
 
 def _run(config: ml_collections.ConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int], folder: Path) -> None:
   """The set, its records and its table, in `folder`."""
-  compilation.use_cache()
-  compilation.keep_memory()
+  compilation.prepare()
   frozen = validation.validate(config)
   prior, params = prior_lib.build(frozen.prior.path or frozen.prior.name, dtype=frozen.prior.dtype)
   folder.mkdir(parents=True, exist_ok=True)

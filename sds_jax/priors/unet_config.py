@@ -4,6 +4,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sds_jax.priors.config_check import Options, read_fields
+
 _FREE = frozenset({
   "sample_size", "in_channels", "out_channels", "center_input_sample", "flip_sin_to_cos", "freq_shift",
   "block_out_channels", "layers_per_block", "downsample_padding", "mid_block_scale_factor", "norm_num_groups",
@@ -72,32 +74,13 @@ def check_unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     ValueError: naming the key, its value and what is supported.
   """
-  fields = {}
-  for key, value in config.items():
-    if key.startswith("_") or key in _NO_EFFECT:
-      continue
-    if key in _NEUTRAL:
-      _check_choice(key, value, value, _NEUTRAL[key])
-      continue
-    if key in _CHOICES:
-      _check_choice(key, value, value, _CHOICES[key])
-    elif key in _CHOICES_PER_BLOCK:
-      for kind in value:
-        _check_choice(key, value, kind, _CHOICES_PER_BLOCK[key])
-    elif key not in _FREE:
-      raise ValueError(f"UNet2DConditionModel config: {key}={value!r} is not a known option")
-    fields[key] = tuple(value) if isinstance(value, list) else value
+  options = Options("UNet2DConditionModel", _FREE, _CHOICES, _CHOICES_PER_BLOCK, _NEUTRAL, _NO_EFFECT)
+  fields = read_fields(options, config)
   if config.get("encoder_hid_dim_type") and not config.get("encoder_hid_dim"):
     raise ValueError("UNet2DConditionModel config: encoder_hid_dim=None is not supported with encoder_hid_dim_type="
                      f"{config['encoder_hid_dim_type']!r}; supported: the width of the text before its projection")
   _check_together(fields)
   return fields
-
-
-def _check_choice(key: str, value: Any, part: Any, choices: tuple[Any, ...]) -> None:
-  if part not in choices:
-    raise ValueError(f"UNet2DConditionModel config: {key}={value!r} is not supported; "
-                     f"supported: {', '.join(map(repr, choices))}")
 
 
 def _check_together(fields: dict[str, Any]) -> None:

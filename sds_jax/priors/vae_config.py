@@ -4,6 +4,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sds_jax.priors.config_check import Options, read_fields
+
 from sds_jax.priors.layers import ACTIVATIONS
 
 _FREE = frozenset({
@@ -36,29 +38,9 @@ def check_vae_config(config: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     ValueError: naming the key, its value and what is supported.
   """
-  fields = {}
-  for key, value in config.items():
-    if key.startswith("_"):
-      continue
-    if key in _NEUTRAL:
-      _check_choice(key, value, value, _NEUTRAL[key])
-      continue
-    if key in _CHOICES:
-      _check_choice(key, value, value, _CHOICES[key])
-    elif key in _CHOICES_PER_BLOCK:
-      for kind in value:
-        _check_choice(key, value, kind, _CHOICES_PER_BLOCK[key])
-    elif key not in _FREE:
-      raise ValueError(f"AutoencoderKL config: {key}={value!r} is not a known option")
-    fields[key] = tuple(value) if isinstance(value, list) else value
+  fields = read_fields(Options("AutoencoderKL", _FREE, _CHOICES, _CHOICES_PER_BLOCK, _NEUTRAL), config)
   _check_blocks(fields)
   return fields
-
-
-def _check_choice(key: str, value: Any, part: Any, choices: tuple[Any, ...]) -> None:
-  if part not in choices:
-    raise ValueError(f"AutoencoderKL config: {key}={value!r} is not supported; "
-                     f"supported: {', '.join(map(repr, choices))}")
 
 
 def _check_blocks(fields: Mapping[str, Any]) -> None:

@@ -248,6 +248,7 @@ def main() -> None:
   parser.add_argument("--save_every", type=int, default=500, help="steps between checkpoints")
   parser.add_argument("--sheet_every", type=int, default=2000, help="steps between sample sheets")
   args = vars(parser.parse_args())
+  compilation.keep_memory()
   print(f"the prior lies in {train(args.pop('out'), **args)}")
 
 
