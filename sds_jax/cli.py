@@ -50,6 +50,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: float) -> None:
   """Check everything, then do what `mode` says."""
+  from sds_jax.io.files import DamagedFileError
   from sds_jax.priors.files import CheckpointError
   from sds_jax.training import validation, workspace
   from sds_jax.training.loop import Interrupted, ResumeError
@@ -58,7 +59,8 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _without_stragglers(sys.unraisablehook)
   folder = None
-  mistakes = (validation.ConfigError, workspace.WorkdirError, CheckpointError, ResumeError, OSError)
+  mistakes = (validation.ConfigError, workspace.WorkdirError, CheckpointError, ResumeError, DamagedFileError,
+              OSError)
   try:
     if mode not in MODES:
       raise validation.ConfigError(f"--mode={mode} is not legal: it must be one of {', '.join(MODES)}")

@@ -7,10 +7,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)  # what tests run takes longer to compile than to run
 
 TINY_UNET = dict(
   _class_name="UNet2DConditionModel", sample_size=4, in_channels=48, out_channels=48,
@@ -27,6 +29,23 @@ def own_cache(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("SDS_JAX_CACHE", str(tmp_path_factory.mktemp("sds_jax_cache")))
     yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_executables(tmp_path_factory):
+  """Equal programs are compiled once, by whichever worker comes first; the cache is gone with the session."""
+  folder = tmp_path_factory.getbasetemp()
+  folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+  settings = {"jax_compilation_cache_dir": str(folder / "xla"), "jax_persistent_cache_min_compile_time_secs": 0.2,
+              "jax_compilation_cache_max_size": 2**32}  # with a limit it has locks: no worker reads half a file
+  before = {name: getattr(jax.config, name) for name in settings}
+  compilation_cache.reset_cache()
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

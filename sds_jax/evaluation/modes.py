@@ -1,7 +1,6 @@
 """What the command does in each of its modes: one function a mode, (config, folder, time of start) -> None."""
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -130,15 +129,11 @@ def _restore(config: Config, folder: Path) -> tuple[step_lib.Scene, TrainState]:
 def _export(scene: step_lib.Scene, state: TrainState, folder: Path, timings: dict[str, float],
             view: outputs.ViewFn | None = None) -> None:
   print("writing renders, turntable, mesh and report ...", flush=True)
-  scores = _read(folder / "scores.json") or None
+  scores = files.read_json(folder / "scores.json") or None
   timings = outputs.write_outputs(scene, view or outputs.make_view(scene), state, folder, timings, scores)
   files.write_json(timings, folder / "timings.json")
 
 
 def _stored_timings(folder: Path) -> dict[str, float]:
-  return _read(folder / "timings.json")
+  return files.read_json(folder / "timings.json")
 
-
-def _read(path: Path) -> dict[str, Any]:
-  """A JSON file of an earlier step of the run; {} where there is none."""
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -17,6 +17,10 @@ import numpy as np
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)$")  # names that Windows keeps for devices
 
 
+class DamagedFileError(ValueError):
+  """A file of a run that does not hold what was written into it; the message names it and says how to mend it."""
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
   """Yields a temporary path beside `path` (same suffix) that becomes `path` when the block ends well.
@@ -70,6 +74,24 @@ def write_json(data: Any, path: str | os.PathLike) -> Path:
   return Path(path)
 
 
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+  """The object in a JSON file that `write_json` has written; {} where there is no file.
+
+  Raises:
+    DamagedFileError: the file holds something else.
+  """
+  path = Path(path)
+  if not path.exists():
+    return {}
+  try:
+    data = json.loads(path.read_bytes())
+  except ValueError as error:
+    raise DamagedFileError(f"{path} is damaged ({error}); delete it, and the command makes it again") from error
+  if not isinstance(data, dict):
+    raise DamagedFileError(f"{path} is damaged (no JSON object); delete it, and the command makes it again")
+  return data
+
+
 def prompt_slug(prompt: str, limit: int = 60) -> str:
   """A folder name made from a prompt: lower-case ASCII words joined by '-', at most `limit` characters, never empty.
 
@@ -114,7 +136,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
   A torn last line is left out.
 
   Raises:
-    ValueError: a whole line that is not a JSON object with a "step", naming its number.
+    DamagedFileError: a whole line that is not a JSON object with a "step", naming its number.
   """
   path = Path(path)
   if not path.exists():
@@ -125,7 +147,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
       record = json.loads(line)
       record["step"]
     except (ValueError, KeyError, TypeError) as error:
-      raise ValueError(f"{path}, line {number}: not a metrics record; delete that line to go on") from error
+      raise DamagedFileError(f"{path}, line {number}: not a metrics record; delete that line to go on") from error
     records.append(record)
   return records
 

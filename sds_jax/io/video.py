@@ -21,7 +21,7 @@ def write_turntable(frames: np.ndarray, path: str | os.PathLike, fps: int = 24) 
 
   Raises:
     ValueError: frames of another shape, or none.
-    RuntimeError: ffmpeg failed, with the end of what it said.
+    OSError: ffmpeg could not write it (a full disk, say), with the end of what it said.
   """
   pixels = to_uint8(frames)
   if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.shape[0] == 0:
@@ -51,7 +51,7 @@ def _write_mp4(ffmpeg: str, pixels: np.ndarray, path: Path, fps: int) -> Path:
     command = [ffmpeg, "-y", "-loglevel", "error", *raw, *h264, str(temporary)]
     done = subprocess.run(command, input=pixels.tobytes(), capture_output=True, check=False)
     if done.returncode != 0:
-      raise RuntimeError(f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace')[-500:].strip()}")
+      raise OSError(f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace')[-500:].strip()}")
   return path
 
 

@@ -179,6 +179,7 @@ def train(out: pathlib.Path, *, seed: int = 0, log_every: int = 50, save_every: 
   params = jax.jit(lambda k: init_params(k, networks))(key)
   state = TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=jax.tree.map(jnp.copy, params),
                      opt_state=optimizer.init(params))
+  state = jax.device_put(state, jax.devices()[0])  # as restored ones are: a resumed run has the same program
   with ocp.CheckpointManager(out.absolute() / "checkpoints", options=ocp.CheckpointManagerOptions(
       max_to_keep=2, save_interval_steps=save_every)) as manager:
     if manager.latest_step() is not None:

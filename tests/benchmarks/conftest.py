@@ -2,7 +2,6 @@
 import json
 
 import flax.traverse_util
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -61,11 +60,3 @@ def tiny(prior_folder):
     config.update_from_flattened_dict(TINY | {"prior.path": str(prior_folder)} | (changes or {}))
     return config
   return make
-
-
-@pytest.fixture
-def quick_compile():
-  """Programs that take longer to compile than to run."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)  # its default

@@ -51,7 +51,7 @@ CHANGES = {"shading.lambertian": 0.4, "shading.textureless": 0.4, "shading.albed
            "render.block_points": 256}
 
 
-def test_the_same_step(tiny, quick_compile, torch_step):
+def test_the_same_step(tiny, torch_step):
   work = workload.build(validation.validate(tiny(CHANGES)))
   drawn, own, first = workload.drawer(work), peer.own_step(work), workload.first_state(work)
   modes = {}  # the first step of each mode
@@ -81,7 +81,7 @@ def test_the_same_step(tiny, quick_compile, torch_step):
 
 
 @pytest.mark.parametrize("density, blob, activation", [("exp", "gaussian", "softplus"), ("softplus", "none", "relu")])
-def test_other_fields(tiny, quick_compile, torch_step, density, blob, activation):
+def test_other_fields(tiny, torch_step, density, blob, activation):
   from sds_jax.benchmarks import torch_render
   scene = step_lib.make_scene(validation.validate(tiny({
     "field.density": density, "field.blob": blob, "field.mlp.activation": activation, "field.density_bias": 0.3})))

@@ -18,7 +18,7 @@ def command(prior_folder, settings, tmp_path):
           *(f"--config.{name}={value}" for name, value in settings.items())]
 
 
-def test_command(command, quick_compile, tmp_path, capsys):
+def test_command(command, tmp_path, capsys):
   assert benchmark.main(command) == 0
   printed = capsys.readouterr().out
   record = json.loads((tmp_path / "record.json").read_text())

@@ -6,10 +6,8 @@ import sys
 import warnings
 from pathlib import Path
 
-import jax
 import pytest
 from absl import flags, logging
-from jax.experimental.compilation_cache import compilation_cache
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,17 +22,10 @@ def tiny_flags(tiny_settings):
   return as_flags({**tiny_settings, "field.blob_radius": 0.6, "field.blob_scale": 60.0})
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def cache_home(tmp_path_factory):
-  """Compiled steps are shared by all runs of this session, in this process and in others, and not left behind."""
-  folder = tmp_path_factory.mktemp("cache")
-  compilation_cache.reset_cache()
-  jax.config.update("jax_compilation_cache_dir", str(folder / "here"))
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield folder
-  jax.config.update("jax_disable_most_optimizations", False)
-  jax.config.update("jax_compilation_cache_dir", None)
-  compilation_cache.reset_cache()
+  """Where the processes of this session keep compiled steps for each other."""
+  return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="session")

@@ -113,6 +113,21 @@ def test_evaluate(command, done, monkeypatch):
   assert "silhouette iou" in (folder / "report.html").read_text()
 
 
+@pytest.mark.parametrize("name", ["scores.json", "timings.json", "metrics.jsonl"])
+@pytest.mark.parametrize("content", [b'{"step": 1', b"[3]\n"])
+def test_a_damaged_record_is_named(command, done, name, content):
+  """A file of the run that was cut or overwritten: one line that says which, and the report stays."""
+  path, report = done[0] / name, (done[0] / "report.html").read_bytes()
+  before = path.read_bytes() if path.exists() else None
+  path.write_bytes(content if name != "metrics.jsonl" else content.strip() + b"\n")
+  try:
+    status, _, err = command("--mode=export", f"--workdir={done[0]}")
+    assert status == 2 and one_line(err) and str(path) in err and "delete" in err, err
+    assert (done[0] / "report.html").read_bytes() == report
+  finally:
+    path.unlink() if before is None else path.write_bytes(before)
+
+
 def test_evaluate_needs_a_shapeworld_prompt(command, done):
   status, _, err = command("--mode=evaluate", f"--workdir={done[0]}", TEXT, "--config.prompt=a hamburger")
   assert status == 2 and one_line(err) and "no ground truth" in err and "'hamburger'" in err

@@ -104,5 +104,5 @@ def test_every_cut_of_the_last_line_is_survived(tmp_path):
 def test_damage_in_the_middle_is_an_error_that_says_where(tmp_path):
   path = tmp_path / "metrics.jsonl"
   path.write_bytes(b'{"step": 1}\n{"st\n{"step": 3}\n')
-  with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
+  with pytest.raises(files.DamagedFileError, match=r"metrics\.jsonl, line 2"):
     files.read_metrics(path)

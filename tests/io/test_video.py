@@ -64,7 +64,7 @@ def test_an_encoder_that_dies_leaves_nothing(tmp_path, frames, monkeypatch):
   encoder.write_text('#!/bin/sh\nfor last; do :; done\nprintf half > "$last"\necho no codec >&2\nexit 3\n')
   encoder.chmod(0o755)
   monkeypatch.setattr(video, "_find_ffmpeg", lambda: str(encoder))
-  with pytest.raises(RuntimeError, match="could not write .*turn.mp4: no codec"):
+  with pytest.raises(OSError, match="could not write .*turn.mp4: no codec"):
     video.write_turntable(frames, tmp_path / "out" / "turn.mp4")
   assert not list((tmp_path / "out").iterdir())
 

@@ -29,14 +29,6 @@ IF_SCHEDULER = dict(
   variance_type="learned_range", thresholding=True, dynamic_thresholding_ratio=0.95, sample_max_value=1.5)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiles():
-  """These networks take longer to compile than to run."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def latent(sd_folder):
   return prior_lib.build(sd_folder)

@@ -1,17 +1,5 @@
 """A recipe of a few thousand parameters, and one data set for all runs."""
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
-
-
-@pytest.fixture(scope="session", autouse=True)
-def shared_executables(tmp_path_factory):
-  """Runs with equal settings compile to equal programs; XLA's persistent cache makes one compilation of them."""
-  compilation_cache.reset_cache()
-  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-  yield
-  jax.config.update("jax_compilation_cache_dir", None)
-  compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +13,8 @@ def images(tmp_path_factory):
 def tiny_recipe(monkeypatch):
   """The recipe's networks, made tiny; data, schedule and patches stay as they are."""
   from sds_jax.shapeworld import recipe
-  unet = dict(block_out_channels=[8, 16], norm_num_groups=4, cross_attention_dim=8, attention_head_dim=2)
+  unet = dict(block_out_channels=[8], down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"],
+              norm_num_groups=4, cross_attention_dim=8, attention_head_dim=2)
   text = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, projection_dim=8)
   for name, value in unet.items():
     monkeypatch.setitem(recipe.UNET, name, value)

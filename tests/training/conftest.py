@@ -1,21 +1,6 @@
-"""What the tests of training share: runs of a few steps under the tiny prior, compiled once for all of them."""
+"""What the tests of training share: runs of a few steps under the tiny prior."""
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
-
-
-@pytest.fixture(scope="session", autouse=True)
-def shared_executables(tmp_path_factory):
-  """Equal programs compile once, by XLA's persistent cache, and without LLVM's optimizations: nothing runs for long."""
-  compilation_cache.reset_cache()
-  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-  jax.config.update("jax_compilation_cache_dir", None)
-  compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")
