@@ -12,6 +12,8 @@ has what they set. It differs in: rays have `num_samples` samples chosen among `
 levels are there from the start; the object lies within a ball of radius 1, not a cube of half-width 2; the background
 is one plain random colour a view, not a learnt map; the learning rate is warmed up.
 """
+import re
+
 from sds_jax.training import config as config_lib
 
 
@@ -20,7 +22,7 @@ def get_config(arg: str = "shapeworld"):
   config = config_lib.default()
   config.prior.name = arg or "shapeworld"
   if config.prior.name != "shapeworld":
-    _published(config, pixels=config.prior.name.lower().removeprefix("deepfloyd/").startswith("if"))
+    _published(config, pixels=re.match(r"(.*/)?if(-|$)", config.prior.name.lower()) is not None)
   return config
 
 

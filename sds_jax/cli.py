@@ -77,7 +77,7 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
     print(stop, file=sys.stderr)
     sys.exit(EXIT_INTERRUPTED)
   except KeyboardInterrupt:
-    print(f"stopped before or after the steps; what checkpoints there are lie in {folder}" if folder else "stopped",
+    print(f"stopped; what checkpoints there are lie in {folder}" if folder else "stopped",
           file=sys.stderr)
     sys.exit(EXIT_INTERRUPTED)
   except mistakes as error:

@@ -27,7 +27,7 @@ def cache_folder() -> Path:
 
 
 def prepare() -> None:
-  """What every command does before it compiles: `use_cache` and `keep_memory`."""
+  """What the commands do before they compile (the benchmark has a cache of its own): `use_cache`, `keep_memory`."""
   use_cache()
   keep_memory()
 
@@ -36,10 +36,10 @@ def use_cache() -> None:
   """Turn the cache on, unless the user has set JAX_COMPILATION_CACHE_DIR or its folder cannot be made."""
   if jax.config.jax_compilation_cache_dir:
     return
-  folder = cache_folder()
   try:
+    folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-  except OSError:
+  except (OSError, RuntimeError):  # the latter where nobody knows of a home
     return
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -18,6 +18,7 @@ from sds_jax.shapeworld import captions
 from sds_jax.training import loop, outputs, step as step_lib, workspace
 from sds_jax.training.state import TrainState
 from sds_jax.training.validation import ConfigError
+from sds_jax.views import prompts
 
 Config = ml_collections.FrozenConfigDict
 
@@ -35,7 +36,6 @@ def train(config: Config, folder: Path, started: float) -> None:
     images.write_png(outputs.render_row(view, config, state), folder / "progress" / f"{step:06d}.png")
 
   (folder / "progress").mkdir(exist_ok=True)
-  (folder / "scores.json").unlink(missing_ok=True)  # of the object before this run
   result = loop.train(config, folder, prior, prior_params, on_render)
   timings = dict(load_s=result.started - started, **result.timings)
   _export(scene, result.state, folder, timings, view)
@@ -85,14 +85,18 @@ def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
     CheckpointError: its files are missing or damaged.
   """
   p = config.prior
+  named = f"config.prior.{'path' if p.path else 'name'}={p.path or p.name!r}"
   try:
     prior, params = prior_lib.build(p.path or p.name, p.dtype, p.allow_unknown_words, p.vae_remat)
   except CheckpointError:
     raise
   except ValueError as error:  # networks that are not supported
-    raise ConfigError(f"config.prior.{'path' if p.path else 'name'}={p.path or p.name!r}: {error}") from error
+    raise ConfigError(f"{named}: {error}") from error
+  except (TypeError, KeyError, AttributeError) as error:
+    raise ConfigError(f"{named}: one of its JSON files holds a value of the wrong type, or lacks one ({error}); "
+                      "compare them with the model's publication") from error
   if prior.vocabulary is not None and not p.allow_unknown_words:
-    _check_prompt(config.prompt, prior.vocabulary)
+    _check_prompt(config, prior.vocabulary)
     try:
       prior_lib.check_words([config.negative_prompt], prior.vocabulary)
     except ValueError as error:
@@ -100,7 +104,8 @@ def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
   return prior, params
 
 
-def _check_prompt(prompt: str, vocabulary: frozenset[str]) -> None:
+def _check_prompt(config: Config, vocabulary: frozenset[str]) -> None:
+  prompt = config.prompt
   remedy = ("For anything else use a larger prior (configs/text.py:sd15 or --config.prior.path=FOLDER), or "
             "go on regardless with --config.prior.allow_unknown_words=True")
   try:
@@ -109,6 +114,9 @@ def _check_prompt(prompt: str, vocabulary: frozenset[str]) -> None:
         raise ValueError("the view words are added for each camera, so the prompt must have none")
     else:
       prior_lib.check_words([prompt], vocabulary)
+      if config.distillation.view_words != "none":
+        remedy = "Say --config.distillation.view_words=none"
+        prior_lib.check_words(prompts.view_prompts(prompt), vocabulary)
   except ValueError as error:
     raise ConfigError(f"config.prompt={prompt!r} is beyond this prior: {error}. {remedy}") from error
 

@@ -23,7 +23,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from sds_jax import compilation
-from sds_jax.evaluation import scores as scoring
+from sds_jax.evaluation import modes, scores as scoring
 from sds_jax.io import files, images
 from sds_jax.priors import prior as prior_lib
 from sds_jax.shapeworld import captions, solids
@@ -133,7 +133,7 @@ def _run(config: ml_collections.ConfigDict, specs: Sequence[captions.Spec], seed
   """The set, its records and its table, in `folder`."""
   compilation.prepare()
   frozen = validation.validate(config)
-  prior, params = prior_lib.build(frozen.prior.path or frozen.prior.name, dtype=frozen.prior.dtype)
+  prior, params = modes.load_prior(frozen)
   folder.mkdir(parents=True, exist_ok=True)
   records = run_set(Job(frozen, prior, params), specs, seeds, folder)
   files.write_json(dict(config=frozen.to_dict(), versions=outputs.versions(), records=records),

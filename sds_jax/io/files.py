@@ -145,7 +145,8 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
   for number, line in enumerate(path.read_bytes()[:_end_of_last_line(path)].splitlines(), start=1):
     try:
       record = json.loads(line)
-      record["step"]
+      if not isinstance(record["step"], int):
+        raise TypeError
     except (ValueError, KeyError, TypeError) as error:
       raise DamagedFileError(f"{path}, line {number}: not a metrics record; delete that line to go on") from error
     records.append(record)
@@ -156,7 +157,7 @@ def truncate_metrics(path: str | os.PathLike, last_step: int) -> int:
   """Keeps the records with step <= `last_step` (what a resumed run will not write again); returns how many stay."""
   if not Path(path).exists():
     return 0
-  kept = [r for r in read_metrics(path) if r["step"] <= last_step]
+  kept = [r for r in read_metrics(path) if r["step"] <= last_step] if last_step else []
   with atomic_write(path) as file:
     file.writelines((json.dumps(r) + "\n").encode() for r in kept)
   return len(kept)

@@ -42,6 +42,8 @@ def read_fields(options: Options, config: Mapping[str, Any]) -> dict[str, Any]:
     if key in options.choices:
       _check_choice(options, key, value, value, options.choices[key])
     elif key in options.choices_per_block:
+      if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{options.network} config: {key}={value!r} should be a list, one entry a block")
       for kind in value:
         _check_choice(options, key, value, kind, options.choices_per_block[key])
     elif key not in options.free:

@@ -61,6 +61,7 @@ class Hub:
 def default_hub() -> Hub:
   """huggingface.co (or $HF_ENDPOINT) through huggingface_hub, with its cache and its login."""
   import huggingface_hub  # only here: it takes a while, and most runs don't need it
+  from huggingface_hub import constants
 
   def ask(repo: str, call: Callable[[], Any]) -> Any:
     try:
@@ -75,7 +76,7 @@ def default_hub() -> Hub:
   def fetch(repo: str, revision: str, files: list[str]) -> Path:
     return Path(ask(repo, lambda: huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=files)))
 
-  return Hub(Path(huggingface_hub.constants.HF_HUB_CACHE), list_files, fetch)
+  return Hub(Path(constants.HF_HUB_CACHE), list_files, fetch)
 
 
 def explain(error: BaseException, repo: str) -> Unavailable:

@@ -202,11 +202,16 @@ def _camera_features(cond: Cond, batch: int, camera_dim: int) -> Array | None:
 def _check_unet(folder: Path, index: Mapping[str, Any], unet: nn.Module, space: Space) -> None:
   """Raises CheckpointError when the network is not one for this space and this `model_index.json`."""
   camera_dim, ray_dim, channels = index.get("camera_dim", 0), index.get("ray_dim", 0), space.x_shape[-1]
+  if unet.class_embed_type not in (None, "projection"):
+    raise CheckpointError(f"{folder}: the U-Net's class_embed_type={unet.class_embed_type!r} wants something beside "
+                          "noise level, text and camera; supported: null, 'projection' (of a camera)")
   told = unet.projection_class_embeddings_input_dim if unet.class_embed_type == "projection" else 0
   _check(folder,
          ("ray_dim", ray_dim, RAY_DIM if ray_dim else 0),
          ("camera_dim with rays", camera_dim, CAMERA_DIM if ray_dim else camera_dim),
          ("the U-Net's in_channels", unet.in_channels, channels + ray_dim),
+         ("the side of x modulo what the U-Net halves it by",
+          space.x_shape[0] % 2 ** (len(unet.block_out_channels) - 1), 0),
          ("camera_dim", camera_dim, told))
   if unet.out_channels != 2 * channels:  # the second half is a learned variance
     _check(folder, ("the U-Net's out_channels", unet.out_channels, channels))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from PIL import Image
 from sds_jax import compilation
 from sds_jax.diffusion import guidance
 from sds_jax.diffusion.parameterizations import eps_from_x0, x0_from_eps
+from sds_jax.priors.files import write_atomically
 from sds_jax.priors.prior import Cond, Prior, build
 from sds_jax.types import Array, Params
 
@@ -88,7 +90,8 @@ def sample(prior: Prior, params: Params, prompts: Sequence[str], key: Array, neg
 def write_row(path: str | os.PathLike, images: Array) -> None:
   """Writes images [n, H, W, 3] in [0, 1] side by side as one PNG."""
   row = np.concatenate(np.asarray(images), axis=1)
-  Image.fromarray(np.round(255 * row).astype(np.uint8)).save(path, format="PNG")
+  picture = Image.fromarray(np.round(255 * row).astype(np.uint8))
+  write_atomically(Path(path), lambda temporary: picture.save(temporary, format="PNG"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

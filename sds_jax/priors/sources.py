@@ -72,7 +72,10 @@ def find(name: str, dtype: Any, hub: Hub | None = None) -> Source:
   Raises:
     CheckpointError: there is no such thing, or it can't be had; one line says why and what to do.
   """
-  folder = shipped_folder() if name == "shapeworld" else Path(name).expanduser()
+  try:
+    folder = shipped_folder() if name == "shapeworld" else Path(name).expanduser()
+  except RuntimeError as error:  # "~somebody" whom this machine doesn't know
+    raise CheckpointError(f"the prior {name!r}: {error}") from error
   if folder.is_dir():
     return _describe(name, folder)
   if name == "shapeworld":

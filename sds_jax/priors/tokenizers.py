@@ -131,7 +131,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
   tokens = dict(_DEFAULTS)
   for role, token in [*config.items(), *last.items()]:
     if role in tokens and token is not None:
-      tokens[role] = token["content"] if isinstance(token, dict) else token
-  length = config.get("model_max_length", _DEFAULT_LENGTH)
-  # A tokenizer saved without a length has 1e30 for it.
-  return tokens | dict(model_max_length=int(length) if length < 1e6 else _DEFAULT_LENGTH)
+      tokens[role] = token.get("content") if isinstance(token, dict) else token
+  for role, token in tokens.items():
+    if not isinstance(token, str):
+      raise CheckpointError(f"{folder}: {role}={token!r} is no token")
+  length = config.get("model_max_length")
+  if length is not None and not (isinstance(length, (int, float)) and length >= 2):
+    raise CheckpointError(f"{folder / 'tokenizer_config.json'}: model_max_length={length!r} is no length")
+  # A tokenizer saved without a length has 1e30 for it, or null.
+  return tokens | dict(model_max_length=int(length) if length is not None and length < 1e6 else _DEFAULT_LENGTH)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from sds_jax.priors import prior as prior_lib
+from sds_jax.priors.files import write_atomically, write_json
 from sds_jax.shapeworld import captions, score_prior
 
 
@@ -25,10 +26,11 @@ def write_card(run: pathlib.Path, settings: dict[str, Any], seed: int, num: int 
   """Score `run`/prior on `num` captions and put README.md, scores.json, samples.png and metrics.jsonl into it."""
   folder = run / "prior"
   table, images = score_prior.score(*prior_lib.build(folder), num=num, seed=seed + 1)
-  score_prior.write_sheet(folder / "samples.png", images[:min(len(images) // 16, 4) * 16])
-  (folder / "scores.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-  shutil.copyfile(run / "metrics.jsonl", folder / "metrics.jsonl")
-  (folder / "README.md").write_text(_card(run, settings, seed, num, table), encoding="utf-8")
+  score_prior.write_sheet(folder / "samples.png", images[:64])
+  write_json(folder / "scores.json", table)
+  write_atomically(folder / "metrics.jsonl", lambda path: shutil.copyfile(run / "metrics.jsonl", path))
+  text = _card(run, settings, seed, num, table)
+  write_atomically(folder / "README.md", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _card(run: pathlib.Path, settings: dict[str, Any], seed: int, num: int, table: dict[str, float]) -> str:

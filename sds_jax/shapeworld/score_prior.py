@@ -21,6 +21,7 @@ import numpy as np
 
 from sds_jax import compilation
 from sds_jax.priors import prior as prior_lib, sample
+from sds_jax.priors.files import write_json
 from sds_jax.shapeworld import captions, scenes, solids, tracer
 from sds_jax.types import Camera, Params
 from sds_jax.views import cameras
@@ -38,12 +39,11 @@ def draw_cameras(key: jax.Array, num: int) -> Camera:
 
 
 def sample_views(prior: prior_lib.Prior, params: Params, specs: list[captions.Spec], shots: Camera, key: jax.Array,
-                 guidance_scale: float, steps: int, batch: int = 16, told: bool = True) -> np.ndarray:
-  """One sample [n, 64, 64, 3] of each caption, seen from its camera (or from anywhere, when it is not told)."""
+                 guidance_scale: float, steps: int, batch: int = 16) -> np.ndarray:
+  """One sample [n, 64, 64, 3] of each caption, seen from its camera."""
   draw = jax.jit(lambda p, c, u, k: sample.ddim(prior, p, c, u, k, steps, guidance_scale),
                  compiler_options=compilation.unet_options())
   features = cameras.camera_features(shots)
-  features = features if told else jnp.zeros_like(features)
   null = prior.embed([""])
   images = []
   for start in range(0, len(specs), batch):
@@ -125,12 +125,14 @@ def score(prior: prior_lib.Prior, params: Params, num: int = 200, seed: int = 0,
   groups = dict(all=lambda i: True, seen=lambda i: i % 2 == 0, never_seen=lambda i: i % 2 == 1,
                 single=lambda i: len(specs[i].parts) == 1, stacked=lambda i: len(specs[i].parts) == 2)
   table = {f"{name}_{group}": share(name, keep)
-           for group, keep in groups.items() for name in ("colour", "shape", "iou")}
+           for group, keep in groups.items() if any(map(keep, range(num))) for name in ("colour", "shape", "iou")}
   return table, images
 
 
 def write_sheet(path: pathlib.Path, images: np.ndarray, columns: int = 16) -> None:
-  """Samples side by side as one PNG."""
+  """Samples side by side as one PNG: whole rows of `columns`, or one row of all where there are fewer."""
+  columns = min(columns, len(images))
+  images = images[:len(images) // columns * columns]
   sample.write_row(path, np.stack([np.concatenate(images[i::columns]) for i in range(columns)]))
 
 
@@ -144,11 +146,14 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=30, help="DDIM steps")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("prior_scores"), help="folder")
   args = parser.parse_args()
+  if min(args.num, args.steps) < 1:
+    parser.error(f"--num={args.num} and --steps={args.steps} must be at least 1")
+  compilation.prepare()
   prior, params = prior_lib.build(args.prior)
   table, images = score(prior, params, args.num, args.seed, args.guidance_scale, args.steps)
   args.out.mkdir(parents=True, exist_ok=True)
-  write_sheet(args.out / "samples.png", images[:len(images) // 16 * 16])
-  (args.out / "scores.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+  write_json(args.out / "scores.json", table)
+  write_sheet(args.out / "samples.png", images)
   print(json.dumps(table, indent=2))
   print(f"samples and scores lie in {args.out}")
 

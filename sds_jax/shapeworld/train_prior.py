@@ -25,6 +25,7 @@ import tqdm
 from sds_jax import compilation
 from sds_jax.diffusion import schedules
 from sds_jax.priors import checkpoint, clip, prior as prior_lib, spaces, tokenizers, unet
+from sds_jax.priors.files import write_atomically, write_json
 from sds_jax.shapeworld import captions, card, dataset, recipe, score_prior, tokenizer
 from sds_jax.shapeworld.tokenizer import MAX_TOKENS
 from sds_jax.types import Array, Params
@@ -137,13 +138,13 @@ def write_prior(folder: pathlib.Path, params: Params, vocab_size: int, special: 
                              params["text_encoder"], dtype=jnp.float16)
   tokenizer.write_tokenizer(folder / "tokenizer")
   (folder / "scheduler").mkdir(exist_ok=True)
-  (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(recipe.SCHEDULER, indent=2) + "\n")
+  write_json(folder / "scheduler" / "scheduler_config.json", recipe.SCHEDULER)
   index = dict(_class_name="ShapeWorldPipeline", unet=["diffusers", "UNet2DConditionModel"],
                text_encoder=["transformers", "CLIPTextModel"], tokenizer=["transformers", "CLIPTokenizer"],
                scheduler=["diffusers", "DDIMScheduler"], image_size=recipe.IMAGE_SIZE,
                pixel_unshuffle=recipe.PIXEL_UNSHUFFLE, camera_dim=CAMERA_DIM, ray_dim=RAY_DIM,
                vocabulary=sorted(captions.WORDS))
-  (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+  write_json(folder / "model_index.json", index)
 
 
 def sample_sheet(path: pathlib.Path, folder: pathlib.Path, seed: int = 0) -> None:
@@ -198,7 +199,7 @@ def train(out: pathlib.Path, *, seed: int = 0, log_every: int = 50, save_every: 
 def _check_same_run(path: pathlib.Path, settings: dict[str, Any]) -> None:
   """Keep the settings of a run beside it; refuse to go on with others (but for the number of steps)."""
   if not path.exists():
-    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(path, settings)
   before = json.loads(path.read_text(encoding="utf-8"))
   for name in sorted(before.keys() | settings.keys()):
     if before.get(name) != settings.get(name):
@@ -210,7 +211,8 @@ def _forget_after(log: pathlib.Path, step: int) -> None:
   """Take the records of steps that will be taken again out of the log."""
   if log.exists():
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-    log.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+    kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
+    write_atomically(log, lambda path: path.write_text(kept, encoding="utf-8"))
 
 
 def _loop(state, step_fn, data, ids, key, manager, settings, out, seed, log_every, sheet_every, export):
@@ -249,7 +251,7 @@ def main() -> None:
   parser.add_argument("--save_every", type=int, default=500, help="steps between checkpoints")
   parser.add_argument("--sheet_every", type=int, default=2000, help="steps between sample sheets")
   args = vars(parser.parse_args())
-  compilation.keep_memory()
+  compilation.prepare()
   print(f"the prior lies in {train(args.pop('out'), **args)}")
 
 

@@ -65,6 +65,8 @@ def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, 
     # Only now: where the settings do not fit what is there, config.json still tells those that made it.
     workspace.store_config(workdir, config, outputs.versions(), prior.source.as_dict())
     step_fn, compile_seconds = _compile(step_lib.make_step(scene, prior), state, prior_params, text, key)
+    if int(state.step) < config.training.steps:
+      (workdir / "scores.json").unlink(missing_ok=True)  # of the object before this run
     fixed = (prior_params, text, key)
     with inspect_guidance.sheets(scene, prior, workdir, state, fixed) as on_guidance:
       started = time.perf_counter()
@@ -151,7 +153,7 @@ def _loop(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: C
   t = config.training
   first, pending = int(state.step), []
   started = time.perf_counter()
-  with _stop_requests() as stop, tensorboardX.SummaryWriter(str(workdir)) as board, tqdm.trange(
+  with _stop_requests() as stop, tensorboardX.SummaryWriter(str(workdir), purge_step=first + 1) as board, tqdm.trange(
       first, t.steps, initial=first, total=t.steps, desc="optimising", unit="step", mininterval=0.5) as bar:
     for done in range(first + 1, t.steps + 1):
       with jax.transfer_guard("disallow"):

@@ -98,6 +98,12 @@ def make_mesh(scene: Scene, state: TrainState) -> trimesh.Trimesh:
       resolution=e.mesh_resolution, bound=scene.config.field.bound * 1.05, threshold=e.mesh_threshold or "auto")
 
 
+def _forget(workdir: Path, *names: str) -> None:
+  """Files that an earlier state has left and this one does not make."""
+  for name in names:
+    (workdir / name).unlink(missing_ok=True)
+
+
 def write_outputs(scene: Scene, view: ViewFn, state: TrainState, workdir: Path, timings: dict[str, float],
                   scores: dict[str, Any] | None = None) -> dict[str, float]:
   """Everything into `workdir`; each file is written whole or not at all. Returns the timings, export included.
@@ -109,16 +115,18 @@ def write_outputs(scene: Scene, view: ViewFn, state: TrainState, workdir: Path, 
   written["renders"] = write_renders(view, config, state, workdir)
   if config.export.turntable:
     written["turntable"] = write_turntable(view, config, state, workdir)
+  else:
+    _forget(workdir, "turntable.mp4", "turntable.gif")
   surface = None
   if config.export.mesh:
     try:
       surface = make_mesh(scene, state)
     except ValueError as error:
       print(f"no mesh: {error}")
-      for name in ("mesh.glb", "mesh.obj"):  # of an earlier state
-        (workdir / name).unlink(missing_ok=True)
     else:
       written["glb"], written["obj"] = mesh_lib.write_mesh(surface, workdir)
+  if surface is None:
+    _forget(workdir, "mesh.glb", "mesh.obj")
   timings = dict(timings, export_s=time.perf_counter() - started)
   report.write_report(
       workdir, config.prompt, mesh=surface, turntable=written.get("turntable"), renders=written["renders"],

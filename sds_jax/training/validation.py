@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_collections
+import numpy as np
 from ml_collections import ConfigDict
 
 from sds_jax.diffusion import distillation, guidance, weightings
@@ -229,11 +230,20 @@ def _checks() -> dict[str, Check]:
   }
 
 
+def _places(spec: tuple) -> list[float]:
+  """The fractions of the run at which a legal scheduled scalar bends."""
+  return [0.0] if len(spec) == 1 else [p for p, _ in spec]
+
+
+def _at(spec: tuple, place: float) -> float:
+  """A legal scheduled scalar at a fraction of the run."""
+  return spec[0] if len(spec) == 1 else float(np.interp(place, *zip(*spec)))
+
+
 def _relations(config: ConfigDict) -> Iterator[str]:
   """What only two fields together can get wrong."""
   d, r = config.distillation, config.render
-  low, high = scalar_values(d.t_min), scalar_values(d.t_max)
-  if max(low) >= min(high):
+  if any(_at(d.t_min, p) >= _at(d.t_max, p) for p in (*_places(d.t_min), *_places(d.t_max))):
     yield (f"config.distillation.t_min={d.t_min!r} reaches config.distillation.t_max={d.t_max!r}: t_min must stay "
            "below t_max during the whole run; exchange or separate them")
   if d.clip_norm != (0.0,) and min(scalar_values(d.clip_norm)) == 0.0:

@@ -1,4 +1,5 @@
 """What a user gets wrong on the command line: status 2 and one line on stderr that says how to mend it."""
+import json
 import shutil
 
 import pytest
@@ -78,8 +79,20 @@ def test_prompts_beyond_the_prior(command, tmp_path, tiny_flags, prompt, parts):
   assert not list((tmp_path / "run").glob("*"))  # nothing was begun
 
 
+def test_view_words_beyond_the_prior(command, tiny_prior, tiny_flags, tmp_path):
+  shutil.copytree(tiny_prior, tmp_path / "prior")
+  edit(tmp_path / "prior" / "model_index.json", vocabulary=["a", "red", "cube"])
+  flags = [*tiny_flags, f"--config.prior.path={tmp_path / 'prior'}", f"--workdir={tmp_path / 'run'}"]
+  message = one_line(command(TEXT, *flags))
+  assert "'front'" in message and "--config.distillation.view_words=none" in message, message
+
+
 def cut(path):
   path.write_bytes(path.read_bytes()[:-100])
+
+
+def edit(path, **changes):
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def scramble(path):
@@ -98,7 +111,14 @@ def scramble(path):
   (lambda folder: (folder / "unet" / "config.json").write_text("{"), ("config.json is not JSON",)),
   (lambda folder: (folder / "tokenizer" / "merges.txt").unlink(), ("merges.txt does not exist",)),
   (lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(), ("does not exist",)),
-], ids=["cut off", "corrupt", "renamed", "empty", "swapped", "no net", "no index", "no JSON", "no merges", "no betas"])
+  (lambda folder: edit(folder / "unet" / "config.json", down_block_types=None), ("down_block_types=None", "a list")),
+  (lambda folder: edit(folder / "unet" / "config.json", block_out_channels=8), ("of the wrong type",)),
+  (lambda folder: edit(folder / "unet" / "config.json", class_embed_type="timestep"), ("class_embedding", "wrong shape")),
+  (lambda folder: edit(folder / "scheduler" / "scheduler_config.json", num_train_timesteps=None), ("num_train_timesteps=None",)),
+  (lambda folder: edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length="long"), ("'long' is no",)),
+  (lambda folder: edit(folder / "tokenizer" / "special_tokens_map.json", eos_token={}), ("eos_token=None is no token",)),
+], ids=["cut off", "corrupt", "renamed", "empty", "swapped", "no net", "no index", "no JSON", "no merges", "no betas",
+        "null", "number", "kind", "no steps", "no length", "no token"])
 def test_damaged_priors(command, tiny_prior, tiny_flags, tmp_path, damage, parts):
   shutil.copytree(tiny_prior, tmp_path / "prior")
   damage(tmp_path / "prior")

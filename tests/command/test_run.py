@@ -171,12 +171,12 @@ def test_a_disk_that_fills_up_during_the_run(start, tiny_flags, tmp_path):
   """Room for the settings, not for a checkpoint: one line on stderr, and no step that looks finished."""
   disk = tmp_path / "disk"
   disk.mkdir()
-  mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)], capture_output=True,
+  mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", str(disk)], capture_output=True,
                            check=False).returncode == 0 if os.geteuid() == 0 else False
   if not mounted:
     pytest.skip("a small file system cannot be mounted here (it takes root)")
   try:
-    status, _, err = finish(start(*tiny_flags, "--config.field.mlp.hidden=256", f"--workdir={disk / 'run'}"))
+    status, _, err = finish(start(*tiny_flags, f"--workdir={disk / 'run'}"))
     checkpoints = disk / "run" / "checkpoints"
     whole = [name for name in (os.listdir(checkpoints) if checkpoints.exists() else []) if name.isdigit()]
     assert not whole and status == 2, err

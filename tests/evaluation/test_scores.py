@@ -35,7 +35,7 @@ def judge():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(scores, "ROTATIONS", 12)  # every 30 degrees
     patch.setattr(scores, "SCALES", (0.8, 1.0, 1.2))
-    patch.setattr(scores, "VOLUME_GRID", 40)
+    patch.setattr(scores, "VOLUME_GRID", 28)
     scene = step_lib.make_scene(validate(config_lib.default()))
     scene = dataclasses.replace(scene, field=Field(lambda key: {}, apply, 0.8))
 

@@ -3,8 +3,12 @@ import errno
 import os
 from pathlib import Path
 import shutil
+import subprocess
+import sys
 
 import huggingface_hub
+import huggingface_hub.constants
+import huggingface_hub.errors
 import jax.numpy as jnp
 import pytest
 
@@ -234,6 +238,12 @@ def test_a_folder_goes_before_a_hub_id(prior_folder, tmp_path, monkeypatch):
   (tmp_path / "owner" / "name").symlink_to(prior_folder)
   monkeypatch.chdir(tmp_path)
   assert sources.find("owner/name", jnp.float32).folder == Path("owner/name")
+
+
+def test_huggingface_hub_is_found_in_a_fresh_process():
+  code = "from sds_jax.priors import hub; print(hub.default_hub().cache)"
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+  assert done.returncode == 0 and done.stdout.strip() == huggingface_hub.constants.HF_HUB_CACHE, done.stderr
 
 
 def test_huggingface_hub_is_asked(monkeypatch, tmp_path):

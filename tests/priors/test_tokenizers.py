@@ -54,6 +54,8 @@ def test_length_defaults_to_77(folder):
   assert load_tokenizer(folder)(["red"]).shape == (1, 77)
   (folder / "tokenizer_config.json").write_text(json.dumps(dict(model_max_length=10**30)))
   assert load_tokenizer(folder)(["red"]).shape == (1, 77)
+  (folder / "tokenizer_config.json").write_text(json.dumps(dict(model_max_length=None)))
+  assert load_tokenizer(folder)(["red"]).shape == (1, 77)
 
 
 def test_a_single_string_is_refused(folder):

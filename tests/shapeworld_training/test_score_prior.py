@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from sds_jax.shapeworld import captions, scenes, score_prior, tracer
 from sds_jax.views import cameras
@@ -70,6 +71,16 @@ def test_alternatives_differ_in_one_shape():
   assert len(double) == 12
   assert all(sum(a != b for a, b in zip(other.parts, spec.parts)) == 1 for other in double)
   assert all(captions.parse(captions.caption(other)) == dataclasses.replace(other) for other in double)
+
+
+@pytest.mark.parametrize("count, size", [(3, (3 * 4, 4)), (16, (16 * 4, 4)), (40, (16 * 4, 2 * 4))])
+def test_a_sheet_has_whole_rows(tmp_path, count, size):
+  images = np.linspace(0.0, 1.0, count)[:, None, None, None] * np.ones((1, 4, 4, 3))
+  score_prior.write_sheet(tmp_path / "sheet.png", images)
+  with Image.open(tmp_path / "sheet.png") as picture:
+    assert picture.size == size
+    pixels = np.asarray(picture)[::4, ::4, 0] / 255.0
+  np.testing.assert_allclose(pixels.reshape(-1), images[:pixels.size, 0, 0, 0], atol=0.003)
 
 
 def test_cameras_are_those_from_which_shapes_can_be_told():

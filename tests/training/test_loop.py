@@ -108,7 +108,9 @@ def test_stop_and_go_on(run, finished, tmp_path, capsys, number):
   assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
   assert os.listdir(tmp_path / "checkpoints") == ["2"]
   assert [line["step"] for line in read_lines(tmp_path)] == [1, 2]
+  (tmp_path / "scores.json").write_text("{}")
   resumed = run(tmp_path, {"resume": "must"})
+  assert not (tmp_path / "scores.json").exists()  # the object has changed
   assert f"going on from step 2 of {tmp_path}" in capsys.readouterr().out
   assert same_bits(resumed, finished[1])
   keep = set(read_lines(finished[0])[0]) - {"steps_per_second"}
@@ -126,8 +128,9 @@ def test_second_interrupt_is_immediate():
 
 def test_resuming_a_finished_run_does_nothing(run, finished, tmp_path):
   shutil.copytree(finished[0], tmp_path / "copy")
+  (tmp_path / "copy" / "scores.json").write_text("{}")  # still those of this object
   assert same_bits(run(tmp_path / "copy"), finished[1])
-  assert len(read_lines(tmp_path / "copy")) == 4
+  assert len(read_lines(tmp_path / "copy")) == 4 and (tmp_path / "copy" / "scores.json").exists()
 
 
 def test_resume_never_starts_anew(run, finished, tmp_path):

@@ -162,6 +162,8 @@ def test_missing_settings():
   ({"shading.lambertian": 0.6, "shading.textureless": 0.5}, ("lambertian=0.6", "textureless=0.5", "more than 1")),
   ({"camera.distance": (1.0, 3.0), "field.bound": 1.0}, ("config.camera.distance=(1.0, 3.0)", "bound=1.0")),
   ({"distillation.t_min": (0.5,), "distillation.t_max": (0.5,)}, ("t_min=(0.5,)", "t_max=(0.5,)", "below")),
+  ({"distillation.t_min": ((0.0, 0.1), (1.0, 0.6)), "distillation.t_max": ((0.2, 0.9), (0.7, 0.4))},
+   ("t_min=", "t_max=", "below")),
   ({"distillation.t_min": (0.7,), "distillation.t_max": (0.3,)}, ("t_min=(0.7,)", "t_max=(0.3,)", "below")),
   ({"distillation.perp_neg": "threestudio", "distillation.view_words": "none"},
    ("perp_neg='threestudio'", "view_words='none'", "nearest or blended")),
@@ -175,7 +177,9 @@ def test_fields_that_contradict_each_other(changes, parts):
 
 @pytest.mark.parametrize("changes", [
   {"optimizer.learning_rate": 1}, {"distillation.guidance_scale": ((0.0, 20.0), (0.5, 10.0), (1.0, 5.0))},
-  {"distillation.t_max": ((0.0, 0.98), (1.0, 0.5))}, {"render.candidates": 16, "render.num_samples": 16},
+  {"distillation.t_max": ((0.0, 0.98), (1.0, 0.5))},
+  {"distillation.t_min": ((0.0, 0.5), (1.0, 0.02)), "distillation.t_max": ((0.0, 0.98), (1.0, 0.5))},
+  {"render.candidates": 16, "render.num_samples": 16},
   {"field.hashgrid.finest": 8}, {"training.steps": 1, "optimizer.warmup_steps": 0}, {"occupancy.every": 0},
   {"prompt": "übergroßer Würfel 🧊\nauf zwei Zeilen"}, {"camera.elevation_deg": (-90.0, 90.0)},
   {"shading.lambertian": 0.0, "shading.textureless": 0.0}, {"training.render_every": 0}])
