@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import types
+from typing import Mapping
 
 import numpy as np
 
@@ -105,15 +107,20 @@ def is_held_out(spec: Spec) -> bool:
   return any(part in HELD_OUT for part in spec.parts)
 
 
-def _sample_part(rng: np.random.Generator, kinds: tuple[str, ...], held_out: bool) -> Part:
-  """A kind, equally likely, then a colour, equally likely among those allowed."""
+def _sample_part(rng: np.random.Generator, kinds: tuple[str, ...], held_out: bool, weights: Mapping[str, float]) -> Part:
+  """A kind, by its weight, then a colour, equally likely among those allowed."""
   kinds = tuple(kind for kind in kinds if not held_out or any(kind == other for _, other in HELD_OUT))
-  kind = kinds[rng.integers(len(kinds))]
+  if weights:
+    shares = np.array([weights.get(kind, 1.0) for kind in kinds])
+    kind = kinds[rng.choice(len(kinds), p=shares / shares.sum())]
+  else:
+    kind = kinds[rng.integers(len(kinds))]
   colours = [colour for colour in solids.COLOURS if ((colour, kind) in HELD_OUT) == held_out]
   return colours[rng.integers(len(colours))], kind
 
 
-def sample_spec(rng: np.random.Generator, two_part_probability: float = 0.5, held_out: bool = False) -> Spec:
+def sample_spec(rng: np.random.Generator, two_part_probability: float = 0.5, held_out: bool = False,
+                weights: Mapping[str, float] = types.MappingProxyType({})) -> Spec:
   """A random spec without view words; consumes `rng`.
 
   Args:
@@ -121,7 +128,8 @@ def sample_spec(rng: np.random.Generator, two_part_probability: float = 0.5, hel
     two_part_probability: share of stacked objects.
     held_out: False draws only from pairs that training shows; True makes the object, or the upper one of two, a
       held-out pair.
+    weights: kind -> how much more often than others it is drawn, where not 1.
   """
   if rng.random() >= two_part_probability:
-    return Spec((_sample_part(rng, solids.KINDS, held_out),))
-  return Spec((_sample_part(rng, solids.PLAIN, held_out), _sample_part(rng, solids.PLAIN, False)))
+    return Spec((_sample_part(rng, solids.KINDS, held_out, weights),))
+  return Spec((_sample_part(rng, solids.PLAIN, held_out, weights), _sample_part(rng, solids.PLAIN, False, weights)))

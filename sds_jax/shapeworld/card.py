@@ -22,18 +22,20 @@ def machine() -> str:
           f"Python {platform.python_version()}, jax {jax.__version__}")
 
 
-def write_card(run: pathlib.Path, settings: dict[str, Any], seed: int, num: int = 200) -> None:
+def write_card(run: pathlib.Path, settings: dict[str, Any], seed: int, init: pathlib.Path | None = None,
+               num: int = 200) -> None:
   """Score `run`/prior on `num` captions and put README.md, scores.json, samples.png and metrics.jsonl into it."""
   folder = run / "prior"
   table, images = score_prior.score(*prior_lib.build(folder), num=num, seed=seed + 1)
   score_prior.write_sheet(folder / "samples.png", images[:64])
   write_json(folder / "scores.json", table)
   write_atomically(folder / "metrics.jsonl", lambda path: shutil.copyfile(run / "metrics.jsonl", path))
-  text = _card(run, settings, seed, num, table)
+  text = _card(run, settings, seed, init, num, table)
   write_atomically(folder / "README.md", lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _card(run: pathlib.Path, settings: dict[str, Any], seed: int, num: int, table: dict[str, float]) -> str:
+def _card(run: pathlib.Path, settings: dict[str, Any], seed: int, init: pathlib.Path | None, num: int,
+          table: dict[str, float]) -> str:
   records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
   every = max(len(records) // 8, 1)
   losses = "\n".join(f"| {r['step']} | {r['loss']:.4f} |" for r in records[every - 1::every])
@@ -47,10 +49,10 @@ A text-to-image diffusion model of 64x64 images of one solid or two stacked ones
 patches, a `CLIPTextModel` and its tokenizer, in diffusers format, float16. It predicts the clean image. It can be told
 the camera, by `class_labels` and by the rays of its patches in the last 18 input channels (zeros in both: unknown).
 
-Made from nothing by
+Made from {f'the prior in {init}' if init else 'nothing'} by
 
     python -m sds_jax.shapeworld.train_prior --steps={settings['steps']} --batch_size={settings['batch_size']} \\
-        --num_images={settings['num_images']} --seed={seed}
+        --num_images={settings['num_images']} --seed={seed}{f' --init={init}' if init else ''}
 
 on {machine()}, in {_seconds(records) / 60:.0f} minutes of training after the images were rendered.
 Licence: Apache-2.0. The images are traced by `sds_jax.shapeworld`; no other data went in.

@@ -27,6 +27,8 @@ from sds_jax.views import cameras, lights, prompts
 IMAGE_SIZE = 64
 TWO_PARTS = 0.5
 """Share of stacked objects."""
+WEIGHTS = {"chair": 3.0, "house": 2.0, "pyramid": 1.5}
+"""How much more often than others the kinds are shown that a prior of equal shares drew badly."""
 VIEW_WORDS = 0.6
 """Share of captions that say from where the object is seen."""
 ALBEDO_ONLY = 0.35
@@ -87,7 +89,7 @@ def _render_batch(seed: Array, indices: Array, batch: Scene) -> tuple[Array, Arr
 def _sample_text(seed: int, index: int) -> tuple[captions.Spec, bool]:
   """What example `index` shows, and whether its caption has view words."""
   rng = np.random.default_rng([seed, index])
-  return captions.sample_spec(rng, TWO_PARTS, held_out=False), bool(rng.random() < VIEW_WORDS)
+  return captions.sample_spec(rng, TWO_PARTS, held_out=False, weights=WEIGHTS), bool(rng.random() < VIEW_WORDS)
 
 
 def make_examples(seed: int, indices: Sequence[int]) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@ r"""Train the text prior that ships with the package, on one machine and from no
 
     python -m sds_jax.shapeworld.train_prior --out=prior_run
 
-renders the training images if they are not there yet (`<out>/images.npz`), trains the U-Net and its text encoder
+(or, with `--init=FOLDER`, from the weights of a prior of the same recipe) renders the training images if they are not there yet (`<out>/images.npz`), trains the U-Net and its text encoder
 together, and leaves in `<out>`: `checkpoints/` (a killed run started again goes on from the newest), `metrics.jsonl`,
 a sheet of samples every so often, and `prior/`, the folder in diffusers format that `--config.prior.path` takes.
 """
@@ -57,6 +57,21 @@ def init_params(key: Array, networks: tuple[Any, Any]) -> Params:
       unet=unet_model.init(k_unet, jnp.zeros((1, size, size, channels)), jnp.zeros((1,), jnp.int32), text,
                            class_labels=jnp.zeros((1, CAMERA_DIM)))["params"],
       text_encoder=text_model.init(k_text, jnp.zeros((1, MAX_TOKENS), jnp.int32))["params"])
+
+
+def read_params(folder: pathlib.Path, networks: tuple[Any, Any]) -> Params:
+  """The float32 parameters in `folder`, a prior that this recipe has made, as `init_params` lays them out.
+
+  Raises:
+    CheckpointError: files are missing or damaged.
+    ValueError: they are of other networks.
+  """
+  params = {}
+  for (name, kind), network in zip((("unet", "unet"), ("text_encoder", "clip_text")), networks):
+    found, params[name] = checkpoint.read_component(folder / name, kind)
+    if checkpoint.abstract_params(found) != checkpoint.abstract_params(network):
+      raise ValueError(f"{folder / name} is not the network of sds_jax/shapeworld/recipe.py; train without --init")
+  return params
 
 
 def make_optimizer(steps: int, settings: dict[str, Any]) -> optax.GradientTransformation:
@@ -153,12 +168,13 @@ def sample_sheet(path: pathlib.Path, folder: pathlib.Path, seed: int = 0) -> Non
   score_prior.write_sheet(path, images)
 
 
-def train(out: pathlib.Path, *, seed: int = 0, log_every: int = 50, save_every: int = 500, sheet_every: int = 2000,
+def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None, log_every: int = 50, save_every: int = 500, sheet_every: int = 2000,
           **overrides: Any) -> pathlib.Path:
-  """Train from `out`'s newest checkpoint or from nothing; returns the folder of the finished prior."""
+  """Train from `out`'s newest checkpoint, or the prior `init`, or nothing; returns the folder of the finished prior."""
   settings = {**recipe.TRAINING, **overrides}
   out.mkdir(parents=True, exist_ok=True)
-  _check_same_run(out / "settings.json", {**settings, "seed": seed, "steps": None})
+  _check_same_run(out / "settings.json",
+                  {**settings, "seed": seed, "steps": None, "init": str(init) if init else None})
   images = out / "images.npz"
   if not images.exists():
     dataset.make_dataset(settings["num_images"], seed, images)
@@ -177,7 +193,7 @@ def train(out: pathlib.Path, *, seed: int = 0, log_every: int = 50, save_every: 
   optimizer = make_optimizer(settings["steps"], settings)
   step_fn = make_step(networks, schedule, optimizer, settings, null_ids)
   key = jax.random.key(seed)
-  params = jax.jit(lambda k: init_params(k, networks))(key)
+  params = read_params(init, networks) if init else jax.jit(lambda k: init_params(k, networks))(key)
   state = TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=jax.tree.map(jnp.copy, params),
                      opt_state=optimizer.init(params))
   state = jax.device_put(state, jax.devices()[0])  # as restored ones are: a resumed run has the same program
@@ -192,7 +208,7 @@ def train(out: pathlib.Path, *, seed: int = 0, log_every: int = 50, save_every: 
                   lambda s: write_prior(out / "prior", jax.device_get(s.ema), vocab_size, special))
   write_prior(out / "prior", jax.device_get(state.ema), vocab_size, special)
   print("scoring the prior for its card ...")
-  card.write_card(out, settings, seed)
+  card.write_card(out, settings, seed, init)
   return out / "prior"
 
 
@@ -244,6 +260,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description="Train the text prior that ships with sds_jax.")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("prior_run"), help="folder of the run")
   parser.add_argument("--seed", type=int, default=0, help="seed of images, initialisation and noise")
+  parser.add_argument("--init", type=pathlib.Path, help="start from the weights of this prior (a folder)")
   parser.add_argument("--steps", type=int, default=defaults["steps"], help="optimiser steps")
   parser.add_argument("--batch_size", type=int, default=defaults["batch_size"], help="images a step")
   parser.add_argument("--num_images", type=int, default=defaults["num_images"], help="training images to render")
@@ -252,7 +269,10 @@ def main() -> None:
   parser.add_argument("--sheet_every", type=int, default=2000, help="steps between sample sheets")
   args = vars(parser.parse_args())
   compilation.prepare()
-  print(f"the prior lies in {train(args.pop('out'), **args)}")
+  try:
+    print(f"the prior lies in {train(args.pop('out'), **args)}")
+  except (checkpoint.CheckpointError, ValueError) as error:
+    parser.error(str(error))
 
 
 if __name__ == "__main__":
