@@ -95,6 +95,9 @@ def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
   except (TypeError, KeyError, AttributeError) as error:
     raise ConfigError(f"{named}: one of its JSON files holds a value of the wrong type, or lacks one ({error}); "
                       "compare them with the model's publication") from error
+  if config.distillation.latent_until > 0.0 and prior.x_shape[-1] != 4:
+    raise ConfigError(f"config.distillation.latent_until={config.distillation.latent_until} makes latents of four "
+                      f"channels, but {named} diffuses {prior.x_shape[-1]}; set it to 0.0, or take a prior of latents")
   if prior.vocabulary is not None and not p.allow_unknown_words:
     _check_prompt(config, prior.vocabulary)
     try:

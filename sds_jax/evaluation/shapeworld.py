@@ -27,7 +27,7 @@ from sds_jax.evaluation import modes, scores as scoring
 from sds_jax.io import files, images
 from sds_jax.priors import prior as prior_lib
 from sds_jax.shapeworld import captions, solids
-from sds_jax.training import config as config_lib, outputs, step as step_lib, validation
+from sds_jax.training import config as config_lib, outputs, stages as stages_lib, step as step_lib, validation
 from sds_jax.training.state import TrainState
 from sds_jax.types import Params
 
@@ -71,9 +71,10 @@ class Job:
 
   def __init__(self, config: ml_collections.FrozenConfigDict, prior: prior_lib.Prior, prior_params: Params):
     self.config, self.prior, self.prior_params = config, prior, prior_params
-    self.scene = step_lib.make_scene(config)
-    self._step = jax.jit(step_lib.make_step(self.scene, prior), donate_argnums=0,
-                         compiler_options=compilation.unet_options())
+    self._stages = stages_lib.make_stages(config)
+    self.scene = self._stages[0].scene
+    self._steps = [jax.jit(step_lib.make_step(stage.scene, prior), donate_argnums=0,
+                           compiler_options=compilation.unet_options()) for stage in self._stages]
     self._new = jax.jit(lambda key: step_lib.new_state(self.scene, key))
 
   def optimise(self, prompt: str, seed: int) -> TrainState:
@@ -81,8 +82,8 @@ class Job:
     key = jax.random.key(seed)
     state = self._new(jax.random.fold_in(key, 2**31 - 1))
     text = step_lib.embed_prompts(self.prior, self.config, prompt)
-    for _ in range(self.config.training.steps):
-      state, _ = self._step(state, self.prior_params, text, key)
+    for number in range(self.config.training.steps):
+      state, _ = stages_lib.at_step(self._stages, self._steps, number)(state, self.prior_params, text, key)
     return jax.block_until_ready(state)
 
 

@@ -64,6 +64,7 @@ def _distillation() -> ConfigDict:
       perp_neg="none",
       perp_neg_scale=(1.0,),  # multiplies its weights; stable-dreamfusion's negative_w is -2 times this
       t_min=(0.02,), t_max=(0.98,),  # fractions of the schedule
+      latent_until=0.0,  # priors of latents: up to this fraction of the run normals and opacity are the latent
       stratified=True,
       clip_norm=(0.0,),  # of each view's cotangent; (0.0,): no clipping
       view_words="nearest"))  # nearest, blended or none
@@ -94,6 +95,7 @@ def _field() -> ConfigDict:
 def _render() -> ConfigDict:
   return ConfigDict(dict(
       height=64, width=64, num_samples=16, candidates=48, block_points=-1,  # -1: chosen by backend; 0: all at once
+      milestones=(),  # ((p, size), ...): from the fraction p of the run on, height and width are size
       normals="analytic"))
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from sds_jax.io import images
 from sds_jax.priors.prior import Prior
 from sds_jax.training import step as step_lib
 from sds_jax.training.config import scalar_spec
+from sds_jax.training.stages import Stage, are_over, at_step
 from sds_jax.training.state import TrainState
 from sds_jax.types import Array, Params
 
@@ -71,12 +72,12 @@ def write_sheet(config: ml_collections.FrozenConfigDict, seen: dict[str, Array],
 
 
 @contextlib.contextmanager
-def sheets(scene: step_lib.Scene, prior: Prior, workdir: Path, state: TrainState,
+def sheets(stages: Sequence[Stage], prior: Prior, workdir: Path, state: TrainState,
            fixed: tuple[Any, ...]) -> Iterator[Callable[[TrainState, int], None] | None]:
   """Within it, a function (state, step) that has progress/guidance_<step>.png written; None where none are asked for.
 
-  The program is compiled on entry, apart from the step's. A call only starts it; waiting, fetching and writing happen
-  on a thread of their own, so steps go on. At most one sheet is under way.
+  Its programs, one for each stage of the run, are compiled on entry, apart from the step's. A call only starts one;
+  waiting, fetching and writing happen on a thread of their own, so steps go on. At most one sheet is under way.
 
   Args:
     state: like those that it will be called with; not kept.
@@ -85,19 +86,21 @@ def sheets(scene: step_lib.Scene, prior: Prior, workdir: Path, state: TrainState
   Raises:
     OSError: a sheet could not be written; at the next call or on exit.
   """
-  if not scene.config.training.guidance_every:
+  config = stages[0].scene.config
+  if not config.training.guidance_every:
     yield None
     return
   (workdir / "progress").mkdir(exist_ok=True)
   options = compilation.unet_options()
-  inspect = jax.jit(make_inspection(scene, prior), compiler_options=options).lower(state, *fixed).compile()
+  inspections = [None if over else jax.jit(make_inspection(stage.scene, prior), compiler_options=options).lower(
+      state, *fixed).compile() for stage, over in zip(stages, are_over(stages, int(state.step)))]
   under_way: list[Future] = []
 
   def draw(state: TrainState, step: int) -> None:
     while under_way:
       under_way.pop().result()
-    seen = inspect(state, *fixed)  # before the step takes over the state's memory
-    under_way.append(pool.submit(write_sheet, scene.config, seen, workdir / "progress" / f"guidance_{step:06d}.png"))
+    seen = at_step(stages, inspections, step)(state, *fixed)  # before the step takes over the state's memory
+    under_way.append(pool.submit(write_sheet, config, seen, workdir / "progress" / f"guidance_{step:06d}.png"))
 
   with ThreadPoolExecutor(max_workers=1) as pool:
     yield draw

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from sds_jax import compilation
 from sds_jax.io import files
 from sds_jax.io.checkpoints import Checkpoints
 from sds_jax.priors.prior import Prior
-from sds_jax.training import inspect_guidance, outputs, step as step_lib, workspace
+from sds_jax.training import inspect_guidance, outputs, stages as stages_lib, step as step_lib, workspace
+from sds_jax.training.stages import Stage
 from sds_jax.training.state import TrainState
 from sds_jax.types import Params
 
@@ -56,7 +58,8 @@ def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, 
     Interrupted: after Ctrl-C or SIGTERM, when the state has been saved.
   """
   began = time.perf_counter()
-  scene = step_lib.make_scene(config)
+  stages = stages_lib.make_stages(config)
+  scene = stages[0].scene
   key = jax.random.key(config.seed)
   state = jax.jit(lambda k: step_lib.new_state(scene, k))(jax.random.fold_in(key, 2**31 - 1))
   text = step_lib.embed_prompts(prior, config)
@@ -64,14 +67,15 @@ def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, 
     state = _resume(config, workdir, checkpoints, state)
     # Only now: where the settings do not fit what is there, config.json still tells those that made it.
     workspace.store_config(workdir, config, outputs.versions(), prior.source.as_dict())
-    step_fn, compile_seconds = _compile(step_lib.make_step(scene, prior), state, prior_params, text, key)
+    fixed = (prior_params, text, key)
+    step_fns, compile_seconds = _compile(stages, prior, state, fixed)
     if int(state.step) < config.training.steps:
       (workdir / "scores.json").unlink(missing_ok=True)  # of the object before this run
-    fixed = (prior_params, text, key)
-    with inspect_guidance.sheets(scene, prior, workdir, state, fixed) as on_guidance:
+    with inspect_guidance.sheets(stages, prior, workdir, state, fixed) as on_guidance:
       started = time.perf_counter()
       looks = [(config.training.render_every, on_render), (config.training.guidance_every, on_guidance)]
-      state = _loop(config, workdir, checkpoints, step_fn, state, fixed, looks)
+      step_at = functools.partial(stages_lib.at_step, stages, step_fns)
+      state = _loop(config, workdir, checkpoints, step_at, state, fixed, looks)
     timings = dict(compile_s=compile_seconds, optimise_s=time.perf_counter() - started)
   return Progress(state, timings, began)
 
@@ -134,20 +138,32 @@ def restore(checkpoints: Checkpoints, step: int, like: TrainState, workdir: Path
                       f"({str(error).splitlines()[0]}); use --config.resume=never or another --workdir") from error
 
 
-def _compile(step: Callable, *args: Any) -> tuple[Callable, float]:
-  """The step as one executable that takes over the state's memory, and how long that took."""
-  print("compiling the step ... ", end="", flush=True)
-  started = time.perf_counter()
-  compiled = jax.jit(step, donate_argnums=0, compiler_options=compilation.unet_options()).lower(*args).compile()
-  seconds = time.perf_counter() - started
-  print(f"{seconds:.1f} s")
-  return compiled, seconds
+def _compile(stages: Sequence[Stage], prior: Prior, state: TrainState,
+             fixed: tuple) -> tuple[list[Callable | None], float]:
+  """Each stage's step as one executable that takes over the state's memory (None: behind us), and the seconds it took.
+
+  All before the first step: what does not fit into the device's memory shows at once.
+  """
+  compiled, started = [], time.perf_counter()
+  for stage, over in zip(stages, stages_lib.are_over(stages, int(state.step))):
+    if over:
+      compiled.append(None)
+      continue
+    before = time.perf_counter()
+    print(f"compiling the step{f' at {stage}' if len(stages) > 1 else ''} ... ", end="", flush=True)
+    step = jax.jit(step_lib.make_step(stage.scene, prior), donate_argnums=0,
+                   compiler_options=compilation.unet_options())
+    compiled.append(step.lower(state, *fixed).compile())
+    print(f"{time.perf_counter() - before:.1f} s")
+  return compiled, time.perf_counter() - started
 
 
-def _loop(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints, step_fn: Callable,
-          state: TrainState, fixed: tuple, looks: list[tuple[int, Callable | None]]) -> TrainState:
+def _loop(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints,
+          step_at: Callable[[int], Callable], state: TrainState, fixed: tuple,
+          looks: list[tuple[int, Callable | None]]) -> TrainState:
   """Steps until done or stopped, with a look (state, step) every so many steps, for each (every, look) of `looks`.
 
+  `step_at` gives the executable for the step of a number.
   Nothing is fetched from the device but the metrics, every `log_every` steps, and what the looks ask for.
   """
   t = config.training
@@ -157,7 +173,7 @@ def _loop(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: C
       first, t.steps, initial=first, total=t.steps, desc="optimising", unit="step", mininterval=0.5) as bar:
     for done in range(first + 1, t.steps + 1):
       with jax.transfer_guard("disallow"):
-        state, metrics = step_fn(state, *fixed)
+        state, metrics = step_at(done - 1)(state, *fixed)
       pending.append(metrics)
       bar.update()
       if done % t.log_every == 0 or done == t.steps:

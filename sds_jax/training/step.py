@@ -52,6 +52,7 @@ class Scene:
     cameras: where views are drawn from.
     lights: how lights and shading modes are drawn.
     optimizer: of all parameters.
+    as_latent: whether normals and opacity are the latent that the prior sees, and colours are left out.
   """
   config: ml_collections.FrozenConfigDict
   field: Field
@@ -60,10 +61,11 @@ class Scene:
   cameras: cameras.CameraDistribution
   lights: lights.LightDistribution
   optimizer: optax.GradientTransformation
+  as_latent: bool = False
 
 
-def make_scene(config: ml_collections.FrozenConfigDict) -> Scene:
-  """Build the functions of a validated config; allocates nothing."""
+def make_scene(config: ml_collections.FrozenConfigDict, as_latent: bool = False) -> Scene:
+  """Build the functions of a validated config, for all of a run or one stage of it; allocates nothing."""
   radians = lambda pair: tuple(math.radians(v) for v in pair)  # noqa: E731
   c, s, r = config.camera, config.shading, config.render
   shaded = s.lambertian + s.textureless
@@ -81,7 +83,8 @@ def make_scene(config: ml_collections.FrozenConfigDict) -> Scene:
       lights=lights.LightDistribution(
           distance=tuple(s.distance), shaded=shaded, textureless=s.textureless / shaded if shaded else 0.0,
           albedo_only=s.albedo_until, ambient=s.ambient, diffuse=1.0 - s.ambient),
-      optimizer=make_optimizer(config))
+      optimizer=make_optimizer(config),
+      as_latent=as_latent)
 
 
 def _make_field(config: ml_collections.FrozenConfigDict) -> Field:
@@ -162,12 +165,27 @@ def observe(scene: Scene, prior: Prior, params: Params, state: TrainState, prior
   cams, azimuth, elevation = _draw_cameras(scene, keys["views"], index)
   shading = lights.sample_shading(keys["shading"], progress, scene.lights)
   out, overflow = _render(scene, params, state.occupancy, cams, shading, keys["rest"], index)
-  x = prior.encode(prior_params, out.rgb, keys["encode"])
+  if scene.as_latent:
+    x = geometry_as_latent(out, prior.x_shape)
+  else:
+    x = prior.encode(prior_params, out.rgb, keys["encode"])
   cond = _condition(prior, text, cams, azimuth, elevation, d.view_words)
   if d.perp_neg != "none":
     cond = _perp_neg_condition(cond, text, azimuth, elevation, d.perp_neg,
                                schedule_value(scalar_spec(d.perp_neg_scale), progress))
-  return out, x, cond, dict(overflow=overflow, shaded=(shading.mode != ALBEDO).astype(jnp.float32))
+  shaded = jnp.zeros(()) if scene.as_latent else (shading.mode != ALBEDO).astype(jnp.float32)
+  return out, x, cond, dict(overflow=overflow, shaded=shaded)
+
+
+def geometry_as_latent(out: RenderOutput, x_shape: tuple[int, ...]) -> Array:
+  """Normals and opacity [B, H, W] as a latent [B, *x_shape] of four channels, each in [-1, 1].
+
+  To begin with, Stable Diffusion's latents are near enough to pictures for this to give an object its shape, without
+  the autoencoder and its gradient (Fantasia3D, arXiv:2303.13873, section 3.1; stable-dreamfusion's warm-up).
+  """
+  n, alpha = out.normals, out.opacity[..., None]
+  x = jnp.concatenate([n + alpha - 1.0, 2.0 * alpha - 1.0], axis=-1)  # 2 sum_i w_i (n_i + 1) / 2 - 1, and the mask
+  return jax.image.resize(x, (x.shape[0], *x_shape), "linear")
 
 
 def _draw_cameras(scene: Scene, key: Array, index: Array) -> tuple[Camera, Array, Array]:
@@ -194,10 +212,11 @@ def _render(scene: Scene, params: Params, grid: Any, cams: Camera, shading: Shad
                         grid=grid, light=light, shade=shading)
 
   def bare(field_params):
+    normals = scene.config.render.normals if scene.as_latent else "none"
     return render_views(scene.field.apply, field_params, cams, height, width, behind, keys[:, 2],
-                        options=scene.options, grid=grid)
+                        options=dataclasses.replace(scene.options, normals=normals), grid=grid)
 
-  if scene.lights.shaded == 0.0:
+  if scene.lights.shaded == 0.0 or scene.as_latent:
     return bare(params["field"])
   return jax.lax.cond(shading.mode == ALBEDO, bare, shaded, params["field"])
 

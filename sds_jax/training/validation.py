@@ -140,6 +140,12 @@ def _scalar(low: float, high: float = math.inf, words: str = "") -> Check:
                  f"[0, 1] and values {limits}{words}")
 
 
+def _milestones(spec: tuple) -> bool:
+  places = [p for p, _ in spec]
+  return (all(_finite(p) and 0.0 < p < 1.0 for p in places) and all(a < b for a, b in zip(places, places[1:]))
+          and all(type(size) is int and 8 <= size <= 1024 for _, size in spec))
+
+
 def _checks() -> dict[str, Check]:
   texture = "; lower it if memory is short"
   return {
@@ -157,6 +163,7 @@ def _checks() -> dict[str, Check]:
       "distillation.perp_neg_scale": _scalar(0.0, 100.0),
       "distillation.t_min": _scalar(0.0, 1.0),
       "distillation.t_max": _scalar(0.0, 1.0),
+      "distillation.latent_until": _number(0.0, 1.0, ", a fraction of the run"),
       "distillation.clip_norm": _scalar(0.0, words=", never 0 unless it is (0.0,): no clipping"),
       "distillation.view_words": _one_of(("nearest", "blended", "none")),
       "camera.elevation_deg": _span(-90.0, 90.0),
@@ -197,6 +204,8 @@ def _checks() -> dict[str, Check]:
       "render.num_samples": _whole(2, 1024, texture),
       "render.candidates": _whole(2, 4096, texture),
       "render.block_points": _whole(-1, 10**8, " (-1: chosen by the backend, 0: no blocks)"),
+      "render.milestones": (_milestones, "(), or ((p, size), ...) with fractions p of the run rising between 0 and 1 and "
+                            "whole sizes from 8 to 1024"),
       "render.normals": _one_of(("analytic", "difference")),
       "loss.sds": _scalar(0.0),
       "loss.orientation": _scalar(0.0),

@@ -10,6 +10,7 @@ from PIL import Image
 
 from sds_jax.diffusion.schedules import add_noise
 from sds_jax.training import inspect_guidance, loop, step as step_lib
+from sds_jax.training.stages import Stage
 from sds_jax.training.validation import validate
 
 
@@ -113,7 +114,7 @@ def test_a_sheet_that_cannot_be_written_is_an_error(ready, prior_and_params, tmp
   monkeypatch.setattr(inspect_guidance, "write_sheet", full)
   monkeypatch.setattr(inspect_guidance, "make_inspection", lambda scene, prior: lambda *args: jnp.zeros(()))
   with pytest.raises(OSError, match="No space left"):
-    with inspect_guidance.sheets(scene, prior_and_params[0], tmp_path, state, tuple(fixed)) as draw:
+    with inspect_guidance.sheets([Stage(0, scene)], prior_and_params[0], tmp_path, state, tuple(fixed)) as draw:
       for step in range(calls):
         draw(state, step)
       assert calls == 1
