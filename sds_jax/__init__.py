@@ -4,8 +4,8 @@ from sds_jax.diffusion.guidance import cfg_diffusers, cfg_dreamfusion, guided
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.diffusion.schedules import add_noise, schedule_from_config, snr
 from sds_jax.fields.field import make_field
+from sds_jax.priors.ddim import ddim
 from sds_jax.priors.prior import Prior, build as build_prior
-from sds_jax.priors.sample import ddim
 from sds_jax.rendering.render import RenderOptions, render_image, render_rays, render_views
 from sds_jax.types import (Camera, DenoiseFn, EncodeFn, FieldFn, FieldOutput, Generator, Rays, RenderOutput,
                            Schedule)

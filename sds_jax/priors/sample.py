@@ -1,7 +1,7 @@
 """Draw images from a prior, to see what it knows before it is distilled.
 
-    python -m sds_jax.priors.sample --prior=shapeworld --prompt="a red cube" --out=x.png
-    python -m sds_jax.priors.sample --prior=sd15 --dtype=bfloat16 --guidance_scale=7.5 --prompt="..." --out=x.png
+    python -m sds_jax.priors.sample --prior=shapeworld --prompt="a red cube"
+    python -m sds_jax.priors.sample --prior=sd15 --dtype=bfloat16 --guidance_scale=7.5 --prompt="a photo of a hamburger"
 """
 from __future__ import annotations
 
@@ -16,65 +16,10 @@ import numpy as np
 from PIL import Image
 
 from sds_jax import compilation
-from sds_jax.diffusion import guidance
-from sds_jax.diffusion.parameterizations import eps_from_x0, x0_from_eps
+from sds_jax.priors.ddim import ddim
 from sds_jax.priors.files import write_atomically
-from sds_jax.priors.prior import Cond, Prior, build
+from sds_jax.priors.prior import Prior, build
 from sds_jax.types import Array, Params
-
-
-def ddim(prior: Prior, params: Params, cond: Cond, uncond: Cond | None, key: Array, steps: int = 50,
-         guidance_scale: Array | float = 7.5, clip: bool = True, times: Sequence[int] | None = None) -> Array:
-  """Deterministic DDIM (arXiv:2010.02502, eq. 12 with sigma = 0) with classifier-free guidance, in one `lax.scan`.
-
-  The last step goes to the clean image.
-
-  Args:
-    prior, params: from `prior.build`.
-    cond: what B images shall show (text [B, T, D], perhaps camera [B, camera_dim]).
-    uncond: of the same structure, for the empty or negative prompt; None for no guidance.
-    key: consumed by the starting noise.
-    steps: number of network evaluations (static), at integer times spaced evenly from T - 1 down.
-    guidance_scale: in diffusers' convention, 1 is no guidance.
-    clip: whether x0 predictions are clipped at each step to the prior's `x_bound`, and eps made to agree (as models of
-      pixels need under guidance, arXiv:2205.11487 section 2.3). Without effect where there is no such bound.
-    times: falling integers in 0 .. T - 1, to be used instead of `steps` (static).
-
-  Returns:
-    Images [B, image_size, image_size, 3] in [0, 1].
-
-  Raises:
-    ValueError: steps is not in 1 .. T.
-  """
-  alpha, sigma = prior.schedule.alpha, prior.schedule.sigma
-  if not 1 <= steps <= alpha.shape[0]:
-    raise ValueError(f"steps={steps} should be from 1 to {alpha.shape[0]}")
-  batch = cond["text"].shape[0]
-  times = np.round(np.linspace(alpha.shape[0] - 1, 0, steps + 1)[:-1]) if times is None else np.asarray(times)
-  times = times.astype(np.int32)
-
-  def predict(z: Array, t: Array) -> Array:
-    if uncond is None:
-      return prior.denoise(params, z, t, cond)
-    both = jax.tree.map(lambda c, u: jnp.concatenate([c, u]), dict(cond), dict(uncond))
-    eps = prior.denoise(params, jnp.concatenate([z, z]), jnp.concatenate([t, t]), both)
-    return guidance.cfg_diffusers(eps[:batch], eps[batch:], guidance_scale)
-
-  def step(z: Array, now_and_next: tuple[Array, Array, Array]) -> tuple[Array, None]:
-    t, alpha_next, sigma_next = now_and_next
-    t = jnp.full((batch,), t)
-    eps = predict(z, t)
-    x0 = x0_from_eps(prior.schedule, z, t, eps)
-    if clip and prior.x_bound is not None:
-      x0 = jnp.clip(x0, -prior.x_bound, prior.x_bound)
-      eps = eps_from_x0(prior.schedule, z, t, x0)
-    return alpha_next * x0 + sigma_next * eps, None
-
-  alpha_next = jnp.concatenate([alpha[times[1:]], jnp.ones(1)])
-  sigma_next = jnp.concatenate([sigma[times[1:]], jnp.zeros(1)])
-  z = jax.random.normal(key, (batch, *prior.x_shape))
-  z, _ = jax.lax.scan(step, z, (jnp.asarray(times), alpha_next, sigma_next))
-  return prior.decode(params, z)
 
 
 def sample(prior: Prior, params: Params, prompts: Sequence[str], key: Array, negative_prompt: str = "", steps: int = 50,
@@ -100,20 +45,27 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--prior", default="shapeworld", help="a name, a hub id or a folder (default: %(default)s)")
   parser.add_argument("--prompt", required=True)
   parser.add_argument("--negative_prompt", default="")
-  parser.add_argument("--out", required=True, help="PNG to write")
+  parser.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG to write (default: %(default)s)")
   parser.add_argument("--num", type=int, default=4, help="images, side by side (default: %(default)s)")
   parser.add_argument("--steps", type=int, default=50, help="network evaluations (default: %(default)s)")
   parser.add_argument("--guidance_scale", type=float, default=5., help="1 is no guidance (default: %(default)s)")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the networks")
   args = parser.parse_args(argv)
+  if args.num < 1:
+    parser.error(f"--num={args.num} must be at least 1")
+  if not args.out.absolute().parent.is_dir():
+    parser.error(f"--out={args.out}: there is no folder {args.out.absolute().parent}")
+  compilation.prepare()
   try:
     prior, params = build(args.prior, dtype=args.dtype)
+    print(f"prior: {prior.source}; drawing {args.num} images in {args.steps} steps ...", flush=True)
     images = sample(prior, params, [args.prompt] * args.num, jax.random.key(args.seed), args.negative_prompt,
                     args.steps, args.guidance_scale)
   except ValueError as error:
     parser.error(str(error))
   write_row(args.out, images)
+  print(f"the images lie in {args.out}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import numpy as np
 
 from sds_jax import compilation
 from sds_jax.priors import prior as prior_lib, sample
+from sds_jax.priors.ddim import ddim
 from sds_jax.priors.files import write_json
 from sds_jax.shapeworld import captions, scenes, solids, tracer
 from sds_jax.types import Camera, Params
@@ -41,7 +42,7 @@ def draw_cameras(key: jax.Array, num: int) -> Camera:
 def sample_views(prior: prior_lib.Prior, params: Params, specs: list[captions.Spec], shots: Camera, key: jax.Array,
                  guidance_scale: float, steps: int, batch: int = 16) -> np.ndarray:
   """One sample [n, 64, 64, 3] of each caption, seen from its camera."""
-  draw = jax.jit(lambda p, c, u, k: sample.ddim(prior, p, c, u, k, steps, guidance_scale),
+  draw = jax.jit(lambda p, c, u, k: ddim(prior, p, c, u, k, steps, guidance_scale),
                  compiler_options=compilation.unet_options())
   features = cameras.camera_features(shots)
   null = prior.embed([""])

@@ -8,6 +8,7 @@ from PIL import Image
 import pytest
 
 from sds_jax.priors import prior as prior_lib, sample
+from sds_jax.priors.ddim import ddim
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +38,23 @@ def test_ddim_against_a_loop(built, quick_jit, scale):
     eps = (z - alpha[t] * x0) / sigma[t]
     z = x0 if i == steps - 1 else alpha[times[i + 1]] * x0 + sigma[times[i + 1]] * eps
   cond, uncond = dict(text=jnp.asarray(mean_c)), dict(text=jnp.asarray(mean_u))
-  got = quick_jit(lambda key: sample.ddim(prior, jnp.float32(spread), cond, uncond, key, steps, scale), key)
+  got = quick_jit(lambda key: ddim(prior, jnp.float32(spread), cond, uncond, key, steps, scale), key)
   np.testing.assert_allclose(got, z, atol=2e-3)
   if scale == 1.:
-    alone = quick_jit(lambda key: sample.ddim(prior, jnp.float32(spread), cond, None, key, steps), key)
+    alone = quick_jit(lambda key: ddim(prior, jnp.float32(spread), cond, None, key, steps), key)
     np.testing.assert_allclose(alone, got, atol=1e-4)
 
 
 def test_ddim_draws_the_distribution(built, quick_jit):
   prior, cond = gaussian_prior(built[0]), dict(text=jnp.full((64, 1, 1, 1), 0.2))
-  x = quick_jit(lambda key: sample.ddim(prior, jnp.float32(0.3), cond, None, key, 50, clip=False), jax.random.key(0))
+  x = quick_jit(lambda key: ddim(prior, jnp.float32(0.3), cond, None, key, 50, clip=False), jax.random.key(0))
   assert abs(float(x.mean()) - 0.2) < 0.01
   assert abs(float(x.std()) - 0.3) < 0.02
 
 
 def test_steps_are_checked(built):
   with pytest.raises(ValueError, match="steps=51 should be from 1 to 50"):
-    sample.ddim(*built, dict(text=jnp.zeros((1, 8, 12))), None, jax.random.key(0), 51)
+    ddim(*built, dict(text=jnp.zeros((1, 8, 12))), None, jax.random.key(0), 51)
 
 
 def test_command(built, tmp_path, capsys, monkeypatch):
@@ -67,4 +68,16 @@ def test_command(built, tmp_path, capsys, monkeypatch):
     assert image.size == (24, 8)
   with pytest.raises(SystemExit):
     sample.main([*arguments, "--prompt=a red dog"])
-  assert "error: the prior doesn't know 'dog' in 'a red dog'" in capsys.readouterr().err
+  out, err = capsys.readouterr()
+  assert f"the images lie in {tmp_path / 'x.png'}\n" in out
+  assert "error: the prior doesn't know 'dog' in 'a red dog'" in err
+
+
+@pytest.mark.parametrize("argument, words", [
+  ("--num=0", "--num=0 must be at least 1"),
+  ("--out=/nowhere/x.png", "--out=/nowhere/x.png: there is no folder /nowhere")])
+def test_mistakes_are_told_before_any_work(monkeypatch, capsys, argument, words):
+  monkeypatch.setattr(sample, "build", None)
+  with pytest.raises(SystemExit):
+    sample.main(["--prompt=a red cube", argument])
+  assert words in capsys.readouterr().err

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import prior as prior_lib, sample
+from sds_jax.priors import prior as prior_lib
+from sds_jax.priors.ddim import ddim
 
 TIMES, GUIDANCE = (999, 749, 499, 249), 7.5
 
@@ -28,7 +29,7 @@ def test_four_steps(torch, pipeline, sd_folder):
   cond = dict(text=prior.embed(prompts))
   uncond = dict(text=jnp.broadcast_to(prior.embed([negative]), cond["text"].shape))
   whole = dataclasses.replace(prior, decode=lambda params, x: (x, prior.decode(params, x)))
-  latents, images = jax.jit(lambda p, k: sample.ddim(whole, p, cond, uncond, k, guidance_scale=GUIDANCE, times=TIMES))(
+  latents, images = jax.jit(lambda p, k: ddim(whole, p, cond, uncond, k, guidance_scale=GUIDANCE, times=TIMES))(
     params, key)
   with warnings.catch_warnings(), torch.no_grad():
     warnings.simplefilter("ignore")
