@@ -107,7 +107,8 @@ def is_held_out(spec: Spec) -> bool:
   return any(part in HELD_OUT for part in spec.parts)
 
 
-def _sample_part(rng: np.random.Generator, kinds: tuple[str, ...], held_out: bool, weights: Mapping[str, float]) -> Part:
+def _sample_part(rng: np.random.Generator, kinds: tuple[str, ...], held_out: bool,
+                 weights: Mapping[str, float]) -> Part:
   """A kind, by its weight, then a colour, equally likely among those allowed."""
   kinds = tuple(kind for kind in kinds if not held_out or any(kind == other for _, other in HELD_OUT))
   if weights:

@@ -2,9 +2,10 @@ r"""Train the text prior that ships with the package, on one machine and from no
 
     python -m sds_jax.shapeworld.train_prior --out=prior_run
 
-(or, with `--init=FOLDER`, from the weights of a prior of the same recipe) renders the training images if they are not there yet (`<out>/images.npz`), trains the U-Net and its text encoder
+renders the training images if they are not there yet (`<out>/images.npz`), trains the U-Net and its text encoder
 together, and leaves in `<out>`: `checkpoints/` (a killed run started again goes on from the newest), `metrics.jsonl`,
-a sheet of samples every so often, and `prior/`, the folder in diffusers format that `--config.prior.path` takes.
+a sheet of samples every so often, and `prior/`, the folder in diffusers format that `--config.prior.path` takes. With
+`--init=FOLDER` it starts from the weights of a prior of the same recipe instead of random ones.
 """
 from __future__ import annotations
 
@@ -168,8 +169,8 @@ def sample_sheet(path: pathlib.Path, folder: pathlib.Path, seed: int = 0) -> Non
   score_prior.write_sheet(path, images)
 
 
-def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None, log_every: int = 50, save_every: int = 500, sheet_every: int = 2000,
-          **overrides: Any) -> pathlib.Path:
+def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None, log_every: int = 50,
+          save_every: int = 500, sheet_every: int = 2000, **overrides: Any) -> pathlib.Path:
   """Train from `out`'s newest checkpoint, or the prior `init`, or nothing; returns the folder of the finished prior."""
   settings = {**recipe.TRAINING, **overrides}
   out.mkdir(parents=True, exist_ok=True)

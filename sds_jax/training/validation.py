@@ -204,8 +204,8 @@ def _checks() -> dict[str, Check]:
       "render.num_samples": _whole(2, 1024, texture),
       "render.candidates": _whole(2, 4096, texture),
       "render.block_points": _whole(-1, 10**8, " (-1: chosen by the backend, 0: no blocks)"),
-      "render.milestones": (_milestones, "(), or ((p, size), ...) with fractions p of the run rising between 0 and 1 and "
-                            "whole sizes from 8 to 1024"),
+      "render.milestones": (_milestones, "(), or ((p, size), ...) with fractions p of the run rising between 0 and 1, "
+                            "and whole sizes from 8 to 1024"),
       "render.normals": _one_of(("analytic", "difference")),
       "loss.sds": _scalar(0.0),
       "loss.orientation": _scalar(0.0),

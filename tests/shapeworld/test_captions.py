@@ -80,6 +80,19 @@ def test_samples_keep_to_their_side_of_the_split():
     (colour, kind) for colour in solids.COLOURS for kind in solids.KINDS} - HELD_OUT
 
 
+def test_weights_say_how_often_a_kind_is_drawn():
+  rng = np.random.default_rng(0)
+  weights = {"chair": 3.0, "cube": 2.0}
+  drawn = [captions.sample_spec(rng, 0.5, weights=weights) for _ in range(6000)]
+  assert not any(captions.is_held_out(spec) for spec in drawn)
+  single = [spec.parts[0][1] for spec in drawn if len(spec.parts) == 1]
+  for kind in solids.KINDS:
+    assert abs(np.mean([kind == other for other in single]) - weights.get(kind, 1.0) / 14) < 0.02, kind
+  stacked = [kind for spec in drawn if len(spec.parts) == 2 for _, kind in spec.parts]
+  for kind in solids.PLAIN:
+    assert abs(np.mean([kind == other for other in stacked]) - weights.get(kind, 1.0) / 8) < 0.02, kind
+
+
 def test_sampling_is_decided_by_the_generator():
   draw = lambda seed: [captions.sample_spec(np.random.default_rng([seed, i])) for i in range(20)]  # noqa: E731
   assert draw(3) == draw(3) != draw(4)

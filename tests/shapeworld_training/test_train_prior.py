@@ -11,9 +11,9 @@ from flax import traverse_util
 from safetensors.numpy import load_file
 
 from sds_jax.priors import checkpoint, prior as prior_lib
-from sds_jax.shapeworld import captions, card, train_prior
+from sds_jax.shapeworld import captions, card, tokenizer, train_prior
 
-STEPS = dict(steps=8, batch_size=4, warmup=2, log_every=1, save_every=4, sheet_every=100, seed=3)
+STEPS = dict(steps=4, batch_size=2, warmup=1, log_every=1, save_every=2, sheet_every=100, seed=3)
 
 
 def random_params(networks):
@@ -35,12 +35,12 @@ def train(images, tiny_recipe, monkeypatch):
   monkeypatch.setattr(card.score_prior, "score", lambda *args, **options: (table, np.full((32, 64, 64, 3), 0.5)))
   monkeypatch.setattr(train_prior, "init_params", lambda key, networks: random_params(networks))
 
-  def run(out):
+  def run(out, **options):
     out.mkdir(exist_ok=True)
     if not (out / "images.npz").exists():
       shutil.copyfile(images, out / "images.npz")
     with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and floats
-      return train_prior.train(out, **STEPS)
+      return train_prior.train(out, **{**STEPS, **options})
   return run
 
 
@@ -59,7 +59,7 @@ def test_a_whole_run_and_one_that_was_killed(train, images, tmp_path, monkeypatc
   monkeypatch.setattr(train_prior, "make_step", once)
   whole = train(tmp_path / "whole")
   lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-  assert [line["step"] for line in lines] == list(range(1, 9))
+  assert [line["step"] for line in lines] == list(range(1, 5))
   assert all(np.isfinite(line["loss"]) for line in lines)
   assert falls_on_one_batch(*made[0], images)
 
@@ -70,7 +70,7 @@ def test_a_whole_run_and_one_that_was_killed(train, images, tmp_path, monkeypatc
   noise = jax.jit(prior.denoise)(params, jnp.ones((1, 16, 16, 48)), jnp.asarray([500]), cond)
   assert noise.shape == (1, 16, 16, 48) and bool(jnp.isfinite(noise).all())
   text = (whole / "README.md").read_text()
-  assert "--steps=8 --batch_size=4" in text and "--seed=3" in text and "| never seen | 50.0% | 50.0% | 0.500 |" in text
+  assert "--steps=4 --batch_size=2" in text and "--seed=3" in text and "| never seen | 50.0% | 50.0% | 0.500 |" in text
   assert all((whole / name).exists() for name in ("scores.json", "samples.png", "metrics.jsonl"))
 
   class Killed(Exception):
@@ -80,26 +80,54 @@ def test_a_whole_run_and_one_that_was_killed(train, images, tmp_path, monkeypatc
 
   def until_killed(*args):
     for number, batch in enumerate(feed(*args)):
-      if number == 6:
+      if number == 3:
         raise Killed
       yield batch
 
   monkeypatch.setattr(train_prior, "batches", until_killed)
   with pytest.raises(Killed):
     train(tmp_path / "killed")
-  assert "4" in os.listdir(tmp_path / "killed" / "checkpoints") and not (tmp_path / "killed" / "prior").exists()
+  assert "2" in os.listdir(tmp_path / "killed" / "checkpoints") and not (tmp_path / "killed" / "prior").exists()
   monkeypatch.setattr(train_prior, "batches", feed)
   resumed = train(tmp_path / "killed")
-  assert "going on from step 4" in capsys.readouterr().out
+  assert "going on from step 2" in capsys.readouterr().out
   lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
-  assert [line["step"] for line in lines] == list(range(1, 9))
+  assert [line["step"] for line in lines] == list(range(1, 5))
   for name, expected in weights(whole).items():
     found = weights(resumed)[name]
     assert all(found[key].tobytes() == value.tobytes() for key, value in expected.items()), name
 
 
+def test_a_run_from_another_priors_weights(train, tiny_recipe, tmp_path, monkeypatch):
+  """No step is taken: what comes out is what went in, and the card says from where; other networks are refused."""
+  networks = train_prior.make_networks(*vocabulary(tmp_path))
+  train_prior.write_prior(tmp_path / "before", random_params(networks), *vocabulary(tmp_path))
+  monkeypatch.setattr(train_prior, "init_params", None)
+  monkeypatch.setattr(train_prior, "make_step", lambda *args: None)
+  monkeypatch.setattr(train_prior, "_loop", lambda state, *args: state)
+  monkeypatch.setattr(card, "_card", lambda run, settings, seed, init, num, table: f"from {init}")
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "metrics.jsonl").write_text("")
+  after = train(tmp_path / "run", init=tmp_path / "before")
+  for name, expected in weights(tmp_path / "before").items():
+    found = weights(after)[name]
+    assert all(found[key].tobytes() == value.tobytes() for key, value in expected.items()), name
+  assert (after / "README.md").read_text() == f"from {tmp_path / 'before'}"
+  with pytest.raises(ValueError, match="init='.*before', but the run in .* was begun with|init=None, but the run in"):
+    train(tmp_path / "run")
+  monkeypatch.setitem(tiny_recipe.UNET, "block_out_channels", [12])
+  with pytest.raises(ValueError, match="before/unet is not the network of sds_jax/shapeworld/recipe.py"):
+    train(tmp_path / "other", init=tmp_path / "before")
+
+
+def vocabulary(folder):
+  """(size of the vocabulary, its special ids), as `train` has them."""
+  tokenizer.write_tokenizer(folder / "words")
+  return len(json.loads((folder / "words" / "vocab.json").read_text())), tokenizer.special_ids(folder / "words")
+
+
 def falls_on_one_batch(step, networks, settings, images):
-  """Eight times the same images and the same noise: the loss falls each time."""
+  """Four times the same images and the same noise: the loss falls each time."""
   params = random_params(networks)
   with jax.numpy_dtype_promotion("standard"), np.load(images) as data:
     state = jax.device_put(train_prior.TrainState(
@@ -107,10 +135,10 @@ def falls_on_one_batch(step, networks, settings, images):
       opt_state=train_prior.make_optimizer(STEPS["steps"], settings).init(params)), jax.devices()[0])
     losses = []
     for _ in range(STEPS["steps"]):
-      state, metrics = step(state.replace(step=jax.device_put(jnp.int32(0), jax.devices()[0])), data["images"][:4],
-                            np.full((4, 20), 7, np.int32), data["cameras"][:4], jax.random.key(0))
+      state, metrics = step(state.replace(step=jax.device_put(jnp.int32(0), jax.devices()[0])), data["images"][:2],
+                            np.full((2, 20), 7, np.int32), data["cameras"][:2], jax.random.key(0))
       losses.append(float(metrics["loss"]))
-  return losses[-1] < 0.98 * losses[0] and max(losses[1:]) <= losses[0]
+  return losses[-1] < 0.99 * losses[0] and max(losses[1:]) <= losses[0]
 
 
 def test_fresh_parameters_are_those_of_the_networks(tiny_recipe):
