@@ -1,0 +1,101 @@
+r"""The published recipes beside the package's own settings: the shipped prior, the same captions, one table.
+
+    python -m sds_jax.evaluation.recipes --prompts=4 --out=recipe_scores
+
+A recipe is run with what its file says of the prior `shapeworld`. Each compiles once; one whose records lie in the
+folder already, of the same settings and captions, is not run again, so that a command that was stopped goes on.
+"""
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+
+from sds_jax import compilation
+from sds_jax.evaluation import modes
+from sds_jax.evaluation.shapeworld import Job, Record, draw_captions, run_set
+from sds_jax.io import files
+from sds_jax.shapeworld import captions
+from sds_jax.training import outputs, recipes as recipes_lib, validation
+
+DEFAULT = "default"
+"""What the package's own settings are called in the table."""
+
+
+def run_recipe(name: str, specs: Sequence[captions.Spec], seeds: Sequence[int], folder: Path,
+               overrides: dict | None = None) -> list[Record]:
+  """Scores of one recipe (of `RECIPES`, or DEFAULT) on the shipped prior; records and renders go to `folder`.
+
+  Args:
+    overrides: dotted settings that go over those of the recipe.
+
+  Raises:
+    ConfigError, CheckpointError: as `validate` and `modes.load_prior`.
+  """
+  config = recipes_lib.from_words("shapeworld" if name == DEFAULT else f"{name},shapeworld")
+  config.update_from_flattened_dict(overrides or {})
+  frozen = validation.validate(config)
+  runs = [(captions.caption(spec), seed) for spec in specs for seed in seeds]
+  stored = files.read_json(folder / "records.json")
+  if (stored.get("config") == files.plain(frozen.to_dict())
+      and [(record["prompt"], record["seed"]) for record in stored["records"]] == runs):
+    return stored["records"]
+  folder.mkdir(parents=True, exist_ok=True)
+  records = run_set(Job(frozen, *modes.load_prior(frozen)), specs, seeds, folder)
+  files.write_json(dict(config=frozen.to_dict(), versions=outputs.versions(), records=records),
+                   folder / "records.json")
+  return records
+
+
+def table(found: dict[str, list[Record]]) -> str:
+  """Means and worst cases of each recipe, as a Markdown table."""
+  rows = ["| recipe | runs | IoU | worst | volume IoU | colours right | colour error | empty or full | s a run |",
+          "|---" * 9 + "|"]
+  for name, records in found.items():
+    mean = lambda key: float(np.mean([r[key] for r in records]))  # noqa: E731
+    rows.append(f"| `{name}` | {len(records)} | {mean('silhouette_iou'):.3f} "
+                f"| {min(r['silhouette_iou'] for r in records):.3f} | {mean('volume_iou'):.3f} "
+                f"| {mean('colours_right'):.0%} | {mean('colour_error'):.3f} "
+                f"| {sum(r['empty'] or r['full'] for r in records)} | {mean('seconds'):.0f} |")
+  return "\n".join(rows)
+
+
+def main() -> None:
+  """Command line."""
+  names = (DEFAULT, *recipes_lib.RECIPES)
+  chosen = flags.DEFINE_list("recipes", ",".join(names), f"of {', '.join(names)}")
+  prompts = flags.DEFINE_integer("prompts", 4, "captions", lower_bound=1)
+  seeds = flags.DEFINE_integer("seeds", 1, "seeds of each caption", lower_bound=1)
+  draw = flags.DEFINE_integer("draw", 3, "seed of the drawing of captions")
+  out = flags.DEFINE_string("out", "recipe_scores", "folder of the table, the records and the renders")
+
+  def run(argv: Sequence[str]) -> None:
+    del argv
+    try:
+      unknown = sorted(set(chosen.value) - set(names))
+      if unknown:
+        raise ValueError(f"--recipes={','.join(chosen.value)}: {unknown[0]!r} is none of {', '.join(names)}")
+      compilation.prepare()
+      specs, folder = draw_captions(prompts.value, draw.value), Path(out.value)
+      found = {}
+      for name in chosen.value:
+        print(f"{name} ...", flush=True)
+        found[name] = run_recipe(name, specs, range(seeds.value), folder / name)
+      (folder / "table.md").write_text(table(found) + "\n", encoding="utf-8")
+      print(table(found))
+      print(f"renders, records and table lie in {folder}")
+    except (ValueError, OSError) as error:
+      if os.environ.get("SDS_JAX_TRACEBACK"):
+        raise
+      print(f"error: {error}", file=sys.stderr)
+      sys.exit(2)
+
+  app.run(run)
+
+
+if __name__ == "__main__":
+  main()
