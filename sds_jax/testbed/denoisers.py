@@ -17,7 +17,7 @@ takes a network takes them: `score_distillation`, `guided`, a training step.
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
+import jax.numpy as jnp  # noqa: F401, for the example
 
 from sds_jax.testbed import laws
 from sds_jax.testbed.laws import Mixture
