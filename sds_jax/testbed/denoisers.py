@@ -1,0 +1,69 @@
+"""Perfect networks: noise predictors, and velocity predictors of rectified flows, for laws of `testbed.laws`.
+
+They have the signature of any other network (`types.DenoiseFn`), the law taking the place of parameters, so whatever
+takes a network takes them: `score_distillation`, `guided`, a training step.
+
+  >>> from sds_jax import guided, schedule_from_config, score_distillation
+  >>> schedule = schedule_from_config(dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
+  >>> cats, dogs = laws.gaussian(jnp.zeros(2), 0.1), laws.gaussian(jnp.ones(2), 0.1)
+  >>> params = with_null(laws.stack([cats, dogs]), jnp.array([0.5, 0.5]))
+  >>> denoise = guided(vp_denoiser(schedule), "diffusers", 7.5)
+  >>> cond = dict(cond=jnp.array([1]), uncond=jnp.array([2]))       # a dog, and anything (the label after the last)
+  >>> x = jnp.zeros((1, 2))
+  >>> grad = jax.grad(lambda x: score_distillation(denoise, params, schedule, x, jax.random.key(0), cond)[0])(x)
+  >>> print(bool((grad < 0).all()))                                 # towards the dogs
+  True
+"""
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp  # noqa: F401, for the example
+
+from sds_jax.testbed import laws
+from sds_jax.testbed.laws import Mixture
+from sds_jax.types import Array, DenoiseFn, Schedule
+
+
+def with_null(given: Mixture, shares: Array) -> Mixture:
+  """The laws of Y labels and, as label Y, that of anything at all, which a guided network is asked for as well.
+
+  Args:
+    given: leaves [Y, ...], of `laws.stack`.
+    shares: [Y], how likely each label is; sum 1.
+  """
+  labels = shares.shape[0]
+  return laws.stack([*(jax.tree.map(lambda leaf: leaf[y], given) for y in range(labels)), laws.union(given, shares)])
+
+
+def vp_denoiser(schedule: Schedule) -> DenoiseFn:
+  """E[eps | z_t, y] for z_t = alpha_t x + sigma_t eps.
+
+  Returns:
+    (params, z_t [B, ...], t [B] integer, cond) -> eps_hat [B, ...]. `params` are laws of labels (leaves [Y, ...]) and
+    `cond` a label [B] integer for each example; or one law, and `cond` None.
+  """
+  def denoise(params: Mixture, z: Array, t: Array, cond: Array | None) -> Array:
+    return _each(laws.noise_given, params, z, schedule.alpha[t], schedule.sigma[t], cond)
+
+  return denoise
+
+
+def flow_velocity(params: Mixture, z: Array, t: Array, cond: Array | None) -> Array:
+  """E[eps - x | z_t, y] for the straight path z_t = (1 - t) x + t eps (rectified flow, arXiv:2209.03003).
+
+  Args:
+    params, cond: as those of `vp_denoiser`'s result.
+    z: [B, ...].
+    t: [B] float in (0, 1].
+  """
+  def velocity(law: Mixture, z: Array, a: Array, s: Array) -> Array:
+    return (z - laws.clean_given(law, z, a, s)) / s  # eps = (z - (1 - t) x) / t
+
+  return _each(velocity, params, z, 1.0 - t, t, cond)
+
+
+def _each(function, params: Mixture, z: Array, a: Array, s: Array, cond: Array | None) -> Array:
+  """function(law of the example's label, z, a, s), example by example."""
+  if cond is None:
+    return jax.vmap(function, in_axes=(None, 0, 0, 0))(params, z, a, s)
+  return jax.vmap(lambda z, a, s, y: function(jax.tree.map(lambda leaf: leaf[y], params), z, a, s))(z, a, s, cond)

@@ -1,0 +1,46 @@
+"""What score distillation descends, exactly: the divergence of a noisy image from the noisy data, and its gradient.
+
+DreamFusion (arXiv:2209.14988, eq. 4): E_eps[w(t) (eps_hat - eps)] = (sigma_t / alpha_t) w(t) d/dx KL(N(alpha_t x,
+sigma_t^2) || p_t). For images of one or two numbers the divergence is an integral that quadrature does to machine
+precision, so the right-hand side comes without noise and without an estimator.
+"""
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sds_jax.testbed import laws
+from sds_jax.testbed.laws import Mixture
+from sds_jax.types import Array
+
+
+def kl(law: Mixture, x: Array, a: Array | float, s: Array | float, order: int = 64) -> Array:
+  """KL(N(a x, s^2 I) || p), p the density of a data + s eps, by Gauss-Hermite quadrature; differentiable in x.
+
+  Args:
+    law: of the data.
+    x: [D], D = 1 or 2.
+    a, s: the noise level, scalars; s > 0.
+    order: nodes along each coordinate (static). Modes much narrower than s / 10 want more.
+
+  Returns:
+    [], nats.
+
+  Raises:
+    ValueError: x is of another shape.
+  """
+  if x.ndim != 1 or x.size not in (1, 2):
+    raise ValueError(f"x has shape {x.shape}; the quadrature is for [1] or [2]")
+  nodes, weights = np.polynomial.hermite_e.hermegauss(order)
+  grid = np.stack(np.meshgrid(*[nodes] * x.size, indexing="ij"), axis=-1).reshape(-1, x.size)
+  weight = np.prod(np.stack(np.meshgrid(*[weights / weights.sum()] * x.size, indexing="ij"), -1), -1).reshape(-1)
+  eps = jnp.asarray(grid, x.dtype)
+  log_q = -0.5 * jnp.sum(eps**2, axis=-1) - x.size * jnp.log(s * np.sqrt(2 * np.pi))
+  log_p = jax.vmap(lambda e: laws.log_density(law, a * x + s * e, a, s))(eps)
+  return jnp.sum(jnp.asarray(weight, x.dtype) * (log_q - log_p))
+
+
+def expected_residual(law: Mixture, x: Array, a: Array | float, s: Array | float, order: int = 64) -> Array:
+  """E_eps[eps_hat(a x + s eps) - eps] [D] of a perfect network: (s / a) times the gradient of `kl`; arguments alike."""
+  return (s / a) * jax.grad(lambda x: kl(law, x, a, s, order))(x)
