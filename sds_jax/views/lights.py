@@ -61,12 +61,13 @@ def sample_shading(step_key: Array, progress: Array, distribution: LightDistribu
   key_shaded, key_textureless = jax.random.split(step_key)
   shaded = jax.random.bernoulli(key_shaded, distribution.shaded) & (progress >= distribution.albedo_only)
   textureless = jax.random.bernoulli(key_textureless, distribution.textureless)
-  moved = 0.0
+  ambient, diffuse = jnp.float32(distribution.ambient), jnp.float32(distribution.diffuse)
   if distribution.ambient_spread:
     moved = distribution.ambient_spread * jax.random.uniform(jax.random.fold_in(step_key, 2))
+    ambient, diffuse = ambient + moved, diffuse - moved
   lit_mode = jnp.where(textureless, jnp.int32(TEXTURELESS), jnp.int32(LAMBERTIAN))
   return Shading(
     mode=jnp.where(shaded, lit_mode, jnp.int32(ALBEDO)),
-    ambient=jnp.where(shaded, jnp.float32(distribution.ambient) + moved, jnp.float32(1.0)),
-    diffuse=jnp.where(shaded, jnp.float32(distribution.diffuse) - moved, jnp.float32(0.0)),
+    ambient=jnp.where(shaded, ambient, jnp.float32(1.0)),
+    diffuse=jnp.where(shaded, diffuse, jnp.float32(0.0)),
   )
