@@ -41,11 +41,18 @@ def _parse(argv: list[str]) -> list[str]:
     rest = flags.FLAGS(argv)
   except (ConfigError, flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError, SyntaxError,
           ImportError) as error:
-    _fail(f"{error} (settings are given as --config=configs/text.py --config.name=value; legal names and types are in "
-          "sds_jax/training/config.py)" if not isinstance(error, ConfigError) else error)
+    _fail(_innermost(error, ConfigError) or
+          f"{error} (settings are given as --config=configs/text.py --config.name=value; legal names and types are in "
+          "sds_jax/training/config.py)")
   if len(rest) > 1:
     _fail(f"unexpected argument {rest[1]!r}; settings are given as --config.name=value, a prompt with spaces in quotes")
   return rest
+
+
+def _innermost(error: BaseException, kind: type[Exception]) -> Exception | None:
+  """The first error of this kind that led to `error`; ml_collections puts its traceback into the message of others."""
+  earlier = _innermost(error.__context__, kind) if error.__context__ else None
+  return earlier or (error if isinstance(error, kind) else None)
 
 
 def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: float) -> None:

@@ -59,6 +59,23 @@ def sin_pi(z: Array) -> Array:
   return (1 - 2 * odd) * r * series
 
 
-def annealed_variance(progress: Array, start: float = 5e-2, end: float = 2e-3, duration: float = 1 / 3) -> Array:
-  """DreamFusion's variance of the integrated encoding [], linear in training progress [] in [0, 1], then constant."""
-  return start + (end - start) * jnp.clip(progress / duration, 0.0, 1.0)
+def spherical_harmonics(directions: Array, degree: int) -> Array:
+  """Real spherical harmonics of all bands below `degree` (1 to 4) of unit vectors: [N, 3] -> [N, degree^2].
+
+  Orthonormal over the sphere; within a band in order m = -l .. l, with the signs of the usual Cartesian forms.
+
+  Raises:
+    ValueError: another degree.
+  """
+  if not 1 <= degree <= 4:
+    raise ValueError(f"degree must be 1 to 4, not {degree}")
+  x, y, z = directions[:, 0], directions[:, 1], directions[:, 2]
+  bands = [
+      [(1 / 4, jnp.ones_like(x))],
+      [(3 / 4, y), (3 / 4, z), (3 / 4, x)],
+      [(15 / 4, x * y), (15 / 4, y * z), (5 / 16, 3 * z * z - 1), (15 / 4, x * z), (15 / 16, x * x - y * y)],
+      [(35 / 32, y * (3 * x * x - y * y)), (105 / 4, x * y * z), (21 / 32, y * (5 * z * z - 1)),
+       (7 / 16, z * (5 * z * z - 3)), (21 / 32, x * (5 * z * z - 1)), (105 / 16, z * (x * x - y * y)),
+       (35 / 32, x * (x * x - 3 * y * y))],
+  ]
+  return jnp.stack([math.sqrt(square / math.pi) * form for band in bands[:degree] for square, form in band], axis=-1)

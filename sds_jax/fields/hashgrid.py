@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sds_jax.types import Array
+from sds_jax.types import Array, Params
 
 _PRIMES = (1, 2654435761, 805459861)
 _CORNERS = tuple((i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1))
@@ -52,6 +52,20 @@ def interpolate(table: Array, positions: Array, resolution: int, log2_table: int
     # Every row is in the table by construction, so no clamping is needed.
     total += weight[:, None] * table.at[row].get(mode="promise_in_bounds")
   return total
+
+
+def open_levels(params: Params, number: Array) -> Params:
+  """Parameters of a `HashGridField` in which only the `number` [] coarsest levels count; the others give zeros.
+
+  An encoding is linear in its table, so a level whose table is nought is one whose features are masked, and its table
+  gets no gradient (the progressive bands of Neuralangelo, arXiv 2306.03092, and of threestudio). Parts of a level round
+  down.
+  """
+  def counts(name):
+    return (int(name.removeprefix("level_")) < jnp.floor(number + 1e-3)).astype(jnp.float32)
+
+  tables = {name: table * counts(name) for name, table in params["HashGrid_0"].items()}
+  return {**params, "HashGrid_0": tables}
 
 
 def _small_uniform(key: Array, shape: tuple[int, ...]) -> Array:

@@ -40,15 +40,18 @@ class PaperMLPField(nn.Module):
   Attributes:
     hidden, blocks: width and number of the residual blocks (paper: 128 and 5).
     num_octaves, base: frequencies base 2^l (paper: 8 octaves from 2^0).
+    variance: of the Gaussian around a point whose mean encoding is taken, where the caller gives none; world units
+      squared (the paper's, at the end of a run).
   """
   hidden: int = 128
   blocks: int = 5
   num_octaves: int = 8
   base: float = 1.0
+  variance: float = 2e-3
 
   @nn.compact
   def __call__(self, points: Array, variance: Array | None = None) -> tuple[Array, Array]:
-    variance = jnp.full((), 2e-3, points.dtype) if variance is None else variance
+    variance = jnp.full((), self.variance, points.dtype) if variance is None else variance
     x = integrated_positional_encoding(points, variance, self.num_octaves, self.base, identity=False)
     x = nn.Dense(self.hidden)(x)
     for _ in range(self.blocks):

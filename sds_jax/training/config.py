@@ -3,7 +3,8 @@
 A config is an `ml_collections.ConfigDict`; `configs/*.py` start from `default()` and change fields. `validate` looks at
 all of it before anything is loaded and returns a frozen copy. A scalar that may change during training is a tuple: a
 constant `(v,)`, or `((p0, v0), (p1, v1), ...)`, linear between the given fractions p of the run. These are the weights
-in `loss` and, in `distillation`, guidance_scale, guidance_rescale, perp_neg_scale, t_min, t_max and clip_norm.
+in `loss`; in `distillation`, guidance_scale, guidance_rescale, perp_neg_scale, t_min, t_max and clip_norm; in `field`,
+paper_mlp.variance and hashgrid.open_levels.
 """
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ def default() -> ConfigDict:
   config.camera = _camera()
   config.shading = _shading()
   config.field = _field()
-  config.background = ConfigDict(dict(name="plain"))
+  config.background = _background()
   config.render = _render()
   config.loss = ConfigDict(dict(
       sds=(1.0,),
@@ -32,7 +33,8 @@ def default() -> ConfigDict:
       opacity=(0.0,),  # mean of sqrt(opacity^2 + 0.01)
       entropy=(0.0,)))  # binary entropy of the opacity: 0 where a pixel is surely empty or surely full
   config.optimizer = ConfigDict(dict(  # b1, b2, eps: of adam and adamw; sgd takes b1 as momentum, adan its own betas
-      name="adam", learning_rate=1e-2, warmup_steps=20, final_fraction=0.1, b1=0.9, b2=0.99, eps=1e-15, clip_norm=0.0))
+      name="adam", learning_rate=1e-2, warmup_steps=20, final_fraction=0.1, b1=0.9, b2=0.99, eps=1e-15, clip_norm=0.0,
+      background_factor=1.0))  # the learning rate of a learnt background is this times that of the field
   config.training = ConfigDict(dict(
       steps=500, views=2, log_every=10, render_every=100, checkpoint_every=100, keep_checkpoints=2,
       guidance_every=0))  # sheets of what the prior sees, progress/guidance_*.png; 0: none
@@ -72,15 +74,18 @@ def _distillation() -> ConfigDict:
 
 def _camera() -> ConfigDict:
   return ConfigDict(dict(
-      elevation_deg=(-10.0, 90.0), distance=(2.4, 3.0), fov_deg=(42.0, 50.0), position_jitter=0.05, target_std=0.02,
-      up_std=0.01, stratified=True))
+      elevation_deg=(-10.0, 90.0), distance=(2.4, 3.0), fov_deg=(42.0, 50.0),
+      focal=(0.0, 0.0),  # if set: focal length over image height, drawn evenly; fov_deg is then for outputs alone
+      position_jitter=0.05, target_std=0.02, up_std=0.01, stratified=True))
 
 
 def _shading() -> ConfigDict:
   return ConfigDict(dict(
       albedo_until=0.2,  # fraction of the run with no shading at all
       lambertian=0.5, textureless=0.0,  # probabilities after that; the rest is albedo
-      ambient=0.5, distance=(0.8, 1.5)))
+      ambient=0.5,  # the rest is diffuse
+      ambient_spread=0.0,  # of the diffuse light, a random amount up to this is ambient instead
+      distance=(0.8, 1.5)))
 
 
 def _field() -> ConfigDict:
@@ -88,8 +93,18 @@ def _field() -> ConfigDict:
       name="mlp", bound=0.8, density="softplus", blob="linear", blob_scale=10.0, blob_radius=0.35,
       density_bias=0.0,
       mlp=dict(hidden=32, depth=2, num_octaves=4, activation="silu"),
-      paper_mlp=dict(hidden=128, blocks=5, num_octaves=8),
-      hashgrid=dict(levels=8, features=2, coarsest=8, finest=128, log2_table=17, hidden=32, depth=1)))
+      paper_mlp=dict(hidden=128, blocks=5, num_octaves=8, variance=(2e-3,)),  # blur, world units squared
+      hashgrid=dict(
+          levels=8, features=2, coarsest=8, finest=128, log2_table=17, hidden=32, depth=1,
+          open_levels=(0.0,))))  # how many levels count, the coarsest first; (0.0,): all of them
+
+
+def _background() -> ConfigDict:
+  return ConfigDict(dict(
+      name="plain",  # plain, white, or learnt from the ray's direction: mlp, harmonics
+      random_colour=0.0,  # probability that a view has one random colour in place of a learnt background
+      mlp=dict(hidden=32, depth=1, num_octaves=3),
+      harmonics=dict(degree=3, hidden=16, depth=2)))
 
 
 def _render() -> ConfigDict:

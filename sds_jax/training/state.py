@@ -35,7 +35,10 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, occupanc
 
 
 def make_optimizer(config: ml_collections.FrozenConfigDict) -> optax.GradientTransformation:
-  """The optimiser of `config.optimizer`, its learning rate warmed up linearly and then lowered by a cosine."""
+  """The optimiser of `config.optimizer`, its learning rate warmed up linearly and then lowered by a cosine.
+
+  With a `background_factor` other than 1 it is one of {"field": ..., "background": ...} only.
+  """
   settings, steps = config.optimizer, config.training.steps
   rate = optax.warmup_cosine_decay_schedule(
       0.0 if settings.warmup_steps else settings.learning_rate, settings.learning_rate, settings.warmup_steps, steps,
@@ -49,7 +52,8 @@ def make_optimizer(config: ml_collections.FrozenConfigDict) -> optax.GradientTra
       "sgd": lambda: optax.sgd(rate, momentum=settings.b1),
   }
   clip = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm > 0 else []
-  return _lenient(optax.chain(*clip, optimizers[settings.name]()))
+  slower = [optax.masked(optax.scale(settings.background_factor), dict(field=False, background=True))]
+  return _lenient(optax.chain(*clip, optimizers[settings.name](), *(slower if settings.background_factor != 1 else [])))
 
 
 def _lenient(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -19,12 +19,12 @@ import optax
 from sds_jax.diffusion import guidance, timesteps
 from sds_jax.diffusion.distillation import DistillationAux, score_distillation
 from sds_jax.diffusion.scalars import schedule_value
-from sds_jax.fields.background import Background, make_background
-from sds_jax.fields.field import FIELDS, Field, make_field
+from sds_jax.fields.background import Background
+from sds_jax.fields.field import Field
 from sds_jax.priors.prior import Prior
 from sds_jax.rendering import occupancy
 from sds_jax.rendering.render import RenderOptions, render_views
-from sds_jax.training import losses
+from sds_jax.training import losses, parts
 from sds_jax.training.config import scalar_spec
 from sds_jax.training.state import TrainState, init_state, make_optimizer
 from sds_jax.types import Array, Camera, Params, RenderOutput
@@ -73,25 +73,20 @@ def make_scene(config: ml_collections.FrozenConfigDict, as_latent: bool = False)
   block = {-1: 4096 if on_cpu else None, 0: None}.get(r.block_points, r.block_points)
   return Scene(
       config=config,
-      field=_make_field(config),
-      background=make_background(config.background.name),
+      field=parts.make_field(config),
+      background=parts.make_background(config),
       options=RenderOptions(bound=config.field.bound, candidates=r.candidates, samples=r.num_samples,
                             block_points=block),
       cameras=cameras.CameraDistribution(
           elevation=radians(c.elevation_deg), distance=tuple(c.distance), fov_y=radians(c.fov_deg),
-          position_jitter=c.position_jitter, look_at_std=c.target_std, up_std=c.up_std),
+          focal=tuple(c.focal) if any(c.focal) else None, position_jitter=c.position_jitter, look_at_std=c.target_std,
+          up_std=c.up_std),
       lights=lights.LightDistribution(
           distance=tuple(s.distance), shaded=shaded, textureless=s.textureless / shaded if shaded else 0.0,
-          albedo_only=s.albedo_until, ambient=s.ambient, diffuse=1.0 - s.ambient),
+          albedo_only=s.albedo_until, ambient=s.ambient, diffuse=1.0 - s.ambient,
+          ambient_spread=s.ambient_spread),
       optimizer=make_optimizer(config),
       as_latent=as_latent)
-
-
-def _make_field(config: ml_collections.FrozenConfigDict) -> Field:
-  """The field of `config.field`: its own group of settings (`field.mlp`, say) and those that all fields share."""
-  settings = config.field.to_dict()
-  network = {name: settings.pop(name) for name in FIELDS}[settings["name"]]
-  return make_field(**settings, **network)
 
 
 def new_state(scene: Scene, key: Array) -> TrainState:
@@ -164,7 +159,7 @@ def observe(scene: Scene, prior: Prior, params: Params, state: TrainState, prior
   progress = progress_of(scene.config, state.step)
   cams, azimuth, elevation = _draw_cameras(scene, keys["views"], index)
   shading = lights.sample_shading(keys["shading"], progress, scene.lights)
-  out, overflow = _render(scene, params, state.occupancy, cams, shading, keys["rest"], index)
+  out, overflow = _render(scene, params, state.occupancy, cams, shading, keys["rest"], index, progress)
   if scene.as_latent:
     x = geometry_as_latent(out, prior.x_shape)
   else:
@@ -196,8 +191,8 @@ def _draw_cameras(scene: Scene, key: Array, index: Array) -> tuple[Camera, Array
   return jax.vmap(draw)(index)
 
 
-def _render(scene: Scene, params: Params, grid: Any, cams: Camera, shading: Shading, key: Array,
-            index: Array) -> tuple[RenderOutput, Array]:
+def _render(scene: Scene, params: Params, grid: Any, cams: Camera, shading: Shading, key: Array, index: Array,
+            progress: Array) -> tuple[RenderOutput, Array]:
   """The step's images. Normals cost more than all else, so an unshaded step takes a branch without them."""
   height, width = scene.config.render.height, scene.config.render.width
   keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(index)
@@ -206,19 +201,21 @@ def _render(scene: Scene, params: Params, grid: Any, cams: Camera, shading: Shad
   behind = jax.vmap(lambda k, d: scene.background.apply(params["background"], k, d.reshape(-1, 3)))(
       keys[:, 1], rays.directions).reshape(rays.directions.shape)
 
+  field, field_params = parts.field_now(scene.field, scene.config, params["field"], progress)
+
   def shaded(field_params):
     options = dataclasses.replace(scene.options, normals=scene.config.render.normals)
-    return render_views(scene.field.apply, field_params, cams, height, width, behind, keys[:, 2], options=options,
+    return render_views(field, field_params, cams, height, width, behind, keys[:, 2], options=options,
                         grid=grid, light=light, shade=shading)
 
   def bare(field_params):
     normals = scene.config.render.normals if scene.as_latent else "none"
-    return render_views(scene.field.apply, field_params, cams, height, width, behind, keys[:, 2],
+    return render_views(field, field_params, cams, height, width, behind, keys[:, 2],
                         options=dataclasses.replace(scene.options, normals=normals), grid=grid)
 
   if scene.lights.shaded == 0.0 or scene.as_latent:
-    return bare(params["field"])
-  return jax.lax.cond(shading.mode == ALBEDO, bare, shaded, params["field"])
+    return bare(field_params)
+  return jax.lax.cond(shading.mode == ALBEDO, bare, shaded, field_params)
 
 
 def _condition(prior: Prior, text: dict[str, Array], cams: Camera, azimuth: Array, elevation: Array,
@@ -278,7 +275,8 @@ def _look_again(scene: Scene, state: TrainState, params: Params, key: Array) -> 
     return state.occupancy
 
   def look(grid):
-    return occupancy.update(grid, scene.field.apply, params["field"], key, state.step // o.every,
+    now = parts.field_now(scene.field, scene.config, params["field"], progress_of(scene.config, state.step))
+    return occupancy.update(grid, *now, key, state.step // o.every,
                             bound=scene.config.field.bound, decay=o.decay)
 
   due = (state.step % o.every == 0) & (state.step >= o.start_step)

@@ -169,6 +169,8 @@ def _checks() -> dict[str, Check]:
       "camera.elevation_deg": _span(-90.0, 90.0),
       "camera.distance": _span(1.0, 100.0),
       "camera.fov_deg": _span(5.0, 150.0),
+      "camera.focal": (lambda v: tuple(v) == (0.0, 0.0) or _span(0.1, 20.0)[0](v),
+                       "(0.0, 0.0): fov_deg counts, or " + _span(0.1, 20.0)[1]),
       "camera.position_jitter": _number(0.0, 1.0),
       "camera.target_std": _number(0.0, 1.0),
       "camera.up_std": _number(0.0, 1.0),
@@ -176,6 +178,7 @@ def _checks() -> dict[str, Check]:
       "shading.lambertian": _number(0.0, 1.0),
       "shading.textureless": _number(0.0, 1.0),
       "shading.ambient": _number(0.0, 1.0),
+      "shading.ambient_spread": _number(0.0, 1.0),
       "shading.distance": _span(0.01, 100.0),
       "field.name": _one_of(field.FIELDS),
       "field.bound": _number(0.05, 1.0),
@@ -191,6 +194,7 @@ def _checks() -> dict[str, Check]:
       "field.paper_mlp.hidden": _whole(1, 1024),
       "field.paper_mlp.blocks": _whole(1, 32),
       "field.paper_mlp.num_octaves": _whole(1, 16),
+      "field.paper_mlp.variance": _scalar(0.0, 1.0),
       "field.hashgrid.levels": _whole(1, 32),
       "field.hashgrid.features": _whole(1, 16),
       "field.hashgrid.coarsest": _whole(2, 1024),
@@ -198,7 +202,15 @@ def _checks() -> dict[str, Check]:
       "field.hashgrid.log2_table": _whole(8, 24),
       "field.hashgrid.hidden": _whole(1, 1024),
       "field.hashgrid.depth": _whole(0, 32),
+      "field.hashgrid.open_levels": _scalar(0.0, 32.0),
       "background.name": _one_of(background.BACKGROUNDS),
+      "background.random_colour": _number(0.0, 1.0),
+      "background.mlp.hidden": _whole(1, 1024),
+      "background.mlp.depth": _whole(0, 32),
+      "background.mlp.num_octaves": _whole(1, 16),
+      "background.harmonics.degree": _whole(1, 4),
+      "background.harmonics.hidden": _whole(1, 1024),
+      "background.harmonics.depth": _whole(0, 32),
       "render.height": _whole(8, 1024, texture),
       "render.width": _whole(8, 1024, texture),
       "render.num_samples": _whole(2, 1024, texture),
@@ -218,6 +230,7 @@ def _checks() -> dict[str, Check]:
       "optimizer.b1": _number(0.0, 0.9999),
       "optimizer.b2": _number(0.0, 0.99999),
       "optimizer.eps": _above(0.0),
+      "optimizer.background_factor": _number(0.0, 100.0),
       "optimizer.clip_norm": _number(0.0, math.inf, " (0: no clipping)"),
       "training.steps": _whole(1),
       "training.views": _whole(1, 4096),
@@ -268,12 +281,24 @@ def _relations(config: ConfigDict) -> Iterator[str]:
   if grid.finest < grid.coarsest:
     yield (f"config.field.hashgrid.finest={grid.finest} is less than config.field.hashgrid.coarsest={grid.coarsest}: "
            "the levels go from coarse to fine; exchange them")
+  if grid.open_levels != (0.0,) and (min(scalar_values(grid.open_levels)) < 1
+                                     or scalar_values(grid.open_levels)[-1] != grid.levels):
+    yield (f"config.field.hashgrid.open_levels={grid.open_levels!r} must stay at 1 or above and end at "
+           f"config.field.hashgrid.levels={grid.levels}, since the finished object is shown with all of them; or give "
+           "(0.0,): all from the start")
+  if config.background.random_colour > 0 and config.background.name not in background.LEARNT:
+    yield (f"config.background.random_colour={config.background.random_colour} stands in for a learnt background, but "
+           f"config.background.name={config.background.name!r} is not learnt: set it to one of "
+           f"{', '.join(background.LEARNT)}, or random_colour to 0")
   if r.height != r.width:
     yield (f"config.render.height={r.height} differs from config.render.width={r.width}: priors see square images; "
            "make them equal")
   if config.shading.lambertian + config.shading.textureless > 1.0 + 1e-9:
     yield (f"config.shading.lambertian={config.shading.lambertian} and config.shading.textureless="
            f"{config.shading.textureless} sum to more than 1: the rest is the probability of plain albedo; lower one")
+  if config.shading.ambient + config.shading.ambient_spread > 1.0 + 1e-9:
+    yield (f"config.shading.ambient={config.shading.ambient} and config.shading.ambient_spread="
+           f"{config.shading.ambient_spread} sum to more than 1: no more light can be ambient than there is; lower one")
   if config.camera.distance[0] <= config.field.bound:
     yield (f"config.camera.distance={config.camera.distance!r} puts cameras inside the object's ball of radius "
            f"config.field.bound={config.field.bound}: the smallest distance must be larger")

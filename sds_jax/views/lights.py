@@ -24,6 +24,7 @@ class LightDistribution:
     textureless: probability that a lit step is textureless.
     albedo_only: fraction of training, from its start, in which every step is albedo.
     ambient, diffuse: intensities of a lit step (an albedo step has ambient 1 and diffuse 0).
+    ambient_spread: how much light a lit step moves, at most, from diffuse to ambient; the amount is uniform.
   """
   distance: tuple[float, float] = (0.8, 1.5)
   direction_std: float = 1.0
@@ -32,6 +33,7 @@ class LightDistribution:
   albedo_only: float = 1 / 15
   ambient: float = 0.1
   diffuse: float = 0.9
+  ambient_spread: float = 0.0
 
 
 @flax.struct.dataclass
@@ -59,9 +61,13 @@ def sample_shading(step_key: Array, progress: Array, distribution: LightDistribu
   key_shaded, key_textureless = jax.random.split(step_key)
   shaded = jax.random.bernoulli(key_shaded, distribution.shaded) & (progress >= distribution.albedo_only)
   textureless = jax.random.bernoulli(key_textureless, distribution.textureless)
+  ambient, diffuse = jnp.float32(distribution.ambient), jnp.float32(distribution.diffuse)
+  if distribution.ambient_spread:
+    moved = distribution.ambient_spread * jax.random.uniform(jax.random.fold_in(step_key, 2))
+    ambient, diffuse = ambient + moved, diffuse - moved
   lit_mode = jnp.where(textureless, jnp.int32(TEXTURELESS), jnp.int32(LAMBERTIAN))
   return Shading(
     mode=jnp.where(shaded, lit_mode, jnp.int32(ALBEDO)),
-    ambient=jnp.where(shaded, jnp.float32(distribution.ambient), jnp.float32(1.0)),
-    diffuse=jnp.where(shaded, jnp.float32(distribution.diffuse), jnp.float32(0.0)),
+    ambient=jnp.where(shaded, ambient, jnp.float32(1.0)),
+    diffuse=jnp.where(shaded, diffuse, jnp.float32(0.0)),
   )

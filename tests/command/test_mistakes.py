@@ -62,7 +62,10 @@ def offline_hub(folder):
 
 
 def test_unknown_prior(command, tmp_path):
-  assert "'imagen' is neither a name" in one_line(command(f"{TEXT}:imagen", f"--workdir={tmp_path}"))
+  message = one_line(command(f"{TEXT}:imagen", f"--workdir={tmp_path}"))
+  for part in ("'imagen' is neither a recipe", "dreamfusion, dreamfusionacc, threestudio_sd, threestudio_if", "shapeworld",
+               *sources.HUB_IDS, "owner/name"):
+    assert part in message, message
   message = one_line(command(TEXT, f"--config.prior.path={tmp_path}/none", f"--workdir={tmp_path}"))
   assert f"{tmp_path}/none" in message
 

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.fields.background import BACKGROUNDS, make_background, plain_colour
+from sds_jax.fields.background import BACKGROUNDS, LEARNT, make_background, plain_colour
+from sds_jax.fields.encodings import spherical_harmonics
 
 DIRECTIONS = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
 DIRECTIONS /= np.linalg.norm(DIRECTIONS, axis=1, keepdims=True)
@@ -15,7 +16,7 @@ def test_every_background_gives_a_colour_for_each_ray(name):
   background = make_background(name)
   colours = background.apply(background.init(jax.random.key(0)), jax.random.key(1), jnp.asarray(DIRECTIONS))
   assert colours.shape == (9, 3) and colours.min() >= 0 and colours.max() <= 1
-  assert (np.ptp(np.asarray(colours), axis=0).max() > 1e-3) == (name == "mlp")
+  assert (np.ptp(np.asarray(colours), axis=0).max() > 1e-3) == (name in LEARNT)
   if name == "white":
     assert (colours == 1).all()
 
@@ -28,5 +29,35 @@ def test_plain_is_grey_with_a_tint_and_the_views_own():
 
 
 def test_unknown_background_is_an_error():
-  with pytest.raises(ValueError, match="unknown background 'black'; known: mlp, plain, white"):
+  with pytest.raises(ValueError, match="unknown background 'black'; known: harmonics, mlp, plain, white"):
     make_background("black")
+
+
+@pytest.mark.parametrize("degree, depth", [(3, 2), (4, 1)], ids=["threestudio", "dreamfusionacc"])
+def test_harmonics_are_an_mlp_of_the_harmonics_of_the_direction(degree, depth):
+  background = make_background("harmonics", degree=degree, hidden=16, depth=depth)
+  params = jax.tree.map(np.asarray, background.init(jax.random.key(2)))
+  assert [params[f"Dense_{i}"]["kernel"].shape for i in range(depth + 1)] == [
+    *[(degree**2, 16), (16, 16)][:depth], (16, 3)]
+  x = np.asarray(spherical_harmonics(jnp.asarray(DIRECTIONS), degree))  # tested on its own
+  for i in range(depth):
+    x = np.maximum(x @ params[f"Dense_{i}"]["kernel"] + params[f"Dense_{i}"]["bias"], 0)
+  x = x @ params[f"Dense_{depth}"]["kernel"] + params[f"Dense_{depth}"]["bias"]
+  colours = background.apply(params, jax.random.key(0), jnp.asarray(DIRECTIONS))
+  np.testing.assert_allclose(colours, 1 / (1 + np.exp(-x)), atol=1e-5)
+
+
+def test_a_random_colour_now_and_then():
+  background = make_background("mlp", random_colour=0.3)
+  params = background.init(jax.random.key(0))
+  directions = jnp.asarray(DIRECTIONS)
+  learnt = np.asarray(make_background("mlp").apply(params, jax.random.key(9), directions))
+  draw = jax.jit(jax.vmap(lambda key: background.apply(params, key, directions)))
+  seen = np.asarray(draw(jax.random.split(jax.random.key(1), 2000)))
+  flat = np.ptp(seen, axis=1).max(axis=1) == 0
+  assert flat.mean() == pytest.approx(0.3, abs=0.04)
+  np.testing.assert_allclose(seen[~flat], np.broadcast_to(learnt, seen[~flat].shape), atol=1e-6)
+  colours = seen[flat][:, 0]
+  assert colours.min() < 0.02 and colours.max() > 0.98  # all of [0, 1]^3, each channel on its own
+  np.testing.assert_allclose(colours.mean(0), 0.5, atol=0.05)
+  assert abs(np.corrcoef(colours.T) - np.eye(3)).max() < 0.15

@@ -1,8 +1,11 @@
 """Encodings against their formula and against Monte Carlo."""
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from sds_jax.fields import encodings
 
@@ -51,6 +54,21 @@ def test_variance_may_differ_between_points():
     np.testing.assert_allclose(together[i], alone[0], atol=1e-5)
 
 
-def test_annealing_is_linear_then_constant():
-  values = jax.vmap(encodings.annealed_variance)(jnp.array([0.0, 1 / 6, 1 / 3, 1.0]))
-  np.testing.assert_allclose(values, [5e-2, 2.6e-2, 2e-3, 2e-3], rtol=1e-4)
+def harmonic(band, order, directions):
+  """A real spherical harmonic from Legendre's functions, whose Condon-Shortley sign is taken off."""
+  x, y, z = directions.T.astype(np.float64)
+  m, azimuth = abs(order), np.arctan2(y, x)
+  norm = math.sqrt((2 * band + 1) / (4 * math.pi) * math.factorial(band - m) / math.factorial(band + m))
+  wave = np.sin(m * azimuth) if order < 0 else np.cos(m * azimuth)
+  return (-1)**m * norm * special.lpmv(m, band, z) * wave * (math.sqrt(2) if order else 1)
+
+
+def test_spherical_harmonics():
+  directions = np.random.default_rng(3).normal(size=(50, 3)).astype(np.float32)
+  directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+  expected = [harmonic(band, order, directions) for band in range(4) for order in range(-band, band + 1)]
+  found = encodings.spherical_harmonics(jnp.asarray(directions), 4)
+  np.testing.assert_allclose(found, np.stack(expected, axis=1), atol=2e-6)
+  assert encodings.spherical_harmonics(jnp.asarray(directions), 3).shape == (50, 9)
+  with pytest.raises(ValueError, match="degree must be 1 to 4, not 5"):
+    encodings.spherical_harmonics(jnp.asarray(directions), 5)

@@ -77,3 +77,25 @@ def test_first_and_second_derivatives_in_float64():
     numeric = (square(table + h * direction) - square(table - h * direction)) / (2 * h)
     np.testing.assert_allclose(jnp.sum(jax.grad(square)(table) * direction), numeric, rtol=1e-6)
     assert abs(numeric) > 1e-2
+
+
+@pytest.mark.parametrize("number, left", [(1.0, 1), (1.9, 1), (2.0, 2), (3.0, 3)])
+def test_closed_levels_give_zeros_and_get_no_gradient(number, left):
+  """As if the features of the levels beyond were cut off behind the encoding."""
+  sizes = dict(levels=3, features=2, coarsest=3, finest=12, log2_table=9, bound=0.8)
+  field = hashgrid.HashGridField(**sizes, hidden=4, depth=1)
+  points = jnp.asarray(RNG.uniform(-0.8, 0.8, (5, 3)), jnp.float32)
+  params = field.init(jax.random.key(0), points)["params"]
+  params = {**params, "HashGrid_0": jax.tree.map(lambda t: 1e4 * t, params["HashGrid_0"])}
+  features = np.array(hashgrid.HashGrid(**sizes).apply({"params": params["HashGrid_0"]}, points))  # tested above
+  features[:, 2 * left:] = 0
+  first, last = jax.tree.map(np.asarray, (params["Dense_0"], params["Dense_1"]))
+  x = features @ first["kernel"] + first["bias"]
+  x = x / (1 + np.exp(-x)) @ last["kernel"] + last["bias"]
+
+  def albedo(p):
+    return field.apply({"params": hashgrid.open_levels(p, jnp.float32(number))}, points)[1]
+
+  np.testing.assert_allclose(albedo(params), x[:, 1:], atol=1e-4)
+  gradient = jax.grad(lambda p: jnp.sum(albedo(p)**2))(params)["HashGrid_0"]
+  assert [bool(jnp.any(gradient[f"level_{i}"] != 0)) for i in range(3)] == [i < left for i in range(3)]

@@ -79,3 +79,12 @@ def test_scheduled_scalars(spec, progress, expected):
 def test_scalar_values():
   assert scalar_values((3.0,)) == [3.0] and scalar_values(((0.0, 1.0), (1.0, 2.0))) == [1.0, 2.0]
   assert all(scalar_values(bad) is None for bad in ((), (1.0, 2.0), ((0.0,),), ((0.0, 1.0), (0.0, 2.0)), ("a",)))
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_a_learnt_background_has_its_own_rate(name):
+  config = settings(optimizer__name=name, optimizer__warmup_steps=0, optimizer__background_factor=0.1)
+  optimizer, params = make_optimizer(config), dict(field=jnp.ones(2), background=dict(w=jnp.ones(2)))
+  change, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+  np.testing.assert_allclose(change["field"], -0.01, rtol=1e-5)
+  np.testing.assert_allclose(change["background"]["w"], -0.001, rtol=1e-5)

@@ -37,3 +37,18 @@ def test_first_part_of_training_is_albedo_only():
   keys = jax.random.split(jax.random.key(2), 500)
   assert (np.asarray(draw(keys, jnp.float32(0.06))) == lights.ALBEDO).all()
   assert (np.asarray(draw(keys, jnp.float32(0.07))) != lights.ALBEDO).any()
+
+
+def test_some_of_the_diffuse_light_becomes_ambient():
+  """DreamFusionAcc: ambient 0.1 + 0.9 u. The mode is drawn as without."""
+  fixed, spread = lights.LightDistribution(), lights.LightDistribution(ambient_spread=0.9)
+  keys = jax.random.split(jax.random.key(3), N)
+  draw = lambda d: jax.tree.map(np.asarray, jax.jit(jax.vmap(  # noqa: E731
+    lambda key: lights.sample_shading(key, jnp.float32(0.5), d)))(keys))
+  before, after = draw(fixed), draw(spread)
+  np.testing.assert_array_equal(before.mode, after.mode)
+  lit = after.mode != lights.ALBEDO
+  np.testing.assert_allclose(after.ambient + after.diffuse, 1.0, atol=1e-6)
+  assert (after.ambient[~lit] == 1).all()
+  moved = np.sort(after.ambient[lit])
+  np.testing.assert_allclose(moved, np.linspace(0.1, 1.0, lit.sum()), atol=0.04)

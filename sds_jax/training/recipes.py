@@ -1,0 +1,216 @@
+"""Published recipes of text-to-3D, as settings; the config of a few words: `dreamfusion`, `threestudio_sd,sd15`.
+
+A recipe sets what its source says. Where this package does otherwise is told here. For all of them: the field fills a
+ball; a ray has `num_samples` samples on average, chosen among `candidates` places, in occupied cells; view words are
+the nearest of front, side, back (quadrants) and overhead (above 60 degrees); losses are means over all pixels.
+
+**dreamfusion** (arXiv:2209.14988). Imagen can't be had, so DeepFloyd IF stands in, under the paper's guidance 100
+(others run IF at 20: `--config.distillation.guidance_scale="(20.0,)"`). The MLP, its integrated encoding and the
+annealed blur are the paper's, but there is one set of samples where mip-NeRF 360 has proposals, and 64 of 256. The
+sphere of radius 1.4 is a ball of radius 0.95, since cameras must stand outside of it (the paper, too, takes a smaller
+one for single objects, and does not say how small). Adam stands in for Distributed Shampoo, with the learning rates of
+the paper but momenta of its own. 0.2 and 0.02 of the cameras are taken as standard deviations, as in public code.
+The opacity's weight is the lower end of the paper's range. The sizes of the background's MLP are ours.
+
+**threestudio_sd**, **threestudio_if** (its `dreamfusion-sd` and `dreamfusion-if`). A ball of radius 1, not a cube of
+half-width 2; 64 samples of 256, not up to 512; sigmoid colours for IF as well; the orientation loss is a mean over all
+pixels, not over those that hit something. In half of the views the background is one random colour: an option of
+threestudio's, of which it was not checked that both recipes turn it on.
+
+**dreamfusionacc**. One MLP for density and colour, which does not see the direction of view; 32 samples of 300 (the
+spacing is the same); lights around the camera, not around the pole; our view words (its front is 0 to 60 degrees, and
+it has a sixth, bottom); the occupancy grid is looked at in quarters, with the threshold of all our fields. Its entropy
+loss is left out, for it is computed there but never added. That all light which is not ambient is diffuse was not
+checked.
+
+**With the prior `shapeworld`** a recipe keeps its field, density, blob, losses and their weights, shading and lights,
+optimiser and form of guidance. Changed are, since the small prior and two CPU cores carry no more: cameras and
+background (as the prior knows them), radius of the ball, guidance (3, as eps_u + 3 (eps_c - eps_u)), image size,
+samples, occupancy grid, levels and rows of the hash grid, width and blocks of the paper's MLP and its learning rate
+(400 steps instead of 15,000), steps, views a step (two, opposite, with stratified t), and what is written.
+"""
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from sds_jax.priors import sources
+from sds_jax.training import config as config_lib
+from sds_jax.training.validation import ConfigError
+
+Settings = dict[str, Any]
+"""Dotted name -> value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """Settings of a publication.
+
+  Attributes:
+    prior: its own, or the nearest that can be had.
+    settings: whatever the prior.
+    small: over them, with the prior that ships with the package.
+    pixels: over them, with DeepFloyd IF.
+  """
+  prior: str
+  settings: Settings
+  small: Settings
+  pixels: Settings = dataclasses.field(default_factory=dict)
+
+
+_PUBLISHED: Settings = {
+    "prompt": "a DSLR photo of a hamburger",
+    "prior.dtype": "bfloat16",
+    "distillation.stratified": False, "camera.stratified": False,
+    "render.height": 64, "render.width": 64, "render.num_samples": 64, "render.candidates": 256,
+    "training.log_every": 50, "training.render_every": 500, "training.checkpoint_every": 1000,
+    "occupancy.resolution": 32, "occupancy.every": 16, "occupancy.decay": 0.95, "occupancy.start_step": 256,
+    "export.mesh_resolution": 256, "export.image_size": 256, "export.turntable_frames": 96, "export.num_samples": 128,
+}
+"""Of models that need a GPU."""
+
+_SMALL_GROUPS = ("prompt", "prior", "camera", "background", "render", "occupancy", "export")
+"""Groups of settings that with the prior that ships stay the package's own."""
+
+_SMALL: Settings = {
+    "distillation.stratified": True,
+    "field.bound": 0.8,
+    "optimizer.background_factor": 1.0,
+    "training.steps": 400, "training.views": 2, "training.log_every": 10, "training.render_every": 100,
+    "training.checkpoint_every": 100,
+}
+
+_SMALL_GRID: Settings = {
+    "field.hashgrid.levels": 8, "field.hashgrid.coarsest": 8, "field.hashgrid.finest": 128,
+    "field.hashgrid.log2_table": 14,
+}
+
+_DREAMFUSION: Settings = {
+    **_PUBLISHED,
+    "distillation.guidance_convention": "dreamfusion", "distillation.guidance_scale": (100.0,),
+    "camera.elevation_deg": (-10.0, 90.0), "camera.distance": (1.0, 1.5), "camera.focal": (0.7, 1.35),
+    "camera.fov_deg": (40.6, 71.1), "camera.position_jitter": 0.1, "camera.target_std": 0.2, "camera.up_std": 0.02,
+    "shading.albedo_until": 1 / 15, "shading.lambertian": 0.375, "shading.textureless": 0.375, "shading.ambient": 0.1,
+    "shading.distance": (0.8, 1.5),
+    "field.name": "paper_mlp", "field.bound": 0.95, "field.density": "exp", "field.blob": "gaussian",
+    "field.blob_scale": 5.0, "field.blob_radius": 0.2, "field.density_bias": 0.0,
+    "field.paper_mlp.hidden": 128, "field.paper_mlp.blocks": 5, "field.paper_mlp.num_octaves": 8,
+    "field.paper_mlp.variance": ((0.0, 5e-2), (1 / 3, 2e-3)),
+    "background.name": "mlp",
+    "loss.orientation": ((0.0, 1e-4), (1 / 3, 1e-2)), "loss.opacity": (1e-3,), "loss.entropy": (0.0,),
+    "optimizer.name": "adam", "optimizer.learning_rate": 1e-4, "optimizer.warmup_steps": 3000,
+    "optimizer.final_fraction": 1e-2,
+    "training.steps": 15_000, "training.views": 4,
+}
+
+_THREESTUDIO: Settings = {
+    **_PUBLISHED,
+    "distillation.guidance_convention": "dreamfusion", "distillation.guidance_scale": (100.0,),
+    "camera.elevation_deg": (-10.0, 45.0), "camera.distance": (1.5, 2.0), "camera.fov_deg": (40.0, 70.0),
+    "camera.position_jitter": 0.1, "camera.target_std": 0.2, "camera.up_std": 0.02,
+    "shading.albedo_until": 0.2, "shading.lambertian": 0.375, "shading.textureless": 0.375, "shading.ambient": 0.1,
+    "shading.distance": (0.8, 1.5),
+    "field.name": "hashgrid", "field.bound": 1.0, "field.density": "softplus", "field.blob": "linear",
+    "field.blob_scale": 10.0, "field.blob_radius": 0.5, "field.density_bias": 0.0,
+    "field.hashgrid.levels": 16, "field.hashgrid.features": 2, "field.hashgrid.coarsest": 16,
+    "field.hashgrid.finest": 4096, "field.hashgrid.log2_table": 19, "field.hashgrid.hidden": 64,
+    "field.hashgrid.depth": 1,
+    "field.hashgrid.open_levels": ((0.2, 8.0), (0.6, 16.0)),  # from step 2,000 on one more each 500 steps
+    "background.name": "harmonics", "background.random_colour": 0.5, "background.harmonics.degree": 3,
+    "background.harmonics.hidden": 16, "background.harmonics.depth": 2,
+    "loss.orientation": ((0.0, 10.0), (0.5, 1000.0)), "loss.opacity": (1.0,), "loss.entropy": (0.0,),
+    "optimizer.name": "adam", "optimizer.learning_rate": 1e-2, "optimizer.warmup_steps": 0,
+    "optimizer.final_fraction": 1.0, "optimizer.background_factor": 0.1,
+    "training.steps": 10_000, "training.views": 1,
+}
+
+_THREESTUDIO_IF: Settings = {
+    **_THREESTUDIO, "distillation.guidance_scale": (20.0,), "camera.elevation_deg": (-10.0, 90.0)}
+
+_THREESTUDIO_SMALL: Settings = {
+    **_SMALL, **_SMALL_GRID, "distillation.guidance_scale": (2.0,),
+    "field.hashgrid.open_levels": ((0.2, 4.0), (0.6, 8.0)),
+}
+
+_DREAMFUSIONACC: Settings = {
+    **_PUBLISHED,
+    "distillation.guidance_convention": "diffusers", "distillation.guidance_scale": (100.0,),
+    "camera.elevation_deg": (-30.0, 90.0), "camera.distance": (1.2, 2.0), "camera.focal": (0.7, 1.35),
+    "camera.fov_deg": (40.6, 71.1), "camera.position_jitter": 0.0, "camera.target_std": 0.0, "camera.up_std": 0.0,
+    "shading.albedo_until": 0.2, "shading.lambertian": 0.75, "shading.textureless": 0.125, "shading.ambient": 0.1,
+    "shading.ambient_spread": 0.9, "shading.distance": (0.8, 1.5),
+    "field.name": "hashgrid", "field.bound": 1.0, "field.density": "softplus", "field.blob": "linear",
+    "field.blob_scale": 10.0, "field.blob_radius": 0.5, "field.density_bias": -1.0,
+    "field.hashgrid.levels": 16, "field.hashgrid.features": 2, "field.hashgrid.coarsest": 16,
+    "field.hashgrid.finest": 4096, "field.hashgrid.log2_table": 19, "field.hashgrid.hidden": 32,
+    "field.hashgrid.depth": 1,
+    "background.name": "harmonics", "background.harmonics.degree": 4, "background.harmonics.hidden": 16,
+    "background.harmonics.depth": 1,
+    "render.height": 256, "render.width": 256, "render.num_samples": 32, "render.candidates": 300,
+    "loss.orientation": (1e-2,), "loss.opacity": (0.0,), "loss.entropy": (0.0,),
+    "optimizer.name": "adam", "optimizer.learning_rate": 1e-2, "optimizer.warmup_steps": 0,
+    "optimizer.final_fraction": 1.0, "optimizer.background_factor": 0.1,
+    "occupancy.resolution": 128, "occupancy.every": 10, "occupancy.decay": 0.6,
+    "training.steps": 10_000, "training.views": 1,
+}
+
+RECIPES: dict[str, Recipe] = {
+    "dreamfusion": Recipe("if", _DREAMFUSION, {
+        **_SMALL, "distillation.guidance_scale": (2.0,), "field.paper_mlp.hidden": 64, "field.paper_mlp.blocks": 2,
+        "render.height": 40, "render.width": 40, "optimizer.learning_rate": 2e-3, "optimizer.warmup_steps": 80}),
+    "dreamfusionacc": Recipe("sd21-base", _DREAMFUSIONACC, {
+        **_SMALL, **_SMALL_GRID, "distillation.guidance_scale": (3.0,)},
+        pixels={"distillation.guidance_scale": (20.0,)}),
+    "threestudio_sd": Recipe("sd21-base", _THREESTUDIO, _THREESTUDIO_SMALL),
+    "threestudio_if": Recipe("if-xl", _THREESTUDIO_IF, _THREESTUDIO_SMALL),
+}
+
+
+def from_words(words: str) -> ConfigDict:
+  """The settings that a comma-separated list of at most one recipe and at most one prior stands for.
+
+  Without a prior a recipe takes its own; without a recipe a published prior is run as threestudio runs its kind, and
+  the one that ships, which "" stands for as well, with the package's defaults.
+
+  Args:
+    words: names of RECIPES; "shapeworld", a name of `priors.sources.HUB_IDS`, a hub id ("owner/name"), a folder.
+
+  Raises:
+    ConfigError: a word is neither, or there are two of a kind.
+  """
+  given = [word.strip() for word in words.split(",") if word.strip()]
+  chosen = [word for word in given if word in RECIPES]
+  priors = [word for word in given if word not in RECIPES]
+  for word in priors:
+    if word not in ("shapeworld", *sources.HUB_IDS) and "/" not in word and not Path(word).is_dir():
+      raise ConfigError(f"{word!r} is neither a recipe ({', '.join(RECIPES)}) nor a prior (shapeworld, "
+                        f"{', '.join(sources.HUB_IDS)}, a hub id 'owner/name' or a folder)")
+  for kind, some in (("recipe", chosen), ("prior", priors)):
+    if len(some) > 1:
+      raise ConfigError(f"{words!r} names more than one {kind} ({', '.join(some)}): keep one")
+  prior = priors[0] if priors else RECIPES[chosen[0]].prior if chosen else "shapeworld"
+  if not chosen and prior != "shapeworld":
+    chosen = ["threestudio_if" if _of_pixels(prior) else "threestudio_sd"]
+  config = config_lib.default()
+  for name in chosen:
+    _apply(config, RECIPES[name], prior)
+  config.prior.name = prior
+  return config
+
+
+def _apply(config: ConfigDict, recipe: Recipe, prior: str) -> None:
+  """Put a recipe's settings into the defaults, as far as they are meant for this prior."""
+  if prior == "shapeworld":
+    kept = {name: value for name, value in recipe.settings.items() if name.split(".")[0] not in _SMALL_GROUPS}
+    config.update_from_flattened_dict({**kept, **recipe.small})
+  else:
+    config.update_from_flattened_dict({**recipe.settings, **(recipe.pixels if _of_pixels(prior) else {})})
+
+
+def _of_pixels(prior: str) -> bool:
+  """Whether a published prior is a DeepFloyd IF, by its name."""
+  return re.match(r"(.*/)?if(-|$)", prior.lower()) is not None
