@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,6 +101,7 @@ def measure(values: flags.FlagValues) -> dict[str, Any]:
   work = workload.build(config)
   if values.peer and not peer_prior.wanted(work):
     peer.check_supported(config)
+  record["prior_source"] = work.prior.source.as_dict()
   state = workload.first_state(work)
   compiled, record["compile"] = workload.compile_twice(work, state)
   record |= dict(xla_memory=memory.planned(compiled), arguments_memory=memory.by_argument(work, state))
@@ -126,6 +128,8 @@ def main(argv: Sequence[str]) -> int:
   """The command; 2 where something was wrong with what it was asked."""
   try:
     values = parse(argv)
+    if values.peer:  # or JAX takes most of an accelerator's memory at once, and PyTorch finds too little
+      os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     compilation.keep_memory()  # as run.py does
     record = measure(values)
     print((table.format_memory if values.memory_only else table.format_record)(record))

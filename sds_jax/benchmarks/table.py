@@ -15,7 +15,7 @@ def format_record(record: dict[str, Any]) -> str:
 
 def format_memory(report: dict[str, Any]) -> str:
   """The report of `memory.measure`, for reading."""
-  lines = [f"the step, compiled in {report['compile_s']:.1f} s for {report['machine']['backend']} "
+  lines = [_prior(report), f"the step, compiled in {report['compile_s']:.1f} s for {report['machine']['backend']} "
            f"({report['machine']['device']}); no weights were allocated", "arguments:"]
   rows = [(f"  {name}", _mib(size)) for name, size in report["arguments"].items()]
   if report["xla_memory"] is None:
@@ -32,8 +32,13 @@ def _machine(record: dict[str, Any]) -> str:
   m = record["machine"]
   versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items() if version)
   size, rate = record["matmul"]["size"], record["matmul"]["flops_per_s"]
-  return (f"{m['processor']}, {m['cpus']} CPUs, backend {m['backend']} ({m['device']}), Python {m['python']}\n"
+  return (f"{_prior(record)}\n{m['processor']}, {m['cpus']} CPUs, backend {m['backend']} ({m['device']}), Python {m['python']}\n"
           f"{versions}\nproduct of two {record['matmul']['dtype']} {size} x {size} matrices: {rate / 1e9:.1f} GFLOP/s")
+
+
+def _prior(record: dict[str, Any]) -> str:
+  source = record["prior_source"]
+  return f"prior: {source['name']} ({source['folder']})"
 
 
 def _compile(record: dict[str, Any]) -> str:
@@ -46,7 +51,8 @@ def _compile(record: dict[str, Any]) -> str:
   if record["xla_memory"]:
     lines.append("XLA's plan of one step: "
                  + ", ".join(f"{name} {_mib(size)}" for name, size in record["xla_memory"].items()))
-    lines.append("of the arguments: " + ", ".join(f"{name} {_mib(size)}" for name, size in record["arguments_memory"].items()))
+    lines.append("of the arguments: "
+                 + ", ".join(f"{name} {_mib(size)}" for name, size in record["arguments_memory"].items()))
   return "\n".join(lines)
 
 
