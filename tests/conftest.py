@@ -74,6 +74,39 @@ def tiny_prior(tmp_path_factory):
   return folder
 
 
+_TINY_SD_UNET = dict(
+  sample_size=8, in_channels=4, out_channels=4, block_out_channels=[8], layers_per_block=1, norm_num_groups=4,
+  down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"], cross_attention_dim=8,
+  attention_head_dim=2)
+TINY_PUBLISHED = {
+  "sd15": dict(
+    unet=_TINY_SD_UNET,
+    vae=dict(in_channels=3, out_channels=3, latent_channels=4, block_out_channels=[8, 16], layers_per_block=1,
+             down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2, norm_num_groups=4),
+    scheduler=dict(num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)),
+  "if-m": dict(
+    unet=dict(_TINY_SD_UNET, in_channels=3, out_channels=6),
+    scheduler=dict(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2"))}
+"""In place of `published.PRIORS`: 16x16 images as 8x8x4 latents, and 8x8 images whose network has a learned variance."""
+
+
+@pytest.fixture
+def tiny_published(monkeypatch):
+  """The published priors of this test are tiny ones; they are made with random weights."""
+  from sds_jax.priors import published
+  monkeypatch.setattr(published, "PRIORS", TINY_PUBLISHED)
+  return TINY_PUBLISHED
+
+
+@pytest.fixture(scope="session")
+def tiny_latent():
+  """(prior, its parameters): a latent prior of a few thousand random parameters, as `sd15` is with random weights."""
+  from sds_jax.priors import prior, published
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(published, "PRIORS", TINY_PUBLISHED)
+    return prior.build("sd15", random_weights=True)
+
+
 TINY_SETTINGS = {
   "render.height": 16, "render.width": 16, "render.num_samples": 4, "render.candidates": 8, "field.mlp.hidden": 8,
   "field.mlp.depth": 1, "field.mlp.num_octaves": 2, "training.steps": 4, "training.log_every": 1,

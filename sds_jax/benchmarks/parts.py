@@ -72,6 +72,10 @@ def measure(work: Workload, drawn: Callable[[Array], Draws], state: TrainState,
   z, args = draws.eps, (work.prior_params, draws.eps, draws.t, draws.cond, draws.progress)
   found["prior"] = dict(_timed(_prior(work), *args, repeats=repeats), flops=flops.count(_prior(work), *args))
   found["prior"]["images"] = 2 * z.shape[0]  # with the text and without
+  if "vae" in work.prior_params:
+    args = (work.prior_params, image(work, state.params, state.occupancy, draws), work.key)
+    found["encoder, forward and backward"] = dict(_timed(_encode(work), *args, repeats=repeats),
+                                                  flops=flops.count(_encode(work), *args))
   found["optimizer"] = _timed(_optimizer(work), state.params, state.params, state.opt_state, repeats=repeats)
   if state.occupancy is not None:
     args = (state.occupancy, state.params, work.key, state.step)
@@ -119,6 +123,15 @@ def _prior(work: Workload) -> Callable:
     return guidance.guided(work.prior.denoise, d.guidance_convention, scale)(prior_params, z, t, cond)
 
   return predict
+
+
+def _encode(work: Workload) -> Callable:
+  """Images into the prior's space, and an x's worth of cotangents back to the images."""
+  def both(prior_params, rgb, key):
+    x, pullback = jax.vjp(lambda rgb: work.prior.encode(prior_params, rgb, key), rgb)
+    return x, pullback(jnp.ones_like(x))[0]
+
+  return both
 
 
 def _optimizer(work: Workload) -> Callable:

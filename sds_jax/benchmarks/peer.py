@@ -12,6 +12,7 @@ nor is the first turn of each side.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import multiprocessing
 from collections.abc import Callable
@@ -54,14 +55,24 @@ def check_installed() -> None:
 
 def check_supported(config: ml_collections.FrozenConfigDict) -> None:
   """Raises PeerError for settings that the step in PyTorch does not have."""
-  for name, value, legal in (
+  _check(
       ("field.name", config.field.name, ("mlp",)), ("background.name", config.background.name, ("plain", "white")),
       ("render.normals", config.render.normals, ("analytic",)), ("optimizer.name", config.optimizer.name, ("adam",)),
-      ("optimizer.clip_norm", config.optimizer.clip_norm, (0.0,)), ("prior.dtype", config.prior.dtype, ("float32",)),
+      ("optimizer.clip_norm", config.optimizer.clip_norm, (0.0,)), ("prior.dtype", config.prior.dtype, ("float32",)))
+  check_distillation(config)
+
+
+def check_distillation(config: ml_collections.FrozenConfigDict) -> None:
+  """Raises PeerError for settings of the distillation that PyTorch's side does not have."""
+  _check(
       ("distillation.estimator", config.distillation.estimator, ("sds",)),
       ("distillation.perp_neg", config.distillation.perp_neg, ("none",)),
       ("distillation.guidance_rescale", config.distillation.guidance_rescale, ((0.0,),)),
-      ("distillation.clip_norm", config.distillation.clip_norm, (config.distillation.clip_norm[:1],))):
+      ("distillation.clip_norm", config.distillation.clip_norm, (config.distillation.clip_norm[:1],)))
+
+
+def _check(*facts: tuple[str, Any, tuple[Any, ...]]) -> None:
+  for name, value, legal in facts:
     if value not in legal:
       raise PeerError(f"config.{name}={value!r}: the step in PyTorch only knows {', '.join(map(repr, legal))}")
 
@@ -104,23 +115,31 @@ def layers(params: Params) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def inputs(work: Workload, step: int, d: Draws) -> dict[str, Any]:
   """What step number `step` draws, `d`, as PyTorch wants it: numpy arrays (channels first) and plain values."""
-  config, schedule = work.config, work.prior.schedule
-  arrays = dict(
-    position=d.cameras.position, rotation=d.cameras.rotation, focal=d.cameras.focal, background=d.background,
-    jitter=d.jitter, light=d.light, t=d.t, eps=d.eps.transpose(0, 3, 1, 2), alpha=schedule.alpha[d.t],
-    sigma=schedule.sigma[d.t], weight=WEIGHTINGS[config.distillation.weighting](schedule, d.t),
-    text=jnp.concatenate([d.cond["cond"]["text"], d.cond["uncond"]["text"]]))
+  config = work.config
+  arrays = dict(position=d.cameras.position, rotation=d.cameras.rotation, focal=d.cameras.focal,
+                background=d.background, jitter=d.jitter, light=d.light)
   camera = d.cond["cond"].get("camera")
   if camera is not None:  # what the network is told of it: the vector, and the channels that go with z_t
     rays = unet_input(d.eps, camera, work.prior.ray_dim)[..., d.eps.shape[-1]:]
     arrays |= dict(camera=camera, rays=rays.transpose(0, 3, 1, 2))
   weights = {name: float(schedule_value(scalar_spec(config.loss[name]), d.progress))
-             for name in ("sds", "orientation", "opacity", "entropy")}
+             for name in ("orientation", "opacity", "entropy")}
   mode = int(d.shading.mode)
-  return dict({name: np.array(value) for name, value in arrays.items()}, **weights, step=step,
-              shaded=mode != ALBEDO, textureless=mode == TEXTURELESS, ambient=float(d.shading.ambient),
-              diffuse=float(d.shading.diffuse), guidance=float(workload.guidance_scale(config, d.progress)),
-              learning_rate=_learning_rate(config, step))
+  return dict({name: np.array(value) for name, value in arrays.items()}, **distillation_inputs(work, d), **weights,
+              step=step, shaded=mode != ALBEDO, textureless=mode == TEXTURELESS, ambient=float(d.shading.ambient),
+              diffuse=float(d.shading.diffuse), learning_rate=_learning_rate(config, step))
+
+
+def distillation_inputs(work: Workload, d: Draws) -> dict[str, Any]:
+  """The part of `inputs` that has to do with the prior."""
+  config, schedule = work.config, work.prior.schedule
+  arrays = dict(
+    t=d.t, eps=d.eps.transpose(0, 3, 1, 2), alpha=schedule.alpha[d.t], sigma=schedule.sigma[d.t],
+    weight=WEIGHTINGS[config.distillation.weighting](schedule, d.t),
+    text=jnp.concatenate([d.cond["cond"]["text"], d.cond["uncond"]["text"]]))
+  return dict({name: np.array(value) for name, value in arrays.items()},
+              sds=float(schedule_value(scalar_spec(config.loss.sds), d.progress)),
+              guidance=float(workload.guidance_scale(config, d.progress)))
 
 
 def _learning_rate(config: ml_collections.FrozenConfigDict, step: int) -> float:
@@ -196,7 +215,7 @@ def compare(work: Workload, drawn: Callable[[jax.Array], Draws], compiled: Calla
   given = [inputs(work, step, drawn(jnp.int32(step))) for step in range(first, first + steps + 1)]
   content, threads = payload(work, state, block), timing.cpu_count()
   found: dict[str, list] = dict(jax=[], torch=[])
-  with _Process(content, threads) as process:
+  with Process("torch_step", content, threads) as process:
     error = errors(own_step(work)(state, drawn(state.step)), process.ask("check", given[0]), content["layers"])
     check_errors(error)
     for turn in range(rounds + 1):
@@ -214,17 +233,17 @@ def compare(work: Workload, drawn: Callable[[jax.Array], Draws], compiled: Calla
   return dict(errors=error, threads=threads, block=block, **both, ratios=ratios, torch_peak_memory_bytes=memory)
 
 
-class _Process:
-  """`torch_step.serve` in a process of its own, as a context manager."""
+class Process:
+  """`serve` of a module of benchmarks (torch_step, torch_prior) in a process of its own, as a context manager."""
 
-  def __init__(self, content: dict[str, Any], threads: int):
+  def __init__(self, module: str, content: dict[str, Any], threads: int):
     context = multiprocessing.get_context("spawn")
     self._connection, theirs = context.Pipe()
-    self._process = context.Process(target=_serve, args=(theirs, content, threads), daemon=True)
+    self._process = context.Process(target=_serve, args=(theirs, module, content, threads), daemon=True)
     self._process.start()
     theirs.close()
 
-  def __enter__(self) -> _Process:
+  def __enter__(self) -> Process:
     return self
 
   def __exit__(self, *_: Any) -> None:
@@ -241,8 +260,7 @@ class _Process:
       raise PeerError("the PyTorch process ended; what it printed above says why") from error
 
 
-def _serve(connection: Any, content: dict[str, Any], threads: int) -> None:
+def _serve(connection: Any, module: str, content: dict[str, Any], threads: int) -> None:
   """In the new process only: here torch is imported."""
-  from sds_jax.benchmarks import torch_step
   compilation.keep_freed()  # as on our side
-  torch_step.serve(connection, content, threads)
+  importlib.import_module(f"sds_jax.benchmarks.{module}").serve(connection, content, threads)

@@ -39,9 +39,9 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
               count=len(seconds), seconds=list(seconds))
 
 
-def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
-  """FLOP/s that the best of `repeats` float32 products of two [size, size] matrices reaches."""
-  a, b = jax.random.normal(jax.random.key(0), (2, size, size))
+def matmul_rate(size: int = 2048, repeats: int = 5, dtype: str = "float32") -> float:
+  """FLOP/s that the best of `repeats` products of two [size, size] matrices of this dtype reaches."""
+  a, b = jax.random.normal(jax.random.key(0), (2, size, size), jnp.dtype(dtype))
   product = jax.jit(lambda a, b: jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST))
   return 2.0 * size**3 / min(repeat(product, a, b, repeats=repeats))
 
@@ -50,6 +50,11 @@ def peak_memory_bytes() -> int:
   """The most memory that this process has had so far (resident set)."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def peak_device_bytes() -> int | None:
+  """The most memory that the first device has had in use so far; None where it does not say, as CPUs."""
+  return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def cpu_count() -> int:

@@ -4,8 +4,6 @@ Imports torch and diffusers (the extra `sds_jax[parity]`) and nothing of JAX: it
 """
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from typing import Any
 
@@ -14,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 
-from sds_jax.benchmarks import torch_render
+from sds_jax.benchmarks import torch_process, torch_render
+from sds_jax.benchmarks.torch_prior import sds_gradient
 
 
 class TorchStep:
@@ -48,20 +47,16 @@ class TorchStep:
   def noise_residual(self, images: torch.Tensor, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """What the prior is shown, x [V, C, h, w], and the gradient of score distillation with respect to it."""
     x = F.pixel_unshuffle(2 * images.permute(0, 3, 1, 2) - 1, self.payload["unshuffle"])
-    alpha, sigma, weight = (inputs[name][:, None, None, None] for name in ("alpha", "sigma", "weight"))
+    camera = inputs.get("camera")
+
+    def predict(z: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+      if camera is None:
+        return self.unet(z, t, text).sample
+      return self.unet(torch.cat([z, torch.cat([inputs["rays"]] * 2)], 1), t, text,
+                       class_labels=torch.cat([camera, camera])).sample
+
     with torch.no_grad():
-      z = alpha * x + sigma * inputs["eps"]
-      camera = inputs.get("camera")
-      seen = z if camera is None else torch.cat([z, inputs["rays"]], 1)
-      predicted = self.unet(torch.cat([seen, seen]), torch.cat([inputs["t"]] * 2), inputs["text"],
-                            class_labels=None if camera is None else torch.cat([camera, camera])).sample
-      with_text, without = (_eps(part, z, alpha, sigma, self.payload["prediction"]) for part in predicted.chunk(2))
-      eps_hat = without + inputs["guidance"] * (with_text - without)
-      gradient = inputs["sds"] * weight * (eps_hat - inputs["eps"])
-      if self.payload["clip_norm"]:
-        norm = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
-        gradient = gradient * (self.payload["clip_norm"] / norm).clamp(max=1.0)[:, None, None, None]
-    return x, gradient / x.shape[0]
+      return x, sds_gradient(predict, x, inputs, self.payload["prediction"], self.payload["clip_norm"])
 
   def step(self, inputs: dict[str, Any]) -> torch.Tensor:
     """One step; the images that it rendered. The gradient stays in the parameters."""
@@ -95,23 +90,10 @@ class TorchStep:
     flat[cells] = torch.where(old.isinf(), seen, torch.maximum(o["decay"] * old, seen))
 
 
-def _eps(predicted: torch.Tensor, z: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor,
-         kind: str) -> torch.Tensor:
-  """The noise prediction in what the network puts out (`prediction_type` of its scheduler)."""
-  if kind == "v_prediction":
-    return alpha * predicted + sigma * z
-  return predicted if kind == "epsilon" else (z - alpha * predicted) / sigma
-
-
-def as_tensors(inputs: dict[str, Any]) -> dict[str, Any]:
-  """`peer.inputs` with its arrays as tensors."""
-  return {name: torch.tensor(value) if isinstance(value, np.ndarray) else value for name, value in inputs.items()}
-
-
 def check(step: TorchStep, inputs: dict[str, Any]) -> dict[str, Any]:
   """One step from the payload's state: dict(image, gradient, layers), the last two as [(kernel, bias), ...]."""
   step.reset()
-  image = step.step(as_tensors(inputs)).numpy()
+  image = step.step(torch_process.as_tensors(inputs)).numpy()
   pairs = lambda get: [(get(layer.weight).numpy().copy(), get(layer.bias).numpy().copy())  # noqa: E731
                        for layer in step.field.layers]
   return dict(image=image, gradient=pairs(lambda p: p.grad), layers=pairs(lambda p: p.detach()))
@@ -120,7 +102,7 @@ def check(step: TorchStep, inputs: dict[str, Any]) -> dict[str, Any]:
 def time_steps(step: TorchStep, inputs: list[dict[str, Any]]) -> list[float]:
   """Seconds of each of the steps `inputs`, from the payload's state."""
   step.reset()
-  tensors, seconds = [as_tensors(one) for one in inputs], []
+  tensors, seconds = [torch_process.as_tensors(one) for one in inputs], []
   for one in tensors:
     started = time.perf_counter()
     step.step(one)
@@ -129,13 +111,5 @@ def time_steps(step: TorchStep, inputs: list[dict[str, Any]]) -> list[float]:
 
 
 def serve(connection: Any, payload: dict[str, Any], threads: int) -> None:
-  """The life of the process: answers ("check" or "time", inputs) until it is told ("stop", None).
-
-  The last answer is the most memory that the process has had, in bytes.
-  """
-  torch.set_num_threads(threads)
-  step = TorchStep(payload)
-  while (request := connection.recv())[0] != "stop":
-    connection.send(dict(check=check, time=time_steps)[request[0]](step, request[1]))
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  connection.send(peak if sys.platform == "darwin" else 1024 * peak)
+  """The life of the process: answers "check" and "time" until it is told "stop"."""
+  torch_process.serve(connection, payload, threads, TorchStep, dict(check=check, time=time_steps))

@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import runpy
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,8 +20,8 @@ from sds_jax.benchmarks import timing
 from sds_jax.diffusion import timesteps
 from sds_jax.diffusion.distillation import draw_noise
 from sds_jax.diffusion.scalars import schedule_value
-from sds_jax.priors import prior as prior_lib
-from sds_jax.training import step as step_lib
+from sds_jax.priors import prior as prior_lib, published
+from sds_jax.training import config as config_lib, step as step_lib, validation
 from sds_jax.training.config import scalar_spec
 from sds_jax.training.state import TrainState
 from sds_jax.types import Array, Camera, Params
@@ -32,7 +34,7 @@ class Workload:
 
   Attributes:
     scene, prior: functions.
-    prior_params: of the networks that the step calls.
+    prior_params: of the networks that the step calls (or their shapes: see `build`).
     text: of `step.embed_prompts`.
     key: the run's.
   """
@@ -53,12 +55,31 @@ class Workload:
     return self.prior_params, self.text, self.key
 
 
-def build(config: ml_collections.FrozenConfigDict) -> Workload:
-  """The workload of a validated config. Raises as `priors.build` and `Prior.embed` do."""
+def build(config: ml_collections.FrozenConfigDict, allocate: bool = True) -> Workload:
+  """The workload of a validated config. Raises as `priors.build` and `Prior.embed` do.
+
+  Without `allocate`, `prior_params` are shapes (`jax.ShapeDtypeStruct`): such a workload can be compiled, not run.
+  """
   p = config.prior
-  prior, params = prior_lib.build(p.path or p.name, p.dtype, p.allow_unknown_words, p.vae_remat)
+  prior, weights = prior_lib.open_prior(p.path or p.name, p.dtype, p.allow_unknown_words, p.vae_remat, p.random_weights)
   text = step_lib.embed_prompts(prior, config)
+  params = weights.load() if allocate else weights.shapes
   return Workload(step_lib.make_scene(config), prior, params, text, jax.random.key(config.seed))
+
+
+def default_config(prior: str = "") -> ml_collections.ConfigDict:
+  """The settings that a run has by default with the prior of this name; with a folder, or none, those of `default()`.
+
+  Raises:
+    ConfigError: for published priors these stand in `configs/text.py`, which is not installed: only a checkout has it.
+  """
+  if prior not in published.PRIORS:
+    return config_lib.default()
+  path = Path(__file__).resolve().parents[2] / "configs" / "text.py"
+  if not path.is_file():
+    raise validation.ConfigError(f"--prior={prior} takes its settings from configs/text.py, and {path} does not exist: "
+                                 "run the benchmark in a checkout of the repository")
+  return runpy.run_path(str(path))["get_config"](prior)
 
 
 def first_state(work: Workload) -> TrainState:

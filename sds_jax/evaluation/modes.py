@@ -87,7 +87,7 @@ def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
   p = config.prior
   named = f"config.prior.{'path' if p.path else 'name'}={p.path or p.name!r}"
   try:
-    prior, params = prior_lib.build(p.path or p.name, p.dtype, p.allow_unknown_words, p.vae_remat)
+    prior, params = prior_lib.build(p.path or p.name, p.dtype, p.allow_unknown_words, p.vae_remat, p.random_weights)
   except CheckpointError:
     raise
   except ValueError as error:  # networks that are not supported

@@ -23,13 +23,16 @@ import re
 from typing import Any
 
 import flax.linen as nn
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
 from sds_jax.diffusion.parameterizations import EPS_FROM
 from sds_jax.diffusion.schedules import prediction_type_from_config, schedule_from_config
-from sds_jax.priors.checkpoint import load_on_device, open_component
+from sds_jax.priors import published
+from sds_jax.priors.checkpoint import COMPONENTS, abstract_params, load_on_device, open_component
 from sds_jax.priors.files import CheckpointError, read_json
+from sds_jax.priors.random_weights import random_params, random_text
 from sds_jax.priors.sources import Source, find
 from sds_jax.priors.spaces import Space, latent_space, pixel_space
 from sds_jax.priors.text import TextEncoder, open_text_encoder
@@ -82,8 +85,27 @@ class Prior:
   source: Source
 
 
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """A prior's parameters before they are there.
+
+  Attributes:
+    networks: {name: linen module} of the networks that the parameters are of.
+    dtype: that they are wanted in.
+    load: () -> the parameters: read, or made.
+  """
+  networks: Mapping[str, nn.Module]
+  dtype: Any
+  load: Callable[[], Params]
+
+  @property
+  def shapes(self) -> Params:
+    """Their tree of `jax.ShapeDtypeStruct`; allocates nothing."""
+    return {name: _shapes(network, self.dtype) for name, network in self.networks.items()}
+
+
 def build(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_words: bool = False,
-          vae_remat: bool = False) -> tuple[Prior, Params]:
+          vae_remat: bool = False, random_weights: bool = False) -> tuple[Prior, Params]:
   """A prior and its parameters: dict(unet=...), for a latent one dict(unet=..., vae=...).
 
   All files are looked at, and the parts compared, before weights are read; those of the text encoder are read by
@@ -95,11 +117,22 @@ def build(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_words: 
     dtype: of parameters and of the networks' activations; what `Prior`'s functions take and give is float32.
     any_words: whether prompts may have words that the prior has never seen.
     vae_remat: whether the gradient through the VAE's encoder recomputes what is inside its blocks: less memory, slower.
+    random_weights: whether the networks have random weights, and prompts random embeddings, in place of the published
+      ones; no file is read then. Only for a name of `published.PRIORS`.
 
   Raises:
     CheckpointError (a ValueError): the folder or a file in it is missing or wrong, or can't be downloaded.
-    ValueError: a network is of a kind that isn't supported.
+    ValueError: a network is of a kind that isn't supported, or random weights are asked for and the shapes not known.
   """
+  prior, weights = open_prior(name_or_path, dtype, any_words, vae_remat, random_weights)
+  return prior, weights.load()
+
+
+def open_prior(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_words: bool = False,
+               vae_remat: bool = False, random_weights: bool = False) -> tuple[Prior, Weights]:
+  """`build` up to the parameters, whose shapes are known already."""
+  if random_weights:
+    return _open_random(os.fspath(name_or_path), dtype, vae_remat)
   source = find(os.fspath(name_or_path), dtype)
   folder = source.folder
   index = read_json(folder / "model_index.json")
@@ -110,17 +143,45 @@ def build(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_words: 
   unet, unet_places = open_component(folder / "unet", "unet", dtype)
   text = open_text_encoder(folder, TEXT_ENCODERS[kind], dtype)
   _check_text(folder, unet, text)
-  places = dict(unet=unet_places)
+  networks, places = dict(unet=unet), dict(unet=unet_places)
   if kind == "StableDiffusionPipeline":
-    vae, places["vae"] = open_component(folder / "vae", "vae", dtype, remat=vae_remat)
-    space = latent_space(vae, _positive(folder / "unet" / "config.json", "sample_size", unet.sample_size))
+    networks["vae"], places["vae"] = open_component(folder / "vae", "vae", dtype, remat=vae_remat)
+    space = latent_space(networks["vae"], _positive(folder / "unet" / "config.json", "sample_size", unet.sample_size))
   else:
     if kind == "IFPipeline":
       index = dict(pixel_unshuffle=1, image_size=unet.sample_size)
     space = _folded(folder, index)
   _check_unet(folder, index, unet, space)
   prior = make_prior(source, index, space, unet, text, scheduler)
-  return prior, {name: load_on_device(where, dtype) for name, where in places.items()}
+  return prior, Weights(networks, dtype, lambda: {name: load_on_device(where, dtype) for name, where in places.items()})
+
+
+def _open_random(name: str, dtype: Any, vae_remat: bool) -> tuple[Prior, Weights]:
+  """A published prior of which only the shapes are real."""
+  if name not in published.PRIORS:
+    raise ValueError(f"random weights are made for published priors only ({', '.join(published.PRIORS)}), not for "
+                     f"{name!r}")
+  configs = published.PRIORS[name]
+  networks = dict(unet=COMPONENTS["unet"].network.from_config(configs["unet"], dtype=dtype))
+  unet = networks["unet"]
+  if "vae" in configs:
+    networks["vae"] = COMPONENTS["vae"].network.from_config(configs["vae"], dtype=dtype, remat=vae_remat)
+    space = latent_space(networks["vae"], unet.sample_size)
+  else:
+    space = pixel_space(unet.sample_size)
+  prior = make_prior(Source(name, None), {}, space, unet,
+                     lambda prompts: random_text(prompts, published.TEXT_TOKENS, unet.text_dim), configs["scheduler"])
+
+  def load() -> Params:
+    return {part: random_params(_shapes(network, dtype)) for part, network in networks.items()}
+
+  return prior, Weights(networks, dtype, load)
+
+
+def _shapes(network: nn.Module, dtype: Any) -> Params:
+  """The tree of a network's parameters in `dtype`, as `jax.ShapeDtypeStruct`."""
+  flat = abstract_params(network)
+  return traverse_util.unflatten_dict({path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in flat.items()})
 
 
 def make_prior(source: Source, index: Mapping[str, Any], space: Space, unet: nn.Module,

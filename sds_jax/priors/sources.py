@@ -39,20 +39,22 @@ class Source:
 
   Attributes:
     name: what was asked for.
-    folder: where its files lie.
+    folder: where its files lie; None for a prior that has none, since its weights are random.
     repo: "owner/name" on the hub; "" for a folder that isn't from there.
     revision: the commit there, or "".
   """
   name: str
-  folder: Path
+  folder: Path | None
   repo: str = ""
   revision: str = ""
 
   def as_dict(self) -> dict[str, str]:
     """For config.json."""
-    return {**dataclasses.asdict(self), "folder": str(self.folder)}
+    return {**dataclasses.asdict(self), "folder": "random weights" if self.folder is None else str(self.folder)}
 
   def __str__(self) -> str:
+    if self.folder is None:
+      return f"random weights of {self.name}'s shapes, which know nothing: what comes of it is no object"
     return f"{self.repo} at {self.revision}" if self.repo else str(self.folder)
 
 

@@ -50,6 +50,7 @@ def _prior() -> ConfigDict:
       name="shapeworld",
       path="",  # a folder in diffusers format, instead of a name
       dtype="float32",
+      random_weights=False,  # of the shapes of the published prior `name`, whose files are not read: for measurements
       vae_remat=False,  # latent priors: less memory for the gradient through the VAE's encoder, more time
       allow_unknown_words=False))
 

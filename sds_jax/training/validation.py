@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from sds_jax.diffusion import distillation, guidance, weightings
 from sds_jax.fields import background, field
+from sds_jax.priors import published
 from sds_jax.training import config as config_lib
 from sds_jax.views import perp_neg
 
@@ -264,7 +265,11 @@ def _at(spec: tuple, place: float) -> float:
 
 def _relations(config: ConfigDict) -> Iterator[str]:
   """What only two fields together can get wrong."""
-  d, r = config.distillation, config.render
+  d, p, r = config.distillation, config.prior, config.render
+  if p.random_weights and (p.path or p.name not in published.PRIORS):
+    yield (f"config.prior.random_weights={p.random_weights!r} needs the name of a published prior, not config.prior."
+           f"{'path' if p.path else 'name'}={p.path or p.name!r}: set config.prior.name to one of "
+           f"{', '.join(published.PRIORS)}, or random_weights to False")
   if any(_at(d.t_min, p) >= _at(d.t_max, p) for p in (*_places(d.t_min), *_places(d.t_max))):
     yield (f"config.distillation.t_min={d.t_min!r} reaches config.distillation.t_max={d.t_max!r}: t_min must stay "
            "below t_max during the whole run; exchange or separate them")

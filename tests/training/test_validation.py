@@ -18,6 +18,7 @@ MISTAKES = [
   ("seed", 2**31, "2147483648"),
   ("resume", "yes", "auto, must, never"),
   ("prior.dtype", "float16", "float32, bfloat16"),
+  ("prior.random_weights", True, "config.prior.name='shapeworld': set config.prior.name to one of sd15, sd21-base"),
   ("distillation.estimator", "sdz", "one of sds"),
   ("distillation.weighting", "sigma", "sigma2"),
   ("distillation.guidance_convention", "imagen", "dreamfusion, diffusers"),
@@ -125,6 +126,14 @@ def mistake(config):
   return message
 
 
+def test_random_weights_go_with_published_names_only():
+  config = changed("prior.random_weights", True)
+  config.prior.name = "sd15"
+  assert validate(config).prior.random_weights
+  config.prior.path = "folder"
+  assert "config.prior.path='folder'" in mistake(config)
+
+
 def test_defaults_are_legal_and_come_back_frozen():
   frozen = validate(config_lib.default())
   assert isinstance(frozen, ml_collections.FrozenConfigDict) and isinstance(hash(frozen), int)
@@ -150,7 +159,7 @@ def test_mistakes(field, value, part):
   ("seed", "0", "int"), ("seed", 1.5, "int"), ("seed", True, "int"), ("training.steps", None, "int"),
   ("render.height", 64.0, "int"), ("prompt", 3, "str"), ("optimizer.learning_rate", "1e-2", "float"),
   ("distillation.guidance_scale", 10.0, "tuple"), ("distillation.stratified", 1, "bool"),
-  ("export.mesh", "no", "bool")])
+  ("export.mesh", "no", "bool"), ("prior.random_weights", 1, "bool")])
 def test_wrong_types(field, value, needed):
   message = mistake(changed(field, value))
   assert f"config.{field}={value!r}" in message and type(value).__name__ in message and needed in message

@@ -8,17 +8,11 @@ import numpy as np
 import pytest
 
 from sds_jax.priors import checkpoint, t5_stream
+from sds_jax.priors.published import CLIP_L, OPEN_CLIP_H, T5_XXL
 
 pytestmark = [pytest.mark.full_size, pytest.mark.timeout(3600)]
 
-CLIP_L = dict(  # Stable Diffusion 1
-  vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-  max_position_embeddings=77, hidden_act="quick_gelu")
-OPEN_CLIP_H = CLIP_L | dict(  # Stable Diffusion 2, without the last layer
-  hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, hidden_act="gelu")
-T5_BASE = dict(  # v1.1; DeepFloyd IF has the same with 24 layers of 4096, 64 heads, d_ff 10240
-  vocab_size=32128, d_model=768, d_kv=64, d_ff=2048, num_layers=12, num_heads=12, feed_forward_proj="gated-gelu",
-  tie_word_embeddings=False)
+T5_BASE = T5_XXL | dict(d_model=768, d_ff=2048, num_layers=12, num_heads=12)
 
 
 def write_random(torch, model, folder):

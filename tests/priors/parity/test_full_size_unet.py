@@ -11,21 +11,10 @@ import numpy as np
 import pytest
 
 from sds_jax.priors import checkpoint, names
+from sds_jax.priors.published import IF_M_UNET, SD1_UNET, SD2_UNET
 from sds_jax.priors.unet import UNet2DConditionModel
 
 pytestmark = [pytest.mark.full_size, pytest.mark.timeout(3600)]
-
-SD1 = dict(
-  sample_size=64, in_channels=4, out_channels=4, block_out_channels=[320, 640, 1280, 1280], layers_per_block=2,
-  down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], cross_attention_dim=768, attention_head_dim=8,
-  up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3)
-SD2 = SD1 | dict(attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024, use_linear_projection=True)
-IF_M = dict(
-  sample_size=64, in_channels=3, out_channels=6, block_out_channels=[192, 384, 576, 768], layers_per_block=3,
-  down_block_types=["ResnetDownsampleBlock2D"] + ["SimpleCrossAttnDownBlock2D"] * 3,
-  up_block_types=["SimpleCrossAttnUpBlock2D"] * 3 + ["ResnetUpsampleBlock2D"], cross_attention_dim=768,
-  mid_block_type="UNetMidBlock2DSimpleCrossAttn", attention_head_dim=64, act_fn="gelu", encoder_hid_dim=4096,
-  addition_embed_type="text", cross_attention_norm="group_norm", resnet_time_scale_shift="scale_shift")
 
 
 def their_prediction(torch, diffusers, config, inputs):
@@ -49,7 +38,7 @@ def our_params(model, state):
     {path: jnp.array(names.to_flax(path, state.pop(name))) for name, path in paths.items()})
 
 
-@pytest.mark.parametrize("config", [SD1, SD2, IF_M], ids=["SD-1.5", "SD-2.1", "IF-I-M"])
+@pytest.mark.parametrize("config", [SD1_UNET, SD2_UNET, IF_M_UNET], ids=["SD-1.5", "SD-2.1", "IF-I-M"])
 def test_full_size_unet(torch, diffusers, relative_error, config):
   ours = UNet2DConditionModel.from_config(config)
   rng = np.random.default_rng(0)

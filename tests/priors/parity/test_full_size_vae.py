@@ -8,11 +8,7 @@ import numpy as np
 import pytest
 
 from sds_jax.priors import checkpoint
-
-CONFIG = dict(
-  act_fn="silu", block_out_channels=[128, 256, 512, 512], down_block_types=["DownEncoderBlock2D"] * 4, in_channels=3,
-  latent_channels=4, layers_per_block=2, norm_num_groups=32, out_channels=3, sample_size=512,
-  up_block_types=["UpDecoderBlock2D"] * 4)
+from sds_jax.priors.published import SD_VAE
 
 
 def turned(torch, array):
@@ -27,7 +23,7 @@ def back(tensor):
 def pair(torch, diffusers, tmp_path_factory):
   """(theirs, ours, our parameters). Weights keep torch's initialization, under which attention is not saturated."""
   torch.manual_seed(0)
-  theirs = diffusers.AutoencoderKL(**CONFIG).eval()
+  theirs = diffusers.AutoencoderKL(**SD_VAE).eval()
   with torch.no_grad():
     for parameter in theirs.parameters():
       if parameter.ndim == 1:

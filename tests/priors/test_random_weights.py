@@ -1,0 +1,117 @@
+"""Published shapes with random weights: real trees, no files, numbers that stay finite, and nothing to be mistaken for."""
+import json
+import math
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax.priors import checkpoint, prior as prior_lib, published, random_weights, sources
+
+SD15 = dict(dtype=jnp.bfloat16, random_weights=True)
+
+
+@pytest.fixture
+def nothing_to_read(monkeypatch):
+  """Whoever looks for a file of a prior fails."""
+  for module, names in ((prior_lib, ("find", "read_json", "open_component", "open_text_encoder", "load_on_device")),
+                        (sources, ("default_hub",))):
+    for name in names:
+      monkeypatch.setattr(module, name, lambda *args, **kwargs: pytest.fail("a file is looked for"))
+
+
+@pytest.mark.parametrize("name", ["sd15", "if-m"])
+def test_the_tree_is_the_networks(tiny_published, nothing_to_read, name):
+  prior, params = prior_lib.build(name, **SD15)
+  assert set(params) == {part for part in tiny_published[name] if part != "scheduler"}
+  for part, tree in params.items():
+    model = checkpoint.COMPONENTS[part].network.from_config(tiny_published[name][part])
+    expected = {path: leaf.shape for path, leaf in checkpoint.abstract_params(model).items()}
+    found = traverse_util.flatten_dict(tree)
+    assert {path: leaf.shape for path, leaf in found.items()} == expected
+    assert {leaf.dtype for leaf in found.values()} == {jnp.dtype(jnp.bfloat16)}
+  assert prior.x_shape == dict([("sd15", (8, 8, 4)), ("if-m", (8, 8, 3))])[name] and prior.name == name
+
+
+def test_shapes_are_known_before_the_weights(tiny_published, nothing_to_read):
+  _, weights = prior_lib.open_prior("sd15", **SD15)
+  assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), weights.shapes) == jax.tree.map(
+    lambda leaf: (leaf.shape, leaf.dtype), weights.load())
+
+
+def test_shapes_of_a_folder_are_known_before_its_weights(sd_folder):
+  _, weights = prior_lib.open_prior(sd_folder)
+  assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), weights.shapes) == jax.tree.map(
+    lambda leaf: (leaf.shape, leaf.dtype), weights.load())
+
+
+def test_values():
+  """Unit variance over the fan-in for kernels, ones for scales, small biases; each by its own name."""
+  shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)  # noqa: E731
+  tree = dict(a=dict(kernel=shape(3, 3, 16, 256), bias=shape(500), scale=shape(7)), b=dict(kernel=shape(3, 3, 16, 256)))
+  found, again = random_weights.random_params(tree), random_weights.random_params(tree)
+  other = random_weights.random_params(tree, seed=1)
+  assert abs(np.std(found["a"]["kernel"]) * math.sqrt(9 * 16) - 1) < 0.02
+  assert abs(np.mean(found["a"]["kernel"])) < 1e-3
+  assert np.all(found["a"]["scale"] == 1)
+  assert 0.01 < np.abs(found["a"]["bias"]).max() <= 0.02
+  assert jax.tree.all(jax.tree.map(np.array_equal, found, again))
+  for kernel in (found["b"]["kernel"], other["a"]["kernel"]):
+    assert abs(np.corrcoef(np.ravel(found["a"]["kernel"]), np.ravel(kernel))[0, 1]) < 0.05
+
+
+def test_parameters_reach_the_device_in_their_dtype_one_by_one(monkeypatch):
+  put, seen = jax.device_put, []
+  monkeypatch.setattr(jax, "device_put", lambda array: seen.append((array.shape, array.dtype)) or put(array))
+  random_weights.random_params(dict(kernel=jax.ShapeDtypeStruct((8, 4), jnp.bfloat16),
+                                    scale=jax.ShapeDtypeStruct((4,), jnp.bfloat16)))
+  assert seen == [((8, 4), jnp.bfloat16), ((4,), jnp.bfloat16)]
+
+
+def test_what_it_computes_is_finite_in_bfloat16(tiny_published):
+  prior, params = prior_lib.build("sd15", **SD15)
+  image, text = jnp.zeros((2, 4, 4, 3)) + 0.3, prior.embed(["a red cube", ""])
+
+  def run(params, image, text):
+    x = prior.encode(params, image, jax.random.key(0))
+    return x, prior.denoise(params, x, jnp.asarray([10, 900]), dict(text=text))
+
+  x, eps = jax.jit(run)(params, image, text)
+  for array in (x, eps):
+    assert array.dtype == jnp.float32 and np.all(np.isfinite(array)) and 1e-3 < np.std(array) < 1e3
+
+
+def test_text(tiny_published):
+  prior, _ = prior_lib.open_prior("sd15", **SD15)
+  text = prior.embed(["a red cube", "", "a red cube"])
+  assert text.shape == (3, 77, 8) and text.dtype == jnp.float32
+  assert np.array_equal(text[0], text[2]) and abs(np.corrcoef(np.ravel(text[0]), np.ravel(text[1]))[0, 1]) < 0.2
+  assert np.array_equal(prior_lib.open_prior("sd15", **SD15)[0].embed([""])[0], text[1])
+
+
+def test_it_says_what_it_is(tiny_published):
+  source = prior_lib.open_prior("sd15", **SD15)[0].source
+  assert "random weights" in str(source) and "sd15" in str(source)
+  assert json.loads(json.dumps(source.as_dict())) == dict(name="sd15", folder="random weights", repo="", revision="")
+
+
+@pytest.mark.parametrize("name", ["shapeworld", "owner/name", "/tmp"])
+def test_only_published_priors(name):
+  with pytest.raises(ValueError, match="made for published priors only .sd15, sd21-base, .*, not for '"):
+    prior_lib.build(name, random_weights=True)
+
+
+def test_every_published_name_has_shapes():
+  assert set(published.PRIORS) == set(sources.HUB_IDS)
+
+
+@pytest.mark.parametrize("kind, config, millions", [
+  ("unet", published.SD1_UNET, 859.52), ("vae", published.SD_VAE, 83.65),
+  *(pytest.param("unet", config, millions, marks=pytest.mark.full_size) for config, millions in (
+    (published.SD2_UNET, 865.91), (published.IF_M_UNET, 371.61), (published.IF_L_UNET, 935.37),
+    (published.IF_XL_UNET, 4304.70)))])
+def test_published_numbers_of_parameters(kind, config, millions):
+  shapes = checkpoint.abstract_params(checkpoint.COMPONENTS[kind].network.from_config(config))
+  assert abs(sum(math.prod(leaf.shape) for leaf in shapes.values()) / 1e6 - millions) < 0.01
