@@ -31,7 +31,8 @@ MODES = {"albedo": lights.ALBEDO, "shaded": lights.LAMBERTIAN}
 def image(work: Workload, params: Params, grid: Any, draws: Draws) -> Array:
   """The images [V, H, W, 3] that a step renders, with the trainer's own function."""
   index = jnp.arange(work.config.training.views)
-  return step_lib._render(work.scene, params, grid, draws.cameras, draws.shading, draws.render_key, index)[0].rgb
+  return step_lib._render(work.scene, params, grid, draws.cameras, draws.shading, draws.render_key, index,
+                          draws.progress)[0].rgb
 
 
 def wanted_samples(work: Workload, grid: Any, draws: Draws) -> Array:

@@ -1,6 +1,9 @@
 """PyTorch, diffusers and transformers as oracles; their tests are skipped where these are not installed."""
+import resource
+import time
 import warnings
 
+import numpy as np
 import pytest
 
 HINT = "needs the oracles: pip install 'sds_jax[parity]' (torch from its CPU index keeps that small)"
@@ -49,7 +52,6 @@ def randomize(torch, model, seed=0):
 
 def relative_error(got, expected):
   """Largest difference in units of the largest value."""
-  import numpy as np
   got, expected = (np.asarray(array, np.float64) for array in (got, expected))
   assert got.shape == expected.shape
   return np.abs(got - expected).max() / np.abs(expected).max()
@@ -63,3 +65,20 @@ def randomize_fixture():
 @pytest.fixture(name="relative_error", scope="session")
 def relative_error_fixture():
   return relative_error
+
+
+@pytest.fixture
+def figures(request):
+  """(what, got, expected) -> ||got - expected|| / ||expected||, printed beside the largest difference, time and memory."""
+  start = time.time()
+
+  def compare(what, got, expected):
+    got, expected = (np.asarray(array, np.float64) for array in (got, expected))
+    error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"\n{request.node.name} {what}: relative error {error:.2e}, largest difference / largest value "
+          f"{relative_error(got, expected):.2e}, after {time.time() - start:.0f} s, process peaked at {peak:.1f} GiB",
+          flush=True)
+    return error
+
+  return compare

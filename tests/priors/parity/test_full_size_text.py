@@ -27,7 +27,7 @@ def write_random(torch, model, folder):
 
 
 @pytest.mark.parametrize("config", [CLIP_L, OPEN_CLIP_H], ids=["CLIP-L", "OpenCLIP-H"])
-def test_clip(torch, transformers, relative_error, tmp_path, config):
+def test_clip(torch, transformers, figures, tmp_path, config):
   torch.manual_seed(0)
   theirs = write_random(torch, transformers.CLIPTextModel(transformers.CLIPTextConfig(**config)), tmp_path)
   ids = np.full((2, 77), 49407)
@@ -36,10 +36,13 @@ def test_clip(torch, transformers, relative_error, tmp_path, config):
     expected = theirs(torch.from_numpy(ids)).last_hidden_state.numpy()
   del theirs
   ours, params = checkpoint.read_component(tmp_path, "clip_text")
-  assert relative_error(jax.jit(ours.apply)({"params": params}, ids), expected) < 1e-4
+  assert figures("float32", jax.jit(ours.apply)({"params": params}, ids), expected) < 1e-4
+  ours, params = checkpoint.read_component(tmp_path, "clip_text", jnp.bfloat16)
+  half = jax.jit(ours.apply)({"params": params}, ids)
+  assert half.dtype == jnp.bfloat16 and figures("bfloat16", half, expected) < 2e-2
 
 
-def test_t5(torch, transformers, relative_error, tmp_path):
+def test_t5(torch, transformers, figures, tmp_path):
   torch.manual_seed(0)
   theirs = write_random(torch, transformers.T5EncoderModel(transformers.T5Config(**T5_BASE)), tmp_path)
   rng = np.random.default_rng(0)
@@ -49,7 +52,9 @@ def test_t5(torch, transformers, relative_error, tmp_path):
   with torch.no_grad():
     expected = theirs(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).last_hidden_state.numpy()
   del theirs
-  model, read = t5_stream.open_parts(tmp_path, jnp.float32)
-  assert relative_error(t5_stream.encode_in_layers(read, model, jnp.asarray(ids), jnp.asarray(mask)), expected) < 1e-4
-  ours, params = checkpoint.read_component(tmp_path, "t5")
-  assert relative_error(jax.jit(ours.apply)({"params": params}, ids, mask), expected) < 1e-4
+  for dtype, bound in ((jnp.float32, 1e-4), (jnp.bfloat16, 2e-2)):
+    model, read = t5_stream.open_parts(tmp_path, dtype)
+    got = t5_stream.encode_in_layers(read, model, jnp.asarray(ids), jnp.asarray(mask))
+    assert figures(f"{dtype.__name__} in layers", got, expected) < bound
+    ours, params = checkpoint.read_component(tmp_path, "t5", dtype)
+    assert figures(dtype.__name__, jax.jit(ours.apply)({"params": params}, ids, mask), expected) < bound

@@ -38,8 +38,15 @@ def our_params(model, state):
     {path: jnp.array(names.to_flax(path, state.pop(name))) for name, path in paths.items()})
 
 
+def in_half(params):
+  """The parameters in bfloat16; those in float32 are gone afterwards."""
+  flat = flax.traverse_util.flatten_dict(params)
+  params.clear()
+  return flax.traverse_util.unflatten_dict({path: flat.pop(path).astype(jnp.bfloat16) for path in list(flat)})
+
+
 @pytest.mark.parametrize("config", [SD1_UNET, SD2_UNET, IF_M_UNET], ids=["SD-1.5", "SD-2.1", "IF-I-M"])
-def test_full_size_unet(torch, diffusers, relative_error, config):
+def test_full_size_unet(torch, diffusers, figures, config):
   ours = UNet2DConditionModel.from_config(config)
   rng = np.random.default_rng(0)
   inputs = (rng.normal(size=(1, 32, 32, ours.in_channels)).astype(np.float32), np.array([321]),
@@ -47,5 +54,6 @@ def test_full_size_unet(torch, diffusers, relative_error, config):
   expected, state = their_prediction(torch, diffusers, config, inputs)
   gc.collect()
   params = our_params(ours, state)
-  got = jax.jit(ours.apply)({"params": params}, *inputs)
-  assert relative_error(got, expected) < 1e-4
+  assert figures("float32", jax.jit(ours.apply)({"params": params}, *inputs), expected) < 1e-4
+  half = jax.jit(ours.clone(dtype=jnp.bfloat16).apply)({"params": in_half(params)}, *inputs)
+  assert half.dtype == jnp.bfloat16 and figures("bfloat16", half, expected) < 2e-2
