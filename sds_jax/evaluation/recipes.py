@@ -26,19 +26,13 @@ DEFAULT = "default"
 """What the package's own settings are called in the table."""
 
 
-def run_recipe(name: str, specs: Sequence[captions.Spec], seeds: Sequence[int], folder: Path,
-               overrides: dict | None = None) -> list[Record]:
+def run_recipe(name: str, specs: Sequence[captions.Spec], seeds: Sequence[int], folder: Path) -> list[Record]:
   """Scores of one recipe (of `RECIPES`, or DEFAULT) on the shipped prior; records and renders go to `folder`.
-
-  Args:
-    overrides: dotted settings that go over those of the recipe.
 
   Raises:
     ConfigError, CheckpointError: as `validate` and `modes.load_prior`.
   """
-  config = recipes_lib.from_words("shapeworld" if name == DEFAULT else f"{name},shapeworld")
-  config.update_from_flattened_dict(overrides or {})
-  frozen = validation.validate(config)
+  frozen = validation.validate(recipes_lib.from_words("shapeworld" if name == DEFAULT else f"{name},shapeworld"))
   runs = [(captions.caption(spec), seed) for spec in specs for seed in seeds]
   stored = files.read_json(folder / "records.json")
   if (stored.get("config") == files.plain(frozen.to_dict())
