@@ -17,7 +17,7 @@ half-width 2; 64 samples of 256, not up to 512; sigmoid colours for IF as well; 
 pixels, not over those that hit something. In half of the views the background is one random colour: an option of
 threestudio's, of which it was not checked that both recipes turn it on.
 
-**dreamfusionacc**. One MLP for density and colour, which does not see the direction of view; 32 samples of 300 (the
+**dreamfusionacc**. One MLP for density and colour, which does not see the direction of view; 64 samples of 300 (the
 spacing is the same); lights around the camera, not around the pole; our view words (its front is 0 to 60 degrees, and
 it has a sixth, bottom); the occupancy grid is looked at in quarters, with the threshold of all our fields. Its entropy
 loss is left out, for it is computed there but never added. That all light which is not ambient is diffuse was not
@@ -156,11 +156,11 @@ _DREAMFUSIONACC: Settings = {
     "field.hashgrid.depth": 1,
     "background.name": "harmonics", "background.harmonics.degree": 4, "background.harmonics.hidden": 16,
     "background.harmonics.depth": 1,
-    "render.height": 256, "render.width": 256, "render.num_samples": 32, "render.candidates": 300,
+    "render.height": 256, "render.width": 256, "render.num_samples": 64, "render.candidates": 300,
     "loss.orientation": (1e-2,), "loss.opacity": (0.0,),
     "optimizer.learning_rate": 1e-2, "optimizer.warmup_steps": 0,
     "optimizer.final_fraction": 1.0, "optimizer.background_factor": 0.1,
-    "occupancy.resolution": 128, "occupancy.every": 10, "occupancy.decay": 0.6,
+    "occupancy.resolution": 128, "occupancy.every": 10, "occupancy.decay": 0.6, "occupancy.start_step": 0,
     "training.steps": 10_000, "training.views": 1,
 }
 
