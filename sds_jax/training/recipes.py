@@ -26,8 +26,9 @@ checked.
 **With the prior `shapeworld`** a recipe keeps its field, density, blob, losses and their weights, shading and lights,
 optimiser and form of guidance. Changed are, since the small prior and two CPU cores carry no more: cameras and
 background (as the prior knows them), radius of the ball, guidance (3, as eps_u + 3 (eps_c - eps_u)), image size,
-samples, occupancy grid, levels and rows of the hash grid, width and blocks of the paper's MLP and its learning rate
-(400 steps instead of 15,000), steps, views a step (two, opposite, with stratified t), and what is written.
+samples, occupancy grid, levels and rows of the hash grid, width and blocks of the paper's MLP, steps (400; the paper's
+learning rate grows by as much as its 15,000 steps shrink), views a step (two, opposite, with stratified t), and what
+is written.
 """
 from __future__ import annotations
 
@@ -167,7 +168,7 @@ _DREAMFUSIONACC: Settings = {
 RECIPES: dict[str, Recipe] = {
     "dreamfusion": Recipe("if", _DREAMFUSION, {
         **_SMALL, "distillation.guidance_scale": (2.0,), "field.paper_mlp.hidden": 64, "field.paper_mlp.blocks": 2,
-        "render.height": 40, "render.width": 40, "optimizer.learning_rate": 2e-3, "optimizer.warmup_steps": 80}),
+        "render.height": 40, "render.width": 40, "optimizer.learning_rate": 3.75e-3, "optimizer.warmup_steps": 80}),
     "dreamfusionacc": Recipe("sd21-base", _DREAMFUSIONACC, {
         **_SMALL, **_SMALL_GRID, "distillation.guidance_scale": (3.0,)},
         pixels={"distillation.guidance_scale": (20.0,)}),
