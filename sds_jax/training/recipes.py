@@ -17,7 +17,7 @@ half-width 2; 64 samples of 256, not up to 512; sigmoid colours for IF as well; 
 pixels, not over those that hit something. In half of the views the background is one random colour: an option of
 threestudio's, of which it was not checked that both recipes turn it on.
 
-**dreamfusionacc**. One MLP for density and colour, which does not see the direction of view; 32 samples of 300 (the
+**dreamfusionacc**. One MLP for density and colour, which does not see the direction of view; 64 samples of 300 (the
 spacing is the same); lights around the camera, not around the pole; our view words (its front is 0 to 60 degrees, and
 it has a sixth, bottom); the occupancy grid is looked at in quarters, with the threshold of all our fields. Its entropy
 loss is left out, for it is computed there but never added. That all light which is not ambient is diffuse was not
@@ -26,8 +26,9 @@ checked.
 **With the prior `shapeworld`** a recipe keeps its field, density, blob, losses and their weights, shading and lights,
 optimiser and form of guidance. Changed are, since the small prior and two CPU cores carry no more: cameras and
 background (as the prior knows them), radius of the ball, guidance (3, as eps_u + 3 (eps_c - eps_u)), image size,
-samples, occupancy grid, levels and rows of the hash grid, width and blocks of the paper's MLP and its learning rate
-(400 steps instead of 15,000), steps, views a step (two, opposite, with stratified t), and what is written.
+samples, occupancy grid, levels and rows of the hash grid, width and blocks of the paper's MLP, steps (400; the paper's
+learning rate grows by as much as its 15,000 steps shrink), views a step (two, opposite, with stratified t), and what
+is written.
 """
 from __future__ import annotations
 
@@ -65,13 +66,21 @@ class Recipe:
 _PUBLISHED: Settings = {
     "prompt": "a DSLR photo of a hamburger",
     "prior.dtype": "bfloat16",
-    "distillation.stratified": False, "camera.stratified": False,
+    "distillation.estimator": "sds", "distillation.weighting": "sigma2", "distillation.t_min": (0.02,),
+    "distillation.t_max": (0.98,), "distillation.guidance_rescale": (0.0,), "distillation.perp_neg": "none",
+    "distillation.clip_norm": (0.0,), "distillation.view_words": "nearest", "distillation.stratified": False,
+    "camera.stratified": False,
+    "shading.distance": (0.8, 1.5), "shading.ambient": 0.1, "shading.ambient_spread": 0.0,
     "render.height": 64, "render.width": 64, "render.num_samples": 64, "render.candidates": 256,
+    "render.normals": "analytic", "render.block_points": 2**18,  # at a time, for the memory of one GPU
+    "loss.sds": (1.0,), "loss.entropy": (0.0,),
+    "optimizer.name": "adam", "optimizer.b1": 0.9, "optimizer.b2": 0.99, "optimizer.eps": 1e-15,
+    "optimizer.clip_norm": 0.0,
     "training.log_every": 50, "training.render_every": 500, "training.checkpoint_every": 1000,
     "occupancy.resolution": 32, "occupancy.every": 16, "occupancy.decay": 0.95, "occupancy.start_step": 256,
     "export.mesh_resolution": 256, "export.image_size": 256, "export.turntable_frames": 96, "export.num_samples": 128,
 }
-"""Of models that need a GPU."""
+"""What the recipes have in common."""
 
 _SMALL_GROUPS = ("prompt", "prior", "camera", "background", "render", "occupancy", "export")
 """Groups of settings that with the prior that ships stay the package's own."""
@@ -94,15 +103,14 @@ _DREAMFUSION: Settings = {
     "distillation.guidance_convention": "dreamfusion", "distillation.guidance_scale": (100.0,),
     "camera.elevation_deg": (-10.0, 90.0), "camera.distance": (1.0, 1.5), "camera.focal": (0.7, 1.35),
     "camera.fov_deg": (40.6, 71.1), "camera.position_jitter": 0.1, "camera.target_std": 0.2, "camera.up_std": 0.02,
-    "shading.albedo_until": 1 / 15, "shading.lambertian": 0.375, "shading.textureless": 0.375, "shading.ambient": 0.1,
-    "shading.distance": (0.8, 1.5),
+    "shading.albedo_until": 1 / 15, "shading.lambertian": 0.375, "shading.textureless": 0.375,
     "field.name": "paper_mlp", "field.bound": 0.95, "field.density": "exp", "field.blob": "gaussian",
     "field.blob_scale": 5.0, "field.blob_radius": 0.2, "field.density_bias": 0.0,
     "field.paper_mlp.hidden": 128, "field.paper_mlp.blocks": 5, "field.paper_mlp.num_octaves": 8,
     "field.paper_mlp.variance": ((0.0, 5e-2), (1 / 3, 2e-3)),
     "background.name": "mlp",
-    "loss.orientation": ((0.0, 1e-4), (1 / 3, 1e-2)), "loss.opacity": (1e-3,), "loss.entropy": (0.0,),
-    "optimizer.name": "adam", "optimizer.learning_rate": 1e-4, "optimizer.warmup_steps": 3000,
+    "loss.orientation": ((0.0, 1e-4), (1 / 3, 1e-2)), "loss.opacity": (1e-3,),
+    "optimizer.learning_rate": 1e-4, "optimizer.warmup_steps": 3000,
     "optimizer.final_fraction": 1e-2,
     "training.steps": 15_000, "training.views": 4,
 }
@@ -112,8 +120,7 @@ _THREESTUDIO: Settings = {
     "distillation.guidance_convention": "dreamfusion", "distillation.guidance_scale": (100.0,),
     "camera.elevation_deg": (-10.0, 45.0), "camera.distance": (1.5, 2.0), "camera.fov_deg": (40.0, 70.0),
     "camera.position_jitter": 0.1, "camera.target_std": 0.2, "camera.up_std": 0.02,
-    "shading.albedo_until": 0.2, "shading.lambertian": 0.375, "shading.textureless": 0.375, "shading.ambient": 0.1,
-    "shading.distance": (0.8, 1.5),
+    "shading.albedo_until": 0.2, "shading.lambertian": 0.375, "shading.textureless": 0.375,
     "field.name": "hashgrid", "field.bound": 1.0, "field.density": "softplus", "field.blob": "linear",
     "field.blob_scale": 10.0, "field.blob_radius": 0.5, "field.density_bias": 0.0,
     "field.hashgrid.levels": 16, "field.hashgrid.features": 2, "field.hashgrid.coarsest": 16,
@@ -122,8 +129,8 @@ _THREESTUDIO: Settings = {
     "field.hashgrid.open_levels": ((0.2, 8.0), (0.6, 16.0)),  # from step 2,000 on one more each 500 steps
     "background.name": "harmonics", "background.random_colour": 0.5, "background.harmonics.degree": 3,
     "background.harmonics.hidden": 16, "background.harmonics.depth": 2,
-    "loss.orientation": ((0.0, 10.0), (0.5, 1000.0)), "loss.opacity": (1.0,), "loss.entropy": (0.0,),
-    "optimizer.name": "adam", "optimizer.learning_rate": 1e-2, "optimizer.warmup_steps": 0,
+    "loss.orientation": ((0.0, 10.0), (0.5, 1000.0)), "loss.opacity": (1.0,),
+    "optimizer.learning_rate": 1e-2, "optimizer.warmup_steps": 0,
     "optimizer.final_fraction": 1.0, "optimizer.background_factor": 0.1,
     "training.steps": 10_000, "training.views": 1,
 }
@@ -141,8 +148,8 @@ _DREAMFUSIONACC: Settings = {
     "distillation.guidance_convention": "diffusers", "distillation.guidance_scale": (100.0,),
     "camera.elevation_deg": (-30.0, 90.0), "camera.distance": (1.2, 2.0), "camera.focal": (0.7, 1.35),
     "camera.fov_deg": (40.6, 71.1), "camera.position_jitter": 0.0, "camera.target_std": 0.0, "camera.up_std": 0.0,
-    "shading.albedo_until": 0.2, "shading.lambertian": 0.75, "shading.textureless": 0.125, "shading.ambient": 0.1,
-    "shading.ambient_spread": 0.9, "shading.distance": (0.8, 1.5),
+    "shading.albedo_until": 0.2, "shading.lambertian": 0.75, "shading.textureless": 0.125,
+    "shading.ambient_spread": 0.9,
     "field.name": "hashgrid", "field.bound": 1.0, "field.density": "softplus", "field.blob": "linear",
     "field.blob_scale": 10.0, "field.blob_radius": 0.5, "field.density_bias": -1.0,
     "field.hashgrid.levels": 16, "field.hashgrid.features": 2, "field.hashgrid.coarsest": 16,
@@ -150,18 +157,18 @@ _DREAMFUSIONACC: Settings = {
     "field.hashgrid.depth": 1,
     "background.name": "harmonics", "background.harmonics.degree": 4, "background.harmonics.hidden": 16,
     "background.harmonics.depth": 1,
-    "render.height": 256, "render.width": 256, "render.num_samples": 32, "render.candidates": 300,
-    "loss.orientation": (1e-2,), "loss.opacity": (0.0,), "loss.entropy": (0.0,),
-    "optimizer.name": "adam", "optimizer.learning_rate": 1e-2, "optimizer.warmup_steps": 0,
+    "render.height": 256, "render.width": 256, "render.num_samples": 64, "render.candidates": 300,
+    "loss.orientation": (1e-2,), "loss.opacity": (0.0,),
+    "optimizer.learning_rate": 1e-2, "optimizer.warmup_steps": 0,
     "optimizer.final_fraction": 1.0, "optimizer.background_factor": 0.1,
-    "occupancy.resolution": 128, "occupancy.every": 10, "occupancy.decay": 0.6,
+    "occupancy.resolution": 128, "occupancy.every": 10, "occupancy.decay": 0.6, "occupancy.start_step": 0,
     "training.steps": 10_000, "training.views": 1,
 }
 
 RECIPES: dict[str, Recipe] = {
     "dreamfusion": Recipe("if", _DREAMFUSION, {
         **_SMALL, "distillation.guidance_scale": (2.0,), "field.paper_mlp.hidden": 64, "field.paper_mlp.blocks": 2,
-        "render.height": 40, "render.width": 40, "optimizer.learning_rate": 2e-3, "optimizer.warmup_steps": 80}),
+        "render.height": 40, "render.width": 40, "optimizer.learning_rate": 3.75e-3, "optimizer.warmup_steps": 80}),
     "dreamfusionacc": Recipe("sd21-base", _DREAMFUSIONACC, {
         **_SMALL, **_SMALL_GRID, "distillation.guidance_scale": (3.0,)},
         pixels={"distillation.guidance_scale": (20.0,)}),
