@@ -2,8 +2,8 @@
 
     python tests/priors/measure_loading.py FOLDER KIND DTYPE
 
-prints JSON, in bytes: `params`, on the device; `largest`, of them; `grown`, the most private memory of the process beyond
-what it had before; `peak`, the same with the pages of the files (mapped, the system takes them back when it needs them).
+prints JSON, in bytes: `params`, on the device; `largest`, of them; `grown`, the most private memory of the process
+beyond what it had before; `peak`, the same with the pages of the files (mapped: the system takes them back at need).
 On a CPU the device's memory is the process's own.
 """
 import json

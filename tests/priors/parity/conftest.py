@@ -74,7 +74,7 @@ def relative_error_fixture():
 
 @pytest.fixture
 def figures(request):
-  """(what, got, expected) -> ||got - expected|| / ||expected||, printed beside the largest difference, time and memory."""
+  """(what, got, expected) -> ||got - expected|| / ||expected||, printed with largest difference, time and memory."""
   start = time.time()
 
   def compare(what, got, expected):

@@ -93,7 +93,7 @@ def test_tokenizer_out_of_spiece_model(transformers, sentencepiece, tmp_path):
   theirs = transformers.T5Tokenizer.from_pretrained(tmp_path)
   pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
 
-  letters = [*"abcdeghinorst   ", *"xyz.,!?'\"-0123(", *"\u00e9\u00fc\u00df\u732b\ufb01\u2460\u0301\u00a0\t\n\U0001f600\u0130"]
+  letters = [*"abcdeghinorst   ", *"xyz.,!?'\"-0123(", *"\u00e9\u00fc\u00df\u732b\ufb01\u2460\u0301\u00a0\t\n\u0130"]
   texts = [" ".join(rng.choice(words, n)) for n in rng.integers(0, 9, 300)] + [
     "".join(rng.choice(letters, n)) for n in rng.integers(0, 30, 700)]
   ours = load_t5_tokenizer(tmp_path, lower=False)
