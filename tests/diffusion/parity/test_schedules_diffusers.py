@@ -27,7 +27,7 @@ CONFIGS = [
 
 LATENT = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000,
               clip_sample=False, set_alpha_to_one=False, steps_offset=1, trained_betas=None)
-PUBLISHED = {  # scheduler_config.json, as the repositories have them
+PUBLISHED = {  # scheduler_config.json; sd15 (of 1.4) and sd21-base are those of copies, the others are from memory
   "sd15": LATENT | dict(_class_name="PNDMScheduler", _diffusers_version="0.6.0", skip_prk_steps=True),
   "sd21-base": LATENT | dict(_class_name="PNDMScheduler", _diffusers_version="0.10.0.dev0", skip_prk_steps=True,
                              prediction_type="epsilon"),
