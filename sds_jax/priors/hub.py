@@ -20,6 +20,8 @@ same whichever it is."""
 _SMALL = re.compile(r"model_index\.json|scheduler/scheduler_config\.json|(unet|text_encoder|vae)/config\.json"
                     r"|tokenizer/(vocab|merges|tokenizer|tokenizer_config|special_tokens_map|added_tokens)\.(json|txt)"
                     r"|tokenizer/spiece\.model")
+_TOKENIZERS = (("vocab.json", "merges.txt"), ("tokenizer.json",), ("spiece.model",))
+"""Files that a tokenizer is made of, CLIP's and T5's; one of these sets has to be there."""
 _NO_ANSWER = {"ConnectError", "ConnectionError", "ConnectTimeout", "LocalEntryNotFoundError", "NetworkError",
               "OfflineModeIsEnabled", "ProxyError", "ReadTimeout", "Timeout", "TimeoutException"}
 
@@ -109,12 +111,17 @@ def choose_files(names: Iterable[str], dtype: Any) -> list[str]:
     dtype: in which the weights are wanted: 16 bits prefer the variants of 16 bits, 32 bits the full ones.
 
   Raises:
-    Unavailable: a network has no safetensors, or there is no model_index.json.
+    Unavailable: a network or its safetensors are missing, or a tokenizer that can be read, or model_index.json.
   """
   names = sorted(names)
   if "model_index.json" not in names:
     raise Unavailable("it is no model in diffusers' format: there is no model_index.json")
   folders = [folder for folder in STEMS if any(name.startswith(f"{folder}/") for name in names)]
+  lacking = [folder for folder in STEMS if folder not in folders and folder != "vae"]
+  if lacking:
+    raise Unavailable(f"there is no {'/, no '.join(lacking)}/")
+  if not _has_tokenizer(names, "tokenizer/"):
+    raise Unavailable(f"tokenizer/ has nothing that is read: neither {_said(_TOKENIZERS, ' nor ')}")
   half = jnp.dtype(dtype).itemsize == 2
   chosen = [name for name in names if _SMALL.fullmatch(name)]
   for folder in folders:
@@ -127,6 +134,15 @@ def choose_files(names: Iterable[str], dtype: Any) -> list[str]:
                         + (f", only {', '.join(pickles)}; {NO_PICKLES}" if pickles else ""))
     chosen += [f"{folder}/{name}" for name in weights]
   return chosen
+
+
+def _has_tokenizer(names: Iterable[str], prefix: str = "") -> bool:
+  names = set(names)
+  return any(all(prefix + name in names for name in needed) for needed in _TOKENIZERS)
+
+
+def _said(sets: Iterable[tuple[str, ...]], join: str) -> str:
+  return join.join(" with ".join(needed) for needed in sets)
 
 
 def _weights(names: list[str], stem: str, variant: str) -> list[str]:
@@ -151,6 +167,9 @@ def missing_files(folder: Path) -> list[str]:
       wanted += weight_files(folder / name, stem) if (folder / name).is_dir() else []
     except CheckpointError:  # none at all, or no index to tell which
       wanted.append(folder / name / f"{stem}.safetensors")
-  if not (folder / "tokenizer").is_dir():
-    wanted.append(folder / "tokenizer")
+  tokenizer = folder / "tokenizer"
+  if not tokenizer.is_dir():
+    wanted.append(tokenizer)
+  elif not _has_tokenizer(path.name for path in tokenizer.iterdir() if path.exists()):
+    wanted.append(tokenizer / _said(_TOKENIZERS, " or "))
   return [str(path.relative_to(folder)) for path in wanted if not path.exists()]

@@ -1,18 +1,23 @@
-"""T5's tokenizer (SentencePiece unigrams, arXiv:1808.06226), from tokenizer.json through the `tokenizers` library."""
+"""T5's tokenizer (SentencePiece unigrams, arXiv:1808.06226), from tokenizer.json or spiece.model, by `tokenizers`."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 import warnings
 
 import numpy as np
 import tokenizers
 
 from sds_jax.priors.files import CheckpointError, check_file, read_json
+from sds_jax.priors.sentencepiece import load_unigram
 
 _CLASSES = ("T5Tokenizer", "T5TokenizerFast")
+
+FILES = ("tokenizer.json", "spiece.model")
+"""What a tokenizer is read from; the first that is there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,32 +61,22 @@ class T5Tokenizer:
 
 
 def load_t5_tokenizer(folder: str | os.PathLike, length: int = 77, lower: bool = True) -> T5Tokenizer:
-  """The tokenizer in a folder with tokenizer.json and perhaps tokenizer_config.json.
+  """The tokenizer in a folder with tokenizer.json or, as DeepFloyd's have it, spiece.model; the former goes first.
+
+  tokenizer_config.json is read where there is one.
 
   Raises:
-    CheckpointError: tokenizer.json is missing (the message says how it is made of spiece.model, where that is there),
-      damaged, or of another kind of tokenizer.
+    CheckpointError: both are missing, or the file is damaged or of another kind of tokenizer.
   """
   folder = Path(folder)
-  path = folder / "tokenizer.json"
-  if not path.is_file() and (folder / "spiece.model").is_file():
-    raise CheckpointError(
-      f"{path} does not exist; spiece.model, which does, is not read. Make the one of the other once: pip install "
-      f"transformers sentencepiece protobuf && python -c \"from transformers import AutoTokenizer as T; "
-      f"T.from_pretrained('{folder}').save_pretrained('{folder}')\"")
-  check_file(path)
   config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
   if config.get("tokenizer_class", _CLASSES[0]) not in _CLASSES:
     raise CheckpointError(f"{folder / 'tokenizer_config.json'}: tokenizer_class={config['tokenizer_class']!r} is not "
                           f"supported; supported: {', '.join(map(repr, _CLASSES))}")
-  try:
-    backend = tokenizers.Tokenizer.from_file(str(path))
-  except Exception as error:  # the library raises bare Exceptions
-    raise CheckpointError(f"{path} is damaged or no tokenizer: {error}") from error
-  if not isinstance(backend.model, tokenizers.models.Unigram):
-    raise CheckpointError(f"{path}: model {type(backend.model).__name__} is not supported; supported: Unigram")
-  backend.no_padding()
-  backend.no_truncation()
+  path = next((folder / name for name in FILES if (folder / name).is_file()), None)
+  if path is None:
+    raise CheckpointError(f"{folder} has no tokenizer: expected {' or '.join(FILES)}")
+  backend = _read_json(path) if path.suffix == ".json" else load_unigram(path, _extra_ids(folder, config))
   special = {}
   for role, default in (("eos_token", "</s>"), ("pad_token", "<pad>")):
     token = config.get(role) or default
@@ -90,3 +85,23 @@ def load_t5_tokenizer(folder: str | os.PathLike, length: int = 77, lower: bool =
     if special[role] is None:
       raise CheckpointError(f"{path} lacks the {role} {token!r}")
   return T5Tokenizer(backend, special["eos_token"], special["pad_token"], length, lower)
+
+
+def _extra_ids(folder: Path, config: Mapping[str, Any]) -> int:
+  count = config.get("extra_ids", 100)
+  if not isinstance(count, int) or count < 0:
+    raise CheckpointError(f"{folder / 'tokenizer_config.json'}: extra_ids={count!r} should be a whole number >= 0")
+  return count
+
+
+def _read_json(path: Path) -> tokenizers.Tokenizer:
+  check_file(path)
+  try:
+    backend = tokenizers.Tokenizer.from_file(str(path))
+  except Exception as error:  # the library raises bare Exceptions
+    raise CheckpointError(f"{path} is damaged or no tokenizer: {error}") from error
+  if not isinstance(backend.model, tokenizers.models.Unigram):
+    raise CheckpointError(f"{path}: model {type(backend.model).__name__} is not supported; supported: Unigram")
+  backend.no_padding()
+  backend.no_truncation()
+  return backend

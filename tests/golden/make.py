@@ -3,8 +3,8 @@
     python tests/golden/make.py          (needs the `parity` extra)
 
 writes a folder for each case beside this file, over the one that is there: the network as its library saves it, in
-float16, and `reference.safetensors` with inputs (exact in float16) and outputs (float32; images are [B, H, W, C], ours).
-Weights come from numpy by their sorted names, so that neither versions of the libraries nor their order matter.
+float16, and `reference.safetensors` with inputs (exact in float16) and outputs (float32; images are [B, H, W, C]).
+Weights come from numpy, each by its name, so that neither versions of the libraries nor their order matter.
 """
 import argparse
 from pathlib import Path
@@ -25,7 +25,8 @@ CASES = {
   "unet_sd2": ("UNet2DConditionModel", UNET | dict(attention_head_dim=[1, 2], use_linear_projection=True)),
   "unet_if": ("UNet2DConditionModel", UNET | dict(
     in_channels=3, out_channels=6, down_block_types=["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
-    mid_block_type="UNetMidBlock2DSimpleCrossAttn", up_block_types=["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"],
+    mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+    up_block_types=["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"],
     cross_attention_dim=32, attention_head_dim=4, act_fn="gelu", resnet_time_scale_shift="scale_shift",
     encoder_hid_dim=8, addition_embed_type="text", addition_embed_type_num_heads=2,
     cross_attention_norm="group_norm")),
@@ -86,8 +87,9 @@ def of_vae(model, rng):
   image = turned(pixels).requires_grad_()
   posterior = model.encode(image).latent_dist
   (posterior.mean * turned(cotangent)).sum().backward()
+  decoded = model.decode(turned(latents)).sample
   return dict(image=pixels, latents=latents, cotangent=cotangent, mean=back(posterior.mean),
-              logvar=back(posterior.logvar), gradient=back(image.grad), decoded=back(model.decode(turned(latents)).sample))
+              logvar=back(posterior.logvar), gradient=back(image.grad), decoded=back(decoded))
 
 
 def of_text(model, rng):

@@ -134,6 +134,20 @@ def test_fp16_variant_and_cast(unet, folder):
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
 
 
+def test_bfloat16_file(unet, folder):
+  """Made by hand, since not every version of the library writes it: 8 bytes of the header's length, header, data."""
+  header, data = {}, b""
+  for name, array in load_file(folder / FILE).items():
+    half = array.astype(jnp.bfloat16).tobytes()
+    header[name] = dict(dtype="BF16", shape=array.shape, data_offsets=[len(data), len(data) + len(half)])
+    data += half
+  head = json.dumps(header).encode()
+  (folder / FILE).write_bytes(len(head).to_bytes(8, "little") + head + data)
+  rounded = jax.tree.map(lambda a: a.astype(jnp.bfloat16), unet[2])
+  assert_equal(checkpoint.read_component(folder, "unet", jnp.bfloat16)[1], rounded)
+  assert_equal(checkpoint.read_component(folder, "unet")[1], jax.tree.map(lambda a: a.astype(jnp.float32), rounded))
+
+
 def shard(folder, index_name=FILE + ".index.json"):
   tensors = load_file(folder / FILE)
   (folder / FILE).unlink()

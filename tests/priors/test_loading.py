@@ -1,7 +1,12 @@
 """Weights are read one by one, so that no second copy of them exists; variants of files by all their names."""
 import json
+import os
+from pathlib import Path
+import subprocess
+import sys
 import tracemalloc
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,6 +65,22 @@ def test_each_goes_to_the_device_before_the_next_is_read(places, monkeypatch):
   assert seen == ["read", "put"] * TENSORS
   assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(tree))
   np.testing.assert_array_equal(tree["layer_3"]["kernel"], np.full(SHAPE[::-1], 3, jnp.bfloat16))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc, which Linux has")
+def test_the_process_grows_by_the_parameters_alone(tmp_path):
+  """50 MB of float16, as float32: a second copy would be 100 MB."""
+  config = dict(model_type="clip_text_model", vocab_size=100, hidden_size=512, intermediate_size=2048,
+                num_hidden_layers=8, num_attention_heads=8, max_position_embeddings=8, hidden_act="gelu")
+  shapes = checkpoint.abstract_params(checkpoint.CLIPTextModel.from_config(config))
+  params = traverse_util.unflatten_dict({path: np.full(leaf.shape, 0.5, np.float16) for path, leaf in shapes.items()})
+  checkpoint.write_component(tmp_path, "clip_text", config, params)
+  script = Path(__file__).parent / "measure_loading.py"
+  done = subprocess.run([sys.executable, script, tmp_path, "clip_text", "float32"], capture_output=True, text=True,
+                        check=True, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
+  got = json.loads(done.stdout)
+  assert 100e6 < got["params"] < 110e6
+  assert 0.9 * got["params"] < got["grown"] < 1.2 * got["params"] + 3 * got["largest"], got
 
 
 @pytest.mark.parametrize("files, expected", [

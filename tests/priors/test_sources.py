@@ -69,6 +69,12 @@ def test_listings_that_will_not_do():
     hub_lib.choose_files(pickled, jnp.float32)
   with pytest.raises(hub_lib.Unavailable, match="no model_index.json"):
     hub_lib.choose_files(["config.json", "model.safetensors"], jnp.float32)
+  with pytest.raises(hub_lib.Unavailable, match="there is no unet/, no text_encoder/$"):
+    hub_lib.choose_files([name for name in T5 if not name.startswith(("unet", "text_encoder"))], jnp.float32)
+  for listing, needed in ((T5, "tokenizer/spiece.model"), (LISTING, "tokenizer/merges.txt")):
+    with pytest.raises(hub_lib.Unavailable, match="tokenizer/ has nothing that is read: neither vocab.json with "
+                                                  "merges.txt nor tokenizer.json nor spiece.model"):
+      hub_lib.choose_files([name for name in listing if name != needed], jnp.float32)
 
 
 class FakeHub:
@@ -208,6 +214,8 @@ def test_missing_files(tmp_path):
   (folder / "unet" / shard).unlink()
   (folder / "unet" / shard).write_text("")
   assert hub_lib.missing_files(folder) == []
+  (folder / "tokenizer" / "merges.txt").unlink()
+  assert hub_lib.missing_files(folder) == ["tokenizer/vocab.json with merges.txt or tokenizer.json or spiece.model"]
   shutil.rmtree(folder / "tokenizer")
   assert hub_lib.missing_files(folder) == ["tokenizer"]
 

@@ -1,5 +1,6 @@
 """T5's tokenizer on a vocabulary small enough to do by hand; against transformers in parity/."""
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -88,6 +89,56 @@ def test_wrong_folders(folder, tmp_path):
   path.write_text("<html>")
   assert message().startswith(f"{path} is an HTML page")
   path.unlink()
-  assert message() == f"{path} does not exist"
+  assert message() == f"{folder} has no tokenizer: expected tokenizer.json or spiece.model"
+  config.write_text('{"extra_ids": -1}')
   (folder / "spiece.model").write_bytes(b"x")
-  assert f"{path} does not exist; spiece.model, which does, is not read. Make" in message()
+  assert message() == f"{config}: extra_ids=-1 should be a whole number >= 0"
+
+
+def varint(value):
+  return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
+
+
+def field(number, value):
+  """A field of a protocol buffer: a number, a float, or bytes."""
+  if isinstance(value, float):
+    return varint(8 * number + 5) + struct.pack("<f", value)
+  return varint(8 * number) + varint(value) if isinstance(value, int) else (
+    varint(8 * number + 2) + varint(len(value)) + value)
+
+
+def sentencepiece_model(pieces=PIECES, trainer=(), normalizer=()):
+  """A file as SentencePiece writes it: control pieces are of type 3, the unknown one of type 2."""
+  types = {"<pad>": 3, "</s>": 3, "<unk>": 2}
+  data = b"".join(field(1, field(1, piece.encode()) + field(2, -1.0 - i / 10) + (
+    field(3, types[piece]) if piece in types else b"")) for i, piece in enumerate(pieces))
+  return data + b"".join(field(number, b"".join(field(*pair) for pair in pairs))
+                         for number, pairs in ((2, trainer), (3, normalizer), (5, [(1, b"denormalizer")])))
+
+
+def test_spiece_model(folder):
+  """DeepFloyd's folders have no tokenizer.json; against transformers and SentencePiece itself in parity/."""
+  texts = ["a red  cube", "", "  A RED\nCUBES ", "red \u732b\u732b", "red</s> cube<pad>"]
+  expected = load_t5_tokenizer(folder)(texts)
+  (folder / "tokenizer.json").unlink()
+  (folder / "spiece.model").write_bytes(sentencepiece_model(trainer=[(1, b"corpus"), (3, 1), (4, 32000)]))
+  got = load_t5_tokenizer(folder)
+  np.testing.assert_array_equal(got(texts), expected)
+  assert got.backend.get_vocab_size() == len(PIECES) + 100
+  assert got.backend.token_to_id("<extra_id_99>") == len(PIECES)
+
+
+@pytest.mark.parametrize("data, expected", [
+  (sentencepiece_model(trainer=[(3, 2)]), "model_type=2 is not supported; supported: 1"),
+  (sentencepiece_model(trainer=[(35, 1)]), "byte_fallback=1 is not supported; supported: 0"),
+  (sentencepiece_model(normalizer=[(3, 0)]), "add_dummy_prefix=0 is not supported; supported: 1"),
+  (sentencepiece_model(["<unk>", "a"]), "lacks the eos_token '</s>'"),
+  (sentencepiece_model()[:-8], "is damaged or no SentencePiece model: ValueError: it ends within a field"),
+  (sentencepiece_model(["a"]), "is damaged or no SentencePiece model: StopIteration"),
+  (b"\x0b", "is damaged or no SentencePiece model: ValueError: wire type 3 at byte 1"),
+  (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, not the file itself")])
+def test_wrong_spiece_models(tmp_path, data, expected):
+  (tmp_path / "spiece.model").write_bytes(data)
+  with pytest.raises(CheckpointError) as error:
+    load_t5_tokenizer(tmp_path)
+  assert str(error.value).startswith(f"{tmp_path / 'spiece.model'}") and expected in str(error.value)

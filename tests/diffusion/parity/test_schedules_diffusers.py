@@ -1,12 +1,15 @@
 """Our schedules against those of diffusers, which computes them in float32."""
+import json
+from pathlib import Path
 import warnings
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import sds_jax
 from sds_jax.diffusion.parameterizations import eps_from_v, v_from_eps, x0_from_eps, x0_from_v
-from sds_jax.diffusion.schedules import add_noise, schedule_from_config
+from sds_jax.diffusion.schedules import add_noise, prediction_type_from_config, schedule_from_config
 
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():
@@ -22,6 +25,33 @@ CONFIGS = [
 ]
 
 
+LATENT = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000,
+              clip_sample=False, set_alpha_to_one=False, steps_offset=1, trained_betas=None)
+PUBLISHED = {  # scheduler_config.json; sd15 (of 1.4) and sd21-base are those of copies, the others are from memory
+  "sd15": LATENT | dict(_class_name="PNDMScheduler", _diffusers_version="0.6.0", skip_prk_steps=True),
+  "sd21-base": LATENT | dict(_class_name="PNDMScheduler", _diffusers_version="0.10.0.dev0", skip_prk_steps=True,
+                             prediction_type="epsilon"),
+  "sd21": LATENT | dict(_class_name="DDIMScheduler", _diffusers_version="0.8.0", skip_prk_steps=True,
+                        prediction_type="v_prediction"),
+  "if": dict(_class_name="DDPMScheduler", _diffusers_version="0.16.0.dev0", beta_start=0.0001, beta_end=0.02,
+             beta_schedule="squaredcos_cap_v2", clip_sample=True, clip_sample_range=1.0, num_train_timesteps=1000,
+             dynamic_thresholding_ratio=0.95, prediction_type="epsilon", sample_max_value=1.5, thresholding=True,
+             trained_betas=None, variance_type="learned_range"),
+}
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "shapeworld"])
+def test_published_schedulers(name):
+  """alpha_t and sigma_t of the class that the file itself names; also with what is left out of it."""
+  path = Path(sds_jax.__file__).parent / "shapeworld" / "prior" / "scheduler" / "scheduler_config.json"
+  config = PUBLISHED.get(name) or json.loads(path.read_text())
+  theirs = getattr(diffusers, config["_class_name"]).from_config(config).alphas_cumprod.double().numpy()
+  ours = schedule_from_config(config)
+  np.testing.assert_allclose(ours.alpha, np.sqrt(theirs), rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(ours.sigma, np.sqrt(1 - theirs), rtol=1e-4, atol=3e-6)  # theirs is 1 - x in float32
+  assert prediction_type_from_config(config) == config.get("prediction_type", "epsilon")
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize("kind", ["DDPMScheduler", "DDIMScheduler"])
 def test_alpha_bar(config, kind):
@@ -32,7 +62,6 @@ def test_alpha_bar(config, kind):
 
 
 def test_a_saved_scheduler_config_is_read(tmp_path):
-  import json
   diffusers.DDIMScheduler(**CONFIGS[1], prediction_type="v_prediction").save_pretrained(tmp_path)
   config = json.loads((tmp_path / "scheduler_config.json").read_text())
   np.testing.assert_array_equal(schedule_from_config(config).alpha, schedule_from_config(CONFIGS[1]).alpha)

@@ -41,6 +41,11 @@ def transformers(torch):
   return module
 
 
+@pytest.fixture(scope="session")
+def sentencepiece():
+  return oracle("sentencepiece")
+
+
 def randomize(torch, model, seed=0):
   """Adds noise to all parameters, so that no zero bias or unit scale hides a mistake; returns the model."""
   generator = torch.Generator().manual_seed(seed)
@@ -69,7 +74,7 @@ def relative_error_fixture():
 
 @pytest.fixture
 def figures(request):
-  """(what, got, expected) -> ||got - expected|| / ||expected||, printed beside the largest difference, time and memory."""
+  """(what, got, expected) -> ||got - expected|| / ||expected||, printed with largest difference, time and memory."""
   start = time.time()
 
   def compare(what, got, expected):

@@ -80,3 +80,31 @@ def test_tokenizer(transformers, tmp_path):
   expected = theirs([text.lower().strip() for text in texts], padding="max_length", max_length=77, truncation=True)
   np.testing.assert_array_equal(ids, expected["input_ids"])
   np.testing.assert_array_equal(mask, expected["attention_mask"])
+
+
+def test_tokenizer_out_of_spiece_model(transformers, sentencepiece, tmp_path):
+  """As in DeepFloyd's folders; ids of transformers and of SentencePiece itself on random strings."""
+  rng = np.random.default_rng(0)
+  words = ["".join(rng.choice(list("abcdeghinorst\u00e9\u00fc"), n)) for n in rng.integers(1, 9, 300)]
+  (tmp_path / "corpus.txt").write_text("\n".join(" ".join(rng.choice(words, 8)) for _ in range(400)), encoding="utf-8")
+  sentencepiece.SentencePieceTrainer.train(
+    input=str(tmp_path / "corpus.txt"), model_prefix=str(tmp_path / "spiece"), vocab_size=200, minloglevel=2,
+    pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1)
+  theirs = transformers.T5Tokenizer.from_pretrained(tmp_path)
+  pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+
+  letters = [*"abcdeghinorst   ", *"xyz.,!?'\"-0123(", *"\u00e9\u00fc\u00df\u732b\ufb01\u2460\u0301\u00a0\t\n\u0130"]
+  texts = [" ".join(rng.choice(words, n)) for n in rng.integers(0, 9, 300)] + [
+    "".join(rng.choice(letters, n)) for n in rng.integers(0, 30, 700)]
+  ours = load_t5_tokenizer(tmp_path, lower=False)
+  ids, mask = ours(texts)
+  expected = theirs(texts, padding="max_length", max_length=77, truncation=True)
+  np.testing.assert_array_equal(ids, expected["input_ids"])
+  np.testing.assert_array_equal(mask, expected["attention_mask"])
+  for text, row, n in zip(texts, ids, mask.sum(1)):  # they differ on accents behind what is normalized, a space say
+    assert "\u0301" in text or row[:n].tolist() == pieces.encode(text) + [1]
+  special = ["a</s>b <extra_id_3>", "<pad>"]
+  np.testing.assert_array_equal(ours(special)[0], theirs(special, padding="max_length", max_length=77)["input_ids"])
+  long = ["a " * 90]
+  with pytest.warns(UserWarning, match="sees the first 76 tokens only; cut off"):
+    np.testing.assert_array_equal(ours(long)[0], theirs(long, max_length=77, truncation=True)["input_ids"])

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -58,6 +59,26 @@ def clip_vocabulary():
 
 def test_clip_vocabulary(transformers, clip_vocabulary):
   compare(clip_vocabulary, transformers, 77)
+
+
+def test_clip_vocabulary_on_random_strings(transformers, clip_vocabulary):
+  """1,000 of them: words, and characters out of all scripts, with blanks and punctuation between."""
+  rng = np.random.default_rng(0)
+  scripts = [range(32, 127), range(0xa0, 0x250), range(0x300, 0x370), range(0x370, 0x530), range(0x5d0, 0x6e0),
+             range(0x900, 0x980), range(0x1e00, 0x2070), range(0x3040, 0x3100), range(0x4e00, 0x9fa0),
+             range(0xac00, 0xd7a0), range(0xfb00, 0xfb07), range(0xff00, 0xff60), range(0x1f300, 0x1f650)]
+  words = [*"A DSLR photo of squirrel's kitten, it'll 3.14 100% zebra_crossing UPPER don't".split(), "\t", "\n", "  "]
+  texts = [" ".join(rng.choice(words, n)) for n in rng.integers(0, 12, 300)] + [
+    "".join(chr(rng.choice(scripts[i])) for i in rng.integers(0, len(scripts) if wild else 3, n))
+    for n, wild in zip(rng.integers(1, 40, 700), rng.random(700) < 0.5)]
+  theirs, ours = transformers.CLIPTokenizer.from_pretrained(clip_vocabulary), load_tokenizer(clip_vocabulary)
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # some are too long
+    got = ours(texts)
+  expected = np.asarray(theirs(texts, padding="max_length", max_length=77, truncation=True)["input_ids"])
+  wrong = [text for text, row, other in zip(texts, got, expected) if (row != other).any()]
+  assert not wrong, [ascii(text) for text in wrong[:5]]
+  assert (expected[:, -2] != 49407).any() and len(set(expected.ravel())) > 500  # some were cut; not all is unknown
 
 
 def test_padding_of_stable_diffusion_2(transformers, clip_vocabulary, tmp_path):

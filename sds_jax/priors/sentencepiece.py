@@ -1,0 +1,112 @@
+"""Unigram models of SentencePiece (arXiv:1808.06226): their `.model` files, for the `tokenizers` library.
+
+Such a file is a protocol buffer. Of its format no more is read than a tokenizer needs, so that neither SentencePiece
+nor compiled message classes have to be installed. Numbers of fields are those of SentencePiece's
+`sentencepiece_model.proto`.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+import struct
+
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
+
+from sds_jax.priors.files import CheckpointError, check_file
+
+_UNIGRAM, _UNKNOWN = 1, 2
+"""model_type of the trainer's settings; type of the piece that stands for what has none."""
+
+Fields = dict[int, list[int | bytes]]
+
+
+def load_unigram(path: Path, extra_ids: int) -> tokenizers.Tokenizer:
+  """The tokenizer in a SentencePiece file, as transformers makes T5's of it.
+
+  Args:
+    path: the `.model` file.
+    extra_ids: number of tokens <extra_id_i> behind the file's pieces, the last one first.
+
+  Gives SentencePiece's ids, but where a combining accent follows a character that is normalized (a space, a ligature):
+  there, and on the tokens named below, the ids are those of transformers.
+
+  Returns:
+    A tokenizer without end token, padding and truncation; <pad>, </s> and the extra tokens are found in texts.
+
+  Raises:
+    CheckpointError: the file is missing, damaged or of a kind other than unigrams of words that begin with a space.
+  """
+  check_file(path)
+  try:
+    model = _fields(path.read_bytes())
+    trainer, normalizer = (_fields(_bytes(model[number][-1])) if number in model else {} for number in (2, 3))
+    pieces = [_fields(_bytes(piece)) for piece in model[1]]
+    vocabulary = [(_bytes(piece[1][-1]).decode(), _score(piece)) for piece in pieces]
+    unknown = next(i for i, piece in enumerate(pieces) if piece.get(3, [1])[-1] == _UNKNOWN)
+    charsmap = _bytes(normalizer.get(2, [b""])[-1])
+    for what, fields, number, default, needed in (
+        ("model_type", trainer, 3, _UNIGRAM, _UNIGRAM), ("treat_whitespace_as_suffix", trainer, 24, 0, 0),
+        ("byte_fallback", trainer, 35, 0, 0), ("add_dummy_prefix", normalizer, 3, 1, 1),
+        ("remove_extra_whitespaces", normalizer, 4, 1, 1), ("escape_whitespaces", normalizer, 5, 1, 1)):
+      if fields.get(number, [default])[-1] != needed:
+        raise CheckpointError(f"{path}: {what}={fields[number][-1]} is not supported; supported: {needed}")
+    vocabulary += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(extra_ids))]
+    backend = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=unknown, byte_fallback=False))
+    if charsmap:
+      backend.normalizer = normalizers.Precompiled(charsmap)
+  except CheckpointError:
+    raise
+  except Exception as error:  # the library raises bare Exceptions; damage shows as any error of reading
+    raise CheckpointError(f"{path} is damaged or no SentencePiece model: {type(error).__name__}: {error}") from error
+  backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+  known = {piece for piece, _ in vocabulary}
+  backend.add_special_tokens([token for token in ("<pad>", "</s>", "<unk>") if token in known]
+                             + [f"<extra_id_{i}>" for i in range(extra_ids)])
+  return backend
+
+
+def _score(piece: Fields) -> float:
+  return struct.unpack("<f", _bytes(piece[2][-1]))[0] if 2 in piece else 0.0
+
+
+def _bytes(value: int | bytes) -> bytes:
+  if not isinstance(value, bytes):
+    raise ValueError("a number stands where a text is expected")
+  return value
+
+
+def _fields(data: bytes) -> Fields:
+  """{number: values in order} of one message; texts, messages and floats are bytes still."""
+  fields: Fields = {}
+  for number, value in _walk(data):
+    fields.setdefault(number, []).append(value)
+  return fields
+
+
+def _walk(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+  at = 0
+  while at < len(data):
+    key, at = _varint(data, at)
+    wire = key & 7
+    if wire == 0:
+      value, at = _varint(data, at)
+    elif wire in (1, 2, 5):
+      length, at = _varint(data, at) if wire == 2 else ({1: 8, 5: 4}[wire], at)
+      value, at = data[at:at + length], at + length
+    else:
+      raise ValueError(f"wire type {wire} at byte {at}")
+    if at > len(data):
+      raise ValueError(f"it ends within a field that should end at byte {at}")
+    yield key >> 3, value
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+  """(the number, where it ends): seven bits a byte, the lowest first."""
+  value = shift = 0
+  while True:
+    byte = data[at]
+    value |= (byte & 127) << shift
+    at, shift = at + 1, shift + 7
+    if byte < 128:
+      return value, at
