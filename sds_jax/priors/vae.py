@@ -155,10 +155,10 @@ def _conv_out(x: Array, features: int, resnet: Mapping[str, Any]) -> Array:
 class AutoencoderKL(nn.Module):
   """Image to distribution of latents and back; call its methods as `model.apply(variables, image, method="encode")`.
 
-  Attributes are diffusers' config keys. Ours are `dtype` (of activations), `remat` (a backward pass recomputes the
-  inside of residual blocks and attention: less memory, more work; parameters have the same names) and
-  `attention_implementation`, which goes to `dot_product.dot_product_attention`. Build it with `from_config`, which
-  refuses what it can't do. `sample_size` and `force_upcast` (advice to a pipeline on its dtype) change nothing here.
+  Attributes are diffusers' config keys. Ours are `dtype` (of the encoder's activations; the decoder's are float32),
+  `remat` (a backward pass recomputes the inside of residual blocks and attention: less memory, more work; parameters
+  have the same names) and `attention_implementation`, which goes to `dot_product.dot_product_attention`. Build it with
+  `from_config`, which refuses what it can't do. `sample_size` and `force_upcast` (advice to a pipeline on its dtype) change nothing here.
   """
   in_channels: int = 3
   out_channels: int = 3
@@ -197,14 +197,15 @@ class AutoencoderKL(nn.Module):
     """Names the parts."""
     shared = dict(
       widths=self.block_out_channels, layers=self.layers_per_block, remat=self.remat,
-      mid=dict(attend=self.mid_block_add_attention, implementation=self.attention_implementation),
-      resnet=dict(groups=self.norm_num_groups, eps=EPS, act_fn=self.act_fn, dtype=self.dtype))
-    self.encoder = Encoder(2 * self.latent_channels, **shared)
-    self.decoder = Decoder(self.out_channels, **shared)
+      mid=dict(attend=self.mid_block_add_attention, implementation=self.attention_implementation))
+    resnet = dict(groups=self.norm_num_groups, eps=EPS, act_fn=self.act_fn)
+    self.encoder = Encoder(2 * self.latent_channels, resnet=dict(resnet, dtype=self.dtype), **shared)
+    # Only pictures to look at come from the decoder, so it can afford float32, whatever its parameters are kept in.
+    self.decoder = Decoder(self.out_channels, resnet=dict(resnet, dtype=jnp.float32), **shared)
     if self.use_quant_conv:
       self.quant_conv = conv(2 * self.latent_channels, kernel=1, dtype=self.dtype, name="quant_conv")
     if self.use_post_quant_conv:
-      self.post_quant_conv = conv(self.latent_channels, kernel=1, dtype=self.dtype, name="post_quant_conv")
+      self.post_quant_conv = conv(self.latent_channels, kernel=1, dtype=jnp.float32, name="post_quant_conv")
 
   def encode(self, image: Array) -> tuple[Array, Array]:
     """The normal distribution of an image's latents; differentiable in the image.
@@ -235,14 +236,14 @@ class AutoencoderKL(nn.Module):
       latents: [B, h, w, latent_channels] before scaling: those of a U-Net divided by `scaling_factor`.
 
     Returns:
-      [B, f h, f w, out_channels] of dtype `dtype`, about in [-1, 1], f as for `encode`.
+      [B, f h, f w, out_channels] float32, about in [-1, 1], f as for `encode`.
 
     Raises:
       ValueError: the shape doesn't fit.
     """
     if latents.ndim != 4 or latents.shape[-1] != self.latent_channels:
       raise ValueError(f"latents have shape {latents.shape}, the decoder takes [B, h, w, {self.latent_channels}]")
-    z = latents.astype(self.dtype)
+    z = latents.astype(jnp.float32)
     return self.decoder(self.post_quant_conv(z) if self.use_post_quant_conv else z)
 
   def __call__(self, image: Array) -> Array:

@@ -63,6 +63,6 @@ def test_autoencoder(torch, pair, figures):
   half = run(ours.clone(dtype=jnp.bfloat16), jax.tree.map(lambda a: a.astype(jnp.bfloat16), params), pixels, cotangent,
              latents)
   errors = {name: figures(f"bfloat16 {name}", got, value) for name, got, value in zip(bounds, half, expected)}
-  # PyTorch in bfloat16 is off by 0.8, 1.0, 2.8 and 2.1 % here, of which rounded weights alone make 1.1 % of the last.
-  assert max(errors["mean"], errors["logvar"]) < 2e-2, errors
-  assert max(errors["gradient"], errors["decoded"]) < 4e-2, errors
+  # PyTorch in bfloat16 is off by 0.8, 1.0, 2.8 and 2.1 % here; our decoder rounds its weights only.
+  assert max(errors["mean"], errors["logvar"], errors["decoded"]) < 2e-2, errors
+  assert errors["gradient"] < 4e-2, errors
