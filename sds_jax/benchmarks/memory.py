@@ -59,4 +59,5 @@ def measure(config: ml_collections.FrozenConfigDict) -> dict[str, Any]:
   plan = planned(compiled)
   upcast = jax.default_backend() == "cpu" and config.prior.dtype == "bfloat16"
   return dict(prior_source=work.prior.source.as_dict(), compile_s=seconds, xla_memory=plan,
-              total_bytes=None if plan is None else total(plan), arguments=by_argument(work, state), upcast=upcast, machine=timing.machine())
+              total_bytes=None if plan is None else total(plan), arguments=by_argument(work, state), upcast=upcast,
+              machine=timing.machine())
