@@ -87,7 +87,7 @@ TINY_PUBLISHED = {
   "if-m": dict(
     unet=dict(_TINY_SD_UNET, in_channels=3, out_channels=6),
     scheduler=dict(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2"))}
-"""In place of `published.PRIORS`: 16x16 images as 8x8x4 latents, and 8x8 images whose network has a learned variance."""
+"""In place of `published.PRIORS`: 16x16 images as 8x8x4 latents, and 8x8 images whose network predicts a variance."""
 
 
 @pytest.fixture

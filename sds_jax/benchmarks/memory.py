@@ -49,13 +49,15 @@ def measure(config: ml_collections.FrozenConfigDict) -> dict[str, Any]:
   (Of a prior in a folder the text encoder is read, to embed the prompts.)
 
   Returns:
-    dict(prior_source, compile_s, xla_memory, total_bytes, arguments, machine, upcast): the last is whether the backend is known to convert
-    bfloat16 to float32 for its products, so that `temp` holds float32 copies which an accelerator would not make.
+    dict(prior_source, compile_s, xla_memory, total_bytes, arguments, machine, upcast): the last is whether the backend
+    is known to convert bfloat16 to float32 for its products, so that `temp` holds float32 copies which an accelerator
+    would not make.
   """
   work = workload.build(config, allocate=False)
   state = jax.eval_shape(lambda: workload.first_state(work))
   compiled, seconds = workload.compile_step(work, state)
   plan = planned(compiled)
   upcast = jax.default_backend() == "cpu" and config.prior.dtype == "bfloat16"
-  return dict(prior_source=work.prior.source.as_dict(), compile_s=seconds, xla_memory=plan, total_bytes=None if plan is None else total(plan),
-              arguments=by_argument(work, state), upcast=upcast, machine=timing.machine())
+  return dict(prior_source=work.prior.source.as_dict(), compile_s=seconds, xla_memory=plan,
+              total_bytes=None if plan is None else total(plan), arguments=by_argument(work, state), upcast=upcast,
+              machine=timing.machine())

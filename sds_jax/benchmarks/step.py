@@ -43,8 +43,10 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   for argument in argv[1:]:
     if argument.startswith("--config."):
       validation.check_name(argument.split("=")[0].removeprefix("--config."), config_lib.default())
-  prior = next((argument.split("=", 1)[1] for argument in argv[1:] if argument.startswith("--prior=")), "")
-  config_flags.DEFINE_config_dict("config", workload.default_config(prior), "settings, as in configs/text.py",
+  first = flags.FlagValues()  # the defaults of all other settings depend on the prior
+  flags.DEFINE_string("prior", "", "", flag_values=first)
+  first(list(argv), known_only=True)
+  config_flags.DEFINE_config_dict("config", workload.default_config(first.prior), "settings, as in configs/text.py",
                                   flag_values=values, sys_argv=list(argv))
   for name, default, words in (
       ("prior", "", "a name or a folder, instead of config.prior"), ("json", "", "where to write all raw numbers"),

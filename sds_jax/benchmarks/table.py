@@ -32,7 +32,8 @@ def _machine(record: dict[str, Any]) -> str:
   m = record["machine"]
   versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items() if version)
   size, rate = record["matmul"]["size"], record["matmul"]["flops_per_s"]
-  return (f"{_prior(record)}\n{m['processor']}, {m['cpus']} CPUs, backend {m['backend']} ({m['device']}), Python {m['python']}\n"
+  return (f"{_prior(record)}\n"
+          f"{m['processor']}, {m['cpus']} CPUs, backend {m['backend']} ({m['device']}), Python {m['python']}\n"
           f"{versions}\nproduct of two {record['matmul']['dtype']} {size} x {size} matrices: {rate / 1e9:.1f} GFLOP/s")
 
 

@@ -83,8 +83,8 @@ def sds_gradient(predict: Any, x: torch.Tensor, given: dict[str, Any], predictio
   """The gradient of score distillation with respect to x [V, C, h, w].
 
   Args:
-    predict: (z [2V, C, h, w], t [2V], text [2V, T, D]) -> what the network puts out; first the images with the text. A learned
-      variance behind their channels is left out.
+    predict: (z [2V, C, h, w], t [2V], text [2V, T, D]) -> what the network puts out; first the images with the
+      text. A learned variance behind their channels is left out.
     given: `peer.distillation_inputs` as tensors.
     prediction: a scheduler's prediction_type.
     clip_norm: largest norm of one view's gradient, 0 for no limit.

@@ -1,4 +1,4 @@
-"""The benchmark for published priors, with tiny networks in their place: one path for random weights and for folders."""
+"""The benchmark for published priors, with tiny networks in their place."""
 import json
 import re
 import warnings
@@ -28,6 +28,8 @@ def test_settings_are_those_of_the_command(command):
   config = benchmark.settings(benchmark.parse(command))
   assert config.prior.random_weights and config.prior.name == "sd15" and config.camera.fov_deg == (40.0, 70.0)
   assert config.distillation.guidance_scale == (100.0,) and config.training.views == 1  # of configs/text.py
+  apart = benchmark.settings(benchmark.parse(["step", "--prior", "if-m", "--random_weights"]))
+  assert apart.prior.name == "if-m" and apart.camera.fov_deg == (40.0, 70.0)
   assert benchmark.settings(benchmark.parse(["step"])).prior.name == "shapeworld"
   with pytest.raises(validation.ConfigError, match="config.prior.random_weights=True needs the name of a published"):
     benchmark.settings(benchmark.parse(["step", "--prior=shapeworld", "--random_weights"]))
@@ -122,7 +124,7 @@ class InProcess:
   ("sd15", {"distillation.clip_norm": (0.05,), "training.views": 2}),
   ("if-m", {"render.height": 16, "render.width": 16})])
 def test_peer(command, tiny_published, torch_prior, monkeypatch, name, changes):
-  """PyTorch's part of the step gives the images the cotangents that the trainer's gives; the check sees a difference."""
+  """PyTorch's part of the step gives images the cotangents that the trainer's gives; the check sees a difference."""
   monkeypatch.setattr(peer, "Process", InProcess)
   monkeypatch.setattr(torch_prior, "try_compiled", lambda prior, given: "no compiler")
   config = benchmark.parse(command).config

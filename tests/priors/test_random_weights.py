@@ -1,4 +1,4 @@
-"""Published shapes with random weights: real trees, no files, numbers that stay finite, and nothing to be mistaken for."""
+"""Published shapes with random weights: real trees, no files, finite numbers, nothing to be mistaken for."""
 import json
 import math
 
