@@ -37,7 +37,7 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
 
   Raises:
     flags.Error: an unknown flag or a malformed value.
-    ConfigError: an unknown setting, or the settings of a published prior are not at hand.
+    ConfigError: an unknown setting.
   """
   values = flags.FlagValues()
   for argument in argv[1:]:

@@ -3,11 +3,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import runpy
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +19,7 @@ from sds_jax.diffusion import timesteps
 from sds_jax.diffusion.distillation import draw_noise
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.priors import prior as prior_lib, published
-from sds_jax.training import config as config_lib, step as step_lib, validation
+from sds_jax.training import config as config_lib, recipes, step as step_lib
 from sds_jax.training.config import scalar_spec
 from sds_jax.training.state import TrainState
 from sds_jax.types import Array, Camera, Params
@@ -68,18 +66,8 @@ def build(config: ml_collections.FrozenConfigDict, allocate: bool = True) -> Wor
 
 
 def default_config(prior: str = "") -> ml_collections.ConfigDict:
-  """The settings that a run has by default with the prior of this name; with a folder, or none, those of `default()`.
-
-  Raises:
-    ConfigError: for published priors these stand in `configs/text.py`, which is not installed: only a checkout has it.
-  """
-  if prior not in published.PRIORS:
-    return config_lib.default()
-  path = Path(__file__).resolve().parents[2] / "configs" / "text.py"
-  if not path.is_file():
-    raise validation.ConfigError(f"--prior={prior} takes its settings from configs/text.py, and {path} does not exist: "
-                                 "run the benchmark in a checkout of the repository")
-  return runpy.run_path(str(path))["get_config"](prior)
+  """The settings that a run has by default with the prior of this name; those of `default()` with a folder or none."""
+  return recipes.from_words(prior) if prior in published.PRIORS else config_lib.default()
 
 
 def first_state(work: Workload) -> TrainState:

@@ -158,7 +158,8 @@ class AutoencoderKL(nn.Module):
   Attributes are diffusers' config keys. Ours are `dtype` (of the encoder's activations; the decoder's are float32),
   `remat` (a backward pass recomputes the inside of residual blocks and attention: less memory, more work; parameters
   have the same names) and `attention_implementation`, which goes to `dot_product.dot_product_attention`. Build it with
-  `from_config`, which refuses what it can't do. `sample_size` and `force_upcast` (advice to a pipeline on its dtype) change nothing here.
+  `from_config`, which refuses what it can't do. `sample_size` and `force_upcast` (advice to a pipeline on its dtype)
+  change nothing here.
   """
   in_channels: int = 3
   out_channels: int = 3

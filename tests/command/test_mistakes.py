@@ -63,8 +63,8 @@ def offline_hub(folder):
 
 def test_unknown_prior(command, tmp_path):
   message = one_line(command(f"{TEXT}:imagen", f"--workdir={tmp_path}"))
-  for part in ("'imagen' is neither a recipe", "dreamfusion, dreamfusionacc, threestudio_sd, threestudio_if", "shapeworld",
-               *sources.HUB_IDS, "owner/name"):
+  for part in ("'imagen' is neither a recipe", "dreamfusion, dreamfusionacc, threestudio_sd, threestudio_if",
+               "shapeworld", *sources.HUB_IDS, "owner/name"):
     assert part in message, message
   message = one_line(command(TEXT, f"--config.prior.path={tmp_path}/none", f"--workdir={tmp_path}"))
   assert f"{tmp_path}/none" in message
@@ -116,10 +116,13 @@ def scramble(path):
   (lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(), ("does not exist",)),
   (lambda folder: edit(folder / "unet" / "config.json", down_block_types=None), ("down_block_types=None", "a list")),
   (lambda folder: edit(folder / "unet" / "config.json", block_out_channels=8), ("of the wrong type",)),
-  (lambda folder: edit(folder / "unet" / "config.json", class_embed_type="timestep"), ("class_embedding", "wrong shape")),
-  (lambda folder: edit(folder / "scheduler" / "scheduler_config.json", num_train_timesteps=None), ("num_train_timesteps=None",)),
+  (lambda folder: edit(folder / "unet" / "config.json", class_embed_type="timestep"),
+   ("class_embedding", "wrong shape")),
+  (lambda folder: edit(folder / "scheduler" / "scheduler_config.json", num_train_timesteps=None),
+   ("num_train_timesteps=None",)),
   (lambda folder: edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length="long"), ("'long' is no",)),
-  (lambda folder: edit(folder / "tokenizer" / "special_tokens_map.json", eos_token={}), ("eos_token=None is no token",)),
+  (lambda folder: edit(folder / "tokenizer" / "special_tokens_map.json", eos_token={}),
+   ("eos_token=None is no token",)),
 ], ids=["cut off", "corrupt", "renamed", "empty", "swapped", "no net", "no index", "no JSON", "no merges", "no betas",
         "null", "number", "kind", "no steps", "no length", "no token"])
 def test_damaged_priors(command, tiny_prior, tiny_flags, tmp_path, damage, parts):
