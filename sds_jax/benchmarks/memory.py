@@ -9,6 +9,7 @@ import jax
 import ml_collections
 
 from sds_jax.benchmarks import timing, workload
+from sds_jax.training.step import ACCELERATOR_BLOCK
 
 PLANNED = ("argument", "output", "temp", "alias", "generated_code")
 
@@ -36,10 +37,10 @@ def _size(tree: Any) -> int:
 
 
 def accelerator_shaped(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """A copy of the settings in which rays are rendered at once, as `render.block_points=-1` has it off CPUs."""
+  """A copy of the settings in which rays are rendered as `render.block_points=-1` has it off CPUs."""
   config = config.copy_and_resolve_references()
   if config.render.block_points == -1:
-    config.render.block_points = 0
+    config.render.block_points = ACCELERATOR_BLOCK
   return config
 
 

@@ -74,7 +74,8 @@ def measure(work: Workload, drawn: Callable[[Array], Draws], state: TrainState,
   found["prior"] = dict(_timed(_prior(work), *args, repeats=repeats), flops=flops.count(_prior(work), *args))
   found["prior"]["images"] = 2 * z.shape[0]  # with the text and without
   if "vae" in work.prior_params:
-    args = (work.prior_params, image(work, state.params, state.occupancy, draws), work.key)
+    rendered = jax.jit(lambda *args: image(work, *args))(state.params, state.occupancy, draws)
+    args = (work.prior_params, rendered, work.key)
     found["encoder, forward and backward"] = dict(_timed(_encode(work), *args, repeats=repeats),
                                                   flops=flops.count(_encode(work), *args))
   found["optimizer"] = _timed(_optimizer(work), state.params, state.params, state.opt_state, repeats=repeats)

@@ -29,7 +29,8 @@ WHAT = "PyTorch against the prior's part of the step; rendering left out on both
 
 TOLERANCES = dict(float32=1e-3, bfloat16=0.5)
 """Largest relative error (of norms) of PyTorch's cotangents. In bfloat16 guidance multiplies what rounding makes of the
-difference of two predictions; what the networks compute is compared in float32."""
+difference of two predictions, so only a gross mistake shows; run with
+--config.prior.dtype=float32 for the rest."""
 
 
 def wanted(work: Workload) -> bool:

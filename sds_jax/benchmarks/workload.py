@@ -18,10 +18,12 @@ from sds_jax.benchmarks import timing
 from sds_jax.diffusion import timesteps
 from sds_jax.diffusion.distillation import draw_noise
 from sds_jax.diffusion.scalars import schedule_value
+from sds_jax.fields.background import LEARNT
 from sds_jax.priors import prior as prior_lib, published
 from sds_jax.training import config as config_lib, recipes, step as step_lib
 from sds_jax.training.config import scalar_spec
 from sds_jax.training.state import TrainState
+from sds_jax.training.validation import ConfigError
 from sds_jax.types import Array, Camera, Params
 from sds_jax.views import cameras, lights
 
@@ -54,13 +56,25 @@ class Workload:
 
 
 def build(config: ml_collections.FrozenConfigDict, allocate: bool = True) -> Workload:
-  """The workload of a validated config. Raises as `priors.build` and `Prior.embed` do.
+  """The workload of a validated config.
 
   Without `allocate`, `prior_params` are shapes (`jax.ShapeDtypeStruct`): such a workload can be compiled, not run.
+
+  Raises:
+    ConfigError: the run would have stages, or the prior does not know a word of the prompt.
+    CheckpointError, ValueError: as `priors.build`.
   """
+  for name, value in (("render.milestones", config.render.milestones),
+                      ("distillation.latent_until", config.distillation.latent_until)):
+    if value:
+      raise ConfigError(f"config.{name}={value!r}: a step at a time is measured, and a run with config.{name} has "
+                        "several kinds of steps; leave it out, and set config.render.height and width instead")
   p = config.prior
   prior, weights = prior_lib.open_prior(p.path or p.name, p.dtype, p.allow_unknown_words, p.vae_remat, p.random_weights)
-  text = step_lib.embed_prompts(prior, config)
+  try:
+    text = step_lib.embed_prompts(prior, config)
+  except ValueError as error:
+    raise ConfigError(f"config.prompt={config.prompt!r}: {error}") from error
   params = weights.load() if allocate else weights.shapes
   return Workload(step_lib.make_scene(config), prior, params, text, jax.random.key(config.seed))
 
@@ -144,13 +158,13 @@ class Draws:
 
   Attributes:
     cameras: [V].
-    background: [V, H, W, 3]; jitter: [V H W]; light: [V, 3].
+    background: [V, H, W, 3], None where it is learnt; jitter: [V H W]; light: [V, 3].
     shading: the step's.
     render_key, cond, progress: as `training.step` has them.
     t: [V] int32; eps: [V, *x_shape].
   """
   cameras: Camera
-  background: Array
+  background: Array | None
   jitter: Array
   light: Array
   shading: lights.Shading
@@ -176,13 +190,16 @@ def draw(work: Workload, step: Array) -> Draws:
   cams, azimuth, elevation = step_lib._draw_cameras(scene, keys["views"], index)
   own = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(keys["rest"], i), 3))(index)
   rays = jax.vmap(lambda camera: cameras.rays(camera, height, width))(cams)
-  behind = jax.vmap(lambda key, d: scene.background.apply({}, key, d.reshape(-1, 3)))(own[:, 1], rays.directions)
+  behind = None
+  if config.background.name not in LEARNT:
+    behind = jax.vmap(lambda key, d: scene.background.apply({}, key, d.reshape(-1, 3)))(
+      own[:, 1], rays.directions).reshape(rays.directions.shape)
   d = config.distillation
   t_range = timesteps.annealed_range(scalar_spec(d.t_min), scalar_spec(d.t_max), progress)
   sampler = timesteps.SAMPLERS["stratified" if d.stratified else "uniform"]
   eps_like = jnp.zeros((config.training.views, *work.prior.x_shape))
   return Draws(
-    cameras=cams, background=behind.reshape(rays.directions.shape),
+    cameras=cams, background=behind,
     jitter=jax.vmap(lambda key: jax.random.uniform(key, (height * width,)))(own[:, 2]).reshape(-1),
     light=jax.vmap(lambda key, p: lights.sample_light(key, p, scene.lights))(own[:, 0], cams.position),
     shading=lights.sample_shading(keys["shading"], progress, scene.lights), render_key=keys["rest"],

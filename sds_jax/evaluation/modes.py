@@ -78,7 +78,7 @@ def evaluate(config: Config, folder: Path, started: float) -> None:
 
 
 def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
-  """The prior of the settings, after a check that it knows the words of both prompts.
+  """The prior of the settings; before its weights are read it is checked that it knows the words of both prompts.
 
   Raises:
     ConfigError: it does not, and `prior.allow_unknown_words` is off.
@@ -87,14 +87,12 @@ def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
   p = config.prior
   named = f"config.prior.{'path' if p.path else 'name'}={p.path or p.name!r}"
   try:
-    prior, params = prior_lib.build(p.path or p.name, p.dtype, p.allow_unknown_words, p.vae_remat, p.random_weights)
+    prior, weights = prior_lib.open_prior(p.path or p.name, p.dtype, p.allow_unknown_words, p.vae_remat,
+                                          p.random_weights)
   except CheckpointError:
     raise
   except ValueError as error:  # networks that are not supported
     raise ConfigError(f"{named}: {error}") from error
-  except (TypeError, KeyError, AttributeError) as error:
-    raise ConfigError(f"{named}: one of its JSON files holds a value of the wrong type, or lacks one ({error}); "
-                      "compare them with the model's publication") from error
   if config.distillation.latent_until > 0.0 and prior.x_shape[-1] != 4:
     raise ConfigError(f"config.distillation.latent_until={config.distillation.latent_until} makes latents of four "
                       f"channels, but {named} diffuses {prior.x_shape[-1]}; set it to 0.0, or take a prior of latents")
@@ -104,7 +102,7 @@ def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
       prior_lib.check_words([config.negative_prompt], prior.vocabulary)
     except ValueError as error:
       raise ConfigError(f"config.negative_prompt={config.negative_prompt!r} is beyond this prior: {error}") from error
-  return prior, params
+  return prior, weights.load()
 
 
 def _check_prompt(config: Config, vocabulary: frozenset[str]) -> None:

@@ -3,10 +3,12 @@ r"""The published recipes beside the package's own settings: the shipped prior, 
     python -m sds_jax.evaluation.recipes --prompts=4 --out=recipe_scores
 
 A recipe is run with what its file says of the prior `shapeworld`. Each compiles once; one whose records lie in the
-folder already, of the same settings and captions, is not run again, so that a command that was stopped goes on.
+folder already, of the same settings, captions, versions and prior, is not run again, so that a command that was
+stopped goes on.
 """
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from sds_jax import compilation
 from sds_jax.evaluation import modes
 from sds_jax.evaluation.shapeworld import Job, Record, draw_captions, run_set
 from sds_jax.io import files
+from sds_jax.priors.sources import shipped_folder
 from sds_jax.shapeworld import captions
 from sds_jax.training import outputs, recipes as recipes_lib, validation
 
@@ -33,16 +36,22 @@ def run_recipe(name: str, specs: Sequence[captions.Spec], seeds: Sequence[int], 
     ConfigError, CheckpointError: as `validate` and `modes.load_prior`.
   """
   frozen = validation.validate(recipes_lib.from_words("shapeworld" if name == DEFAULT else f"{name},shapeworld"))
-  runs = [(captions.caption(spec), seed) for spec in specs for seed in seeds]
+  made = files.plain(dict(config=frozen.to_dict(), versions=outputs.versions(), prior=_fingerprint(),
+                          runs=[(captions.caption(spec), seed) for spec in specs for seed in seeds]))
   stored = files.read_json(folder / "records.json")
-  if (stored.get("config") == files.plain(frozen.to_dict())
-      and [(record["prompt"], record["seed"]) for record in stored["records"]] == runs):
+  if {name: stored.get(name) for name in made} == made:
     return stored["records"]
   folder.mkdir(parents=True, exist_ok=True)
+  (folder / "records.jsonl").unlink(missing_ok=True)
   records = run_set(Job(frozen, *modes.load_prior(frozen)), specs, seeds, folder)
-  files.write_json(dict(config=frozen.to_dict(), versions=outputs.versions(), records=records),
-                   folder / "records.json")
+  files.write_json(dict(made, records=records), folder / "records.json")
   return records
+
+
+def _fingerprint() -> str:
+  """Of the shipped prior's weights."""
+  weights = shipped_folder() / "unet" / "diffusion_pytorch_model.safetensors"
+  return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
 
 
 def table(found: dict[str, list[Record]]) -> str:
@@ -61,25 +70,27 @@ def table(found: dict[str, list[Record]]) -> str:
 def main() -> None:
   """Command line."""
   names = (DEFAULT, *recipes_lib.RECIPES)
-  chosen = flags.DEFINE_list("recipes", ",".join(names), f"of {', '.join(names)}")
+  different = [name for name in names if name != "threestudio_if"]  # on the shipped prior it is threestudio_sd
+  chosen = flags.DEFINE_list("recipes", ",".join(different), f"of {', '.join(names)}")
   prompts = flags.DEFINE_integer("prompts", 4, "captions", lower_bound=1)
   seeds = flags.DEFINE_integer("seeds", 1, "seeds of each caption", lower_bound=1)
   draw = flags.DEFINE_integer("draw", 3, "seed of the drawing of captions")
   out = flags.DEFINE_string("out", "recipe_scores", "folder of the table, the records and the renders")
 
   def run(argv: Sequence[str]) -> None:
-    del argv
     try:
-      unknown = sorted(set(chosen.value) - set(names))
-      if unknown:
-        raise ValueError(f"--recipes={','.join(chosen.value)}: {unknown[0]!r} is none of {', '.join(names)}")
+      unknown = [*argv[1:], *sorted(set(chosen.value) - set(names))]
+      if unknown or not chosen.value:
+        raise ValueError(f"--recipes={','.join(chosen.value)}: {unknown[0] if unknown else ''!r} is none of "
+                         f"{', '.join(names)}")
       compilation.prepare()
       specs, folder = draw_captions(prompts.value, draw.value), Path(out.value)
       found = {}
       for name in chosen.value:
         print(f"{name} ...", flush=True)
         found[name] = run_recipe(name, specs, range(seeds.value), folder / name)
-      (folder / "table.md").write_text(table(found) + "\n", encoding="utf-8")
+      with files.atomic_write(folder / "table.md") as file:
+        file.write(table(found).encode() + b"\n")
       print(table(found))
       print(f"renders, records and table lie in {folder}")
     except (ValueError, OSError) as error:

@@ -134,6 +134,15 @@ def open_prior(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_wo
   if random_weights:
     return _open_random(os.fspath(name_or_path), dtype, vae_remat)
   source = find(os.fspath(name_or_path), dtype)
+  try:
+    return _open_folder(source, dtype, any_words, vae_remat)
+  except (TypeError, KeyError, AttributeError) as error:
+    raise CheckpointError(f"{source.folder}: one of its JSON files holds a value of the wrong type, or lacks one "
+                          f"({error}); compare them with the model's publication") from error
+
+
+def _open_folder(source: Source, dtype: Any, any_words: bool, vae_remat: bool) -> tuple[Prior, Weights]:
+  """A prior whose files are here."""
   folder = source.folder
   index = read_json(folder / "model_index.json")
   kind = _kind(folder, index)

@@ -54,17 +54,19 @@ def main(argv: Sequence[str] | None = None) -> None:
   args = parser.parse_args(argv)
   if args.num < 1:
     parser.error(f"--num={args.num} must be at least 1")
-  if not args.out.absolute().parent.is_dir():
-    parser.error(f"--out={args.out}: there is no folder {args.out.absolute().parent}")
+  if not 0 <= args.seed < 2**32:
+    parser.error(f"--seed={args.seed} must be from 0 to 2^32 - 1")
+  if not args.out.absolute().parent.is_dir() or args.out.is_dir():
+    parser.error(f"--out={args.out}: it must be a file in a folder that exists")
   compilation.prepare()
   try:
     prior, params = build(args.prior, dtype=args.dtype)
     print(f"prior: {prior.source}; drawing {args.num} images in {args.steps} steps ...", flush=True)
     images = sample(prior, params, [args.prompt] * args.num, jax.random.key(args.seed), args.negative_prompt,
                     args.steps, args.guidance_scale)
-  except ValueError as error:
+    write_row(args.out, images)
+  except (ValueError, OSError) as error:
     parser.error(str(error))
-  write_row(args.out, images)
   print(f"the images lie in {args.out}")
 
 

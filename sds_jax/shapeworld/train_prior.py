@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import tempfile
 import time
 from typing import Any, Callable, Iterator
 
@@ -26,7 +27,7 @@ import tqdm
 from sds_jax import compilation
 from sds_jax.diffusion import schedules
 from sds_jax.priors import checkpoint, clip, prior as prior_lib, spaces, tokenizers, unet
-from sds_jax.priors.files import write_atomically, write_json
+from sds_jax.priors.files import read_json, write_atomically, write_json
 from sds_jax.shapeworld import captions, card, dataset, recipe, score_prior, tokenizer
 from sds_jax.shapeworld.tokenizer import MAX_TOKENS
 from sds_jax.types import Array, Params
@@ -60,14 +61,20 @@ def init_params(key: Array, networks: tuple[Any, Any]) -> Params:
       text_encoder=text_model.init(k_text, jnp.zeros((1, MAX_TOKENS), jnp.int32))["params"])
 
 
-def read_params(folder: pathlib.Path, networks: tuple[Any, Any]) -> Params:
+def read_params(folder: pathlib.Path) -> Params:
   """The float32 parameters in `folder`, a prior that this recipe has made, as `init_params` lays them out.
 
   Raises:
     CheckpointError: files are missing or damaged.
-    ValueError: they are of other networks.
+    ValueError: they are of other networks, or of another vocabulary.
   """
   params = {}
+  with tempfile.TemporaryDirectory() as words:
+    tokenizer.write_tokenizer(pathlib.Path(words))
+    vocabulary = read_json(pathlib.Path(words) / "vocab.json")
+    networks = make_networks(len(vocabulary), tokenizer.special_ids(pathlib.Path(words)))
+  if read_json(folder / "tokenizer" / "vocab.json") != vocabulary:
+    raise ValueError(f"{folder / 'tokenizer'} is not the recipe's vocabulary; train without --init")
   for (name, kind), network in zip((("unet", "unet"), ("text_encoder", "clip_text")), networks):
     found, params[name] = checkpoint.read_component(folder / name, kind)
     if checkpoint.abstract_params(found) != checkpoint.abstract_params(network):
@@ -173,9 +180,10 @@ def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None,
           save_every: int = 500, sheet_every: int = 2000, **overrides: Any) -> pathlib.Path:
   """Train from `out`'s newest checkpoint, or the prior `init`, or nothing; returns the folder of the finished prior."""
   settings = {**recipe.TRAINING, **overrides}
+  given = read_params(init) if init and not any((out / "checkpoints").glob("[0-9]*")) else None
   out.mkdir(parents=True, exist_ok=True)
-  _check_same_run(out / "settings.json",
-                  {**settings, "seed": seed, "steps": None, "init": str(init) if init else None})
+  _check_same_run(out / "settings.json", {**settings, "seed": seed, "steps": None, "init": str(init) if init else None,
+                                          "weights": dataset.WEIGHTS})
   images = out / "images.npz"
   if not images.exists():
     dataset.make_dataset(settings["num_images"], seed, images)
@@ -194,7 +202,7 @@ def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None,
   optimizer = make_optimizer(settings["steps"], settings)
   step_fn = make_step(networks, schedule, optimizer, settings, null_ids)
   key = jax.random.key(seed)
-  params = read_params(init, networks) if init else jax.jit(lambda k: init_params(k, networks))(key)
+  params = given or jax.jit(lambda k: init_params(k, networks))(key)
   state = TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=jax.tree.map(jnp.copy, params),
                      opt_state=optimizer.init(params))
   state = jax.device_put(state, jax.devices()[0])  # as restored ones are: a resumed run has the same program
@@ -272,7 +280,7 @@ def main() -> None:
   compilation.prepare()
   try:
     print(f"the prior lies in {train(args.pop('out'), **args)}")
-  except (checkpoint.CheckpointError, ValueError) as error:
+  except (ValueError, OSError) as error:
     parser.error(str(error))
 
 

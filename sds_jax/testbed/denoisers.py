@@ -3,6 +3,7 @@
 They have the signature of any other network (`types.DenoiseFn`), the law taking the place of parameters, so whatever
 takes a network takes them: `score_distillation`, `guided`, a training step.
 
+  >>> import jax.numpy as jnp
   >>> from sds_jax import guided, schedule_from_config, score_distillation
   >>> schedule = schedule_from_config(dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
   >>> cats, dogs = laws.gaussian(jnp.zeros(2), 0.1), laws.gaussian(jnp.ones(2), 0.1)
@@ -17,7 +18,6 @@ takes a network takes them: `score_distillation`, `guided`, a training step.
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp  # noqa: F401, for the example
 
 from sds_jax.testbed import laws
 from sds_jax.testbed.laws import Mixture

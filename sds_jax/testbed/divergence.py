@@ -1,8 +1,8 @@
 """What score distillation descends, exactly: the divergence of a noisy image from the noisy data, and its gradient.
 
 DreamFusion (arXiv:2209.14988, eq. 4): E_eps[w(t) (eps_hat - eps)] = (sigma_t / alpha_t) w(t) d/dx KL(N(alpha_t x,
-sigma_t^2) || p_t). For images of one or two numbers the divergence is an integral that quadrature does to machine
-precision, so the right-hand side comes without noise and without an estimator.
+sigma_t^2) || p_t). For images of one or two numbers the divergence is an integral that quadrature does about as well as
+float32 can hold it, so the right-hand side comes without noise and without an estimator.
 """
 from __future__ import annotations
 

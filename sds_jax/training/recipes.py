@@ -40,6 +40,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sds_jax.priors import sources
+from sds_jax.priors.files import read_json
 from sds_jax.training import config as config_lib
 from sds_jax.training.validation import ConfigError
 
@@ -72,7 +73,7 @@ _PUBLISHED: Settings = {
     "camera.stratified": False,
     "shading.distance": (0.8, 1.5), "shading.ambient": 0.1, "shading.ambient_spread": 0.0,
     "render.height": 64, "render.width": 64, "render.num_samples": 64, "render.candidates": 256,
-    "render.normals": "analytic", "render.block_points": 2**18,  # at a time, for the memory of one GPU
+    "render.normals": "analytic",
     "loss.sds": (1.0,), "loss.entropy": (0.0,),
     "optimizer.name": "adam", "optimizer.b1": 0.9, "optimizer.b2": 0.99, "optimizer.eps": 1e-15,
     "optimizer.clip_norm": 0.0,
@@ -200,7 +201,7 @@ def from_words(words: str) -> ConfigDict:
     if len(some) > 1:
       raise ConfigError(f"{words!r} names more than one {kind} ({', '.join(some)}): keep one")
   prior = priors[0] if priors else RECIPES[chosen[0]].prior if chosen else "shapeworld"
-  if not chosen and prior != "shapeworld":
+  if not chosen and not _is_small(prior):
     chosen = ["threestudio_if" if _of_pixels(prior) else "threestudio_sd"]
   config = config_lib.default()
   for name in chosen:
@@ -211,7 +212,7 @@ def from_words(words: str) -> ConfigDict:
 
 def _apply(config: ConfigDict, recipe: Recipe, prior: str) -> None:
   """Put a recipe's settings into the defaults, as far as they are meant for this prior."""
-  if prior == "shapeworld":
+  if _is_small(prior):
     kept = {name: value for name, value in recipe.settings.items() if name.split(".")[0] not in _SMALL_GROUPS}
     config.update_from_flattened_dict({**kept, **recipe.small})
   else:
@@ -219,5 +220,14 @@ def _apply(config: ConfigDict, recipe: Recipe, prior: str) -> None:
 
 
 def _of_pixels(prior: str) -> bool:
-  """Whether a published prior is a DeepFloyd IF, by its name."""
+  """Whether a prior is a DeepFloyd IF, by its folder's model_index.json, or else by its name."""
+  index = Path(prior) / "model_index.json"
+  if index.is_file():
+    return read_json(index).get("_class_name") == "IFPipeline"
   return re.match(r"(.*/)?if(-|$)", prior.lower()) is not None
+
+
+def _is_small(prior: str) -> bool:
+  """Whether a prior is the one that ships, or a folder of its kind."""
+  index = Path(prior) / "model_index.json"
+  return prior == "shapeworld" or (index.is_file() and "pixel_unshuffle" in read_json(index))

@@ -39,7 +39,8 @@ class Stage:
 def make_stages(config: ml_collections.FrozenConfigDict) -> tuple[Stage, ...]:
   """The stages of a validated config, in order; the first begins at step 0. One, unless the settings ask for more."""
   steps = config.training.steps
-  begins = lambda fraction: min(math.ceil(fraction * steps), steps)  # noqa: E731
+  # Rounded, because 0.07 of 100 is 7.000000000000001 in floats.
+  begins = lambda fraction: min(math.ceil(round(fraction * steps, 6)), steps)  # noqa: E731
   sizes = {0: config.render.height, **{begins(place): size for place, size in config.render.milestones}}
   rgb_from = begins(config.distillation.latent_until)
   size, stages = config.render.height, []

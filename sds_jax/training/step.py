@@ -41,6 +41,10 @@ def step_keys(key: Array, step: Array) -> dict[str, Array]:
   return dict(zip(STREAMS, jax.random.split(jax.random.fold_in(key, step), len(STREAMS))))
 
 
+CPU_BLOCK, ACCELERATOR_BLOCK = 4096, 2**18
+"""Points that the field sees at a time: as many as stay in a CPU's cache, or as leave room on a GPU."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Scene:
   """The functions that a config stands for; no arrays.
@@ -70,7 +74,7 @@ def make_scene(config: ml_collections.FrozenConfigDict, as_latent: bool = False)
   c, s, r = config.camera, config.shading, config.render
   shaded = s.lambertian + s.textureless
   on_cpu = jax.default_backend() == "cpu"
-  block = {-1: 4096 if on_cpu else None, 0: None}.get(r.block_points, r.block_points)
+  block = {-1: CPU_BLOCK if on_cpu else ACCELERATOR_BLOCK, 0: None}.get(r.block_points, r.block_points)
   return Scene(
       config=config,
       field=parts.make_field(config),

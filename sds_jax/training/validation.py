@@ -164,7 +164,8 @@ def _checks() -> dict[str, Check]:
       "distillation.perp_neg_scale": _scalar(0.0, 100.0),
       "distillation.t_min": _scalar(0.0, 1.0),
       "distillation.t_max": _scalar(0.0, 1.0),
-      "distillation.latent_until": _number(0.0, 1.0, ", a fraction of the run"),
+      "distillation.latent_until": (lambda v: _finite(v) and 0.0 <= v < 1.0, "a fraction of the run from 0 to below 1, "
+                                    "since no colours are learnt before it"),
       "distillation.clip_norm": _scalar(0.0, words=", never 0 unless it is (0.0,): no clipping"),
       "distillation.view_words": _one_of(("nearest", "blended", "none")),
       "camera.elevation_deg": _span(-90.0, 90.0),

@@ -62,7 +62,7 @@ def test_command(command, tiny_published, monkeypatch, tmp_path, capsys):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_memory_only(command, tiny_published, monkeypatch, capsys, dtype):
-  """Nothing is allocated or run; rays are rendered at once; a CPU owns up to its copies."""
+  """Nothing is allocated or run; rays are rendered as on an accelerator; a CPU owns up to its copies."""
   seen = []
 
   def compiled(work, state):
@@ -74,7 +74,7 @@ def test_memory_only(command, tiny_published, monkeypatch, capsys, dtype):
   assert benchmark.main([*command, "--memory_only", f"--config.prior.dtype={dtype}"]) == 0
   (work, state), printed = seen[0], capsys.readouterr().out
   leaves = jax.tree.leaves((work.prior_params, state))
-  assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves) and work.scene.options.block_points is None
+  assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves) and work.scene.options.block_points == 2**18
   assert {leaf.dtype for leaf in jax.tree.leaves(work.prior_params)} == {jnp.dtype(dtype)}
   assert ("an upper bound for accelerators" in printed) == (dtype == "bfloat16")
   assert "weights of the vae" in printed and "no weights were allocated" in printed

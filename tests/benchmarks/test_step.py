@@ -43,7 +43,10 @@ def test_command(command, tmp_path, capsys):
 
 @pytest.mark.parametrize("arguments, message", [
   (["--peer=tensorflow"], "--peer=tensorflow is not legal: it must be 'torch'"),
-  (["--steps=0"], "--steps, --repeats, --rounds and --matmul must be at least 1"),
+  (["--steps=0"], "--steps, --repeats and --rounds must be at least 1"),
+  (["--json=/nowhere/record.json"], "--json=/nowhere/record.json: there is no such folder"),
+  (["--config.render.milestones=((0.5,24),)"], "a step at a time is measured, and a run with config.render.milestones"),
+  (["--config.prompt=a hamburger"], "config.prompt='a hamburger'"),
   (["--prior=/nowhere"], "the prior '/nowhere' is neither a name"),
   (["--config.field.bound=7.0"], "config.field.bound=7.0 is not legal"),
   (["--config.field.bond=0.8"], "did you mean config.field.bound?"),

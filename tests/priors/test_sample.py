@@ -75,7 +75,9 @@ def test_command(built, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("argument, words", [
   ("--num=0", "--num=0 must be at least 1"),
-  ("--out=/nowhere/x.png", "--out=/nowhere/x.png: there is no folder /nowhere")])
+  ("--seed=99999999999999999999", "must be from 0 to 2^32 - 1"),
+  ("--out=/tmp", "--out=/tmp: it must be a file in a folder"),
+  ("--out=/nowhere/x.png", "--out=/nowhere/x.png: it must be a file in a folder that exists")])
 def test_mistakes_are_told_before_any_work(monkeypatch, capsys, argument, words):
   monkeypatch.setattr(sample, "build", None)
   with pytest.raises(SystemExit):

@@ -102,11 +102,13 @@ def test_a_run_from_another_priors_weights(train, tiny_recipe, tmp_path, monkeyp
   """No step is taken: what comes out is what went in, and the card says from where; other networks are refused."""
   networks = train_prior.make_networks(*vocabulary(tmp_path))
   train_prior.write_prior(tmp_path / "before", random_params(networks), *vocabulary(tmp_path))
+  with pytest.raises(checkpoint.CheckpointError, match="nowhere"):
+    train(tmp_path / "run", init=tmp_path / "nowhere")
+  assert os.listdir(tmp_path / "run") == ["images.npz"]  # nothing that would hold the corrected command up
   monkeypatch.setattr(train_prior, "init_params", None)
   monkeypatch.setattr(train_prior, "make_step", lambda *args: None)
   monkeypatch.setattr(train_prior, "_loop", lambda state, *args: state)
   monkeypatch.setattr(card, "_card", lambda run, settings, seed, init, num, table: f"from {init}")
-  (tmp_path / "run").mkdir()
   (tmp_path / "run" / "metrics.jsonl").write_text("")
   after = train(tmp_path / "run", init=tmp_path / "before")
   for name, expected in weights(tmp_path / "before").items():

@@ -27,7 +27,7 @@ def begins(tiny_config, **changes):
   ((), 0.2, [(0, 16, True), (2, 16, False)]),
   (((0.5, 24),), 0.7, [(0, 16, True), (5, 24, True), (7, 24, False)]),
   (((0.5, 24),), 0.5, [(0, 16, True), (5, 24, False)]),
-  (((0.99, 24),), 1.0, [(0, 16, True)]),  # 9.9 of 10 steps: there is none left
+  (((0.99, 24),), 0.95, [(0, 16, True)]),  # 9.9 and 9.5 of 10 steps: there is none left
 ])
 def test_where_stages_begin(tiny_config, milestones, latent_until, expected):
   stages, found = begins(tiny_config, **{
@@ -37,6 +37,12 @@ def test_where_stages_begin(tiny_config, milestones, latent_until, expected):
     current = max(i for i, (first, _, _) in enumerate(expected) if first <= step)
     assert stages_lib.at_step(stages, range(len(stages)), step) == current
     assert stages_lib.are_over(stages, step) == [i < current for i in range(len(stages))]
+
+
+@pytest.mark.parametrize("fraction, steps, first", [(0.07, 100, 7), (0.55, 100, 55), (0.28, 100, 28), (0.071, 100, 8)])
+def test_products_that_floats_round_up_begin_no_step_later(tiny_config, fraction, steps, first):
+  _, found = begins(tiny_config, **{"training.steps": steps, "render.milestones": ((fraction, 24),)})
+  assert found == [(0, 16, False), (first, 24, False)]
 
 
 def test_stages_differ_in_nothing_else(tiny_config):
