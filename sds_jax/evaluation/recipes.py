@@ -9,8 +9,6 @@ stopped goes on.
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from absl import app, flags
 
 from sds_jax import compilation
 from sds_jax.evaluation import modes
-from sds_jax.evaluation.shapeworld import Job, Record, draw_captions, run_set
+from sds_jax.evaluation.shapeworld import Job, Record, draw_captions, or_one_line, run_set
 from sds_jax.io import files
 from sds_jax.priors.sources import shipped_folder
 from sds_jax.shapeworld import captions
@@ -78,28 +76,22 @@ def main() -> None:
   out = flags.DEFINE_string("out", "recipe_scores", "folder of the table, the records and the renders")
 
   def run(argv: Sequence[str]) -> None:
-    try:
-      unknown = [*argv[1:], *sorted(set(chosen.value) - set(names))]
-      if unknown or not chosen.value:
-        raise ValueError(f"--recipes={','.join(chosen.value)}: {unknown[0] if unknown else ''!r} is none of "
-                         f"{', '.join(names)}")
-      compilation.prepare()
-      specs, folder = draw_captions(prompts.value, draw.value), Path(out.value)
-      found = {}
-      for name in chosen.value:
-        print(f"{name} ...", flush=True)
-        found[name] = run_recipe(name, specs, range(seeds.value), folder / name)
-      with files.atomic_write(folder / "table.md") as file:
-        file.write(table(found).encode() + b"\n")
-      print(table(found))
-      print(f"renders, records and table lie in {folder}")
-    except (ValueError, OSError) as error:
-      if os.environ.get("SDS_JAX_TRACEBACK"):
-        raise
-      print(f"error: {error}", file=sys.stderr)
-      sys.exit(2)
+    unknown = [*argv[1:], *sorted(set(chosen.value) - set(names))]
+    if unknown or not chosen.value:
+      raise ValueError(f"--recipes={','.join(chosen.value)}: {unknown[0] if unknown else ''!r} is none of "
+                       f"{', '.join(names)}")
+    compilation.prepare()
+    specs, folder = draw_captions(prompts.value, draw.value), Path(out.value)
+    found = {}
+    for name in chosen.value:
+      print(f"{name} ...", flush=True)
+      found[name] = run_recipe(name, specs, range(seeds.value), folder / name)
+    with files.atomic_write(folder / "table.md") as file:
+      file.write(table(found).encode() + b"\n")
+    print(table(found))
+    print(f"renders, records and table lie in {folder}")
 
-  app.run(run)
+  app.run(lambda argv: or_one_line(lambda: run(argv)))
 
 
 if __name__ == "__main__":

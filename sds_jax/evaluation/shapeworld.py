@@ -144,6 +144,17 @@ def _run(config: ml_collections.ConfigDict, specs: Sequence[captions.Spec], seed
   print(f"renders, records and table lie in {folder}")
 
 
+def or_one_line(action: Callable[[], None]) -> None:
+  """Does it; what was wrong with the settings or the disk ends the process with one line and status 2."""
+  try:
+    action()
+  except (ValueError, OSError) as error:
+    if os.environ.get("SDS_JAX_TRACEBACK"):
+      raise
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
 def main() -> None:
   """Command line."""
   config = config_flags.DEFINE_config_dict("config", config_lib.default())
@@ -152,17 +163,8 @@ def main() -> None:
   draw = flags.DEFINE_integer("draw", 1, "seed of the drawing of captions")
   out = flags.DEFINE_string("out", "shapeworld_scores", "folder of the table, the records and the renders")
 
-  def run(argv: Sequence[str]) -> None:
-    del argv
-    try:
-      _run(config.value, draw_captions(prompts.value, draw.value), range(seeds.value), Path(out.value))
-    except (ValueError, OSError) as error:
-      if os.environ.get("SDS_JAX_TRACEBACK"):
-        raise
-      print(f"error: {error}", file=sys.stderr)
-      sys.exit(2)
-
-  app.run(run)
+  app.run(lambda argv: or_one_line(lambda: _run(
+    config.value, draw_captions(prompts.value, draw.value), range(seeds.value), Path(out.value))))
 
 
 if __name__ == "__main__":

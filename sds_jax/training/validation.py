@@ -148,7 +148,11 @@ def _milestones(spec: tuple) -> bool:
 
 
 def _checks() -> dict[str, Check]:
-  texture = "; lower it if memory is short"
+  """Dotted name -> check, for all settings."""
+  return {**_run_checks(), **_scene_checks()}
+
+
+def _run_checks() -> dict[str, Check]:
   return {
       "prompt": (lambda v: bool(v.strip()) and len(v) <= 10_000, "a sentence of 1 to 10,000 characters"),
       "negative_prompt": (lambda v: len(v) <= 10_000, "a text of at most 10,000 characters (empty: none)"),
@@ -168,6 +172,43 @@ def _checks() -> dict[str, Check]:
                                     "since no colours are learnt before it"),
       "distillation.clip_norm": _scalar(0.0, words=", never 0 unless it is (0.0,): no clipping"),
       "distillation.view_words": _one_of(("nearest", "blended", "none")),
+      "loss.sds": _scalar(0.0),
+      "loss.orientation": _scalar(0.0),
+      "loss.opacity": _scalar(0.0),
+      "loss.entropy": _scalar(0.0),
+      "optimizer.name": _one_of(("adam", "adan", "adamw", "sgd")),
+      "optimizer.learning_rate": _above(0.0),
+      "optimizer.warmup_steps": _whole(0),
+      "optimizer.final_fraction": _number(0.0, 1.0),
+      "optimizer.b1": _number(0.0, 0.9999),
+      "optimizer.b2": _number(0.0, 0.99999),
+      "optimizer.eps": _above(0.0),
+      "optimizer.background_factor": _number(0.0, 100.0),
+      "optimizer.clip_norm": _number(0.0, math.inf, " (0: no clipping)"),
+      "training.steps": _whole(1),
+      "training.views": _whole(1, 4096),
+      "training.log_every": _whole(1),
+      "training.render_every": _whole(0, words=" (0: never)"),
+      "training.guidance_every": _whole(0, words=" (0: never)"),
+      "training.checkpoint_every": _whole(1),
+      "training.keep_checkpoints": _whole(1),
+      "occupancy.resolution": (lambda v: 4 <= v <= 256 and v % 2 == 0, "an even number from 4 to 256"),
+      "occupancy.every": _whole(0, words=" (0: no occupancy grid)"),
+      "occupancy.decay": _number(0.0, 1.0),
+      "occupancy.start_step": _whole(0),
+      "export.mesh_resolution": _whole(16, 1024),
+      "export.mesh_threshold": _number(0.0, math.inf, " (0: chosen automatically)"),
+      "export.image_size": _whole(16, 4096),
+      "export.num_samples": _whole(4, 4096),
+      "export.turntable_frames": _whole(2, 10_000),
+      "export.turntable_elevation_deg": _number(-89.0, 89.0),
+  }
+
+
+def _scene_checks() -> dict[str, Check]:
+  """Of what is optimised, and how it is rendered."""
+  texture = "; lower it if memory is short"
+  return {
       "camera.elevation_deg": _span(-90.0, 90.0),
       "camera.distance": _span(1.0, 100.0),
       "camera.fov_deg": _span(5.0, 150.0),
@@ -221,36 +262,6 @@ def _checks() -> dict[str, Check]:
       "render.milestones": (_milestones, "(), or ((p, size), ...) with fractions p of the run rising between 0 and 1, "
                             "and whole sizes from 8 to 1024"),
       "render.normals": _one_of(("analytic", "difference")),
-      "loss.sds": _scalar(0.0),
-      "loss.orientation": _scalar(0.0),
-      "loss.opacity": _scalar(0.0),
-      "loss.entropy": _scalar(0.0),
-      "optimizer.name": _one_of(("adam", "adan", "adamw", "sgd")),
-      "optimizer.learning_rate": _above(0.0),
-      "optimizer.warmup_steps": _whole(0),
-      "optimizer.final_fraction": _number(0.0, 1.0),
-      "optimizer.b1": _number(0.0, 0.9999),
-      "optimizer.b2": _number(0.0, 0.99999),
-      "optimizer.eps": _above(0.0),
-      "optimizer.background_factor": _number(0.0, 100.0),
-      "optimizer.clip_norm": _number(0.0, math.inf, " (0: no clipping)"),
-      "training.steps": _whole(1),
-      "training.views": _whole(1, 4096),
-      "training.log_every": _whole(1),
-      "training.render_every": _whole(0, words=" (0: never)"),
-      "training.guidance_every": _whole(0, words=" (0: never)"),
-      "training.checkpoint_every": _whole(1),
-      "training.keep_checkpoints": _whole(1),
-      "occupancy.resolution": (lambda v: 4 <= v <= 256 and v % 2 == 0, "an even number from 4 to 256"),
-      "occupancy.every": _whole(0, words=" (0: no occupancy grid)"),
-      "occupancy.decay": _number(0.0, 1.0),
-      "occupancy.start_step": _whole(0),
-      "export.mesh_resolution": _whole(16, 1024),
-      "export.mesh_threshold": _number(0.0, math.inf, " (0: chosen automatically)"),
-      "export.image_size": _whole(16, 4096),
-      "export.num_samples": _whole(4, 4096),
-      "export.turntable_frames": _whole(2, 10_000),
-      "export.turntable_elevation_deg": _number(-89.0, 89.0),
   }
 
 
