@@ -19,7 +19,7 @@ import jax
 import ml_collections
 import numpy as np
 import tqdm
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sds_jax import compilation
@@ -146,6 +146,7 @@ def _run(config: ml_collections.ConfigDict, specs: Sequence[captions.Spec], seed
 
 def or_one_line(action: Callable[[], None]) -> None:
   """Does it; what was wrong with the settings or the disk ends the process with one line and status 2."""
+  logging.set_verbosity(logging.ERROR)  # JAX tells of each backend that is not here
   try:
     action()
   except (ValueError, OSError) as error:

@@ -40,9 +40,10 @@ def make_optimizer(config: ml_collections.FrozenConfigDict) -> optax.GradientTra
   With a `background_factor` other than 1 it is one of {"field": ..., "background": ...} only.
   """
   settings, steps = config.optimizer, config.training.steps
-  rate = optax.warmup_cosine_decay_schedule(
-      0.0 if settings.warmup_steps else settings.learning_rate, settings.learning_rate, settings.warmup_steps, steps,
-      settings.learning_rate * settings.final_fraction)
+  rate = optax.cosine_decay_schedule(settings.learning_rate, steps - settings.warmup_steps, settings.final_fraction)
+  if settings.warmup_steps:
+    warm = optax.linear_schedule(0.0, settings.learning_rate, settings.warmup_steps)
+    rate = optax.join_schedules([warm, rate], [settings.warmup_steps])
   adaptive = dict(b1=settings.b1, b2=settings.b2, eps=settings.eps)
   # Constructors in functions, so that only the one asked for is made.
   optimizers = {
