@@ -30,12 +30,15 @@ class RenderOptions:
     normals: "none", "analytic" or "difference" (forward differences). Needed to shade.
     difference_step: width of the differences, world units.
     occupied_depth: cells whose optical depth over one spacing is below this are skipped (instant-ngp: 0.01).
+    few: another budget, smaller than `samples`, taken when it is enough for all wanted samples: on CPUs passes over
+      arrays that are mostly empty cost as much as the field. None for accelerators, whose programs should not branch.
     block_points: how many points the field sees at a time, recomputed in the backward pass, so that activations stay
       in cache; blocks without samples are skipped. None (all at once, nothing recomputed) is for accelerators.
   """
   bound: float = 0.8
   candidates: int = 48
   samples: int = 16
+  few: int | None = None
   normals: str = "none"
   difference_step: float = 1e-2
   occupied_depth: float = 0.01
@@ -46,6 +49,8 @@ class RenderOptions:
       raise ValueError(f"normals must be none, analytic or difference, not {self.normals!r}")
     if not 0 < self.samples <= self.candidates:
       raise ValueError(f"need 0 < samples <= candidates, got {self.samples} and {self.candidates}")
+    if self.few is not None and not 0 < self.few < self.samples:
+      raise ValueError(f"need 0 < few < samples, got {self.few} and {self.samples}")
 
 
 def render_rays(field: FieldFn, params: Params, rays: Rays, background: Array, jitter: Array | None = None, *,
@@ -74,8 +79,24 @@ def render_rays(field: FieldFn, params: Params, rays: Rays, background: Array, j
   count = rays.origins.shape[0]
   jitter = jnp.full((count,), 0.5, rays.origins.dtype) if jitter is None else jitter
   distances, widths = sampling.even_steps(rays, options.bound, options.candidates, jitter)
-  wanted = _wanted(rays, distances, grid, options)
-  index, kept, overflow = occupancy.pack(wanted.reshape(-1), options.samples * count)
+  wanted = _wanted(rays, distances, grid, options).reshape(-1)
+
+  def within(budget: int) -> tuple[RenderOutput, Array]:
+    return _render_packed(field, params, rays, background, distances, widths, wanted, budget * count, options, light,
+                          shade)
+
+  if options.few is None:
+    return within(options.samples)
+  return jax.lax.cond(jnp.sum(wanted, dtype=jnp.int32) <= options.few * count,
+                      lambda: within(options.few), lambda: within(options.samples))
+
+
+def _render_packed(field: FieldFn, params: Params, rays: Rays, background: Array, distances: Array, widths: Array,
+                   wanted: Array, budget: int, options: RenderOptions, light: Array | None,
+                   shade: Shading | None) -> tuple[RenderOutput, Array]:
+  """`render_rays` with room for `budget` of the `wanted` samples (bool [S R]) at `distances` [S, R]."""
+  count = rays.origins.shape[0]
+  index, kept, overflow = occupancy.pack(wanted, budget)
   valid = jnp.arange(index.shape[0], dtype=jnp.int32) < kept
   ray = jnp.where(valid, index % count, 0)
   t = distances.reshape(-1).at[index].get(mode="fill", fill_value=0.0)
@@ -114,7 +135,7 @@ def render_image(field: FieldFn, params: Params, camera: Camera, height: int, wi
 
   `background` is [H, W, 3] and `light` [3]; not meant to be differentiated.
   """
-  options = dataclasses.replace(options, samples=options.candidates)
+  options = dataclasses.replace(options, samples=options.candidates, few=None)
   everything = camera_rays(camera, height, width)
   chunks = -(-height // rows)
 

@@ -80,7 +80,7 @@ def make_scene(config: ml_collections.FrozenConfigDict, as_latent: bool = False)
       field=parts.make_field(config),
       background=parts.make_background(config),
       options=RenderOptions(bound=config.field.bound, candidates=r.candidates, samples=r.num_samples,
-                            block_points=block),
+                            few=3 * r.num_samples // 8 or None if on_cpu else None, block_points=block),
       cameras=cameras.CameraDistribution(
           elevation=radians(c.elevation_deg), distance=tuple(c.distance), fov_y=radians(c.fov_deg),
           focal=tuple(c.focal) if any(c.focal) else None, position_jitter=c.position_jitter, look_at_std=c.target_std,

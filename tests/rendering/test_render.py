@@ -90,6 +90,31 @@ def test_blocks_change_neither_image_nor_gradient(normals):
   assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(results[0][1])) > 0.1
 
 
+@pytest.mark.parametrize("few, enough", [(20, True), (3, False)])
+def test_a_smaller_budget_is_taken_where_it_is_enough(few, enough):
+  """Image and gradient are those of the whole budget either way; the arrays that the field sees tell which was taken."""
+  results = []
+  for options in (OPTIONS, dataclasses.replace(OPTIONS, few=few)):
+    def loss(params):
+      out, overflow = render(params, options)
+      return jnp.sum(jnp.sin(out.rgb)), (out, overflow)
+
+    results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(PARAMS))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-4), *results)
+  assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(results[0][1])) > 0.1
+  taken = []
+
+  def watched(params, points):
+    jax.debug.callback(lambda total: taken.append(int(total)), jnp.int32(points.shape[0]))
+    return FIELD.apply(params, points)
+
+  rays = jax.tree.map(lambda x: x.reshape(-1, 3), jax.vmap(lambda c: cameras.rays(c, 8, 8))(CAMERAS))
+  jax.block_until_ready(render_rays(watched, PARAMS, rays, jnp.ones_like(rays.origins),
+                                    options=dataclasses.replace(OPTIONS, few=few)))
+  jax.effects_barrier()
+  assert taken == [(few if enough else OPTIONS.samples) * rays.origins.shape[0]]
+
+
 def test_gradient_is_that_of_finite_differences():
   loss = jax.jit(lambda p: jnp.sum(jnp.sin(3 * render(p, dataclasses.replace(OPTIONS, block_points=200))[0].rgb)))
   direction = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape), PARAMS)
