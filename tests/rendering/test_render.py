@@ -92,7 +92,7 @@ def test_blocks_change_neither_image_nor_gradient(normals):
 
 @pytest.mark.parametrize("few, enough", [(20, True), (3, False)])
 def test_a_smaller_budget_is_taken_where_it_is_enough(few, enough):
-  """Image and gradient are those of the whole budget either way; the arrays that the field sees tell which was taken."""
+  """Image and gradient are those of the whole budget either way; what the field sees tells which was taken."""
   results = []
   for options in (OPTIONS, dataclasses.replace(OPTIONS, few=few)):
     def loss(params):
