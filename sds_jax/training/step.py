@@ -75,12 +75,13 @@ def make_scene(config: ml_collections.FrozenConfigDict, as_latent: bool = False)
   shaded = s.lambertian + s.textureless
   on_cpu = jax.default_backend() == "cpu"
   block = {-1: CPU_BLOCK if on_cpu else ACCELERATOR_BLOCK, 0: None}.get(r.block_points, r.block_points)
+  few = 3 * r.num_samples // 8 if on_cpu and r.block_points == -1 and r.num_samples > 2 else None
   return Scene(
       config=config,
       field=parts.make_field(config),
       background=parts.make_background(config),
       options=RenderOptions(bound=config.field.bound, candidates=r.candidates, samples=r.num_samples,
-                            few=3 * r.num_samples // 8 or None if on_cpu else None, block_points=block),
+                            few=few, block_points=block),
       cameras=cameras.CameraDistribution(
           elevation=radians(c.elevation_deg), distance=tuple(c.distance), fov_y=radians(c.fov_deg),
           focal=tuple(c.focal) if any(c.focal) else None, position_jitter=c.position_jitter, look_at_std=c.target_std,
