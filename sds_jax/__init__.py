@@ -1,8 +1,10 @@
 """Score distillation in JAX: the public names."""
-from sds_jax.diffusion.distillation import DistillationAux, inject, score_distillation, sds_residual
+from sds_jax.diffusion.distillation import DistillationAux, inject, score_distillation
+from sds_jax.diffusion.estimators import ESTIMATORS
 from sds_jax.diffusion.guidance import cfg_diffusers, cfg_dreamfusion, guided
 from sds_jax.diffusion.scalars import schedule_value
-from sds_jax.diffusion.schedules import add_noise, schedule_from_config, snr
+from sds_jax.diffusion.schedules import add_noise, flow_schedule, schedule_from_config, snr
+from sds_jax.diffusion.variational import score_loss
 from sds_jax.fields.field import make_field
 from sds_jax.priors.ddim import ddim
 from sds_jax.priors.prior import Prior, build as build_prior
@@ -13,8 +15,8 @@ from sds_jax.types import (Camera, DenoiseFn, EncodeFn, FieldFn, FieldOutput, Ge
 __version__ = "0.1.0"
 
 __all__ = [
-    "Camera", "DenoiseFn", "DistillationAux", "EncodeFn", "FieldFn", "FieldOutput", "Generator", "Prior", "Rays",
-    "RenderOptions", "RenderOutput", "Schedule", "add_noise", "build_prior", "cfg_diffusers", "cfg_dreamfusion", "ddim",
+    "Camera", "DenoiseFn", "DistillationAux", "ESTIMATORS", "EncodeFn", "FieldFn", "FieldOutput", "Generator", "Prior", "Rays",
+    "RenderOptions", "RenderOutput", "Schedule", "add_noise", "build_prior", "cfg_diffusers", "cfg_dreamfusion", "ddim", "flow_schedule",
     "guided", "inject", "make_field", "render_image", "render_rays", "render_views", "schedule_from_config",
-    "schedule_value", "score_distillation", "sds_residual", "snr",
+    "schedule_value", "score_distillation", "score_loss", "snr",
 ]

@@ -82,11 +82,11 @@ class RenderOutput:
 
 @flax.struct.dataclass
 class Schedule:
-  """A variance-preserving noise schedule on T integer times: z_t = alpha[t] x + sigma[t] eps.
+  """A noise schedule on T integer times: z_t = alpha[t] x + sigma[t] eps.
 
   Attributes:
-    alpha: [T] float32, sqrt of the cumulative product of (1 - beta).
-    sigma: [T] float32, sqrt(1 - alpha^2).
+    alpha: [T] float32, falling; in diffusion the sqrt of the cumulative product of (1 - beta).
+    sigma: [T] float32, rising; in diffusion sqrt(1 - alpha^2), and 1 - alpha on a straight path (rectified flow).
   """
   alpha: Array
   sigma: Array

@@ -16,7 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from sds_jax import compilation
 from sds_jax.benchmarks import timing
 from sds_jax.diffusion import timesteps
-from sds_jax.diffusion.distillation import draw_noise
+from sds_jax.diffusion.schedules import draw_noise
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.fields.background import LEARNT
 from sds_jax.priors import prior as prior_lib, published

@@ -27,7 +27,7 @@ Your own generator and noise predictor (here an exact one, for data in which eve
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -35,8 +35,8 @@ import jax
 import jax.numpy as jnp
 
 from sds_jax.diffusion import timesteps
-from sds_jax.diffusion.parameterizations import x0_from_eps
-from sds_jax.diffusion.schedules import add_noise, per_example
+from sds_jax.diffusion.estimators import ESTIMATORS, Estimator
+from sds_jax.diffusion.schedules import draw_noise, per_example
 from sds_jax.diffusion.weightings import WEIGHTINGS, WeightFn
 from sds_jax.types import Array, DenoiseFn, Params, Schedule
 
@@ -97,10 +97,10 @@ class DistillationAux:
   Attributes:
     t: [B] int32, the noise level of each example.
     eps: [B, ...], the noise that was added.
-    eps_hat: [B, ...], the noise that the network saw (after guidance).
+    eps_hat: [B, ...], the noise that the network saw (after guidance; CSD, which has none, gives eps_c).
     x0_hat: [B, ...], the network's guess of the clean x.
-    grad_norm: [B] float32, norm of scale w(t) (eps_hat - eps) for each example, before clipping and before the mean
-      over the batch. Watch this instead of the loss, which is always 0.
+    grad_norm: [B] float32, norm of scale w(t) residual for each example, before clipping and before the mean over the
+      batch. Watch this instead of the loss, which is always 0.
   """
   t: Array
   eps: Array
@@ -109,100 +109,66 @@ class DistillationAux:
   grad_norm: Array
 
 
-def sds_residual(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: Array, eps: Array, cond: Any,
-                 weighting: str | WeightFn = "sigma2") -> tuple[Array, dict[str, Array]]:
-  """w(t) (eps_hat - eps) for each example: DreamFusion's estimator, before the chain rule.
-
-  Subtracting eps changes no expectation. It lowers the variance where sigma^2 > alpha^2 c^2, c^2 the variance of
-  the data along a direction; below that noise level it raises it.
-
-  Args:
-    denoise_fn: the network, evaluated once and never differentiated.
-    params: its parameters; they get no gradient.
-    schedule: the one that it was trained with.
-    x: [B, ...]; gets no gradient here.
-    t: [B] integer times.
-    eps: [B, ...] standard normal noise.
-    cond: whatever denoise_fn takes; gets no gradient.
-    weighting: a name in `WEIGHTINGS`, or a function (schedule, t [B]) -> [B].
-
-  Returns:
-    (residual [B, ...] float32, dict(eps_hat=[B, ...], x0_hat=[B, ...]) in x's dtype).
-
-  Raises:
-    ValueError: unknown weighting.
-  """
-  weight = _weight_fn(weighting)(schedule, t)
-  params, x, cond = jax.lax.stop_gradient((params, x, cond))
-  z = add_noise(schedule, x, eps, t)
-  eps_hat = jax.lax.stop_gradient(denoise_fn(params, z, t, cond)).astype(x.dtype)
-  difference = eps_hat.astype(jnp.float32) - eps.astype(jnp.float32)
-  seen = dict(eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))
-  return per_example(weight, difference) * difference, seen
-
-
-def _weight_fn(weighting: str | WeightFn) -> WeightFn:
-  if callable(weighting):
-    return weighting
-  if weighting not in WEIGHTINGS:
-    raise ValueError(f"weighting {weighting!r} is not known; legal: {', '.join(WEIGHTINGS)}, or a function")
-  return WEIGHTINGS[weighting]
-
-
-ESTIMATORS: dict[str, Callable[..., tuple[Array, dict[str, Array]]]] = {"sds": sds_residual}
-"""Name -> (denoise_fn, params, schedule, x, t, eps, cond, weighting) -> (residual, dict(eps_hat=..., x0_hat=...))."""
-
-
-def draw_noise(key: Array, index: Array, like: Array) -> Array:
-  """Standard normal noise of the shape and dtype of like [B, ...]; example b consumes fold_in(key, index[b])."""
-  draw = lambda i: jax.random.normal(jax.random.fold_in(key, i), like.shape[1:], like.dtype)  # noqa: E731
-  return jax.vmap(draw)(index)
-
-
 def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, key: Array, cond: Any, *,
                        t: Array | None = None, t_range: timesteps.TRange = (0.02, 0.98), index: Array | None = None,
-                       weighting: str | WeightFn = "sigma2", estimator: str = "sds", scale: Array | float = 1.0,
-                       clip_norm: Array | float | None = None) -> tuple[Array, DistillationAux]:
+                       weighting: str | WeightFn = "sigma2", estimator: str | Estimator = "sds",
+                       options: Mapping[str, Any] | None = None, scale: Array | float = 1.0,
+                       clip_norm: Array | float | None = None,
+                       antithetic: bool = False) -> tuple[Array, DistillationAux]:
   """A scalar to differentiate: its gradient with respect to x is that of score distillation, averaged over the batch.
 
-  The cotangent of example b is scale w(t_b) (eps_hat_b - eps_b) / B: a sum over the pixels of an example, a mean over
-  the B examples of this call. So averaging (pmean) the gradients of devices with equal B gives the whole batch's.
-  This file's docstring shows its use.
+  The cotangent of example b is scale w(t_b) residual_b / B, for SDS residual = eps_hat - eps: a sum over the pixels of
+  an example, a mean over the B examples of this call. So averaging (pmean) the gradients of devices with equal B gives
+  the whole batch's. This file's docstring shows its use.
 
   Args:
-    denoise_fn: predicts the noise; `guidance.guided` makes a guided one.
+    denoise_fn: predicts the noise; `guidance.guided` makes a guided one, which some estimators ask for.
     params: its parameters; no gradient.
     schedule: the noise schedule that it was trained with.
     x: [B, ...], in the space in which the prior diffuses, differentiable in whatever made it (floating dtype).
-    key: consumed; split into one key for t and one for eps, of which example b uses fold_in(., index[b]).
+    key: consumed; split into keys for t, for eps, and for what else an estimator draws, of which example b uses
+      fold_in(., index[b]).
     cond: pytree with leaves [B, ...], as denoise_fn takes it; no gradient.
     t: [B] integer times; drawn uniformly from t_range where None.
     t_range: (low, high), fractions of the schedule in [0, 1].
     index: [B] integer, the examples' indices in the whole batch; 0 .. B-1 where None. Where a batch is laid out over
       devices, give the global ones, and the draws won't depend on the layout.
     weighting: a name in `WEIGHTINGS`, or a function (schedule, t [B]) -> [B].
-    estimator: a name in `ESTIMATORS`.
+    estimator: a name in `estimators.ESTIMATORS`, or a function of the signature told there.
+    options: the estimator's own, by name; no gradient.
     scale: multiplies the gradient, a scalar or [B]; may be traced.
-    clip_norm: if given, an example's scale w(t) (eps_hat - eps) is shortened to at most this norm; may be traced.
+    clip_norm: if given, an example's scale w(t) residual is shortened to at most this norm; may be traced.
+    antithetic: whether examples 2 i and 2 i + 1 get eps and -eps (static).
 
   Returns:
     (loss, aux): loss is 0.0 of shape [] and only its gradient has a meaning; aux is a `DistillationAux`.
 
   Raises:
-    ValueError: unknown weighting or estimator.
+    ValueError: unknown weighting or estimator, or what the estimator says of its arguments.
+    TypeError: an option that the estimator does not have, or the lack of one.
   """
-  if estimator not in ESTIMATORS:
-    raise ValueError(f"estimator {estimator!r} is not known; legal: {', '.join(ESTIMATORS)}")
+  estimate, weight_fn = _named(estimator, ESTIMATORS, "estimator"), _named(weighting, WEIGHTINGS, "weighting")
   batch = x.shape[0]
   index = jnp.arange(batch) if index is None else index
-  t_key, eps_key = jax.random.split(key)
+  t_key, eps_key, own_key = jax.random.split(key, 3)
   t = timesteps.uniform(t_key, index, t_range, schedule.alpha.shape[0]) if t is None else t
-  eps = draw_noise(eps_key, index, x)
-  residual, seen = ESTIMATORS[estimator](denoise_fn, params, schedule, x, t, eps, cond, weighting)
+  eps = draw_noise(eps_key, index, x, antithetic)
+  keys = jax.vmap(lambda i: jax.random.fold_in(own_key, i))(index)
+  arguments = jax.lax.stop_gradient((params, schedule, x, t, eps, cond, keys))
+  residual, seen = estimate(denoise_fn, *arguments, **(options or {}))
 
-  gradient = per_example(jnp.asarray(scale), residual) * residual
+  gradient = per_example(scale * weight_fn(schedule, t), residual) * residual
   norm = jnp.sqrt(jnp.sum(gradient**2, axis=tuple(range(1, gradient.ndim))))
   if clip_norm is not None:
     gradient = per_example(jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12)), gradient) * gradient
   gradient, aux = jax.lax.stop_gradient((gradient / batch, DistillationAux(t=t, eps=eps, grad_norm=norm, **seen)))
   return inject(x, gradient), aux
+
+
+def _named(choice: Any, known: Mapping[str, Any], what: str) -> Any:
+  """A function that is given, or the one of this name."""
+  if callable(choice):
+    return choice
+  if choice not in known:
+    raise ValueError(f"{what} {choice!r} is not known; legal: {', '.join(known)}, or a function")
+  return known[choice]

@@ -6,6 +6,9 @@ unconditional side, as in diffusers; several of them, combined by Perp-Neg, stan
 """
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -55,8 +58,32 @@ def rescale(eps_guided: Array, eps_c: Array, phi: Array | float) -> Array:
   return eps_guided * (phi * ratio + (1 - phi))
 
 
+@dataclasses.dataclass(frozen=True)
+class Guided:
+  """A guided denoiser made of a plain one, itself a `DenoiseFn`; `guided` makes and documents it.
+
+  Attributes:
+    denoise_fn: the plain one.
+    convention, scale, rescale_phi: as `guided` takes them.
+  """
+  denoise_fn: DenoiseFn
+  convention: str
+  scale: Array | float
+  rescale_phi: Array | float = 0.0
+
+  def __call__(self, params: Params, z: Array, t: Array, cond: dict) -> Array:
+    """eps_hat [B, ...] of z [B, ...] at t [B]; every side of cond but `negative` is asked, in one call."""
+    return self.combine(predictions(self.denoise_fn, params, z, t, {k: v for k, v in cond.items() if k != "negative"}))
+
+  def combine(self, eps: dict[str, Array]) -> Array:
+    """The guided prediction [B, ...] out of what `predictions` gives."""
+    out = CONVENTIONS[self.convention](eps["cond"], eps["uncond"], self.scale)
+    off = isinstance(self.rescale_phi, (int, float)) and self.rescale_phi == 0
+    return out if off else rescale(out, eps["unsteered"], self.rescale_phi)
+
+
 def guided(denoise_fn: DenoiseFn, convention: str, scale: Array | float, *,
-           rescale_phi: Array | float = 0.0) -> DenoiseFn:
+           rescale_phi: Array | float = 0.0) -> Guided:
   """A guided denoiser made of a plain one, at one network call a step.
 
   Args:
@@ -68,26 +95,61 @@ def guided(denoise_fn: DenoiseFn, convention: str, scale: Array | float, *,
   Returns:
     A DenoiseFn whose cond is dict(cond=..., uncond=...): two pytrees of one structure, leaves [B, ...] of equal shapes.
     With Perp-Neg it also has `negatives`, a tuple of K more of them, and `weights` [B, K]: `perp_neg.steer` then goes
-    before the convention, while `rescale` still looks at the plain conditional prediction.
+    before the convention, while `rescale` still looks at the plain conditional prediction. It may have `negative`, one
+    more of them, which guidance itself leaves alone: the estimators CSD and NFSD ask for it.
 
   Raises:
     ValueError: unknown convention; or, when called, cond is not such a dictionary.
+
+  Example: a network that sees its condition, nothing else.
+    >>> denoise = guided(lambda params, z, t, cond: cond["mean"], "diffusers", 7.5)
+    >>> cond = dict(cond=dict(mean=jnp.ones((1, 2))), uncond=dict(mean=jnp.zeros((1, 2))))
+    >>> print(denoise(None, jnp.zeros((1, 2)), jnp.array([3]), cond))
+    [[7.5 7.5]]
   """
   if convention not in CONVENTIONS:
     raise ValueError(f"guidance convention {convention!r} is not known; legal: {', '.join(CONVENTIONS)}")
-  combine = CONVENTIONS[convention]
+  return Guided(denoise_fn, convention, scale, rescale_phi)
 
-  def denoise(params: Params, z: Array, t: Array, cond: dict) -> Array:
-    sides = _sides(cond)
-    batch = jax.tree.map(_interleave, *((z, t, side) for side in sides))
-    together = denoise_fn(params, *batch)
-    eps_c, eps_u, *eps_n = (together[i::len(sides)] for i in range(len(sides)))
-    towards = perp_neg.steer(eps_c, eps_u, eps_n, cond["weights"]) if eps_n else eps_c
-    eps = combine(towards, eps_u, scale)
-    off = isinstance(rescale_phi, (int, float)) and rescale_phi == 0
-    return eps if off else rescale(eps, eps_c, rescale_phi)
 
-  return denoise
+def predictions(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: dict) -> dict[str, Array]:
+  """What a plain network says under every side of `cond`, in one call.
+
+  Args:
+    denoise_fn, params: the plain network.
+    z: [B, ...]; t: [B] integer.
+    cond: as a guided denoiser takes it.
+
+  Returns:
+    [B, ...] each: `cond`, steered by Perp-Neg where there are `negatives`; `unsteered`, the same without; `uncond`; and
+    `negative`, where cond has it.
+
+  Raises:
+    ValueError: cond is not such a dictionary.
+  """
+  sides = _sides(cond)
+  batch = jax.tree.map(_interleave, *((z, t, side) for side in sides))
+  together = denoise_fn(params, *batch)
+  eps_c, eps_u, *others = (together[i::len(sides)] for i in range(len(sides)))
+  found = dict(unsteered=eps_c, uncond=eps_u)
+  if "negative" in cond:
+    found["negative"] = others.pop()
+  found["cond"] = perp_neg.steer(eps_c, eps_u, others, cond["weights"]) if others else eps_c
+  return found
+
+
+def conditional(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: Any) -> Array:
+  """eps_c [B, ...], without guidance; of a denoiser that is not guided, all that it says."""
+  if isinstance(denoise_fn, Guided):
+    return denoise_fn.denoise_fn(params, z, t, cond["cond"])
+  return denoise_fn(params, z, t, cond)
+
+
+def unconditional(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: Any) -> Array:
+  """eps_u [B, ...]; of a denoiser that is not guided, all that it says."""
+  if isinstance(denoise_fn, Guided):
+    return denoise_fn.denoise_fn(params, z, t, cond["uncond"])
+  return denoise_fn(params, z, t, cond)
 
 
 def _interleave(*sides: Array) -> Array:
@@ -95,17 +157,22 @@ def _interleave(*sides: Array) -> Array:
   return jnp.stack(sides, axis=1).reshape((-1,) + sides[0].shape[1:])
 
 
+_SIDES = {"cond", "uncond"}
+
+
 def _sides(cond: dict) -> list:
-  """What the network is asked under: [positive, unconditional, negatives ...]."""
-  if not isinstance(cond, dict) or set(cond) not in ({"cond", "uncond"}, {"cond", "uncond", "negatives", "weights"}):
+  """What the network is asked under: [positive, unconditional, negatives of Perp-Neg ..., perhaps a negative]."""
+  keys = set(cond) - {"negative"} if isinstance(cond, dict) else None
+  if keys not in (_SIDES, _SIDES | {"negatives", "weights"}):
     found = sorted(cond) if isinstance(cond, dict) else type(cond).__name__
     raise ValueError("a guided denoiser takes cond=dict(cond=..., uncond=...), with negatives and weights for "
-                     f"Perp-Neg; found {found}")
+                     f"Perp-Neg, and negative for estimators that ask for it; found {found}")
   sides = [cond["cond"], cond["uncond"], *cond.get("negatives", ())]
+  if len(sides) - 2 != (cond["weights"].shape[1] if "weights" in cond else 0):
+    raise ValueError(f"there are {len(sides) - 2} negatives, but weights of shape {cond['weights'].shape}")
+  sides += [cond["negative"]] if "negative" in cond else []
   shapes = [jax.tree.map(jnp.shape, side) for side in sides]
   for other in shapes[1:]:
     if other != shapes[0]:
       raise ValueError(f"all sides of cond must have the same structure and shapes; found {shapes[0]} and {other}")
-  if len(sides) - 2 != (cond["weights"].shape[1] if "weights" in cond else 0):
-    raise ValueError(f"there are {len(sides) - 2} negatives, but weights of shape {cond['weights'].shape}")
   return sides

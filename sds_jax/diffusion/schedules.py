@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -89,6 +90,19 @@ def _betas(config: Mapping[str, Any]) -> np.ndarray:
   return betas
 
 
+def flow_schedule(num_steps: int) -> Schedule:
+  """The straight path of a rectified flow, z = (1 - tau) x + tau eps, on `num_steps` integer times.
+
+  Not variance preserving: alpha + sigma = 1. Integer t stands for tau = (t + 1) / num_steps, so the last step is pure
+  noise and none is clean (arXiv:2209.03003; the grid of diffusers' FlowMatchEulerDiscreteScheduler without a shift).
+
+  >>> print(flow_schedule(4).alpha)
+  [0.75 0.5  0.25 0.  ]
+  """
+  tau = np.arange(1, num_steps + 1) / num_steps
+  return Schedule(alpha=jnp.asarray(1 - tau, jnp.float32), sigma=jnp.asarray(tau, jnp.float32))
+
+
 def prediction_type_from_config(config: Mapping[str, Any]) -> PredictionType:
   """What the network of a diffusers checkpoint predicts: "epsilon" (the default), "v_prediction" or "sample".
 
@@ -123,3 +137,25 @@ def add_noise(schedule: Schedule, x: Array, eps: Array, t: Array) -> Array:
     z_t: [B, ...], dtype of x.
   """
   return per_example(schedule.alpha[t], x) * x + per_example(schedule.sigma[t], x) * eps
+
+
+def draw_noise(key: Array, index: Array, like: Array, antithetic: bool = False) -> Array:
+  """Standard normal noise for a batch, the same for an example wherever it is computed.
+
+  Args:
+    key: of the step; example b consumes fold_in(key, index[b]). Give it to nothing else.
+    index: [B] integer, the examples' indices in the whole (global) batch.
+    like: [B, ...], of the shape and dtype that the noise shall have.
+    antithetic: whether examples 2 i and 2 i + 1 get eps and -eps of fold_in(key, i); static. Each alone is still
+      standard normal, but what is odd in eps cancels out of a pair's mean.
+
+  Returns:
+    eps: [B, ...].
+  """
+  def draw(i: Array) -> Array:
+    return jax.random.normal(jax.random.fold_in(key, i), like.shape[1:], like.dtype)
+
+  if not antithetic:
+    return jax.vmap(draw)(index)
+  sign = (1 - 2 * (index % 2)).astype(like.dtype)
+  return per_example(sign, like) * jax.vmap(draw)(index // 2)

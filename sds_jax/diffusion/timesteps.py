@@ -9,14 +9,19 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from sds_jax.diffusion import weightings
 from sds_jax.diffusion.scalars import ScalarSpec, schedule_value
-from sds_jax.types import Array
+from sds_jax.types import Array, Schedule
 
 TRange = tuple[Array | float, Array | float]
 
 
 def to_index(fraction: Array, num_steps: int) -> Array:
-  """Fraction of the schedule, any shape, as the integer time in 0 .. num_steps - 1, int32."""
+  """Fraction of the schedule, any shape, as the integer time in 0 .. num_steps - 1, int32.
+
+  >>> print(to_index(jnp.array([0.0, 0.5, 1.0]), 1000))
+  [  0 500 999]
+  """
   return jnp.clip(jnp.floor(fraction * num_steps), 0, num_steps - 1).astype(jnp.int32)
 
 
@@ -32,6 +37,10 @@ def uniform(key: Array, index: Array, t_range: TRange, num_steps: int, batch_siz
 
   Returns:
     t: [B] int32 in 0 .. T-1.
+
+  Example:
+    >>> print(uniform(jax.random.key(0), jnp.arange(3), (0.5, 0.5), 1000))
+    [500 500 500]
   """
   u = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(index)
   return _within(u, t_range, num_steps)
@@ -50,13 +59,37 @@ def stratified(key: Array, index: Array, t_range: TRange, num_steps: int, batch_
 
   Returns:
     t: [B] int32 in 0 .. T-1.
+
+  Example: one in each quarter.
+    >>> print(sorted((stratified(jax.random.key(0), jnp.arange(4), (0.0, 1.0), 1000, 4) // 250).tolist()))
+    [0, 1, 2, 3]
   """
   shift = jax.random.uniform(key)
   u = (index.astype(jnp.float32) / batch_size + shift) % 1.0
   return _within(u, t_range, num_steps)
 
 
-SAMPLERS = {"uniform": uniform, "stratified": stratified}
+def antithetic(key: Array, index: Array, t_range: TRange, num_steps: int, batch_size: int | None = None) -> Array:
+  """Pairs: examples 2 i and 2 i + 1 get u and 1 - u, so that what one has too much of, the other lacks.
+
+  Each t alone is still uniform in the range (antithetic variates, as in any book on Monte Carlo methods).
+
+  Args:
+    key: of the step; pair i consumes fold_in(key, i). Give it to nothing else.
+    index, t_range, num_steps, batch_size: as in `uniform`. Of an odd batch the last example has no partner.
+
+  Returns:
+    t: [B] int32 in 0 .. T-1.
+
+  Example: the pair's mean is the middle of the range.
+    >>> print(antithetic(jax.random.key(0), jnp.arange(4), (0.0, 1.0), 1000).reshape(2, 2).sum(1))
+    [999 999]
+  """
+  u = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(index // 2)
+  return _within(jnp.where(index % 2 == 0, u, 1 - u), t_range, num_steps)
+
+
+SAMPLERS = {"uniform": uniform, "stratified": stratified, "antithetic": antithetic}
 
 
 def _within(u: Array, t_range: TRange, num_steps: int) -> Array:
@@ -82,8 +115,40 @@ def annealed_range(t_min: ScalarSpec, t_max: ScalarSpec, progress: Array | float
 
   Raises:
     ValueError: unknown warp or malformed schedule.
+
+  Example: half of the way down, a quarter into the run.
+    >>> low, high = annealed_range(0.02, ((0.0, 0.98), (1.0, 0.5)), 0.25, "sqrt")
+    >>> print(f"{low:.2f} {high:.2f}")
+    0.02 0.74
   """
   if warp not in WARPS:
     raise ValueError(f"warp {warp!r} is not known; legal: {', '.join(WARPS)}")
   warped = WARPS[warp](jnp.asarray(progress, jnp.float32))
   return schedule_value(t_min, warped), schedule_value(t_max, warped)
+
+
+def dreamtime(schedule: Schedule, progress: Array | float, m1: float = 0.8, m2: float = 0.5, s1: float = 0.3,
+              s2: float = 0.1) -> Array:
+  """DreamTime's time: one t for a moment of the run, falling, that stays longest where W(t) is large.
+
+  t is where the weights from there up make up `progress` of all of them (arXiv:2306.12422, eq. 7), so that the weight
+  is in the pace and w(t) is 1 (`weightings.uniform`). W is `weightings.dreamtime`'s, which tells what m1 ... s2 are.
+
+  Args:
+    schedule: of the prior.
+    progress: fraction of the run that is done, in [0, 1], any shape; may be traced.
+
+  Returns:
+    fraction of the schedule, float32, the shape of progress; `annealed_range` has the same unit.
+
+  Example:
+    >>> from sds_jax.diffusion.schedules import schedule_from_config
+    >>> schedule = schedule_from_config(dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
+    >>> print(dreamtime(schedule, jnp.array([0.0, 0.5, 1.0])))
+    [0.999 0.77  0.   ]
+  """
+  steps = schedule.alpha.shape[0]
+  weight = weightings.dreamtime(schedule, jnp.arange(steps), m1, m2, s1, s2)
+  from_above = jnp.cumsum(weight[::-1])  # over t = T - 1, T - 2, ...
+  passed = jnp.searchsorted(from_above / from_above[-1], jnp.asarray(progress, jnp.float32))
+  return (steps - 1 - jnp.clip(passed, 0, steps - 1)).astype(jnp.float32) / steps

@@ -2,6 +2,11 @@
 
 Each function takes (schedule, t [B] integer) and returns w [B], float32. DreamFusion (arXiv:2209.14988, eq. 3) absorbs
 the constant alpha_t = dz_t/dx into w, and so does this package.
+
+  >>> from sds_jax.diffusion.schedules import flow_schedule
+  >>> schedule, t = flow_schedule(4), jnp.array([0, 1])          # sigma = 1/4 and 1/2
+  >>> print(uniform(schedule, t), sigma2(schedule, t), sigma_over_alpha(schedule, t))
+  [1. 1.] [0.0625 0.25  ] [0.33333334 1.        ]
 """
 from __future__ import annotations
 
@@ -35,6 +40,35 @@ def sigma_over_alpha(schedule: Schedule, t: Array) -> Array:
   return schedule.sigma[t] / schedule.alpha[t]
 
 
+def min_snr(schedule: Schedule, t: Array) -> Array:
+  """min(SNR, 5) / SNR, which holds little noise back: Min-SNR-5 (arXiv:2303.09556, eq. 6, for a noise prediction)."""
+  snr = (schedule.alpha[t] / schedule.sigma[t]) ** 2
+  return jnp.minimum(snr, 5.0) / jnp.maximum(snr, 1e-12)
+
+
+def logit_normal(schedule: Schedule, t: Array) -> Array:
+  """Density of a logit-normal time at the straight path's tau = sigma / (alpha + sigma) (arXiv:2403.03206, eq. 19).
+
+  Mean 0 and standard deviation 1 before the logistic function; largest in the middle, 0 at both ends.
+  """
+  tau = jnp.clip(schedule.sigma[t] / (schedule.alpha[t] + schedule.sigma[t]), 1e-6, 1 - 1e-6)
+  logit = jnp.log(tau / (1 - tau))
+  return jnp.exp(-0.5 * logit**2) / (jnp.sqrt(2 * jnp.pi) * tau * (1 - tau))
+
+
+def dreamtime(schedule: Schedule, t: Array, m1: float = 0.8, m2: float = 0.5, s1: float = 0.3, s2: float = 0.1) -> Array:
+  """W(t) = W_d W_p of DreamTime (arXiv:2306.12422, eq. 5-6).
+
+  W_d = sigma / alpha; W_p is 1 from m2 to m1, and falls off like a Gaussian of standard deviation s1 above and s2 below.
+
+  Args:
+    m1, m2, s1, s2: fractions of the schedule; the paper's 800, 500, 300, 100 of 1000.
+  """
+  time = t / schedule.alpha.shape[0]
+  beyond = jnp.where(time > m1, (time - m1) / s1, jnp.where(time < m2, (m2 - time) / s2, 0.0))
+  return schedule.sigma[t] / schedule.alpha[t] * jnp.exp(-0.5 * beyond**2)
+
+
 WeightFn = Callable[[Schedule, Array], Array]
 
 WEIGHTINGS: dict[str, WeightFn] = {
@@ -42,4 +76,7 @@ WEIGHTINGS: dict[str, WeightFn] = {
   "sigma2": sigma2,
   "alpha_sigma2": alpha_sigma2,
   "sigma_over_alpha": sigma_over_alpha,
+  "min_snr": min_snr,
+  "logit_normal": logit_normal,
+  "dreamtime": dreamtime,
 }

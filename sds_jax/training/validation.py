@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from ml_collections import ConfigDict
 
-from sds_jax.diffusion import distillation, guidance, weightings
+from sds_jax.diffusion import estimators, guidance, weightings
 from sds_jax.fields import background, field
 from sds_jax.priors import published
 from sds_jax.training import config as config_lib
@@ -159,7 +159,7 @@ def _run_checks() -> dict[str, Check]:
       "seed": _whole(0, 2**31 - 1),
       "resume": _one_of(("auto", "must", "never")),
       "prior.dtype": _one_of(("float32", "bfloat16")),
-      "distillation.estimator": _one_of(distillation.ESTIMATORS),
+      "distillation.estimator": _one_of(estimators.ESTIMATORS),
       "distillation.weighting": _one_of(weightings.WEIGHTINGS),
       "distillation.guidance_convention": _one_of(guidance.CONVENTIONS),
       "distillation.guidance_scale": _scalar(-1000.0, 1000.0),

@@ -4,10 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.diffusion.distillation import draw_noise, score_distillation, sds_residual
+from sds_jax.diffusion.distillation import score_distillation
+from sds_jax.diffusion.estimators import ESTIMATORS
 from sds_jax.diffusion.guidance import guided
+from sds_jax.diffusion.schedules import draw_noise
 
 SAMPLES = 100_000
+SDS = ESTIMATORS["sds"]
 
 
 def closed_form(schedule, t):
@@ -49,7 +52,7 @@ def test_subtracting_the_noise_helps_only_at_high_noise(schedule, exact):
   std, index = 1.0, jnp.arange(2000)
   eps = draw_noise(jax.random.key(5), index, jnp.zeros((2000, 1)))
   x, cond = jnp.zeros((2000, 1)), dict(mean=jnp.zeros((2000, 1)), std=jnp.full((2000, 1), std))
-  run = jax.jit(lambda t: sds_residual(exact.gaussian, None, schedule, x, t, eps, cond, "uniform"))
+  run = jax.jit(lambda t: SDS(exact.gaussian, None, schedule, x, t, eps, cond))
   helped = {}
   for t in (50, 950):
     residual, seen = run(jnp.full(2000, t))
@@ -90,7 +93,7 @@ def float32_mixture():
 
 @pytest.fixture(scope="module")
 def mixture_residual(schedule, exact):
-  return jax.jit(lambda x, t, eps: sds_residual(exact.mixture, float32_mixture(), schedule, x, t, eps, None)[0])
+  return jax.jit(lambda x, t, eps: SDS(exact.mixture, float32_mixture(), schedule, x, t, eps, None)[0])
 
 
 @pytest.mark.parametrize("t", [200, 500, 900])
@@ -101,7 +104,8 @@ def test_expected_residual_is_the_gradient_of_the_weighted_kl(schedule, mixture_
   eps = jnp.asarray(nodes, jnp.float32)[:, None]
   residual, weights = mixture_residual(jnp.full(eps.shape, x), jnp.full(80, t), eps), weights / weights.sum()
   expected = weighted_kl_gradient(schedule, x, t)
-  assert abs(np.sum(weights * np.asarray(residual[:, 0], np.float64)) - expected) < 2e-5
+  sigma2 = closed_form(schedule, t)[1] ** 2
+  assert abs(sigma2 * np.sum(weights * np.asarray(residual[:, 0], np.float64)) - expected) < 2e-5
   assert abs(expected) > 1e-3
 
 
@@ -156,12 +160,14 @@ def test_a_weighting_of_ones_own_and_the_reconstruction_form(schedule, network):
   """With w = sigma / alpha the residual is x - x0_hat, sample by sample."""
   denoise, params = network
   x, cond = jnp.ones((4, 6)), jnp.ones((4, 3))
-  t, eps = jnp.array([50, 300, 600, 900]), draw_noise(jax.random.key(1), jnp.arange(4), jnp.ones((4, 6)))
-  residual = jax.jit(lambda weighting: sds_residual(denoise, params, schedule, x, t, eps, cond, weighting),
-                     static_argnums=0)
-  named, seen = residual("sigma_over_alpha")
-  np.testing.assert_allclose(named, x - seen["x0_hat"], atol=1e-3)
-  own, _ = residual(lambda schedule, t: schedule.sigma[t] / schedule.alpha[t])
+  def gradient(weighting):
+    def loss_fn(x):
+      return score_distillation(denoise, params, schedule, x, jax.random.key(1), cond, weighting=weighting)
+    return jax.jit(jax.grad(loss_fn, has_aux=True))(x)
+
+  named, aux = gradient("sigma_over_alpha")
+  np.testing.assert_allclose(4 * named, x - aux.x0_hat, atol=1e-3)
+  own, _ = gradient(lambda schedule, t: schedule.sigma[t] / schedule.alpha[t])
   np.testing.assert_array_equal(own, named)
 
 

@@ -1,0 +1,66 @@
+"""Low-rank adapters (LoRA, arXiv:2106.09685) as a pytree beside a network's parameters.
+
+A network whose kernels are W becomes one whose kernels are W + down @ up, by a pure function on parameters: no layer is
+touched, so that any Flax network takes them, and whoever differentiates with respect to the adapters trains them alone.
+
+  >>> params = dict(block=dict(to_q=dict(kernel=jnp.ones((4, 4)), bias=jnp.zeros(4))))
+  >>> adapters = init(jax.random.key(0), params, rank=2)
+  >>> print(sorted(adapters), bool((merge(params, adapters)["block"]["to_q"]["kernel"] == 1).all()))
+  ['block/to_q/kernel'] True
+"""
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from sds_jax.types import Array, Params
+
+ATTENTION = r"(to_q|to_k|to_v|to_out_0|add_k_proj|add_v_proj)/kernel$"
+"""The attention projections of U-Nets in diffusers' names, which is where LoRA usually goes."""
+
+Adapters = dict[str, dict[str, Array]]
+"""Path of a kernel [n, m] -> down [n, rank] and up [rank, m]."""
+
+
+def init(key: Array, params: Params, rank: int = 4, match: str = ATTENTION) -> Adapters:
+  """Adapters that change nothing yet: down is random of standard deviation 1 / rank, up is 0.
+
+  Args:
+    key: consumed.
+    params: nested dictionaries of arrays or of `jax.ShapeDtypeStruct`.
+    rank: inner dimension.
+    match: regular expression that is searched for in each path ("a/b/kernel").
+
+  Returns:
+    float32 adapters of the kernels of two dimensions that match.
+
+  Raises:
+    ValueError: nothing matches.
+  """
+  flat = traverse_util.flatten_dict(params, sep="/")
+  kernels = {path: leaf.shape for path, leaf in flat.items() if re.search(match, path) and len(leaf.shape) == 2}
+  if not kernels:
+    raise ValueError(f"no kernel of two dimensions matches {match!r}; there are {', '.join(list(flat)[:5])}, ...")
+  return {path: dict(down=jax.random.normal(k, (n, rank)) / rank, up=jnp.zeros((rank, m)))
+          for k, (path, (n, m)) in zip(jax.random.split(key, len(kernels)), sorted(kernels.items()))}
+
+
+def merge(params: Params, adapters: Adapters, scale: Array | float = 1.0) -> Params:
+  """The network's parameters with `scale` down @ up added to the kernels that have adapters; dtypes stay.
+
+  Args:
+    params: as `init` had them; they get no gradient.
+    adapters: of `init`.
+    scale: a scalar; 0 is the network as it was.
+
+  Raises:
+    KeyError: an adapter's kernel is not there.
+  """
+  flat = dict(traverse_util.flatten_dict(jax.lax.stop_gradient(params), sep="/"))
+  for path, adapter in adapters.items():
+    change = scale * (adapter["down"] @ adapter["up"])
+    flat[path] = flat[path] + change.astype(flat[path].dtype)
+  return traverse_util.unflatten_dict(flat, sep="/")
