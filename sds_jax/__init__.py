@@ -15,8 +15,8 @@ from sds_jax.types import (Camera, DenoiseFn, EncodeFn, FieldFn, FieldOutput, Ge
 __version__ = "0.1.0"
 
 __all__ = [
-    "Camera", "DenoiseFn", "DistillationAux", "ESTIMATORS", "EncodeFn", "FieldFn", "FieldOutput", "Generator", "Prior", "Rays",
-    "RenderOptions", "RenderOutput", "Schedule", "add_noise", "build_prior", "cfg_diffusers", "cfg_dreamfusion", "ddim", "flow_schedule",
-    "guided", "inject", "make_field", "render_image", "render_rays", "render_views", "schedule_from_config",
-    "schedule_value", "score_distillation", "score_loss", "snr",
+    "Camera", "DenoiseFn", "DistillationAux", "ESTIMATORS", "EncodeFn", "FieldFn", "FieldOutput", "Generator", "Prior",
+    "Rays", "RenderOptions", "RenderOutput", "Schedule", "add_noise", "build_prior", "cfg_diffusers", "cfg_dreamfusion",
+    "ddim", "flow_schedule", "guided", "inject", "make_field", "render_image", "render_rays", "render_views",
+    "schedule_from_config", "schedule_value", "score_distillation", "score_loss", "snr",
 ]

@@ -161,8 +161,8 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
   norm = jnp.sqrt(jnp.sum(gradient**2, axis=tuple(range(1, gradient.ndim))))
   if clip_norm is not None:
     gradient = per_example(jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12)), gradient) * gradient
-  gradient, aux = jax.lax.stop_gradient((gradient / batch, DistillationAux(t=t, eps=eps, grad_norm=norm, **seen)))
-  return inject(x, gradient), aux
+  aux = DistillationAux(**dict(t=t, eps=eps, grad_norm=norm) | seen)
+  return inject(x, jax.lax.stop_gradient(gradient / batch)), jax.lax.stop_gradient(aux)
 
 
 def _named(choice: Any, known: Mapping[str, Any], what: str) -> Any:

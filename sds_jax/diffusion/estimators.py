@@ -39,6 +39,8 @@ import jax.numpy as jnp  # noqa: F401 (the example's)
 
 from sds_jax.diffusion.jacobian import ldiff
 from sds_jax.diffusion.linear import ROWS, linear
+from sds_jax.diffusion.pairs import asd, dds, pds
+from sds_jax.diffusion.paths import cds, ism, sdi
 from sds_jax.diffusion.reparameterized import rfds, sjc
 from sds_jax.diffusion.variational import vsd
 from sds_jax.types import Array
@@ -51,5 +53,11 @@ ESTIMATORS: dict[str, Estimator] = {
   "rfds": rfds,
   "ldiff": ldiff,
   "vsd": vsd,
+  "dds": dds,
+  "pds": pds,
+  "asd": asd,
+  "ism": ism,
+  "sdi": sdi,
+  "cds": cds,
 }
 """Name -> estimator; what each is, and its options, is told by the functions themselves (rows: `linear.ROWS`)."""

@@ -10,7 +10,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from sds_jax.diffusion.parameterizations import eps_from_flow, flow_from_eps, flow_interpolate, flow_velocity, x0_from_flow
+from sds_jax.diffusion.parameterizations import (eps_from_flow, flow_from_eps, flow_interpolate, flow_velocity,
+                                                 x0_from_flow)
 from sds_jax.diffusion.schedules import per_example
 from sds_jax.types import Array, DenoiseFn, Params, Schedule
 

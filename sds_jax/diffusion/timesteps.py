@@ -144,8 +144,8 @@ def dreamtime(schedule: Schedule, progress: Array | float, m1: float = 0.8, m2: 
   Example:
     >>> from sds_jax.diffusion.schedules import schedule_from_config
     >>> schedule = schedule_from_config(dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
-    >>> print(dreamtime(schedule, jnp.array([0.0, 0.5, 1.0])))
-    [0.999 0.77  0.   ]
+    >>> print([f"{t:.2f}" for t in dreamtime(schedule, jnp.array([0.25, 0.5, 0.75]))])
+    ['0.83', '0.68', '0.53']
   """
   steps = schedule.alpha.shape[0]
   weight = weightings.dreamtime(schedule, jnp.arange(steps), m1, m2, s1, s2)

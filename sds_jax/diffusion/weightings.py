@@ -56,17 +56,17 @@ def logit_normal(schedule: Schedule, t: Array) -> Array:
   return jnp.exp(-0.5 * logit**2) / (jnp.sqrt(2 * jnp.pi) * tau * (1 - tau))
 
 
-def dreamtime(schedule: Schedule, t: Array, m1: float = 0.8, m2: float = 0.5, s1: float = 0.3, s2: float = 0.1) -> Array:
-  """W(t) = W_d W_p of DreamTime (arXiv:2306.12422, eq. 5-6).
-
-  W_d = sigma / alpha; W_p is 1 from m2 to m1, and falls off like a Gaussian of standard deviation s1 above and s2 below.
+def dreamtime(schedule: Schedule, t: Array, m1: float = 0.8, m2: float = 0.5, s1: float = 0.3,
+              s2: float = 0.1) -> Array:
+  """W(t) of DreamTime (arXiv:2306.12422): 1 from m2 to m1, falling off like a Gaussian of width s1 above, s2 below.
 
   Args:
-    m1, m2, s1, s2: fractions of the schedule; the paper's 800, 500, 300, 100 of 1000.
+    m1, m2, s1, s2: fractions of the schedule; the 800, 500, 300, 100 of 1000 that public code has. (A later version of
+      the paper has one Gaussian and a factor sigma / alpha instead.)
   """
   time = t / schedule.alpha.shape[0]
   beyond = jnp.where(time > m1, (time - m1) / s1, jnp.where(time < m2, (m2 - time) / s2, 0.0))
-  return schedule.sigma[t] / schedule.alpha[t] * jnp.exp(-0.5 * beyond**2)
+  return jnp.exp(-0.5 * beyond**2)
 
 
 WeightFn = Callable[[Schedule, Array], Array]
