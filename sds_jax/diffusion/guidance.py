@@ -168,11 +168,12 @@ def _sides(cond: dict) -> list:
     raise ValueError("a guided denoiser takes cond=dict(cond=..., uncond=...), with negatives and weights for "
                      f"Perp-Neg, and negative for estimators that ask for it; found {found}")
   sides = [cond["cond"], cond["uncond"], *cond.get("negatives", ())]
-  if len(sides) - 2 != (cond["weights"].shape[1] if "weights" in cond else 0):
-    raise ValueError(f"there are {len(sides) - 2} negatives, but weights of shape {cond['weights'].shape}")
+  steering = len(sides) - 2
   sides += [cond["negative"]] if "negative" in cond else []
   shapes = [jax.tree.map(jnp.shape, side) for side in sides]
   for other in shapes[1:]:
     if other != shapes[0]:
       raise ValueError(f"all sides of cond must have the same structure and shapes; found {shapes[0]} and {other}")
+  if steering != (cond["weights"].shape[1] if "weights" in cond else 0):
+    raise ValueError(f"there are {steering} negatives, but weights of shape {cond['weights'].shape}")
   return sides
