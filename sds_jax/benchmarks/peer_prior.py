@@ -23,6 +23,7 @@ from sds_jax.benchmarks import peer, timing
 from sds_jax.benchmarks.workload import Draws, Workload
 from sds_jax.priors import checkpoint, published
 from sds_jax.training import step as step_lib
+from sds_jax.training.distil import distil
 from sds_jax.types import Array, Params
 
 WHAT = "PyTorch against the prior's part of the step; rendering left out on both sides"
@@ -49,7 +50,7 @@ def own_part(work: Workload) -> Callable[[Params, dict[str, Any], Array, Array, 
     def loss(rgb: Array) -> Array:
       x = work.prior.encode(prior_params, rgb, keys["encode"])
       progress = step_lib.progress_of(work.config, step)
-      return step_lib.distil(work.config, work.prior, prior_params, x, cond, keys, progress)[0]
+      return distil(work.config, work.prior, prior_params, x, cond, keys, progress)[0]
 
     return jax.grad(loss)(image)
 

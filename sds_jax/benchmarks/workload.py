@@ -15,12 +15,11 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from sds_jax import compilation
 from sds_jax.benchmarks import timing
-from sds_jax.diffusion import timesteps
 from sds_jax.diffusion.schedules import draw_noise
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.fields.background import LEARNT
 from sds_jax.priors import prior as prior_lib, published
-from sds_jax.training import config as config_lib, recipes, step as step_lib
+from sds_jax.training import conditions, config as config_lib, distil, recipes, step as step_lib
 from sds_jax.training.config import scalar_spec
 from sds_jax.training.state import TrainState
 from sds_jax.training.validation import ConfigError
@@ -35,7 +34,7 @@ class Workload:
   Attributes:
     scene, prior: functions.
     prior_params: of the networks that the step calls (or their shapes: see `build`).
-    text: of `step.embed_prompts`.
+    text: of `conditions.embed_prompts`.
     key: the run's.
   """
   scene: step_lib.Scene
@@ -72,7 +71,7 @@ def build(config: ml_collections.FrozenConfigDict, allocate: bool = True) -> Wor
   p = config.prior
   prior, weights = prior_lib.open_prior(p.path or p.name, p.dtype, p.allow_unknown_words, p.vae_remat, p.random_weights)
   try:
-    text = step_lib.embed_prompts(prior, config)
+    text = conditions.embed_prompts(prior, config)
   except ValueError as error:
     raise ConfigError(f"config.prompt={config.prompt!r}: {error}") from error
   params = weights.load() if allocate else weights.shapes
@@ -86,7 +85,8 @@ def default_config(prior: str = "") -> ml_collections.ConfigDict:
 
 def first_state(work: Workload) -> TrainState:
   """The state that a run starts from."""
-  return jax.jit(lambda key: step_lib.new_state(work.scene, key))(jax.random.fold_in(work.key, 2**31 - 1))
+  begin = lambda key: step_lib.begin(work.scene, work.prior, work.prior_params, work.text, key)  # noqa: E731
+  return jax.jit(begin)(jax.random.fold_in(work.key, 2**31 - 1))
 
 
 def compile_step(work: Workload, state: TrainState) -> tuple[Callable, float]:
@@ -195,17 +195,15 @@ def draw(work: Workload, step: Array) -> Draws:
     behind = jax.vmap(lambda key, d: scene.background.apply({}, key, d.reshape(-1, 3)))(
       own[:, 1], rays.directions).reshape(rays.directions.shape)
   d = config.distillation
-  t_range = timesteps.annealed_range(scalar_spec(d.t_min), scalar_spec(d.t_max), progress)
-  sampler = timesteps.SAMPLERS["stratified" if d.stratified else "uniform"]
   eps_like = jnp.zeros((config.training.views, *work.prior.x_shape))
   return Draws(
     cameras=cams, background=behind,
     jitter=jax.vmap(lambda key: jax.random.uniform(key, (height * width,)))(own[:, 2]).reshape(-1),
     light=jax.vmap(lambda key, p: lights.sample_light(key, p, scene.lights))(own[:, 0], cams.position),
     shading=lights.sample_shading(keys["shading"], progress, scene.lights), render_key=keys["rest"],
-    cond=step_lib._condition(work.prior, work.text, cams, azimuth, elevation, d.view_words), progress=progress,
-    t=sampler(keys["t"], index, t_range, work.prior.schedule.alpha.shape[0], config.training.views),
-    eps=draw_noise(jax.random.split(keys["distil"])[1], index, eps_like))
+    cond=conditions.of_views(work.prior, work.text, cams, azimuth, elevation, d.view_words), progress=progress,
+    t=distil.draw_t(config, work.prior, keys["t"], progress, config.training.views),
+    eps=draw_noise(jax.random.split(keys["distil"], 3)[1], index, eps_like))
 
 
 def drawer(work: Workload) -> Callable[[Array], Draws]:

@@ -1,6 +1,7 @@
 """What the command does in each of its modes: one function a mode, (config, folder, time of start) -> None."""
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,7 @@ def _restore(config: Config, folder: Path) -> tuple[step_lib.Scene, TrainState]:
     if latest is None:
       raise workspace.WorkdirError(f"{folder / 'checkpoints'} holds no checkpoint; run --mode=train first")
     print(f"from the checkpoint of step {latest} in {folder}")
+    like = dataclasses.replace(like, estimator=checkpoints.like(latest).get("estimator"))
     return scene, loop.restore(checkpoints, latest, like, folder)
 
 

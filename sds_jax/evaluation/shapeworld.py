@@ -27,7 +27,8 @@ from sds_jax.evaluation import modes, scores as scoring
 from sds_jax.io import files, images
 from sds_jax.priors import prior as prior_lib
 from sds_jax.shapeworld import captions, solids
-from sds_jax.training import config as config_lib, outputs, stages as stages_lib, step as step_lib, validation
+from sds_jax.training import (conditions, config as config_lib, outputs, stages as stages_lib, step as step_lib,
+                              validation)
 from sds_jax.training.state import TrainState
 from sds_jax.types import Params
 
@@ -75,13 +76,13 @@ class Job:
     self.scene = self._stages[0].scene
     self._steps = [jax.jit(step_lib.make_step(stage.scene, prior), donate_argnums=0,
                            compiler_options=compilation.unet_options()) for stage in self._stages]
-    self._new = jax.jit(lambda key: step_lib.new_state(self.scene, key))
+    self._new = jax.jit(lambda text, key: step_lib.begin(self.scene, prior, prior_params, text, key))
 
   def optimise(self, prompt: str, seed: int) -> TrainState:
     """The finished state of one run, the same as the command's."""
     key = jax.random.key(seed)
-    state = self._new(jax.random.fold_in(key, 2**31 - 1))
-    text = step_lib.embed_prompts(self.prior, self.config, prompt)
+    text = conditions.embed_prompts(self.prior, self.config, prompt)
+    state = self._new(text, jax.random.fold_in(key, 2**31 - 1))
     for number in range(self.config.training.steps):
       state, _ = stages_lib.at_step(self._stages, self._steps, number)(state, self.prior_params, text, key)
     return jax.block_until_ready(state)

@@ -61,6 +61,10 @@ class Checkpoints:
       reason = str(error).split(" [os_error_code")[0].rsplit(": ", 1)[-1].splitlines()[0]
       raise OSError(f"a checkpoint could not be written to {self._folder}: {reason}") from error
 
+  def like(self, step: int) -> dict[str, Any]:
+    """What the checkpoint of `step` is made of: name -> tree of `jax.ShapeDtypeStruct`, on the first device."""
+    return {name: jax.tree.map(_array_like, tree) for name, tree in dict(self._manager.item_metadata(step)).items()}
+
   def restore(self, step: int, like: Any) -> Any:
     """The state of `step`, with the structure, shapes, dtypes and devices of `like`.
 
@@ -74,6 +78,10 @@ class Checkpoints:
         raise ValueError(f"{name} is {found.get(name, 'absent')} there, {wanted.get(name, 'absent')} here")
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+
+
+def _array_like(leaf: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
 
 
 def _shapes(tree: Any) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import re
 from typing import Any
 
-from sds_jax.priors.files import CheckpointError
+from sds_jax.priors.files import CheckpointError, read_json
 from sds_jax.priors.hub import Hub, Unavailable, choose_files, default_hub, missing_files
 
 HUB_IDS: dict[str, tuple[str, ...]] = {
@@ -61,6 +61,16 @@ class Source:
 def shipped_folder() -> Path:
   """Where the prior that comes with the package lies."""
   return Path(str(resources.files("sds_jax"))) / "shapeworld" / "prior"
+
+
+def is_small(name: str) -> bool:
+  """Whether a prior is the one that ships, or a folder of its kind.
+
+  Raises:
+    CheckpointError: the folder's model_index.json cannot be read.
+  """
+  index = Path(name) / "model_index.json"
+  return name == "shapeworld" or (index.is_file() and "pixel_unshuffle" in read_json(index))
 
 
 def find(name: str, dtype: Any, hub: Hub | None = None) -> Source:

@@ -3,7 +3,8 @@
 A config is an `ml_collections.ConfigDict`; `configs/*.py` start from `default()` and change fields. `validate` looks at
 all of it before anything is loaded and returns a frozen copy. A scalar that may change during training is a tuple: a
 constant `(v,)`, or `((p0, v0), (p1, v1), ...)`, linear between the given fractions p of the run. These are the weights
-in `loss`; in `distillation`, guidance_scale, guidance_rescale, perp_neg_scale, t_min, t_max and clip_norm; in `field`,
+in `loss`; in `distillation`, guidance_scale, guidance_rescale, perp_neg_scale, t_min, t_max and clip_norm, and of its
+groups csd.negative_weight, ism.delta_t, sdi.inversion_scale, cds.clip and hifa.image_weight; in `field`,
 paper_mlp.variance and hashgrid.open_levels.
 """
 from __future__ import annotations
@@ -56,21 +57,50 @@ def _prior() -> ConfigDict:
 
 
 def _distillation() -> ConfigDict:
-  return ConfigDict(dict(
-      estimator="sds",
-      weighting="sigma2",
-      guidance_convention="diffusers",  # eps_u + s (eps_c - eps_u); "dreamfusion": eps_c + omega (eps_c - eps_u)
-      guidance_scale=(3.0,),
+  config = ConfigDict(dict(
+      estimator="sds",  # a name of `distil.NAMES`; what it is: sds_jax/diffusion/estimators.py
+      # Where "auto" or () stand, the estimator's own choice counts: `sds` below, or training/choices.py.
+      weighting="auto",
+      guidance_convention="auto",  # diffusers: eps_u + s (eps_c - eps_u); dreamfusion: eps_c + omega (eps_c - eps_u)
+      guidance_scale=(),
+      t_min=(), t_max=(),  # fractions of the schedule
+      t_warp="auto",  # how fast t_min and t_max move over the run: linear, sqrt; dreamtime: t follows DreamTime's pace
       guidance_rescale=(0.0,),  # arXiv:2305.08891, section 3.4, on eps; 0: off, 1: the spread of the conditional eps
       # Perp-Neg (arXiv:2304.04968): none, or the texts and weights of threestudio or stable_dreamfusion, which are in
       # views/perp_neg.py. It interpolates between views itself, whatever view_words says; the network costs twice.
       perp_neg="none",
       perp_neg_scale=(1.0,),  # multiplies its weights; stable-dreamfusion's negative_w is -2 times this
-      t_min=(0.02,), t_max=(0.98,),  # fractions of the schedule
       latent_until=0.0,  # priors of latents: up to this fraction of the run normals and opacity are the latent
-      stratified=True,
+      t_sampler="stratified",  # over the views of a step: uniform, stratified, antithetic
+      antithetic_noise=False,  # views 2 i and 2 i + 1 get eps and -eps
       clip_norm=(0.0,),  # of each view's cotangent; (0.0,): no clipping
-      view_words="nearest"))  # nearest, blended or none
+      view_words="nearest",  # nearest, blended or none
+      source="", source_prompt=""))  # dds, pds: the folder of the run that is edited (empty: this run's own beginning,
+  # described by source_prompt)
+  config.sds = ConfigDict(dict(  # also of score and ldiff
+      weighting="sigma2", guidance_convention="diffusers", guidance_scale=(3.0,), t_min=(0.02,), t_max=(0.98,),
+      t_warp="linear"))
+  for name, settings in _own_settings().items():
+    config[name] = ConfigDict(settings)
+  return config
+
+
+def _own_settings() -> dict[str, dict]:
+  """Estimator -> what only it has; the values are published ones (training/choices.py says where from)."""
+  return dict(
+      csd=dict(negative_prompt="oversaturated color, ugly, tiling, low quality, noisy",
+               negative_weight=((0.0, 0.0), (0.5, 1.0))),
+      nfsd=dict(negative_prompt="unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, "
+                "low-resolution, gloomy", null_until=0.2),
+      bridge=dict(target_words=", detailed high resolution, high quality, sharp",
+                  source_words=", oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, "
+                  "noisy, malformed", begins=0.8),  # SDS up to this fraction of the run
+      vsd=dict(rank=4, learning_rate=1e-4, forget_camera=0.1),
+      asd=dict(shift=0.1),
+      ism=dict(delta_t=((0.0, 0.1), (0.3, 0.08)), delta_s=0.2, steps=5),
+      sdi=dict(inversion_scale=(-7.5,), eta=0.3, stride=0.1, steps=10),
+      cds=dict(gap=0.1, spread=0.2, clip=((0.0, 2.0), (1.0, 8.0))),
+      hifa=dict(image_weight=(0.01,)))
 
 
 def _camera() -> ConfigDict:

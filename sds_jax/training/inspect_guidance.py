@@ -19,6 +19,7 @@ from sds_jax.io import images
 from sds_jax.priors.prior import Prior
 from sds_jax.training import step as step_lib
 from sds_jax.training.config import scalar_spec
+from sds_jax.training.distil import distil
 from sds_jax.training.stages import Stage, are_over, at_step
 from sds_jax.training.state import TrainState
 from sds_jax.types import Array, Params
@@ -44,9 +45,10 @@ def make_inspection(scene: step_lib.Scene, prior: Prior) -> InspectFn:
 
   def inspect_guidance(state: TrainState, prior_params: Params, text: dict[str, Array], key: Array) -> dict[str, Array]:
     keys, progress = step_lib.step_keys(key, state.step), step_lib.progress_of(config, state.step)
-    out, x, cond, _ = step_lib.observe(scene, prior, state.params, state, prior_params, text, keys)
-    _, aux = step_lib.distil(config, prior, prior_params, x, cond, keys, progress)
-    noisy = add_noise(prior.schedule, x, aux.eps, aux.t)
+    views = step_lib.observe(scene, prior, state.params, state, prior_params, text, keys)
+    own = dict(views.own, score=(state.estimator or {}).get("score"))
+    _, aux = distil(config, prior, prior_params, views.x, views.cond, keys, progress, own)
+    noisy = add_noise(prior.schedule, views.x, aux.eps, aux.t)
 
     def picture(image: Array) -> Array:
       return jax.image.resize(image.astype(jnp.float32), (image.shape[0], size, size, 3), "nearest")
@@ -54,7 +56,7 @@ def make_inspection(scene: step_lib.Scene, prior: Prior) -> InspectFn:
     def decoded(z: Array) -> Array:
       return picture(jax.lax.map(lambda one: prior.decode(prior_params, one[None])[0], z[:MAX_VIEWS]))
 
-    pictures = (picture(out.rgb[:MAX_VIEWS]), decoded(x), decoded(noisy), decoded(aux.x0_hat))
+    pictures = (picture(views.out.rgb[:MAX_VIEWS]), decoded(views.x), decoded(noisy), decoded(aux.x0_hat))
     scale = schedule_value(scalar_spec(config.distillation.guidance_scale), progress)
     return dict(zip(COLUMNS, pictures), t=aux.t[:MAX_VIEWS], scale=scale)
 

@@ -20,7 +20,7 @@ from sds_jax import compilation
 from sds_jax.io import files
 from sds_jax.io.checkpoints import Checkpoints
 from sds_jax.priors.prior import Prior
-from sds_jax.training import inspect_guidance, outputs, stages as stages_lib, step as step_lib, workspace
+from sds_jax.training import conditions, inspect_guidance, outputs, stages as stages_lib, step as step_lib, workspace
 from sds_jax.training.stages import Stage
 from sds_jax.training.state import TrainState
 from sds_jax.types import Params
@@ -61,10 +61,13 @@ def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, 
   stages = stages_lib.make_stages(config)
   scene = stages[0].scene
   key = jax.random.key(config.seed)
-  state = jax.jit(lambda k: step_lib.new_state(scene, k))(jax.random.fold_in(key, 2**31 - 1))
-  text = step_lib.embed_prompts(prior, config)
+  text = conditions.embed_prompts(prior, config)
+  begin = jax.jit(lambda key, source: step_lib.begin(scene, prior, prior_params, text, key, source))
   with Checkpoints(workdir / "checkpoints", config.training.keep_checkpoints) as checkpoints:
-    state = _resume(config, workdir, checkpoints, state)
+    if config.resume == "never":
+      checkpoints.clear()
+    source = None if checkpoints.latest() else _source(config, scene)
+    state = _resume(config, workdir, checkpoints, begin(jax.random.fold_in(key, 2**31 - 1), source))
     # Only now: where the settings do not fit what is there, config.json still tells those that made it.
     workspace.store_config(workdir, config, outputs.versions(), prior.source.as_dict())
     fixed = (prior_params, text, key)
@@ -83,8 +86,6 @@ def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, 
 def _resume(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints,
             state: TrainState) -> TrainState:
   """The newest checkpoint, where it is wanted; else `state` as it is."""
-  if config.resume == "never":
-    checkpoints.clear()
   latest = checkpoints.latest()
   if latest is None:
     if config.resume == "must":
@@ -99,6 +100,24 @@ def _resume(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints:
   files.truncate_metrics(workdir / "metrics.jsonl", latest)
   print(f"going on from step {latest} of {workdir}")
   return state
+
+
+def _source(config: ml_collections.FrozenConfigDict, scene: step_lib.Scene) -> TrainState | None:
+  """The object of another run that this one edits, or None.
+
+  Raises:
+    ResumeError: that run has no checkpoint, or its field is another one.
+  """
+  if not config.distillation.source:
+    return None
+  folder = Path(config.distillation.source)
+  like = jax.eval_shape(lambda: step_lib.new_state(scene, jax.random.key(0)))
+  with Checkpoints(folder / "checkpoints", config.training.keep_checkpoints) as checkpoints:
+    latest = checkpoints.latest()
+    if latest is None:
+      raise ResumeError(f"config.distillation.source={config.distillation.source!r} has no checkpoint to begin from")
+    print(f"beginning from the object of step {latest} of {folder}: {config.distillation.source_prompt!r}")
+    return restore(checkpoints, latest, like, folder)
 
 
 def _check_same_object(config: ml_collections.FrozenConfigDict, workdir: Path) -> None:

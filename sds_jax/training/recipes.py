@@ -67,9 +67,9 @@ class Recipe:
 _PUBLISHED: Settings = {
     "prompt": "a DSLR photo of a hamburger",
     "prior.dtype": "bfloat16",
-    "distillation.estimator": "sds", "distillation.weighting": "sigma2", "distillation.t_min": (0.02,),
-    "distillation.t_max": (0.98,), "distillation.guidance_rescale": (0.0,), "distillation.perp_neg": "none",
-    "distillation.clip_norm": (0.0,), "distillation.view_words": "nearest", "distillation.stratified": False,
+    "distillation.estimator": "sds", "distillation.sds.weighting": "sigma2", "distillation.sds.t_min": (0.02,),
+    "distillation.sds.t_max": (0.98,), "distillation.guidance_rescale": (0.0,), "distillation.perp_neg": "none",
+    "distillation.clip_norm": (0.0,), "distillation.view_words": "nearest", "distillation.t_sampler": "uniform",
     "camera.stratified": False,
     "shading.distance": (0.8, 1.5), "shading.ambient": 0.1, "shading.ambient_spread": 0.0,
     "render.height": 64, "render.width": 64, "render.num_samples": 64, "render.candidates": 256,
@@ -87,7 +87,7 @@ _SMALL_GROUPS = ("prompt", "prior", "camera", "background", "render", "occupancy
 """Groups of settings that with the prior that ships stay the package's own."""
 
 _SMALL: Settings = {
-    "distillation.stratified": True,
+    "distillation.t_sampler": "stratified",
     "field.bound": 0.8,
     "optimizer.background_factor": 1.0,
     "training.steps": 400, "training.views": 2, "training.log_every": 10, "training.render_every": 100,
@@ -101,7 +101,7 @@ _SMALL_GRID: Settings = {
 
 _DREAMFUSION: Settings = {
     **_PUBLISHED,
-    "distillation.guidance_convention": "dreamfusion", "distillation.guidance_scale": (100.0,),
+    "distillation.sds.guidance_convention": "dreamfusion", "distillation.sds.guidance_scale": (100.0,),
     "camera.elevation_deg": (-10.0, 90.0), "camera.distance": (1.0, 1.5), "camera.focal": (0.7, 1.35),
     "camera.fov_deg": (40.6, 71.1), "camera.position_jitter": 0.1, "camera.target_std": 0.2, "camera.up_std": 0.02,
     "shading.albedo_until": 1 / 15, "shading.lambertian": 0.375, "shading.textureless": 0.375,
@@ -118,7 +118,7 @@ _DREAMFUSION: Settings = {
 
 _THREESTUDIO: Settings = {
     **_PUBLISHED,
-    "distillation.guidance_convention": "dreamfusion", "distillation.guidance_scale": (100.0,),
+    "distillation.sds.guidance_convention": "dreamfusion", "distillation.sds.guidance_scale": (100.0,),
     "camera.elevation_deg": (-10.0, 45.0), "camera.distance": (1.5, 2.0), "camera.fov_deg": (40.0, 70.0),
     "camera.position_jitter": 0.1, "camera.target_std": 0.2, "camera.up_std": 0.02,
     "shading.albedo_until": 0.2, "shading.lambertian": 0.375, "shading.textureless": 0.375,
@@ -137,16 +137,16 @@ _THREESTUDIO: Settings = {
 }
 
 _THREESTUDIO_IF: Settings = {
-    **_THREESTUDIO, "distillation.guidance_scale": (20.0,), "camera.elevation_deg": (-10.0, 90.0)}
+    **_THREESTUDIO, "distillation.sds.guidance_scale": (20.0,), "camera.elevation_deg": (-10.0, 90.0)}
 
 _THREESTUDIO_SMALL: Settings = {
-    **_SMALL, **_SMALL_GRID, "distillation.guidance_scale": (2.0,),
+    **_SMALL, **_SMALL_GRID, "distillation.sds.guidance_scale": (2.0,),
     "field.hashgrid.open_levels": ((0.2, 4.0), (0.6, 8.0)),
 }
 
 _DREAMFUSIONACC: Settings = {
     **_PUBLISHED,
-    "distillation.guidance_convention": "diffusers", "distillation.guidance_scale": (100.0,),
+    "distillation.sds.guidance_convention": "diffusers", "distillation.sds.guidance_scale": (100.0,),
     "camera.elevation_deg": (-30.0, 90.0), "camera.distance": (1.2, 2.0), "camera.focal": (0.7, 1.35),
     "camera.fov_deg": (40.6, 71.1), "camera.position_jitter": 0.0, "camera.target_std": 0.0, "camera.up_std": 0.0,
     "shading.albedo_until": 0.2, "shading.lambertian": 0.75, "shading.textureless": 0.125,
@@ -168,11 +168,11 @@ _DREAMFUSIONACC: Settings = {
 
 RECIPES: dict[str, Recipe] = {
     "dreamfusion": Recipe("if", _DREAMFUSION, {
-        **_SMALL, "distillation.guidance_scale": (2.0,), "field.paper_mlp.hidden": 64, "field.paper_mlp.blocks": 2,
+        **_SMALL, "distillation.sds.guidance_scale": (2.0,), "field.paper_mlp.hidden": 64, "field.paper_mlp.blocks": 2,
         "render.height": 40, "render.width": 40, "optimizer.learning_rate": 3.75e-3, "optimizer.warmup_steps": 80}),
     "dreamfusionacc": Recipe("sd21-base", _DREAMFUSIONACC, {
-        **_SMALL, **_SMALL_GRID, "distillation.guidance_scale": (3.0,)},
-        pixels={"distillation.guidance_scale": (20.0,)}),
+        **_SMALL, **_SMALL_GRID, "distillation.sds.guidance_scale": (3.0,)},
+        pixels={"distillation.sds.guidance_scale": (20.0,)}),
     "threestudio_sd": Recipe("sd21-base", _THREESTUDIO, _THREESTUDIO_SMALL),
     "threestudio_if": Recipe("if-xl", _THREESTUDIO_IF, _THREESTUDIO_SMALL),
 }
@@ -201,7 +201,7 @@ def from_words(words: str) -> ConfigDict:
     if len(some) > 1:
       raise ConfigError(f"{words!r} names more than one {kind} ({', '.join(some)}): keep one")
   prior = priors[0] if priors else RECIPES[chosen[0]].prior if chosen else "shapeworld"
-  if not chosen and not _is_small(prior):
+  if not chosen and not sources.is_small(prior):
     chosen = ["threestudio_if" if _of_pixels(prior) else "threestudio_sd"]
   config = config_lib.default()
   for name in chosen:
@@ -212,7 +212,7 @@ def from_words(words: str) -> ConfigDict:
 
 def _apply(config: ConfigDict, recipe: Recipe, prior: str) -> None:
   """Put a recipe's settings into the defaults, as far as they are meant for this prior."""
-  if _is_small(prior):
+  if sources.is_small(prior):
     kept = {name: value for name, value in recipe.settings.items() if name.split(".")[0] not in _SMALL_GROUPS}
     config.update_from_flattened_dict({**kept, **recipe.small})
   else:
@@ -226,8 +226,3 @@ def _of_pixels(prior: str) -> bool:
     return read_json(index).get("_class_name") == "IFPipeline"
   return re.match(r"(.*/)?if(-|$)", prior.lower()) is not None
 
-
-def _is_small(prior: str) -> bool:
-  """Whether a prior is the one that ships, or a folder of its kind."""
-  index = Path(prior) / "model_index.json"
-  return prior == "shapeworld" or (index.is_file() and "pixel_unshuffle" in read_json(index))

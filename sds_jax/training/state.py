@@ -21,11 +21,14 @@ class TrainState:
     params: {"field": ..., "background": ...}.
     opt_state: of `make_optimizer`.
     occupancy: the occupancy grid of the field (rendering/occupancy.py), or None.
+    estimator: what the estimator keeps (step.begin), or None: dict(score=phi, opt_state=...) of VSD's second network;
+      dict(params=..., occupancy=...) of the source that DDS and PDS edit, which never changes.
   """
   step: Array
   params: Params
   opt_state: Any
   occupancy: Any
+  estimator: Any = None
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, occupancy: Any) -> TrainState:
@@ -54,10 +57,10 @@ def make_optimizer(config: ml_collections.FrozenConfigDict) -> optax.GradientTra
   }
   clip = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm > 0 else []
   slower = [optax.masked(optax.scale(settings.background_factor), dict(field=False, background=True))]
-  return _lenient(optax.chain(*clip, optimizers[settings.name](), *(slower if settings.background_factor != 1 else [])))
+  return lenient(optax.chain(*clip, optimizers[settings.name](), *(slower if settings.background_factor != 1 else [])))
 
 
-def _lenient(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+def lenient(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
   """The same optimiser under any setting of jax_numpy_dtype_promotion: optax mixes step counts and floats."""
   def update(grads: Any, state: Any, params: Params | None = None) -> tuple[Any, Any]:
     with jax.numpy_dtype_promotion("standard"):

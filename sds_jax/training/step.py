@@ -9,30 +9,30 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
 
-from sds_jax.diffusion import guidance, timesteps
-from sds_jax.diffusion.distillation import DistillationAux, score_distillation
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.fields.background import Background
 from sds_jax.fields.field import Field
 from sds_jax.priors.prior import Prior
 from sds_jax.rendering import occupancy
 from sds_jax.rendering.render import RenderOptions, render_views
-from sds_jax.training import losses, parts
+from sds_jax.training import conditions, losses, parts, score_network
+from sds_jax.training.conditions import Text
 from sds_jax.training.config import scalar_spec
+from sds_jax.training.distil import distil
 from sds_jax.training.state import TrainState, init_state, make_optimizer
 from sds_jax.types import Array, Camera, Params, RenderOutput
-from sds_jax.views import cameras, lights, perp_neg, prompts
+from sds_jax.views import cameras, lights
 from sds_jax.views.lights import ALBEDO, Shading
 
 
-STREAMS = ("views", "rest", "shading", "t", "distil", "encode", "occupancy")
+STREAMS = ("views", "rest", "shading", "t", "distil", "encode", "occupancy", "score", "forget")
 """What a step draws at random, each from its own key."""
 
 
@@ -102,15 +102,28 @@ def new_state(scene: Scene, key: Array) -> TrainState:
   return init_state(params, scene.optimizer, grid)
 
 
-def embed_prompts(prior: Prior, config: ml_collections.FrozenConfigDict, prompt: str | None = None) -> dict[str, Array]:
-  """The text of a run, once: {"views": [V, T, D] (one for each of `prompts.VIEWS`), "null": [T, D]}.
+def begin(scene: Scene, prior: Prior, prior_params: Params, text: Text, key: Array,
+          source: TrainState | None = None) -> TrainState:
+  """The state of a run before its first update, with what its estimator keeps; consumes `key`.
 
-  "null" is `config.negative_prompt`, "" where there is none. `prompt` goes before `config.prompt`.
+  Args:
+    text: of `conditions.embed_prompts`.
+    source: of the object that is edited, of the same field; it is also where the run begins. None: a new object.
   """
-  prompt = config.prompt if prompt is None else prompt
-  words = prompts.view_prompts(prompt) if config.distillation.view_words != "none" else [prompt]
-  embedded = prior.embed([*words, config.negative_prompt])
-  return dict(views=embedded[:-1], null=embedded[-1])
+  key_score, key_state = jax.random.fold_in(key, 1), key
+  state = new_state(scene, key_state)
+  if source is not None:
+    state = dataclasses.replace(state, params=source.params, occupancy=source.occupancy)
+  kind = scene.config.distillation.estimator
+  if kind in ("dds", "pds"):
+    # Copies, for the state's memory is taken over by the step and may hold nothing twice.
+    kept = jax.tree.map(jnp.copy, dict(params=state.params, occupancy=state.occupancy))
+    return dataclasses.replace(state, estimator=kept)
+  if kind == "vsd":
+    phi = score_network.init(scene.config, prior, prior_params, text["null"].shape[-1], key_score)
+    return dataclasses.replace(state, estimator=dict(
+        score=phi, opt_state=score_network.make_optimizer(scene.config).init(phi)))
+  return state
 
 
 def make_step(scene: Scene, prior: Prior) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
@@ -121,27 +134,40 @@ def make_step(scene: Scene, prior: Prior) -> Callable[..., tuple[TrainState, dic
   """
   config = scene.config
 
-  def loss_fn(params: Params, state: TrainState, prior_params: Params, text: dict[str, Array],
+  def loss_fn(learnt: tuple[Params, Params], state: TrainState, prior_params: Params, text: Text,
               keys: dict[str, Array]):
+    params, score = learnt
     progress = progress_of(config, state.step)
-    out, x, cond, metrics = observe(scene, prior, params, state, prior_params, text, keys)
-    loss, aux = distil(config, prior, prior_params, x, cond, keys, progress)
-    terms = {name: fn(out) for name, fn in losses.LOSSES.items()}
+    views = observe(scene, prior, params, state, prior_params, text, keys)
+    loss, aux = distil(config, prior, prior_params, views.x, views.cond, keys, progress, dict(views.own, score=score))
+    terms = {name: fn(views.out) for name, fn in losses.LOSSES.items()}
     for name, value in terms.items():
       loss += schedule_value(scalar_spec(config.loss[name]), progress) * value
-    metrics = dict(terms, sds_grad_norm=jnp.mean(aux.grad_norm), mean_opacity=jnp.mean(out.opacity), **metrics)
+    metrics = dict(terms, sds_grad_norm=jnp.mean(aux.grad_norm), mean_opacity=jnp.mean(views.out.opacity),
+                   **views.metrics)
     return loss, metrics
 
-  def step(state: TrainState, prior_params: Params, text: dict[str, Array], key: Array):
+  def step(state: TrainState, prior_params: Params, text: Text, key: Array):
     keys = step_keys(key, state.step)
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, state, prior_params, text, keys)
+    score = state.estimator["score"] if config.distillation.estimator == "vsd" else {}
+    (grads, score_grads), metrics = jax.grad(loss_fn, has_aux=True)(
+        (state.params, score), state, prior_params, text, keys)
     updates, opt_state = scene.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     grid = _look_again(scene, state, params, keys["occupancy"])
     metrics["grad_norm"] = optax.tree.norm(grads)
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state, occupancy=grid), metrics
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state, occupancy=grid,
+                      estimator=_learn_score(config, state.estimator, score_grads)), metrics
 
   return step
+
+
+def _learn_score(config: ml_collections.FrozenConfigDict, kept: Any, grads: Params) -> Any:
+  """What the estimator keeps, VSD's second network moved by its own gradient."""
+  if config.distillation.estimator != "vsd":
+    return kept
+  updates, opt_state = score_network.make_optimizer(config).update(grads, kept["opt_state"], kept["score"])
+  return dict(score=optax.apply_updates(kept["score"], updates), opt_state=opt_state)
 
 
 def progress_of(config: ml_collections.FrozenConfigDict, step: Array) -> Array:
@@ -149,32 +175,56 @@ def progress_of(config: ml_collections.FrozenConfigDict, step: Array) -> Array:
   return step.astype(jnp.float32) / config.training.steps
 
 
-def observe(scene: Scene, prior: Prior, params: Params, state: TrainState, prior_params: Params, text: dict[str, Array],
-            keys: dict[str, Array]) -> tuple[RenderOutput, Array, dict[str, Any], dict[str, Array]]:
-  """What a step works on: its renders, what the prior makes of them and is told of them.
+class Views(NamedTuple):
+  """What a step works on.
+
+  Attributes:
+    out: the renders.
+    x: [B, *x_shape], what the prior makes of them.
+    cond: what it is told of them, as `guidance.guided` wants it.
+    own: what some estimators want besides; of `distil`.
+    metrics: [] float32 each.
+  """
+  out: RenderOutput
+  x: Array
+  cond: dict[str, Any]
+  own: dict[str, Any]
+  metrics: dict[str, Array]
+
+
+def observe(scene: Scene, prior: Prior, params: Params, state: TrainState, prior_params: Params, text: Text,
+            keys: dict[str, Array]) -> Views:
+  """A step's renders, and what the prior makes of them and is told of them.
 
   Args:
-    params: what is rendered; `state` gives the number of the step and the occupancy grid.
+    params: what is rendered; `state` gives the number of the step, the occupancy grid, and what the estimator keeps.
     keys: of `step_keys`; views, rest, shading and encode are consumed.
-
-  Returns:
-    (renders, x [B, *x_shape], cond of `guidance.guided`, metrics [] float32).
   """
-  d, index = scene.config.distillation, jnp.arange(scene.config.training.views)
+  index = jnp.arange(scene.config.training.views)
   progress = progress_of(scene.config, state.step)
   cams, azimuth, elevation = _draw_cameras(scene, keys["views"], index)
   shading = lights.sample_shading(keys["shading"], progress, scene.lights)
-  out, overflow = _render(scene, params, state.occupancy, cams, shading, keys["rest"], index, progress)
-  if scene.as_latent:
-    x = geometry_as_latent(out, prior.x_shape)
-  else:
-    x = prior.encode(prior_params, out.rgb, keys["encode"])
-  cond = _condition(prior, text, cams, azimuth, elevation, d.view_words)
-  if d.perp_neg != "none":
-    cond = _perp_neg_condition(cond, text, azimuth, elevation, d.perp_neg,
-                               schedule_value(scalar_spec(d.perp_neg_scale), progress))
+
+  def see(params: Params, grid: Any) -> tuple[RenderOutput, Array, Array]:
+    out, overflow = _render(scene, params, grid, cams, shading, keys["rest"], index, progress)
+    if scene.as_latent:
+      return out, geometry_as_latent(out, prior.x_shape), overflow
+    return out, prior.encode(prior_params, out.rgb, keys["encode"]), overflow
+
+  out, x, overflow = see(params, state.occupancy)
+  told = lambda text: conditions.condition(prior, scene.config, text, cams, azimuth, elevation, progress)  # noqa: E731
+  own = {}
+  match scene.config.distillation.estimator:
+    case "dds" | "pds":
+      _, source_x, _ = see(state.estimator["params"], state.estimator["occupancy"])
+      own = dict(source_x=source_x, source_cond=told(dict(text, views=text["source"])))
+    case "vsd":
+      own = dict(camera=cameras.camera_features(cams))
+    case "hifa":
+      size = (out.rgb.shape[0], prior.image_size, prior.image_size, 3)
+      own = dict(image=out.rgb if out.rgb.shape == size else jax.image.resize(out.rgb, size, "linear"))
   shaded = jnp.zeros(()) if scene.as_latent else (shading.mode != ALBEDO).astype(jnp.float32)
-  return out, x, cond, dict(overflow=overflow, shaded=shaded)
+  return Views(out, x, told(text), own, dict(overflow=overflow, shaded=shaded))
 
 
 def geometry_as_latent(out: RenderOutput, x_shape: tuple[int, ...]) -> Array:
@@ -221,56 +271,6 @@ def _render(scene: Scene, params: Params, grid: Any, cams: Camera, shading: Shad
   if scene.lights.shaded == 0.0 or scene.as_latent:
     return bare(field_params)
   return jax.lax.cond(shading.mode == ALBEDO, bare, shaded, field_params)
-
-
-def _condition(prior: Prior, text: dict[str, Array], cams: Camera, azimuth: Array, elevation: Array,
-               view_words: str) -> dict[str, dict[str, Array]]:
-  """What the prior is told of each view: text chosen by direction, and the camera where it knows cameras.
-
-  The unconditional side keeps the camera: guidance strengthens the words, not the viewpoint.
-  """
-  if view_words == "none":
-    chosen = jnp.broadcast_to(text["views"][:1], (azimuth.shape[0],) + text["views"].shape[1:])
-  elif view_words == "nearest":
-    chosen = text["views"][prompts.view_index(azimuth, elevation)]
-  else:
-    weights = prompts.view_weights(azimuth, elevation).astype(text["views"].dtype)
-    chosen = jnp.einsum("bv,vtd->btd", weights, text["views"])
-  known = dict(camera=cameras.camera_features(cams)) if prior.camera_dim else {}
-  null = jnp.broadcast_to(text["null"][None], chosen.shape)
-  return dict(cond=dict(text=chosen, **known), uncond=dict(text=null, **known))
-
-
-def _perp_neg_condition(cond: dict[str, dict[str, Array]], text: dict[str, Array], azimuth: Array, elevation: Array,
-                        flavour: str, scale: Array) -> dict[str, Any]:
-  """The same views as `_condition` gives, their positive text and negative ones as Perp-Neg has them."""
-  mix, weights = perp_neg.FLAVOURS[flavour](azimuth, elevation)
-  chosen = jnp.einsum("bv,vtd->btd", mix.astype(text["views"].dtype), text["views"])
-  told = lambda words: dict(cond["cond"], text=jnp.broadcast_to(words, chosen.shape))  # noqa: E731
-  negatives = tuple(told(text["views"][view][None]) for view in perp_neg.NEGATIVES)
-  return dict(cond=told(chosen), uncond=cond["uncond"], negatives=negatives, weights=scale * weights)
-
-
-def distil(config: ml_collections.FrozenConfigDict, prior: Prior, prior_params: Params, x: Array, cond: dict[str, Any],
-           keys: dict[str, Array], progress: Array) -> tuple[Array, DistillationAux]:
-  """The scalar whose gradient is the distillation's, and what was seen on the way.
-
-  Args:
-    x, cond: of `observe`.
-    keys: of `step_keys`; t and distil are consumed.
-    progress: fraction of the run that is done, [] float32.
-  """
-  d, index = config.distillation, jnp.arange(config.training.views)
-  now = lambda spec: schedule_value(scalar_spec(spec), progress)  # noqa: E731
-  t_range = timesteps.annealed_range(scalar_spec(d.t_min), scalar_spec(d.t_max), progress)
-  sampler = timesteps.SAMPLERS["stratified" if d.stratified else "uniform"]
-  t = sampler(keys["t"], index, t_range, prior.schedule.alpha.shape[0], config.training.views)
-  denoise = guidance.guided(prior.denoise, d.guidance_convention, now(d.guidance_scale),
-                            rescale_phi=0.0 if d.guidance_rescale == (0.0,) else now(d.guidance_rescale))
-  return score_distillation(
-      denoise, prior_params, prior.schedule, x, keys["distil"], cond, t=t, index=index, weighting=d.weighting,
-      estimator=d.estimator, scale=now(config.loss.sds),
-      clip_norm=None if d.clip_norm == (0.0,) else now(d.clip_norm))
 
 
 def _look_again(scene: Scene, state: TrainState, params: Params, key: Array) -> Any:

@@ -10,10 +10,10 @@ import ml_collections
 import numpy as np
 from ml_collections import ConfigDict
 
-from sds_jax.diffusion import estimators, guidance, weightings
+from sds_jax.diffusion import guidance, timesteps, weightings
 from sds_jax.fields import background, field
 from sds_jax.priors import published
-from sds_jax.training import config as config_lib
+from sds_jax.training import choices, config as config_lib, distil
 from sds_jax.views import perp_neg
 
 Check = tuple[Callable[[Any], bool], str]
@@ -35,6 +35,8 @@ def validate(config: ConfigDict) -> ml_collections.FrozenConfigDict:
   """
   reference = config_lib.default()
   _check_names_and_types(config, reference, reference)
+  if config.distillation.estimator in distil.NAMES:  # otherwise the checks below say what is wrong
+    config = choices.resolve(config)
   for path, (legal, words) in _checks().items():
     value = _get(config, path)
     try:
@@ -149,7 +151,7 @@ def _milestones(spec: tuple) -> bool:
 
 def _checks() -> dict[str, Check]:
   """Dotted name -> check, for all settings."""
-  return {**_run_checks(), **_scene_checks()}
+  return {**_run_checks(), **_estimator_checks(), **_scene_checks()}
 
 
 def _run_checks() -> dict[str, Check]:
@@ -159,7 +161,7 @@ def _run_checks() -> dict[str, Check]:
       "seed": _whole(0, 2**31 - 1),
       "resume": _one_of(("auto", "must", "never")),
       "prior.dtype": _one_of(("float32", "bfloat16")),
-      "distillation.estimator": _one_of(estimators.ESTIMATORS),
+      "distillation.estimator": _one_of(distil.NAMES),
       "distillation.weighting": _one_of(weightings.WEIGHTINGS),
       "distillation.guidance_convention": _one_of(guidance.CONVENTIONS),
       "distillation.guidance_scale": _scalar(-1000.0, 1000.0),
@@ -168,6 +170,8 @@ def _run_checks() -> dict[str, Check]:
       "distillation.perp_neg_scale": _scalar(0.0, 100.0),
       "distillation.t_min": _scalar(0.0, 1.0),
       "distillation.t_max": _scalar(0.0, 1.0),
+      "distillation.t_warp": _one_of((*timesteps.WARPS, "dreamtime")),
+      "distillation.t_sampler": _one_of(timesteps.SAMPLERS),
       "distillation.latent_until": (lambda v: _finite(v) and 0.0 <= v < 1.0, "a fraction of the run from 0 to below 1, "
                                     "since no colours are learnt before it"),
       "distillation.clip_norm": _scalar(0.0, words=", never 0 unless it is (0.0,): no clipping"),
@@ -203,6 +207,43 @@ def _run_checks() -> dict[str, Check]:
       "export.turntable_frames": _whole(2, 10_000),
       "export.turntable_elevation_deg": _number(-89.0, 89.0),
   }
+
+
+def _estimator_checks() -> dict[str, Check]:
+  """Of what the estimators have for themselves."""
+  words = (lambda v: len(v) <= 10_000, "a text of at most 10,000 characters")
+  fraction = _number(0.0, 1.0, ", a fraction of the schedule")
+  own = {
+      "csd.negative_prompt": words,
+      "csd.negative_weight": _scalar(-100.0, 100.0),
+      "nfsd.negative_prompt": words,
+      "nfsd.null_until": fraction,
+      "bridge.target_words": words,
+      "bridge.source_words": words,
+      "bridge.begins": _number(0.0, 1.0, ", a fraction of the run"),
+      "vsd.rank": _whole(1, 1024),
+      "vsd.learning_rate": _above(0.0),
+      "vsd.forget_camera": _number(0.0, 1.0),
+      "asd.shift": fraction,
+      "ism.delta_t": _scalar(0.0, 1.0),
+      "ism.delta_s": _number(0.001, 1.0, ", a fraction of the schedule"),
+      "ism.steps": _whole(1, 1000),
+      "sdi.inversion_scale": _scalar(-1000.0, 1000.0),
+      "sdi.eta": _number(0.0, 10.0),
+      "sdi.stride": _number(0.001, 1.0, ", a fraction of the schedule"),
+      "sdi.steps": _whole(1, 1000),
+      "cds.gap": fraction,
+      "cds.spread": fraction,
+      "cds.clip": _scalar(0.0),
+      "hifa.image_weight": _scalar(0.0),
+      "sds.weighting": _one_of(weightings.WEIGHTINGS),
+      "sds.guidance_convention": _one_of(guidance.CONVENTIONS),
+      "sds.guidance_scale": _scalar(-1000.0, 1000.0),
+      "sds.t_min": _scalar(0.0, 1.0),
+      "sds.t_max": _scalar(0.0, 1.0),
+      "sds.t_warp": _one_of((*timesteps.WARPS, "dreamtime")),
+  }
+  return {f"distillation.{name}": check for name, check in own.items()} | {"distillation.source_prompt": words}
 
 
 def _scene_checks() -> dict[str, Check]:
@@ -282,9 +323,15 @@ def _relations(config: ConfigDict) -> Iterator[str]:
     yield (f"config.prior.random_weights={p.random_weights!r} needs the name of a published prior, not config.prior."
            f"{'path' if p.path else 'name'}={p.path or p.name!r}: set config.prior.name to one of "
            f"{', '.join(published.PRIORS)}, or random_weights to False")
-  if any(_at(d.t_min, p) >= _at(d.t_max, p) for p in (*_places(d.t_min), *_places(d.t_max))):
+  if d.t_min != d.t_max and any(_at(d.t_min, p) >= _at(d.t_max, p) for p in (*_places(d.t_min), *_places(d.t_max))):
     yield (f"config.distillation.t_min={d.t_min!r} reaches config.distillation.t_max={d.t_max!r}: t_min must stay "
-           "below t_max during the whole run; exchange or separate them")
+           "below t_max during the whole run; exchange or separate them, or make them equal for a t without randomness")
+  if d.source and d.estimator not in ("dds", "pds"):
+    yield (f"config.distillation.source={d.source!r} is what dds and pds edit, but config.distillation.estimator="
+           f"{d.estimator!r}: set it to one of these, or source to ''")
+  if d.source and d.estimator in ("dds", "pds") and not d.source_prompt:
+    yield (f"config.distillation.source={d.source!r} is not the folder of a run (it has no config.json): give one, such "
+           "as runs/a-red-cube-0, or say what it shows with config.distillation.source_prompt")
   if d.clip_norm != (0.0,) and min(scalar_values(d.clip_norm)) == 0.0:
     yield (f"config.distillation.clip_norm={d.clip_norm!r} reaches 0, where nothing would be learnt: keep it above 0, "
            "or give (0.0,) for no clipping at all")

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from sds_jax.priors import prior as priors, sources
-from sds_jax.training import config as config_lib, recipes, step as step_lib, validation
+from sds_jax.training import conditions, config as config_lib, recipes, step as step_lib, validation
 
 PATH = Path(__file__).resolve().parents[2] / "configs" / "text.py"
 
@@ -83,7 +83,7 @@ PUBLISHED = {
 PUBLISHED["threestudio_if"] = {**PUBLISHED["threestudio_sd"], "prior.name": "if-xl",
                                "distillation.guidance_scale": (20.0,), "camera.elevation_deg": (-10.0, 90.0)}
 CHANGED_FOR_THE_SMALL_PRIOR = {
-  "distillation.guidance_scale", "distillation.stratified", "field.bound", "field.hashgrid.levels",
+  "distillation.sds.guidance_scale", "distillation.t_sampler", "field.bound", "field.hashgrid.levels",
   "field.hashgrid.coarsest", "field.hashgrid.finest", "field.hashgrid.log2_table", "field.hashgrid.open_levels",
   "field.paper_mlp.hidden", "field.paper_mlp.blocks", "optimizer.learning_rate", "optimizer.warmup_steps",
   "optimizer.background_factor"}
@@ -126,7 +126,7 @@ def test_what_the_small_prior_changes(get_config, name):
 
 def test_a_prior_of_another_kind(get_config):
   """DreamFusionAcc runs IF at guidance 20; a published prior alone is run as threestudio runs its kind."""
-  assert get_config("dreamfusionacc,if-m").distillation.guidance_scale == (20.0,)
+  assert validation.validate(get_config("dreamfusionacc,if-m")).distillation.guidance_scale == (20.0,)
   for prior, recipe in (("sd15", "threestudio_sd"), ("DeepFloyd/IF-I-M-v1.0", "threestudio_if")):
     assert get_config(prior).to_dict() == get_config(f"{recipe},{prior}").to_dict()
 
@@ -156,7 +156,7 @@ def test_a_step_can_be_built(get_config, tiny_prior, words):
   prior, prior_params = priors.build(tiny_prior)
   key = jax.random.key(0)
   state = jax.eval_shape(lambda k: step_lib.new_state(scene, k), key)
-  text = step_lib.embed_prompts(prior, scene.config)
+  text = conditions.embed_prompts(prior, scene.config)
   after, metrics = jax.eval_shape(step_lib.make_step(scene, prior), state, dict(unet=prior_params["unet"]), text, key)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
   assert metrics["orientation"].shape == () and bool(after.params["background"]) == ("owner" in words)

@@ -12,7 +12,7 @@ def prior_and_params(tiny_prior):
 @pytest.fixture(scope="session")
 def ready(tiny_config, prior_and_params):
   """(changes) -> (scene, step function, its arguments (state, prior_params, text, key))."""
-  from sds_jax.training import step
+  from sds_jax.training import conditions, step
   from sds_jax.training.validation import validate
   prior, prior_params = prior_and_params
 
@@ -20,7 +20,7 @@ def ready(tiny_config, prior_and_params):
     scene = step.make_scene(validate(tiny_config(changes)))
     key = jax.random.key(seed)
     state = jax.jit(lambda k: step.new_state(scene, k))(jax.random.fold_in(key, 2**31 - 1))
-    text = step.embed_prompts(prior, scene.config)
+    text = conditions.embed_prompts(prior, scene.config)
     return scene, step.make_step(scene, prior), (state, dict(unet=prior_params["unet"]), text, key)
 
   return make

@@ -2,28 +2,32 @@
 import dataclasses
 import math
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from sds_jax.training import config as config_lib, step as step_lib
+from sds_jax.training import conditions, config as config_lib, step as step_lib
+from sds_jax.training.distil import distil
 from sds_jax.training.validation import scalar_values
 from sds_jax.views import cameras, prompts
 
-SCHEDULED = {"loss.sds", "loss.orientation", "loss.opacity", "loss.entropy", "distillation.guidance_scale",
-             "distillation.guidance_rescale", "distillation.perp_neg_scale", "distillation.t_min", "distillation.t_max",
-             "distillation.clip_norm"}
+OPEN = {f"distillation.{name}" for name in ("guidance_scale", "t_min", "t_max")}
+SCHEDULED = {"loss.sds", "loss.orientation", "loss.opacity", "loss.entropy", "distillation.guidance_rescale",
+             "distillation.perp_neg_scale", "distillation.clip_norm"} | OPEN
+OF_ESTIMATORS = {f"distillation.{name}" for name in (
+  "sds.guidance_scale", "sds.t_min", "sds.t_max", "csd.negative_weight", "ism.delta_t", "sdi.inversion_scale", "cds.clip",
+  "hifa.image_weight")}
+OF_FIELDS = {"field.paper_mlp.variance", "field.hashgrid.open_levels"}
 
 
 def test_which_settings_are_schedules():
   """Those that the docstring of the settings names: they, and no others, have defaults of a schedule's form."""
-  config = config_lib.default()
-  found = {f"{name}.{key}" for name, group in config.items() if isinstance(group, ConfigDict)
-           for key, value in group.items() if isinstance(value, tuple) and scalar_values(value)}
-  assert found == SCHEDULED
-  assert all(path.split(".")[1] in config_lib.__doc__ for path in found if path.startswith("distillation"))
+  flat = flax.traverse_util.flatten_dict(config_lib.default().to_dict(), sep=".")
+  found = {path for path, value in flat.items() if isinstance(value, tuple) and value and scalar_values(value)}
+  assert found == (SCHEDULED - OPEN) | OF_ESTIMATORS | OF_FIELDS
+  assert all(path.split(".")[-1] in config_lib.__doc__ for path in found | OPEN if not path.startswith("loss"))
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +63,8 @@ def test_what_the_prior_is_told_under_perp_neg(scheduled, prior_and_params):
   _, _, (_, _, text, _) = scheduled
   azimuth, elevation = jnp.radians(jnp.array([36.0, 0.0])), jnp.radians(jnp.array([20.0, 75.0]))
   cams = jax.vmap(lambda a, e: cameras.orbit(a, e, 2.5, 0.8))(azimuth, elevation)
-  cond = step_lib._condition(prior_and_params[0], text, cams, azimuth, elevation, "nearest")
-  told = step_lib._perp_neg_condition(cond, text, azimuth, elevation, "threestudio", jnp.float32(2.0))
+  cond = conditions.of_views(prior_and_params[0], text, cams, azimuth, elevation, "nearest")
+  told = dict(cond, **conditions.perp_neg_sides(cond, text, azimuth, elevation, "threestudio", jnp.float32(2.0)))
   views = {name: np.asarray(text["views"][i]) for i, name in enumerate(prompts.VIEWS)}
   np.testing.assert_allclose(told["cond"]["text"][0], 0.6 * views["front"] + 0.4 * views["side"], atol=1e-5)
   np.testing.assert_allclose(told["cond"]["text"][1], views["overhead"], atol=1e-6)
@@ -78,7 +82,7 @@ def distillation_under(ready, prior, changes):
   scene, _, (_, _, _, key) = ready(changes)
 
   def loss(x, cond, progress):
-    return step_lib.distil(scene.config, prior, None, x, cond, step_lib.step_keys(key, jnp.int32(0)), progress)
+    return distil(scene.config, prior, None, x, cond, step_lib.step_keys(key, jnp.int32(0)), progress)
 
   gradient = jax.jit(jax.grad(loss, has_aux=True))
   return lambda progress, x, cond: gradient(x, cond, jnp.float32(progress))

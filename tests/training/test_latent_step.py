@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sds_jax.diffusion import guidance
-from sds_jax.training import loop, step as step_lib
+from sds_jax.training import conditions, loop, step as step_lib
 from sds_jax.training.validation import validate
 
 LATENT = {"prior.path": "", "prior.name": "sd15", "prior.random_weights": True, "render.height": 8, "render.width": 8,
@@ -38,7 +38,7 @@ def args(scene, tiny_latent):
   """The step's arguments."""
   key = jax.random.key(0)
   state = jax.eval_shape(lambda: step_lib.new_state(scene, key))
-  return state, tiny_latent[1], step_lib.embed_prompts(tiny_latent[0], scene.config), key
+  return state, tiny_latent[1], conditions.embed_prompts(tiny_latent[0], scene.config), key
 
 
 def counted(function, *args):

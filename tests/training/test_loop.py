@@ -9,7 +9,7 @@ import jax.monitoring
 import numpy as np
 import pytest
 
-from sds_jax.training import loop, step as step_lib
+from sds_jax.training import conditions, loop
 from sds_jax.training.validation import validate
 
 
@@ -92,8 +92,8 @@ def test_another_seed_another_object(run, finished, tmp_path):
 
 def test_implicit_transfers_stop_the_run(run, monkeypatch, tmp_path):
   """Arguments on the host would be copied to the device at every step: the guard around the step does not allow it."""
-  embed = step_lib.embed_prompts
-  monkeypatch.setattr(step_lib, "embed_prompts", lambda *args: jax.tree.map(np.asarray, embed(*args)))
+  embed = conditions.embed_prompts
+  monkeypatch.setattr(conditions, "embed_prompts", lambda *args: jax.tree.map(np.asarray, embed(*args)))
   with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
     run(tmp_path)
 

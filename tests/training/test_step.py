@@ -135,7 +135,7 @@ def test_occupancy_is_looked_at_when_due(compiled):
   {"field.name": "hashgrid", "field.hashgrid.levels": 2, "field.hashgrid.finest": 16, "field.hashgrid.log2_table": 8,
    "background.name": "mlp", "occupancy.every": 0, "distillation.view_words": "blended", "camera.stratified": False},
   {"field.name": "paper_mlp", "field.paper_mlp.hidden": 8, "field.paper_mlp.blocks": 1, "background.name": "white",
-   "render.normals": "difference", "distillation.view_words": "none", "distillation.stratified": False,
+   "render.normals": "difference", "distillation.view_words": "none", "distillation.t_sampler": "uniform",
    "render.height": 12, "render.width": 12, "distillation.clip_norm": (1.0,), "shading.textureless": 0.3},
 ])
 def test_other_settings_make_a_step_too(ready, changes):

@@ -4,7 +4,7 @@ import math
 import ml_collections
 import pytest
 
-from sds_jax.training import config as config_lib
+from sds_jax.training import choices, config as config_lib
 from sds_jax.training.validation import ConfigError, check_name, validate
 
 NAN, INF = math.nan, math.inf
@@ -22,7 +22,15 @@ MISTAKES = [
   ("distillation.estimator", "sdz", "one of sds"),
   ("distillation.weighting", "sigma", "sigma2"),
   ("distillation.guidance_convention", "imagen", "dreamfusion, diffusers"),
-  ("distillation.guidance_scale", (), "()"),
+  ("distillation.csd.negative_weight", (), "()"),
+  ("distillation.t_warp", "cubic", "linear, sqrt, dreamtime"),
+  ("distillation.t_sampler", "random", "uniform, stratified, antithetic"),
+  ("distillation.source", "runs/no-such", "runs/no-such"),
+  ("distillation.vsd.rank", 0, "from 1 to 1024"),
+  ("distillation.vsd.learning_rate", 0.0, "above 0"),
+  ("distillation.bridge.begins", 1.5, "a fraction of the run"),
+  ("distillation.ism.delta_s", 0.0, "a fraction of the schedule"),
+  ("distillation.cds.clip", (-1.0,), "at least 0"),
   ("distillation.guidance_scale", (NAN,), "nan"),
   ("distillation.guidance_scale", ("10",), "'10'"),
   ("distillation.guidance_scale", (1.0, 2.0), "(1.0, 2.0)"),
@@ -137,7 +145,11 @@ def test_random_weights_go_with_published_names_only():
 def test_defaults_are_legal_and_come_back_frozen():
   frozen = validate(config_lib.default())
   assert isinstance(frozen, ml_collections.FrozenConfigDict) and isinstance(hash(frozen), int)
-  assert frozen.to_dict() == config_lib.default().to_dict()
+  given, found = config_lib.default().to_dict(), frozen.to_dict()
+  chosen = {name for name, value in found["distillation"].items() if value != given["distillation"][name]}
+  assert chosen == set(choices.OPEN) and all(found["distillation"][name] == given["distillation"]["sds"][name]
+                                             for name in chosen)
+  assert dict(found, distillation=None) == dict(given, distillation=None)
   with pytest.raises(AttributeError):
     frozen.seed = 1
 
@@ -158,7 +170,7 @@ def test_mistakes(field, value, part):
 @pytest.mark.parametrize("field, value, needed", [
   ("seed", "0", "int"), ("seed", 1.5, "int"), ("seed", True, "int"), ("training.steps", None, "int"),
   ("render.height", 64.0, "int"), ("prompt", 3, "str"), ("optimizer.learning_rate", "1e-2", "float"),
-  ("distillation.guidance_scale", 10.0, "tuple"), ("distillation.stratified", 1, "bool"),
+  ("distillation.guidance_scale", 10.0, "tuple"), ("camera.stratified", 1, "bool"),
   ("export.mesh", "no", "bool"), ("prior.random_weights", 1, "bool")])
 def test_wrong_types(field, value, needed):
   message = mistake(changed(field, value))
@@ -188,7 +200,6 @@ def test_missing_settings():
   ({"field.hashgrid.finest": 4}, ("finest=4", "coarsest=8")),
   ({"shading.lambertian": 0.6, "shading.textureless": 0.5}, ("lambertian=0.6", "textureless=0.5", "more than 1")),
   ({"camera.distance": (1.0, 3.0), "field.bound": 1.0}, ("config.camera.distance=(1.0, 3.0)", "bound=1.0")),
-  ({"distillation.t_min": (0.5,), "distillation.t_max": (0.5,)}, ("t_min=(0.5,)", "t_max=(0.5,)", "below")),
   ({"distillation.t_min": ((0.0, 0.1), (1.0, 0.6)), "distillation.t_max": ((0.2, 0.9), (0.7, 0.4))},
    ("t_min=", "t_max=", "below")),
   ({"distillation.t_min": (0.7,), "distillation.t_max": (0.3,)}, ("t_min=(0.7,)", "t_max=(0.3,)", "below")),
@@ -205,6 +216,7 @@ def test_fields_that_contradict_each_other(changes, parts):
 @pytest.mark.parametrize("changes", [
   {"optimizer.learning_rate": 1}, {"distillation.guidance_scale": ((0.0, 20.0), (0.5, 10.0), (1.0, 5.0))},
   {"distillation.t_max": ((0.0, 0.98), (1.0, 0.5))},
+  {"distillation.t_min": (0.5,), "distillation.t_max": (0.5,)},
   {"distillation.t_min": ((0.0, 0.5), (1.0, 0.02)), "distillation.t_max": ((0.0, 0.98), (1.0, 0.5))},
   {"render.candidates": 16, "render.num_samples": 16},
   {"field.hashgrid.finest": 8}, {"training.steps": 1, "optimizer.warmup_steps": 0}, {"occupancy.every": 0},

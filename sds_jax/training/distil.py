@@ -1,0 +1,104 @@
+"""The distillation of a step, as the settings have it: t, guidance, the estimator and what it needs of its own."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from sds_jax.diffusion import guidance, timesteps
+from sds_jax.diffusion.distillation import DistillationAux, inject, score_distillation
+from sds_jax.diffusion.estimators import ESTIMATORS
+from sds_jax.diffusion.hifa import image_residual
+from sds_jax.diffusion.scalars import schedule_value
+from sds_jax.diffusion.schedules import per_example
+from sds_jax.diffusion.variational import score_loss
+from sds_jax.diffusion.weightings import WEIGHTINGS
+from sds_jax.priors.prior import Prior
+from sds_jax.training import score_network
+from sds_jax.training.config import scalar_spec
+from sds_jax.types import Array, Params
+
+NAMES = (*ESTIMATORS, "hifa")
+"""What `distillation.estimator` may be. HiFA is SDS with a second term, in the space of pictures."""
+
+Config = ml_collections.FrozenConfigDict
+Now = Callable[[tuple], Array]
+"""A scheduled scalar of the settings -> its value at this moment of the run."""
+
+
+def distil(config: Config, prior: Prior, prior_params: Params, x: Array, cond: dict[str, Any], keys: dict[str, Array],
+           progress: Array, own: dict[str, Any] | None = None) -> tuple[Array, DistillationAux]:
+  """The scalar whose gradient is the distillation's, and what was seen on the way.
+
+  Args:
+    x: [B, *x_shape], what the prior makes of the images; B is `training.views`.
+    cond: of `conditions.condition`.
+    keys: of `step.step_keys`; t, distil, score and forget are consumed.
+    progress: fraction of the run that is done, [] float32.
+    own: what some estimators want besides: `source_x` [B, *x_shape] and `source_cond` (dds, pds); `score`, the
+      parameters of VSD's second network, which this scalar also trains, and the views' `camera` [B, CAMERA_DIM] if
+      they have one; `image` [B, S, S, 3], the pictures that x is of, at the prior's size (hifa).
+  """
+  d, own = config.distillation, own or {}
+  index = jnp.arange(x.shape[0])
+  now: Now = lambda spec: schedule_value(scalar_spec(spec), progress)  # noqa: E731
+  t = draw_t(config, prior, keys["t"], progress, x.shape[0])
+  denoise = guidance.guided(prior.denoise, d.guidance_convention, now(d.guidance_scale),
+                            rescale_phi=0.0 if d.guidance_rescale == (0.0,) else now(d.guidance_rescale))
+  told = score_network.told(config, cond, own.get("camera"), keys["forget"]) if d.estimator == "vsd" else (None, None)
+  loss, aux = score_distillation(
+      denoise, prior_params, prior.schedule, x, keys["distil"], cond, t=t, index=index, weighting=d.weighting,
+      estimator="sds" if d.estimator == "hifa" else d.estimator,
+      options=_options(config, prior, prior_params, now, progress, dict(own, score_cond=told[0])),
+      scale=now(config.loss.sds), clip_norm=None if d.clip_norm == (0.0,) else now(d.clip_norm),
+      antithetic=d.antithetic_noise)
+  if d.estimator == "hifa":
+    loss += _image_term(config, prior, prior_params, aux, own["image"], now)
+  if d.estimator == "vsd":
+    loss += score_loss(score_network.make_score_fn(prior), (prior_params, own["score"]), prior.schedule, x,
+                       keys["score"], told[1], index=index)
+  return loss, aux
+
+
+def draw_t(config: Config, prior: Prior, key: Array, progress: Array, batch: int) -> Array:
+  """t [B] int32 of a step's views; consumes `key`."""
+  d, count = config.distillation, prior.schedule.alpha.shape[0]
+  warp = "linear" if d.t_warp == "dreamtime" else d.t_warp
+  low, high = timesteps.annealed_range(scalar_spec(d.t_min), scalar_spec(d.t_max), progress, warp)
+  if d.t_warp == "dreamtime":
+    low = high = jnp.clip(timesteps.dreamtime(prior.schedule, progress), low, high)
+  return timesteps.SAMPLERS[d.t_sampler](key, jnp.arange(batch), (low, high), count, batch)
+
+
+def _options(config: Config, prior: Prior, prior_params: Params, now: Now, progress: Array,
+             own: dict[str, Any]) -> dict[str, Any]:
+  """The estimator's options at this moment of the run."""
+  d = config.distillation
+  settings = d[d.estimator].to_dict() if d.estimator in d else {}
+  options = {name: now(v) if isinstance(v, tuple) else v for name, v in settings.items() if not isinstance(v, str)}
+  match d.estimator:
+    case "csd" | "nfsd" | "ism" | "sdi" | "cds":
+      return options
+    case "asd":
+      return dict(options, t_min=now(d.t_min))
+    case "bridge":
+      return dict(bridged=(progress >= options["begins"]).astype(jnp.float32))
+    case "dds" | "pds":
+      return dict(source_x=own["source_x"], source_cond=own["source_cond"])
+    case "vsd":
+      return dict(score_fn=score_network.make_score_fn(prior), score_params=(prior_params, own["score"]),
+                  score_cond=own["score_cond"])
+  return {}
+
+
+def _image_term(config: Config, prior: Prior, prior_params: Params, aux: DistillationAux, image: Array,
+                now: Now) -> Array:
+  """HiFA's scalar: its gradient is that of the same step in the space of pictures."""
+  d = config.distillation
+  image_hat = jax.lax.stop_gradient(prior.decode(prior_params, aux.x0_hat))
+  weight = now(config.loss.sds) * now(d.hifa.image_weight) * WEIGHTINGS[d.weighting](prior.schedule, aux.t)
+  residual = image_residual(prior.schedule, aux.t, image, image_hat)
+  return inject(image, per_example(weight, residual) * residual / image.shape[0])
