@@ -1,0 +1,213 @@
+"""Every estimator under the training step: one program, the frozen network untouched, state that goes on exactly."""
+import dataclasses
+import os
+import signal
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax.evaluation import modes
+from sds_jax.training import choices, conditions, distil, loop, step as step_lib
+from sds_jax.training.validation import ConfigError, validate
+
+SMALL = {"distillation.ism.steps": 2, "distillation.sdi.steps": 2, "distillation.vsd.rank": 2}
+UNKNOWN = {"prior.allow_unknown_words": True}
+
+
+@pytest.fixture(scope="module")
+def begun(tiny_config, prior_and_params):
+  """(changes) -> (scene, step function, its arguments), the state with what the estimator keeps."""
+  prior, prior_params = prior_and_params
+
+  def make(changes):
+    scene = step_lib.make_scene(validate(tiny_config({**SMALL, **changes})))
+    text = conditions.embed_prompts(prior, scene.config)
+    state = jax.jit(lambda key: step_lib.begin(scene, prior, prior_params, text, key))(jax.random.key(3))
+    return scene, step_lib.make_step(scene, prior), (state, prior_params, text, jax.random.key(0))
+
+  return make
+
+
+def count_dots(jaxpr):
+  """How many matrix products and convolutions stand in a jaxpr and all jaxprs inside it (a scan's body once)."""
+  total = sum(eqn.primitive.name in ("dot_general", "conv_general_dilated") for eqn in jaxpr.eqns)
+  for eqn in jaxpr.eqns:
+    for value in eqn.params.values():
+      for item in value if isinstance(value, (tuple, list)) else (value,):
+        inner = getattr(item, "jaxpr", item)
+        total += count_dots(inner) if hasattr(inner, "eqns") else 0
+  return total
+
+
+COPIES = {"ldiff": 1, "vsd": 3, "asd": 2, "ism": 2, "sdi": 2, "cds": 2}
+"""Copies of the network's forward pass in the program, where not 1: ISM's and SDI's inversions are one each in a scan;
+of VSD one is the prior, one the second network's word on the image, one its own learning."""
+BACKWARD = ("ldiff", "vsd")
+"""Where a network is differentiated: the prior itself, or the adapters of its copy."""
+
+
+@pytest.mark.parametrize("name", distil.NAMES)
+def test_one_program_that_differentiates_no_frozen_network(begun, prior_and_params, name):
+  prior, prior_params = prior_and_params
+  scene, step, args = begun({"distillation.estimator": name})
+  idle = dataclasses.replace(prior, denoise=lambda params, z, t, cond: jnp.zeros_like(z))
+  side = dict(text=jnp.zeros((2, 4, 8)), camera=jnp.zeros((2, 16)))
+  network = count_dots(jax.make_jaxpr(prior.denoise)(prior_params, jnp.zeros((2, *prior.x_shape)),
+                                                     jnp.zeros(2, jnp.int32), side).jaxpr)
+  whole = count_dots(jax.make_jaxpr(step)(*args).jaxpr)
+  without = count_dots(jax.make_jaxpr(step_lib.make_step(scene, idle))(*args).jaxpr)
+  copies = (whole - without) / network
+  if name in BACKWARD:
+    assert copies > COPIES[name]
+  else:
+    assert copies == COPIES.get(name, 1)
+
+
+@pytest.mark.parametrize("name", distil.NAMES)
+def test_steps_move_the_field_and_stay_finite(begun, name):
+  _, step, (state, *fixed) = begun({"distillation.estimator": name})
+  compiled, before = jax.jit(step), state.params
+  for _ in range(3):
+    state, metrics = compiled(state, *fixed)
+  assert compiled._cache_size() == 1 and int(state.step) == 3
+  assert all(np.isfinite(value) for value in metrics.values()) and metrics["sds_grad_norm"] > 0
+  moved = [float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(before))]
+  assert max(moved) > 1e-4 and all(np.isfinite(moved))
+
+
+def test_estimators_differ(begun):
+  """From one start under one key, no two names go the same way, but those that are the same by definition."""
+  ends = {}
+  for name in ("sds", "score", "csd", "bridge", "sjc", "vsd", "dds", "asd", "ism"):
+    open_settings = {"distillation.weighting": "sigma2", "distillation.guidance_scale": (3.0,),
+                     "distillation.guidance_convention": "diffusers", "distillation.t_min": (0.3,),
+                     "distillation.t_max": (0.9,), "distillation.bridge.begins": 0.0}
+    _, step, (state, *fixed) = begun({"distillation.estimator": name, **open_settings})
+    end, _ = jax.jit(step)(state, *fixed)
+    ends[name] = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(end.opt_state)
+                                 if np.ndim(leaf)])
+  names = list(ends)
+  same = {(a, b) for i, a in enumerate(names) for b in names[i + 1:] if np.allclose(ends[a], ends[b], rtol=1e-3)}
+  # ("score" has the same mean only.) DDS begins where it is its own source, which no words describe: the bridge.
+  assert same == {("sds", "sjc"), ("bridge", "dds")}
+
+
+def test_vsd_trains_its_second_network_and_leaves_the_prior(begun):
+  scene, step, (state, prior_params, text, key) = begun({"distillation.estimator": "vsd"})
+  before, compiled = jax.tree.map(np.asarray, (state.estimator["score"], prior_params)), jax.jit(step)
+  for _ in range(2):
+    state, _ = compiled(state, prior_params, text, key)
+  adapters = state.estimator["score"]["adapters"]
+  moved = {path: float(jnp.abs(pair["up"] - before[0]["adapters"][path]["up"]).max()) for path, pair in adapters.items()}
+  assert min(moved.values()) > 0 and max(moved.values()) < 3e-4  # two steps of AdamW at 1e-4
+  assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(prior_params), jax.tree.leaves(before[1])))
+
+
+def test_where_the_settings_leave_it_open_the_estimator_chooses(tiny_config):
+  """Explicit settings win; published guidance is for published priors."""
+  def resolved(changes):
+    return validate(tiny_config(changes)).distillation
+
+  for name in set(distil.NAMES) - set(choices.LIKE_SDS):
+    small, large = (resolved({"distillation.estimator": name, **more})
+                    for more in ({}, {"prior.path": "", "prior.name": "sd15"}))
+    for setting, value in choices.PUBLISHED[name].items():
+      assert large[setting] == value
+      assert small[setting] == choices.SMALL[name].get(setting, value)
+  assert resolved({"distillation.estimator": "vsd", "distillation.guidance_scale": (4.0,)}).guidance_scale == (4.0,)
+  assert resolved({"distillation.sds.guidance_scale": (5.0,), "distillation.estimator": "score"}).guidance_scale == (5.0,)
+
+
+def test_texts_of_the_bridge_and_of_negative_prompts(tiny_config, prior_and_params):
+  prior, _ = prior_and_params
+  free = dataclasses.replace(prior, vocabulary=None)
+
+  def said(prior, name, changes=None):
+    return conditions.texts(prior, validate(tiny_config({"distillation.estimator": name, **(changes or {})})))
+
+  bridge = said(free, "bridge")
+  assert bridge["target"][0] == "a red cube, detailed high resolution, high quality, sharp, front view"
+  assert bridge["source"][1].startswith("a red cube, oversaturated, smooth") and bridge["null"] == [""]
+  assert said(free, "csd")["negative"] == ["oversaturated color, ugly, tiling, low quality, noisy"]
+  # A prior that knows a few words: nothing stands in for quality, the prompt for itself.
+  small = said(prior, "bridge")
+  assert small["target"] == small["views"] and small["source"] == [""] * 4
+  assert said(prior, "nfsd", {"negative_prompt": "a blue sphere"})["negative"] == ["a blue sphere"]
+  assert said(prior, "dds", {"distillation.source_prompt": "a green cone"})["source"][0] == "a green cone, front view"
+
+
+def test_the_bridge_begins_with_sds(begun):
+  """Its second stage under the same texts is eps_guided - eps_u; before `begins` a step is that of SDS."""
+  def first(name, begins):
+    changes = {"distillation.estimator": name, "distillation.bridge.begins": begins,
+               "distillation.guidance_scale": (3.0,), "distillation.t_max": (0.98,)}
+    _, step, args = begun(changes)
+    return jax.jit(step)(*args)[1]["sds_grad_norm"]
+
+  assert first("bridge", 0.5) == pytest.approx(float(first("sds", 0.5)), rel=1e-4)
+  assert first("bridge", 0.0) != pytest.approx(float(first("sds", 0.5)), rel=1e-2)
+
+
+def same_bits(a, b):
+  return [np.asarray(x).tobytes() for x in jax.tree.leaves(a)] == [np.asarray(x).tobytes() for x in jax.tree.leaves(b)]
+
+
+@pytest.mark.parametrize("name", ["vsd", "dds"])
+def test_a_stopped_run_goes_on_with_what_the_estimator_keeps(tiny_config, prior_and_params, tmp_path, name):
+  changes = {**SMALL, "distillation.estimator": name}
+
+  def run(folder, more=None, on_render=None):
+    config = validate(tiny_config({**changes, **(more or {})}))
+    return jax.device_get(loop.train(config, folder, *prior_and_params, on_render).state)
+
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  expected = run(whole)
+  with pytest.raises(loop.Interrupted):
+    run(parts, {"training.render_every": 2}, lambda state, step: os.kill(os.getpid(), signal.SIGTERM))
+  assert same_bits(run(parts, {"resume": "must"}), expected)
+  _, restored = modes._restore(validate(tiny_config(changes)), parts)  # what export, render and evaluate begin with
+  assert same_bits((restored.params, restored.estimator), (expected.params, expected.estimator))
+
+
+def test_an_edit_begins_with_another_runs_object(tiny_config, prior_and_params, tmp_path, capsys):
+  source, folder = tmp_path / "source", tmp_path / "edit"
+  made = jax.device_get(loop.train(validate(tiny_config()), source, *prior_and_params).state)
+  edit = {"distillation.estimator": "pds", "distillation.source": str(source), "prompt": "a blue cube",
+          "training.steps": 2}
+  config = validate(tiny_config(edit))
+  assert config.distillation.source_prompt == "a red cube"
+  state = jax.device_get(loop.train(config, folder, *prior_and_params).state)
+  assert "beginning from the object of step 4" in capsys.readouterr().out
+  assert same_bits(state.estimator["params"], made.params) and not same_bits(state.params, made.params)
+  with pytest.raises(loop.ResumeError, match="does not fit these settings"):
+    loop.train(validate(tiny_config({**edit, "field.mlp.hidden": 12})), tmp_path / "other", *prior_and_params)
+  with pytest.raises(ConfigError, match="no config.json"):
+    validate(tiny_config({**edit, "distillation.source": str(tmp_path / "nothing")}))
+
+
+def test_hifa_acts_on_the_picture_of_a_latent(tiny_latent, tiny_config):
+  """Its second term, by hand: alpha / sigma (image - decoded x0_hat) at the picture, beside SDS at the latent."""
+  prior, params = tiny_latent
+  config = validate(tiny_config({"prior.path": "", "prior.name": "sd15", "prior.random_weights": True,
+                                 "render.height": 8, "render.width": 8, "distillation.estimator": "hifa",
+                                 "distillation.hifa.image_weight": (0.5,)}))
+  x, image = jnp.full((2, *prior.x_shape), 0.3), jnp.full((2, prior.image_size, prior.image_size, 3), 0.6)
+  side = dict(text=jnp.ones((2, 77, 8)))
+  cond, keys = dict(cond=side, uncond=side), step_lib.step_keys(jax.random.key(0), jnp.int32(0))
+
+  @jax.jit
+  def gradients(x, image):
+    def loss(x, image):
+      return distil.distil(config, prior, params, x, cond, keys, jnp.float32(0.5), dict(image=image))
+    return jax.grad(loss, argnums=(0, 1), has_aux=True)(x, image)
+
+  (of_x, of_image), aux = gradients(x, image)
+  alpha, sigma = (np.asarray(values, np.float64)[np.asarray(aux.t)][:, None, None, None]
+                  for values in (prior.schedule.alpha, prior.schedule.sigma))
+  np.testing.assert_allclose(of_x, sigma**2 * (np.asarray(aux.eps_hat) - np.asarray(aux.eps)) / 2, rtol=1e-3, atol=1e-5)
+  expected = 0.5 * sigma**2 * alpha / sigma * (np.asarray(image) - np.asarray(prior.decode(params, aux.x0_hat))) / 2
+  np.testing.assert_allclose(of_image, expected, rtol=1e-3, atol=1e-5)
+  assert np.abs(expected).max() > 1e-3
