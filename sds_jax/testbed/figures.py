@@ -1,4 +1,4 @@
-"""Figures of the study, as PNG data for a page that needs no other file. matplotlib (extra `study`) comes in when drawn.
+"""Figures of the study, as PNG data for a page that needs no other file. matplotlib (extra `study`) comes in late.
 
 Blue is without guidance, orange with it; grey shades are the density of what is wanted.
 """
@@ -45,7 +45,7 @@ def of_estimator(found: Found) -> Any:
   figure, axes = new(1, 4, 15.0, 3.9, width_ratios=(1, 1, 1.05, 1.05))
   _field(axes[0, 0], found)
   _ends(axes[0, 1], found)
-  axes[0, 1].set_title("Where 200 particles end".replace("200", str(len(found["ends"]))))
+  axes[0, 1].set_title(f"Where {len(found['ends'])} particles end")
   axes[0, 1].legend(loc="lower left", fontsize=8, handletextpad=0.2)
   _against_t(axes[0, 2], found)
   _guidance(axes[0, 3], found)
@@ -71,7 +71,7 @@ def all_guidance(every: dict[str, Found]) -> Any:
   axis = axes[0, 0]
   omega = np.array(suite.OMEGAS)
   axis.plot(omega, 1.0 + omega, "--", color=EXACT, lw=1.4, zorder=1)
-  labels = [(1.0 + omega[-1], "closed form of SDS: 1 + omega", EXACT)]
+  labels = [(1.0 + omega[-1], "1 + omega", EXACT)]
   for i, (name, found) in enumerate(every.items()):
     colour, style = COLOURS[i % len(COLOURS)], "-" if i < len(COLOURS) else ":"
     axis.plot(omega, found["rest"], style, color=colour, lw=1.6)
@@ -81,21 +81,26 @@ def all_guidance(every: dict[str, Found]) -> Any:
     labels.append((float(found["rest"][-1]), name, colour))
   _label_ends(axis, omega[-1], labels)
   axis.axhspan(0.7, 1.3, color="#dfe3e9", zorder=0)
-  axis.text(10.9, 1.0, "the data", fontsize=8, color="#5c6470", va="center", ha="right")
-  axis.set(xlabel="guidance omega (DreamFusion's convention)", ylabel="median end point", xlim=(-0.2, 14.2),
+  axis.text(5.0, 1.0, "the data", fontsize=8, color="#5c6470", va="center", ha="center")
+  axis.set(xlabel="guidance omega (DreamFusion's convention)", ylabel="median end point", xlim=(-0.2, 13.0),
            xticks=omega)
   return figure
 
 
 def _label_ends(axis: Any, x: float, labels: list[tuple[float, str, str]]) -> None:
-  """Names beside the lines' ends, pushed apart upwards where they would lie over each other."""
-  low = min(y for y, _, _ in labels)
-  gap = max(max(y for y, _, _ in labels) - low, 1.0) / 24.0
-  at = -np.inf
-  for y, name, colour in sorted(labels):
-    at = max(y, at + gap)
-    axis.annotate(name, (x, y), (x + 1.1, at), color=colour, fontsize=8.5, va="center",
-                  arrowprops=dict(arrowstyle="-", color=colour, lw=0.5, alpha=0.6))
+  """Names beside the lines' ends; those of lines that end at about the same height stand together."""
+  gap = max(max(y for y, _, _ in labels) - min(y for y, _, _ in labels), 1.0) / 30.0
+  groups: list[list[tuple[float, str, str]]] = []
+  for label in sorted(labels):
+    if groups and label[0] - groups[-1][-1][0] < gap:
+      groups[-1].append(label)
+    else:
+      groups.append([label])
+  for group in groups:
+    names = [name for _, name, _ in group]
+    text = ",\n".join(", ".join(names[i:i + 4]) for i in range(0, len(names), 4))
+    colour = group[0][2] if len(group) == 1 else EXACT
+    axis.text(x + 0.25, float(np.mean([y for y, _, _ in group])), text, color=colour, fontsize=9, va="center")
 
 
 def all_numbers(summaries: dict[str, dict[str, Any]]) -> Any:
@@ -143,6 +148,7 @@ def _density(axis: Any) -> None:
     levels = values.max() * np.array([0.02, 0.2, 0.6, 1.01]) if filled else [values.max() * 0.1]
     draw(x, y, values, levels=levels, colors=colours)
   axis.set(xlim=(-3.2, 6.2), ylim=(-4.0, 4.0), aspect="equal", xticks=[], yticks=[])
+  axis.spines[:].set_visible(False)
 
 
 def _field(axis: Any, found: Found) -> None:
@@ -191,4 +197,4 @@ def _guidance(axis: Any, found: Found) -> None:
   axis.plot(omega[still], found["rest"][still], "o", mfc="white", mec=GUIDED, ms=5, label="still moving")
   axis.set(xlabel="guidance omega", title="End point against guidance (data: grey)",
            ylim=(min(-1.0, found["rest"].min() - 1), max(12.0, found["rest"].max() + 1)))
-  axis.legend(loc="upper left", fontsize=8)
+  axis.legend(loc="best", fontsize=8)

@@ -31,8 +31,8 @@ SETTINGS: dict[str, Setting] = {
   "score": Setting(note="SDS without the noise taken off: the same in expectation."),
   "csd": Setting("uniform", note="Only the difference of two predictions: guidance has no part in it."),
   "nfsd": Setting(note="Its negative prompt is a wide law around all of the data."),
-  "bridge": Setting(note="Its source is that wide law, from the first step on: no stage of SDS before it. Guidance only "
-                         "multiplies it."),
+  "bridge": Setting(note="Its source is that wide law, from the first step on: no stage of SDS before it. Guidance "
+                         "only multiplies it."),
   "sjc": Setting("uniform", 0.01, 0.97, note="SDS, exactly, with another weight."),
   "rfds": Setting("uniform", note="SDS with weight 1 / (1 - tau)."),
   "ldiff": Setting(note="SDS times the Jacobian of the network, which is small where there is little noise."),
@@ -43,9 +43,10 @@ SETTINGS: dict[str, Setting] = {
   "pds": Setting("uniform", note="As DDS, with a pull back to where the particle began."),
   "asd": Setting("sigma2", ((0.0, 0.5), (1.0, 0.02)), ((0.0, 0.98), (1.0, 0.5)),
                  note="The second prediction, at a later time, has no guidance."),
-  "ism": Setting("sigma_over_alpha", 0.02, 0.5, note="Noise from the inversion without a label; next to none is drawn."),
+  "ism": Setting("sigma_over_alpha", 0.02, 0.5, note="Noise from an inversion without a label; next to none is drawn."),
   "sdi": Setting("sigma_over_alpha", ((0.0, 0.98), (1.0, 0.25)), ((0.0, 0.98), (1.0, 0.25)),
-                 note="The inversion has the guidance of the way down with its sign turned; t falls in step with the run."),
+                 note="The inversion has the guidance of the way down with its sign turned; t falls in step with the "
+                      "run."),
   "cds": Setting("uniform", ((0.0, 0.7), (1.0, 0.1)), ((0.0, 0.7), (1.0, 0.1)), "sqrt",
                  note="Each particle keeps one noise of its own; t falls with the square root of the run."),
 }

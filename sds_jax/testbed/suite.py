@@ -133,10 +133,11 @@ def summary(found: Found) -> dict[str, Any]:
 
 def table(summaries: dict[str, dict[str, Any]]) -> str:
   """The summaries as a Markdown table."""
-  rows = [f"| estimator | bias | relative variance | end at omega = {STRONG} | near a mode | modes of 3 | width | spread |",
-          "|---" * 8 + "|"]
+  rows = [f"| estimator | bias | relative variance | end at omega = {STRONG} | near a mode | modes of 3 | width "
+          "| spread |", "|---" * 8 + "|"]
   for name, s in summaries.items():
     end = f"{s['rest_at_strong']:.2f}" + ("" if s["at_rest"] else ", moving")
+    spread = f"{s['spread']:.2f}" + ("" if s["cloud_at_rest"] else ", moving")
     rows.append(f"| `{name}` | {s['bias']:.2f} | {s['relative_variance']:.2f} | {end} | {s['near']:.0%} "
-                f"| {s['modes']:.0f} | {s['width']:.2f} | {s['spread']:.2f}{'' if s['cloud_at_rest'] else ', moving'} |")
+                f"| {s['modes']:.0f} | {s['width']:.2f} | {spread} |")
   return "\n".join(rows)
