@@ -11,11 +11,13 @@ import sds_jax
 
 ROOT = Path(sds_jax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-LEVELS = {"types": 0, "compilation": 0, "diffusion": 1, "testbed": 1, "views": 1, "fields": 2, "rendering": 3,
+LEVELS = {"types": 0, "compilation": 0, "diffusion": 1, "views": 1, "testbed": 2, "fields": 2, "rendering": 3,
           "priors": 3, "shapeworld": 4, "training": 4, "io": 4, "evaluation": 5, "benchmarks": 5}
 """Imports go from a higher number to a lower one, or stay within a room."""
 TOP = {"cli", "__init__"}
 """Modules beside the rooms; they may import any room, and no room imports them."""
+COMMANDS = {"testbed/study.py"}
+"""Commands that lie in a room and join it with others: they may import any room, and nothing imports them."""
 PEERS = {("training", "io")}
 """(from, to): the one import between rooms of a level, since the loop writes checkpoints and metrics."""
 STRANGERS = [("rendering", "priors"), ("priors", "rendering"), ("shapeworld", "training"), ("shapeworld", "rendering"),
@@ -46,7 +48,12 @@ def targets(path):
 
 def reached():
   """Room -> the rooms that its files import."""
-  return {name: {target for path in FILES if room(path) == name for target in targets(path)} for name in LEVELS}
+  return {name: {target for path in FILES if room(path) == name and not is_command(path) for target in targets(path)}
+          for name in LEVELS}
+
+
+def is_command(path):
+  return path.relative_to(ROOT).as_posix() in COMMANDS
 
 
 def test_every_file_has_a_room():
@@ -60,6 +67,19 @@ def test_imports_go_down(name):
       assert LEVELS[target] < LEVELS[name] or (name, target) in PEERS, f"{name} imports {target}"
     else:
       assert target not in TOP and hasattr(sds_jax, target), f"{name} imports sds_jax.{target}"
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_nothing_imports_a_command(command):
+  assert (ROOT / command).is_file()
+  package, name = ("sds_jax." + command.removesuffix(".py").replace("/", ".")).rsplit(".", 1)
+  for path in FILES:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+      if isinstance(node, ast.Import):
+        assert f"{package}.{name}" not in [alias.name for alias in node.names], path
+      elif isinstance(node, ast.ImportFrom):
+        assert node.module != f"{package}.{name}", path
+        assert node.module != package or name not in [alias.name for alias in node.names], path
 
 
 @pytest.mark.parametrize("name, other", STRANGERS)

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import ml_collections
 import numpy as np
 from absl import app, flags
 
@@ -34,6 +35,16 @@ def run_recipe(name: str, specs: Sequence[captions.Spec], seeds: Sequence[int], 
     ConfigError, CheckpointError: as `validate` and `modes.load_prior`.
   """
   frozen = validation.validate(recipes_lib.from_words("shapeworld" if name == DEFAULT else f"{name},shapeworld"))
+  return run_config(frozen, specs, seeds, folder)
+
+
+def run_config(frozen: ml_collections.FrozenConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int],
+               folder: Path) -> list[Record]:
+  """Scores of validated settings; those that lie in `folder`, of the same settings and runs, are not made again.
+
+  Raises:
+    ConfigError, CheckpointError: as `modes.load_prior`.
+  """
   made = files.plain(dict(config=frozen.to_dict(), versions=outputs.versions(), prior=_fingerprint(),
                           runs=[(captions.caption(spec), seed) for spec in specs for seed in seeds]))
   stored = files.read_json(folder / "records.json")

@@ -1,0 +1,134 @@
+r"""Every estimator on the main job: the shipped prior, the same captions, each at its published defaults, one table.
+
+    python -m sds_jax.evaluation.estimators --prompts=12 --estimators=sds,csd --out=estimator_scores
+
+Each compiles once; one whose records lie in the folder already, of the same settings, captions, versions and prior, is
+not run again, so that a command that was stopped goes on. Settings are overridden for all of them as for `run.py`
+(`--config.training.steps=300`).
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from sds_jax import compilation
+from sds_jax.diffusion.estimators import ESTIMATORS
+from sds_jax.evaluation.recipes import run_config
+from sds_jax.evaluation.shapeworld import Record, draw_captions, or_one_line
+from sds_jax.io import files
+from sds_jax.shapeworld import captions
+from sds_jax.training import config as config_lib, outputs, validation
+
+SHIPPED = Path(__file__).parent / "records" / "estimators.json"
+"""The records that come with the package."""
+
+Scores = dict[str, list[Record]]
+"""Name of an estimator -> its runs."""
+
+
+def check_names(names: Sequence[str], flag: str = "--estimators") -> None:
+  """Raises ValueError unless all `names` are estimators, and there is one at least."""
+  unknown = [name for name in names if name not in ESTIMATORS]
+  if unknown or not names:
+    raise ValueError(f"{flag}={','.join(names)}: {unknown[0] if unknown else ''!r} is none of {', '.join(ESTIMATORS)}")
+
+
+def settings(name: str, config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDict:
+  """`config` with the estimator `name`, validated.
+
+  Raises:
+    ConfigError: as `validate`; the message begins with the estimator's name.
+  """
+  changed = ml_collections.ConfigDict(config.to_dict())
+  changed.distillation.estimator = name
+  try:
+    return validation.validate(changed)
+  except validation.ConfigError as error:
+    raise validation.ConfigError(f"estimator {name}: {error}") from error
+
+
+def run(names: Sequence[str], config: ml_collections.ConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int],
+        folder: Path) -> Scores:
+  """Scores of each estimator; renders and records go to folder/NAME, all records and the table to `folder`.
+
+  Args:
+    names: of `ESTIMATORS`; their settings are all looked at before the first is run.
+    config: what is common to all; not yet validated.
+
+  Raises:
+    ValueError: an unknown name.
+    ConfigError, CheckpointError: as `settings` and `modes.load_prior`.
+  """
+  check_names(names)
+  chosen = {name: settings(name, config) for name in names}
+  scores = {}
+  for name, frozen in chosen.items():
+    print(f"{name} ...", flush=True)
+    scores[name] = run_config(frozen, specs, seeds, folder / name)
+  files.write_json(dict(versions=outputs.versions(), estimators=scores), folder / "records.json")
+  with files.atomic_write(folder / "table.md") as file:
+    file.write(table(scores).encode() + b"\n")
+  return scores
+
+
+def read(path: Path) -> Scores:
+  """Scores out of the file, or the folder, that `run` has written; {} where there is no file.
+
+  Raises:
+    DamagedFileError: the file holds something else.
+  """
+  path = path / "records.json" if path.is_dir() else path
+  stored = files.read_json(path)
+  if stored and not isinstance(stored.get("estimators"), dict):
+    raise files.DamagedFileError(f"{path} holds no records of estimators; such a file is made by "
+                                 "python -m sds_jax.evaluation.estimators")
+  return stored.get("estimators", {})
+
+
+def seconds(records: Sequence[Record]) -> float:
+  """Median seconds of a run: the first one compiles, and does not count for more than one."""
+  return float(np.median([r["seconds"] for r in records]))
+
+
+def table(scores: Scores) -> str:
+  """Means and worst cases of each estimator, as a Markdown table."""
+  rows = ["| estimator | runs | IoU | worst | volume IoU | colours right | colour error | empty or full | s a run "
+          "| times SDS |", "|---" * 10 + "|"]
+  for name, records in scores.items():
+    mean = lambda key: float(np.mean([r[key] for r in records]))  # noqa: E731
+    relative = f"{seconds(records) / seconds(scores['sds']):.2f}" if "sds" in scores else "–"
+    rows.append(f"| `{name}` | {len(records)} | {mean('silhouette_iou'):.3f} "
+                f"| {min(r['silhouette_iou'] for r in records):.3f} | {mean('volume_iou'):.3f} "
+                f"| {mean('colours_right'):.0%} | {mean('colour_error'):.3f} "
+                f"| {sum(r['empty'] or r['full'] for r in records)} | {seconds(records):.0f} | {relative} |")
+  return "\n".join(rows)
+
+
+def main() -> None:
+  """Command line."""
+  config = config_flags.DEFINE_config_dict("config", config_lib.default())
+  chosen = flags.DEFINE_list("estimators", ",".join(ESTIMATORS), f"of {', '.join(ESTIMATORS)}")
+  prompts = flags.DEFINE_integer("prompts", 12, "captions", lower_bound=1)
+  seeds = flags.DEFINE_integer("seeds", 1, "seeds of each caption", lower_bound=1)
+  draw = flags.DEFINE_integer("draw", 4, "seed of the drawing of captions")
+  out = flags.DEFINE_string("out", "estimator_scores", "folder of the table, the records and the renders")
+
+  def action(argv: Sequence[str]) -> None:
+    if argv[1:]:
+      raise ValueError(f"{argv[1]!r} is not an option; estimators are named as --estimators=sds,csd")
+    specs, folder = draw_captions(prompts.value, draw.value), Path(out.value)
+    check_names(chosen.value)
+    compilation.prepare()
+    print(table(run(chosen.value, config.value, specs, range(seeds.value), folder)))
+    print(f"renders, records and table lie in {folder}")
+
+  app.run(lambda argv: or_one_line(lambda: action(argv)))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,181 @@
+"""Numerical experiments with one estimator and a perfect network: its field, its bias and noise, where particles end.
+
+A particle is a run of its own: an image of D numbers, with its own t, noise and keys, so that nothing but VSD's second
+network knows of the others. Everything is a pure function of a key.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sds_jax.diffusion import timesteps
+from sds_jax.diffusion.estimators import ESTIMATORS
+from sds_jax.diffusion.guidance import guided
+from sds_jax.diffusion.scalars import schedule_value
+from sds_jax.diffusion.weightings import WEIGHTINGS
+from sds_jax.testbed import divergence, laws
+from sds_jax.testbed.denoisers import vp_denoiser
+from sds_jax.testbed.laws import Mixture
+from sds_jax.testbed.published import SETTINGS
+from sds_jax.testbed.worlds import NULL, WANTED, WIDE, law_of
+from sds_jax.types import Array, Schedule
+
+LawOf = Callable[[Array], Mixture]
+"""Particles [N, D] -> the law that VSD's second network takes them to be of."""
+
+
+def blurred(particles: Array) -> Mixture:
+  """The particles themselves, each blurred by 0.1."""
+  return laws.dataset(particles, 0.1)
+
+
+def fitted(particles: Array) -> Mixture:
+  """The Gaussian of their mean and spread, one number for all coordinates."""
+  mean = particles.mean(0)
+  return laws.gaussian(mean, jnp.sqrt(jnp.mean((particles - mean[None]) ** 2)))
+
+
+def gradient(name: str, world: Mixture, schedule: Schedule, omega: Array | float, x: Array, t: Array, eps: Array,
+             key: Array, *, start: Array, crowd: Mixture, progress: Array | float, seed: Array | int = 0) -> Array:
+  """w(t) residual [D] of one particle, as `score_distillation` would inject it.
+
+  Args:
+    name: a name of `ESTIMATORS`, run as `published.SETTINGS` says.
+    world: leaves [4, ...], of `worlds`.
+    schedule: its noise.
+    omega: guidance in DreamFusion's convention; 0 is none.
+    x, t, eps: [D], [] integer, [D].
+    key: consumed by estimators that draw more.
+    start: [D], where the particle began, for DDS and PDS.
+    crowd: the law of all particles, for VSD.
+    progress: fraction of the run that is done, in [0, 1].
+    seed: of the noise that CDS keeps for the whole run.
+  """
+  label = lambda y: jnp.full((1,), y)  # noqa: E731
+  cond = dict(cond=label(WANTED), uncond=label(WIDE if name == "bridge" else NULL))
+  nothing = dict(cond=label(NULL), uncond=label(NULL))
+  low = schedule_value(SETTINGS[name].t_min, progress)
+  options = {
+    "vsd": dict(score_fn=vp_denoiser(schedule), score_params=crowd),
+    "dds": dict(source_x=start[None], source_cond=nothing), "pds": dict(source_x=start[None], source_cond=nothing),
+    "asd": dict(t_min=low), "sdi": dict(inversion_scale=-omega), "cds": dict(noise_seed=seed)}.get(name, {})
+  if name == "nfsd":
+    cond["negative"] = label(WIDE)
+  denoise = guided(vp_denoiser(schedule), "dreamfusion", omega)
+  residual, _ = ESTIMATORS[name](denoise, world, schedule, x[None], t[None], eps[None], cond, key[None], **options)
+  return WEIGHTINGS[SETTINGS[name].weighting](schedule, t) * residual[0]
+
+
+def _drawn(name: str, world: Mixture, schedule: Schedule, omega: Array | float, key: Array, x: Array, start: Array,
+           crowd: Mixture, progress: Array | float, seed: Array | int) -> Array:
+  """`gradient` [D] with t, noise and the estimator's own draws from `key`."""
+  t_key, eps_key, own_key = jax.random.split(key, 3)
+  setting = SETTINGS[name]
+  low, high = timesteps.annealed_range(setting.t_min, setting.t_max, progress, setting.warp)
+  t = timesteps.to_index(low + (high - low) * jax.random.uniform(t_key), schedule.alpha.shape[0])
+  eps = jax.random.normal(eps_key, x.shape, x.dtype)
+  return gradient(name, world, schedule, omega, x, t, eps, own_key, start=start, crowd=crowd, progress=progress,
+                  seed=seed)
+
+
+def field(name: str, world: Mixture, schedule: Schedule, omega: Array | float, key: Array, points: Array,
+          crowd: Mixture, draws: int = 256) -> Array:
+  """Mean of `gradient` at each of `points` [P, D] over t, noise and the whole run; [P, D].
+
+  Args:
+    key: consumed; all points share their draws.
+    points: taken for starts as well.
+    crowd: the law of the particles, for VSD.
+    draws: number of draws (static).
+  """
+  def one(x: Array, key: Array, seed: Array) -> Array:
+    key, when = jax.random.split(key)
+    return _drawn(name, world, schedule, omega, key, x, x, crowd, jax.random.uniform(when), seed)
+
+  each = jax.vmap(jax.vmap(one, in_axes=(None, 0, 0)), in_axes=(0, None, None))
+  return each(points, jax.random.split(key, draws), jnp.arange(draws)).mean(1)
+
+
+def descend(name: str, world: Mixture, schedule: Schedule, omega: Array | float, key: Array, start: Array,
+            steps: int = 800, rate: float = 0.05, law: LawOf = blurred) -> tuple[Array, Array]:
+  """Particles that follow the estimator, by Adam with a learning rate that falls linearly to 0.
+
+  Args:
+    key: consumed; step i uses fold_in(key, i).
+    start: [N, D].
+    steps, rate: number of steps (static), and the first learning rate.
+    law: for VSD; static.
+
+  Returns:
+    (end points [N, D], how much they still move []): the median particle's way in the last fifth of the run, as a share
+    of the longest that Adam can go in a straight line there. Near 0 at rest, near 1 where it drifts for ever.
+  """
+  adam = optax.adam(optax.linear_schedule(rate, 0.0, steps), b2=0.99)
+  seeds = jnp.arange(start.shape[0])
+
+  def step(carry: tuple, i: Array) -> tuple[tuple, None]:
+    x, state, before = carry
+    keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(key, i), n))(seeds)
+    crowd, progress = law(x), i.astype(jnp.float32) / steps
+    pushed = jax.vmap(lambda k, x, begun, n: _drawn(name, world, schedule, omega, k, x, begun, crowd, progress, n))(
+      keys, x, start, seeds)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes step counts and floats
+      updates, state = adam.update(pushed, state)
+    before = jnp.where(i == steps - steps // 5, x, before)
+    return (optax.apply_updates(x, updates), state, before), None
+
+  (x, _, before), _ = jax.lax.scan(step, (start, adam.init(start), start), jnp.arange(steps))
+  longest = rate * steps * 0.5 * 0.2**2
+  return x, jnp.median(jnp.abs(x - before).max(-1)) / longest
+
+
+def against_t(name: str, world: Mixture, schedule: Schedule, key: Array, points: Array, crowd: Mixture,
+              times: int = 15, nodes: int = 48, draws: int = 24) -> dict[str, Array]:
+  """Mean and variance of `gradient` without guidance against t, beside the exact gradient of the divergence.
+
+  The mean over the noise is a quadrature, so it has no error of sampling; what else is drawn is averaged over `draws`.
+
+  Args:
+    world: of one dimension.
+    key: consumed.
+    points: [P, 1], taken for starts as well.
+    times, nodes, draws: sizes (static).
+
+  Returns:
+    t [T], fractions of the schedule over the estimator's range; mean, variance and exact [T, P], all with w(t).
+  """
+  nodes_at, weights = np.polynomial.hermite_e.hermegauss(nodes)
+  weights = jnp.asarray(weights / weights.sum(), jnp.float32)
+  eps = jnp.asarray(nodes_at[:, None], jnp.float32)
+  keys = jax.random.split(key, (nodes, draws))
+  seeds = jnp.arange(nodes * draws).reshape(nodes, draws)
+  wanted = law_of(world, WANTED)
+  weight = WEIGHTINGS[SETTINGS[name].weighting]
+
+  def at(t: Array) -> tuple[Array, Array, Array]:
+    def one(x: Array, eps: Array, key: Array, seed: Array) -> Array:
+      return gradient(name, world, schedule, 0.0, x, t, eps, key, start=x, crowd=crowd, progress=0.5, seed=seed)[0]
+
+    over_draws = jax.vmap(one, in_axes=(None, None, 0, 0))
+    found = jax.vmap(jax.vmap(over_draws, in_axes=(None, 0, 0, 0)), in_axes=(0, None, None, None))(
+      points, eps, keys, seeds)
+    mean = found.mean(-1) @ weights
+    variance = ((found - mean[:, None, None]) ** 2).mean(-1) @ weights
+    exact = jax.vmap(lambda x: divergence.expected_residual(wanted, x, schedule.alpha[t], schedule.sigma[t]))(points)
+    return mean, variance, weight(schedule, t) * exact[:, 0]
+
+  fractions = np.linspace(*span(name), times)
+  indices = timesteps.to_index(jnp.asarray(fractions, jnp.float32), schedule.alpha.shape[0])
+  mean, variance, exact = jax.lax.map(at, indices)
+  return dict(t=jnp.asarray(fractions, jnp.float32), mean=mean, variance=variance, exact=exact)
+
+
+def span(name: str) -> tuple[float, float]:
+  """The smallest and the largest t of an estimator over its run, fractions of the schedule."""
+  ends = [value for spec in (SETTINGS[name].t_min, SETTINGS[name].t_max)
+          for value in ([spec] if isinstance(spec, float) else [v for _, v in spec])]
+  return min(ends), max(ends)

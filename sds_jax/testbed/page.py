@@ -1,0 +1,100 @@
+"""The study's page: one HTML file with everything inside, in the look of a run's report."""
+from __future__ import annotations
+
+import html
+import re
+from importlib import resources
+from typing import Any
+
+from sds_jax.diffusion.estimators import ESTIMATORS
+from sds_jax.diffusion.linear import ROWS
+from sds_jax.testbed import figures, suite
+from sds_jax.testbed.published import SETTINGS
+from sds_jax.testbed.suite import Found
+
+INTRODUCTION = """
+<p>Every estimator is given a perfect network: the data are mixtures of Gaussians, for which the noise in an image can
+be told exactly, under a label and without one. What is seen here is therefore the estimator's own doing, and no
+network's. Each runs with the weight w(t) and the range of t that its source has published, and all with the same
+guidance.</p>
+<p><b>Bias</b>: 1 minus the cosine between the expected gradient and the exact gradient of the divergence of the noisy
+image from the noisy data, mean over t; no weight changes it. SDS has none by construction. <b>Relative variance</b>:
+variance over squared mean. <b>End</b>: the data are N(1, 0.3), what the null label knows N(0, 0.3); SDS rests at
+1 + omega, which is its over-saturation. <b>Near a mode</b>, <b>modes</b>, <b>width</b>, <b>spread</b>: of particles in
+the plane without guidance, against the law that they should be draws of (width and spread: 1). Width counts points
+between two modes as well, so that it means something only beside the third column. <i>Moving</i>: not at rest at
+the end.</p>
+"""
+
+
+def page(every: dict[str, Found], summaries: dict[str, dict[str, Any]], style: str, byline: str,
+         shapeworld: str) -> bytes:
+  """The whole page.
+
+  Args:
+    every, summaries: of `suite.run` and `suite.summary`, by name.
+    style: CSS that the page begins with.
+    byline: a line under the heading; text.
+    shapeworld: a section of the page, HTML (`shapeworld_section`).
+  """
+  contents = "".join(f'<a href="#{name}"><code>{name}</code></a>' for name in every)
+  sections = [
+    section("What is compared", INTRODUCTION + f"<nav>{contents}</nav>"),
+    section("In numbers", wide_table(suite.table(summaries)) + image(figures.all_numbers(summaries), "Bars")),
+    section("Where particles end", image(figures.all_ends(every), "End points of every estimator"),
+            "grey dots: where they began; shades: what is wanted; rings: the other label"),
+    section("Guidance", image(figures.all_guidance(every), "End points against guidance"), "hollow: still moving"),
+    shapeworld, *(_of_estimator(name, found) for name, found in every.items())]
+  template = resources.files("sds_jax.testbed").joinpath("study_template.html").read_text(encoding="utf-8")
+  values = dict(style=style, byline=html.escape(byline), body="\n".join(sections))
+  return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template).encode("utf-8")
+
+
+def shapeworld_section(table: str, columns: dict[str, list[float]], names: list[str]) -> str:
+  """The section of runs in three dimensions: a Markdown table, and bars of some of its columns."""
+  return section("The same estimators in three dimensions", wide_table(table)
+                 + image(figures.bars(names, columns), "Scores of every estimator"), "ShapeWorld, the prior that ships")
+
+
+def missing_section(command: str) -> str:
+  """What stands in its place where there are no records."""
+  return section("The same estimators in three dimensions",
+                 f"<p>There are no records of runs yet. This makes them: <code>{html.escape(command)}</code></p>")
+
+
+def section(title: str, body: str, note: str = "", anchor: str = "") -> str:
+  """A card of the page; title and note are text, body is HTML."""
+  small = f" <small>{html.escape(note)}</small>" if note else ""
+  where = f' id="{anchor}"' if anchor else ""
+  return f"<section{where}><h2>{html.escape(title)}{small}</h2>{body}</section>"
+
+
+def image(figure: Any, words: str) -> str:
+  """A figure with its description, inside the page."""
+  return f'<div class="scroll"><img class="sheet" src="{figures.data_uri(figure)}" alt="{html.escape(words)}"></div>'
+
+
+def wide_table(markdown: str) -> str:
+  """A Markdown table as HTML; `code` in cells stays code."""
+  lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in markdown.strip().splitlines()]
+  cell = lambda text: re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text))  # noqa: E731
+  head = "".join(f"<th>{cell(text)}</th>" for text in lines[0])
+  rows = "".join("<tr>" + "".join(f"<td>{cell(text)}</td>" for text in line) + "</tr>" for line in lines[2:])
+  return f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
+
+
+def _of_estimator(name: str, found: Found) -> str:
+  """What it is, how it was run, and its figure."""
+  first, *_ = (ROWS.get(name) or ESTIMATORS[name]).__doc__.splitlines()
+  setting = SETTINGS[name]
+  ranges = f"t from {_scalar(setting.t_min)} to {_scalar(setting.t_max)}"
+  if setting.t_min == setting.t_max:
+    ranges = f"t {_scalar(setting.t_min)}, one for each moment of the run"
+  note = f"w(t): {setting.weighting}; {ranges}" + (f" ({setting.warp})" if setting.warp != "linear" else "")
+  return section(name, f"<p>{html.escape(first)} {html.escape(setting.note)}</p>" + image(
+    figures.of_estimator(found), f"Field, end points, bias and guidance of {name}"), note, name)
+
+
+def _scalar(spec: Any) -> str:
+  """A constant, or the values that a schedule passes through."""
+  return f"{spec:g}" if isinstance(spec, float) else "(" + " -> ".join(f"{value:g}" for _, value in spec) + ")"

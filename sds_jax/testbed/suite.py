@@ -1,0 +1,143 @@
+"""All experiments of one estimator, and the few numbers that a table holds of them."""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sds_jax.diffusion.schedules import schedule_from_config
+from sds_jax.testbed import experiments, laws, worlds
+from sds_jax.testbed.laws import Mixture
+
+OMEGAS = (0.0, 1.0, 2.5, 5.0, 7.5, 10.0)
+"""Guidance, in DreamFusion's convention, at which the end points are looked for."""
+STRONG = 7.5
+"""That of the table."""
+STILL_MOVING = 0.3
+"""Particles that move more than this (see `experiments.descend`) have not come to rest."""
+
+Found = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """How much is computed.
+
+  Attributes:
+    particles: of the cloud in the plane.
+    steps: of each descent.
+    draws: for a mean that has no quadrature.
+    grid: points of the field along each coordinate.
+    times: noise levels at which bias and variance are looked at.
+  """
+  particles: int = 200
+  steps: int = 1200
+  draws: int = 256
+  grid: int = 15
+  times: int = 15
+
+
+def run(name: str, sizes: Sizes, seed: int = 0) -> Found:
+  """Every experiment with the estimator `name`, under Stable Diffusion's schedule of noise.
+
+  Returns:
+    start [N, 2] of the cloud; ends and guided_ends [N, 2], without guidance and at omega = STRONG; points and field
+    [P, 2] without guidance; t, mean, variance, exact as `experiments.against_t`; rest [O], the median end point of 32
+    numbers for each of OMEGAS; moving [O], and cloud_moving [2], how much they still move at the end.
+  """
+  key = jax.random.key(seed)
+  start = 1.2 * jax.random.normal(jax.random.fold_in(key, 1), (sizes.particles, 2))
+  along = np.linspace(-3.0, 3.6, sizes.grid, dtype=np.float32)
+  points = jnp.asarray(np.stack(np.meshgrid(along, along - 0.3), -1).reshape(-1, 2))
+  found = jax.jit(_all, static_argnums=(0, 1))(name, sizes, jax.random.fold_in(key, 2), start, points)
+  return dict(jax.tree.map(np.asarray, found), start=np.asarray(start), points=np.asarray(points))
+
+
+def _all(name: str, sizes: Sizes, key: jax.Array, start: jax.Array, points: jax.Array) -> dict[str, Any]:
+  schedule = schedule_from_config(dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
+  cloud_key, field_key, t_key, rest_key = jax.random.split(key, 4)
+  plane, steps = worlds.plane(), sizes.steps
+  ends, moving = jax.vmap(lambda omega: experiments.descend(name, plane, schedule, omega, cloud_key, start, steps))(
+    jnp.array([0.0, STRONG]))
+  field = experiments.field(name, plane, schedule, 0.0, field_key, points, experiments.blurred(start), sizes.draws)
+  line = jnp.linspace(-1.5, 3.0, 10)[:, None]
+  curves = experiments.against_t(name, worlds.line(), schedule, t_key, line, laws.gaussian(jnp.zeros(1), 1.2),
+                                 sizes.times)
+  numbers = 0.3 * jax.random.normal(jax.random.fold_in(rest_key, 1), (32, 1))
+  rest, rest_moving = jax.vmap(lambda omega: experiments.descend(
+    name, worlds.two_gaussians(), schedule, omega, rest_key, numbers, steps, law=experiments.fitted))(jnp.array(OMEGAS))
+  return dict(curves, ends=ends[0], guided_ends=ends[1], cloud_moving=moving, field=field,
+              rest=jnp.median(rest[..., 0], axis=1), moving=rest_moving)
+
+
+def per_time(found: Found) -> dict[str, np.ndarray]:
+  """Against t [T]: `error`, ||mean - exact|| / ||exact|| over the points; `turned`, 1 - the cosine between the two,
+
+  which no weight w(t) changes (0: the exact direction, 1: nothing to do with it, 2: against it); `noise`, the standard
+  deviation over the mean, both root mean squares over the points.
+  """
+  mean, exact = found["mean"], found["exact"]
+  size, exact_size = np.linalg.norm(mean, axis=1), np.linalg.norm(exact, axis=1)
+  cosine = (mean * exact).sum(1) / np.maximum(size * exact_size, 1e-20)
+  return dict(error=np.linalg.norm(mean - exact, axis=1) / np.maximum(exact_size, 1e-20),
+              turned=np.clip(1.0 - cosine, 0.0, 2.0),
+              noise=np.sqrt(found["variance"].sum(1)) / np.maximum(size, 1e-20))
+
+
+def spread_of(points: np.ndarray, law: Mixture) -> dict[str, float]:
+  """How a cloud [N, 2] compares with the law that was wanted.
+
+  Returns:
+    near: share of points within three standard deviations of a mode. spread: standard deviation of all points over that
+    of the law. width: the same around the mean of each group of points that share their nearest mode. modes: how many
+    modes have a third of their due or more.
+  """
+  weights, means, stds = (np.asarray(leaf, np.float64) for leaf in (law.weights, law.means, law.stds))
+  weights, means, stds = weights[weights > 0], means[weights > 0], stds[weights > 0]
+  gaps = np.linalg.norm(points[:, None] - means[None], axis=-1)
+  group, dimensions = gaps.argmin(1), points.shape[1]
+  near = gaps.min(1) <= 3.0 * stds[group]
+  inside = [points[group == k] for k in range(len(means))]
+  within = sum(((some - some.mean(0)) ** 2).sum() for some in inside if len(some)) / points.size
+  own = weights @ stds**2
+  centre = weights @ means
+  whole = own + weights @ ((means - centre) ** 2).sum(1) / dimensions
+  due = [near[group == k].sum() >= share * len(points) / 3.0 for k, share in enumerate(weights)]
+  return dict(near=float(near.mean()), spread=float(np.sqrt(points.var(0).mean() / whole)),
+              width=float(np.sqrt(within / own)), modes=int(sum(due)))
+
+
+def summary(found: Found) -> dict[str, Any]:
+  """Numbers and curves of one estimator for the records: short, with four digits, JSON can hold it.
+
+  `bias` is the mean over t of `turned`, and `relative_variance` the variance over the squared mean; times count by how
+  much they contribute to the run, w(t) ||mean|| and w(t)^2 ||mean||^2.
+  """
+  curves = per_time(found)
+  size = np.linalg.norm(found["mean"], axis=1)
+  wanted = worlds.law_of(worlds.plane(), worlds.WANTED)
+  strong = OMEGAS.index(STRONG)
+  short = lambda values: [float(f"{v:.4g}") for v in values]  # noqa: E731
+  return dict(
+    bias=float(f"{(curves['turned'] * size).sum() / size.sum():.3g}"),
+    relative_variance=float(f"{found['variance'].sum() / (found['mean'] ** 2).sum():.3g}"),
+    rest_at_strong=float(f"{found['rest'][strong]:.4g}"), at_rest=bool(found["moving"][strong] < STILL_MOVING),
+    **{name: float(f"{v:.3g}") for name, v in spread_of(found["ends"], wanted).items()},
+    cloud_at_rest=bool(found["cloud_moving"][0] < STILL_MOVING),
+    curves=dict(t=short(found["t"]), **{name: short(values) for name, values in curves.items()}),
+    guidance=dict(omega=list(OMEGAS), rest=short(found["rest"]), moving=short(found["moving"])))
+
+
+def table(summaries: dict[str, dict[str, Any]]) -> str:
+  """The summaries as a Markdown table."""
+  rows = [f"| estimator | bias | relative variance | end at omega = {STRONG} | near a mode | modes of 3 | width "
+          "| spread |", "|---" * 8 + "|"]
+  for name, s in summaries.items():
+    end = f"{s['rest_at_strong']:.2f}" + ("" if s["at_rest"] else ", moving")
+    spread = f"{s['spread']:.2f}" + ("" if s["cloud_at_rest"] else ", moving")
+    rows.append(f"| `{name}` | {s['bias']:.2f} | {s['relative_variance']:.2f} | {end} | {s['near']:.0%} "
+                f"| {s['modes']:.0f} | {s['width']:.2f} | {spread} |")
+  return "\n".join(rows)
