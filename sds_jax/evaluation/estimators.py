@@ -17,12 +17,12 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from sds_jax import compilation
-from sds_jax.diffusion.estimators import ESTIMATORS
 from sds_jax.evaluation.recipes import run_config
 from sds_jax.evaluation.shapeworld import Record, draw_captions, or_one_line
 from sds_jax.io import files
 from sds_jax.shapeworld import captions
 from sds_jax.training import config as config_lib, outputs, validation
+from sds_jax.training.distil import NAMES
 
 SHIPPED = Path(__file__).parent / "records" / "estimators.json"
 """The records that come with the package."""
@@ -33,9 +33,9 @@ Scores = dict[str, list[Record]]
 
 def check_names(names: Sequence[str], flag: str = "--estimators") -> None:
   """Raises ValueError unless all `names` are estimators, and there is one at least."""
-  unknown = [name for name in names if name not in ESTIMATORS]
+  unknown = [name for name in names if name not in NAMES]
   if unknown or not names:
-    raise ValueError(f"{flag}={','.join(names)}: {unknown[0] if unknown else ''!r} is none of {', '.join(ESTIMATORS)}")
+    raise ValueError(f"{flag}={','.join(names)}: {unknown[0] if unknown else ''!r} is none of {', '.join(NAMES)}")
 
 
 def settings(name: str, config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDict:
@@ -57,7 +57,7 @@ def run(names: Sequence[str], config: ml_collections.ConfigDict, specs: Sequence
   """Scores of each estimator; renders and records go to folder/NAME, all records and the table to `folder`.
 
   Args:
-    names: of `ESTIMATORS`; their settings are all looked at before the first is run.
+    names: of `distil.NAMES`; their settings are all looked at before the first is run.
     config: what is common to all; not yet validated.
 
   Raises:
@@ -112,7 +112,7 @@ def table(scores: Scores) -> str:
 def main() -> None:
   """Command line."""
   config = config_flags.DEFINE_config_dict("config", config_lib.default())
-  chosen = flags.DEFINE_list("estimators", ",".join(ESTIMATORS), f"of {', '.join(ESTIMATORS)}")
+  chosen = flags.DEFINE_list("estimators", ",".join(NAMES), f"of {', '.join(NAMES)}")
   prompts = flags.DEFINE_integer("prompts", 12, "captions", lower_bound=1)
   seeds = flags.DEFINE_integer("seeds", 1, "seeds of each caption", lower_bound=1)
   draw = flags.DEFINE_integer("draw", 4, "seed of the drawing of captions")
