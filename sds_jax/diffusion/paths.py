@@ -74,29 +74,31 @@ def _kick_size(schedule: Schedule, t: Array, t_next: Array) -> Array:
   return jnp.sqrt(jnp.maximum((1 - low) / (1 - high) * (1 - high / low), 0.0))
 
 
-def _climb(schedule: Schedule, top: Array, stride: float, steps: int) -> Array:
-  """Times [steps + 1, B] from 0 in strides (a fraction of the schedule) until `top` [B] is reached, and top from there.
+def _climb(schedule: Schedule, top: Array, stride: float, steps: int, start: float) -> Array:
+  """Times [steps + 1, B] from `start` in strides (fractions of the schedule) until `top` [B], and top from there.
 
   The last one is top, however few the steps.
   """
-  width = max(int(stride * schedule.alpha.shape[0]), 1)
-  times = jnp.minimum(width * jnp.arange(steps + 1)[:, None], top[None])
+  first, width = (int(fraction * schedule.alpha.shape[0]) for fraction in (start, stride))
+  times = jnp.minimum(first + max(width, 1) * jnp.arange(steps + 1)[:, None], top[None])
   return times.at[-1].set(top)
 
 
 def ism(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: Array, eps: Array, cond: Any,
-        keys: Array | None = None, *, delta_t: Array | float = 0.08, delta_s: float = 0.2,
-        steps: int = 5) -> tuple[Array, dict[str, Array]]:
+        keys: Array | None = None, *, delta_t: Array | float = 0.08, delta_s: float = 0.2, steps: int = 5,
+        start: float = 0.0) -> tuple[Array, dict[str, Array]]:
   """Interval score matching: eps_guided(z_t, t) - eps_u(z_s, s) (LucidDreamer, arXiv:2311.11284, eq. 17).
 
   z_s is the unconditional inversion of the image up to s = t - delta_t, and z_t one more step of it: noise that the
-  model itself finds in the image, in place of random noise, of which eps only has the little that lies on z at time 0.
+  model itself finds in the image, in place of random noise, of which eps only has what lies on z where it begins.
 
   Args:
     denoise_fn ... keys: as `estimators` says.
-    delta_t: t - s, a fraction of the schedule, perhaps traced; s does not go below 0.
+    delta_t: t - s, a fraction of the schedule, perhaps traced; s does not go below `start`.
     delta_s: stride of the inversion, a fraction of the schedule; static.
     steps: strides at most (static): each costs a call of the network. The published 5 reach every s.
+    start: where the inversion begins, a fraction of the schedule; static. What a network that predicts the clean image
+      says of eps where there is hardly any noise is its error divided by a tiny sigma: it wants to begin higher.
 
   Returns:
     (residual [B, ...] float32, dict(eps_hat=[B, ...], x0_hat=[B, ...])). The published code takes a negative prompt for
@@ -109,22 +111,24 @@ def ism(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
     >>> print(residual.shape, bool(residual[0, 0] != 0))
     (1, 1) True
   """
-  s = jnp.maximum(t - jnp.asarray(delta_t * schedule.alpha.shape[0]).astype(t.dtype), 0)
-  times = jnp.concatenate([_climb(schedule, s, delta_s, steps), t[None]])
-  start = add_noise(schedule, x, eps, jnp.zeros_like(t))
-  z, eps_s = invert(lambda z, t: unconditional(denoise_fn, params, z, t, cond), schedule, start, times)
+  count = schedule.alpha.shape[0]
+  s = jnp.maximum(t - jnp.asarray(delta_t * count).astype(t.dtype), int(start * count))
+  times = jnp.concatenate([_climb(schedule, s, delta_s, steps, start), jnp.maximum(t, s)[None]])
+  z, eps_s = invert(lambda z, t: unconditional(denoise_fn, params, z, t, cond), schedule,
+                    add_noise(schedule, x, eps, times[0]), times)
+  t = times[-1]
   eps_hat = denoise_fn(params, z, t, cond).astype(x.dtype)
   residual = eps_hat.astype(jnp.float32) - eps_s.astype(jnp.float32)
   return residual, dict(eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))
 
 
 def sdi(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: Array, eps: Array, cond: Any,
-        keys: Array, *, inversion_scale: Array | float = -7.5, eta: float = 0.3, stride: float = 0.1,
-        steps: int = 10) -> tuple[Array, dict[str, Array]]:
+        keys: Array, *, inversion_scale: Array | float = -7.5, eta: float = 0.3, stride: float = 0.1, steps: int = 10,
+        start: float = 0.0) -> tuple[Array, dict[str, Array]]:
   """Score distillation via inversion: eps_guided(z_t) - eps_inv, z_t = alpha x + sigma eps_inv (arXiv:2405.15891).
 
   The noise is the one that DDIM's inversion finds in the image under negative guidance, with a little of its own at
-  each step. eps plays no part.
+  each step; eps only has what lies on z where the inversion begins.
 
   Args:
     denoise_fn ... cond: as `estimators` says.
@@ -132,7 +136,7 @@ def sdi(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
     inversion_scale: guidance on the way up, in denoise_fn's own convention; the published one is DreamFusion's omega.
       Of a denoiser that is not guided, nothing changes.
     eta: how much noise each step adds, as a share of what DDPM would; static.
-    stride, steps: of the inversion, as `delta_s` and `steps` of `ism`.
+    stride, steps, start: of the inversion, as `delta_s`, `steps` and `start` of `ism`.
 
   Returns:
     (residual [B, ...] float32, dict(eps_hat, x0_hat, eps=eps_inv), all [B, ...]). The public code stops the inversion
@@ -147,10 +151,11 @@ def sdi(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
     True
   """
   upwards = dataclasses.replace(denoise_fn, scale=inversion_scale) if isinstance(denoise_fn, Guided) else denoise_fn
-  times, kicks = _climb(schedule, t, stride, steps), None
+  times, kicks = _climb(schedule, jnp.maximum(t, int(start * schedule.alpha.shape[0])), stride, steps, start), None
   if eta:
     kicks = eta * jnp.moveaxis(jax.vmap(lambda k: jax.random.normal(k, (steps, *x.shape[1:]), x.dtype))(keys), 1, 0)
-  z, _ = invert(lambda z, t: upwards(params, z, t, cond), schedule, x, times, kicks)
+  z, _ = invert(lambda z, t: upwards(params, z, t, cond), schedule, add_noise(schedule, x, eps, times[0]), times, kicks)
+  t = times[-1]
   alpha, sigma = per_example(schedule.alpha[t], x), per_example(schedule.sigma[t], x)
   eps_inv = (z - alpha * x) / sigma
   eps_hat = denoise_fn(params, z, t, cond).astype(x.dtype)
