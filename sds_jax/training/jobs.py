@@ -1,0 +1,56 @@
+"""What differs between the jobs, as `loop.train` is given it; the loop itself knows of no renders and no pictures."""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from sds_jax.priors.prior import Prior
+from sds_jax.training import image2d, inspect_guidance, stages as stages_lib, step as step_lib
+from sds_jax.training.stages import Stage
+from sds_jax.training.state import TrainState
+from sds_jax.types import Array
+
+LookFn = Callable[[TrainState, int], None]
+"""(state, step); must not keep the state."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A run, as functions.
+
+  Attributes:
+    stages: in order, one program each; the first begins at step 0.
+    new_state: (key) -> the state before the first update; pure.
+    text: () -> what the prior is told, as the step takes it; embeds the prompts.
+    make_step: (stage) -> step (state, prior_params, text, key) -> (state, metrics); pure.
+    sheets: (workdir, state, (prior_params, text, key)) -> a context, within which there is a look for every
+      `training.guidance_every` steps, or None.
+  """
+  stages: Sequence[Stage]
+  new_state: Callable[[Array], TrainState]
+  text: Callable[[], dict[str, Array]]
+  make_step: Callable[[Stage], Callable[..., tuple[TrainState, dict[str, Array]]]]
+  sheets: Callable[[Path, TrainState, tuple], contextlib.AbstractContextManager[LookFn | None]]
+
+
+def text3d(config: ml_collections.FrozenConfigDict, prior: Prior) -> Job:
+  """An object from a sentence; its scene renders as its stages say."""
+  stages = stages_lib.make_stages(config)
+  return Job(
+      stages, lambda key: step_lib.new_state(stages[0].scene, key), lambda: step_lib.embed_prompts(prior, config),
+      lambda stage: step_lib.make_step(stage.scene, prior),
+      lambda workdir, state, fixed: inspect_guidance.sheets(stages, prior, workdir, state, fixed))
+
+
+def pictures(studio: image2d.Studio, prior: Prior) -> Job:
+  """Pictures by a generator; one stage."""
+  return Job(
+      (Stage(0, studio),), lambda key: image2d.new_state(studio, key),
+      lambda: image2d.embed_prompts(prior, studio.config, studio.generator.frames),
+      lambda stage: image2d.make_step(studio, prior),
+      lambda workdir, state, fixed: contextlib.nullcontext())
