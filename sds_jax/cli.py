@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import sys
 import time
 from collections.abc import Callable
@@ -31,22 +32,36 @@ def _fail(error: Exception | str) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
   """absl's parser, with ml_collections' errors turned into one line that names the setting."""
-  from sds_jax.training.config import default
   from sds_jax.training.validation import ConfigError, check_name
   try:
+    reference = _reference(argv)
     for argument in argv[1:]:
       name = argument.lstrip("-").removeprefix("no" if argument.lstrip("-").startswith("noconfig.") else "")
-      if argument.startswith("-") and name.startswith("config."):
-        check_name(name.split("=")[0].removeprefix("config."), default())
+      if reference is not None and argument.startswith("-") and name.startswith("config."):
+        check_name(name.split("=")[0].removeprefix("config."), reference)
     rest = flags.FLAGS(argv)
   except (ConfigError, flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError, SyntaxError,
           ImportError) as error:
     _fail(_innermost(error, ConfigError) or
           f"{error} (settings are given as --config=configs/text.py --config.name=value; legal names and types are in "
-          "sds_jax/training/config.py)")
+          "sds_jax/training/config.py and image2d_config.py)")
   if len(rest) > 1:
     _fail(f"unexpected argument {rest[1]!r}; settings are given as --config.name=value, a prompt with spaces in quotes")
   return rest
+
+
+def _reference(argv: list[str]) -> ConfigDict | None:
+  """All settings of the job that the file of --config is of; None where it cannot be run, which the flags will tell."""
+  from sds_jax.training import references
+  values = [given.split("=", 1)[1] if "=" in given else following for given, following in zip(argv, [*argv[1:], ""])
+            if given.startswith("-") and given.lstrip("-").split("=")[0] == "config"]
+  if not values:
+    return references.of({})
+  path, *argument = values[-1].split(":", 1)
+  try:
+    return references.of(runpy.run_path(path)["get_config"](*argument))
+  except Exception:  # whatever the file raises it raises again when the flags run it
+    return None
 
 
 def _innermost(error: BaseException, kind: type[Exception]) -> Exception | None:
@@ -79,7 +94,7 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
     else:
       folder = workspace.existing(workdir, mode)
       frozen = validation.validate(workspace.stored_config(folder, _overrides(config)))
-    _actions()[mode](frozen, folder, started)
+    _actions(frozen.job)[mode](frozen, folder, started)
   except Interrupted as stop:
     print(stop, file=sys.stderr)
     sys.exit(EXIT_INTERRUPTED)
@@ -110,7 +125,10 @@ def _overrides(config: ConfigDict | None) -> dict[str, Any]:
   return {} if config is None else dict(config_flags.get_override_values(flags.FLAGS["config"]))
 
 
-def _actions() -> dict[str, Callable[[Any, Path, float], None]]:
+def _actions(job: str) -> dict[str, Callable[[Any, Path, float], None]]:
   # Imported only now: a mistake in the settings should be told at once, not after seconds of imports.
+  if job == "image2d":
+    from sds_jax.evaluation import image2d_modes
+    return image2d_modes.ACTIONS
   from sds_jax.evaluation import modes
   return {"train": modes.train, "export": modes.export, "render": modes.render, "evaluate": modes.evaluate}

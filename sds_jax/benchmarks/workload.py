@@ -194,14 +194,13 @@ def draw(work: Workload, step: Array) -> Draws:
   if config.background.name not in LEARNT:
     behind = jax.vmap(lambda key, d: scene.background.apply({}, key, d.reshape(-1, 3)))(
       own[:, 1], rays.directions).reshape(rays.directions.shape)
-  d = config.distillation
   eps_like = jnp.zeros((config.training.views, *work.prior.x_shape))
   return Draws(
     cameras=cams, background=behind,
     jitter=jax.vmap(lambda key: jax.random.uniform(key, (height * width,)))(own[:, 2]).reshape(-1),
     light=jax.vmap(lambda key, p: lights.sample_light(key, p, scene.lights))(own[:, 0], cams.position),
     shading=lights.sample_shading(keys["shading"], progress, scene.lights), render_key=keys["rest"],
-    cond=conditions.of_views(work.prior, work.text, cams, azimuth, elevation, d.view_words), progress=progress,
+    cond=conditions.of_views(work.prior, config, work.text, cams, azimuth, elevation, progress), progress=progress,
     t=distil.draw_t(config, work.prior, keys["t"], progress, config.training.views),
     eps=draw_noise(jax.random.split(keys["distil"], 3)[1], index, eps_like))
 

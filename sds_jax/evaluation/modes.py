@@ -1,8 +1,9 @@
-"""What the command does in each of its modes: one function a mode, (config, folder, time of start) -> None."""
+"""What the command does with an object in each of its modes: one function a mode, (config, folder, start) -> None."""
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sds_jax.priors import prior as prior_lib
 from sds_jax.priors.files import CheckpointError
 from sds_jax.shapeworld import captions
 from sds_jax.training import loop, outputs, step as step_lib, workspace
+from sds_jax.training.image2d_validation import prompts_of
 from sds_jax.training.state import TrainState
 from sds_jax.training.validation import ConfigError
 from sds_jax.views import prompts
@@ -98,7 +100,8 @@ def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
     raise ConfigError(f"config.distillation.latent_until={config.distillation.latent_until} makes latents of four "
                       f"channels, but {named} diffuses {prior.x_shape[-1]}; set it to 0.0, or take a prior of latents")
   if prior.vocabulary is not None and not p.allow_unknown_words:
-    _check_prompt(config, prior.vocabulary)
+    for prompt in prompts_of(config.prompt) if config.job == "image2d" else [config.prompt]:
+      _check_prompt(config, prompt, prior.vocabulary)
     try:
       prior_lib.check_words([config.negative_prompt], prior.vocabulary)
     except ValueError as error:
@@ -106,13 +109,13 @@ def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
   return prior, weights.load()
 
 
-def _check_prompt(config: Config, vocabulary: frozenset[str]) -> None:
-  prompt = config.prompt
-  remedy = ("For anything else use a larger prior (configs/text.py:sd15 or --config.prior.path=FOLDER), or "
+def _check_prompt(config: Config, prompt: str, vocabulary: frozenset[str]) -> None:
+  larger = "configs/image2d.py:fourier,sd15" if config.job == "image2d" else "configs/text.py:sd15"
+  remedy = (f"For anything else use a larger prior ({larger} or --config.prior.path=FOLDER), or "
             "go on regardless with --config.prior.allow_unknown_words=True")
   try:
     if vocabulary >= captions.WORDS:
-      if captions.parse(prompt).view:
+      if captions.parse(prompt).view and config.job != "image2d":
         raise ValueError("the view words are added for each camera, so the prompt must have none")
     else:
       prior_lib.check_words([prompt], vocabulary)
@@ -125,16 +128,26 @@ def _check_prompt(config: Config, vocabulary: frozenset[str]) -> None:
 
 def _restore(config: Config, folder: Path) -> tuple[step_lib.Scene, TrainState]:
   """The functions and the newest checkpoint of a run."""
-  compilation.prepare()
   scene = step_lib.make_scene(config)
-  like = jax.jit(lambda key: step_lib.new_state(scene, key))(jax.random.key(0))
+  return scene, newest(config, folder, lambda key: step_lib.new_state(scene, key))
+
+
+def newest(config: Config, folder: Path, new_state: Callable[[jax.Array], TrainState]) -> TrainState:
+  """The newest checkpoint of a run whose state begins as `new_state` (key) does.
+
+  Raises:
+    WorkdirError: there is none.
+    ResumeError: it holds something else.
+  """
+  compilation.prepare()
+  like = jax.jit(new_state)(jax.random.key(0))
   with Checkpoints(folder / "checkpoints", config.training.keep_checkpoints) as checkpoints:
     latest = checkpoints.latest()
     if latest is None:
       raise workspace.WorkdirError(f"{folder / 'checkpoints'} holds no checkpoint; run --mode=train first")
     print(f"from the checkpoint of step {latest} in {folder}")
     like = dataclasses.replace(like, estimator=checkpoints.like(latest).get("estimator"))
-    return scene, loop.restore(checkpoints, latest, like, folder)
+    return loop.restore(checkpoints, latest, like, folder)
 
 
 def _export(scene: step_lib.Scene, state: TrainState, folder: Path, timings: dict[str, float],

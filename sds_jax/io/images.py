@@ -22,14 +22,16 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
 
 
 def write_png(image: np.ndarray, path: str | os.PathLike) -> Path:
-  """Writes one image [H, W, 3] (or grey [H, W]) in [0, 1] as an 8-bit PNG, atomically; returns the path.
+  """Writes one image [H, W, 3] (or grey [H, W], or with opacity [H, W, 4]) in [0, 1] as an 8-bit PNG, atomically.
+
+  Returns the path.
 
   Raises:
     ValueError: any other shape.
   """
   pixels = to_uint8(image)
-  if not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] == 3)):
-    raise ValueError(f"an image is [H, W, 3] or [H, W], got {pixels.shape}; index or tile a batch first")
+  if not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (3, 4))):
+    raise ValueError(f"an image is [H, W, 3], [H, W, 4] or [H, W], got {pixels.shape}; index or tile a batch first")
   with atomic_write(path) as file:
     Image.fromarray(pixels).save(file, format="PNG")
   return Path(path)

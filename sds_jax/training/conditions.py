@@ -1,6 +1,7 @@
 """What the prior is told: the texts of a run, embedded once; and of each view, a text and perhaps its camera."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import ml_collections
 
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.priors.prior import Prior, check_words
+from sds_jax.training import estimator_state
 from sds_jax.training.config import scalar_spec
 from sds_jax.types import Array, Camera
 from sds_jax.views import cameras, perp_neg, prompts
@@ -15,27 +17,27 @@ from sds_jax.views import cameras, perp_neg, prompts
 Text = dict[str, Array]
 
 
-def texts(prior: Prior, config: ml_collections.FrozenConfigDict, prompt: str | None = None) -> dict[str, list[str]]:
-  """All that is said in a run: name -> sentences, one for each view where the name is one of PER_VIEW, else one.
+def texts(prior: Prior, config: ml_collections.FrozenConfigDict, prompt: str,
+          spread: Callable[[str], list[str]]) -> dict[str, list[str]]:
+  """All that is said in a run: name -> sentences, several where the name is one of SPREAD, else one.
 
   Words about quality mean nothing to a prior that knows a few words only: where one is unknown the empty (or negative)
   prompt stands in, and the prompt itself for the bridge's target.
 
   Args:
-    prompt: goes before `config.prompt`.
+    spread: prompt -> sentences: one for each view of an object, say.
   """
   d, negative = config.distillation, config.negative_prompt
-  prompt = config.prompt if prompt is None else prompt
-  views = prompts.view_prompts if d.view_words != "none" else lambda words: [words]
-  said = dict(views=views(prompt), null=[negative])
+  said = dict(views=spread(prompt), null=[negative])
+  nothing = [negative] * len(said["views"])
   if d.estimator in ("csd", "nfsd"):
     said["negative"] = [_if_known(prior, d[d.estimator].negative_prompt, negative)]
   elif d.estimator == "bridge":
     target = _if_known(prior, prompt + d.bridge.target_words, prompt)
     source = _if_known(prior, prompt + d.bridge.source_words, "")
-    said |= dict(target=views(target), source=views(source) if source else [negative] * len(views(prompt)))
-  elif d.estimator in ("dds", "pds"):
-    said["source"] = views(d.source_prompt) if d.source_prompt else [negative] * len(views(prompt))
+    said |= dict(target=spread(target), source=spread(source) if source else nothing)
+  elif d.estimator in estimator_state.EDITS:
+    said["source"] = spread(d.source_prompt) if d.source_prompt else nothing
   return said
 
 
@@ -47,64 +49,79 @@ def _if_known(prior: Prior, words: str, otherwise: str) -> str:
   return words
 
 
-PER_VIEW = ("views", "target", "source")
+SPREAD = ("views", "target", "source")
 
 
-def embed_prompts(prior: Prior, config: ml_collections.FrozenConfigDict, prompt: str | None = None) -> Text:
-  """The texts of a run, embedded: {"views": [V, T, D] (one for each of `prompts.VIEWS`), "null": [T, D], ...}.
-
-  "null" is `config.negative_prompt`, "" where there is none. Some estimators have more (`texts`).
-  """
-  said = texts(prior, config, prompt)
+def embed(prior: Prior, said: dict[str, list[str]]) -> Text:
+  """What `texts` gives, embedded: [V, T, D] where the name is one of SPREAD, else [T, D]."""
   embedded = prior.embed([sentence for sentences in said.values() for sentence in sentences])
   found, first = {}, 0
   for name, sentences in said.items():
     group = embedded[first:first + len(sentences)]
-    found[name] = group if name in PER_VIEW else group[0]
+    found[name] = group if name in SPREAD else group[0]
     first += len(sentences)
   return found
 
 
-def condition(prior: Prior, config: ml_collections.FrozenConfigDict, text: Text, cams: Camera, azimuth: Array,
-              elevation: Array, progress: Array) -> dict[str, Any]:
-  """What a guided denoiser is told of B views: `cond`, `uncond`, and what estimator and Perp-Neg add to them.
+def embed_prompts(prior: Prior, config: ml_collections.FrozenConfigDict, prompt: str | None = None) -> Text:
+  """The texts of an object, embedded: {"views": [V, T, D] (one for each of `prompts.VIEWS`), "null": [T, D], ...}.
 
-  The camera is told where the prior knows cameras, on every side: guidance strengthens the words, not the viewpoint.
+  "null" is `config.negative_prompt`, "" where there is none. Some estimators have more (`texts`). `prompt` goes before
+  `config.prompt`.
+  """
+  spread = prompts.view_prompts if config.distillation.view_words != "none" else lambda words: [words]
+  return embed(prior, texts(prior, config, config.prompt if prompt is None else prompt, spread))
+
+
+def sides(config: ml_collections.FrozenConfigDict, text: Text, choose: Callable[[Array], Array],
+          known: dict[str, Array], progress: Array) -> dict[str, Any]:
+  """What a guided denoiser is told of B images: `cond`, `uncond`, and what the estimator adds.
+
+  Args:
+    text: of `embed`.
+    choose: texts [V, T, D] -> [B, T, D], which image gets which.
+    known: what else is told of each image, on every side: guidance strengthens the words, not the viewpoint.
+    progress: fraction of the run that is done, [] float32.
+  """
+  chosen = choose(text["views"])
+  null = jnp.broadcast_to(text["null"][None], chosen.shape)
+  if config.distillation.estimator == "bridge":
+    bridged = progress >= config.distillation.bridge.begins
+    chosen = jnp.where(bridged, choose(text["target"]), chosen)
+    null = jnp.where(bridged, choose(text["source"]), null)
+  cond = dict(cond=dict(text=chosen, **known), uncond=dict(text=null, **known))
+  if "negative" in text:
+    cond["negative"] = dict(text=jnp.broadcast_to(text["negative"][None], chosen.shape), **known)
+  return cond
+
+
+def of_views(prior: Prior, config: ml_collections.FrozenConfigDict, text: Text, cams: Camera, azimuth: Array,
+             elevation: Array, progress: Array) -> dict[str, Any]:
+  """`sides` of an object's views, text chosen by direction, and Perp-Neg's where it is on.
+
+  The camera is told where the prior knows cameras.
 
   Args:
     text: of `embed_prompts`.
     cams, azimuth, elevation: of the views, leaves [B, ...].
-    progress: fraction of the run that is done, [] float32.
   """
   d = config.distillation
-  if d.estimator == "bridge":
-    bridged = progress >= d.bridge.begins
-    text = dict(text, views=jnp.where(bridged, text["target"], text["views"]))
-  cond = of_views(prior, text, cams, azimuth, elevation, d.view_words)
-  if d.estimator == "bridge":
-    source = of_views(prior, dict(text, views=text["source"]), cams, azimuth, elevation, d.view_words)["cond"]
-    cond["uncond"] = dict(source, text=jnp.where(bridged, source["text"], cond["uncond"]["text"]))
-  if "negative" in text:
-    cond["negative"] = dict(cond["cond"], text=jnp.broadcast_to(text["negative"][None], cond["cond"]["text"].shape))
+  known = dict(camera=cameras.camera_features(cams)) if prior.camera_dim else {}
+  cond = sides(config, text, lambda texts: _by_direction(texts, azimuth, elevation, d.view_words), known, progress)
   if d.perp_neg != "none":
     cond |= perp_neg_sides(cond, text, azimuth, elevation, d.perp_neg,
                            schedule_value(scalar_spec(d.perp_neg_scale), progress))
   return cond
 
 
-def of_views(prior: Prior, text: Text, cams: Camera, azimuth: Array, elevation: Array,
-             view_words: str) -> dict[str, dict[str, Array]]:
-  """`cond` and `uncond` alone: text chosen by direction, and the camera where the prior knows cameras."""
+def _by_direction(texts: Array, azimuth: Array, elevation: Array, view_words: str) -> Array:
+  """Of texts [V, T, D] that of each view, [B, T, D]."""
   if view_words == "none":
-    chosen = jnp.broadcast_to(text["views"][:1], (azimuth.shape[0],) + text["views"].shape[1:])
-  elif view_words == "nearest":
-    chosen = text["views"][prompts.view_index(azimuth, elevation)]
-  else:
-    weights = prompts.view_weights(azimuth, elevation).astype(text["views"].dtype)
-    chosen = jnp.einsum("bv,vtd->btd", weights, text["views"])
-  known = dict(camera=cameras.camera_features(cams)) if prior.camera_dim else {}
-  null = jnp.broadcast_to(text["null"][None], chosen.shape)
-  return dict(cond=dict(text=chosen, **known), uncond=dict(text=null, **known))
+    return jnp.broadcast_to(texts[:1], (azimuth.shape[0],) + texts.shape[1:])
+  if view_words == "nearest":
+    return texts[prompts.view_index(azimuth, elevation)]
+  weights = prompts.view_weights(azimuth, elevation).astype(texts.dtype)
+  return jnp.einsum("bv,vtd->btd", weights, texts)
 
 
 def perp_neg_sides(cond: dict[str, dict[str, Array]], text: Text, azimuth: Array, elevation: Array,

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 def default() -> ConfigDict:
   """The settings of text-to-3D with the shipped prior, sized for two CPU cores; a fresh, unlocked ConfigDict."""
   config = ConfigDict()
+  config.job = "text3d"  # which tree of settings this is; training/references.py
   config.prompt = "a green cone on top of a blue cylinder"
   config.negative_prompt = ""  # what the unconditional side of guidance is told, as in diffusers
   config.seed = 0

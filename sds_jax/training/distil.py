@@ -35,7 +35,7 @@ def distil(config: Config, prior: Prior, prior_params: Params, x: Array, cond: d
 
   Args:
     x: [B, *x_shape], what the prior makes of the images; B is `training.views`.
-    cond: of `conditions.condition`.
+    cond: of `conditions.sides`.
     keys: of `step.step_keys`; t, distil, score and forget are consumed.
     progress: fraction of the run that is done, [] float32.
     own: what some estimators want besides: `source_x` [B, *x_shape] and `source_cond` (dds, pds); `score`, the

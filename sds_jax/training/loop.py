@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from sds_jax import compilation
 from sds_jax.io import files
 from sds_jax.io.checkpoints import Checkpoints
 from sds_jax.priors.prior import Prior
-from sds_jax.training import conditions, inspect_guidance, outputs, stages as stages_lib, step as step_lib, workspace
-from sds_jax.training.stages import Stage
+from sds_jax.training import jobs, outputs, stages as stages_lib, workspace
+from sds_jax.training.jobs import Job
 from sds_jax.training.state import TrainState
 from sds_jax.types import Params
 
@@ -43,8 +43,8 @@ class Progress:
 
 
 def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, prior_params: Params,
-          on_render: Callable[[TrainState, int], None] | None = None) -> Progress:
-  """Optimise one object.
+          on_render: jobs.LookFn | None = None, job: Job | None = None) -> Progress:
+  """Optimise one object, or what else `job` says.
 
   Args:
     config: validated.
@@ -52,32 +52,32 @@ def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, 
       `events.*` and, every `training.guidance_every` steps, `progress/guidance_*.png`.
     prior, prior_params: of `priors.build`; the parameters are left as they are.
     on_render: called with (state, step) every `training.render_every` steps; must not keep the state.
+    job: what the steps are; None: text-to-3D.
 
   Raises:
     ResumeError: `config.resume` asks for a checkpoint that is not there, or the one that is there does not fit.
     Interrupted: after Ctrl-C or SIGTERM, when the state has been saved.
   """
   began = time.perf_counter()
-  stages = stages_lib.make_stages(config)
-  scene = stages[0].scene
+  job = job or jobs.text3d(config, prior)
   key = jax.random.key(config.seed)
-  text = conditions.embed_prompts(prior, config)
-  begin = jax.jit(lambda key, source: step_lib.begin(scene, prior, prior_params, text, key, source))
+  text = job.text()
+  begin = jax.jit(lambda key, source: job.begin(prior_params, text, key, source))
   with Checkpoints(workdir / "checkpoints", config.training.keep_checkpoints) as checkpoints:
     if config.resume == "never":
       checkpoints.clear()
-    source = None if checkpoints.latest() else _source(config, scene)
+    source = None if checkpoints.latest() else _source(config, job)
     state = _resume(config, workdir, checkpoints, begin(jax.random.fold_in(key, 2**31 - 1), source))
     # Only now: where the settings do not fit what is there, config.json still tells those that made it.
     workspace.store_config(workdir, config, outputs.versions(), prior.source.as_dict())
     fixed = (prior_params, text, key)
-    step_fns, compile_seconds = _compile(stages, prior, state, fixed)
+    step_fns, compile_seconds = _compile(job, state, fixed)
     if int(state.step) < config.training.steps:
       (workdir / "scores.json").unlink(missing_ok=True)  # of the object before this run
-    with inspect_guidance.sheets(stages, prior, workdir, state, fixed) as on_guidance:
+    with job.sheets(workdir, state, fixed) as on_guidance:
       started = time.perf_counter()
-      looks = [(config.training.render_every, on_render), (config.training.guidance_every, on_guidance)]
-      step_at = functools.partial(stages_lib.at_step, stages, step_fns)
+      looks = [(config.training.render_every, on_render), (config.training.get("guidance_every", 0), on_guidance)]
+      step_at = functools.partial(stages_lib.at_step, job.stages, step_fns)
       state = _loop(config, workdir, checkpoints, step_at, state, fixed, looks)
     timings = dict(compile_s=compile_seconds, optimise_s=time.perf_counter() - started)
   return Progress(state, timings, began)
@@ -102,21 +102,22 @@ def _resume(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints:
   return state
 
 
-def _source(config: ml_collections.FrozenConfigDict, scene: step_lib.Scene) -> TrainState | None:
-  """The object of another run that this one edits, or None.
+def _source(config: ml_collections.FrozenConfigDict, job: Job) -> TrainState | None:
+  """What another run has made and this one edits, or None.
 
   Raises:
-    ResumeError: that run has no checkpoint, or its field is another one.
+    ResumeError: that run has no checkpoint, or its field (or generator) is another one.
   """
   if not config.distillation.source:
     return None
   folder = Path(config.distillation.source)
-  like = jax.eval_shape(lambda: step_lib.new_state(scene, jax.random.key(0)))
+  like = jax.eval_shape(lambda: job.new_state(jax.random.key(0)))
   with Checkpoints(folder / "checkpoints", config.training.keep_checkpoints) as checkpoints:
     latest = checkpoints.latest()
     if latest is None:
       raise ResumeError(f"config.distillation.source={config.distillation.source!r} has no checkpoint to begin from")
-    print(f"beginning from the object of step {latest} of {folder}: {config.distillation.source_prompt!r}")
+    like = dataclasses.replace(like, estimator=checkpoints.like(latest).get("estimator"))
+    print(f"beginning from step {latest} of {folder}: {config.distillation.source_prompt!r}")
     return restore(checkpoints, latest, like, folder)
 
 
@@ -157,20 +158,19 @@ def restore(checkpoints: Checkpoints, step: int, like: TrainState, workdir: Path
                       f"({str(error).splitlines()[0]}); use --config.resume=never or another --workdir") from error
 
 
-def _compile(stages: Sequence[Stage], prior: Prior, state: TrainState,
-             fixed: tuple) -> tuple[list[Callable | None], float]:
+def _compile(job: Job, state: TrainState, fixed: tuple) -> tuple[list[Callable | None], float]:
   """Each stage's step as one executable that takes over the state's memory (None: behind us), and the seconds it took.
 
   All before the first step: what does not fit into the device's memory shows at once.
   """
   compiled, started = [], time.perf_counter()
-  for stage, over in zip(stages, stages_lib.are_over(stages, int(state.step))):
+  for stage, over in zip(job.stages, stages_lib.are_over(job.stages, int(state.step))):
     if over:
       compiled.append(None)
       continue
     before = time.perf_counter()
-    print(f"compiling the step{f' at {stage}' if len(stages) > 1 else ''} ... ", end="", flush=True)
-    step = jax.jit(step_lib.make_step(stage.scene, prior), donate_argnums=0,
+    print(f"compiling the step{f' at {stage}' if len(job.stages) > 1 else ''} ... ", end="", flush=True)
+    step = jax.jit(job.make_step(stage), donate_argnums=0,
                    compiler_options=compilation.unet_options())
     compiled.append(step.lower(state, *fixed).compile())
     print(f"{time.perf_counter() - before:.1f} s")
@@ -220,7 +220,8 @@ def _log(workdir: Path, board: tensorboardX.SummaryWriter, bar: tqdm.tqdm, step:
   files.append_metrics(workdir / "metrics.jsonl", step, means)
   for name, value in means.items():
     board.add_scalar(name, value, step)
-  bar.set_postfix(grad=f"{means['sds_grad_norm']:.3g}", opacity=f"{means['mean_opacity']:.2f}")
+  opacity = dict(opacity=f"{means['mean_opacity']:.2f}") if "mean_opacity" in means else {}
+  bar.set_postfix(grad=f"{means['sds_grad_norm']:.3g}", **opacity)
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def told(config: ml_collections.FrozenConfigDict, cond: dict[str, Any], camera: 
   """What eps_phi is told for the image's sake, and for its own learning: without the camera every so often.
 
   Args:
-    cond: of `conditions.condition`.
+    cond: of `conditions.sides`.
     camera: [B, CAMERA_DIM] features of the views' cameras, or None where there are none (pictures).
     key: consumed.
   """

@@ -26,7 +26,7 @@ class Stage:
 
   Attributes:
     first: number of its first step.
-    scene: the functions of the run, as they are from there on.
+    scene: the functions of the run, as they are from there on (of another job: what its steps are made of).
   """
   first: int
   scene: Scene

@@ -22,7 +22,7 @@ from sds_jax.fields.field import Field
 from sds_jax.priors.prior import Prior
 from sds_jax.rendering import occupancy
 from sds_jax.rendering.render import RenderOptions, render_views
-from sds_jax.training import conditions, losses, parts, score_network
+from sds_jax.training import conditions, estimator_state, losses, parts
 from sds_jax.training.conditions import Text
 from sds_jax.training.config import scalar_spec
 from sds_jax.training.distil import distil
@@ -110,20 +110,8 @@ def begin(scene: Scene, prior: Prior, prior_params: Params, text: Text, key: Arr
     text: of `conditions.embed_prompts`.
     source: of the object that is edited, of the same field; it is also where the run begins. None: a new object.
   """
-  key_score, key_state = jax.random.fold_in(key, 1), key
-  state = new_state(scene, key_state)
-  if source is not None:
-    state = dataclasses.replace(state, params=source.params, occupancy=source.occupancy)
-  kind = scene.config.distillation.estimator
-  if kind in ("dds", "pds"):
-    # Copies, for the state's memory is taken over by the step and may hold nothing twice.
-    kept = jax.tree.map(jnp.copy, dict(params=state.params, occupancy=state.occupancy))
-    return dataclasses.replace(state, estimator=kept)
-  if kind == "vsd":
-    phi = score_network.init(scene.config, prior, prior_params, text["null"].shape[-1], key_score)
-    return dataclasses.replace(state, estimator=dict(
-        score=phi, opt_state=score_network.make_optimizer(scene.config).init(phi)))
-  return state
+  state = new_state(scene, key)
+  return estimator_state.start(scene.config, prior, prior_params, text, state, jax.random.fold_in(key, 1), source)
 
 
 def make_step(scene: Scene, prior: Prior) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
@@ -149,25 +137,16 @@ def make_step(scene: Scene, prior: Prior) -> Callable[..., tuple[TrainState, dic
 
   def step(state: TrainState, prior_params: Params, text: Text, key: Array):
     keys = step_keys(key, state.step)
-    score = state.estimator["score"] if config.distillation.estimator == "vsd" else {}
     (grads, score_grads), metrics = jax.grad(loss_fn, has_aux=True)(
-        (state.params, score), state, prior_params, text, keys)
+        (state.params, estimator_state.learnt(config, state)), state, prior_params, text, keys)
     updates, opt_state = scene.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     grid = _look_again(scene, state, params, keys["occupancy"])
     metrics["grad_norm"] = optax.tree.norm(grads)
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state, occupancy=grid,
-                      estimator=_learn_score(config, state.estimator, score_grads)), metrics
+                      estimator=estimator_state.learn(config, state.estimator, score_grads)), metrics
 
   return step
-
-
-def _learn_score(config: ml_collections.FrozenConfigDict, kept: Any, grads: Params) -> Any:
-  """What the estimator keeps, VSD's second network moved by its own gradient."""
-  if config.distillation.estimator != "vsd":
-    return kept
-  updates, opt_state = score_network.make_optimizer(config).update(grads, kept["opt_state"], kept["score"])
-  return dict(score=optax.apply_updates(kept["score"], updates), opt_state=opt_state)
 
 
 def progress_of(config: ml_collections.FrozenConfigDict, step: Array) -> Array:
@@ -212,7 +191,7 @@ def observe(scene: Scene, prior: Prior, params: Params, state: TrainState, prior
     return out, prior.encode(prior_params, out.rgb, keys["encode"]), overflow
 
   out, x, overflow = see(params, state.occupancy)
-  told = lambda text: conditions.condition(prior, scene.config, text, cams, azimuth, elevation, progress)  # noqa: E731
+  told = lambda text: conditions.of_views(prior, scene.config, text, cams, azimuth, elevation, progress)  # noqa: E731
   own = {}
   match scene.config.distillation.estimator:
     case "dds" | "pds":

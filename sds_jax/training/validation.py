@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -13,16 +14,11 @@ from ml_collections import ConfigDict
 from sds_jax.diffusion import guidance, timesteps, weightings
 from sds_jax.fields import background, field
 from sds_jax.priors import published
-from sds_jax.training import choices, config as config_lib, distil
+from sds_jax.training import choices, config as config_lib, distil, estimator_checks, image2d_validation, references
+from sds_jax.training.checks import (
+    Check, ConfigError, above as _above, finite as _finite, number as _number, one_of as _one_of, scalar as _scalar,
+    scalar_values, span as _span, whole as _whole)
 from sds_jax.views import perp_neg
-
-Check = tuple[Callable[[Any], bool], str]
-"""(is the value legal?, what is legal)"""
-
-
-class ConfigError(ValueError):
-  """A setting that cannot be used. The message is one line: field, value, what is legal, how to mend it."""
-
 
 def validate(config: ConfigDict) -> ml_collections.FrozenConfigDict:
   """Check every field and every relation between fields.
@@ -33,11 +29,11 @@ def validate(config: ConfigDict) -> ml_collections.FrozenConfigDict:
   Raises:
     ConfigError: the first mistake that was found.
   """
-  reference = config_lib.default()
+  reference = references.of(config)
   _check_names_and_types(config, reference, reference)
   if config.distillation.estimator in distil.NAMES:  # otherwise the checks below say what is wrong
     config = choices.resolve(config)
-  for path, (legal, words) in _checks().items():
+  for path, (legal, words) in _checks(config.job).items():
     value = _get(config, path)
     try:
       ok = legal(value)
@@ -45,7 +41,8 @@ def validate(config: ConfigDict) -> ml_collections.FrozenConfigDict:
       ok = False
     if not ok:
       raise ConfigError(f"config.{path}={value!r} is not legal: it must be {words}")
-  for problem in _relations(config):
+  relations = {"text3d": _scene_relations, "image2d": image2d_validation.relations}[config.job]
+  for problem in itertools.chain(_run_relations(config), relations(config)):
     raise ConfigError(problem)
   return config_lib.freeze(config)
 
@@ -95,66 +92,20 @@ def _get(config: ConfigDict, path: str) -> Any:
   return config
 
 
-def _finite(value: Any) -> bool:
-  return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _number(low: float, high: float, words: str = "") -> Check:
-  described = f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a number of at least {low:g}"
-  return lambda v: _finite(v) and low <= v <= high, described + words
-
-
-def _above(low: float, words: str = "") -> Check:
-  return lambda v: _finite(v) and v > low, f"a number above {low:g}{words}"
-
-
-def _whole(low: int, high: int = 10**9, words: str = "") -> Check:
-  described = f"a whole number from {low} to {high}" if high < 10**9 else f"a whole number of at least {low}"
-  return lambda v: low <= v <= high, described + words
-
-
-def _one_of(names: Any) -> Check:
-  names = tuple(names)
-  return lambda v: v in names, "one of " + ", ".join(names)
-
-
-def _span(low: float, high: float) -> Check:
-  return (lambda v: len(v) == 2 and all(map(_finite, v)) and low <= v[0] <= v[1] <= high,
-          f"(smallest, largest) with {low:g} <= smallest <= largest <= {high:g}")
-
-
-def scalar_values(spec: tuple) -> list[float] | None:
-  """The values that a scheduled scalar passes through, or None if the tuple is not of a legal form."""
-  if len(spec) == 1 and _finite(spec[0]):
-    return [spec[0]]
-  if not spec or not all(isinstance(p, (tuple, list)) and len(p) == 2 and all(map(_finite, p)) for p in spec):
-    return None
-  places = [p for p, _ in spec]
-  rising = all(a < b for a, b in zip(places, places[1:]))
-  return [v for _, v in spec] if rising and 0.0 <= places[0] and places[-1] <= 1.0 else None
-
-
-def _scalar(low: float, high: float = math.inf, words: str = "") -> Check:
-  def legal(spec):
-    values = scalar_values(spec)
-    return values is not None and all(low <= v <= high for v in values)
-  limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
-  return legal, (f"a constant (v,) or points ((p0, v0), (p1, v1), ...) with fractions p of the run rising within "
-                 f"[0, 1] and values {limits}{words}")
-
-
 def _milestones(spec: tuple) -> bool:
   places = [p for p, _ in spec]
   return (all(_finite(p) and 0.0 < p < 1.0 for p in places) and all(a < b for a, b in zip(places, places[1:]))
           and all(type(size) is int and 8 <= size <= 1024 for _, size in spec))
 
 
-def _checks() -> dict[str, Check]:
-  """Dotted name -> check, for all settings."""
-  return {**_run_checks(), **_estimator_checks(), **_scene_checks()}
+def _checks(job: str) -> dict[str, Check]:
+  """Dotted name -> check, for all settings of a job."""
+  own = {"text3d": _scene_checks, "image2d": image2d_validation.checks}[job]
+  return {**_run_checks(), **estimator_checks.checks(), **own()}
 
 
 def _run_checks() -> dict[str, Check]:
+  """Of what every job has."""
   return {
       "prompt": (lambda v: bool(v.strip()) and len(v) <= 10_000, "a sentence of 1 to 10,000 characters"),
       "negative_prompt": (lambda v: len(v) <= 10_000, "a text of at most 10,000 characters (empty: none)"),
@@ -177,9 +128,6 @@ def _run_checks() -> dict[str, Check]:
       "distillation.clip_norm": _scalar(0.0, words=", never 0 unless it is (0.0,): no clipping"),
       "distillation.view_words": _one_of(("nearest", "blended", "none")),
       "loss.sds": _scalar(0.0),
-      "loss.orientation": _scalar(0.0),
-      "loss.opacity": _scalar(0.0),
-      "loss.entropy": _scalar(0.0),
       "optimizer.name": _one_of(("adam", "adan", "adamw", "sgd")),
       "optimizer.learning_rate": _above(0.0),
       "optimizer.warmup_steps": _whole(0),
@@ -193,9 +141,19 @@ def _run_checks() -> dict[str, Check]:
       "training.views": _whole(1, 4096),
       "training.log_every": _whole(1),
       "training.render_every": _whole(0, words=" (0: never)"),
-      "training.guidance_every": _whole(0, words=" (0: never)"),
       "training.checkpoint_every": _whole(1),
       "training.keep_checkpoints": _whole(1),
+  }
+
+
+def _scene_checks() -> dict[str, Check]:
+  """Of text-to-3D: what is optimised, how it is rendered, what is left."""
+  texture = "; lower it if memory is short"
+  return {
+      "loss.orientation": _scalar(0.0),
+      "loss.opacity": _scalar(0.0),
+      "loss.entropy": _scalar(0.0),
+      "training.guidance_every": _whole(0, words=" (0: never)"),
       "occupancy.resolution": (lambda v: 4 <= v <= 256 and v % 2 == 0, "an even number from 4 to 256"),
       "occupancy.every": _whole(0, words=" (0: no occupancy grid)"),
       "occupancy.decay": _number(0.0, 1.0),
@@ -206,52 +164,6 @@ def _run_checks() -> dict[str, Check]:
       "export.num_samples": _whole(4, 4096),
       "export.turntable_frames": _whole(2, 10_000),
       "export.turntable_elevation_deg": _number(-89.0, 89.0),
-  }
-
-
-def _estimator_checks() -> dict[str, Check]:
-  """Of what the estimators have for themselves."""
-  words = (lambda v: len(v) <= 10_000, "a text of at most 10,000 characters")
-  fraction = _number(0.0, 1.0, ", a fraction of the schedule")
-  own = {
-      "csd.negative_prompt": words,
-      "csd.negative_weight": _scalar(-100.0, 100.0),
-      "nfsd.negative_prompt": words,
-      "nfsd.null_until": fraction,
-      "bridge.target_words": words,
-      "bridge.source_words": words,
-      "bridge.begins": _number(0.0, 1.0, ", a fraction of the run"),
-      "vsd.rank": _whole(1, 1024),
-      "vsd.learning_rate": _above(0.0),
-      "vsd.forget_camera": _number(0.0, 1.0),
-      "asd.shift": fraction,
-      "ism.delta_t": _scalar(0.0, 1.0),
-      "ism.delta_s": _number(0.001, 1.0, ", a fraction of the schedule"),
-      "ism.steps": _whole(1, 1000),
-      "ism.start": fraction,
-      "sdi.inversion_scale": _scalar(-1000.0, 1000.0),
-      "sdi.eta": _number(0.0, 10.0),
-      "sdi.stride": _number(0.001, 1.0, ", a fraction of the schedule"),
-      "sdi.steps": _whole(1, 1000),
-      "sdi.start": fraction,
-      "cds.gap": fraction,
-      "cds.spread": fraction,
-      "cds.clip": _scalar(0.0),
-      "hifa.image_weight": _scalar(0.0),
-      "sds.weighting": _one_of(weightings.WEIGHTINGS),
-      "sds.guidance_convention": _one_of(guidance.CONVENTIONS),
-      "sds.guidance_scale": _scalar(-1000.0, 1000.0),
-      "sds.t_min": _scalar(0.0, 1.0),
-      "sds.t_max": _scalar(0.0, 1.0),
-      "sds.t_warp": _one_of((*timesteps.WARPS, "dreamtime")),
-  }
-  return {f"distillation.{name}": check for name, check in own.items()} | {"distillation.source_prompt": words}
-
-
-def _scene_checks() -> dict[str, Check]:
-  """Of what is optimised, and how it is rendered."""
-  texture = "; lower it if memory is short"
-  return {
       "camera.elevation_deg": _span(-90.0, 90.0),
       "camera.distance": _span(1.0, 100.0),
       "camera.fov_deg": _span(5.0, 150.0),
@@ -318,9 +230,9 @@ def _at(spec: tuple, place: float) -> float:
   return spec[0] if len(spec) == 1 else float(np.interp(place, *zip(*spec)))
 
 
-def _relations(config: ConfigDict) -> Iterator[str]:
-  """What only two fields together can get wrong."""
-  d, p, r = config.distillation, config.prior, config.render
+def _run_relations(config: ConfigDict) -> Iterator[str]:
+  """What only two fields together can get wrong, in any job."""
+  d, p = config.distillation, config.prior
   if p.random_weights and (p.path or p.name not in published.PRIORS):
     yield (f"config.prior.random_weights={p.random_weights!r} needs the name of a published prior, not config.prior."
            f"{'path' if p.path else 'name'}={p.path or p.name!r}: set config.prior.name to one of "
@@ -332,11 +244,19 @@ def _relations(config: ConfigDict) -> Iterator[str]:
     yield (f"config.distillation.source={d.source!r} is what dds and pds edit, but config.distillation.estimator="
            f"{d.estimator!r}: set it to one of these, or source to ''")
   if d.source and d.estimator in ("dds", "pds") and not d.source_prompt:
-    yield (f"config.distillation.source={d.source!r} is not the folder of a run (it has no config.json): give one, such "
-           "as runs/a-red-cube-0, or say what it shows with config.distillation.source_prompt")
+    yield (f"config.distillation.source={d.source!r} is not the folder of a run (it has no config.json): give one, "
+           "such as runs/a-red-cube-0, or say what it shows with config.distillation.source_prompt")
   if d.clip_norm != (0.0,) and min(scalar_values(d.clip_norm)) == 0.0:
     yield (f"config.distillation.clip_norm={d.clip_norm!r} reaches 0, where nothing would be learnt: keep it above 0, "
            "or give (0.0,) for no clipping at all")
+  if config.optimizer.warmup_steps >= config.training.steps and config.optimizer.warmup_steps > 0:
+    yield (f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} must be less than config.training.steps="
+           f"{config.training.steps}")
+
+
+def _scene_relations(config: ConfigDict) -> Iterator[str]:
+  """The same of text-to-3D."""
+  d, r = config.distillation, config.render
   if d.perp_neg != "none" and d.view_words == "none":
     yield (f"config.distillation.perp_neg={d.perp_neg!r} tells views apart by their words, but "
            f"config.distillation.view_words={d.view_words!r}: set it to nearest or blended, or perp_neg to none")
@@ -368,6 +288,3 @@ def _relations(config: ConfigDict) -> Iterator[str]:
   if config.camera.distance[0] <= config.field.bound:
     yield (f"config.camera.distance={config.camera.distance!r} puts cameras inside the object's ball of radius "
            f"config.field.bound={config.field.bound}: the smallest distance must be larger")
-  if config.optimizer.warmup_steps >= config.training.steps and config.optimizer.warmup_steps > 0:
-    yield (f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} must be less than config.training.steps="
-           f"{config.training.steps}")

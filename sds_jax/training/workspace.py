@@ -11,7 +11,7 @@ import ml_collections
 from ml_collections import ConfigDict
 
 from sds_jax.io import files
-from sds_jax.training import config as config_lib
+from sds_jax.training import references
 
 
 class WorkdirError(ValueError):
@@ -21,13 +21,15 @@ class WorkdirError(ValueError):
 def folder_of(config: ml_collections.FrozenConfigDict, workdir: str | None) -> Path:
   """The folder of a run, made if need be and proved writable.
 
-  `--workdir` goes before `config.workdir`; where both are empty it is runs/<prompt>-<seed>.
+  `--workdir` goes before `config.workdir`; where both are empty it is runs/<prompt>-<seed>, for pictures
+  runs/<prompt>-<generator>-<seed>.
 
   Raises:
     WorkdirError: it cannot be made or written to.
   """
   chosen = workdir or config.workdir
-  folder = Path(chosen) if chosen else Path("runs") / f"{files.prompt_slug(config.prompt)}-{config.seed}"
+  made_by = f"-{files.prompt_slug(config.generator.name)}" if config.job == "image2d" else ""
+  folder = Path(chosen) if chosen else Path("runs") / f"{files.prompt_slug(config.prompt)}{made_by}-{config.seed}"
   try:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as probe:
@@ -66,9 +68,10 @@ def stored_config(folder: Path, overrides: dict[str, Any]) -> ConfigDict:
   Raises:
     WorkdirError: the file cannot be read.
   """
-  config = config_lib.default()
   try:
-    _fill(config, json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"])
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
+    config = references.of(stored)
+    _fill(config, stored)
   except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:  # no JSON, or JSON of another form
     raise WorkdirError(f"{folder / 'config.json'} cannot be read ({error}); was it cut off or changed?") from error
   for name, value in overrides.items():

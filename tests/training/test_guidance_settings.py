@@ -17,8 +17,8 @@ OPEN = {f"distillation.{name}" for name in ("guidance_scale", "t_min", "t_max")}
 SCHEDULED = {"loss.sds", "loss.orientation", "loss.opacity", "loss.entropy", "distillation.guidance_rescale",
              "distillation.perp_neg_scale", "distillation.clip_norm"} | OPEN
 OF_ESTIMATORS = {f"distillation.{name}" for name in (
-  "sds.guidance_scale", "sds.t_min", "sds.t_max", "csd.negative_weight", "ism.delta_t", "sdi.inversion_scale", "cds.clip",
-  "hifa.image_weight")}
+  "sds.guidance_scale", "sds.t_min", "sds.t_max", "csd.negative_weight", "ism.delta_t", "sdi.inversion_scale",
+  "cds.clip", "hifa.image_weight")}
 OF_FIELDS = {"field.paper_mlp.variance", "field.hashgrid.open_levels"}
 
 
@@ -60,10 +60,12 @@ def test_the_negative_prompt_is_the_unconditional_side(ready, prior_and_params):
 
 def test_what_the_prior_is_told_under_perp_neg(scheduled, prior_and_params):
   """Azimuth 36 degrees: 0.6 front and 0.4 side; both are negative too; every side has the view's own camera."""
-  _, _, (_, _, text, _) = scheduled
+  scene, _, (_, _, text, _) = scheduled
+  plain = config_lib.freeze({**scene.config.to_dict(), "distillation": {**scene.config.distillation.to_dict(),
+                                                                       "perp_neg": "none"}})
   azimuth, elevation = jnp.radians(jnp.array([36.0, 0.0])), jnp.radians(jnp.array([20.0, 75.0]))
   cams = jax.vmap(lambda a, e: cameras.orbit(a, e, 2.5, 0.8))(azimuth, elevation)
-  cond = conditions.of_views(prior_and_params[0], text, cams, azimuth, elevation, "nearest")
+  cond = conditions.of_views(prior_and_params[0], plain, text, cams, azimuth, elevation, jnp.float32(0.0))
   told = dict(cond, **conditions.perp_neg_sides(cond, text, azimuth, elevation, "threestudio", jnp.float32(2.0)))
   views = {name: np.asarray(text["views"][i]) for i, name in enumerate(prompts.VIEWS)}
   np.testing.assert_allclose(told["cond"]["text"][0], 0.6 * views["front"] + 0.4 * views["side"], atol=1e-5)

@@ -1,0 +1,74 @@
+"""Generators by name, and the user's own by module."""
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sds_jax.generators.base import Parameterization
+from sds_jax.generators.cppn import make_cppn
+from sds_jax.generators.fourier import make_fourier
+from sds_jax.generators.gaussians import make_gaussians
+from sds_jax.generators.pixels import make_pixels
+from sds_jax.generators.shared import make_shared
+from sds_jax.generators.siren import make_siren
+from sds_jax.generators.symmetric import make_symmetric
+from sds_jax.generators.texture import make_texture
+from sds_jax.generators.translucent import make_translucent
+
+WRAPPABLE = {"pixels": make_pixels, "fourier": make_fourier, "cppn": make_cppn, "siren": make_siren,
+             "gaussians": make_gaussians}
+"""Those that are a plain picture, which `symmetric` can mirror."""
+
+
+def _symmetric(size: int, of: str = "fourier") -> Parameterization:
+  return make_symmetric(WRAPPABLE[of](size))
+
+
+GENERATORS: dict[str, Callable[..., Parameterization]] = {
+    **WRAPPABLE, "shared": make_shared, "symmetric": _symmetric, "translucent": make_translucent,
+    "texture": make_texture}
+"""Name -> (size, **settings) -> Parameterization."""
+
+
+class GeneratorError(ValueError):
+  """A generator that cannot be used; the message is one line that names it and says what is wrong."""
+
+
+def make_generator(name: str, size: int, settings: dict[str, Any]) -> Parameterization:
+  """The generator of a name, whose images are size x size.
+
+  Args:
+    name: of GENERATORS; or "package.module:function", a function of the user's: (size) -> an object with `init` and
+      `apply` as `base.Parameterization` has them, and perhaps its other attributes. The module must be importable.
+    size: side of the images.
+    settings: keywords for one of GENERATORS; a user's own gets none.
+
+  Raises:
+    GeneratorError: no such name; or the user's own cannot be imported, fails, or gives something else than images.
+  """
+  if ":" in name:
+    return _own(name, size)
+  if name not in GENERATORS:
+    raise GeneratorError(f"{name!r} is not a generator; legal: {', '.join(GENERATORS)}, or package.module:function")
+  return GENERATORS[name](size, **settings)
+
+
+def _own(name: str, size: int) -> Parameterization:
+  module, _, function = name.partition(":")
+  try:
+    made = getattr(importlib.import_module(module), function)(size)
+    known = {field: getattr(made, field) for field in Parameterization.__dataclass_fields__ if hasattr(made, field)}
+    generator = Parameterization(**known)
+    image = jax.eval_shape(lambda key: generator.apply(generator.init(key), key), jax.random.key(0))
+  except Exception as error:  # whatever a user's code raises
+    raise GeneratorError(f"{name!r} does not work ({type(error).__name__}: {error}); it must be an importable module "
+                         "and its function (size) -> an object with init(key) -> params and apply(params, key) -> "
+                         "images") from error
+  shape = getattr(image, "shape", ())
+  if len(shape) != 4 or shape[0] != generator.frames or shape[3] != 3 or image.dtype != jnp.float32:
+    raise GeneratorError(f"apply of {name!r} gives {image}: it must give images [{generator.frames}, H, W, 3] float32")
+  return generator

@@ -1,0 +1,46 @@
+"""Several frames that have their coarse part in common: pictures of different prompts that stay aligned."""
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sds_jax.generators.base import Parameterization
+from sds_jax.generators.fourier import amplitudes, decorrelated_to_rgb, frequencies, init_spectrum, padded, synthesize
+from sds_jax.types import Array, Params
+
+
+def make_shared(size: int, frames: int = 3, cutoff: float = 4.0, own: float = 0.5, decay: float = 1.0,
+                init_std: float = 0.01) -> Parameterization:
+  """x_i = sigmoid(M irfft2((s + own c_i) / f^decay)): one spectrum s of low frequencies, and one c_i for each frame.
+
+  Since all frames move s, what they can have in common, position and outline, they have in common, and blends of two
+  frames do not show double images (Distill 2018, "Aligned Feature Visualization Interpolation").
+
+  Args:
+    size: side of the images.
+    frames: how many.
+    cutoff: highest frequency of the common part, cycles a picture.
+    own: how fast a frame's own part moves beside the common one.
+    decay, init_std: as in `fourier.make_fourier`.
+  """
+  scale = amplitudes(size, size, decay)
+  low = (frequencies(size, size) * size <= cutoff).astype(np.float32)
+
+  def spectra(params: Params) -> Array:
+    return (params["shared"] * low[None, :, :, None])[None] + own * params["own"]
+
+  def init(key: Array) -> Params:
+    k_shared, k_own = jax.random.split(key)
+    own_parts = jax.vmap(lambda k: init_spectrum(k, size, size, 3, init_std))(jax.random.split(k_own, frames))
+    return dict(shared=init_spectrum(k_shared, size, size, 3, init_std), own=own_parts)
+
+  def apply(params: Params, key: Array) -> Array:
+    del key
+    return jax.nn.sigmoid(decorrelated_to_rgb(jax.vmap(lambda s: synthesize(s, scale, size))(spectra(params))))
+
+  def at(params: Params, large: int) -> Array:
+    drawn = jnp.stack([padded(spectrum, scale, size, large) for spectrum in spectra(params)])
+    return jax.nn.sigmoid(decorrelated_to_rgb(drawn))
+
+  return Parameterization(init, apply, frames=frames, at=at)

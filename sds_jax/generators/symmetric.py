@@ -1,0 +1,28 @@
+"""Pictures that equal their mirror image: x = (theta, flip(theta)) side by side (arXiv:2209.14988, Figure 2)."""
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from sds_jax.generators.base import Parameterization
+from sds_jax.types import Array, Params
+
+
+def mirrored(images: Array) -> Array:
+  """The left half of [..., H, W, 3], W even, and its mirror image on the right."""
+  left = images[..., :images.shape[-2] // 2, :]
+  return jnp.concatenate([left, left[..., ::-1, :]], axis=-2)
+
+
+def make_symmetric(inner: Parameterization) -> Parameterization:
+  """Another generator with the left half of its pictures mirrored: a constraint that holds exactly, at every step.
+
+  DreamFusion's own example of what a generator can force upon a picture that the prior does not ask for.
+  """
+  def apply(params: Params, key: Array) -> Array:
+    return mirrored(inner.apply(params, key))
+
+  at = None if inner.at is None else lambda params, size: mirrored(inner.at(params, size))
+  show = None if inner.show is None else lambda params: mirrored(inner.show(params))
+  return dataclasses.replace(inner, apply=apply, at=at, show=show, cameras=None, extras=None)

@@ -1,0 +1,64 @@
+"""The texture of a fixed solid, learnt through cameras that change at every step (Distill 2018, "3D objects")."""
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from sds_jax.fields.background import plain_colour
+from sds_jax.generators import surfaces
+from sds_jax.generators.base import Parameterization
+from sds_jax.generators.fourier import amplitudes, decorrelated_to_rgb, init_spectrum, synthesize
+from sds_jax.types import Array, Camera, Params
+from sds_jax.views import cameras
+
+SHOWN = 8
+"""Cameras around the solid, of which `views.png` is a strip."""
+
+
+def make_texture(size: int, shape: str = "cube", extent: float = 0.4, resolution: int = 32, decay: float = 1.0,
+                 init_std: float = 0.01) -> Parameterization:
+  """x = what a random camera sees of the textured solid, unlit, on a random nearly grey background.
+
+  Args:
+    size: side of the images.
+    shape: a name of `surfaces.SURFACES`; it is given, only its colours are learnt.
+    extent: radius of the sphere or half-width of the cube, world units.
+    resolution: height of the texture, or of each of the cube's six faces, in texels.
+    decay, init_std: as in `fourier.make_fourier`; the texture is a spectrum too.
+  """
+  surface, charts, aspect, closed = surfaces.SURFACES[shape]
+  scale = amplitudes(resolution, aspect * resolution, decay)
+
+  def init(key: Array) -> Params:
+    draw = lambda k: init_spectrum(k, resolution, aspect * resolution, 3, init_std)  # noqa: E731
+    return dict(spectrum=jax.vmap(draw)(jax.random.split(key, charts)))
+
+  def texture(params: Params) -> Array:
+    return jax.nn.sigmoid(decorrelated_to_rgb(jax.vmap(lambda s: synthesize(s, scale, aspect * resolution))(
+        params["spectrum"])))
+
+  def camera(key: Array) -> Camera:
+    drawn, _, _ = cameras.sample_camera(jax.random.split(key)[0])
+    return jax.tree.map(lambda leaf: leaf[None], drawn)
+
+  def seen(painted: Array, view: Camera, background: Array) -> Array:
+    hit, chart, uv = surface(cameras.rays(view, size, size), extent)
+    return jnp.where(hit[..., None], surfaces.lookup(painted, chart, uv, closed), background[None, None])
+
+  def apply(params: Params, key: Array) -> Array:
+    background = plain_colour(jax.random.split(key)[1])
+    return seen(texture(params), jax.tree.map(lambda leaf: leaf[0], camera(key)), background)[None]
+
+  def around(params: Params) -> Array:
+    angles = 2 * math.pi * jnp.arange(SHOWN, dtype=jnp.float32) / SHOWN + math.pi / 8
+    lift = jnp.where(jnp.arange(SHOWN) % 2 == 0, 0.5, -0.1)
+    views = jax.vmap(lambda a, e: cameras.orbit(a, e, 2.7, math.radians(46.0)))(angles, lift)
+    return jax.vmap(lambda view: seen(texture(params), view, jnp.ones(3)))(views)
+
+  def extras(params: Params) -> dict[str, Array]:
+    strip = lambda images: jnp.concatenate(list(images), axis=1)  # noqa: E731
+    return dict(texture=strip(texture(params)), views=strip(around(params)))
+
+  return Parameterization(init, apply, cameras=camera, show=lambda params: around(params)[:1], extras=extras)

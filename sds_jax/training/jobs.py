@@ -1,0 +1,61 @@
+"""What differs between the jobs, as `loop.train` is given it; the loop itself knows of no renders and no pictures."""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ml_collections
+
+from sds_jax.priors.prior import Prior
+from sds_jax.training import conditions, image2d, inspect_guidance, stages as stages_lib, step as step_lib
+from sds_jax.training.stages import Stage
+from sds_jax.training.state import TrainState
+from sds_jax.types import Array, Params
+
+LookFn = Callable[[TrainState, int], None]
+"""(state, step); must not keep the state."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A run, as functions.
+
+  Attributes:
+    stages: in order, one program each; the first begins at step 0.
+    new_state: (key) -> a new state, without what the estimator keeps; pure.
+    begin: (prior_params, text, key, source or None) -> the state before the first update, with it; pure.
+    text: () -> what the prior is told, as the step takes it; embeds the prompts.
+    make_step: (stage) -> step (state, prior_params, text, key) -> (state, metrics); pure.
+    sheets: (workdir, state, (prior_params, text, key)) -> a context, within which there is a look for every
+      `training.guidance_every` steps, or None.
+  """
+  stages: Sequence[Stage]
+  new_state: Callable[[Array], TrainState]
+  begin: Callable[[Params, dict[str, Array], Array, TrainState | None], TrainState]
+  text: Callable[[], dict[str, Array]]
+  make_step: Callable[[Stage], Callable[..., tuple[TrainState, dict[str, Array]]]]
+  sheets: Callable[[Path, TrainState, tuple], contextlib.AbstractContextManager[LookFn | None]]
+
+
+def text3d(config: ml_collections.FrozenConfigDict, prior: Prior) -> Job:
+  """An object from a sentence; its scene renders as its stages say."""
+  stages = stages_lib.make_stages(config)
+  scene = stages[0].scene
+  return Job(
+      stages, lambda key: step_lib.new_state(scene, key),
+      lambda params, text, key, source: step_lib.begin(scene, prior, params, text, key, source),
+      lambda: conditions.embed_prompts(prior, config),
+      lambda stage: step_lib.make_step(stage.scene, prior),
+      lambda workdir, state, fixed: inspect_guidance.sheets(stages, prior, workdir, state, fixed))
+
+
+def pictures(studio: image2d.Studio, prior: Prior) -> Job:
+  """Pictures by a generator; one stage."""
+  return Job(
+      (Stage(0, studio),), lambda key: image2d.new_state(studio, key),
+      lambda params, text, key, source: image2d.begin(studio, prior, params, text, key, source),
+      lambda: image2d.embed_prompts(prior, studio.config, studio.generator.frames),
+      lambda stage: image2d.make_step(studio, prior),
+      lambda workdir, state, fixed: contextlib.nullcontext())
