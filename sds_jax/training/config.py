@@ -87,7 +87,10 @@ def _distillation() -> ConfigDict:
 
 
 def _own_settings() -> dict[str, dict]:
-  """Estimator -> what only it has; the values are published ones (training/choices.py says where from)."""
+  """Estimator -> what only it has; the values are published ones (training/choices.py says where from).
+
+  `start` of an inversion: -1 is 0, but 0.15 for a prior that predicts the clean image.
+  """
   return dict(
       csd=dict(negative_prompt="oversaturated color, ugly, tiling, low quality, noisy",
                negative_weight=((0.0, 0.0), (0.5, 1.0))),
@@ -98,8 +101,8 @@ def _own_settings() -> dict[str, dict]:
                   "noisy, malformed", begins=0.8),  # SDS up to this fraction of the run
       vsd=dict(rank=4, learning_rate=1e-4, forget_camera=0.1),
       asd=dict(shift=0.1),
-      ism=dict(delta_t=((0.0, 0.1), (0.3, 0.08)), delta_s=0.2, steps=5, start=0.0),
-      sdi=dict(inversion_scale=(-7.5,), eta=0.3, stride=0.1, steps=10, start=0.0),
+      ism=dict(delta_t=((0.0, 0.1), (0.3, 0.08)), delta_s=0.2, steps=5, start=-1.0),
+      sdi=dict(inversion_scale=(-7.5,), eta=0.3, stride=0.1, steps=10, start=-1.0),
       cds=dict(gap=0.1, spread=0.2, clip=((0.0, 2.0), (1.0, 8.0))),
       hifa=dict(image_weight=(0.01,)))
 

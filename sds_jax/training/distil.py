@@ -80,8 +80,10 @@ def _options(config: Config, prior: Prior, prior_params: Params, now: Now, progr
   settings = d[d.estimator].to_dict() if d.estimator in d else {}
   options = {name: now(v) if isinstance(v, tuple) else v for name, v in settings.items() if not isinstance(v, str)}
   match d.estimator:
-    case "csd" | "nfsd" | "ism" | "sdi" | "cds":
+    case "csd" | "nfsd" | "cds":
       return options
+    case "ism" | "sdi":
+      return dict(options, start=_start(prior, options["start"]))
     case "asd":
       return dict(options, t_min=now(d.t_min))
     case "bridge":
@@ -92,6 +94,13 @@ def _options(config: Config, prior: Prior, prior_params: Params, now: Now, progr
       return dict(score_fn=score_network.make_score_fn(prior), score_params=(prior_params, own["score"]),
                   score_cond=own["score_cond"])
   return {}
+
+
+def _start(prior: Prior, start: float) -> float:
+  """Where an inversion begins: a network that predicts the clean image divides its error by sigma to say eps."""
+  if start >= 0.0:
+    return start
+  return 0.15 if prior.prediction_type == "sample" else 0.0
 
 
 def _image_term(config: Config, prior: Prior, prior_params: Params, aux: DistillationAux, image: Array,
