@@ -64,7 +64,8 @@ def build(config: ml_collections.FrozenConfigDict, allocate: bool = True) -> Wor
     CheckpointError, ValueError: as `priors.build`.
   """
   for name, value in (("render.milestones", config.render.milestones),
-                      ("distillation.latent_until", config.distillation.latent_until)):
+                      ("distillation.latent_until", config.distillation.latent_until),
+                      ("training.particles", config.training.particles > 1 and config.training.particles)):
     if value:
       raise ConfigError(f"config.{name}={value!r}: a step at a time is measured, and a run with config.{name} has "
                         "several kinds of steps; leave it out, and set config.render.height and width instead")

@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from sds_jax import compilation
 from sds_jax.evaluation import scores as scoring
@@ -17,7 +18,7 @@ from sds_jax.io.checkpoints import Checkpoints
 from sds_jax.priors import prior as prior_lib
 from sds_jax.priors.files import CheckpointError
 from sds_jax.shapeworld import captions
-from sds_jax.training import loop, outputs, step as step_lib, workspace
+from sds_jax.training import loop, outputs, particles, step as step_lib, workspace
 from sds_jax.training.image2d_validation import prompts_of
 from sds_jax.training.state import TrainState
 from sds_jax.training.validation import ConfigError
@@ -36,7 +37,8 @@ def train(config: Config, folder: Path, started: float) -> None:
   view = outputs.make_view(scene)
 
   def on_render(state: TrainState, step: int) -> None:
-    images.write_png(outputs.render_row(view, config, state), folder / "progress" / f"{step:06d}.png")
+    rows = [outputs.render_row(view, config, one) for _, one in _objects(config, state, folder)]
+    images.write_png(np.concatenate(rows), folder / "progress" / f"{step:06d}.png")
 
   (folder / "progress").mkdir(exist_ok=True)
   result = loop.train(config, folder, prior, prior_params, on_render)
@@ -56,8 +58,9 @@ def render(config: Config, folder: Path, started: float) -> None:
   """Make only the renders and the turntable again from the newest checkpoint."""
   scene, state = _restore(config, folder)
   view = outputs.make_view(scene)
-  print(outputs.write_renders(view, config, state, folder))
-  print(outputs.write_turntable(view, config, state, folder))
+  for place, one in _objects(config, state, folder):
+    print(outputs.write_renders(view, config, one, place))
+    print(outputs.write_turntable(view, config, one, place))
   print(f"done in {time.perf_counter() - started:.0f} s")
 
 
@@ -72,8 +75,12 @@ def evaluate(config: Config, folder: Path, started: float) -> None:
   except captions.CaptionError as error:
     raise ConfigError(f"--mode=evaluate has no ground truth for config.prompt={config.prompt!r}: {error}") from error
   scene, state = _restore(config, folder)
-  scores = scoring.score(scene, state, spec)
-  files.write_json(scores, folder / "scores.json")
+  for place, one in _objects(config, state, folder):
+    scores = scoring.score(scene, one, spec)
+    files.write_json(scores, place / "scores.json")
+    if place != folder:
+      print(f"{place}: silhouette IoU {scores['silhouette_iou']:.3f}")
+  scores = files.read_json(folder / "scores.json")
   _export(scene, state, folder, _stored_timings(folder))
   print("\n".join(f"{name:28} {value:.3f}" if isinstance(value, float) else f"{name:28} {value}"
                   for name, value in scores.items()))
@@ -150,12 +157,22 @@ def newest(config: Config, folder: Path, new_state: Callable[[jax.Array], TrainS
     return loop.restore(checkpoints, latest, like, folder)
 
 
+def _objects(config: Config, state: TrainState, folder: Path) -> Iterator[tuple[Path, TrainState]]:
+  """Each object of a run with its folder: the run's own for the first, particle_1/ and so on in it for the others."""
+  for number in range(particles.count(config)):
+    place = folder / f"particle_{number}" if number else folder
+    place.mkdir(exist_ok=True)
+    yield place, particles.pick(config, state, number)
+
+
 def _export(scene: step_lib.Scene, state: TrainState, folder: Path, timings: dict[str, float],
             view: outputs.ViewFn | None = None) -> None:
   print("writing renders, turntable, mesh and report ...", flush=True)
-  scores = files.read_json(folder / "scores.json") or None
-  timings = outputs.write_outputs(scene, view or outputs.make_view(scene), state, folder, timings, scores)
-  files.write_json(timings, folder / "timings.json")
+  view, before = view or outputs.make_view(scene), timings
+  for place, one in _objects(scene.config, state, folder):
+    scores = files.read_json(place / "scores.json") or None
+    timings = outputs.write_outputs(scene, view, one, place, before, scores)
+    files.write_json(timings, place / "timings.json")
 
 
 def _stored_timings(folder: Path) -> dict[str, float]:

@@ -27,8 +27,8 @@ from sds_jax.evaluation import modes, scores as scoring
 from sds_jax.io import files, images
 from sds_jax.priors import prior as prior_lib
 from sds_jax.shapeworld import captions, solids
-from sds_jax.training import (conditions, config as config_lib, outputs, stages as stages_lib, step as step_lib,
-                              validation)
+from sds_jax.training import (conditions, config as config_lib, outputs, particles, stages as stages_lib,
+                              step as step_lib, validation)
 from sds_jax.training.state import TrainState
 from sds_jax.types import Params
 
@@ -98,6 +98,7 @@ def run_set(job: Job, specs: Sequence[captions.Spec], seeds: Sequence[int], fold
         prompt, started = captions.caption(spec), time.perf_counter()
         state = job.optimise(prompt, seed)
         seconds = time.perf_counter() - started
+        state = particles.pick(job.config, state, 0)
         found = scoring.score(job.scene, state, spec)
         records.append(dict(
             prompt=prompt, seed=seed, parts=len(spec.parts), never_seen=captions.is_held_out(spec),

@@ -38,7 +38,9 @@ def default() -> ConfigDict:
       name="adam", learning_rate=1e-2, warmup_steps=20, final_fraction=0.1, b1=0.9, b2=0.99, eps=1e-15, clip_norm=0.0,
       background_factor=1.0))  # the learning rate of a learnt background is this times that of the field
   config.training = ConfigDict(dict(
-      steps=500, views=2, log_every=10, render_every=100, checkpoint_every=100, keep_checkpoints=2,
+      steps=500, views=2,
+      particles=1,  # objects that are made together and share VSD's second network; views is a multiple of them
+      log_every=10, render_every=100, checkpoint_every=100, keep_checkpoints=2,
       guidance_every=0))  # sheets of what the prior sees, progress/guidance_*.png; 0: none
   config.occupancy = ConfigDict(dict(resolution=32, every=8, decay=0.9, start_step=32))
   config.export = ConfigDict(dict(

@@ -19,7 +19,8 @@ def default(name: str = "pixels") -> ConfigDict:
   config = ConfigDict(dict(job="image2d", prompt="a red cube"))  # "A|B": one prompt for each frame, or blends
   for group in COMMON:
     config[group] = shared[group]
-  del config.training["guidance_every"]
+  for name in ("guidance_every", "particles"):  # pictures have `generator.particles`
+    del config.training[name]
   config.loss = ConfigDict(dict(sds=(1.0,)))
   config.generator = _generator()
   config.generator.name = name

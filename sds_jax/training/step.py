@@ -22,7 +22,7 @@ from sds_jax.fields.field import Field
 from sds_jax.priors.prior import Prior
 from sds_jax.rendering import occupancy
 from sds_jax.rendering.render import RenderOptions, render_views
-from sds_jax.training import conditions, estimator_state, losses, parts
+from sds_jax.training import conditions, estimator_state, losses, particles, parts
 from sds_jax.training.conditions import Text
 from sds_jax.training.config import scalar_spec
 from sds_jax.training.distil import distil
@@ -95,10 +95,14 @@ def make_scene(config: ml_collections.FrozenConfigDict, as_latent: bool = False)
 
 
 def new_state(scene: Scene, key: Array) -> TrainState:
-  """The state before the first update; consumes `key`."""
-  k_field, k_background = jax.random.split(key)
-  params = dict(field=scene.field.init(k_field), background=scene.background.init(k_background))
-  grid = occupancy.full_grid(scene.config.occupancy.resolution) if scene.config.occupancy.every else None
+  """A state before its first update, without what the estimator keeps; consumes `key`."""
+  def new(key: Array) -> tuple[Params, Any]:
+    k_field, k_background = jax.random.split(key)
+    params = dict(field=scene.field.init(k_field), background=scene.background.init(k_background))
+    grid = occupancy.full_grid(scene.config.occupancy.resolution) if scene.config.occupancy.every else None
+    return params, grid
+
+  params, grid = particles.init(scene.config, new, key)
   return init_state(params, scene.optimizer, grid)
 
 
@@ -185,7 +189,7 @@ def observe(scene: Scene, prior: Prior, params: Params, state: TrainState, prior
   shading = lights.sample_shading(keys["shading"], progress, scene.lights)
 
   def see(params: Params, grid: Any) -> tuple[RenderOutput, Array, Array]:
-    out, overflow = _render(scene, params, grid, cams, shading, keys["rest"], index, progress)
+    out, overflow = _render_each(scene, params, grid, cams, shading, keys["rest"], index, progress)
     if scene.as_latent:
       return out, geometry_as_latent(out, prior.x_shape), overflow
     return out, prior.encode(prior_params, out.rgb, keys["encode"]), overflow
@@ -225,6 +229,15 @@ def _draw_cameras(scene: Scene, key: Array, index: Array) -> tuple[Camera, Array
   return jax.vmap(draw)(index)
 
 
+def _render_each(scene: Scene, params: Params, grid: Any, cams: Camera, shading: Shading, key: Array, index: Array,
+                 progress: Array) -> tuple[RenderOutput, Array]:
+  """`_render` of every particle, each through its own share of the cameras."""
+  render = lambda params, grid, cams, index: _render(  # noqa: E731
+      scene, params, grid, cams, shading, key, index, progress)
+  out, overflow = particles.each(scene.config, render, params, grid, *particles.deal(scene.config, (cams, index)))
+  return particles.gather(scene.config, out), jnp.mean(overflow)
+
+
 def _render(scene: Scene, params: Params, grid: Any, cams: Camera, shading: Shading, key: Array, index: Array,
             progress: Array) -> tuple[RenderOutput, Array]:
   """The step's images. Normals cost more than all else, so an unshaded step takes a branch without them."""
@@ -258,10 +271,13 @@ def _look_again(scene: Scene, state: TrainState, params: Params, key: Array) -> 
   if not o.every:
     return state.occupancy
 
-  def look(grid):
-    now = parts.field_now(scene.field, scene.config, params["field"], progress_of(scene.config, state.step))
+  def look_at(grid: Any, params: Params) -> Any:
+    now = parts.field_now(scene.field, scene.config, params, progress_of(scene.config, state.step))
     return occupancy.update(grid, *now, key, state.step // o.every,
                             bound=scene.config.field.bound, decay=o.decay)
+
+  def look(grid: Any) -> Any:
+    return particles.each(scene.config, look_at, grid, params["field"])
 
   due = (state.step % o.every == 0) & (state.step >= o.start_step)
   return jax.lax.cond(due, look, lambda grid: grid, state.occupancy)

@@ -154,6 +154,7 @@ def _scene_checks() -> dict[str, Check]:
       "loss.opacity": _scalar(0.0),
       "loss.entropy": _scalar(0.0),
       "training.guidance_every": _whole(0, words=" (0: never)"),
+      "training.particles": _whole(1, 4096),
       "occupancy.resolution": (lambda v: 4 <= v <= 256 and v % 2 == 0, "an even number from 4 to 256"),
       "occupancy.every": _whole(0, words=" (0: no occupancy grid)"),
       "occupancy.decay": _number(0.0, 1.0),
@@ -260,6 +261,10 @@ def _scene_relations(config: ConfigDict) -> Iterator[str]:
   if d.perp_neg != "none" and d.view_words == "none":
     yield (f"config.distillation.perp_neg={d.perp_neg!r} tells views apart by their words, but "
            f"config.distillation.view_words={d.view_words!r}: set it to nearest or blended, or perp_neg to none")
+  if config.training.views % config.training.particles:
+    yield (f"config.training.views={config.training.views} is no multiple of config.training.particles="
+           f"{config.training.particles}: every object wants as many views of a step; set views to "
+           f"{config.training.particles} or a multiple")
   if r.candidates < r.num_samples:
     yield (f"config.render.candidates={r.candidates} is less than config.render.num_samples={r.num_samples}: samples "
            "are chosen among the candidates, so there must be at least as many")

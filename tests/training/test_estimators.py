@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sds_jax.evaluation import modes
-from sds_jax.training import choices, conditions, distil, loop, step as step_lib
+from sds_jax.training import choices, conditions, distil, loop, particles, step as step_lib
 from sds_jax.training.validation import ConfigError, validate
 from sds_jax.views import prompts
 
@@ -214,3 +214,40 @@ def test_hifa_acts_on_the_picture_of_a_latent(tiny_latent, tiny_config):
   expected = 0.5 * sigma**2 * alpha / sigma * (np.asarray(image) - np.asarray(prior.decode(params, aux.x0_hat))) / 2
   np.testing.assert_allclose(of_image, expected, rtol=1e-3, atol=1e-5)
   assert np.abs(expected).max() > 1e-3
+
+
+def test_particles_are_objects_of_their_own(begun, prior_and_params):
+  """Two objects under plain SDS move as each alone would with its own half of the views; no gradient passes over."""
+  scene, step, (state, *fixed) = begun({"training.particles": 2, "training.views": 4, "shading.lambertian": 0.0})
+  leaf = lambda params: jax.tree.leaves(params["field"])[-1]  # noqa: E731
+  assert leaf(state.params).shape[0] == 2 and not np.array_equal(leaf(state.params)[0], leaf(state.params)[1])
+  end, _ = jax.jit(step)(state, *fixed)
+  other = dataclasses.replace(state, params=jax.tree.map(lambda a: jnp.stack([a[0], a[0] + 0.1]), state.params))
+  moved, _ = jax.jit(step)(other, *fixed)
+  for a, b in zip(jax.tree.leaves(end.params), jax.tree.leaves(moved.params)):
+    np.testing.assert_allclose(a[0], b[0], rtol=1e-5, atol=1e-6)
+  assert not np.allclose(leaf(end.params)[1], leaf(moved.params)[1])
+  one = particles.pick(scene.config, end, 1)
+  np.testing.assert_array_equal(leaf(one.params), leaf(end.params)[1])
+  assert jax.tree.leaves(one.occupancy)[0].shape == jax.tree.leaves(end.occupancy)[0].shape[1:]
+
+
+def test_views_are_dealt_in_turn(tiny_config):
+  config = validate(tiny_config({"training.particles": 2, "training.views": 6}))
+  dealt = particles.deal(config, jnp.arange(6))
+  np.testing.assert_array_equal(dealt, [[0, 2, 4], [1, 3, 5]])
+  np.testing.assert_array_equal(particles.gather(config, dealt), np.arange(6))
+  with pytest.raises(ConfigError, match="config.training.views=3 is no multiple of config.training.particles=2"):
+    validate(tiny_config({"training.particles": 2, "training.views": 3}))
+
+
+def test_each_particle_leaves_its_object(tiny_config, tiny_prior, tmp_path):
+  config = validate(tiny_config({**SMALL, "training.particles": 2, "distillation.estimator": "vsd",
+                                 "training.render_every": 2}))
+  modes.train(config, tmp_path, 0.0)
+  assert (tmp_path / "progress" / "000002.png").exists()
+  for folder in (tmp_path, tmp_path / "particle_1"):
+    assert all((folder / name).exists() for name in ("renders.png", "report.html", "timings.json"))
+  assert (tmp_path / "renders.png").read_bytes() != (tmp_path / "particle_1" / "renders.png").read_bytes()
+  modes.evaluate(config, tmp_path, 0.0)
+  assert (tmp_path / "particle_1" / "scores.json").exists()
