@@ -64,8 +64,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
                     t_max=((0.0, 0.98), (1.0, 0.3)), warp="sqrt"),
 }
 
+_LATE = ((0.0, 0.8), (1.0, 0.3))
+
 SMALL: dict[str, dict[str, Any]] = {
     name: dict(guidance_convention="diffusers", guidance_scale=(3.0,)) for name in PUBLISHED}
+SMALL["pds"]["guidance_scale"] = (20.0,)  # else its pull to the source, here an empty mist, wins
+SMALL["cds"] |= dict(t_min=_LATE, t_max=_LATE)  # t below 0.3 flattens the object
 """Over the published ones, with a prior like the one that ships."""
 
 
