@@ -56,6 +56,9 @@ def inject(x: Array, cotangent: Array) -> Array:
 
   Raises:
     ValueError: the shapes differ.
+
+  >>> print(jax.grad(inject)(jnp.zeros(3), jnp.array([1.0, -2.0, 0.5])))
+  [ 1.  -2.   0.5]
   """
   if x.shape != cotangent.shape:
     raise ValueError(f"the cotangent has shape {cotangent.shape}, but x has {x.shape}")
@@ -146,6 +149,13 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
   Raises:
     ValueError: unknown weighting or estimator, or what the estimator says of its arguments.
     TypeError: an option that the estimator does not have, or the lack of one.
+
+  >>> from sds_jax.diffusion.schedules import flow_schedule
+  >>> denoise = lambda params, z, t, cond: jnp.zeros_like(z)  # sees no noise at all
+  >>> loss = lambda x: score_distillation(denoise, None, flow_schedule(4), x, jax.random.key(0), None, t=jnp.array([1]))
+  >>> grad, aux = jax.grad(loss, has_aux=True)(jnp.zeros((1, 2)))
+  >>> print(bool(jnp.allclose(grad, -0.5**2 * aux.eps)))  # w(t) = sigma^2 = 1/4
+  True
   """
   estimate, weight_fn = _named(estimator, ESTIMATORS, "estimator"), _named(weighting, WEIGHTINGS, "weighting")
   batch = x.shape[0]

@@ -24,6 +24,9 @@ def cfg_dreamfusion(eps_c: Array, eps_u: Array, omega: Array | float) -> Array:
     eps_c: [B, ...], prediction under the condition.
     eps_u: [B, ...], prediction without it (or under a negative prompt).
     omega: a scalar, or [B].
+
+  >>> print(cfg_dreamfusion(jnp.array([[3.0]]), jnp.array([[1.0]]), 7.5))
+  [[18.]]
   """
   return eps_c + per_example(jnp.asarray(omega), eps_c) * (eps_c - eps_u)
 
@@ -32,6 +35,9 @@ def cfg_diffusers(eps_c: Array, eps_u: Array, s: Array | float) -> Array:
   """eps_u + s (eps_c - eps_u): the `guidance_scale` of diffusers (arXiv:2205.11487, eq. 2); s = 1 is no guidance.
 
   Arguments as in `cfg_dreamfusion`; equal to it with omega = s - 1.
+
+  >>> print(cfg_diffusers(jnp.array([[3.0]]), jnp.array([[1.0]]), 7.5))
+  [[16.]]
   """
   return eps_u + per_example(jnp.asarray(s), eps_c) * (eps_c - eps_u)
 
@@ -51,6 +57,9 @@ def rescale(eps_guided: Array, eps_c: Array, phi: Array | float) -> Array:
     [B, ...]. The spread is the standard deviation over all of an example, its mean taken off (eq. 15-16). The paper
     rescales what its network puts out (v) and diffusers too; here it is the noise prediction for every network, which
     is diffusers' `guidance_rescale` for networks that predict noise.
+
+  >>> print(rescale(jnp.array([[4.0, -4.0]]), jnp.array([[1.0, -1.0]]), 1.0))
+  [[ 1. -1.]]
   """
   axes = tuple(range(1, eps_c.ndim))
   ratio = eps_c.std(axes, keepdims=True) / jnp.maximum(eps_guided.std(axes, keepdims=True), 1e-8)
@@ -126,6 +135,12 @@ def predictions(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond:
 
   Raises:
     ValueError: cond is not such a dictionary.
+
+  >>> denoise = lambda params, z, t, cond: cond
+  >>> zero, t = jnp.zeros((1, 1)), jnp.array([0])
+  >>> found = predictions(denoise, None, zero, t, dict(cond=zero + 1, uncond=zero))
+  >>> print({name: float(eps[0, 0]) for name, eps in found.items()})
+  {'unsteered': 1.0, 'uncond': 0.0, 'cond': 1.0}
   """
   sides = _sides(cond)
   batch = jax.tree.map(_interleave, *((z, t, side) for side in sides))
@@ -139,14 +154,26 @@ def predictions(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond:
 
 
 def conditional(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: Any) -> Array:
-  """eps_c [B, ...], without guidance; of a denoiser that is not guided, all that it says."""
+  """eps_c [B, ...], without guidance; of a denoiser that is not guided, all that it says.
+
+  >>> denoise = guided(lambda params, z, t, cond: cond, 'diffusers', 7.5)
+  >>> zero, t = jnp.zeros((1, 1)), jnp.array([0])
+  >>> print(conditional(denoise, None, zero, t, dict(cond=zero + 1, uncond=zero)))
+  [[1.]]
+  """
   if isinstance(denoise_fn, Guided):
     return denoise_fn.denoise_fn(params, z, t, cond["cond"])
   return denoise_fn(params, z, t, cond)
 
 
 def unconditional(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: Any) -> Array:
-  """eps_u [B, ...]; of a denoiser that is not guided, all that it says."""
+  """eps_u [B, ...]; of a denoiser that is not guided, all that it says.
+
+  >>> denoise = guided(lambda params, z, t, cond: cond, 'diffusers', 7.5)
+  >>> zero, t = jnp.zeros((1, 1)), jnp.array([0])
+  >>> print(unconditional(denoise, None, zero, t, dict(cond=zero + 1, uncond=zero)))
+  [[0.]]
+  """
   if isinstance(denoise_fn, Guided):
     return denoise_fn.denoise_fn(params, z, t, cond["uncond"])
   return denoise_fn(params, z, t, cond)

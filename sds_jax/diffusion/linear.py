@@ -33,12 +33,19 @@ def sds(time: Array) -> Row:
 
   Args:
     time: [B], fraction of the schedule in [0, 1); not used, as in all rows but `nfsd`.
+
+  >>> print(sds(0.5))
+  {'guided': 1.0, 'eps': -1.0}
   """
   return dict(guided=1.0, eps=-1.0)
 
 
 def score(time: Array) -> Row:
-  """SDS without its control variate: eps_guided alone, the same in expectation (arXiv:2209.14988, appendix A.4)."""
+  """SDS without its control variate: eps_guided alone, the same in expectation (arXiv:2209.14988, appendix A.4).
+
+  >>> print(score(0.5))
+  {'guided': 1.0}
+  """
   return dict(guided=1.0)
 
 
@@ -51,6 +58,9 @@ def csd(time: Array, *, negative_weight: Array | float = 0.0) -> Row:
 
   Returns:
     The row. Guidance scale plays no part: w(t) and the learning rate have its place.
+
+  >>> print(csd(0.5), csd(0.5, negative_weight=1.0))
+  {'cond': 1.0, 'uncond': -1.0, 'negative': -0.0} {'cond': 1.0, 'uncond': 0.0, 'negative': -1.0}
   """
   return dict(cond=1.0, uncond=negative_weight - 1.0, negative=-negative_weight)
 
@@ -65,6 +75,9 @@ def nfsd(time: Array, *, null_until: float = 0.2) -> Row:
   Args:
     time: [B], fraction of the schedule.
     null_until: fraction of the schedule up to which nothing is subtracted.
+
+  >>> print(nfsd(jnp.array([0.1, 0.5]))['negative'])
+  [-0. -1.]
   """
   return dict(guided=1.0, negative=-(time >= null_until).astype(jnp.float32))
 
@@ -78,6 +91,9 @@ def bridge(time: Array, *, bridged: Array | float = 1.0) -> Row:
   Args:
     time: as in `sds`.
     bridged: 0 or 1, a scalar, perhaps traced.
+
+  >>> print(bridge(0.5), bridge(0.5, bridged=0.0))
+  {'guided': 1.0, 'uncond': -1.0, 'eps': 0.0} {'guided': 1.0, 'uncond': -0.0, 'eps': -1.0}
   """
   return dict(guided=1.0, uncond=-bridged, eps=bridged - 1.0)
 

@@ -39,6 +39,10 @@ def init(key: Array, params: Params, rank: int = 4, match: str = ATTENTION) -> A
 
   Raises:
     ValueError: nothing matches.
+
+  >>> adapters = init(jax.random.key(0), dict(to_k=dict(kernel=jnp.ones((6, 4)))), rank=2)
+  >>> print({path: (pair['down'].shape, pair['up'].shape) for path, pair in adapters.items()})
+  {'to_k/kernel': ((6, 2), (2, 4))}
   """
   flat = traverse_util.flatten_dict(params, sep="/")
   kernels = {path: leaf.shape for path, leaf in flat.items() if re.search(match, path) and len(leaf.shape) == 2}
@@ -58,6 +62,11 @@ def merge(params: Params, adapters: Adapters, scale: Array | float = 1.0) -> Par
 
   Raises:
     KeyError: an adapter's kernel is not there.
+
+  >>> params, pair = dict(to_k=dict(kernel=jnp.ones((2, 2)))), dict(down=jnp.ones((2, 1)), up=jnp.array([[0.0, 0.5]]))
+  >>> print(merge(params, {'to_k/kernel': pair})['to_k']['kernel'])
+  [[1.  1.5]
+   [1.  1.5]]
   """
   flat = dict(traverse_util.flatten_dict(jax.lax.stop_gradient(params), sep="/"))
   for path, adapter in adapters.items():

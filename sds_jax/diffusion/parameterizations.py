@@ -28,37 +28,79 @@ def _divide_or_zero(numerator: Array, denominator: Array) -> Array:
 
 
 def x0_from_eps(schedule: Schedule, z: Array, t: Array, eps: Array) -> Array:
-  """x0 = (z - sigma eps) / alpha; 0 where alpha is 0."""
+  """x0 = (z - sigma eps) / alpha; 0 where alpha is 0.
+
+  >>> from sds_jax.diffusion.schedules import schedule_from_config
+  >>> schedule = schedule_from_config(dict(num_train_timesteps=1, beta_start=0.36, beta_end=0.36))
+  >>> z, t = jnp.ones((1, 2)), jnp.array([0])  # alpha = 0.8, sigma = 0.6
+  >>> print(x0_from_eps(schedule, z, t, 0.5 * z))
+  [[0.875 0.875]]
+  """
   alpha, sigma = _coefficients(schedule, z, t)
   return _divide_or_zero(z - sigma * eps, alpha)
 
 
 def x0_from_v(schedule: Schedule, z: Array, t: Array, v: Array) -> Array:
-  """x0 = alpha z - sigma v."""
+  """x0 = alpha z - sigma v.
+
+  >>> from sds_jax.diffusion.schedules import schedule_from_config
+  >>> schedule = schedule_from_config(dict(num_train_timesteps=1, beta_start=0.36, beta_end=0.36))
+  >>> z, t = jnp.ones((1, 2)), jnp.array([0])  # alpha = 0.8, sigma = 0.6
+  >>> print(x0_from_v(schedule, z, t, 0.5 * z))
+  [[0.5 0.5]]
+  """
   alpha, sigma = _coefficients(schedule, z, t)
   return alpha * z - sigma * v
 
 
 def eps_from_x0(schedule: Schedule, z: Array, t: Array, x0: Array) -> Array:
-  """eps = (z - alpha x0) / sigma; 0 where sigma is 0."""
+  """eps = (z - alpha x0) / sigma; 0 where sigma is 0.
+
+  >>> from sds_jax.diffusion.schedules import schedule_from_config
+  >>> schedule = schedule_from_config(dict(num_train_timesteps=1, beta_start=0.36, beta_end=0.36))
+  >>> z, t = jnp.ones((1, 2)), jnp.array([0])  # alpha = 0.8, sigma = 0.6
+  >>> print(eps_from_x0(schedule, z, t, 0.5 * z))
+  [[1. 1.]]
+  """
   alpha, sigma = _coefficients(schedule, z, t)
   return _divide_or_zero(z - alpha * x0, sigma)
 
 
 def eps_from_v(schedule: Schedule, z: Array, t: Array, v: Array) -> Array:
-  """eps = alpha v + sigma z."""
+  """eps = alpha v + sigma z.
+
+  >>> from sds_jax.diffusion.schedules import schedule_from_config
+  >>> schedule = schedule_from_config(dict(num_train_timesteps=1, beta_start=0.36, beta_end=0.36))
+  >>> z, t = jnp.ones((1, 2)), jnp.array([0])  # alpha = 0.8, sigma = 0.6
+  >>> print(eps_from_v(schedule, z, t, 0.5 * z))
+  [[1. 1.]]
+  """
   alpha, sigma = _coefficients(schedule, z, t)
   return alpha * v + sigma * z
 
 
 def v_from_eps(schedule: Schedule, z: Array, t: Array, eps: Array) -> Array:
-  """v = alpha eps - sigma x0, with x0 as `x0_from_eps` has it."""
+  """v = alpha eps - sigma x0, with x0 as `x0_from_eps` has it.
+
+  >>> from sds_jax.diffusion.schedules import schedule_from_config
+  >>> schedule = schedule_from_config(dict(num_train_timesteps=1, beta_start=0.36, beta_end=0.36))
+  >>> z, t = jnp.ones((1, 2)), jnp.array([0])  # alpha = 0.8, sigma = 0.6
+  >>> print(v_from_eps(schedule, z, t, eps_from_v(schedule, z, t, 0.5 * z)))
+  [[0.5 0.5]]
+  """
   alpha, sigma = _coefficients(schedule, z, t)
   return alpha * eps - sigma * x0_from_eps(schedule, z, t, eps)
 
 
 def v_from_x0(schedule: Schedule, z: Array, t: Array, x0: Array) -> Array:
-  """v = alpha eps - sigma x0, with eps as `eps_from_x0` has it."""
+  """v = alpha eps - sigma x0, with eps as `eps_from_x0` has it.
+
+  >>> from sds_jax.diffusion.schedules import schedule_from_config
+  >>> schedule = schedule_from_config(dict(num_train_timesteps=1, beta_start=0.36, beta_end=0.36))
+  >>> z, t = jnp.ones((1, 2)), jnp.array([0])  # alpha = 0.8, sigma = 0.6
+  >>> print(v_from_x0(schedule, z, t, x0_from_v(schedule, z, t, 0.5 * z)))
+  [[0.5 0.5]]
+  """
   alpha, sigma = _coefficients(schedule, z, t)
   return alpha * eps_from_x0(schedule, z, t, x0) - sigma * x0
 
@@ -72,31 +114,55 @@ EPS_FROM = {"epsilon": _eps_from_eps, "v_prediction": eps_from_v, "sample": eps_
 
 
 def flow_interpolate(x0: Array, eps: Array, t: Array) -> Array:
-  """z = (1 - t) x0 + t eps for x0, eps [B, ...] and t [B] in [0, 1]; like x0."""
+  """z = (1 - t) x0 + t eps for x0, eps [B, ...] and t [B] in [0, 1]; like x0.
+
+  >>> print(flow_interpolate(jnp.ones((1, 2)), jnp.zeros((1, 2)), jnp.array([0.25])))
+  [[0.75 0.75]]
+  """
   t = per_example(t, x0)
   return (1 - t) * x0 + t * eps
 
 
 def flow_velocity(x0: Array, eps: Array) -> Array:
-  """u = eps - x0, the constant velocity of the straight path."""
+  """u = eps - x0, the constant velocity of the straight path.
+
+  >>> print(flow_velocity(jnp.ones((1, 2)), jnp.zeros((1, 2))))
+  [[-1. -1.]]
+  """
   return eps - x0
 
 
 def x0_from_flow(z: Array, t: Array, u: Array) -> Array:
-  """x0 = z - t u."""
+  """x0 = z - t u.
+
+  >>> print(x0_from_flow(jnp.full((1, 2), 0.75), jnp.array([0.25]), jnp.full((1, 2), -1.0)))
+  [[1. 1.]]
+  """
   return z - per_example(t, z) * u
 
 
 def eps_from_flow(z: Array, t: Array, u: Array) -> Array:
-  """eps = z + (1 - t) u."""
+  """eps = z + (1 - t) u.
+
+  >>> print(eps_from_flow(jnp.full((1, 2), 0.75), jnp.array([0.25]), jnp.full((1, 2), -1.0)))
+  [[0. 0.]]
+  """
   return z + (1 - per_example(t, z)) * u
 
 
 def flow_from_x0(z: Array, t: Array, x0: Array) -> Array:
-  """u = (z - x0) / t; 0 at t = 0, where z says nothing of eps."""
+  """u = (z - x0) / t; 0 at t = 0, where z says nothing of eps.
+
+  >>> print(flow_from_x0(jnp.full((1, 2), 0.75), jnp.array([0.25]), jnp.ones((1, 2))))
+  [[-1. -1.]]
+  """
   return _divide_or_zero(z - x0, per_example(t, z))
 
 
 def flow_from_eps(z: Array, t: Array, eps: Array) -> Array:
-  """u = (eps - z) / (1 - t); 0 at t = 1, where z says nothing of x0."""
+  """u = (eps - z) / (1 - t); 0 at t = 1, where z says nothing of x0.
+
+  >>> print(flow_from_eps(jnp.full((1, 2), 0.75), jnp.array([0.25]), jnp.zeros((1, 2))))
+  [[-1. -1.]]
+  """
   return _divide_or_zero(eps - z, 1 - per_example(t, z))

@@ -22,6 +22,9 @@ def perpendicular(x: Array, y: Array) -> Array:
   """The component of each x[b] that is perpendicular to y[b]; [B, ...] like x, computed in float32.
 
   Where |y|^2 is under 1e-6 there is no direction, and little or nothing is taken from x.
+
+  >>> print(perpendicular(jnp.array([[3.0, 4.0]]), jnp.array([[1.0, 0.0]])))
+  [[0. 4.]]
   """
   axes = tuple(range(1, x.ndim))
   wide, along = x.astype(jnp.float32), y.astype(jnp.float32)
@@ -40,6 +43,10 @@ def steer(eps_c: Array, eps_u: Array, eps_n: Sequence[Array], weights: Array) ->
 
   Returns:
     [B, ...]; eps_c itself where all weights are 0.
+
+  >>> c, u, n = jnp.array([[1.0, 0.0]]), jnp.zeros((1, 2)), jnp.array([[5.0, 2.0]])
+  >>> print(steer(c, u, [n], jnp.array([[-0.5]])))  # only what is across the prompt counts
+  [[ 1. -1.]]
   """
   steered = eps_c
   for i, eps in enumerate(eps_n):

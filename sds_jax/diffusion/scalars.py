@@ -14,7 +14,11 @@ ScalarSpec: TypeAlias = float | Sequence[Sequence[float]]
 
 
 def check_scalar(spec: ScalarSpec) -> None:
-  """Raises ValueError, with what is legal, unless spec is a finite number or knots of growing progress in [0, 1]."""
+  """Raises ValueError, with what is legal, unless spec is a finite number or knots of growing progress in [0, 1].
+
+  >>> check_scalar(7.5), check_scalar(((0.0, 100.0), (1.0, 50.0)))
+  (None, None)
+  """
   legal = "legal: a number, or ((progress, value), ...) with progress growing within [0, 1]"
   try:
     knots = np.asarray(spec, np.float64)
@@ -38,6 +42,9 @@ def schedule_value(spec: ScalarSpec, progress: Array | float) -> Array:
 
   Raises:
     ValueError: spec is malformed.
+
+  >>> print(schedule_value(((0.0, 100.0), (1.0, 50.0)), jnp.array([0.0, 0.5, 1.0])))
+  [100.  75.  50.]
   """
   check_scalar(spec)
   progress = jnp.asarray(progress, jnp.float32)

@@ -52,6 +52,10 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
 
   Raises:
     ValueError: a value that is not supported; the message names the key, the value and what is legal.
+
+  >>> schedule = schedule_from_config(dict(num_train_timesteps=2, beta_start=0.36, beta_end=0.36))
+  >>> print(schedule.alpha, schedule.sigma)
+  [0.8  0.64] [0.6       0.7683749]
   """
   alpha_bar = np.cumprod(1.0 - _betas(config))
   alpha = np.sqrt(alpha_bar)
@@ -108,6 +112,9 @@ def prediction_type_from_config(config: Mapping[str, Any]) -> PredictionType:
 
   Raises:
     ValueError: any other value of `prediction_type`.
+
+  >>> print(prediction_type_from_config({}))
+  epsilon
   """
   kind = config.get("prediction_type", "epsilon")
   if kind not in PREDICTION_TYPES:
@@ -116,12 +123,20 @@ def prediction_type_from_config(config: Mapping[str, Any]) -> PredictionType:
 
 
 def per_example(values: Array, like: Array) -> Array:
-  """values [B] as [B, 1, ..., 1] in the rank and dtype of like [B, ...], so that they multiply example by example."""
+  """values [B] as [B, 1, ..., 1] in the rank and dtype of like [B, ...], so that they multiply example by example.
+
+  >>> print(per_example(jnp.array([1, 2]), jnp.ones((2, 3, 1))).shape)
+  (2, 1, 1)
+  """
   return values.reshape(values.shape + (1,) * (like.ndim - values.ndim)).astype(like.dtype)
 
 
 def snr(schedule: Schedule, t: Array) -> Array:
-  """Signal-to-noise ratio alpha_t^2 / sigma_t^2 at the integer times t of any shape; same shape, float32."""
+  """Signal-to-noise ratio alpha_t^2 / sigma_t^2 at the integer times t of any shape; same shape, float32.
+
+  >>> print(snr(flow_schedule(4), jnp.array([0, 1])))
+  [9. 1.]
+  """
   return (schedule.alpha[t] / schedule.sigma[t]) ** 2
 
 
@@ -135,6 +150,9 @@ def add_noise(schedule: Schedule, x: Array, eps: Array, t: Array) -> Array:
 
   Returns:
     z_t: [B, ...], dtype of x.
+
+  >>> print(add_noise(flow_schedule(4), jnp.ones((1, 2)), jnp.full((1, 2), -1.0), jnp.array([0])))
+  [[0.5 0.5]]
   """
   return per_example(schedule.alpha[t], x) * x + per_example(schedule.sigma[t], x) * eps
 
@@ -151,6 +169,10 @@ def draw_noise(key: Array, index: Array, like: Array, antithetic: bool = False) 
 
   Returns:
     eps: [B, ...].
+
+  >>> eps = draw_noise(jax.random.key(0), jnp.arange(2), jnp.zeros((2, 3)), antithetic=True)
+  >>> print(bool((eps[0] == -eps[1]).all()))
+  True
   """
   def draw(i: Array) -> Array:
     return jax.random.normal(jax.random.fold_in(key, i), like.shape[1:], like.dtype)

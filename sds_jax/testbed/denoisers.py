@@ -30,6 +30,14 @@ def with_null(given: Mixture, shares: Array) -> Mixture:
   Args:
     given: leaves [Y, ...], of `laws.stack`.
     shares: [Y], how likely each label is; sum 1.
+
+  >>> import jax.numpy as jnp
+  >>> from sds_jax.testbed.laws import gaussian, stack
+  >>> both = with_null(stack([gaussian(jnp.zeros(1), 1.0), gaussian(jnp.ones(1), 1.0)]), jnp.array([0.5, 0.5]))
+  >>> print(both.weights)
+  [[1.  0. ]
+   [1.  0. ]
+   [0.5 0.5]]
   """
   labels = shares.shape[0]
   return laws.stack([*(jax.tree.map(lambda leaf: leaf[y], given) for y in range(labels)), laws.union(given, shares)])
@@ -41,6 +49,13 @@ def vp_denoiser(schedule: Schedule) -> DenoiseFn:
   Returns:
     (params, z_t [B, ...], t [B] integer, cond) -> eps_hat [B, ...]. `params` are laws of labels (leaves [Y, ...]) and
     `cond` a label [B] integer for each example; or one law, and `cond` None.
+
+  >>> from sds_jax.diffusion.schedules import flow_schedule
+  >>> import jax.numpy as jnp
+  >>> from sds_jax.testbed.laws import dataset
+  >>> denoise = vp_denoiser(flow_schedule(4))  # sigma = 1/2 at t = 1
+  >>> print(denoise(dataset(jnp.zeros((1, 2))), jnp.ones((1, 2)), jnp.array([1]), None))
+  [[2. 2.]]
   """
   def denoise(params: Mixture, z: Array, t: Array, cond: Array | None) -> Array:
     return _each(laws.noise_given, params, z, schedule.alpha[t], schedule.sigma[t], cond)
@@ -55,6 +70,11 @@ def flow_velocity(params: Mixture, z: Array, t: Array, cond: Array | None) -> Ar
     params, cond: as those of `vp_denoiser`'s result.
     z: [B, ...].
     t: [B] float in (0, 1].
+
+  >>> import jax.numpy as jnp
+  >>> from sds_jax.testbed.laws import dataset
+  >>> print(flow_velocity(dataset(jnp.zeros((1, 2))), jnp.ones((1, 2)), jnp.array([0.5]), None))
+  [[2. 2.]]
   """
   def velocity(law: Mixture, z: Array, a: Array, s: Array) -> Array:
     return (z - laws.clean_given(law, z, a, s)) / s  # eps = (z - (1 - t) x) / t

@@ -29,6 +29,10 @@ def kl(law: Mixture, x: Array, a: Array | float, s: Array | float, order: int = 
 
   Raises:
     ValueError: x is of another shape.
+
+  >>> law = laws.gaussian(jnp.zeros(1), 0.0)  # the noisy data are N(0, s^2)
+  >>> print(f'{kl(law, jnp.ones(1), 0.6, 0.8):.4f}')  # (a x)^2 / (2 s^2)
+  0.2812
   """
   if x.ndim != 1 or x.size not in (1, 2):
     raise ValueError(f"x has shape {x.shape}; the quadrature is for [1] or [2]")
@@ -42,5 +46,10 @@ def kl(law: Mixture, x: Array, a: Array | float, s: Array | float, order: int = 
 
 
 def expected_residual(law: Mixture, x: Array, a: Array | float, s: Array | float, order: int = 64) -> Array:
-  """E_eps[eps_hat(a x + s eps) - eps] [D] of a perfect network: (s / a) times the gradient of `kl`; arguments alike."""
+  """E_eps[eps_hat(a x + s eps) - eps] [D] of a perfect network: (s / a) times the gradient of `kl`; arguments alike.
+
+  >>> law = laws.gaussian(jnp.zeros(1), 0.0)
+  >>> print(expected_residual(law, jnp.ones(1), 0.6, 0.8))  # (s / a) a^2 x / s^2
+  [0.74999994]
+  """
   return (s / a) * jax.grad(lambda x: kl(law, x, a, s, order))(x)

@@ -34,13 +34,21 @@ class Mixture:
 
 
 def gaussian(mean: Array, std: Array | float) -> Mixture:
-  """One Gaussian: mean [...], one standard deviation [] for all coordinates."""
+  """One Gaussian: mean [...], one standard deviation [] for all coordinates.
+
+  >>> print(gaussian(jnp.zeros(2), 0.1).means.shape)
+  (1, 2)
+  """
   mean = jnp.asarray(mean, jnp.float32)
   return Mixture(jnp.ones(1), mean[None], jnp.full((1,), std, jnp.float32))
 
 
 def dataset(points: Array, std: Array | float = 0.0) -> Mixture:
-  """A finite data set [K, ...], all points equally likely, each blurred by `std`: an exact model of K images."""
+  """A finite data set [K, ...], all points equally likely, each blurred by `std`: an exact model of K images.
+
+  >>> print(dataset(jnp.eye(4)).weights)
+  [0.25 0.25 0.25 0.25]
+  """
   points = jnp.asarray(points, jnp.float32)
   count = points.shape[0]
   return Mixture(jnp.full((count,), 1.0 / count), points, jnp.full((count,), std, jnp.float32))
@@ -52,13 +60,21 @@ def union(laws: Mixture, shares: Array) -> Mixture:
   Args:
     laws: leaves [Y, ...], the law given each of Y labels.
     shares: [Y], how likely each label is; sum 1.
+
+  >>> both = union(stack([gaussian(jnp.zeros(1), 1.0), gaussian(jnp.ones(1), 1.0)]), jnp.array([0.25, 0.75]))
+  >>> print(both.weights, both.means[:, 0])
+  [0.25 0.75] [0. 1.]
   """
   flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])  # noqa: E731
   return Mixture(flat(shares[:, None] * laws.weights), flat(laws.means), flat(laws.stds))
 
 
 def stack(laws: list[Mixture]) -> Mixture:
-  """One law for each label, leaves [Y, ...], from Y laws of one shape; those with fewer components get empty ones."""
+  """One law for each label, leaves [Y, ...], from Y laws of one shape; those with fewer components get empty ones.
+
+  >>> print(stack([gaussian(jnp.zeros(1), 1.0), dataset(jnp.zeros((3, 1)))]).weights.shape)
+  (2, 3)
+  """
   most = max(law.weights.shape[0] for law in laws)
   filled = [jax.tree.map(lambda leaf: jnp.concatenate([leaf, jnp.zeros((most - leaf.shape[0], *leaf.shape[1:]))]), law)
             for law in laws]
@@ -66,7 +82,11 @@ def stack(laws: list[Mixture]) -> Mixture:
 
 
 def sample(law: Mixture, key: Array, count: int) -> Array:
-  """`count` draws [count, ...] of x; consumes `key`."""
+  """`count` draws [count, ...] of x; consumes `key`.
+
+  >>> print(sample(dataset(jnp.full((4, 2), 0.5)), jax.random.key(0), 1))
+  [[0.5 0.5]]
+  """
   key_which, key_noise = jax.random.split(key)
   which = jax.random.choice(key_which, law.weights.shape[0], (count,), p=law.weights)
   means = law.means[which]
@@ -85,19 +105,31 @@ def _components(law: Mixture, z: Array, a: Array, s: Array) -> tuple[Array, Arra
 
 
 def log_density(law: Mixture, z: Array, a: Array | float, s: Array | float) -> Array:
-  """log p(z) [] of z [...] = a x + s eps; a and s are scalars, s > 0."""
+  """log p(z) [] of z [...] = a x + s eps; a and s are scalars, s > 0.
+
+  >>> print(f'{log_density(gaussian(jnp.zeros(1), 0.0), jnp.zeros(1), 0.0, 1.0):.4f}')  # -log(2 pi) / 2
+  -0.9189
+  """
   return jax.nn.logsumexp(_components(law, z, jnp.asarray(a), jnp.asarray(s))[2])
 
 
 def noise_given(law: Mixture, z: Array, a: Array | float, s: Array | float) -> Array:
-  """E[eps | z] [...], what a perfect network predicts: -s times the gradient of `log_density` with respect to z."""
+  """E[eps | z] [...], what a perfect network predicts: -s times the gradient of `log_density` with respect to z.
+
+  >>> print(noise_given(dataset(jnp.zeros((1, 2))), jnp.ones(2), 0.6, 0.8))  # one point at 0: z = 0.8 eps
+  [1.2499999 1.2499999]
+  """
   gap, variance, logits = _components(law, z, jnp.asarray(a), jnp.asarray(s))
   share = jax.nn.softmax(logits) / variance
   return s * jnp.tensordot(share, gap, axes=1)
 
 
 def clean_given(law: Mixture, z: Array, a: Array | float, s: Array | float) -> Array:
-  """E[x | z] [...], also where a = 0 (then z says nothing, and it is the mean of the law)."""
+  """E[x | z] [...], also where a = 0 (then z says nothing, and it is the mean of the law).
+
+  >>> print(clean_given(dataset(jnp.full((1, 2), 3.0)), jnp.ones(2), 0.6, 0.8))
+  [3. 3.]
+  """
   gap, variance, logits = _components(law, z, jnp.asarray(a), jnp.asarray(s))
   share = jax.nn.softmax(logits)
   return jnp.tensordot(share, law.means, axes=1) + jnp.tensordot(share * a * law.stds**2 / variance, gap, axes=1)
