@@ -42,11 +42,11 @@ def data_uri(figure: Any, dots: int = 110) -> str:
 
 def of_estimator(found: Found) -> Any:
   """Field, end points, bias and noise, and behaviour against guidance of one estimator; a figure."""
-  figure, axes = new(1, 4, 15.0, 3.9, width_ratios=(1, 1, 1.05, 1.05))
+  figure, axes = new(1, 4, 12.0, 3.3, width_ratios=(1, 1, 1.05, 1.05))
   _field(axes[0, 0], found)
   _ends(axes[0, 1], found)
   axes[0, 1].set_title(f"Where {len(found['ends'])} particles end")
-  axes[0, 1].legend(loc="lower left", fontsize=8, handletextpad=0.2)
+  axes[0, 1].legend(loc="lower left", fontsize=7, handletextpad=0.2)
   _against_t(axes[0, 2], found)
   _guidance(axes[0, 3], found)
   return figure
@@ -55,19 +55,19 @@ def of_estimator(found: Found) -> Any:
 def all_ends(every: dict[str, Found]) -> Any:
   """End points of every estimator, small; a figure."""
   columns = min(5, len(every))
-  figure, axes = new(-(-len(every) // columns), columns, 15.0, 3.0 * -(-len(every) // columns) + 0.3)
+  figure, axes = new(-(-len(every) // columns), columns, 12.0, 2.45 * -(-len(every) // columns) + 0.3)
   for axis in axes.flat[len(every):]:
     axis.set_visible(False)
   for axis, (name, found) in zip(axes.flat, every.items()):
     _ends(axis, found)
     axis.set_title(name)
-  axes.flat[0].legend(loc="lower left", fontsize=8, handletextpad=0.2)
+  axes.flat[0].legend(loc="lower left", fontsize=7, handletextpad=0.2)
   return figure
 
 
 def all_guidance(every: dict[str, Found]) -> Any:
   """Where each estimator comes to rest as guidance grows, all on the same axes; a figure."""
-  figure, axes = new(1, 1, 11.0, 5.6)
+  figure, axes = new(1, 1, 11.0, 5.2)
   axis = axes[0, 0]
   omega = np.array(suite.OMEGAS)
   axis.plot(omega, 1.0 + omega, "--", color=EXACT, lw=1.4, zorder=1)
@@ -105,11 +105,11 @@ def _label_ends(axis: Any, x: float, labels: list[tuple[float, str, str]]) -> No
 
 def all_numbers(summaries: dict[str, dict[str, Any]]) -> Any:
   """Bars of bias, relative variance, width and share of particles near a mode; a figure."""
-  figure, axes = new(1, 4, 15.0, 0.27 * len(summaries) + 1.0, sharey=True)
+  figure, axes = new(1, 4, 12.0, 0.27 * len(summaries) + 1.0, sharey=True)
   names = list(summaries)
   for axis, (key, title, limit) in zip(axes.flat, (
-      ("bias", "bias: 1 - cosine to the exact gradient", 1.0), ("relative_variance", "relative variance", 3.0),
-      ("width", "width of a mode recovered (1: the data's)", 2.0), ("near", "share of particles near a mode", 1.0))):
+      ("bias", "bias (1 - cosine)", 1.0), ("relative_variance", "relative variance", 3.0),
+      ("width", "width of a mode (data: 1)", 2.0), ("near", "share of particles near a mode", 1.0))):
     values = [summaries[name][key] for name in names]
     axis.barh(names, np.minimum(values, limit), color=PLAIN, height=0.66)
     for i, value in enumerate(values):
@@ -124,7 +124,7 @@ def all_numbers(summaries: dict[str, dict[str, Any]]) -> Any:
 
 def bars(names: list[str], columns: dict[str, list[float]]) -> Any:
   """One panel of horizontal bars for each column, a row for each name; a figure."""
-  figure, axes = new(1, len(columns), 15.0, 0.27 * len(names) + 1.0, sharey=True)
+  figure, axes = new(1, len(columns), 12.0, 0.27 * len(names) + 1.0, sharey=True)
   for axis, (title, values) in zip(axes.flat, columns.items()):
     axis.barh(names, values, color=PLAIN, height=0.66)
     for i, value in enumerate(values):
@@ -179,10 +179,10 @@ def _against_t(axis: Any, found: Found) -> None:
   """Error against the exact gradient, its direction, and noise."""
   curves = suite.per_time(found)
   for key, colour, style, label in (("noise", PLAIN, "-", "noise: deviation / mean"),
-                                    ("error", GUIDED, "-", "error against the exact gradient"),
-                                    ("turned", EXACT, "--", "1 - cosine to it")):
+                                    ("error", GUIDED, "-", "error of the mean"),
+                                    ("turned", EXACT, "--", "1 - cosine (turned)")):
     axis.plot(found["t"], np.clip(curves[key], 1.2e-4, 90.0), style, color=colour, lw=1.6, label=label)
-  axis.set(yscale="log", ylim=(1e-4, 100.0), xlim=(0.0, 1.0), xlabel="t, fraction of the schedule",
+  axis.set(yscale="log", ylim=(1e-4, 5e3), xlim=(0.0, 1.0), xlabel="t, fraction of the schedule",
            title="Bias and noise against t")
   axis.legend(loc="upper right", fontsize=8)
 
@@ -195,6 +195,6 @@ def _guidance(axis: Any, found: Found) -> None:
   axis.plot(omega, found["rest"], "-", color=GUIDED, lw=1.6)
   axis.plot(omega[~still], found["rest"][~still], "o", color=GUIDED, ms=5, label="end point")
   axis.plot(omega[still], found["rest"][still], "o", mfc="white", mec=GUIDED, ms=5, label="still moving")
-  axis.set(xlabel="guidance omega", title="End point against guidance (data: grey)",
+  axis.set(xlabel="guidance omega", title="End point (data: grey)",
            ylim=(min(-1.0, found["rest"].min() - 1), max(12.0, found["rest"].max() + 1)))
   axis.legend(loc="best", fontsize=8)

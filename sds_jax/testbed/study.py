@@ -30,6 +30,8 @@ from sds_jax.testbed.suite import Found, Sizes
 from sds_jax.training import config as config_lib, outputs
 
 COMMAND = "python -m sds_jax.testbed.study --run_shapeworld"
+RECORDS = Path(__file__).parent / "records" / "estimators.json"
+"""The records of the exact part that come with the package, of the default sizes."""
 
 
 def write(names: Sequence[str], folder: Path, sizes: Sizes, scores: scoring.Scores) -> Path:
@@ -84,7 +86,7 @@ def _machine() -> str:
   return f"{cores} core{'s' if cores != 1 else ''} of {name}"
 
 
-def _find_scores(given: str) -> scoring.Scores:
+def find_scores(given: str) -> scoring.Scores:
   """Those of --shapeworld, or of the package.
 
   Raises:
@@ -118,7 +120,7 @@ def main() -> None:
     if run_shapeworld.value and shapeworld.value:
       raise ValueError(f"--run_shapeworld makes records, and --shapeworld={shapeworld.value} names some: give one")
     folder = Path(out.value)
-    scores = {} if run_shapeworld.value else _find_scores(shapeworld.value)
+    scores = {} if run_shapeworld.value else find_scores(shapeworld.value)
     compilation.prepare()
     if run_shapeworld.value:
       scores = scoring.run(chosen.value, config_lib.default(), draw_captions(prompts.value, 4), range(1),

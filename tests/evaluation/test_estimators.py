@@ -1,0 +1,88 @@
+"""The table of estimators: each is run with its own settings, what is done already is not done again."""
+import json
+
+import pytest
+
+from sds_jax.evaluation import estimators, recipes
+from sds_jax.shapeworld import captions
+from sds_jax.training import config as config_lib
+from sds_jax.training.validation import ConfigError
+
+SPECS = [captions.parse("a red cube"), captions.parse("a green cone on top of a blue cylinder")]
+
+
+@pytest.fixture
+def runs(monkeypatch):
+  """Estimators in the order in which they were run; ASD takes twice as long as the others."""
+  seen = []
+
+  def run_set(job, specs, seeds, folder):
+    seen.append(job.distillation.estimator)
+    slow = 2.0 if seen[-1] == "asd" else 1.0
+    return [dict(prompt=captions.caption(spec), seed=seed, silhouette_iou=0.5 + 0.1 * seed, volume_iou=0.4,
+                 colours_right=seed == 0, colour_error=0.02, empty=False, full=seed == 1,
+                 seconds=slow * (90.0 if seed == 0 and spec is specs[0] else 30.0))  # the first one compiles
+            for spec in specs for seed in seeds]
+
+  monkeypatch.setattr(recipes, "Job", lambda config, prior, params: config)
+  monkeypatch.setattr(recipes.modes, "load_prior", lambda config: (None, None))
+  monkeypatch.setattr(recipes, "run_set", run_set)
+  return seen
+
+
+def run(names, folder, seeds=1, **changes):
+  config = config_lib.default()
+  config.update_from_flattened_dict(changes)
+  return estimators.run(names, config, SPECS, range(seeds), folder)
+
+
+def test_each_runs_once_and_the_records_are_read_again(runs, tmp_path):
+  scores = run(["sds", "sjc"], tmp_path)
+  assert runs == ["sds", "sjc"] and run(["sds", "sjc"], tmp_path) == scores and len(runs) == 2
+  assert estimators.read(tmp_path) == estimators.read(tmp_path / "records.json") == scores
+  assert (tmp_path / "table.md").read_text().strip() == estimators.table(scores)
+  stored = json.loads((tmp_path / "sjc" / "records.json").read_text())
+  assert stored["config"]["distillation"]["estimator"] == "sjc" and stored["records"] == scores["sjc"]
+
+
+def test_other_settings_are_run_anew(runs, tmp_path):
+  run(["sds"], tmp_path)
+  run(["sds"], tmp_path, **{"training.steps": 300})
+  assert runs == ["sds", "sds"]
+  assert json.loads((tmp_path / "sds" / "records.json").read_text())["config"]["training"]["steps"] == 300
+
+
+def test_what_was_stopped_goes_on(runs, tmp_path, monkeypatch):
+  good = recipes.run_set
+  with monkeypatch.context() as patch:
+    patch.setattr(recipes, "run_set", lambda job, *a: good(job, *a) if job.distillation.estimator == "sds" else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      run(["sds", "asd"], tmp_path)
+  assert runs == ["sds"] and not (tmp_path / "records.json").exists() and not (tmp_path / "asd/records.json").exists()
+  assert list(run(["sds", "asd"], tmp_path)) == ["sds", "asd"] and runs == ["sds", "asd"]
+
+
+def test_settings_are_all_looked_at_before_the_first_run(runs, tmp_path):
+  with pytest.raises(ValueError, match="--estimators=sds,nothing: 'nothing' is none of sds, score"):
+    run(["sds", "nothing"], tmp_path)
+  with pytest.raises(ValueError, match="--estimators=: '' is none of"):
+    run([], tmp_path)
+  with pytest.raises(ConfigError, match="estimator sds: config.render.height=-1"):
+    run(["sds"], tmp_path, **{"render.height": -1})
+  assert runs == [] and not list(tmp_path.iterdir())
+
+
+def test_the_table_has_means_worst_cases_and_time_beside_sds(runs, tmp_path):
+  scores = run(["sds", "asd"], tmp_path, seeds=2)
+  rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in estimators.table(scores).splitlines()]
+  assert rows[2] == ["`sds`", "4", "0.550", "0.500", "0.400", "50%", "0.020", "2", "30", "1.00"]
+  assert rows[3][-2:] == ["60", "2.00"] and len(rows[0]) == len(rows[1]) == len(rows[2])
+  alone = estimators.table(dict(asd=scores["asd"])).splitlines()[2]
+  assert alone.endswith("| 60 | – |")
+
+
+def test_another_file_is_not_taken_for_records(tmp_path):
+  (tmp_path / "records.json").write_text('{"records": []}')
+  with pytest.raises(ValueError, match="records.json holds no records of estimators"):
+    estimators.read(tmp_path)
+  assert estimators.read(tmp_path / "absent.json") == {}

@@ -1,0 +1,91 @@
+"""The study's page is whole, holds every estimator, and its command speaks plainly."""
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from sds_jax.diffusion.estimators import ESTIMATORS
+from sds_jax.testbed import study, suite
+from sds_jax.testbed.suite import Sizes
+
+SMALL = Sizes(particles=12, steps=20, draws=4, grid=3, times=3)
+RECORD = dict(silhouette_iou=0.8, volume_iou=0.7, colours_right=True, colour_error=0.1, empty=False, full=False,
+              seconds=30.0)
+
+
+class Page(HTMLParser):
+  """Sections by id, sources of images, and tags that were left open."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.sections, self.images, self.open = [], [], []
+    self.feed(text)
+
+  def handle_starttag(self, tag, attributes):
+    if tag not in ("meta", "link", "img"):
+      self.open.append(tag)
+    if tag == "section":
+      self.sections.append(dict(attributes).get("id"))
+    if tag == "img":
+      self.images.append(dict(attributes)["src"])
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+
+def made_up(name, sizes):
+  """What `suite.run` would give, without the work."""
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: rng.normal(size=shape)  # noqa: E731
+  return dict(start=draw(9, 2), ends=draw(9, 2), guided_ends=9 * draw(9, 2), points=draw(9, 2), field=draw(9, 2),
+              t=np.linspace(0.1, 0.9, 3), mean=draw(3, 4), variance=draw(3, 4) ** 2, exact=draw(3, 4),
+              rest=draw(len(suite.OMEGAS)), moving=np.zeros(len(suite.OMEGAS)), cloud_moving=np.zeros(2))
+
+
+def test_a_real_study_of_two(tmp_path):
+  path = study.write(["sds", "vsd"], tmp_path / "new", SMALL, {})
+  page = Page(path.read_text(encoding="utf-8"))
+  assert page.open == [] and [name for name in page.sections if name] == ["sds", "vsd"]
+  assert len(page.images) == 5 and all(source.startswith("data:image/png;base64,") for source in page.images)
+  assert study.COMMAND in path.read_text(encoding="utf-8")
+  stored = json.loads((tmp_path / "new" / "records.json").read_text())
+  assert list(stored["estimators"]) == ["sds", "vsd"] and stored["sizes"]["steps"] == 20
+  assert stored["estimators"]["sds"]["bias"] < 0.01 < stored["estimators"]["vsd"]["bias"]
+  assert (tmp_path / "new" / "table.md").read_text().strip() == suite.table(stored["estimators"])
+  assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["records.json", "study.html", "table.md"]
+
+
+def test_the_page_has_every_estimator_and_needs_no_network(tmp_path, monkeypatch):
+  monkeypatch.setattr(study.suite, "run", made_up)
+  monkeypatch.setattr(study.page.figures, "data_uri", lambda figure: "data:image/png;base64,AA==")  # drawing takes long
+  scores = {name: [dict(RECORD, seconds=30.0 + i)] for i, name in enumerate(ESTIMATORS)}
+  text = study.write(list(ESTIMATORS), tmp_path, SMALL, scores).read_text(encoding="utf-8")
+  page = Page(text)
+  assert page.open == [] and [name for name in page.sections if name] == list(ESTIMATORS)
+  assert "default-src 'none'" in text and not re.search(r"""(src|href)=["']?(https?:|//|/|\.)""", text)
+  assert "{{" not in text and "<td>0.800</td>" in text and study.COMMAND not in text
+  assert all(f'href="#{name}"' in text for name in ESTIMATORS)
+
+
+def test_records_of_runs_are_found(tmp_path):
+  (tmp_path / "records.json").write_text(json.dumps(dict(estimators=dict(sds=[RECORD]))))
+  for given in (tmp_path, tmp_path / "records.json"):
+    assert study.find_scores(str(given)) == dict(sds=[RECORD])
+  with pytest.raises(FileNotFoundError, match="--shapeworld=/nowhere: there are no records"):
+    study.find_scores("/nowhere")
+
+
+@pytest.mark.parametrize("arguments, message", [
+  (["--estimators=sds,nothing"], "--estimators=sds,nothing: 'nothing' is none of sds, score"),
+  (["--run_shapeworld", "--shapeworld=x"], "--shapeworld=x"),
+  (["sds"], "'sds' is not an option")])
+def test_mistakes_are_one_line(arguments, message, tmp_path):
+  done = subprocess.run([sys.executable, "-m", "sds_jax.testbed.study", f"--out={tmp_path / 'o'}", *arguments],
+                        capture_output=True, text=True, check=False)
+  assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+  assert message in done.stderr.splitlines()[-1] and done.stderr.splitlines()[-1].startswith("error: ")
+  assert not (tmp_path / "o").exists()
