@@ -39,7 +39,8 @@ def cube(rays: Rays, size: float) -> tuple[Array, Array, Array]:
   leave = jnp.min(jnp.maximum(first, second), axis=-1)
   t, axis = jnp.max(entry, axis=-1), jnp.argmax(entry, axis=-1)
   x, y, z = jnp.moveaxis((o + t[..., None] * d) / size, -1, 0)
-  chart = (2 * axis + (jnp.take_along_axis(d, axis[..., None], axis=-1)[..., 0] > 0)).astype(jnp.int32)
+  negative_side = jnp.take_along_axis(d, axis[..., None], axis=-1)[..., 0] > 0
+  chart = 2 * axis.astype(jnp.int32) + negative_side.astype(jnp.int32)
   right = jnp.select([chart == i for i in range(6)], [y, -y, -x, x, y, y])
   down = jnp.select([chart == i for i in range(6)], [-z, -z, -z, -z, x, -x])
   return (t < leave) & (t > 0), chart, jnp.clip(0.5 * jnp.stack([right, down], axis=-1) + 0.5, 0.0, 1.0)

@@ -19,8 +19,8 @@ def default(name: str = "pixels") -> ConfigDict:
   config = ConfigDict(dict(job="image2d", prompt="a red cube"))  # "A|B": one prompt for each frame, or blends
   for group in COMMON:
     config[group] = shared[group]
-  for name in ("guidance_every", "particles"):  # pictures have `generator.particles`
-    del config.training[name]
+  for setting in ("guidance_every", "particles"):  # pictures have `generator.particles`
+    del config.training[setting]
   config.loss = ConfigDict(dict(sds=(1.0,)))
   config.generator = _generator()
   config.generator.name = name

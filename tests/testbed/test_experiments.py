@@ -59,7 +59,7 @@ def test_width_of_the_data_is_recovered_by_vsd_alone():
 
 @pytest.mark.parametrize("name", ["sds", "score"])
 def test_mean_and_variance_of_a_gaussian(name):
-  """eps_hat = s (z - a m) / v: mean s a (x - m) / v; variance (s^2 / v - 1)^2, or (s^2 / v)^2 with the noise left in."""
+  """eps_hat = s (z - a m) / v: mean s a (x - m) / v, variance (s^2 / v - 1)^2; (s^2 / v)^2 with the noise left in."""
   points = jnp.array([[0.2], [2.0]])
   found = experiments.against_t(name, worlds.two_gaussians(STD), SCHEDULE, jax.random.key(0), points,
                                 laws.gaussian(jnp.zeros(1), 1.0), times=4, nodes=16, draws=2)
