@@ -20,7 +20,8 @@ guidance.</p>
 <p><b>Bias</b>: 1 minus the cosine between the expected gradient and the exact gradient of the divergence of the noisy
 image from the noisy data; each t counts by what it contributes, and no weight turns a direction. SDS has none by
 construction. <b>Relative variance</b>: variance over squared mean. <b>End</b>: the data are N(1, 0.3), what the null
-label knows N(0, 0.3); SDS rests at 1 + omega, which is its over-saturation. <b>Near a mode</b>, <b>modes</b>, <b>width</b>, <b>spread</b>: of particles in
+label knows N(0, 0.3); SDS rests at 1 + omega, which is its over-saturation. <b>Near a mode</b>, <b>modes</b>,
+<b>width</b>, <b>spread</b>: of particles in
 the plane without guidance, against the law that they should be draws of (width and spread: 1). Width counts points
 between two modes as well, so that it means something only beside the third column. <i>Moving</i>: not at rest at
 the end.</p>

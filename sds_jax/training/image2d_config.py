@@ -73,11 +73,14 @@ def from_words(words: str) -> ConfigDict:
   others = [word for word in given if word not in names]
   if len(names) > 1:
     raise ConfigError(f"{words!r} names more than one generator ({', '.join(names)}): keep one")
+  problem = None
   try:
     borrowed = recipes.from_words(",".join(others))
   except ConfigError as error:
+    problem = error
+  if problem:  # raised out here, for the command tells the error that came first
     raise ConfigError(f"{words!r}: no generator (legal: {', '.join(GENERATORS)}, or package.module:function), and "
-                      f"{error}") from error
+                      f"{problem}")
   config = default(names[0] if names else "pixels")
   config.prior = borrowed.prior
   return config

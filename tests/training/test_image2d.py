@@ -1,0 +1,110 @@
+"""Pictures by the same loop as objects: one program, exact resumption, particles and frames, a generator of one's own."""
+import os
+import signal
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax.training import distil, image2d, image2d_config, jobs, loop
+from sds_jax.training.checks import ConfigError
+from sds_jax.training.validation import validate
+
+TINY = {"generator.size": 16, "training.steps": 4, "training.log_every": 1, "training.render_every": 0,
+        "training.checkpoint_every": 100, "training.views": 2, "optimizer.warmup_steps": 1,
+        "distillation.ism.steps": 2, "distillation.sdi.steps": 2}
+
+
+@pytest.fixture(scope="module")
+def make(tiny_prior):
+  """(generator, changes) -> validated settings under the tiny prior."""
+  def settings(name="pixels", changes=None):
+    config = image2d_config.default(name)
+    config.update_from_flattened_dict({"prior.path": str(tiny_prior), **TINY, **(changes or {})})
+    return validate(config)
+  return settings
+
+
+@pytest.fixture(scope="module")
+def run(prior_and_params):
+  """(settings, folder, on_render) -> the state a run ends with, as numpy."""
+  def train(config, folder, on_render=None):
+    job = jobs.pictures(image2d.make_studio(config), prior_and_params[0])
+    return jax.device_get(loop.train(config, folder, *prior_and_params, on_render, job).state)
+  return train
+
+
+def leaves(tree):
+  return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("estimator", ["sds", "vsd"])
+def test_a_stopped_run_goes_on_exactly(make, run, tmp_path, estimator):
+  changes = {"distillation.estimator": estimator, "generator.particles": 2}
+  whole = run(make("fourier", changes), tmp_path / "whole")
+  with pytest.raises(loop.Interrupted):
+    run(make("fourier", {**changes, "training.render_every": 2}), tmp_path / "parts",
+        lambda state, step: os.kill(os.getpid(), signal.SIGTERM))
+  resumed = run(make("fourier", {**changes, "resume": "must"}), tmp_path / "parts")
+  assert leaves(resumed) == leaves(whole) and int(whole.step) == 4
+
+
+@pytest.mark.parametrize("name", distil.NAMES)
+def test_every_estimator_moves_a_picture(make, prior_and_params, name):
+  prior, prior_params = prior_and_params
+  config = make("pixels", {"distillation.estimator": name})
+  studio = image2d.make_studio(config)
+  text = image2d.embed_prompts(prior, config, 1)
+  state = image2d.begin(studio, prior, prior_params, text, jax.random.key(0))
+  before, step = np.asarray(state.params["logits"]), jax.jit(image2d.make_step(studio, prior))
+  for _ in range(2):
+    state, metrics = step(state, prior_params, text, jax.random.key(1))
+  after = np.asarray(state.params["logits"])
+  assert step._cache_size() == 1 and np.isfinite(after).all() and np.abs(after - before).max() > 1e-3
+  assert all(np.isfinite(value) for value in metrics.values())
+
+
+def test_particles_have_nothing_in_common(make, run, tmp_path):
+  """Of two pictures in one run each ends where it would if the other were another one."""
+  state = run(make("pixels", {"generator.particles": 2}), tmp_path / "two")
+  logits = state.params["logits"]
+  assert logits.shape == (2, 16, 16, 3) and not np.allclose(logits[0], logits[1], atol=1e-2)
+
+
+def test_prompts_are_spread_over_the_frames(make, prior_and_params):
+  prior, _ = prior_and_params
+  config = make("shared", {"generator.shared.frames": 3, "training.views": 3, "prompt": "a red cube|a blue sphere"})
+  text = image2d.embed_prompts(prior, config, 3)
+  ends = prior.embed(["a red cube", "a blue sphere"])
+  np.testing.assert_allclose(text["views"], jnp.stack([ends[0], (ends[0] + ends[1]) / 2, ends[1]]), atol=1e-5)
+
+
+def test_a_picture_is_edited_from_another_run(make, run, tmp_path):
+  made = run(make(), tmp_path / "red")
+  config = make("pixels", {"prompt": "a blue cube", "distillation.estimator": "dds", "training.steps": 2,
+                           "distillation.source": str(tmp_path / "red")})
+  assert config.distillation.source_prompt == "a red cube"
+  state = run(config, tmp_path / "blue")
+  assert leaves(state.estimator["params"]) == leaves(made.params) != leaves(state.params)
+
+
+def test_any_function_is_a_generator(make, prior_and_params):
+  """Affine pictures theta[0] + theta[1] x, without a name or a class; the parameters that come back draw them."""
+  prior, prior_params = prior_and_params
+  ramp = jnp.linspace(-1.0, 1.0, 16)[None, :, None]
+
+  def draw(theta, key):
+    image = jax.nn.sigmoid(theta["mean"][None, None] + theta["slope"][None, None] * ramp)
+    return jnp.broadcast_to(image, (1, 16, 16, 3))
+
+  begin = dict(mean=jnp.zeros(3), slope=jnp.zeros(3))
+  settings = image2d_config.default()
+  settings.update_from_flattened_dict({"prior.path": prior.name, **TINY})
+  found = image2d.optimise(draw, begin, prior, prior_params, "a red cube", config=settings)
+  assert found["mean"].shape == (3,) and float(jnp.abs(found["mean"]).max()) > 0.01
+  settings.training.views = 3
+  with pytest.raises(ConfigError, match="views=3 must be a multiple"):
+    image2d.optimise(lambda theta, key: jnp.concatenate([draw(theta, key)] * 2), begin, prior, prior_params, "a red cube",
+                     config=settings)
