@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.diffusion.schedules import (add_noise, per_example, prediction_type_from_config, schedule_from_config,
-                                         snr)
+from sds_jax.diffusion.schedules import (add_noise, draw_noise, flow_schedule, per_example,
+                                         prediction_type_from_config, schedule_from_config, snr)
 
 
 def slow_alpha_bar(betas):
@@ -95,3 +95,34 @@ def test_add_noise_example_by_example(schedule, dtype):
 def test_per_example_shapes():
   assert per_example(jnp.ones(3), jnp.ones((3, 4, 5))).shape == (3, 1, 1)
   assert per_example(jnp.asarray(2.0), jnp.ones((3, 4), jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_flow_schedule():
+  """tau = (t + 1) / T: alpha and sigma add up to 1, none is clean, the last is pure noise."""
+  schedule = flow_schedule(8)
+  assert schedule.alpha.dtype == schedule.sigma.dtype == jnp.float32
+  np.testing.assert_allclose(schedule.sigma, [(t + 1) / 8 for t in range(8)], rtol=1e-7)
+  np.testing.assert_allclose(schedule.alpha, [1 - (t + 1) / 8 for t in range(8)], rtol=1e-7)
+  assert schedule.alpha[-1] == 0 and schedule.sigma[-1] == 1 and schedule.sigma[0] > 0
+
+
+def test_antithetic_noise():
+  """Partners are each other's negative, pairs are independent, and pair i is what example i alone would draw."""
+  like, key = jnp.zeros((2000, 3)), jax.random.key(0)
+  eps = np.asarray(draw_noise(key, jnp.arange(2000), like, True))
+  np.testing.assert_array_equal(eps[::2], -eps[1::2])
+  np.testing.assert_array_equal(eps[::2], draw_noise(key, jnp.arange(1000), like[:1000]))
+  firsts = eps[::2].reshape(-1)
+  assert abs(firsts.mean()) < 4 / np.sqrt(3000) and abs(firsts.var() - 1) < 4 * np.sqrt(2 / 3000)
+  assert abs(np.corrcoef(eps[:-2:2, 0], eps[2::2, 0])[0, 1]) < 4 / np.sqrt(1000)
+  assert np.mean(eps == np.asarray(draw_noise(jax.random.key(1), jnp.arange(2000), like, True))) < 0.01
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_noise_does_not_depend_on_the_layout(antithetic, dtype):
+  like, key = jnp.zeros((6, 2, 2), dtype), jax.random.key(2)
+  whole = draw_noise(key, jnp.arange(6), like, antithetic)
+  parts = [draw_noise(key, index, like[:2], antithetic) for index in (jnp.array([4, 1]), jnp.array([5, 0]))]
+  assert whole.dtype == dtype
+  np.testing.assert_array_equal(jnp.concatenate(parts), whole[jnp.array([4, 1, 5, 0])])

@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sds_jax.diffusion import weightings
 from sds_jax.diffusion.scalars import schedule_value
-from sds_jax.diffusion.timesteps import SAMPLERS, annealed_range, stratified, to_index, uniform
+from sds_jax.diffusion.timesteps import (SAMPLERS, annealed_range, antithetic, dreamtime, stratified, to_index,
+                                         uniform)
 
 
 def test_fraction_to_index():
@@ -75,3 +77,50 @@ def test_annealed_range():
     annealed_range(0.02, t_max, 0.25, "cubic")
   fixed = annealed_range(t_max, t_max, 0.5)
   np.testing.assert_array_equal(uniform(jax.random.key(0), jnp.arange(5), fixed, 1000), [740] * 5)
+
+
+def test_antithetic_pairs_mirror_each_other():
+  """Partners add up to the range's two ends; pairs know nothing of each other, and other keys draw other times."""
+  t = np.asarray(antithetic(jax.random.key(0), jnp.arange(4000), (0.2, 0.6), 100_000), np.float64).reshape(-1, 2)
+  assert np.abs(t.sum(1) - 80_000).max() <= 2
+  assert np.corrcoef(t.T)[0, 1] < -0.9999
+  assert abs(np.corrcoef(t[:-1, 0], t[1:, 0])[0, 1]) < 4 / np.sqrt(2000)
+  other = np.asarray(antithetic(jax.random.key(1), jnp.arange(4000), (0.2, 0.6), 100_000)).reshape(-1, 2)
+  assert np.mean(t == other) < 0.01
+
+
+def test_antithetic_halves_an_odd_batch_and_lowers_variance():
+  """What is linear in t cancels out of the mean of an even batch; the last of an odd one is alone."""
+  means = [np.asarray(antithetic(jax.random.key(s), jnp.arange(6), (0.0, 1.0), 1000)).mean() for s in range(5)]
+  assert np.ptp(means) <= 1
+  whole = antithetic(jax.random.key(3), jnp.arange(6), (0.0, 1.0), 1000)
+  np.testing.assert_array_equal(antithetic(jax.random.key(3), jnp.arange(5), (0.0, 1.0), 1000), whole[:5])
+
+
+def slow_dreamtime(progress, m1, m2, s1, s2):
+  """argmin over t of |sum of W from t to the end - progress|, W normalised, by a loop over all t of 1,000."""
+  def weight(t):
+    return np.exp(-((t - m1) ** 2) / (2 * s1**2)) if t > m1 else np.exp(-((t - m2) ** 2) / (2 * s2**2)) if t < m2 else 1
+  weights = [weight(t / 1000) for t in range(1000)]
+  gaps = [abs(sum(weights[t:]) / sum(weights) - progress) for t in range(1000)]
+  return int(np.argmin(gaps))
+
+
+@pytest.mark.parametrize("shape", [(0.8, 0.5, 0.3, 0.1), (0.7, 0.3, 0.1, 0.2)])
+def test_dreamtime_against_a_loop(schedule, shape):
+  progress = np.linspace(0.0, 1.0, 21)
+  found = jax.jit(lambda p: dreamtime(schedule, p, *shape))(jnp.asarray(progress, jnp.float32))
+  assert found.shape == (21,) and found.dtype == jnp.float32
+  expected = [slow_dreamtime(p, *shape) for p in progress]
+  inside = slice(1, 20)  # at the ends whole stretches of t weigh next to nothing, and any of them will do
+  assert np.abs(np.asarray(found)[inside] * 1000 - expected[inside]).max() <= 1.01
+  assert np.all(np.diff(found) < 0) and found[0] == pytest.approx(0.999) and found[-1] < 0.3
+  assert dreamtime(schedule, 0.5, *shape).shape == ()
+
+
+def test_dreamtime_spends_the_run_where_the_weight_is(schedule):
+  """Evenly spread moments of the run are at t as often as W says: a histogram against the weights' sums."""
+  t = np.asarray(dreamtime(schedule, jnp.linspace(0.0, 1.0, 4000)), np.float64)
+  counts, edges = np.histogram(t, bins=10, range=(0.0, 1.0))
+  weight = np.asarray(weightings.dreamtime(schedule, jnp.arange(1000)), np.float64).reshape(10, 100).sum(1)
+  np.testing.assert_allclose(counts / 4000, weight / weight.sum(), atol=0.003)

@@ -1,24 +1,62 @@
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sds_jax.diffusion.schedules import flow_schedule
 from sds_jax.diffusion.weightings import WEIGHTINGS
 
+TIMES = np.array([0, 20, 300, 600, 999])
 
-@pytest.mark.parametrize("name, formula", [
-  ("uniform", lambda a, s: np.ones_like(a)),
-  ("sigma2", lambda a, s: 1 - a**2),
-  ("alpha_sigma2", lambda a, s: a * (1 - a**2)),
-  ("sigma_over_alpha", lambda a, s: np.sqrt(1 / a**2 - 1)),
-])
-def test_formula(schedule, name, formula):
-  t = jnp.array([0, 20, 300, 999])
+
+def normal_density(x):
+  return math.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+
+
+def logit_normal(alpha, sigma):
+  """Derivative of the normal's distribution function of logit(tau) with respect to tau, by a central difference."""
+  tau = sigma / (alpha + sigma)
+  below = lambda p: 0.5 * (1 + math.erf(math.log(p / (1 - p)) / math.sqrt(2)))  # noqa: E731
+  h = 1e-6
+  return (below(tau + h) - below(tau - h)) / (2 * h)
+
+
+FORMULAS = {
+  "uniform": lambda a, s, t: 1.0,
+  "sigma2": lambda a, s, t: 1 - a**2,
+  "alpha_sigma2": lambda a, s, t: a * (1 - a**2),
+  "sigma_over_alpha": lambda a, s, t: math.sqrt(1 / a**2 - 1),
+  "min_snr": lambda a, s, t: 1.0 if a**2 < 5 * s**2 else 5 * s**2 / a**2,
+  "logit_normal": lambda a, s, t: logit_normal(a, s),
+  "dreamtime": lambda a, s, t: (normal_density((t - 800) / 300) if t > 800 else normal_density((500 - t) / 100)
+                                if t < 500 else normal_density(0)) / normal_density(0),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_formula(schedule, name):
+  """At single times in Python's numbers, from betas of its own."""
   alpha_bar = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
-  alpha = np.sqrt(alpha_bar)[np.asarray(t)]
-  found = WEIGHTINGS[name](schedule, t)
-  assert found.shape == (4,) and found.dtype == jnp.float32
-  np.testing.assert_allclose(found, formula(alpha, np.sqrt(1 - alpha**2)), rtol=1e-5)
+  found = WEIGHTINGS[name](schedule, jnp.asarray(TIMES))
+  assert found.shape == TIMES.shape and found.dtype == jnp.float32
+  expected = [FORMULAS[name](math.sqrt(alpha_bar[t]), math.sqrt(1 - alpha_bar[t]), t) for t in TIMES]
+  np.testing.assert_allclose(found, expected, rtol=3e-5, atol=1e-7)
 
 
 def test_every_weighting_has_a_test():
-  assert sorted(WEIGHTINGS) == ["alpha_sigma2", "sigma2", "sigma_over_alpha", "uniform"]
+  assert sorted(WEIGHTINGS) == sorted(FORMULAS)
+
+
+@pytest.mark.parametrize("name", sorted(set(FORMULAS) - {"sigma_over_alpha"}))
+def test_pure_noise_has_a_finite_weight(name):
+  """The last time of a straight path has alpha = 0, where sigma / alpha alone has none."""
+  schedule = flow_schedule(100)
+  assert np.all(np.isfinite(WEIGHTINGS[name](schedule, jnp.arange(100))))
+
+
+def test_logit_normal_is_a_density_over_the_path():
+  """Its mean over the uniform times of a straight path is the integral of a density, and a half lies below 1/2."""
+  weights = np.asarray(WEIGHTINGS["logit_normal"](flow_schedule(2000), jnp.arange(2000)), np.float64)
+  assert abs(weights.mean() - 1) < 2e-3
+  assert abs(weights[:1000].mean() / 2 - 0.5) < 2e-3
