@@ -6,6 +6,7 @@ import subprocess
 import jax
 import jax.numpy as jnp
 
+from sds_jax.training import image2d_config
 from sds_jax.training.distil import NAMES
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -44,6 +45,18 @@ def test_what_it_composes_runs_and_is_right():
   assert jnp.allclose(names["by_shards"], whole, atol=1e-5)
   assert float(jnp.abs(names["grads"]).max()) > 0 and float(jnp.abs(names["phi_grad"])) > 0
   assert float(jnp.abs(names["theta_grad"]).max()) > 0 and names["aux"].eps_hat.shape == (1, 8, 8, 3)
+
+
+def test_a_generator_of_ones_own_needs_no_registration(monkeypatch):
+  """The block, with one step of a small batch."""
+  block, = blocks("Teach any generator")
+  settings = image2d_config.default()
+  settings.training.update(steps=1, views=1)
+  settings.optimizer.warmup_steps = 0
+  monkeypatch.setattr(image2d_config, "default", lambda: settings)
+  names = {}
+  exec(block, names)  # noqa: S102
+  assert names["theta"].shape == (64, 64, 3) and float(jnp.abs(names["theta"]).max()) > 1e-3
 
 
 def test_every_estimator_is_in_the_table():

@@ -52,7 +52,7 @@ TUNED: dict[str, dict[str, Any]] = {
     "cppn": {"optimizer.learning_rate": 5e-3},
     "siren": {"optimizer.learning_rate": 1e-3},
     "shared": {"prompt": "a red cube|a red sphere", "training.views": 3},
-    "gaussians": {"optimizer.learning_rate": 0.02},
+    "gaussians": {"optimizer.learning_rate": 0.02, "training.steps": 200},  # each costs as much as two of pixels
 }
 """Generator -> settings that its gradients and its speed ask for, by dotted name."""
 

@@ -48,7 +48,8 @@ def test_what_it_leaves_and_makes_again(command, flags_of, tmp_path):
 
 
 def test_several_pictures_and_one_with_opacity(command, flags_of, tmp_path):
-  status, _, err = command(f"{CONFIG}:translucent", *flags_of, "--config.generator.particles=2", f"--workdir={tmp_path}")
+  two = "--config.generator.particles=2"
+  status, _, err = command(f"{CONFIG}:translucent", *flags_of, two, f"--workdir={tmp_path}")
   assert status == 0, err
   assert size_of(tmp_path / "rgba_1.png") == (16, 16, 4) and (tmp_path / "images.png").exists()
   assert (tmp_path / "image_0.png").read_bytes() != (tmp_path / "image_1.png").read_bytes()

@@ -1,4 +1,4 @@
-"""Pictures by the same loop as objects: one program, exact resumption, particles and frames, a generator of one's own."""
+"""Pictures by the same loop as objects: one program, exact resumption, particles and frames, one's own generator."""
 import os
 import signal
 
@@ -106,5 +106,5 @@ def test_any_function_is_a_generator(make, prior_and_params):
   assert found["mean"].shape == (3,) and float(jnp.abs(found["mean"]).max()) > 0.01
   settings.training.views = 3
   with pytest.raises(ConfigError, match="views=3 must be a multiple"):
-    image2d.optimise(lambda theta, key: jnp.concatenate([draw(theta, key)] * 2), begin, prior, prior_params, "a red cube",
-                     config=settings)
+    image2d.optimise(lambda theta, key: jnp.concatenate([draw(theta, key)] * 2), begin, prior, prior_params,
+                     "a red cube", config=settings)
