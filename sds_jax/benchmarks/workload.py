@@ -64,11 +64,13 @@ def build(config: ml_collections.FrozenConfigDict, allocate: bool = True) -> Wor
     CheckpointError, ValueError: as `priors.build`.
   """
   for name, value in (("render.milestones", config.render.milestones),
-                      ("distillation.latent_until", config.distillation.latent_until),
-                      ("training.particles", config.training.particles > 1 and config.training.particles)):
+                      ("distillation.latent_until", config.distillation.latent_until)):
     if value:
       raise ConfigError(f"config.{name}={value!r}: a step at a time is measured, and a run with config.{name} has "
                         "several kinds of steps; leave it out, and set config.render.height and width instead")
+  if config.training.particles > 1:
+    raise ConfigError(f"config.training.particles={config.training.particles}: the step of one object is measured; "
+                      "leave it at 1")
   p = config.prior
   prior, weights = prior_lib.open_prior(p.path or p.name, p.dtype, p.allow_unknown_words, p.vae_remat, p.random_weights)
   try:
@@ -203,7 +205,7 @@ def draw(work: Workload, step: Array) -> Draws:
     shading=lights.sample_shading(keys["shading"], progress, scene.lights), render_key=keys["rest"],
     cond=conditions.of_views(work.prior, config, work.text, cams, azimuth, elevation, progress), progress=progress,
     t=distil.draw_t(config, work.prior, keys["t"], progress, config.training.views),
-    eps=draw_noise(jax.random.split(keys["distil"], 3)[1], index, eps_like))
+    eps=draw_noise(jax.random.split(keys["distil"], 3)[1], index, eps_like, config.distillation.antithetic_noise))
 
 
 def drawer(work: Workload) -> Callable[[Array], Draws]:
