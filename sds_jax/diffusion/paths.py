@@ -169,7 +169,7 @@ def cds(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
   """Consistent distillation: eps_guided(z_u) - eps_guided(z_t), t < u on one path (Consistent3D, arXiv:2401.09050).
 
   z_u = alpha x + sigma e, with one noise e for all images and steps, and z_t is one step of the model's own down from
-  it. Where the predictions agree along the path, the image is one that the model would make from e.
+  it. The imprint of e stays: images of N(m, c^2) come to rest where z_u = alpha m, at x = m - (sigma / alpha) e.
 
   Args:
     denoise_fn ... cond: as `estimators` says; eps plays no part.
