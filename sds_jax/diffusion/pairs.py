@@ -62,7 +62,7 @@ def pds(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
 
   Args:
     denoise_fn ... cond: as `estimators` says.
-    keys: [B]; consumed, for e.
+    keys: [B]; consumed, for e, which cancels: no residual depends on it but by rounding.
     source_x, source_cond: as in `dds`.
     stride: t - t_prev, static; None: T / 500, at least 1.
 
@@ -80,25 +80,25 @@ def pds(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
   source_x = jax.lax.stop_gradient(source_x)
   z, z_source = add_noise(schedule, x, eps, t), add_noise(schedule, source_x, eps, t)
   eps_hat, eps_source = _of_both(denoise_fn, params, z, z_source, t, cond, source_cond)
-  e = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+  e = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], jnp.float32))(keys)
 
-  def latent(x: Array, z: Array, eps_hat: Array) -> Array:
-    return _posterior_latent(schedule, add_noise(schedule, x, e, jnp.maximum(t - stride, 0)), z,
-                             x0_from_eps(schedule, z, t, eps_hat), t, stride)
+  def latent(x: Array, eps_hat: Array) -> Array:
+    x, noise, eps_hat = (a.astype(jnp.float32) for a in (x, eps, eps_hat))
+    z, z_prev = add_noise(schedule, x, noise, t), add_noise(schedule, x, e, jnp.maximum(t - stride, 0))
+    return _posterior_latent(schedule, z_prev, z, x0_from_eps(schedule, z, t, eps_hat), t, stride)
 
-  residual = latent(x, z, eps_hat) - latent(source_x, z_source, eps_source)
+  residual = latent(x, eps_hat) - latent(source_x, eps_source)
   return residual, dict(eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))
 
 
 def _posterior_latent(schedule: Schedule, z_prev: Array, z: Array, x0_hat: Array, t: Array, stride: int) -> Array:
-  """(z_prev - mu) / s_t [B, ...] float32, with the single step's alpha_t and beta_t and the alpha-bar of t - stride."""
+  """(z_prev - mu) / s_t [B, ...], with the single step's alpha_t and beta_t and the alpha-bar of t - stride."""
   bar, bar_prev = schedule.alpha[t] ** 2, schedule.alpha[jnp.maximum(t - stride, 0)] ** 2
   step_alpha = bar / jnp.where(t > 0, schedule.alpha[jnp.maximum(t - 1, 0)] ** 2, 1.0)
   beta = 1 - step_alpha
   of_x0 = jnp.sqrt(bar_prev) * beta / (1 - bar)
   of_z = jnp.sqrt(step_alpha) * (1 - bar_prev) / (1 - bar)
   deviation = jnp.sqrt((1 - bar_prev) / (1 - bar) * beta)
-  z_prev, z, x0_hat = (a.astype(jnp.float32) for a in (z_prev, z, x0_hat))
   mu = per_example(of_x0, z) * x0_hat + per_example(of_z, z) * z
   return (z_prev - mu) / per_example(deviation, z)
 

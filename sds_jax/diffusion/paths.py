@@ -71,7 +71,8 @@ def invert(predict: Callable[[Array, Array], Array], schedule: Schedule, x: Arra
 def _kick_size(schedule: Schedule, t: Array, t_next: Array) -> Array:
   """Standard deviation of DDPM's noise between t and t_next > t (arXiv:2010.02502, eq. 16, with eta = 1); 0 at t."""
   low, high = schedule.alpha[t] ** 2, schedule.alpha[t_next] ** 2
-  return jnp.sqrt(jnp.maximum((1 - low) / (1 - high) * (1 - high / low), 0.0))
+  kept = jnp.where(low > 0, high / jnp.where(low > 0, low, 1.0), 1.0)  # at pure noise there is no further step
+  return jnp.sqrt(jnp.maximum((1 - low) / (1 - high) * (1 - kept), 0.0))
 
 
 def _climb(schedule: Schedule, top: Array, stride: float, steps: int, start: float) -> Array:

@@ -20,8 +20,9 @@ def sjc(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
         keys: Array | None = None, *, control_variate: bool = True) -> tuple[Array, dict[str, Array]]:
   """Score Jacobian chaining: (x - D(y)) / s with y = x + s eps (arXiv:2212.00774, eq. 8 and 14; its public code).
 
-  s = sigma / alpha, and the denoiser D(y) = y - s eps_hat(y / sqrt(1 + s^2)) is the network seen as one of exploding
-  variance. The paper perturbs and scores: (y - D(y)) / s, which is eps_hat; less eps, it is eps_hat - eps.
+  s = sigma / alpha, and the denoiser D(y) = y - s eps_hat(alpha y) is the network seen as one of exploding variance,
+  alpha = 1 / sqrt(1 + s^2) where the schedule preserves variance. The paper perturbs and scores: (y - D(y)) / s, which
+  is eps_hat; less eps, it is eps_hat - eps.
 
   Args:
     denoise_fn ... keys: as `estimators` says.
@@ -37,12 +38,14 @@ def sjc(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
     >>> print(residual)
     [[0.75 0.75]]
   """
-  s = per_example(schedule.sigma[t] / schedule.alpha[t], x)
-  y = x + s * eps
-  eps_hat = denoise_fn(params, y / jnp.sqrt(1 + s**2), t, cond).astype(x.dtype)
-  denoised = y - s * eps_hat
-  residual = ((x if control_variate else y) - denoised) / s
-  return residual.astype(jnp.float32), dict(eps_hat=eps_hat, x0_hat=denoised)
+  wide = x.astype(jnp.float32)  # x - D(y) is small beside x where s is small, and half precision would lose it
+  s = per_example(schedule.sigma[t] / schedule.alpha[t], wide)
+  y = wide + s * eps.astype(jnp.float32)
+  z = (per_example(schedule.alpha[t], wide) * y).astype(x.dtype)
+  eps_hat = denoise_fn(params, z, t, cond).astype(x.dtype)
+  denoised = y - s * eps_hat.astype(jnp.float32)
+  residual = ((wide if control_variate else y) - denoised) / s
+  return residual, dict(eps_hat=eps_hat, x0_hat=denoised.astype(x.dtype))
 
 
 def rfds(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: Array, eps: Array, cond: Any,
@@ -70,11 +73,12 @@ def rfds(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t:
   """
   total = schedule.alpha[t] + schedule.sigma[t]
   tau = schedule.sigma[t] / total
-  z = flow_interpolate(x, eps, tau)
-  eps_hat = denoise_fn(params, per_example(total, z) * z, t, cond).astype(x.dtype)
-  velocity = flow_from_eps(z, tau, eps_hat)
-  residual = velocity - flow_velocity(x, eps)
-  return residual.astype(jnp.float32), dict(eps_hat=eps_hat, x0_hat=x0_from_flow(z, tau, velocity))
+  wide, noise = x.astype(jnp.float32), eps.astype(jnp.float32)  # the velocity is of a quotient that is 0 / 0 at tau = 1
+  z = flow_interpolate(wide, noise, tau)
+  eps_hat = denoise_fn(params, (per_example(total, z) * z).astype(x.dtype), t, cond).astype(x.dtype)
+  velocity = flow_from_eps(z, tau, eps_hat.astype(jnp.float32))
+  residual = velocity - flow_velocity(wide, noise)
+  return residual, dict(eps_hat=eps_hat, x0_hat=x0_from_flow(z, tau, velocity).astype(x.dtype))
 
 
 def velocity_denoiser(velocity_fn: DenoiseFn, schedule: Schedule) -> DenoiseFn:
