@@ -89,6 +89,28 @@ def test_the_prior_gets_no_gradient_and_the_key_counts(problem, name):
   assert np.abs(np.asarray(other) - np.asarray(first)).max() > 1e-6
 
 
+@pytest.mark.parametrize("name", ["sds", "asd", "sdi", "cds"])
+def test_draws_go_by_the_index_in_the_whole_batch(schedule, network, name):
+  """Examples alike but for their index draw apart, and one moved to another place takes its draws along."""
+  denoise, params = network
+  side = jnp.ones((1, 3))
+  guide = guided(denoise, "diffusers", 3.0)
+
+  @jax.jit
+  def gradients(index):
+    x = jnp.full((B, 6), 0.3)
+    sides = jnp.broadcast_to(side, (B, 3))
+    loss = lambda x: score_distillation(guide, params, schedule, x, jax.random.key(0),  # noqa: E731
+                                        dict(cond=sides, uncond=0 * sides), estimator=name, index=index,
+                                        t=jnp.full(B, 500))[0]
+    return jax.grad(loss)(x)
+
+  first, moved = (np.asarray(gradients(index)) for index in (jnp.arange(B), jnp.array([2, 0, 7, 1])))
+  np.testing.assert_allclose(moved[[1, 3, 0]], first[:3], rtol=1e-3, atol=1e-6)
+  apart = np.abs(first[:, None] - first[None]).max(-1) + np.eye(B)
+  assert apart.min() > 1e-4 and np.abs(moved[2:3] - first).max(1).min() > 1e-4
+
+
 def test_mistakes_are_told(problem, schedule, network):
   denoise, params = network
   args = (params, schedule, X, jax.random.key(0))

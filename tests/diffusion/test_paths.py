@@ -95,12 +95,14 @@ def test_ism_against_a_loop(schedule, slow, denoise, delta, start):
     np.testing.assert_allclose(seen["eps_hat"][b], guided_eps(slow, z, t, 2.0), atol=3e-4)
 
 
-def test_sdi_against_a_loop(schedule, slow, denoise):
-  found, seen = estimate(schedule, denoise, "sdi", eta=0.0, inversion_scale=-2.0)
+@pytest.mark.parametrize("steps", [10, 2])
+def test_sdi_against_a_loop(schedule, slow, denoise, steps):
+  """Where the strides do not suffice the last one is longer."""
+  found, seen = estimate(schedule, denoise, "sdi", eta=0.0, inversion_scale=-2.0, steps=steps)
   for b in range(3):
     t, at, z = int(T[b]), 0, slow.noisy(np.asarray(X[b], np.float64), np.asarray(EPS[b]), 0)
-    while at < t:
-      to = min(at + 100, t)
+    for i in range(steps):
+      to = t if i == steps - 1 else min(at + 100, t)
       z, at = slow.step(z, guided_eps(slow, z, at, -2.0), at, to), to
     eps_inv = (z - slow.alpha[t] * np.asarray(X[b])) / slow.sigma[t]
     np.testing.assert_allclose(seen["eps"][b], eps_inv, atol=1e-3)

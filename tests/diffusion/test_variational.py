@@ -173,6 +173,17 @@ def test_score_loss_is_the_mean_squared_error(schedule, network):
   np.testing.assert_allclose(found, np.mean((eps_phi - eps) ** 2), rtol=1e-5)
 
 
+def test_score_loss_draws_by_the_index_in_the_whole_batch(schedule, network):
+  """The mean over single examples, each under its own index, is the batch's loss; t is drawn by it as well."""
+  denoise, phi = network
+  x, cond = jnp.linspace(-1, 1, 18).reshape(3, 6), jnp.ones((3, 3))
+  loss = jax.jit(lambda x, cond, index: score_loss(denoise, phi, schedule, x, jax.random.key(4), cond, index=index))
+  whole = loss(x, cond, jnp.arange(3))
+  alone = [loss(x[b:b + 1], cond[:1], jnp.array([b])) for b in range(3)]
+  np.testing.assert_allclose(np.mean(alone), whole, rtol=1e-4)
+  assert abs(float(loss(x, cond, jnp.arange(3) + 5)) - float(whole)) > 1e-3
+
+
 KERNELS = dict(attn=dict(to_q=dict(kernel=jnp.eye(6), bias=jnp.ones(6))), conv=dict(kernel=jnp.ones((3, 3, 2, 2))))
 
 
@@ -185,6 +196,12 @@ def test_adapters_begin_as_the_identity_and_leave_the_rest_alone():
   moved = lora.merge(KERNELS, {"attn/to_q/kernel": dict(down=jnp.asarray(down), up=jnp.asarray(up))}, scale=2.0)
   np.testing.assert_allclose(moved["attn"]["to_q"]["kernel"], np.eye(6) + 2 * down @ up, rtol=1e-5)
   assert down.std() == pytest.approx(1 / 3, rel=0.5)
+
+
+def test_adapters_of_one_shape_begin_apart():
+  alike = {name: dict(kernel=jnp.eye(6)) for name in ("to_q", "to_k")}
+  first, second = (pair["down"] for pair in lora.init(jax.random.key(0), alike, rank=3).values())
+  assert np.abs(first - second).max() > 0.1
 
 
 def test_only_adapters_get_a_gradient_and_types_stay():
