@@ -98,7 +98,7 @@ class DistillationAux:
   """What a step of score distillation saw; nothing here carries a gradient. What is not used costs nothing under jit.
 
   Attributes:
-    t: [B] int32, the noise level of each example.
+    t: [B] int32, the noise level of each example at which the network was asked.
     eps: [B, ...], the noise that was added.
     eps_hat: [B, ...], the noise that the network saw (after guidance; CSD, which has none, gives eps_c).
     x0_hat: [B, ...], the network's guess of the clean x.
@@ -166,6 +166,7 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
   keys = jax.vmap(lambda i: jax.random.fold_in(own_key, i))(index)
   arguments = jax.lax.stop_gradient((params, schedule, x, t, eps, cond, keys))
   residual, seen = estimate(denoise_fn, *arguments, **(options or {}))
+  t = seen.get("t", t)
 
   gradient = per_example(scale * weight_fn(schedule, t), residual) * residual
   norm = jnp.sqrt(jnp.sum(gradient**2, axis=tuple(range(1, gradient.ndim))))

@@ -15,7 +15,8 @@ All are pure functions of one signature, and `score_distillation` takes any of t
   options     the estimator's own settings and inputs, by name
 
 residual [B, ...] float32 takes the place of eps_hat - eps in DreamFusion's gradient (arXiv:2209.14988, eq. 3): weight
-w(t), clipping and the way into the image are `score_distillation`'s. seen is dict(eps_hat=[B, ...], x0_hat=[B, ...]).
+w(t), clipping and the way into the image are `score_distillation`'s. seen is dict(eps_hat=[B, ...], x0_hat=[B, ...]),
+with t or eps in it where the network was asked at another t or under another noise than it was called with.
 
 An estimator of your own, here SDS that trusts no prediction beyond 1:
 

@@ -43,6 +43,8 @@ def cfg_diffusers(eps_c: Array, eps_u: Array, s: Array | float) -> Array:
 
 
 CONVENTIONS = {"dreamfusion": cfg_dreamfusion, "diffusers": cfg_diffusers}
+NO_GUIDANCE = {"dreamfusion": 0.0, "diffusers": 1.0}
+"""Convention -> the number that stands for no guidance in it; a number's distance from it is DreamFusion's omega."""
 
 
 def rescale(eps_guided: Array, eps_c: Array, phi: Array | float) -> Array:

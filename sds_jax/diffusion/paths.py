@@ -102,8 +102,8 @@ def ism(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
       says of eps where there is hardly any noise is its error divided by a tiny sigma: it wants to begin higher.
 
   Returns:
-    (residual [B, ...] float32, dict(eps_hat=[B, ...], x0_hat=[B, ...])). The published code takes a negative prompt for
-    the unconditional side of eps_guided, but not for eps_u; here both are that side of cond.
+    (residual [B, ...] float32, dict(t, eps_hat, x0_hat)), t [B] not below `start`. The published code takes a negative
+    prompt for the unconditional side of eps_guided, but not for eps_u; here both are that side of cond.
 
   Example: under a network that says z there is always something between s and t.
     >>> from sds_jax.diffusion.schedules import flow_schedule
@@ -113,14 +113,14 @@ def ism(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
     (1, 1) True
   """
   count = schedule.alpha.shape[0]
-  s = jnp.maximum(t - jnp.asarray(delta_t * count).astype(t.dtype), int(start * count))
+  s = jnp.maximum(t - jnp.round(delta_t * count).astype(t.dtype), int(start * count))
   times = jnp.concatenate([_climb(schedule, s, delta_s, steps, start), jnp.maximum(t, s)[None]])
   z, eps_s = invert(lambda z, t: unconditional(denoise_fn, params, z, t, cond), schedule,
                     add_noise(schedule, x, eps, times[0]), times)
   t = times[-1]
   eps_hat = denoise_fn(params, z, t, cond).astype(x.dtype)
   residual = eps_hat.astype(jnp.float32) - eps_s.astype(jnp.float32)
-  return residual, dict(eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))
+  return residual, dict(t=t, eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))
 
 
 def sdi(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: Array, eps: Array, cond: Any,
@@ -140,8 +140,8 @@ def sdi(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
     stride, steps, start: of the inversion, as `delta_s`, `steps` and `start` of `ism`.
 
   Returns:
-    (residual [B, ...] float32, dict(eps_hat, x0_hat, eps=eps_inv), all [B, ...]). The public code stops the inversion
-    a random bit above t, and asks at t all the same; here it stops at t, as the paper says.
+    (residual [B, ...] float32, dict(t, eps_hat, x0_hat, eps=eps_inv)), t [B] not below `start`. The public code stops
+    the inversion a random bit above t, and asks at t all the same; here it stops at t, as the paper says.
 
   Example: without noise of its own, under the exact score of images at 0, the inversion stays on the model's path.
     >>> from sds_jax.diffusion.schedules import flow_schedule
@@ -161,7 +161,7 @@ def sdi(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
   eps_inv = (z - alpha * x) / sigma
   eps_hat = denoise_fn(params, z, t, cond).astype(x.dtype)
   residual = eps_hat.astype(jnp.float32) - eps_inv.astype(jnp.float32)
-  return residual, dict(eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat), eps=eps_inv)
+  return residual, dict(t=t, eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat), eps=eps_inv)
 
 
 def cds(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: Array, eps: Array, cond: Any,

@@ -11,7 +11,7 @@ MAX_OPACITY = 0.99
 """As in the paper's code: no Gaussian is opaque, so every one behind it keeps a gradient."""
 
 
-def make_gaussians(size: int, count: int = 256, radius: float = 0.12) -> Parameterization:
+def make_gaussians(size: int, count: int = 128, radius: float = 0.15) -> Parameterization:
   """`count` anisotropic Gaussians in an order of depth that stays as it is, over a learnt plain background.
 
   alpha_i(p) = 0.99 sigmoid(o_i) exp(-|S_i^-1 R(-phi_i) (p - m_i)|^2 / 2), with S_i = diag(exp(s_i)) and rotation R;

@@ -6,7 +6,7 @@ Published values of text-to-3D, from the authors' code where it could be read (o
   nfsd   of the paper as others have run it; no code of the authors'
   bridge SDS first, then the bridge. The authors' code gives the second stage a weight of 1
   sjc    s = 100
-  rfds   of Stable Diffusion 3, without the random factor of its loss
+  rfds   of Stable Diffusion 3, without the random factor of its loss; its code counts steps from the noisy end
   vsd    t up to 0.5 after a fifth of the run; the second network is LoRA on the prior
   dds    of images: there is no published 3D. 200 steps of SGD there
   pds    of NeRFs
@@ -50,7 +50,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "nfsd": _choice((7.5,)),
     "bridge": _choice(((0.0, 100.0), (0.8, 100.0), (0.801, 1.0)), t_max=_AFTER_A_FIFTH),
     "sjc": _choice((100.0,), "uniform", t_min=(0.01,), t_max=(0.97,)),
-    "rfds": _choice((100.0,), "uniform"),
+    "rfds": _choice((100.0,), "uniform", t_max=(0.7,)),
     "vsd": _choice((7.5,), t_max=_AFTER_A_FIFTH),
     "dds": _choice((7.5,), "uniform", t_min=(0.05,), t_max=(0.95,)),
     "pds": _choice((100.0,), "uniform"),
@@ -69,6 +69,7 @@ _LATE = ((0.0, 0.8), (1.0, 0.3))
 SMALL: dict[str, dict[str, Any]] = {
     name: dict(guidance_convention="diffusers", guidance_scale=(3.0,)) for name in PUBLISHED}
 SMALL["pds"]["guidance_scale"] = (20.0,)  # else its pull to the source, here an empty mist, wins
+SMALL["ism"]["t_min"] = (0.25,)  # an inversion that begins at 0.15 wants room for its interval
 SMALL["cds"] |= dict(t_min=_LATE, t_max=_LATE)  # t below 0.3 flattens the object
 """Over the published ones, with a prior like the one that ships."""
 

@@ -4,7 +4,7 @@ A config is an `ml_collections.ConfigDict`; `configs/*.py` start from `default()
 all of it before anything is loaded and returns a frozen copy. A scalar that may change during training is a tuple: a
 constant `(v,)`, or `((p0, v0), (p1, v1), ...)`, linear between the given fractions p of the run. These are the weights
 in `loss`; in `distillation`, guidance_scale, guidance_rescale, perp_neg_scale, t_min, t_max and clip_norm, and of its
-groups csd.negative_weight, ism.delta_t, sdi.inversion_scale, cds.clip and hifa.image_weight; in `field`,
+groups csd.negative_weight, ism.delta_t, sdi.inversion, cds.clip and hifa.image_weight; in `field`,
 paper_mlp.variance and hashgrid.open_levels.
 """
 from __future__ import annotations
@@ -91,7 +91,8 @@ def _distillation() -> ConfigDict:
 def _own_settings() -> dict[str, dict]:
   """Estimator -> what only it has; the values are published ones (training/choices.py says where from).
 
-  `start` of an inversion: -1 is 0, but 0.15 for a prior that predicts the clean image.
+  `start` of an inversion: -1 is 0, but 0.15 for a prior that predicts the clean image. `sdi.inversion` is the omega of
+  guidance on the way up over that of the estimate.
   """
   return dict(
       csd=dict(negative_prompt="oversaturated color, ugly, tiling, low quality, noisy",
@@ -104,7 +105,7 @@ def _own_settings() -> dict[str, dict]:
       vsd=dict(rank=4, learning_rate=1e-4, forget_camera=0.1),
       asd=dict(shift=0.1),
       ism=dict(delta_t=((0.0, 0.1), (0.3, 0.08)), delta_s=0.2, steps=5, start=-1.0),
-      sdi=dict(inversion_scale=(-7.5,), eta=0.3, stride=0.1, steps=10, start=-1.0),
+      sdi=dict(inversion=(-1.0,), eta=0.3, stride=0.1, steps=10, start=-1.0),
       cds=dict(gap=0.1, spread=0.2, clip=((0.0, 2.0), (1.0, 8.0))),
       hifa=dict(image_weight=(0.01,)))
 

@@ -65,12 +65,18 @@ def distil(config: Config, prior: Prior, prior_params: Params, x: Array, cond: d
 
 def draw_t(config: Config, prior: Prior, key: Array, progress: Array, batch: int) -> Array:
   """t [B] int32 of a step's views; consumes `key`."""
-  d, count = config.distillation, prior.schedule.alpha.shape[0]
+  draw, count = timesteps.SAMPLERS[config.distillation.t_sampler], prior.schedule.alpha.shape[0]
+  return draw(key, jnp.arange(batch), _t_range(config, prior, progress), count, batch)
+
+
+def _t_range(config: Config, prior: Prior, progress: Array) -> tuple[Array, Array]:
+  """(low, high) of t at this moment of the run, fractions of the schedule, [] each."""
+  d = config.distillation
   warp = "linear" if d.t_warp == "dreamtime" else d.t_warp
   low, high = timesteps.annealed_range(scalar_spec(d.t_min), scalar_spec(d.t_max), progress, warp)
   if d.t_warp == "dreamtime":
     low = high = jnp.clip(timesteps.dreamtime(prior.schedule, progress), low, high)
-  return timesteps.SAMPLERS[d.t_sampler](key, jnp.arange(batch), (low, high), count, batch)
+  return low, high
 
 
 def _options(config: Config, prior: Prior, prior_params: Params, now: Now, progress: Array,
@@ -80,12 +86,18 @@ def _options(config: Config, prior: Prior, prior_params: Params, now: Now, progr
   settings = d[d.estimator].to_dict() if d.estimator in d else {}
   options = {name: now(v) if isinstance(v, tuple) else v for name, v in settings.items() if not isinstance(v, str)}
   match d.estimator:
-    case "csd" | "nfsd" | "cds":
+    case "csd" | "nfsd":
       return options
-    case "ism" | "sdi":
+    case "cds":
+      return dict(options, noise_seed=config.seed)
+    case "ism":
       return dict(options, start=_start(prior, options["start"]))
+    case "sdi":
+      neutral = guidance.NO_GUIDANCE[d.guidance_convention]
+      upwards = neutral + options.pop("inversion") * (now(d.guidance_scale) - neutral)
+      return dict(options, start=_start(prior, options["start"]), inversion_scale=upwards)
     case "asd":
-      return dict(options, t_min=now(d.t_min))
+      return dict(options, t_min=_t_range(config, prior, progress)[0])
     case "bridge":
       return dict(bridged=(progress >= options["begins"]).astype(jnp.float32))
     case "dds" | "pds":

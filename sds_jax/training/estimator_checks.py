@@ -27,7 +27,7 @@ def checks() -> dict[str, Check]:
       "ism.delta_s": number(0.001, 1.0, ", a fraction of the schedule"),
       "ism.steps": whole(1, 1000),
       "ism.start": start,
-      "sdi.inversion_scale": scalar(-1000.0, 1000.0),
+      "sdi.inversion": scalar(-100.0, 100.0),
       "sdi.eta": number(0.0, 10.0),
       "sdi.stride": number(0.001, 1.0, ", a fraction of the schedule"),
       "sdi.steps": whole(1, 1000),

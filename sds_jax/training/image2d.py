@@ -12,6 +12,7 @@ Your own generator needs no class and no name:
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -124,16 +125,11 @@ def observe(studio: Studio, prior: Prior, params: Params, state: TrainState, pri
     images = images.reshape(views, *images.shape[3:])
     return images, prior.encode(prior_params, images, keys["encode"])
 
-  camera = {}
-  if generator.cameras is not None:
-    seen = jax.vmap(jax.vmap(generator.cameras))(each)
-    camera = dict(camera=jax.vmap(cameras.camera_features)(
-        jax.tree.map(lambda leaf: leaf.reshape(views, *leaf.shape[3:]), seen)))
-
   def told(text: Text) -> dict[str, Any]:
     return conditions.sides(studio.config, text, lambda texts: jnp.tile(texts, (repeats * particles, 1, 1)),
                             camera if prior.camera_dim else {}, step_lib.progress_of(studio.config, state.step))
 
+  camera = _cameras(studio, prior, each)
   images, x = see(params)
   own = dict(camera)
   match studio.config.distillation.estimator:
@@ -142,6 +138,25 @@ def observe(studio: Studio, prior: Prior, params: Params, state: TrainState, pri
     case "hifa":
       own |= dict(image=jax.image.resize(images, (views, prior.image_size, prior.image_size, 3), "linear"))
   return images, x, told(text), own
+
+
+def _cameras(studio: Studio, prior: Prior, keys: Array) -> dict[str, Array]:
+  """The `camera` [B, CAMERA_DIM] of a batch: where the generator looks from, else the settings' viewpoint, if any.
+
+  Args:
+    prior: the viewpoint is for one that knows cameras.
+    keys: [R, P], those of the images.
+  """
+  generator, views, viewpoint = studio.generator, studio.config.training.views, studio.config.generator.viewpoint
+  if generator.cameras is not None:
+    seen = jax.vmap(jax.vmap(generator.cameras))(keys)
+    seen = jax.tree.map(lambda leaf: leaf.reshape(views, *leaf.shape[3:]), seen)
+    return dict(camera=jax.vmap(cameras.camera_features)(seen))
+  if viewpoint and prior.camera_dim:
+    azimuth, elevation = (math.radians(angle) for angle in viewpoint)
+    told = cameras.camera_features(cameras.orbit(azimuth, elevation, 2.7, math.radians(46.0)))
+    return dict(camera=jnp.broadcast_to(told, (views, *told.shape)))
+  return {}
 
 
 def make_step(studio: Studio, prior: Prior) -> StepFn:

@@ -25,9 +25,9 @@ def default(name: str = "pixels") -> ConfigDict:
   config.generator = _generator()
   config.generator.name = name
   config.distillation.view_words = "none"
-  config.distillation.sds.update(guidance_scale=(7.5,), t_max=((0.0, 0.98), (1.0, 0.4)))
+  config.distillation.sds.update(guidance_scale=(5.0,), t_max=((0.0, 0.98), (1.0, 0.4)))
   config.optimizer.update(learning_rate=0.05, warmup_steps=10)
-  config.training.update(steps=300, views=4, render_every=50)
+  config.training.update(steps=300, views=2, render_every=50)
   config.update_from_flattened_dict(TUNED.get(name, {}))
   return config
 
@@ -37,22 +37,25 @@ def _generator() -> ConfigDict:
       name="pixels",  # of generators.catalogue.GENERATORS, or package.module:function: the user's own
       size=64,  # side of the images that the prior is shown
       particles=1,  # independent pictures; training.views is a multiple of these times the frames
+      viewpoint=(30.0, 25.0),  # azimuth and elevation in degrees, told to a prior that knows cameras; () tells nothing
       pixels=dict(init_std=0.1),
-      fourier=dict(decay=1.0, init_std=0.01),
+      fourier=dict(decay=1.5, init_std=0.01),
       cppn=dict(hidden=24, depth=6),
       siren=dict(hidden=64, depth=3, w0=30.0),
-      shared=dict(frames=3, cutoff=4.0, own=0.5, decay=1.0, init_std=0.01),
+      shared=dict(frames=3, cutoff=4.0, own=0.5, decay=1.5, init_std=0.01),
       symmetric=dict(of="fourier"),
-      translucent=dict(noise=0.0, price=100.0, decay=1.0, init_std=0.01),
-      texture=dict(shape="cube", extent=0.4, resolution=32, decay=1.0, init_std=0.01),
-      gaussians=dict(count=256, radius=0.12)))
+      translucent=dict(noise=0.0, price=100.0, decay=1.5, init_std=0.01),
+      texture=dict(shape="cube", extent=0.4, resolution=32, decay=1.5, init_std=0.01),
+      gaussians=dict(count=128, radius=0.15)))
 
 
 TUNED: dict[str, dict[str, Any]] = {
     "cppn": {"optimizer.learning_rate": 5e-3},
     "siren": {"optimizer.learning_rate": 1e-3},
     "shared": {"prompt": "a red cube|a red sphere", "training.views": 3},
-    "gaussians": {"optimizer.learning_rate": 0.02, "training.steps": 200},  # each costs as much as two of pixels
+    "gaussians": {"optimizer.learning_rate": 0.02},
+    "symmetric": {"generator.viewpoint": (0.0, 25.0)},  # from the front, where things are symmetric
+    "texture": {"optimizer.learning_rate": 0.1, "generator.texture.decay": 1.0},
 }
 """Generator -> settings that its gradients and its speed ask for, by dotted name."""
 

@@ -29,6 +29,8 @@ def checks() -> dict[str, Check]:
                    f"one of {', '.join(catalogue.GENERATORS)}, or package.module:function of your own"),
       g + "size": (lambda v: 8 <= v <= 1024 and v % 2 == 0, "an even number from 8 to 1024"),
       g + "particles": whole(1, 4096),
+      g + "viewpoint": (lambda v: not v or (len(v) == 2 and all(map(finite, v)) and abs(v[1]) <= 90.0),
+                        "(azimuth, elevation) in degrees, elevation from -90 to 90, or () to tell none"),
       g + "pixels.init_std": std,
       g + "fourier.decay": number(0.0, 4.0), g + "fourier.init_std": std,
       g + "cppn.hidden": whole(1, 1024), g + "cppn.depth": whole(1, 32),

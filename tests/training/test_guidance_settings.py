@@ -17,7 +17,7 @@ OPEN = {f"distillation.{name}" for name in ("guidance_scale", "t_min", "t_max")}
 SCHEDULED = {"loss.sds", "loss.orientation", "loss.opacity", "loss.entropy", "distillation.guidance_rescale",
              "distillation.perp_neg_scale", "distillation.clip_norm"} | OPEN
 OF_ESTIMATORS = {f"distillation.{name}" for name in (
-  "sds.guidance_scale", "sds.t_min", "sds.t_max", "csd.negative_weight", "ism.delta_t", "sdi.inversion_scale",
+  "sds.guidance_scale", "sds.t_min", "sds.t_max", "csd.negative_weight", "ism.delta_t", "sdi.inversion",
   "cds.clip", "hifa.image_weight")}
 OF_FIELDS = {"field.paper_mlp.variance", "field.hashgrid.open_levels"}
 
