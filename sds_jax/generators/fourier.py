@@ -74,7 +74,7 @@ def init_spectrum(key: Array, height: int, width: int, channels: int, std: float
   return std * jax.random.normal(key, (2, height, width // 2 + 1, channels))
 
 
-def make_fourier(size: int, decay: float = 1.0, init_std: float = 0.01) -> Parameterization:
+def make_fourier(size: int, decay: float = 1.5, init_std: float = 0.01) -> Parameterization:
   """x = sigmoid(M irfft2(c / f^decay)); c [2, size, size // 2 + 1, 3], N(0, init_std^2) to begin with."""
   scale = amplitudes(size, size, decay)
 

@@ -10,7 +10,7 @@ from sds_jax.generators.fourier import amplitudes, decorrelated_to_rgb, frequenc
 from sds_jax.types import Array, Params
 
 
-def make_shared(size: int, frames: int = 3, cutoff: float = 4.0, own: float = 0.5, decay: float = 1.0,
+def make_shared(size: int, frames: int = 3, cutoff: float = 4.0, own: float = 0.5, decay: float = 1.5,
                 init_std: float = 0.01) -> Parameterization:
   """x_i = sigmoid(M irfft2((s + own c_i) / f^decay)): one spectrum s of low frequencies, and one c_i for each frame.
 

@@ -23,7 +23,7 @@ def random_background(key: Array, size: int, noise: float) -> Array:
   return jnp.clip(plain + 0.25 * wavy * waves, 0.0, 1.0)
 
 
-def make_translucent(size: int, noise: float = 0.0, price: float = 100.0, decay: float = 1.0,
+def make_translucent(size: int, noise: float = 0.0, price: float = 100.0, decay: float = 1.5,
                      init_std: float = 0.01) -> Parameterization:
   """x = a c + (1 - a) b: colours c and opacity a from one spectrum of four channels, b of `random_background`.
 

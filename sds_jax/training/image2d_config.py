@@ -45,7 +45,7 @@ def _generator() -> ConfigDict:
       shared=dict(frames=3, cutoff=4.0, own=0.5, decay=1.5, init_std=0.01),
       symmetric=dict(of="fourier"),
       translucent=dict(noise=0.0, price=100.0, decay=1.5, init_std=0.01),
-      texture=dict(shape="cube", extent=0.4, resolution=32, decay=1.5, init_std=0.01),
+      texture=dict(shape="cube", extent=0.4, resolution=32, decay=1.0, init_std=0.01),
       gaussians=dict(count=128, radius=0.15)))
 
 
@@ -55,7 +55,7 @@ TUNED: dict[str, dict[str, Any]] = {
     "shared": {"prompt": "a red cube|a red sphere", "training.views": 3},
     "gaussians": {"optimizer.learning_rate": 0.02},
     "symmetric": {"generator.viewpoint": (0.0, 25.0)},  # from the front, where things are symmetric
-    "texture": {"optimizer.learning_rate": 0.1, "generator.texture.decay": 1.0},
+    "texture": {"optimizer.learning_rate": 0.1},
 }
 """Generator -> settings that its gradients and its speed ask for, by dotted name."""
 
