@@ -56,7 +56,7 @@ def pds(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
 
   latent = (z_prev - mu(z_t, y)) / s_t, where z_prev = alpha_prev x + sigma_prev e has a noise of its own, e, shared by
   image and source (so that it cancels), and mu and s_t are those of DDPM's posterior (arXiv:2006.11239, eq. 7) for
-  the single step beta_t.
+  the single step beta_t, so that the schedule has to be one that preserves variance.
   With t_prev = t - 1 the clean images cancel, and this is a multiple of DDS. The public code has a grid of 500 times of
   1,000, so t_prev = t - 2, and with it a pull back to the source's own form: psi (x - x_source).
 

@@ -136,7 +136,8 @@ def sdi(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
     keys: [B]; consumed, for the steps' own noise.
     inversion_scale: guidance on the way up, in denoise_fn's own convention; the published one is DreamFusion's omega.
       Of a denoiser that is not guided, nothing changes.
-    eta: how much noise each step adds, as a share of what DDPM would; static.
+    eta: how much noise each step adds, as a share of what DDPM would; static, and 0 on a schedule that does not
+      preserve variance.
     stride, steps, start: of the inversion, as `delta_s`, `steps` and `start` of `ism`.
 
   Returns:

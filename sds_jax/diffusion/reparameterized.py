@@ -29,7 +29,8 @@ def sjc(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
     control_variate: whether eps is taken off, which the paper's code calls variance reduction.
 
   Returns:
-    (residual [B, ...] float32, dict(eps_hat=[B, ...], x0_hat=[B, ...])). At alpha = 0 it is infinite.
+    (residual [B, ...] float32, dict(eps_hat=[B, ...], x0_hat=[B, ...])). At alpha = 0, where s has no value, it is NaN:
+    keep t below the end of a schedule that ends in pure noise.
 
   Example: a network that says 1 of everything.
     >>> from sds_jax.diffusion.schedules import schedule_from_config
@@ -60,9 +61,9 @@ def rfds(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t:
     denoise_fn ... keys: as `estimators` says; denoise_fn predicts noise (`velocity_denoiser` makes it of a velocity).
 
   Returns:
-    (residual [B, ...] float32, dict(eps_hat=[B, ...], x0_hat=[B, ...])); residual = (eps_hat - eps) / (1 - tau). The
-    published code multiplies it by sigmoid of a normal number that has nothing to do with t: its mean of 1/2 is left to
-    the learning rate here.
+    (residual [B, ...] float32, dict(eps_hat=[B, ...], x0_hat=[B, ...])); residual = (eps_hat - eps) / (1 - tau),
+    but at tau = 1, where noise says nothing of a velocity and 0 stands for it. The published code multiplies it by
+    sigmoid of a normal number that has nothing to do with t: its mean of 1/2 is left to the learning rate here.
 
   Example: a network that says 1 of everything, where tau = 1/2.
     >>> from sds_jax.diffusion.schedules import flow_schedule

@@ -24,7 +24,7 @@ def train(config: Config, folder: Path, started: float) -> None:
   print(f"{config.prompt!r} by {config.generator.name} with seed {config.seed}; everything goes to {folder}")
   studio = image2d.make_studio(config)
   prior, prior_params = modes.load_prior(config)
-  print(f"prior: {prior.source}")
+  modes.print_choices(config, prior)
   pictures = image2d_outputs.make_pictures(studio)
 
   def on_render(state: TrainState, step: int) -> None:

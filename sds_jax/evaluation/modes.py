@@ -18,7 +18,7 @@ from sds_jax.io.checkpoints import Checkpoints
 from sds_jax.priors import prior as prior_lib
 from sds_jax.priors.files import CheckpointError
 from sds_jax.shapeworld import captions
-from sds_jax.training import loop, outputs, particles, step as step_lib, workspace
+from sds_jax.training import conditions, loop, outputs, particles, step as step_lib, workspace
 from sds_jax.training.image2d_validation import prompts_of
 from sds_jax.training.state import TrainState
 from sds_jax.training.validation import ConfigError
@@ -32,7 +32,7 @@ def train(config: Config, folder: Path, started: float) -> None:
   compilation.prepare()
   print(f"{config.prompt!r} with seed {config.seed}; everything goes to {folder}")
   prior, prior_params = load_prior(config)
-  print(f"prior: {prior.source}")
+  print_choices(config, prior)
   scene = step_lib.make_scene(config)
   view = outputs.make_view(scene)
 
@@ -109,11 +109,22 @@ def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
   if prior.vocabulary is not None and not p.allow_unknown_words:
     for prompt in prompts_of(config.prompt) if config.job == "image2d" else [config.prompt]:
       _check_prompt(config, prompt, prior.vocabulary)
-    try:
-      prior_lib.check_words([config.negative_prompt], prior.vocabulary)
-    except ValueError as error:
-      raise ConfigError(f"config.negative_prompt={config.negative_prompt!r} is beyond this prior: {error}") from error
+    for setting, words in conditions.own_words(config).items():
+      try:
+        prior_lib.check_words([words], prior.vocabulary)
+      except ValueError as error:
+        raise ConfigError(f"config.{setting}={words!r} is beyond this prior: {error}") from error
   return prior, weights.load()
+
+
+def print_choices(config: Config, prior: prior_lib.Prior) -> None:
+  """Tell what a run is about to work with: the prior, and what was chosen where the settings left it open."""
+  d = config.distillation
+  print(f"prior: {prior.source}")
+  guided = "" if d.estimator == "csd" else f"guidance_scale={d.guidance_scale} ({d.guidance_convention}), "
+  print(f"estimator: {d.estimator}, {guided}weighting={d.weighting}, t from {d.t_min} to {d.t_max}")
+  if note := conditions.stand_in(prior, config):
+    print(note)
 
 
 def _check_prompt(config: Config, prompt: str, vocabulary: frozenset[str]) -> None:

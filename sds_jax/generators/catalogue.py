@@ -24,8 +24,8 @@ WRAPPABLE = {"pixels": make_pixels, "fourier": make_fourier, "cppn": make_cppn, 
 """Those that are a plain picture, which `symmetric` can mirror."""
 
 
-def _symmetric(size: int, of: str = "fourier") -> Parameterization:
-  return make_symmetric(WRAPPABLE[of](size))
+def _symmetric(size: int, of: str = "fourier", settings: dict[str, Any] | None = None) -> Parameterization:
+  return make_symmetric(WRAPPABLE[of](size, **(settings or {})))
 
 
 GENERATORS: dict[str, Callable[..., Parameterization]] = {
@@ -63,12 +63,24 @@ def _own(name: str, size: int) -> Parameterization:
     made = getattr(importlib.import_module(module), function)(size)
     known = {field: getattr(made, field) for field in Parameterization.__dataclass_fields__ if hasattr(made, field)}
     generator = Parameterization(**known)
-    image = jax.eval_shape(lambda key: generator.apply(generator.init(key), key), jax.random.key(0))
+    params = jax.eval_shape(generator.init, jax.random.key(0))
+    image = jax.eval_shape(generator.apply, params, jax.random.key(0))
+    others = [fn for fn in (generator.show, generator.extras, generator.penalty) if fn is not None]
+    jax.eval_shape(lambda params: [fn(params) for fn in others], params)
   except Exception as error:  # whatever a user's code raises
     raise GeneratorError(f"{name!r} does not work ({type(error).__name__}: {error}); it must be an importable module "
                          "and its function (size) -> an object with init(key) -> params and apply(params, key) -> "
                          "images") from error
-  shape = getattr(image, "shape", ())
-  if len(shape) != 4 or shape[0] != generator.frames or shape[3] != 3 or image.dtype != jnp.float32:
-    raise GeneratorError(f"apply of {name!r} gives {image}: it must give images [{generator.frames}, H, W, 3] float32")
+  check_images(f"apply of {name!r}", image, generator.frames, size)
+  if fixed := [leaf for leaf in jax.tree.leaves(params) if not jnp.issubdtype(leaf.dtype, jnp.floating)]:
+    raise GeneratorError(f"init of {name!r} gives a parameter {fixed[0]}: only floating-point ones can be learnt; keep "
+                         "others in the object")
   return generator
+
+
+def check_images(what: str, image: Any, frames: int, size: int | None = None) -> None:
+  """Raises GeneratorError unless `image`, of `eval_shape`, is [frames, size, size, 3] float32; None: any size."""
+  shape = getattr(image, "shape", ())
+  wanted = size or (shape[1] if len(shape) == 4 else "H")
+  if shape != (frames, wanted, wanted, 3) or image.dtype != jnp.float32:
+    raise GeneratorError(f"{what} gives {image}: it must give images [{frames}, {wanted}, {wanted}, 3] float32")

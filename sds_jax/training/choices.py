@@ -68,6 +68,7 @@ _LATE = ((0.0, 0.8), (1.0, 0.3))
 
 SMALL: dict[str, dict[str, Any]] = {
     name: dict(guidance_convention="diffusers", guidance_scale=(3.0,)) for name in PUBLISHED}
+SMALL["csd"] = {}
 SMALL["pds"]["guidance_scale"] = (20.0,)  # else its pull to the source, here an empty mist, wins
 SMALL["ism"]["t_min"] = (0.25,)  # an inversion that begins at 0.15 wants room for its interval
 SMALL["cds"] |= dict(t_min=_LATE, t_max=_LATE)  # t below 0.3 flattens the object

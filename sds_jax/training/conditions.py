@@ -9,7 +9,7 @@ import ml_collections
 
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.priors.prior import Prior, check_words
-from sds_jax.training import estimator_state
+from sds_jax.training import config as config_lib, estimator_state
 from sds_jax.training.config import scalar_spec
 from sds_jax.types import Array, Camera
 from sds_jax.views import cameras, perp_neg, prompts
@@ -21,8 +21,8 @@ def texts(prior: Prior, config: ml_collections.FrozenConfigDict, prompt: str,
           spread: Callable[[str], list[str]]) -> dict[str, list[str]]:
   """All that is said in a run: name -> sentences, several where the name is one of SPREAD, else one.
 
-  Words about quality mean nothing to a prior that knows a few words only: where one is unknown the empty (or negative)
-  prompt stands in, and the prompt itself for the bridge's target.
+  The published words about quality mean nothing to a prior that knows a few words only: where one is unknown the empty
+  (or negative) prompt stands in, and the prompt itself for the bridge's target; `stand_in` says so.
 
   Args:
     spread: prompt -> sentences: one for each view of an object, say.
@@ -41,12 +41,45 @@ def texts(prior: Prior, config: ml_collections.FrozenConfigDict, prompt: str,
   return said
 
 
-def _if_known(prior: Prior, words: str, otherwise: str) -> str:
+_QUALITY = {"csd": ("negative_prompt",), "nfsd": ("negative_prompt",), "bridge": ("target_words", "source_words")}
+"""Estimator -> those of its own settings that are words."""
+
+
+def own_words(config: ml_collections.FrozenConfigDict) -> dict[str, str]:
+  """What the user says beside the prompt, by the setting that says it: the prior must know all of these words."""
+  d = config.distillation
+  said = {"negative_prompt": config.negative_prompt}
+  if d.estimator in estimator_state.EDITS:
+    said["distillation.source_prompt"] = d.source_prompt
+  published = config_lib.default().distillation
+  for name in _QUALITY.get(d.estimator, ()):
+    if d[d.estimator][name] != published[d.estimator][name]:
+      said[f"distillation.{d.estimator}.{name}"] = d[d.estimator][name]
+  return said
+
+
+def stand_in(prior: Prior, config: ml_collections.FrozenConfigDict) -> str:
+  """One line where the prior does not know an estimator's published words, so that something stands in; else ""."""
+  name = config.distillation.estimator
+  unknown = [setting for setting in _QUALITY.get(name, ())
+             if not _known(prior, config.distillation[name][setting])]
+  if not unknown:
+    return ""
+  instead = ("the prompt itself and the empty one are target and source" if name == "bridge" else
+             "the empty prompt is the negative one")
+  return f"{name}: this prior does not know the words of config.distillation.{name}.{unknown[0]}, so {instead}"
+
+
+def _known(prior: Prior, words: str) -> bool:
   try:
     check_words([words], prior.vocabulary)
   except ValueError:
-    return otherwise
-  return words
+    return False
+  return True
+
+
+def _if_known(prior: Prior, words: str, otherwise: str) -> str:
+  return words if _known(prior, words) else otherwise
 
 
 SPREAD = ("views", "target", "source")

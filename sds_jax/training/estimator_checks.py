@@ -1,7 +1,12 @@
 """What is legal for the settings that only estimators have; `validation.validate` joins it to the rest."""
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
 from sds_jax.diffusion import guidance, timesteps, weightings
+from sds_jax.training import choices, estimator_state
 from sds_jax.training.checks import Check, above, finite, number, one_of, scalar, whole
 
 
@@ -44,3 +49,40 @@ def checks() -> dict[str, Check]:
       "sds.t_warp": one_of((*timesteps.WARPS, "dreamtime")),
   }
   return {f"distillation.{name}": check for name, check in own.items()} | {"distillation.source_prompt": words}
+
+
+def relations(config: ConfigDict) -> Iterator[str]:
+  """What only an estimator and another setting together can get wrong; of settings in which nothing is left open."""
+  d = config.distillation
+  name = f"config.distillation.estimator={d.estimator!r}"
+  edits = d.estimator in estimator_state.EDITS
+  if d.source and not edits:
+    yield (f"config.distillation.source={d.source!r} is what {' and '.join(estimator_state.EDITS)} edit, but {name}: "
+           "set it to one of these, or source to ''")
+  if d.source and edits and not d.source_prompt:
+    yield (f"config.distillation.source={d.source!r} is not the folder of a run (it has no config.json): give one, "
+           "such as runs/a-red-cube-0, or say what it shows with config.distillation.source_prompt")
+  if d.estimator == "csd" and d.guidance_scale != choices.PUBLISHED["csd"]["guidance_scale"]:
+    yield (f"config.distillation.guidance_scale={d.guidance_scale!r} plays no part in {name}: leave it open (); "
+           "config.loss.sds and the learning rate have its place")
+  if d.estimator == "bridge" and d.perp_neg != "none":
+    yield (f"config.distillation.perp_neg={d.perp_neg!r} would put the prompt in the place of the target's description "
+           f"of {name}: set it to none")
+  if d.estimator == "hifa" and d.latent_until > 0.0:
+    yield (f"config.distillation.latent_until={d.latent_until} makes a latent of normals, which no picture belongs to, "
+           f"but {name} has a term on pictures: set it to 0.0")
+  pictures, setting = _pictures(config)
+  if pictures > 1 and (d.antithetic_noise or d.t_sampler == "antithetic"):
+    wanted = "antithetic_noise=True" if d.antithetic_noise else "t_sampler='antithetic'"
+    yield (f"config.distillation.{wanted} pairs views of one object, but {setting} makes neighbouring views strangers: "
+           "set that to 1, or take another")
+
+
+def _pictures(config: ConfigDict) -> tuple[int, str]:
+  """How many pictures or objects with nothing in common a step has, and the setting that says so."""
+  if config.job == "text3d":
+    return config.training.particles, f"config.training.particles={config.training.particles}"
+  g = config.generator
+  if g.name == "shared" and g.shared.frames > 1:
+    return g.shared.frames, f"config.generator.shared.frames={g.shared.frames}"
+  return g.particles, f"config.generator.particles={g.particles}"

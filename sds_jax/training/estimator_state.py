@@ -18,6 +18,11 @@ EDITS = ("dds", "pds")
 """Estimators that hold the images against those of a source."""
 
 
+def own_key(key: Array) -> Array:
+  """A key for `start` out of that of the whole beginning, apart from those that `split` makes of it for parameters."""
+  return jax.random.fold_in(key, 2**31 - 1)
+
+
 def start(config: ml_collections.FrozenConfigDict, prior: Prior, prior_params: Params, text: dict[str, Array],
           state: TrainState, key: Array, source: TrainState | None = None) -> TrainState:
   """A state before its first update with what its estimator keeps; pure, consumes `key`.

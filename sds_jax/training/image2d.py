@@ -24,12 +24,12 @@ import optax
 
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.generators.base import Parameterization
-from sds_jax.generators.catalogue import GeneratorError, make_generator
+from sds_jax.generators.catalogue import GeneratorError, check_images, make_generator
 from sds_jax.priors.prior import Prior
-from sds_jax.training import choices, conditions, estimator_state, image2d_config, step as step_lib
+from sds_jax.training import conditions, estimator_state, image2d_config, step as step_lib, validation
 from sds_jax.training.checks import ConfigError
 from sds_jax.training.conditions import Text
-from sds_jax.training.config import freeze, scalar_spec
+from sds_jax.training.config import scalar_spec
 from sds_jax.training.distil import distil
 from sds_jax.training.image2d_validation import prompts_of
 from sds_jax.training.state import TrainState, init_state, make_optimizer
@@ -63,7 +63,7 @@ def make_studio(config: ml_collections.FrozenConfigDict, generator: Parameteriza
   g = config.generator
   if generator is None:
     try:
-      generator = make_generator(g.name, g.size, dict(g[g.name]) if g.name in g else {})
+      generator = make_generator(g.name, g.size, _settings(g))
     except GeneratorError as error:
       raise ConfigError(f"config.generator.name={error}") from error
   if config.training.views % (g.particles * generator.frames) or len(prompts_of(config.prompt)) > generator.frames:
@@ -71,6 +71,12 @@ def make_studio(config: ml_collections.FrozenConfigDict, generator: Parameteriza
                       f"{g.particles} times the {generator.frames} frames of this generator, and config.prompt="
                       f"{config.prompt!r} have no more parts than frames")
   return Studio(config, generator, make_optimizer(config))
+
+
+def _settings(g: ml_collections.FrozenConfigDict) -> dict[str, Any]:
+  """The keywords of the generator that the group `generator` names."""
+  own = dict(g[g.name]) if g.name in g else {}
+  return own | dict(settings=dict(g[own["of"]])) if g.name == "symmetric" else own
 
 
 def new_state(studio: Studio, key: Array) -> TrainState:
@@ -83,7 +89,7 @@ def begin(studio: Studio, prior: Prior, prior_params: Params, text: Text, key: A
           source: TrainState | None = None) -> TrainState:
   """`new_state` with what the estimator keeps; `source` is what is edited, or None. Consumes `key`."""
   state = new_state(studio, key)
-  return estimator_state.start(studio.config, prior, prior_params, text, state, jax.random.fold_in(key, 1), source)
+  return estimator_state.start(studio.config, prior, prior_params, text, state, estimator_state.own_key(key), source)
 
 
 def embed_prompts(prior: Prior, config: ml_collections.FrozenConfigDict, frames: int) -> Text:
@@ -200,16 +206,24 @@ def optimise(apply: Callable[[Params, Array], Array], params: Params, prior: Pri
     params: what to begin with.
     prior, prior_params: of `build_prior`.
     prompt: one, or up to F with "|" between them.
-    config: of `image2d_config.default`, whose generator does not count; the defaults where None.
+    config: of `image2d_config.default`, whose generator (but for the viewpoint) and prior do not count; the defaults
+      where None.
 
   Raises:
-    ConfigError: F does not divide `training.views`, or there are more prompts than frames.
+    ConfigError: a setting is not legal, apply gives something else, F does not divide `training.views`, or there are
+      more prompts than frames.
   """
   settings = image2d_config.default() if config is None else config.copy_and_resolve_references()
-  settings.prompt, settings.generator.particles = prompt, 1
-  frames = jax.eval_shape(apply, params, jax.random.key(0)).shape[0]
-  own = Parameterization(init=lambda key: params, apply=apply, frames=frames)
-  studio = make_studio(freeze(choices.resolve(settings)), own)
+  settings.update_from_flattened_dict({
+      "prompt": prompt, "generator.name": "python:apply", "generator.particles": 1, "prior.name": prior.name,
+      "prior.path": "", "prior.random_weights": False})
+  image = jax.eval_shape(apply, params, jax.random.key(0))
+  frames = image.shape[0] if getattr(image, "ndim", 0) == 4 else 1
+  try:
+    check_images("apply", image, frames)
+  except GeneratorError as error:
+    raise ConfigError(str(error)) from error
+  studio = make_studio(validation.validate(settings), Parameterization(lambda key: params, apply, frames=frames))
   text = embed_prompts(prior, studio.config, frames)
   fixed = (prior_params, text, jax.random.key(settings.seed))
   state = begin(studio, prior, prior_params, text, jax.random.key(0))

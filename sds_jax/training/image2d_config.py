@@ -43,7 +43,7 @@ def _generator() -> ConfigDict:
       cppn=dict(hidden=24, depth=6),
       siren=dict(hidden=64, depth=3, w0=30.0),
       shared=dict(frames=3, cutoff=4.0, own=0.5, decay=1.5, init_std=0.01),
-      symmetric=dict(of="fourier"),
+      symmetric=dict(of="fourier"),  # with its group's settings; cppn and siren want their own learning rate too
       translucent=dict(noise=0.0, price=100.0, decay=1.5, init_std=0.01),
       texture=dict(shape="cube", extent=0.4, resolution=32, decay=1.0, init_std=0.01),
       gaussians=dict(count=128, radius=0.15)))
@@ -74,6 +74,9 @@ def from_words(words: str) -> ConfigDict:
   given = [word.strip() for word in words.split(",") if word.strip()]
   names = [word for word in given if word in GENERATORS or ":" in word]
   others = [word for word in given if word not in names]
+  if objects := [word for word in others if word in recipes.RECIPES]:
+    raise ConfigError(f"{words!r}: {objects[0]} is a recipe of objects, for configs/text.py; pictures take a generator "
+                      f"({', '.join(GENERATORS)}, or package.module:function) and a prior")
   if len(names) > 1:
     raise ConfigError(f"{words!r} names more than one generator ({', '.join(names)}): keep one")
   problem = None

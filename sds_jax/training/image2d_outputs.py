@@ -15,6 +15,9 @@ from sds_jax.types import Array, Params
 LARGER = 4
 """How many times larger `image_large.png` is, for pictures without a resolution of their own."""
 
+_NAMES = ("image", "images", "image_large", "rgba", "texture", "views")
+"""Files that generators leave, by their stem, which a number may follow."""
+
 PicturesFn = Callable[[Params], Array]
 """(params, leaves [P, ...]) -> [P F, H, H, 3], particle by particle."""
 
@@ -52,8 +55,9 @@ def write_outputs(studio: Studio, pictures: PicturesFn, state: TrainState, folde
     for name, values in extras.items():
       written[name] = _write(folder, name, values)
   kept = {path for paths in written.values() for path in paths}
-  for old in {*folder.glob("image*.png")} - kept:
-    old.unlink()
+  for name in _NAMES:
+    for old in {*folder.glob(f"{name}.png"), *folder.glob(f"{name}_[0-9]*.png")} - kept:
+      old.unlink()
   return written
 
 

@@ -73,7 +73,8 @@ def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, 
     fixed = (prior_params, text, key)
     step_fns, compile_seconds = _compile(job, state, fixed)
     if int(state.step) < config.training.steps:
-      (workdir / "scores.json").unlink(missing_ok=True)  # of the object before this run
+      for old in (workdir / "scores.json", *workdir.glob("particle_*/scores.json")):
+        old.unlink(missing_ok=True)  # of the objects before this run
     with job.sheets(workdir, state, fixed) as on_guidance:
       started = time.perf_counter()
       looks = [(config.training.render_every, on_render), (config.training.get("guidance_every", 0), on_guidance)]
@@ -116,9 +117,15 @@ def _source(config: ml_collections.FrozenConfigDict, job: Job) -> TrainState | N
     latest = checkpoints.latest()
     if latest is None:
       raise ResumeError(f"config.distillation.source={config.distillation.source!r} has no checkpoint to begin from")
-    like = dataclasses.replace(like, estimator=checkpoints.like(latest).get("estimator"))
+    there = checkpoints.like(latest)  # of what only that run has a use for
+    like = dataclasses.replace(like, estimator=there.get("estimator"), opt_state=there["opt_state"])
+    try:
+      made = checkpoints.restore(latest, like)
+    except (ValueError, KeyError) as error:
+      raise ResumeError(f"config.distillation.source={config.distillation.source!r} cannot be edited with these "
+                        f"settings, its field (or generator) must be the same: {str(error).splitlines()[0]}") from error
     print(f"beginning from step {latest} of {folder}: {config.distillation.source_prompt!r}")
-    return restore(checkpoints, latest, like, folder)
+    return made
 
 
 def _check_same_object(config: ml_collections.FrozenConfigDict, workdir: Path) -> None:

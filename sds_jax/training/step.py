@@ -115,7 +115,7 @@ def begin(scene: Scene, prior: Prior, prior_params: Params, text: Text, key: Arr
     source: of the object that is edited, of the same field; it is also where the run begins. None: a new object.
   """
   state = new_state(scene, key)
-  return estimator_state.start(scene.config, prior, prior_params, text, state, jax.random.fold_in(key, 1), source)
+  return estimator_state.start(scene.config, prior, prior_params, text, state, estimator_state.own_key(key), source)
 
 
 def make_step(scene: Scene, prior: Prior) -> Callable[..., tuple[TrainState, dict[str, Array]]]:

@@ -16,9 +16,9 @@ from sds_jax.fields import background, field
 from sds_jax.priors import published
 from sds_jax.training import choices, config as config_lib, distil, estimator_checks, image2d_validation, references
 from sds_jax.training.checks import (
-    Check, ConfigError, above as _above, finite as _finite, number as _number, one_of as _one_of, scalar as _scalar,
-    scalar_values, span as _span, whole as _whole)
+    Check, ConfigError, above, finite, number, one_of, scalar, scalar_values, span, whole)
 from sds_jax.views import perp_neg
+
 
 def validate(config: ConfigDict) -> ml_collections.FrozenConfigDict:
   """Check every field and every relation between fields.
@@ -31,9 +31,18 @@ def validate(config: ConfigDict) -> ml_collections.FrozenConfigDict:
   """
   reference = references.of(config)
   _check_names_and_types(config, reference, reference)
+  _check_values(config, estimator_checks.checks())  # first, since what is left open may be filled with these
   if config.distillation.estimator in distil.NAMES:  # otherwise the checks below say what is wrong
     config = choices.resolve(config)
-  for path, (legal, words) in _checks(config.job).items():
+  _check_values(config, _checks(config.job))
+  relations = {"text3d": _scene_relations, "image2d": image2d_validation.relations}[config.job]
+  for problem in itertools.chain(_run_relations(config), estimator_checks.relations(config), relations(config)):
+    raise ConfigError(problem)
+  return config_lib.freeze(config)
+
+
+def _check_values(config: ConfigDict, checks: dict[str, Check]) -> None:
+  for path, (legal, words) in checks.items():
     value = _get(config, path)
     try:
       ok = legal(value)
@@ -41,10 +50,6 @@ def validate(config: ConfigDict) -> ml_collections.FrozenConfigDict:
       ok = False
     if not ok:
       raise ConfigError(f"config.{path}={value!r} is not legal: it must be {words}")
-  relations = {"text3d": _scene_relations, "image2d": image2d_validation.relations}[config.job]
-  for problem in itertools.chain(_run_relations(config), relations(config)):
-    raise ConfigError(problem)
-  return config_lib.freeze(config)
 
 
 def check_name(path: str, reference: ConfigDict) -> None:
@@ -94,14 +99,14 @@ def _get(config: ConfigDict, path: str) -> Any:
 
 def _milestones(spec: tuple) -> bool:
   places = [p for p, _ in spec]
-  return (all(_finite(p) and 0.0 < p < 1.0 for p in places) and all(a < b for a, b in zip(places, places[1:]))
+  return (all(finite(p) and 0.0 < p < 1.0 for p in places) and all(a < b for a, b in zip(places, places[1:]))
           and all(type(size) is int and 8 <= size <= 1024 for _, size in spec))
 
 
 def _checks(job: str) -> dict[str, Check]:
   """Dotted name -> check, for all settings of a job."""
   own = {"text3d": _scene_checks, "image2d": image2d_validation.checks}[job]
-  return {**_run_checks(), **estimator_checks.checks(), **own()}
+  return {**_run_checks(), **own()}
 
 
 def _run_checks() -> dict[str, Check]:
@@ -109,40 +114,40 @@ def _run_checks() -> dict[str, Check]:
   return {
       "prompt": (lambda v: bool(v.strip()) and len(v) <= 10_000, "a sentence of 1 to 10,000 characters"),
       "negative_prompt": (lambda v: len(v) <= 10_000, "a text of at most 10,000 characters (empty: none)"),
-      "seed": _whole(0, 2**31 - 1),
-      "resume": _one_of(("auto", "must", "never")),
-      "prior.dtype": _one_of(("float32", "bfloat16")),
-      "distillation.estimator": _one_of(distil.NAMES),
-      "distillation.weighting": _one_of(weightings.WEIGHTINGS),
-      "distillation.guidance_convention": _one_of(guidance.CONVENTIONS),
-      "distillation.guidance_scale": _scalar(-1000.0, 1000.0),
-      "distillation.guidance_rescale": _scalar(0.0, 1.0),
-      "distillation.perp_neg": _one_of(("none", *perp_neg.FLAVOURS)),
-      "distillation.perp_neg_scale": _scalar(0.0, 100.0),
-      "distillation.t_min": _scalar(0.0, 1.0),
-      "distillation.t_max": _scalar(0.0, 1.0),
-      "distillation.t_warp": _one_of((*timesteps.WARPS, "dreamtime")),
-      "distillation.t_sampler": _one_of(timesteps.SAMPLERS),
-      "distillation.latent_until": (lambda v: _finite(v) and 0.0 <= v < 1.0, "a fraction of the run from 0 to below 1, "
+      "seed": whole(0, 2**31 - 1),
+      "resume": one_of(("auto", "must", "never")),
+      "prior.dtype": one_of(("float32", "bfloat16")),
+      "distillation.estimator": one_of(distil.NAMES),
+      "distillation.weighting": one_of(weightings.WEIGHTINGS),
+      "distillation.guidance_convention": one_of(guidance.CONVENTIONS),
+      "distillation.guidance_scale": scalar(-1000.0, 1000.0),
+      "distillation.guidance_rescale": scalar(0.0, 1.0),
+      "distillation.perp_neg": one_of(("none", *perp_neg.FLAVOURS)),
+      "distillation.perp_neg_scale": scalar(0.0, 100.0),
+      "distillation.t_min": scalar(0.0, 1.0),
+      "distillation.t_max": scalar(0.0, 1.0),
+      "distillation.t_warp": one_of((*timesteps.WARPS, "dreamtime")),
+      "distillation.t_sampler": one_of(timesteps.SAMPLERS),
+      "distillation.latent_until": (lambda v: finite(v) and 0.0 <= v < 1.0, "a fraction of the run from 0 to below 1, "
                                     "since no colours are learnt before it"),
-      "distillation.clip_norm": _scalar(0.0, words=", never 0 unless it is (0.0,): no clipping"),
-      "distillation.view_words": _one_of(("nearest", "blended", "none")),
-      "loss.sds": _scalar(0.0),
-      "optimizer.name": _one_of(("adam", "adan", "adamw", "sgd")),
-      "optimizer.learning_rate": _above(0.0),
-      "optimizer.warmup_steps": _whole(0),
-      "optimizer.final_fraction": _number(0.0, 1.0),
-      "optimizer.b1": _number(0.0, 0.9999),
-      "optimizer.b2": _number(0.0, 0.99999),
-      "optimizer.eps": _above(0.0),
-      "optimizer.background_factor": _number(0.0, 100.0),
-      "optimizer.clip_norm": _number(0.0, math.inf, " (0: no clipping)"),
-      "training.steps": _whole(1),
-      "training.views": _whole(1, 4096),
-      "training.log_every": _whole(1),
-      "training.render_every": _whole(0, words=" (0: never)"),
-      "training.checkpoint_every": _whole(1),
-      "training.keep_checkpoints": _whole(1),
+      "distillation.clip_norm": scalar(0.0, words=", never 0 unless it is (0.0,): no clipping"),
+      "distillation.view_words": one_of(("nearest", "blended", "none")),
+      "loss.sds": scalar(0.0),
+      "optimizer.name": one_of(("adam", "adan", "adamw", "sgd")),
+      "optimizer.learning_rate": above(0.0),
+      "optimizer.warmup_steps": whole(0),
+      "optimizer.final_fraction": number(0.0, 1.0),
+      "optimizer.b1": number(0.0, 0.9999),
+      "optimizer.b2": number(0.0, 0.99999),
+      "optimizer.eps": above(0.0),
+      "optimizer.background_factor": number(0.0, 100.0),
+      "optimizer.clip_norm": number(0.0, math.inf, " (0: no clipping)"),
+      "training.steps": whole(1),
+      "training.views": whole(1, 4096),
+      "training.log_every": whole(1),
+      "training.render_every": whole(0, words=" (0: never)"),
+      "training.checkpoint_every": whole(1),
+      "training.keep_checkpoints": whole(1),
   }
 
 
@@ -150,74 +155,74 @@ def _scene_checks() -> dict[str, Check]:
   """Of text-to-3D: what is optimised, how it is rendered, what is left."""
   texture = "; lower it if memory is short"
   return {
-      "loss.orientation": _scalar(0.0),
-      "loss.opacity": _scalar(0.0),
-      "loss.entropy": _scalar(0.0),
-      "training.guidance_every": _whole(0, words=" (0: never)"),
-      "training.particles": _whole(1, 4096),
+      "loss.orientation": scalar(0.0),
+      "loss.opacity": scalar(0.0),
+      "loss.entropy": scalar(0.0),
+      "training.guidance_every": whole(0, words=" (0: never)"),
+      "training.particles": whole(1, 4096),
       "occupancy.resolution": (lambda v: 4 <= v <= 256 and v % 2 == 0, "an even number from 4 to 256"),
-      "occupancy.every": _whole(0, words=" (0: no occupancy grid)"),
-      "occupancy.decay": _number(0.0, 1.0),
-      "occupancy.start_step": _whole(0),
-      "export.mesh_resolution": _whole(16, 1024),
-      "export.mesh_threshold": _number(0.0, math.inf, " (0: chosen automatically)"),
-      "export.image_size": _whole(16, 4096),
-      "export.num_samples": _whole(4, 4096),
-      "export.turntable_frames": _whole(2, 10_000),
-      "export.turntable_elevation_deg": _number(-89.0, 89.0),
-      "camera.elevation_deg": _span(-90.0, 90.0),
-      "camera.distance": _span(1.0, 100.0),
-      "camera.fov_deg": _span(5.0, 150.0),
-      "camera.focal": (lambda v: tuple(v) == (0.0, 0.0) or _span(0.1, 20.0)[0](v),
-                       "(0.0, 0.0): fov_deg counts, or " + _span(0.1, 20.0)[1]),
-      "camera.position_jitter": _number(0.0, 1.0),
-      "camera.target_std": _number(0.0, 1.0),
-      "camera.up_std": _number(0.0, 1.0),
-      "shading.albedo_until": _number(0.0, 1.0),
-      "shading.lambertian": _number(0.0, 1.0),
-      "shading.textureless": _number(0.0, 1.0),
-      "shading.ambient": _number(0.0, 1.0),
-      "shading.ambient_spread": _number(0.0, 1.0),
-      "shading.distance": _span(0.01, 100.0),
-      "field.name": _one_of(field.FIELDS),
-      "field.bound": _number(0.05, 1.0),
-      "field.density": _one_of(field.ACTIVATIONS),
-      "field.blob": _one_of(field.BLOBS),
-      "field.blob_scale": _number(0.0, 1000.0),
-      "field.blob_radius": _above(0.0),
-      "field.density_bias": _number(-100.0, 100.0),
-      "field.mlp.hidden": _whole(1, 1024),
-      "field.mlp.depth": _whole(1, 32),
-      "field.mlp.num_octaves": _whole(1, 16),
-      "field.mlp.activation": _one_of(("relu", "silu", "softplus")),
-      "field.paper_mlp.hidden": _whole(1, 1024),
-      "field.paper_mlp.blocks": _whole(1, 32),
-      "field.paper_mlp.num_octaves": _whole(1, 16),
-      "field.paper_mlp.variance": _scalar(0.0, 1.0),
-      "field.hashgrid.levels": _whole(1, 32),
-      "field.hashgrid.features": _whole(1, 16),
-      "field.hashgrid.coarsest": _whole(2, 1024),
-      "field.hashgrid.finest": _whole(2, 8192),
-      "field.hashgrid.log2_table": _whole(8, 24),
-      "field.hashgrid.hidden": _whole(1, 1024),
-      "field.hashgrid.depth": _whole(0, 32),
-      "field.hashgrid.open_levels": _scalar(0.0, 32.0),
-      "background.name": _one_of(background.BACKGROUNDS),
-      "background.random_colour": _number(0.0, 1.0),
-      "background.mlp.hidden": _whole(1, 1024),
-      "background.mlp.depth": _whole(0, 32),
-      "background.mlp.num_octaves": _whole(1, 16),
-      "background.harmonics.degree": _whole(1, 4),
-      "background.harmonics.hidden": _whole(1, 1024),
-      "background.harmonics.depth": _whole(0, 32),
-      "render.height": _whole(8, 1024, texture),
-      "render.width": _whole(8, 1024, texture),
-      "render.num_samples": _whole(2, 1024, texture),
-      "render.candidates": _whole(2, 4096, texture),
-      "render.block_points": _whole(-1, 10**8, " (-1: chosen by the backend, 0: no blocks)"),
+      "occupancy.every": whole(0, words=" (0: no occupancy grid)"),
+      "occupancy.decay": number(0.0, 1.0),
+      "occupancy.start_step": whole(0),
+      "export.mesh_resolution": whole(16, 1024),
+      "export.mesh_threshold": number(0.0, math.inf, " (0: chosen automatically)"),
+      "export.image_size": whole(16, 4096),
+      "export.num_samples": whole(4, 4096),
+      "export.turntable_frames": whole(2, 10_000),
+      "export.turntable_elevation_deg": number(-89.0, 89.0),
+      "camera.elevation_deg": span(-90.0, 90.0),
+      "camera.distance": span(1.0, 100.0),
+      "camera.fov_deg": span(5.0, 150.0),
+      "camera.focal": (lambda v: tuple(v) == (0.0, 0.0) or span(0.1, 20.0)[0](v),
+                       "(0.0, 0.0): fov_deg counts, or " + span(0.1, 20.0)[1]),
+      "camera.position_jitter": number(0.0, 1.0),
+      "camera.target_std": number(0.0, 1.0),
+      "camera.up_std": number(0.0, 1.0),
+      "shading.albedo_until": number(0.0, 1.0),
+      "shading.lambertian": number(0.0, 1.0),
+      "shading.textureless": number(0.0, 1.0),
+      "shading.ambient": number(0.0, 1.0),
+      "shading.ambient_spread": number(0.0, 1.0),
+      "shading.distance": span(0.01, 100.0),
+      "field.name": one_of(field.FIELDS),
+      "field.bound": number(0.05, 1.0),
+      "field.density": one_of(field.ACTIVATIONS),
+      "field.blob": one_of(field.BLOBS),
+      "field.blob_scale": number(0.0, 1000.0),
+      "field.blob_radius": above(0.0),
+      "field.density_bias": number(-100.0, 100.0),
+      "field.mlp.hidden": whole(1, 1024),
+      "field.mlp.depth": whole(1, 32),
+      "field.mlp.num_octaves": whole(1, 16),
+      "field.mlp.activation": one_of(("relu", "silu", "softplus")),
+      "field.paper_mlp.hidden": whole(1, 1024),
+      "field.paper_mlp.blocks": whole(1, 32),
+      "field.paper_mlp.num_octaves": whole(1, 16),
+      "field.paper_mlp.variance": scalar(0.0, 1.0),
+      "field.hashgrid.levels": whole(1, 32),
+      "field.hashgrid.features": whole(1, 16),
+      "field.hashgrid.coarsest": whole(2, 1024),
+      "field.hashgrid.finest": whole(2, 8192),
+      "field.hashgrid.log2_table": whole(8, 24),
+      "field.hashgrid.hidden": whole(1, 1024),
+      "field.hashgrid.depth": whole(0, 32),
+      "field.hashgrid.open_levels": scalar(0.0, 32.0),
+      "background.name": one_of(background.BACKGROUNDS),
+      "background.random_colour": number(0.0, 1.0),
+      "background.mlp.hidden": whole(1, 1024),
+      "background.mlp.depth": whole(0, 32),
+      "background.mlp.num_octaves": whole(1, 16),
+      "background.harmonics.degree": whole(1, 4),
+      "background.harmonics.hidden": whole(1, 1024),
+      "background.harmonics.depth": whole(0, 32),
+      "render.height": whole(8, 1024, texture),
+      "render.width": whole(8, 1024, texture),
+      "render.num_samples": whole(2, 1024, texture),
+      "render.candidates": whole(2, 4096, texture),
+      "render.block_points": whole(-1, 10**8, " (-1: chosen by the backend, 0: no blocks)"),
       "render.milestones": (_milestones, "(), or ((p, size), ...) with fractions p of the run rising between 0 and 1, "
                             "and whole sizes from 8 to 1024"),
-      "render.normals": _one_of(("analytic", "difference")),
+      "render.normals": one_of(("analytic", "difference")),
   }
 
 
@@ -241,12 +246,6 @@ def _run_relations(config: ConfigDict) -> Iterator[str]:
   if d.t_min != d.t_max and any(_at(d.t_min, p) >= _at(d.t_max, p) for p in (*_places(d.t_min), *_places(d.t_max))):
     yield (f"config.distillation.t_min={d.t_min!r} reaches config.distillation.t_max={d.t_max!r}: t_min must stay "
            "below t_max during the whole run; exchange or separate them, or make them equal for a t without randomness")
-  if d.source and d.estimator not in ("dds", "pds"):
-    yield (f"config.distillation.source={d.source!r} is what dds and pds edit, but config.distillation.estimator="
-           f"{d.estimator!r}: set it to one of these, or source to ''")
-  if d.source and d.estimator in ("dds", "pds") and not d.source_prompt:
-    yield (f"config.distillation.source={d.source!r} is not the folder of a run (it has no config.json): give one, "
-           "such as runs/a-red-cube-0, or say what it shows with config.distillation.source_prompt")
   if d.clip_norm != (0.0,) and min(scalar_values(d.clip_norm)) == 0.0:
     yield (f"config.distillation.clip_norm={d.clip_norm!r} reaches 0, where nothing would be learnt: keep it above 0, "
            "or give (0.0,) for no clipping at all")

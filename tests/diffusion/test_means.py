@@ -1,4 +1,4 @@
-"""On average over the noise every estimator is a sum of gradients of divergences, which quadrature and autodiff know."""
+"""On average over the noise estimators are sums of gradients of divergences, which quadrature and autodiff know."""
 import jax
 import jax.numpy as jnp
 import numpy as np
