@@ -117,9 +117,10 @@ def field(name: str, world: Mixture, schedule: Schedule, omega: Array | float, k
   Example: uphill on either side of what is wanted, N(1, 0.3^2); a step goes the other way.
     >>> from sds_jax.diffusion.schedules import flow_schedule
     >>> from sds_jax.testbed import worlds
+    >>> world, schedule = worlds.two_gaussians(), flow_schedule(1000)
     >>> points, crowd = jnp.array([[-1.0], [3.0]]), laws.gaussian(jnp.zeros(1), 1.0)
-    >>> found = field("sds", worlds.two_gaussians(), flow_schedule(1000), 0.0, jax.random.key(0), points, crowd, 16)
-    >>> print(jnp.sign(found)[:, 0])
+    >>> found = jax.jit(lambda key: field("sds", world, schedule, 0.0, key, points, crowd, draws=16))
+    >>> print(jnp.sign(found(jax.random.key(0)))[:, 0])
     [-1.  1.]
   """
   def one(x: Array, key: Array, seed: Array) -> Array:
@@ -192,9 +193,10 @@ def against_t(name: str, world: Mixture, schedule: Schedule, key: Array, points:
   Example: SDS's mean is the gradient of the divergence; that of CSD is another.
     >>> from sds_jax.diffusion.schedules import flow_schedule
     >>> from sds_jax.testbed import worlds
-    >>> points, crowd = jnp.array([[-0.5], [2.5]]), laws.gaussian(jnp.zeros(1), 1.0)
+    >>> schedule, crowd = flow_schedule(1000), laws.gaussian(jnp.zeros(1), 1.0)
+    >>> points, key = jnp.array([[-0.5], [2.5]]), jax.random.key(0)
     >>> for name in ("sds", "csd"):
-    ...   found = against_t(name, worlds.line(), flow_schedule(1000), jax.random.key(0), points, crowd, 3, 24, 1)
+    ...   found = jax.jit(lambda key: against_t(name, worlds.line(), schedule, key, points, crowd, 3, 24, 1))(key)
     ...   print(name, bool(jnp.allclose(found["mean"], found["exact"], rtol=0.02, atol=1e-4)))
     sds True
     csd False

@@ -84,8 +84,6 @@ def all_ends(every: dict[str, Found]) -> Any:
   >>> figure = all_ends(dict.fromkeys(["sds", "csd", "nfsd", "vsd", "ism", "sdi"], cloud))
   >>> print(len(figure.axes), "places, taken:", sum(axis.get_visible() for axis in figure.axes))
   10 places, taken: 6
-  >>> print(figure.axes[0].get_legend_handles_labels()[1])  # 9 is outside of what is drawn
-  ['omega = 7.5 (beyond)', 'no guidance']
   """
   columns = min(5, len(every))
   figure, axes = new(-(-len(every) // columns), columns, 12.0, 2.45 * -(-len(every) // columns) + 0.3)

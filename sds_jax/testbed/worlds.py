@@ -54,10 +54,10 @@ def two_gaussians(std: float = 0.3) -> Mixture:
   Returns:
     Leaves [4, K], [4, K, 1], [4, K].
 
-  Example: omega = 2, and the guided prediction in the middle of what an image at 3 looks like, 0.6 * 3.
+  Example: omega = 2. In an image at 3 without noise, z = 0.6 * 3, the guided prediction sees none.
     >>> world, z = two_gaussians(), jnp.array([1.8])
     >>> wanted, null = (laws.noise_given(law_of(world, label), z, 0.6, 0.8) for label in (WANTED, NULL))
-    >>> print(bool(jnp.allclose(wanted + 2.0 * (wanted - null), 0.0, atol=1e-4)))  # nothing to take off: it rests
+    >>> print(bool(jnp.allclose(wanted + 2.0 * (wanted - null), 0.0, atol=1e-4)))
     True
   """
   wanted, other = laws.gaussian(jnp.ones(1), std), laws.gaussian(jnp.zeros(1), std)
