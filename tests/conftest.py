@@ -1,6 +1,10 @@
 """A strict session: 8 virtual CPU devices, no silent dtype or rank promotion, warnings are errors (pyproject.toml)."""
+import ast
+import doctest
+import importlib
 import json
 import os
+import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -46,6 +50,21 @@ def shared_executables(tmp_path_factory):
   for name, value in before.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def without_example():
+  """(module's dotted name) -> its public functions and classes without an example; the examples of the others run."""
+  def run(name):
+    module = importlib.import_module(name)
+    result = doctest.testmod(module)
+    assert result.failed == 0 and result.attempted > 0
+    found = {test.name.rpartition(".")[2] for test in doctest.DocTestFinder().find(module) if test.examples}
+    tree = ast.parse(pathlib.Path(module.__file__).read_text(encoding="utf-8"))
+    return [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+            and not node.name.startswith("_") and node.name not in found]
+
+  return run
 
 
 @pytest.fixture(scope="session")

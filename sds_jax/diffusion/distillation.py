@@ -104,6 +104,14 @@ class DistillationAux:
     x0_hat: [B, ...], the network's guess of the clean x.
     grad_norm: [B] float32, norm of scale w(t) residual for each example, before clipping and before the mean over the
       batch. Watch this instead of the loss, which is always 0.
+
+  Example: what a network that sees no noise has overlooked is the noise, with the weight sigma_t^2.
+    >>> from sds_jax.diffusion.schedules import flow_schedule
+    >>> blind, schedule, x = lambda params, z, t, cond: 0 * z, flow_schedule(4), jnp.zeros((2, 3))
+    >>> _, aux = score_distillation(blind, None, schedule, x, jax.random.key(0), None, t=jnp.array([1, 3]))
+    >>> length = schedule.sigma[aux.t] ** 2 * jnp.linalg.norm(aux.eps, axis=1)
+    >>> print(aux.t, aux.eps.shape, bool(jnp.allclose(aux.grad_norm, length)))
+    [1 3] (2, 3) True
   """
   t: Array
   eps: Array

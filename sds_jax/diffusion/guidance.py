@@ -76,6 +76,11 @@ class Guided:
   Attributes:
     denoise_fn: the plain one.
     convention, scale, rescale_phi: as `guided` takes them.
+
+  Example: being data, it can be had again with another scale, as `paths.sdi` does.
+    >>> strong, sides = Guided(None, "diffusers", 7.5), dict(cond=jnp.ones((1, 2)), uncond=jnp.zeros((1, 2)))
+    >>> print(strong.combine(sides), dataclasses.replace(strong, scale=1.0).combine(sides))
+    [[7.5 7.5]] [[1. 1.]]
   """
   denoise_fn: DenoiseFn
   convention: str

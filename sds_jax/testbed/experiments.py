@@ -29,12 +29,22 @@ LawOf = Callable[[Array], Mixture]
 
 
 def blurred(particles: Array) -> Mixture:
-  """The particles themselves, each blurred by 0.1."""
+  """The particles [N, D] themselves, each blurred by 0.1.
+
+  >>> law = blurred(jnp.array([[0.0], [2.0]]))
+  >>> print(law.means[:, 0], law.stds)
+  [0. 2.] [0.1 0.1]
+  """
   return laws.dataset(particles, 0.1)
 
 
 def fitted(particles: Array) -> Mixture:
-  """The Gaussian of their mean and spread, one number for all coordinates."""
+  """The Gaussian of the mean of particles [N, D] and of their spread, one number for all coordinates.
+
+  >>> law = fitted(jnp.array([[0.0], [2.0]]))
+  >>> print(law.means[:, 0], law.stds)
+  [1.] [1.]
+  """
   mean = particles.mean(0)
   return laws.gaussian(mean, jnp.sqrt(jnp.mean((particles - mean[None]) ** 2)))
 
@@ -54,6 +64,18 @@ def gradient(name: str, world: Mixture, schedule: Schedule, omega: Array | float
     crowd: the law of all particles, for VSD.
     progress: fraction of the run that is done, in [0, 1].
     seed: of the noise that CDS keeps for the whole run.
+
+  Example: where SDS rests under omega = 2, at 1 + omega, noise of either sign cancels; CSD goes on outwards from there.
+    >>> from sds_jax.diffusion.schedules import flow_schedule
+    >>> from sds_jax.testbed import worlds
+    >>> x, key, crowd = jnp.array([3.0]), jax.random.key(0), laws.gaussian(jnp.ones(1), 0.3)
+    >>> one = lambda name, eps: gradient(name, worlds.two_gaussians(), flow_schedule(1000), 2.0, x, jnp.int32(500), eps,
+    ...                                  key, start=x, crowd=crowd, progress=0.5)
+    >>> for name in ("sds", "csd"):
+    ...   both = jax.jit(lambda eps: one(name, eps) + one(name, -eps))(jnp.ones(1))
+    ...   print(name, bool(jnp.abs(both[0]) < 1e-4), bool(both[0] < -0.1))
+    sds True False
+    csd False True
   """
   label = lambda y: jnp.full((1,), y)  # noqa: E731
   cond = dict(cond=label(WANTED), uncond=label(WIDE if name == "bridge" else NULL))
@@ -91,6 +113,15 @@ def field(name: str, world: Mixture, schedule: Schedule, omega: Array | float, k
     points: taken for starts as well.
     crowd: the law of the particles, for VSD.
     draws: number of draws (static).
+
+  Example: uphill on either side of what is wanted, N(1, 0.3^2); a step goes the other way.
+    >>> from sds_jax.diffusion.schedules import flow_schedule
+    >>> from sds_jax.testbed import worlds
+    >>> world, schedule = worlds.two_gaussians(), flow_schedule(1000)
+    >>> points, crowd = jnp.array([[-1.0], [3.0]]), laws.gaussian(jnp.zeros(1), 1.0)
+    >>> found = jax.jit(lambda key: field("sds", world, schedule, 0.0, key, points, crowd, draws=16))
+    >>> print(jnp.sign(found(jax.random.key(0)))[:, 0])
+    [-1.  1.]
   """
   def one(x: Array, key: Array, seed: Array) -> Array:
     key, when = jax.random.split(key)
@@ -113,6 +144,16 @@ def descend(name: str, world: Mixture, schedule: Schedule, omega: Array | float,
   Returns:
     (end points [N, D], how much they still move []): the median particle's way in the last fifth of the run, as a share
     of the longest that Adam can go in a straight line there. Near 0 at rest, near 1 where it drifts for ever.
+
+  Example: with omega = 2, SDS comes to rest at 1 + omega, and CSD nowhere.
+    >>> from sds_jax.diffusion.schedules import flow_schedule
+    >>> from sds_jax.testbed import worlds
+    >>> world, key, start = worlds.two_gaussians(), jax.random.key(0), jnp.array([[0.0], [2.0]])
+    >>> for name in ("sds", "csd"):
+    ...   ends, moving = descend(name, world, flow_schedule(1000), 2.0, key, start, 200, 0.1)
+    ...   print(name, bool(jnp.allclose(ends, 3.0, atol=0.2)), bool(moving < 0.3))
+    sds True True
+    csd False False
   """
   adam = optax.adam(optax.linear_schedule(rate, 0.0, steps), b2=0.99)
   seeds = jnp.arange(start.shape[0])
@@ -138,15 +179,27 @@ def against_t(name: str, world: Mixture, schedule: Schedule, key: Array, points:
   """Mean and variance of `gradient` without guidance against t, beside the exact gradient of the divergence.
 
   The mean over the noise is a quadrature, so it has no error of sampling; what else is drawn is averaged over `draws`.
+  Exact is (sigma_t / alpha_t) w(t) d/dx KL, as `divergence` has it (arXiv:2209.14988, eq. 4).
 
   Args:
     world: of one dimension.
-    key: consumed.
+    key: consumed; every t has the same draws.
     points: [P, 1], taken for starts as well.
     times, nodes, draws: sizes (static).
 
   Returns:
     t [T], fractions of the schedule over the estimator's range; mean, variance and exact [T, P], all with w(t).
+
+  Example: SDS's mean is the gradient of the divergence; that of CSD is another.
+    >>> from sds_jax.diffusion.schedules import flow_schedule
+    >>> from sds_jax.testbed import worlds
+    >>> schedule, crowd = flow_schedule(1000), laws.gaussian(jnp.zeros(1), 1.0)
+    >>> points, key = jnp.array([[-0.5], [2.5]]), jax.random.key(0)
+    >>> for name in ("sds", "csd"):
+    ...   found = jax.jit(lambda key: against_t(name, worlds.line(), schedule, key, points, crowd, 3, 24, 1))(key)
+    ...   print(name, bool(jnp.allclose(found["mean"], found["exact"], rtol=0.02, atol=1e-4)))
+    sds True
+    csd False
   """
   nodes_at, weights = np.polynomial.hermite_e.hermegauss(nodes)
   weights = jnp.asarray(weights / weights.sum(), jnp.float32)
@@ -175,7 +228,11 @@ def against_t(name: str, world: Mixture, schedule: Schedule, key: Array, points:
 
 
 def span(name: str) -> tuple[float, float]:
-  """The smallest and the largest t of an estimator over its run, fractions of the schedule."""
+  """The smallest and the largest t of an estimator over its run, fractions of the schedule.
+
+  >>> print(span("sds"), span("cds"))
+  (0.02, 0.98) (0.1, 0.7)
+  """
   ends = [value for spec in (SETTINGS[name].t_min, SETTINGS[name].t_max)
           for value in ([spec] if isinstance(spec, float) else [v for _, v in spec])]
   return min(ends), max(ends)

@@ -20,7 +20,15 @@ COLOURS = ("#2a6fdb", "#d9730d", "#2f9e5b", "#b3361f", "#7a4fbf", "#8a6d3b", "#c
 
 
 def new(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Any, np.ndarray]:
-  """(figure, axes [rows, columns]) of this size in inches, plain and without a window."""
+  """(figure, axes [rows, columns]) of this size in inches, plain and without a window.
+
+  Args:
+    options: of matplotlib's `Figure.subplots`.
+
+  >>> figure, axes = new(1, 2, 4.0, 3.0)
+  >>> print(figure.get_size_inches(), axes.shape)
+  [4. 3.] (1, 2)
+  """
   from matplotlib import rc_context
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -34,14 +42,28 @@ def new(rows: int, columns: int, width: float, height: float, **options: Any) ->
 
 
 def data_uri(figure: Any, dots: int = 110) -> str:
-  """The figure as a PNG in a data URI."""
+  """The figure as a PNG in a data URI, `dots` to the inch.
+
+  >>> from PIL import Image
+  >>> kind, _, data = data_uri(new(1, 1, 2.0, 1.0)[0], dots=50).partition(",")
+  >>> print(kind, Image.open(io.BytesIO(base64.b64decode(data))).size)
+  data:image/png;base64 (100, 50)
+  """
   stream = io.BytesIO()
   figure.savefig(stream, format="png", dpi=dots)
   return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 def of_estimator(found: Found) -> Any:
-  """Field, end points, bias and noise, and behaviour against guidance of one estimator; a figure."""
+  """Field, end points, bias and noise, and behaviour against guidance of one estimator; a figure.
+
+  Args:
+    found: of `suite.run`.
+
+  >>> figure = of_estimator(suite.run("sds", suite.Sizes(particles=4, steps=200, draws=4, grid=2, times=2)))
+  >>> print(len(figure.axes), figure.axes[3].get_legend_handles_labels()[1])
+  4 ['closed form of SDS', 'end point', 'still moving']
+  """
   figure, axes = new(1, 4, 12.0, 3.3, width_ratios=(1, 1, 1.05, 1.05))
   _field(axes[0, 0], found)
   _ends(axes[0, 1], found)
@@ -53,7 +75,16 @@ def of_estimator(found: Found) -> Any:
 
 
 def all_ends(every: dict[str, Found]) -> Any:
-  """End points of every estimator, small; a figure."""
+  """End points of every estimator, small, five to a row; a figure.
+
+  Args:
+    every: name -> found; start, ends and guided_ends [N, 2] are drawn.
+
+  >>> cloud = dict(start=np.zeros((2, 2)), ends=np.ones((2, 2)), guided_ends=np.full((2, 2), 9.0))
+  >>> figure = all_ends(dict.fromkeys(["sds", "csd", "nfsd", "vsd", "ism", "sdi"], cloud))
+  >>> print(len(figure.axes), "places, taken:", sum(axis.get_visible() for axis in figure.axes))
+  10 places, taken: 6
+  """
   columns = min(5, len(every))
   figure, axes = new(-(-len(every) // columns), columns, 12.0, 2.45 * -(-len(every) // columns) + 0.3)
   for axis in axes.flat[len(every):]:
@@ -66,7 +97,17 @@ def all_ends(every: dict[str, Found]) -> Any:
 
 
 def all_guidance(every: dict[str, Found]) -> Any:
-  """Where each estimator comes to rest as guidance grows, all on the same axes; a figure."""
+  """Where each estimator comes to rest as guidance grows, all on the same axes; a figure.
+
+  Args:
+    every: name -> found; rest and moving [O] at `suite.OMEGAS` are drawn.
+
+  Example: lines that end at one height have their names together.
+    >>> still = np.zeros(len(suite.OMEGAS))
+    >>> figure = all_guidance(dict(sds=dict(rest=1.0 + np.array(suite.OMEGAS), moving=still)))
+    >>> print([text.get_text() for text in figure.axes[0].texts])
+    ['1 + omega, sds', 'the data']
+  """
   figure, axes = new(1, 1, 11.0, 5.2)
   axis = axes[0, 0]
   omega = np.array(suite.OMEGAS)
@@ -104,7 +145,16 @@ def _label_ends(axis: Any, x: float, labels: list[tuple[float, str, str]]) -> No
 
 
 def all_numbers(summaries: dict[str, dict[str, Any]]) -> Any:
-  """Bars of bias, relative variance, width and share of particles near a mode; a figure."""
+  """Bars of bias, relative variance, width and share of particles near a mode; a figure.
+
+  Args:
+    summaries: name -> that of `suite.summary`.
+
+  >>> sds = dict(bias=0.0, relative_variance=0.04, width=0.22, near=1.0)
+  >>> figure = all_numbers(dict(sds=sds, csd=dict(bias=0.2, relative_variance=0.11, width=10.3, near=0.0)))
+  >>> print([text.get_text() for text in figure.axes[2].texts])  # widths; bars end at 2
+  ['0.22', '10.30 (cut)']
+  """
   figure, axes = new(1, 4, 12.0, 0.27 * len(summaries) + 1.0, sharey=True)
   names = list(summaries)
   for axis, (key, title, limit) in zip(axes.flat, (
@@ -123,7 +173,15 @@ def all_numbers(summaries: dict[str, dict[str, Any]]) -> Any:
 
 
 def bars(names: list[str], columns: dict[str, list[float]]) -> Any:
-  """One panel of horizontal bars for each column, a row for each name; a figure."""
+  """One panel of horizontal bars for each column, a row for each name; a figure.
+
+  Args:
+    columns: title -> one number for each of `names`.
+
+  >>> figure = bars(["sds", "vsd"], {"silhouette IoU": [0.81, 0.79], "seconds a run": [30.0, 61.5]})
+  >>> print([text.get_text().strip() for text in figure.axes[1].texts])
+  ['30', '61.5']
+  """
   figure, axes = new(1, len(columns), 12.0, 0.27 * len(names) + 1.0, sharey=True)
   for axis, (title, values) in zip(axes.flat, columns.items()):
     axis.barh(names, values, color=PLAIN, height=0.66)

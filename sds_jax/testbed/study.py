@@ -40,6 +40,12 @@ def write(names: Sequence[str], folder: Path, sizes: Sizes, scores: scoring.Scor
   Args:
     names: of `ESTIMATORS`.
     scores: of runs in three dimensions; may be {}.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   path = write(["sds"], Path(folder), Sizes(particles=4, steps=200, draws=4, grid=2, times=2), {})
+  ...   print(path.name, sorted(other.name for other in path.parent.iterdir()))
+  study.html ['records.json', 'study.html', 'table.md']
   """
   started, every = time.perf_counter(), {}
   with tqdm.tqdm(names, desc="estimators") as bar:
@@ -87,10 +93,19 @@ def _machine() -> str:
 
 
 def find_scores(given: str) -> scoring.Scores:
-  """Those of --shapeworld, or of the package.
+  """Scores of runs in three dimensions, name -> one record a run: those of --shapeworld, or of the package.
+
+  Args:
+    given: a folder or a file; "" for the package's own.
 
   Raises:
     FileNotFoundError: --shapeworld names nothing.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   path = files.write_json(dict(estimators=dict(sds=[dict(seconds=30.0)])), Path(folder) / "records.json")
+  ...   print(find_scores(folder))
+  {'sds': [{'seconds': 30.0}]}
   """
   if not given:
     return scoring.read(scoring.SHIPPED)
@@ -102,7 +117,10 @@ def find_scores(given: str) -> scoring.Scores:
 
 
 def main() -> None:
-  """Command line."""
+  """Command line: a quick look at two of them, say.
+
+      python -m sds_jax.testbed.study --estimators=sds,csd --particles=50 --steps=300 --out=quick
+  """
   out = flags.DEFINE_string("out", "study", "folder of the page, the records and the table")
   chosen = flags.DEFINE_list("estimators", ",".join(ESTIMATORS), f"of {', '.join(ESTIMATORS)}")
   particles = flags.DEFINE_integer("particles", Sizes.particles, "in the plane", lower_bound=10)

@@ -17,6 +17,15 @@ class Plain:
     return jnp.broadcast_to(jax.nn.sigmoid(params), (1, self.size, self.size, 3))
 def broken(size):
   raise RuntimeError("no such thing")
+class Wide(Plain):
+  def apply(self, params, key):
+    return jnp.zeros((1, self.size, 2 * self.size, 3))
+class Whole(Plain):
+  def init(self, key):
+    return jnp.zeros(3, jnp.int32)
+class Shown(Plain):
+  def show(self):
+    pass
 """
 
 
@@ -34,14 +43,16 @@ def size_of(path):
 def test_what_it_leaves_and_makes_again(command, flags_of, tmp_path):
   status, out, err = command(f"{CONFIG}:fourier", *flags_of, f"--workdir={tmp_path}")
   assert status == 0, err
+  assert "estimator: sds, guidance_scale=(5.0,) (diffusers), weighting=sigma2, t from (0.02,) to" in out
   assert str(tmp_path / "image.png") in out and "drawn at 64x64" in out
   assert size_of(tmp_path / "image.png") == (16, 16, 3) and size_of(tmp_path / "image_large.png") == (64, 64, 3)
   assert (tmp_path / "progress" / "000002.png").exists() and (tmp_path / "metrics.jsonl").exists()
   assert json.loads((tmp_path / "config.json").read_text())["config"]["generator"]["name"] == "fourier"
+  (tmp_path / "rgba_1.png").write_bytes(b"of another generator, before")
   before = (tmp_path / "image.png").read_bytes()
   (tmp_path / "image.png").unlink()
   status, out, err = command("--mode=export", f"--workdir={tmp_path}")
-  assert status == 0 and (tmp_path / "image.png").read_bytes() == before, err
+  assert status == 0 and (tmp_path / "image.png").read_bytes() == before and not (tmp_path / "rgba_1.png").exists(), err
   for mode in ("render", "evaluate"):
     status, _, err = command(f"--mode={mode}", f"--workdir={tmp_path}")
     assert status == 2 and err.startswith(f"error: --mode={mode} is for objects") and err.count("\n") == 1
@@ -61,12 +72,21 @@ def test_a_generator_of_the_users_own(command, flags_of, tmp_path, monkeypatch):
   status, _, err = command(f"{CONFIG}:my_own:Plain", *flags_of, f"--workdir={tmp_path / 'run'}")
   assert status == 0, err
   assert np.ptp(np.asarray(Image.open(tmp_path / "run" / "image.png")), axis=(0, 1)).max() == 0
-  status, _, err = command(f"{CONFIG}:my_own:broken", *flags_of, f"--workdir={tmp_path / 'other'}")
-  assert status == 2 and "'my_own:broken' does not work (RuntimeError: no such thing)" in err and err.count("\n") == 1
+  for name, part in (("broken", "'my_own:broken' does not work (RuntimeError: no such thing)"),
+                     ("Wide", "it must give images [1, 16, 16, 3] float32"), ("Whole", "only floating-point ones"),
+                     ("Shown", "does not work (TypeError")):
+    status, _, err = command(f"{CONFIG}:my_own:{name}", *flags_of, f"--workdir={tmp_path / 'other'}")
+    assert status == 2 and part in err and err.count("\n") == 1, err
 
 
 @pytest.mark.parametrize("arguments, parts", [
   ([f"{CONFIG}:fourrier"], ("'fourrier'", "no generator (legal: pixels, fourier")),
+  ([f"{CONFIG}:dreamfusion"], ("dreamfusion is a recipe of objects",)),
+  ([CONFIG, "--config.generator.viewpoint=(0.0, 91.0)"], ("generator.viewpoint=(0.0, 91.0)", "from -90 to 90")),
+  ([CONFIG, "--config.distillation.estimator=dds", "--config.distillation.source_prompt=a zebra"],
+   ("config.distillation.source_prompt='a zebra'", "zebra")),
+  ([CONFIG, "--config.distillation.estimator=csd", "--config.distillation.csd.negative_prompt=a bleu sphere"],
+   ("config.distillation.csd.negative_prompt='a bleu sphere'", "bleu")),
   ([f"{CONFIG}:pixels,fourier"], ("more than one generator (pixels, fourier)",)),
   ([CONFIG, "--config.generator.name=oil"], ("config.generator.name='oil'", "one of pixels, fourier")),
   ([CONFIG, "--config.training.views=3", "--config.generator.particles=2"], ("no multiple", "set it to 2")),

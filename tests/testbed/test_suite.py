@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sds_jax.diffusion.estimators import ESTIMATORS
-from sds_jax.testbed import laws, published, study, suite, worlds
+from sds_jax.testbed import laws, page, published, study, suite, worlds
 from sds_jax.training import choices
 from sds_jax.training.config import scalar_spec
 
@@ -55,8 +55,12 @@ def test_summary_and_table():
 
 
 def test_the_study_runs_what_a_run_would():
-  """Weight and times of the published defaults; the study's own are told in its notes: one stage of the bridge, say."""
-  own = {"bridge": {"t_max"}, "csd": {"t_max"}, "vsd": {"t_max"}, "ism": {"t_max"}}
+  """Weight and times of the published defaults; the study's own are told on its page, in general and beside each.
+
+  CSD, the bridge and VSD keep the range of t that theirs begins with, ISM the one that its ends with: particles have no
+  coarse stage. RFDS has that of SDS, which it equals but for the weight.
+  """
+  own = {"bridge": {"t_max"}, "csd": {"t_max"}, "vsd": {"t_max"}, "ism": {"t_max"}, "rfds": {"t_max"}}
   for name, choice in choices.PUBLISHED.items():
     if name not in published.SETTINGS:
       continue  # HiFA's second term wants latents
@@ -65,6 +69,7 @@ def test_the_study_runs_what_a_run_would():
     for key, value in found.items():
       same = value == (scalar_spec(choice[key]) if key in ("t_min", "t_max") else choice[key])
       assert same != (key in own.get(name, ())), (name, key)
+    assert ("published range" in setting.note) == (f"<code>{name}</code>" in page.INTRODUCTION) == (name in own), name
 
 
 def test_the_records_that_ship_are_those_of_the_readme():

@@ -1,6 +1,4 @@
 """The exact test bed against slow sums, autodiff, scipy's quadrature and closed forms."""
-import doctest
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,9 +108,3 @@ def test_divergence_of_a_mixture_by_another_quadrature():
   np.testing.assert_allclose(divergence.expected_residual(law, jnp.array([-0.4]), A, S), S / A * slope, rtol=1e-3)
   with pytest.raises(ValueError, match=r"x has shape \(3,\); the quadrature is for \[1\] or \[2\]"):
     divergence.kl(law, jnp.zeros(3), A, S)
-
-
-@pytest.mark.parametrize("module", [laws, denoisers])
-def test_examples(module):
-  result = doctest.testmod(module)
-  assert result.failed == 0 and result.attempted > 0

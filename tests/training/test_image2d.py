@@ -84,6 +84,7 @@ def test_prompts_are_spread_over_the_frames(make, prior_and_params):
 def test_a_picture_is_edited_from_another_run(make, run, tmp_path):
   made = run(make(), tmp_path / "red")
   config = make("pixels", {"prompt": "a blue cube", "distillation.estimator": "dds", "training.steps": 2,
+                           "optimizer.name": "sgd",  # the source's has no part in it
                            "distillation.source": str(tmp_path / "red")})
   assert config.distillation.source_prompt == "a red cube"
   state = run(config, tmp_path / "blue")
@@ -104,7 +105,11 @@ def test_any_function_is_a_generator(make, prior_and_params):
   settings.update_from_flattened_dict({"prior.path": prior.name, **TINY})
   found = image2d.optimise(draw, begin, prior, prior_params, "a red cube", config=settings)
   assert found["mean"].shape == (3,) and float(jnp.abs(found["mean"]).max()) > 0.01
-  settings.training.views = 3
-  with pytest.raises(ConfigError, match="views=3 must be a multiple"):
-    image2d.optimise(lambda theta, key: jnp.concatenate([draw(theta, key)] * 2), begin, prior, prior_params,
-                     "a red cube", config=settings)
+  for function, change, message in (
+      (lambda theta, key: jnp.concatenate([draw(theta, key)] * 2), {"training.views": 3}, "views=3 must be a multiple"),
+      (lambda theta, key: draw(theta, key)[0], {}, r"apply gives .* it must give images"),
+      (draw, {"distillation.estimator": "nope"}, "estimator='nope' is not legal: it must be one of sds")):
+    wrong = settings.copy_and_resolve_references()
+    wrong.update_from_flattened_dict(change)
+    with pytest.raises(ConfigError, match=message):
+      image2d.optimise(function, begin, prior, prior_params, "a red cube", config=wrong)

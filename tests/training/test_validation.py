@@ -205,6 +205,11 @@ def test_missing_settings():
   ({"distillation.t_min": (0.7,), "distillation.t_max": (0.3,)}, ("t_min=(0.7,)", "t_max=(0.3,)", "below")),
   ({"distillation.perp_neg": "threestudio", "distillation.view_words": "none"},
    ("perp_neg='threestudio'", "view_words='none'", "nearest or blended")),
+  ({"distillation.estimator": "csd", "distillation.guidance_scale": (7.5,)}, ("guidance_scale=(7.5,)", "no part")),
+  ({"distillation.estimator": "bridge", "distillation.perp_neg": "threestudio"}, ("perp_neg=", "'bridge'")),
+  ({"distillation.estimator": "hifa", "distillation.latent_until": 0.2}, ("latent_until=0.2", "'hifa'")),
+  ({"training.particles": 2, "distillation.antithetic_noise": True}, ("antithetic_noise=True", "particles=2")),
+  ({"training.particles": 2, "distillation.t_sampler": "antithetic"}, ("t_sampler='antithetic'", "particles=2")),
   ({"training.steps": 10, "optimizer.warmup_steps": 10}, ("warmup_steps=10", "steps=10"))])
 def test_fields_that_contradict_each_other(changes, parts):
   config = config_lib.default()
@@ -231,3 +236,7 @@ def test_unusual_but_legal(changes):
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict({field: value})
   assert isinstance(validate(config), ml_collections.FrozenConfigDict)
+
+
+def test_a_group_that_fills_what_is_left_open_is_named_itself():
+  assert "config.distillation.sds.weighting='foo'" in mistake(changed("distillation.sds.weighting", "foo"))
