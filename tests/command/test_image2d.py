@@ -23,6 +23,8 @@ class Wide(Plain):
 class Whole(Plain):
   def init(self, key):
     return jnp.zeros(3, jnp.int32)
+  def apply(self, params, key):
+    return super().apply(params.astype(jnp.float32), key)
 class Shown(Plain):
   def show(self):
     pass
