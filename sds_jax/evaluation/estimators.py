@@ -4,21 +4,25 @@ r"""Every estimator on the main job: the shipped prior, the same captions, each 
 
 Each compiles once; one whose records lie in the folder already, of the same settings, captions, versions and prior, is
 not run again, so that a command that was stopped goes on. Settings are overridden for all of them as for `run.py`
-(`--config.training.steps=300`).
+(`--config.training.steps=300`). Afterwards all of them are timed in turns, step by step (`--notimes`: not).
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 import numpy as np
+import tqdm
 from absl import app, flags
 from ml_collections import config_flags
 
 from sds_jax import compilation
+from sds_jax.evaluation import modes
 from sds_jax.evaluation.recipes import run_config
-from sds_jax.evaluation.shapeworld import Record, draw_captions, or_one_line
+from sds_jax.evaluation.shapeworld import Job, Record, draw_captions, or_one_line
 from sds_jax.io import files
 from sds_jax.shapeworld import captions
 from sds_jax.training import config as config_lib, outputs, validation
@@ -29,6 +33,9 @@ SHIPPED = Path(__file__).parent / "records" / "estimators.json"
 
 Scores = dict[str, list[Record]]
 """Name of an estimator -> its runs."""
+
+WARM_UP = 60
+"""Steps before one is timed: by then rays no longer pass through a full occupancy grid."""
 
 
 def check_names(names: Sequence[str], flag: str = "--estimators") -> None:
@@ -53,12 +60,13 @@ def settings(name: str, config: ml_collections.ConfigDict) -> ml_collections.Fro
 
 
 def run(names: Sequence[str], config: ml_collections.ConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int],
-        folder: Path) -> Scores:
+        folder: Path, times: bool = False) -> Scores:
   """Scores of each estimator; renders and records go to folder/NAME, all records and the table to `folder`.
 
   Args:
     names: of `distil.NAMES`; their settings are all looked at before the first is run.
     config: what is common to all; not yet validated.
+    times: whether `step_times` are taken too.
 
   Raises:
     ValueError: an unknown name.
@@ -70,10 +78,36 @@ def run(names: Sequence[str], config: ml_collections.ConfigDict, specs: Sequence
   for name, frozen in chosen.items():
     print(f"{name} ...", flush=True)
     scores[name] = run_config(frozen, specs, seeds, folder / name)
-  files.write_json(dict(versions=outputs.versions(), estimators=scores), folder / "records.json")
+  step_ms = step_times(chosen, captions.caption(specs[0])) if times else {}
+  files.write_json(dict(versions=outputs.versions(), estimators=scores, step_ms=step_ms), folder / "records.json")
   with files.atomic_write(folder / "table.md") as file:
-    file.write(table(scores).encode() + b"\n")
+    file.write(table(scores, step_ms).encode() + b"\n")
   return scores
+
+
+def step_times(chosen: Mapping[str, ml_collections.FrozenConfigDict], prompt: str, steps: int = 5,
+               rounds: int = 4) -> dict[str, float]:
+  """Milliseconds of a step of each, after WARM_UP steps: the best of `rounds` in which they take turns.
+
+  In turns, because on a shared machine only what was measured side by side can be compared.
+
+  Args:
+    chosen: name -> validated settings, of one prior.
+    steps: how many at a time.
+  """
+  prior = modes.load_prior(next(iter(chosen.values())))
+  jobs = {name: Job(frozen, *prior) for name, frozen in chosen.items()}
+  states = {}
+  for name in tqdm.tqdm(jobs, desc="compiling, to be timed"):
+    state, told = jobs[name].begin(prompt, 0)
+    states[name] = jobs[name].advance(state, told, range(WARM_UP)), told
+  found = {name: [] for name in jobs}
+  for _ in range(rounds):
+    for name, job in jobs.items():
+      started = time.perf_counter()
+      states[name] = job.advance(*states[name], range(WARM_UP, WARM_UP + steps)), states[name][1]
+      found[name].append((time.perf_counter() - started) / steps * 1e3)
+  return {name: min(taken) for name, taken in found.items()}
 
 
 def read(path: Path) -> Scores:
@@ -82,30 +116,35 @@ def read(path: Path) -> Scores:
   Raises:
     DamagedFileError: the file holds something else.
   """
+  return _stored(path).get("estimators", {})
+
+
+def read_times(path: Path) -> dict[str, float]:
+  """The `step_times` in the same place; {} where there are none."""
+  return _stored(path).get("step_ms", {})
+
+
+def _stored(path: Path) -> dict[str, Any]:
   path = path / "records.json" if path.is_dir() else path
   stored = files.read_json(path)
   if stored and not isinstance(stored.get("estimators"), dict):
     raise files.DamagedFileError(f"{path} holds no records of estimators; such a file is made by "
                                  "python -m sds_jax.evaluation.estimators")
-  return stored.get("estimators", {})
+  return stored
 
 
-def seconds(records: Sequence[Record]) -> float:
-  """Median seconds of a run: the first one compiles, and does not count for more than one."""
-  return float(np.median([r["seconds"] for r in records]))
-
-
-def table(scores: Scores) -> str:
-  """Means and worst cases of each estimator, as a Markdown table."""
-  rows = ["| estimator | runs | IoU | worst | volume IoU | colours right | colour error | empty or full | s a run "
+def table(scores: Scores, step_ms: Mapping[str, float]) -> str:
+  """Means and worst cases of each estimator, and what a step costs where that is known, as a Markdown table."""
+  rows = ["| estimator | runs | IoU | worst | volume IoU | colours right | colour error | empty or full | ms a step "
           "| times SDS |", "|---" * 10 + "|"]
   for name, records in scores.items():
     mean = lambda key: float(np.mean([r[key] for r in records]))  # noqa: E731
-    relative = f"{seconds(records) / seconds(scores['sds']):.2f}" if "sds" in scores else "–"
+    ms = f"{step_ms[name]:.0f}" if name in step_ms else "–"
+    relative = f"{step_ms[name] / step_ms['sds']:.2f}" if {name, "sds"} <= set(step_ms) else "–"
     rows.append(f"| `{name}` | {len(records)} | {mean('silhouette_iou'):.3f} "
                 f"| {min(r['silhouette_iou'] for r in records):.3f} | {mean('volume_iou'):.3f} "
                 f"| {mean('colours_right'):.0%} | {mean('colour_error'):.3f} "
-                f"| {sum(r['empty'] or r['full'] for r in records)} | {seconds(records):.0f} | {relative} |")
+                f"| {sum(r['empty'] or r['full'] for r in records)} | {ms} | {relative} |")
   return "\n".join(rows)
 
 
@@ -116,6 +155,7 @@ def main() -> None:
   prompts = flags.DEFINE_integer("prompts", 12, "captions", lower_bound=1)
   seeds = flags.DEFINE_integer("seeds", 1, "seeds of each caption", lower_bound=1)
   draw = flags.DEFINE_integer("draw", 4, "seed of the drawing of captions")
+  times = flags.DEFINE_boolean("times", True, "time a step of each as well")
   out = flags.DEFINE_string("out", "estimator_scores", "folder of the table, the records and the renders")
 
   def action(argv: Sequence[str]) -> None:
@@ -124,7 +164,8 @@ def main() -> None:
     specs, folder = draw_captions(prompts.value, draw.value), Path(out.value)
     check_names(chosen.value)
     compilation.prepare()
-    print(table(run(chosen.value, config.value, specs, range(seeds.value), folder)))
+    scores = run(chosen.value, config.value, specs, range(seeds.value), folder, times.value)
+    print(table(scores, read_times(folder)))
     print(f"renders, records and table lie in {folder}")
 
   app.run(lambda argv: or_one_line(lambda: action(argv)))

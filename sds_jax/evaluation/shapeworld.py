@@ -80,11 +80,18 @@ class Job:
 
   def optimise(self, prompt: str, seed: int) -> TrainState:
     """The finished state of one run, the same as the command's."""
+    return self.advance(*self.begin(prompt, seed), range(self.config.training.steps))
+
+  def begin(self, prompt: str, seed: int) -> tuple[TrainState, tuple]:
+    """The state before the first step, and what `advance` wants besides."""
     key = jax.random.key(seed)
     text = conditions.embed_prompts(self.prior, self.config, prompt)
-    state = self._new(text, jax.random.fold_in(key, 2**31 - 1))
-    for number in range(self.config.training.steps):
-      state, _ = stages_lib.at_step(self._stages, self._steps, number)(state, self.prior_params, text, key)
+    return self._new(text, jax.random.fold_in(key, 2**31 - 1)), (text, key)
+
+  def advance(self, state: TrainState, told: tuple, numbers: range) -> TrainState:
+    """The state after the steps `numbers`; takes over the memory of `state`."""
+    for number in numbers:
+      state, _ = stages_lib.at_step(self._stages, self._steps, number)(state, self.prior_params, *told)
     return jax.block_until_ready(state)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,14 @@ RECORDS = Path(__file__).parent / "records" / "estimators.json"
 """The records of the exact part that come with the package, of the default sizes."""
 
 
-def write(names: Sequence[str], folder: Path, sizes: Sizes, scores: scoring.Scores) -> Path:
+def write(names: Sequence[str], folder: Path, sizes: Sizes, scores: scoring.Scores,
+          step_ms: Mapping[str, float] | None = None) -> Path:
   """Runs the exact experiments of `names` and writes records, table and page into `folder`; the page's path.
 
   Args:
     names: of `ESTIMATORS`.
     scores: of runs in three dimensions; may be {}.
+    step_ms: milliseconds of a step of each of these, where known.
 
   >>> import tempfile
   >>> with tempfile.TemporaryDirectory() as folder:
@@ -58,27 +60,29 @@ def write(names: Sequence[str], folder: Path, sizes: Sizes, scores: scoring.Scor
                         estimators=summaries), folder / "records.json")
   with files.atomic_write(folder / "table.md") as file:
     file.write(suite.table(summaries).encode() + b"\n")
-  return _write_page(every, summaries, scores, f"{len(names)} estimators in {seconds:.0f} s on {machine}", folder)
+  byline = f"{len(names)} estimators in {seconds:.0f} s on {machine}"
+  return _write_page(every, summaries, scores, step_ms or {}, byline, folder)
 
 
-def _write_page(every: dict[str, Found], summaries: dict[str, dict[str, Any]], scores: scoring.Scores, byline: str,
-                folder: Path) -> Path:
+def _write_page(every: dict[str, Found], summaries: dict[str, dict[str, Any]], scores: scoring.Scores,
+                step_ms: Mapping[str, float], byline: str, folder: Path) -> Path:
   style = resources.files("sds_jax.io").joinpath("report.css").read_text(encoding="utf-8")
-  content = page.page(every, summaries, style, byline, _shapeworld(scores))
+  content = page.page(every, summaries, style, byline, _shapeworld(scores, step_ms))
   with files.atomic_write(folder / "study.html") as file:
     file.write(content)
   return folder / "study.html"
 
 
-def _shapeworld(scores: scoring.Scores) -> str:
+def _shapeworld(scores: scoring.Scores, step_ms: Mapping[str, float]) -> str:
   """The page's section on runs in three dimensions."""
   if not scores:
     return page.missing_section(COMMAND)
   mean = lambda records, key: float(np.mean([r[key] for r in records]))  # noqa: E731
   columns = {title: [mean(records, key) for records in scores.values()] for title, key in (
     ("silhouette IoU", "silhouette_iou"), ("colours right", "colours_right"), ("colour error", "colour_error"))}
-  columns["seconds a run"] = [scoring.seconds(records) for records in scores.values()]
-  return page.shapeworld_section(scoring.table(scores), columns, list(scores))
+  if set(scores) <= set(step_ms):
+    columns["ms a step"] = [step_ms[name] for name in scores]
+  return page.shapeworld_section(scoring.table(scores, step_ms), columns, list(scores))
 
 
 def _machine() -> str:
@@ -138,12 +142,14 @@ def main() -> None:
     if run_shapeworld.value and shapeworld.value:
       raise ValueError(f"--run_shapeworld makes records, and --shapeworld={shapeworld.value} names some: give one")
     folder = Path(out.value)
+    source = Path(shapeworld.value) if shapeworld.value else scoring.SHIPPED
     scores = {} if run_shapeworld.value else find_scores(shapeworld.value)
     compilation.prepare()
     if run_shapeworld.value:
-      scores = scoring.run(chosen.value, config_lib.default(), draw_captions(prompts.value, 4), range(1),
-                           folder / "shapeworld")
-    print(f"done: {write(chosen.value, folder, Sizes(particles.value, steps.value), scores)}")
+      source = folder / "shapeworld"
+      scores = scoring.run(chosen.value, config_lib.default(), draw_captions(prompts.value, 4), range(1), source, True)
+    sizes = Sizes(particles.value, steps.value)
+    print(f"done: {write(chosen.value, folder, sizes, scores, scoring.read_times(source))}")
 
   app.run(lambda argv: or_one_line(lambda: action(argv)))
 
