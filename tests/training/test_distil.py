@@ -26,7 +26,7 @@ KEYS = step_lib.step_keys(jax.random.key(3), jnp.int32(5))
 
 def denoise(params, z, t, cond):
   told = cond["text"].mean(1) + (cond["camera"][:, :WIDTH] if "camera" in cond else 0.0)
-  return jnp.tanh(z + told + (t.astype(jnp.float32) / 100)[:, None]) @ params["unet"]["to_q"]["kernel"]
+  return jnp.tanh(z + told + (t.astype(jnp.float32) / 1000)[:, None]) @ params["unet"]["to_q"]["kernel"]
 
 
 PRIOR = types.SimpleNamespace(denoise=denoise, schedule=schedule_from_config({}), camera_dim=0,
@@ -39,7 +39,7 @@ def inputs():
   """x [B, WIDTH], the prior's parameters, cond, the views' cameras."""
   rng = np.random.default_rng(0)
   array = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-  cond = {side: dict(text=array(B, 2, WIDTH)) for side in ("cond", "uncond")}
+  cond = {side: dict(text=array(B, 2, WIDTH)) for side in ("cond", "uncond", "negative")}
   return array(B, WIDTH), dict(unet=dict(to_q=dict(kernel=array(WIDTH, WIDTH)))), cond, array(B, CAMERA_DIM)
 
 
@@ -77,6 +77,22 @@ def assert_only(found, expected, other):
   """`found` is `expected`, and that is not what a mistake would give."""
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
   assert np.abs(np.asarray(expected) - np.asarray(other)).max() > 1e-3
+
+
+OPTIONS = {
+    "sds": {}, "score": {}, "sjc": {}, "rfds": {}, "ldiff": {}, "csd": dict(negative_weight=0.5),
+    "nfsd": dict(null_until=0.2), "bridge": dict(bridged=0.0), "dds": {}, "pds": {},
+    "ism": dict(delta_t=0.1 - 0.02 * PROGRESS / 0.3, delta_s=0.2, steps=5, start=0.0)}
+"""Estimators that have no test of their own below -> their options at PROGRESS, besides a source."""
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_name_stands_for_its_estimator_with_the_options_of_the_moment(run, by_hand, inputs, name):
+  source = dict(source_x=0.5 * inputs[0], source_cond=dict(inputs[2], cond=inputs[2]["negative"]))
+  source = source if name in estimator_state.EDITS else {}
+  (found, _), aux = run({"distillation.estimator": name}, **source)
+  np.testing.assert_allclose(found, by_hand(name, aux.t, {**OPTIONS[name], **source}), rtol=1e-4, atol=1e-6)
+  assert np.abs(found).max() > 1e-2
 
 
 def test_asd_is_told_the_lower_end_of_ts_range_at_this_moment(run, by_hand):
