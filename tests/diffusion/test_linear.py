@@ -179,6 +179,15 @@ def test_a_condition_that_is_no_dictionary_of_sides(schedule, network, inputs, n
     ESTIMATORS[name](guided(network[0], "diffusers", 2.0), network[1], schedule, x, t, eps, lacking, None)
 
 
+@pytest.mark.parametrize("name, options, total", [
+  ("sds", {}, [0, 0]), ("score", {}, [1, 1]), ("csd", {}, [0, 0]), ("csd", dict(negative_weight=0.3), [0, 0]),
+  ("nfsd", {}, [1, 0]), ("bridge", dict(bridged=0.0), [0, 0]), ("bridge", {}, [0, 0])])
+def test_coefficients_sum_to_nothing_but_where_noise_is_left_in(name, options, total):
+  """Before and after NFSD's threshold at 0.2: what all predictions say alike cancels out."""
+  row = ROWS[name](jnp.array([0.19, 0.2]), **options)
+  np.testing.assert_allclose(np.zeros(2) + sum(row.values()), total, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_an_option_that_no_row_has(run, name):
   with pytest.raises(TypeError, match="no_such"):

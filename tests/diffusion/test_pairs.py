@@ -94,3 +94,8 @@ def test_asd_asks_a_little_later_without_guidance(schedule, network, run):
   assert sum(a > int(b) for a, b in zip(u, T)) >= 3
   expected = predict(schedule, network, X, T, COND) - predict(schedule, network, X, jnp.array(u), COND, scale=1.0)
   np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_asd_without_a_shift_is_csd_times_omega(run):
+  """eps_guided - eps_c = omega (eps_c - eps_u); a diffusers scale of 4 is omega = 3."""
+  np.testing.assert_allclose(run("asd", shift=0.0), 3 * run("csd"), atol=2e-4)

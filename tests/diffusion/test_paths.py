@@ -141,6 +141,18 @@ def test_cds_against_a_loop(schedule, slow, denoise, clip):
     np.testing.assert_allclose(seen["eps"][b], e, atol=1e-6)
 
 
+@pytest.mark.parametrize("u", [350, 700])
+def test_cds_rests_beside_the_mean_by_its_noise(schedule, slow, exact, u):
+  """Under N(m, c^2), where sigma_u e fills up what alpha_u x lacks of alpha_u m; and images beside it go back there."""
+  e = np.asarray(jax.random.normal(jax.random.key(5), (2,)), np.float64)
+  rest = 0.7 - slow.sigma[u] / slow.alpha[u] * e
+  law, t = dict(mean=jnp.full((3, 2), 0.7), std=jnp.full((3, 2), 0.5)), jnp.full(3, u - 100)
+  x = jnp.asarray(rest + np.array([[-0.1], [0.0], [0.1]]), jnp.float32)
+  found, _ = ESTIMATORS["cds"](exact.gaussian, None, schedule, x, t, EPS, law, KEYS, gap=0.1, spread=0.0, noise_seed=5)
+  np.testing.assert_allclose(found[1], 0.0, atol=1e-5)
+  assert (found[0] < -1e-4).all() and (found[2] > 1e-4).all()
+
+
 @pytest.mark.parametrize("name", ["asd", "sdi", "cds"])
 def test_draws_are_an_examples_own(schedule, denoise, name):
   """Alone or in company, in any order; another key, another draw."""

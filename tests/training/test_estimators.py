@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sds_jax.evaluation import modes
-from sds_jax.training import choices, conditions, distil, loop, particles, step as step_lib
+from sds_jax.training import conditions, distil, loop, particles, step as step_lib
 from sds_jax.training.validation import ConfigError, validate
 from sds_jax.views import prompts
 
@@ -79,23 +79,18 @@ def test_steps_move_the_field_and_stay_finite(begun, name):
   assert max(moved) > 1e-4 and all(np.isfinite(moved))
 
 
-def test_estimators_differ(begun):
-  """From one start under one key, no two names go the same way, but those that are the same by definition."""
+def test_an_edit_of_what_no_words_describe_begins_as_the_bridge(begun):
+  """DDS begins where it is its own source, so that a first step is eps_guided - eps_u."""
   ends = {}
-  for name in ("sds", "score", "csd", "bridge", "sjc", "vsd", "dds", "asd", "ism"):
+  for name in ("bridge", "dds"):
     open_settings = {"distillation.weighting": "sigma2", "distillation.guidance_scale": (3.0,),
                      "distillation.guidance_convention": "diffusers", "distillation.t_min": (0.3,),
                      "distillation.t_max": (0.9,), "distillation.bridge.begins": 0.0}
-    if name == "csd":
-      del open_settings["distillation.guidance_scale"]  # which plays no part
     _, step, (state, *fixed) = begun({"distillation.estimator": name, **open_settings})
     end, _ = jax.jit(step)(state, *fixed)
-    ends[name] = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(end.opt_state)
-                                 if np.ndim(leaf)])
-  names = list(ends)
-  same = {(a, b) for i, a in enumerate(names) for b in names[i + 1:] if np.allclose(ends[a], ends[b], rtol=1e-3)}
-  # ("score" has the same mean only.) DDS begins where it is its own source, which no words describe: the bridge.
-  assert same == {("sds", "sjc"), ("bridge", "dds")}
+    ends[name] = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(end.opt_state) if np.ndim(leaf)])
+  np.testing.assert_allclose(ends["dds"], ends["bridge"], rtol=1e-3, atol=1e-7)
+  assert np.abs(ends["bridge"]).max() > 1e-3
 
 
 def test_vsd_trains_its_second_network_and_leaves_the_prior(begun):
@@ -107,22 +102,6 @@ def test_vsd_trains_its_second_network_and_leaves_the_prior(begun):
   moved = [float(jnp.abs(pair["up"] - before[0]["adapters"][path]["up"]).max()) for path, pair in adapters.items()]
   assert min(moved) > 0 and max(moved) < 3e-4  # two steps of AdamW at 1e-4
   assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(prior_params), jax.tree.leaves(before[1])))
-
-
-def test_where_the_settings_leave_it_open_the_estimator_chooses(tiny_config):
-  """Explicit settings win; published guidance is for published priors."""
-  def resolved(changes):
-    return validate(tiny_config(changes)).distillation
-
-  for name in set(distil.NAMES) - set(choices.LIKE_SDS):
-    small, large = (resolved({"distillation.estimator": name, **more})
-                    for more in ({}, {"prior.path": "", "prior.name": "sd15"}))
-    for setting, value in choices.PUBLISHED[name].items():
-      assert large[setting] == value
-      assert small[setting] == choices.SMALL[name].get(setting, value)
-  assert resolved({"distillation.estimator": "vsd", "distillation.guidance_scale": (4.0,)}).guidance_scale == (4.0,)
-  of_sds = resolved({"distillation.sds.guidance_scale": (5.0,), "distillation.estimator": "score"})
-  assert of_sds.guidance_scale == (5.0,)
 
 
 def test_texts_of_the_bridge_and_of_negative_prompts(tiny_config, prior_and_params):
@@ -220,10 +199,12 @@ def test_hifa_acts_on_the_picture_of_a_latent(tiny_latent, tiny_config):
 
 def test_particles_are_objects_of_their_own(begun, prior_and_params):
   """Two objects under plain SDS move as each alone would with its own half of the views; no gradient passes over."""
-  scene, step, (state, *fixed) = begun({"training.particles": 2, "training.views": 4, "shading.lambertian": 0.0})
+  scene, step, (state, *fixed) = begun({"training.particles": 2, "training.views": 4, "shading.lambertian": 0.0,
+                                           "optimizer.warmup_steps": 0})
   leaf = lambda params: jax.tree.leaves(params["field"])[-1]  # noqa: E731
   assert leaf(state.params).shape[0] == 2 and not np.array_equal(leaf(state.params)[0], leaf(state.params)[1])
   end, _ = jax.jit(step)(state, *fixed)
+  assert np.abs(leaf(end.params)[0] - leaf(state.params)[0]).max() > 1e-4
   other = dataclasses.replace(state, params=jax.tree.map(lambda a: jnp.stack([a[0], a[0] + 0.1]), state.params))
   moved, _ = jax.jit(step)(other, *fixed)
   for a, b in zip(jax.tree.leaves(end.params), jax.tree.leaves(moved.params)):

@@ -1,4 +1,5 @@
 """Pictures by the same loop as objects: one program, exact resumption, particles and frames, one's own generator."""
+import dataclasses
 import os
 import signal
 
@@ -66,11 +67,19 @@ def test_estimators_with_wants_of_their_own_move_a_picture(make, prior_and_param
   assert all(np.isfinite(value) for value in metrics.values())
 
 
-def test_particles_have_nothing_in_common(make, run, tmp_path):
-  """Of two pictures in one run each ends where it would if the other were another one."""
-  state = run(make("pixels", {"generator.particles": 2}), tmp_path / "two")
+def test_particles_have_nothing_in_common(make, prior_and_params):
+  """In a step a picture moves as it would if the other were another one."""
+  prior, prior_params = prior_and_params
+  studio = image2d.make_studio(make("pixels", {"generator.particles": 2, "optimizer.warmup_steps": 0}))
+  state = image2d.new_state(studio, jax.random.key(0))
+  step, text = jax.jit(image2d.make_step(studio, prior)), image2d.embed_prompts(prior, studio.config, 1)
   logits = state.params["logits"]
-  assert logits.shape == (2, 16, 16, 3) and not np.allclose(logits[0], logits[1], atol=1e-2)
+  other = dataclasses.replace(state, params=dict(logits=jnp.stack([logits[0], logits[0] + 0.5])))
+  end, moved = (np.asarray(step(begun, prior_params, text, jax.random.key(1))[0].params["logits"])
+                for begun in (state, other))
+  assert logits.shape == (2, 16, 16, 3) and np.abs(end[0] - logits[0]).max() > 1e-3
+  np.testing.assert_allclose(moved[0], end[0], rtol=1e-5, atol=1e-6)
+  assert not np.allclose(moved[1], end[1], atol=1e-2)
 
 
 def test_prompts_are_spread_over_the_frames(make, prior_and_params):
