@@ -1,9 +1,12 @@
 """Walks along the model's own path: DDIM's steps, and ISM, SDI and consistent distillation against loops in numpy."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sds_jax.diffusion.distillation import score_distillation
 from sds_jax.diffusion.estimators import ESTIMATORS
 from sds_jax.diffusion.guidance import guided
 from sds_jax.diffusion.paths import ddim_step, invert
@@ -165,3 +168,20 @@ def test_draws_are_an_examples_own(schedule, denoise, name):
   np.testing.assert_allclose(run(order, KEYS), whole[np.asarray(order)], atol=1e-5)
   other = run(everything, jax.random.split(jax.random.key(10), 3))
   assert np.abs(other - whole).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["ism", "sdi"])
+def test_the_weight_is_that_of_the_time_at_which_the_network_was_asked(schedule, denoise, name):
+  """An inversion does not end below where it begins: t = 100 and 300 count as 400."""
+  @functools.partial(jax.jit, static_argnums=0)
+  def gradient(weighting):
+    return jax.grad(lambda x: score_distillation(
+      denoise, None, schedule, x, jax.random.key(0), COND, t=jnp.array([100, 300, 905]), estimator=name,
+      options=dict(start=0.4, steps=2), weighting=weighting), has_aux=True)(X)
+
+  plain, aux = gradient("uniform")
+  asked = np.array([400, 400, 905])
+  np.testing.assert_array_equal(aux.t, asked)
+  np.testing.assert_allclose(gradient(lambda schedule, t: t.astype(jnp.float32))[0], asked[:, None] * np.asarray(plain), rtol=1e-4)
+  z = schedule.alpha[asked][:, None] * aux.x0_hat + schedule.sigma[asked][:, None] * aux.eps_hat
+  np.testing.assert_allclose(denoise(None, z, asked, COND), aux.eps_hat, rtol=1e-3, atol=1e-3)
