@@ -1,4 +1,5 @@
 """The README: its library example runs, and the files and commands that it names exist."""
+import json
 import pathlib
 import re
 import subprocess
@@ -6,6 +7,8 @@ import subprocess
 import jax
 import jax.numpy as jnp
 
+from sds_jax.evaluation import estimators
+from sds_jax.testbed import study, suite
 from sds_jax.training import image2d_config
 from sds_jax.training.distil import NAMES
 
@@ -45,6 +48,12 @@ def test_what_it_composes_runs_and_is_right():
   assert jnp.allclose(names["by_shards"], whole, atol=1e-5)
   assert float(jnp.abs(names["grads"]).max()) > 0 and float(jnp.abs(names["phi_grad"])) > 0
   assert float(jnp.abs(names["theta_grad"]).max()) > 0 and names["aux"].eps_hat.shape == (1, 8, 8, 3)
+
+
+def test_tables_of_estimators_are_those_of_the_records():
+  assert suite.table(json.loads(study.RECORDS.read_text(encoding="utf-8"))["estimators"]) in TEXT
+  scores = estimators.read(estimators.SHIPPED)
+  assert set(scores) == set(NAMES) and estimators.table(scores, estimators.read_times(estimators.SHIPPED)) in TEXT
 
 
 def test_a_generator_of_ones_own_needs_no_registration(monkeypatch):
