@@ -11,8 +11,9 @@ After the colon stand a generator, a prior, or both with a comma between them:
              apply(params, key) -> images [1, size, size, 3] in [0, 1].
   prior      as in `configs/text.py`.
 
-Say the generator here rather than by --config.generator.name: its steps and learning rate come along. The settings are
-those of `sds_jax/training/image2d_config.py`. On two CPU cores each takes less than a minute with the shipped prior.
+Say the generator here rather than by --config.generator.name: its learning rate, prompts and viewpoint come along. The
+settings are those of `sds_jax/training/image2d_config.py`. On two CPU cores each takes less than a minute with the
+shipped prior.
 """
 from sds_jax.training import image2d_config
 

@@ -98,7 +98,8 @@ class DistillationAux:
   """What a step of score distillation saw; nothing here carries a gradient. What is not used costs nothing under jit.
 
   Attributes:
-    t: [B] int32, the noise level of each example at which the network was asked.
+    t: [B] int32, the noise level of each example, at which the network was asked (CDS: the lower of two; eps_hat and
+      x0_hat are of the upper).
     eps: [B, ...], the noise that was added.
     eps_hat: [B, ...], the noise that the network saw (after guidance; CSD, which has none, gives eps_c).
     x0_hat: [B, ...], the network's guess of the clean x.

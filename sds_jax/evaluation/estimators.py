@@ -53,6 +53,8 @@ def settings(name: str, config: ml_collections.ConfigDict) -> ml_collections.Fro
   """
   changed = ml_collections.ConfigDict(config.to_dict())
   changed.distillation.estimator = name
+  if name == "csd":
+    changed.distillation.guidance_scale = ()  # which plays no part in it
   try:
     return validation.validate(changed)
   except validation.ConfigError as error:
@@ -78,11 +80,16 @@ def run(names: Sequence[str], config: ml_collections.ConfigDict, specs: Sequence
   for name, frozen in chosen.items():
     print(f"{name} ...", flush=True)
     scores[name] = run_config(frozen, specs, seeds, folder / name)
-  step_ms = step_times(chosen, captions.caption(specs[0])) if times else {}
+  _write(scores, read_times(folder), folder)
+  if times:
+    _write(scores, step_times(chosen, captions.caption(specs[0])), folder)
+  return scores
+
+
+def _write(scores: Scores, step_ms: Mapping[str, float], folder: Path) -> None:
   files.write_json(dict(versions=outputs.versions(), estimators=scores, step_ms=step_ms), folder / "records.json")
   with files.atomic_write(folder / "table.md") as file:
     file.write(table(scores, step_ms).encode() + b"\n")
-  return scores
 
 
 def step_times(chosen: Mapping[str, ml_collections.FrozenConfigDict], prompt: str, steps: int = 5,

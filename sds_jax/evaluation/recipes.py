@@ -45,7 +45,7 @@ def run_config(frozen: ml_collections.FrozenConfigDict, specs: Sequence[captions
   Raises:
     ConfigError, CheckpointError: as `modes.load_prior`.
   """
-  made = files.plain(dict(config=frozen.to_dict(), versions=outputs.versions(), prior=_fingerprint(frozen.prior.path),
+  made = files.plain(dict(config=frozen.to_dict(), versions=outputs.versions(), prior=_fingerprint(frozen.prior.path or frozen.prior.name),
                           runs=[(captions.caption(spec), seed) for spec in specs for seed in seeds]))
   stored = files.read_json(folder / "records.json")
   if {name: stored.get(name) for name in made} == made:
@@ -57,10 +57,10 @@ def run_config(frozen: ml_collections.FrozenConfigDict, specs: Sequence[captions
   return records
 
 
-def _fingerprint(path: str) -> str:
-  """Of the U-Net's weights in the prior's folder; "" is the prior that ships."""
+def _fingerprint(name: str) -> str:
+  """Of the U-Net's weights in the prior's folder, where that is known: the prior that ships, or a folder."""
   digest = hashlib.sha256()
-  for weights in sorted((Path(path) if path else shipped_folder()).glob("unet/*.safetensors")):
+  for weights in sorted((shipped_folder() if name == "shapeworld" else Path(name)).glob("unet/*.safetensors")):
     digest.update(weights.read_bytes())
   return digest.hexdigest()[:16]
 

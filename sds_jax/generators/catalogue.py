@@ -65,15 +65,22 @@ def _own(name: str, size: int) -> Parameterization:
     generator = Parameterization(**known)
     params = jax.eval_shape(generator.init, jax.random.key(0))
     image = jax.eval_shape(generator.apply, params, jax.random.key(0))
-    others = [fn for fn in (generator.show, generator.extras, generator.penalty) if fn is not None]
+    shown = jax.eval_shape(generator.show, params) if generator.show else image
+    large = jax.eval_shape(lambda params: generator.at(params, 2 * size), params) if generator.at else None
+    others = [fn for fn in (generator.extras, generator.penalty) if fn is not None]
     jax.eval_shape(lambda params: [fn(params) for fn in others], params)
+    if generator.cameras:
+      jax.eval_shape(generator.cameras, jax.random.key(0))
   except Exception as error:  # whatever a user's code raises
     raise GeneratorError(f"{name!r} does not work ({type(error).__name__}: {error}); it must be an importable module "
                          "and its function (size) -> an object with init(key) -> params and apply(params, key) -> "
                          "images") from error
-  check_images(f"apply of {name!r}", image, generator.frames, size)
+  check_images(f"{name!r}: apply", image, generator.frames, size)
+  check_images(f"{name!r}: show", shown, generator.frames, size)
+  if generator.at:
+    check_images(f"{name!r}: at", large, generator.frames, 2 * size)
   if fixed := [leaf for leaf in jax.tree.leaves(params) if not jnp.issubdtype(leaf.dtype, jnp.floating)]:
-    raise GeneratorError(f"init of {name!r} gives a parameter {fixed[0]}: only floating-point ones can be learnt; keep "
+    raise GeneratorError(f"{name!r}: init gives a parameter {fixed[0]}: only floating-point ones can be learnt; keep "
                          "others in the object")
   return generator
 

@@ -61,13 +61,11 @@ def own_words(config: ml_collections.FrozenConfigDict) -> dict[str, str]:
 def stand_in(prior: Prior, config: ml_collections.FrozenConfigDict) -> str:
   """One line where the prior does not know an estimator's published words, so that something stands in; else ""."""
   name = config.distillation.estimator
-  unknown = [setting for setting in _QUALITY.get(name, ())
-             if not _known(prior, config.distillation[name][setting])]
-  if not unknown:
-    return ""
-  instead = ("the prompt itself and the empty one are target and source" if name == "bridge" else
-             "the empty prompt is the negative one")
-  return f"{name}: this prior does not know the words of config.distillation.{name}.{unknown[0]}, so {instead}"
+  negative = f"config.negative_prompt={config.negative_prompt!r}"
+  instead = dict(negative_prompt=negative, target_words="nothing", source_words=negative)
+  told = [f"{instead[setting]} stands for {setting}" for setting in _QUALITY.get(name, ())
+          if not _known(prior, config.distillation[name][setting])]
+  return f"{name}: this prior does not know its words about quality: {' and '.join(told)}" if told else ""
 
 
 def _known(prior: Prior, words: str) -> bool:

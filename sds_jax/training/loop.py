@@ -117,13 +117,14 @@ def _source(config: ml_collections.FrozenConfigDict, job: Job) -> TrainState | N
     latest = checkpoints.latest()
     if latest is None:
       raise ResumeError(f"config.distillation.source={config.distillation.source!r} has no checkpoint to begin from")
-    there = checkpoints.like(latest)  # of what only that run has a use for
-    like = dataclasses.replace(like, estimator=there.get("estimator"), opt_state=there["opt_state"])
+    there = checkpoints.like(latest)
     try:
+      # What only that run has a use for is restored as it is there.
+      like = dataclasses.replace(like, estimator=there.get("estimator"), opt_state=there["opt_state"])
       made = checkpoints.restore(latest, like)
     except (ValueError, KeyError) as error:
       raise ResumeError(f"config.distillation.source={config.distillation.source!r} cannot be edited with these "
-                        f"settings, its field (or generator) must be the same: {str(error).splitlines()[0]}") from error
+                        f"settings, its field or generator, grid and particles must be the same: {str(error).splitlines()[0]}") from error
     print(f"beginning from step {latest} of {folder}: {config.distillation.source_prompt!r}")
     return made
 

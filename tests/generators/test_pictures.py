@@ -126,7 +126,7 @@ def test_gaussians_front_to_back():
 
 
 def test_frames_share_low_frequencies_only():
-  generator = make_shared(8, frames=2, cutoff=1.0, own=0.5, init_std=0.5)
+  generator = make_shared(8, frames=2, cutoff=1.0, own=0.5, decay=1.0, init_std=0.5)
   params, images = made(generator)
   low = np.hypot(np.fft.fftfreq(8, 1 / 8)[:, None], np.arange(5)[None]) <= 1.0
   for i in range(2):

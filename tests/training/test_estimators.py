@@ -120,6 +120,10 @@ def test_texts_of_the_bridge_and_of_negative_prompts(tiny_config, prior_and_para
   small = said(prior, "bridge")
   assert small["target"] == small["views"] and small["source"] == [""] * 4
   assert said(prior, "nfsd", {"negative_prompt": "a blue sphere"})["negative"] == ["a blue sphere"]
+  told = conditions.stand_in(prior, validate(tiny_config({"distillation.estimator": "bridge"})))
+  assert told.endswith("nothing stands for target_words and config.negative_prompt='' stands for source_words")
+  assert conditions.stand_in(prior, validate(tiny_config())) == ""
+  assert conditions.stand_in(free, validate(tiny_config({"distillation.estimator": "csd"}))) == ""
   assert said(prior, "dds", {"distillation.source_prompt": "a green cone"})["source"][0] == "a green cone, front view"
 
 
@@ -200,7 +204,7 @@ def test_hifa_acts_on_the_picture_of_a_latent(tiny_latent, tiny_config):
 def test_particles_are_objects_of_their_own(begun, prior_and_params):
   """Two objects under plain SDS move as each alone would with its own half of the views; no gradient passes over."""
   scene, step, (state, *fixed) = begun({"training.particles": 2, "training.views": 4, "shading.lambertian": 0.0,
-                                           "optimizer.warmup_steps": 0})
+                                        "optimizer.warmup_steps": 0})
   leaf = lambda params: jax.tree.leaves(params["field"])[-1]  # noqa: E731
   assert leaf(state.params).shape[0] == 2 and not np.array_equal(leaf(state.params)[0], leaf(state.params)[1])
   end, _ = jax.jit(step)(state, *fixed)
