@@ -45,7 +45,8 @@ def run_config(frozen: ml_collections.FrozenConfigDict, specs: Sequence[captions
   Raises:
     ConfigError, CheckpointError: as `modes.load_prior`.
   """
-  made = files.plain(dict(config=frozen.to_dict(), versions=outputs.versions(), prior=_fingerprint(frozen.prior.path or frozen.prior.name),
+  made = files.plain(dict(config=frozen.to_dict(), versions=outputs.versions(),
+                          prior=_fingerprint(frozen.prior.path or frozen.prior.name),
                           runs=[(captions.caption(spec), seed) for spec in specs for seed in seeds]))
   stored = files.read_json(folder / "records.json")
   if {name: stored.get(name) for name in made} == made:
