@@ -124,7 +124,8 @@ def _source(config: ml_collections.FrozenConfigDict, job: Job) -> TrainState | N
       made = checkpoints.restore(latest, like)
     except (ValueError, KeyError) as error:
       raise ResumeError(f"config.distillation.source={config.distillation.source!r} cannot be edited with these "
-                        f"settings, its field or generator, grid and particles must be the same: {str(error).splitlines()[0]}") from error
+                        "settings, its field or generator, grid and particles must be the same: "
+                        f"{str(error).splitlines()[0]}") from error
     print(f"beginning from step {latest} of {folder}: {config.distillation.source_prompt!r}")
     return made
 
