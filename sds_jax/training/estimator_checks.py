@@ -73,9 +73,10 @@ def relations(config: ConfigDict) -> Iterator[str]:
            f"but {name} has a term on pictures: set it to 0.0")
   pictures, setting = _pictures(config)
   if pictures > 1 and (d.antithetic_noise or d.t_sampler == "antithetic"):
-    wanted = "antithetic_noise=True" if d.antithetic_noise else "t_sampler='antithetic'"
+    wanted, other = (("antithetic_noise=True", "antithetic_noise to False") if d.antithetic_noise else
+                     ("t_sampler='antithetic'", "t_sampler to stratified"))
     yield (f"config.distillation.{wanted} pairs views of one object, but {setting} makes neighbouring views strangers: "
-           "set that to 1, or take another")
+           f"set that to 1, or {other}")
 
 
 def _pictures(config: ConfigDict) -> tuple[int, str]:
