@@ -137,7 +137,7 @@ TINY_SETTINGS = {
 @pytest.fixture(scope="session")
 def tiny_settings(tiny_prior):
   """Dotted name -> value, for a run of a few steps of a tiny field under the tiny prior."""
-  return {"prior.path": str(tiny_prior), "prompt": "a red cube", **TINY_SETTINGS}
+  return {"prior.path": str(tiny_prior), "prompt": "a red cube", "parallel.devices": 1, **TINY_SETTINGS}
 
 
 @pytest.fixture(scope="session")
