@@ -10,7 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from sds_jax import compilation
+from sds_jax import compilation, hosts
 from sds_jax.evaluation import scores as scoring
 from sds_jax.io import files, images
 from sds_jax.io.checkpoints import Checkpoints
@@ -41,8 +41,11 @@ def train(config: Config, folder: Path, started: float) -> None:
     rows = [outputs.render_row(view, config, one) for _, one in _objects(config, state, folder)]
     images.write_png(np.concatenate(rows), folder / "progress" / f"{step:06d}.png")
 
-  (folder / "progress").mkdir(exist_ok=True)
+  if hosts.is_first():
+    (folder / "progress").mkdir(exist_ok=True)
   result = loop.train(config, folder, prior, prior_params, on_render, layout=layout)
+  if not hosts.leave():
+    return
   timings = dict(load_s=result.started - started, **result.timings)
   _export(scene, result.state, folder, timings, view)
   print(f"done in {time.perf_counter() - started:.0f} s: {folder / 'report.html'}")
