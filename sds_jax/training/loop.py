@@ -87,8 +87,13 @@ def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, 
 def _resume(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints,
             state: TrainState) -> TrainState:
   """The newest checkpoint, where it is wanted; else `state` as it is."""
-  latest = checkpoints.latest()
-  if latest is None:
+  if checkpoints.latest() is not None:
+    _check_same_object(config, workdir)
+  try:
+    found = checkpoints.newest(state)
+  except ValueError as error:
+    raise _unfit(checkpoints.latest(), workdir, error) from error
+  if found is None:
     if config.resume == "must":
       raise ResumeError(f"config.resume='must', but {workdir / 'checkpoints'} holds no checkpoint; "
                         "use --config.resume=auto to start anew where there is none")
@@ -96,10 +101,9 @@ def _resume(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints:
     for old in (*workdir.glob("events.out.tfevents.*"), *workdir.glob("progress/*.png")):
       old.unlink()
     return state
-  _check_same_object(config, workdir)
-  state = restore(checkpoints, latest, state, workdir)
-  files.truncate_metrics(workdir / "metrics.jsonl", latest)
-  print(f"going on from step {latest} of {workdir}")
+  step, state = found
+  files.truncate_metrics(workdir / "metrics.jsonl", step)
+  print(f"going on from step {step} of {workdir}")
   return state
 
 
@@ -163,8 +167,12 @@ def restore(checkpoints: Checkpoints, step: int, like: TrainState, workdir: Path
   try:
     return checkpoints.restore(step, like)
   except (ValueError, KeyError) as error:
-    raise ResumeError(f"the checkpoint of step {step} in {workdir} does not fit these settings "
-                      f"({str(error).splitlines()[0]}); use --config.resume=never or another --workdir") from error
+    raise _unfit(step, workdir, error) from error
+
+
+def _unfit(step: int | None, workdir: Path, error: Exception) -> ResumeError:
+  return ResumeError(f"the checkpoint of step {step} in {workdir} does not fit these settings "
+                     f"({str(error).splitlines()[0]}); use --config.resume=never or another --workdir")
 
 
 def _compile(job: Job, state: TrainState, fixed: tuple) -> tuple[list[Callable | None], float]:
@@ -213,7 +221,7 @@ def _loop(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: C
         if every and look and done % every == 0 and done < t.steps:
           look(state, done)
       if done % t.checkpoint_every == 0 or done == t.steps or stop:
-        checkpoints.save(done, state)
+        checkpoints.save(done, state, dict(config=config.to_dict()))
       if stop and done < t.steps:
         raise Interrupted(f"stopped at step {done} of {t.steps}; saved in {workdir / 'checkpoints'}; "
                           "the same command goes on from there")
