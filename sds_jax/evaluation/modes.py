@@ -160,12 +160,15 @@ def newest(config: Config, folder: Path, new_state: Callable[[jax.Array], TrainS
   compilation.prepare()
   like = jax.jit(new_state)(jax.random.key(0))
   with Checkpoints(folder / "checkpoints", config.training.keep_checkpoints) as checkpoints:
-    latest = checkpoints.latest()
-    if latest is None:
-      raise workspace.WorkdirError(f"{folder / 'checkpoints'} holds no checkpoint; run --mode=train first")
-    print(f"from the checkpoint of step {latest} in {folder}")
-    like = dataclasses.replace(like, estimator=checkpoints.like(latest).get("estimator"))
-    return loop.restore(checkpoints, latest, like, folder)
+    try:
+      # What the estimator keeps is restored as it is there.
+      found = checkpoints.newest(lambda there: dataclasses.replace(like, estimator=there.get("estimator")))
+    except ValueError as error:
+      raise loop.unfit(checkpoints.latest(), folder, error) from error
+  if found is None:
+    raise workspace.WorkdirError(f"{folder / 'checkpoints'} holds no checkpoint; run --mode=train first")
+  print(f"from the checkpoint of step {found[0]} in {folder}")
+  return found[1]
 
 
 def _objects(config: Config, state: TrainState, folder: Path) -> Iterator[tuple[Path, TrainState]]:

@@ -133,13 +133,17 @@ class Checkpoints:
 
     Damaged ones on the way are moved to `<folder>/damaged/`, and a line on stderr says so.
 
+    Args:
+      like: of `restore`; or a function that makes it of what `self.like(step)` gives.
+
     Raises:
       SchemaError: one is whole and accepted, but does not fit `like`, or has another SCHEMA.
     """
+    made = callable(like) and jax.tree_util.all_leaves([like])  # a state that can be called has leaves of its own
     for step in reversed(self.steps()):
       try:
         if accept(self.about(step)):
-          return step, self.restore(step, like)
+          return step, self.restore(step, like(self.like(step)) if made else like)
       except DamagedCheckpointError as error:
         self._set_aside(step, error)
     return None
@@ -227,17 +231,9 @@ class Checkpoints:
 
   def _arrays(self, step: int, record: dict[str, Any]) -> dict[str, np.ndarray]:
     """{name: array} as orbax reads them, not yet checked."""
-    arrays, full = {}, {}
-    for name, said in record["leaves"].items():
-      empty = records.empty(said)
-      if empty is None:
-        full[tuple(said["path"])] = name
-      else:
-        arrays[name] = empty
-    if full:
-      read = orbax_files.read(self._folder / str(step) / STATE, records.nest(dict.fromkeys(full, 0)))
-      arrays |= {full[path]: array for path, array in records.flatten(read).values()}
-    return arrays
+    arrays = {name: records.empty(said) for name, said in record["leaves"].items()}
+    full = [name for name, array in arrays.items() if array is None]
+    return arrays | orbax_files.read(self._folder / str(step) / STATE, full)
 
 
 def _superseded(steps: list[int], keep: int, period: int) -> list[int]:

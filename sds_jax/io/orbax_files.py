@@ -1,14 +1,18 @@
 """Orbax as checkpoints use it: by one process alone, with no threads of its own, arrays as numpy's."""
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 from sds_jax.io.records import DamagedCheckpointError, one_line
+
+_DRIVER = "zarr"
+"""What `use_zarr3=False` means to tensorstore."""
 
 
 def manager(folder: Path, arrays: str, record: str, record_file: str) -> ocp.CheckpointManager:
@@ -21,26 +25,29 @@ def manager(folder: Path, arrays: str, record: str, record_file: str) -> ocp.Che
   options = ocp.CheckpointManagerOptions(create=False, cleanup_tmp_directories=True, enable_async_checkpointing=False,
                                          multiprocessing_options=alone)
   return ocp.CheckpointManager(folder, options=options, item_handlers={
-      arrays: ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
+      arrays: ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False, multiprocessing_options=alone),
       record: ocp.JsonCheckpointHandler(record_file, multiprocessing_options=alone)})
 
 
-def read(folder: Path, structure: dict[str, Any]) -> dict[str, Any]:
-  """The arrays of an item, in nested dictionaries with the keys of `structure`.
+def read(folder: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+  """The arrays of an item by their dotted names.
+
+  By tensorstore, as orbax does, but without orbax's event loop: when one read fails that is closed, and the others that
+  are still under way then complain on the terminal.
 
   Raises:
     DamagedCheckpointError: they cannot be read, for whatever reason.
   """
-  alone = _alone()
-  options = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), structure)
+  store = dict(driver="ocdbt", base=f"file://{folder}/")
   try:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
-                          multiprocessing_options=alone) as reader:
-      found = reader.restore(folder, args=ocp.args.PyTreeRestore(item=structure, restore_args=options))
-    return jax.tree.map(lambda array: np.asarray(array, order="C"), found)
+    opened = {name: tensorstore.open(dict(driver=_DRIVER, kvstore=dict(store, path=f"{name}/")), open=True, read=True,
+                                     context=tensorstore.Context())
+              for name in names}
+    read = {name: array.result().read(order="C") for name, array in opened.items()}
+    return {name: np.asarray(array.result(), order="C") for name, array in read.items()}
   except MemoryError:
     raise
-  except Exception as error:  # orbax and tensorstore have many words for what can be wrong with files
+  except Exception as error:  # tensorstore has many words for what can be wrong with files
     raise DamagedCheckpointError(f"its arrays cannot be read ({one_line(error)})") from error
 
 

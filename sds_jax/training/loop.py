@@ -92,7 +92,7 @@ def _resume(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints:
   try:
     found = checkpoints.newest(state)
   except ValueError as error:
-    raise _unfit(checkpoints.latest(), workdir, error) from error
+    raise unfit(checkpoints.latest(), workdir, error) from error
   if found is None:
     if config.resume == "must":
       raise ResumeError(f"config.resume='must', but {workdir / 'checkpoints'} holds no checkpoint; "
@@ -158,19 +158,8 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   return flat
 
 
-def restore(checkpoints: Checkpoints, step: int, like: TrainState, workdir: Path) -> TrainState:
-  """The checkpoint of `step`, of the structure of `like`.
-
-  Raises:
-    ResumeError: it holds something else.
-  """
-  try:
-    return checkpoints.restore(step, like)
-  except (ValueError, KeyError) as error:
-    raise _unfit(step, workdir, error) from error
-
-
-def _unfit(step: int | None, workdir: Path, error: Exception) -> ResumeError:
+def unfit(step: int | None, workdir: Path, error: Exception) -> ResumeError:
+  """The error of a checkpoint that is whole, but of something else."""
   return ResumeError(f"the checkpoint of step {step} in {workdir} does not fit these settings "
                      f"({str(error).splitlines()[0]}); use --config.resume=never or another --workdir")
 
