@@ -57,8 +57,8 @@ class Layout:
     return self.put(text)
 
   def put(self, tree: Any) -> Any:
-    """A tree of arrays of this process (the same in all) on all devices; as it is on one device."""
-    return jax.tree.map(self._put, tree) if self.mode != "one" else tree
+    """A tree of arrays of this process (the same in all) on all devices."""
+    return jax.tree.map(self._put if self.mode != "one" else jax.device_put, tree)
 
   def put_prior(self, params: Params) -> Params:
     """The prior's parameters where they belong."""
