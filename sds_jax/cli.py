@@ -12,7 +12,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
+EXIT_MISTAKE, EXIT_DIVERGED, EXIT_INTERRUPTED = 2, 3, 130
 MODES = ("train", "export", "render", "evaluate")
 
 
@@ -22,12 +22,16 @@ def main() -> None:
   config = config_flags.DEFINE_config_file("config", None, "settings, such as configs/text.py")
   mode = flags.DEFINE_string("mode", "train", f"one of {', '.join(MODES)}; all but train need the --workdir of a run")
   workdir = flags.DEFINE_string("workdir", None, "folder of the run; runs/<prompt>-<seed> where not given")
+  flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for a job of several processes")
+  flags.DEFINE_integer("num_processes", None, "how many processes there are, with --coordinator")
+  flags.DEFINE_integer("process_id", None, "which of them this one is, from 0 on")
+  flags.DEFINE_bool("distributed", False, "ask the cluster who the other processes are (Google Cloud TPU slices)")
   app.run(lambda argv: _run(config.value, mode.value, workdir.value, started), flags_parser=_parse)
 
 
-def _fail(error: Exception | str) -> None:
+def _fail(error: Exception | str, status: int = EXIT_MISTAKE) -> None:
   print("error: " + " ".join(str(error).split()), file=sys.stderr)
-  sys.exit(EXIT_MISTAKE)
+  sys.exit(status)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -72,17 +76,20 @@ def _innermost(error: BaseException, kind: type[Exception]) -> Exception | None:
 
 def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: float) -> None:
   """Check everything, then do what `mode` says."""
+  from sds_jax import hosts
   from sds_jax.io.files import DamagedFileError
   from sds_jax.priors.files import CheckpointError
   from sds_jax.training import validation, workspace
-  from sds_jax.training.loop import Interrupted, ResumeError
+  from sds_jax.training.divergence import Diverged
+  from sds_jax.training.loop import Interrupted
+  from sds_jax.training.resume import ResumeError
   if not flags.FLAGS["verbosity"].present:
     # Orbax tells of every file, and of a failed write several times with tracebacks before it raises the error.
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _without_stragglers(sys.unraisablehook)
   folder = None
   mistakes = (validation.ConfigError, workspace.WorkdirError, CheckpointError, ResumeError, DamagedFileError,
-              OSError)
+              hosts.HostError, OSError)
   try:
     if mode not in MODES:
       raise validation.ConfigError(f"--mode={mode} is not legal: it must be one of {', '.join(MODES)}")
@@ -90,7 +97,7 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
       if config is None:
         raise validation.ConfigError("no settings given: say --config=configs/text.py")
       frozen = validation.validate(config)
-      folder = workspace.folder_of(frozen, workdir)
+      folder = _join(frozen, workdir)
     else:
       folder = workspace.existing(workdir, mode)
       frozen = validation.validate(workspace.stored_config(folder, _overrides(config)))
@@ -98,6 +105,8 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
   except Interrupted as stop:
     print(stop, file=sys.stderr)
     sys.exit(EXIT_INTERRUPTED)
+  except Diverged as end:
+    _fail(end, EXIT_DIVERGED)
   except KeyboardInterrupt:
     print(f"stopped; what checkpoints there are lie in {folder}" if folder else "stopped",
           file=sys.stderr)
@@ -106,6 +115,24 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
     if os.environ.get("SDS_JAX_TRACEBACK"):
       raise
     _fail(error)
+
+
+def _join(config: Any, workdir: str | None) -> Path:
+  """Meet the other processes of this job, if there are any; the folder, which process 0 has made. Only it prints."""
+  from sds_jax import hosts
+  from sds_jax.training import workspace
+  given = flags.FLAGS
+  hosts.start(given.coordinator, given.num_processes, given.process_id, given.distributed)
+  folder, problem = workspace.name_of(config, workdir), None
+  try:
+    if hosts.is_first():
+      workspace.make(folder)
+  except workspace.WorkdirError as error:
+    problem = error
+  hosts.all_well(problem)
+  if not hosts.is_first():
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")
+  return folder
 
 
 def _without_stragglers(hook: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -101,7 +101,7 @@ def tiny_latent():
 @pytest.fixture(scope="session")
 def tiny_settings(tiny_prior):
   """Dotted name -> value, for a run of a few steps of a tiny field under the tiny prior."""
-  return {"prior.path": str(tiny_prior), **tiny.SETTINGS}
+  return {"prior.path": str(tiny_prior), "parallel.devices": 1, **tiny.SETTINGS}
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from sds_jax import compilation
 from sds_jax.benchmarks import peer, timing
 from sds_jax.benchmarks.workload import Draws, Workload
 from sds_jax.priors import checkpoint, published
-from sds_jax.training import step as step_lib
+from sds_jax.training import step as step_lib, update
 from sds_jax.training.distil import distil
 from sds_jax.types import Array, Params
 
@@ -45,11 +45,11 @@ def own_part(work: Workload) -> Callable[[Params, dict[str, Any], Array, Array, 
   It is what the trainer's step does with the images that it has rendered; `key` is the run's, as there.
   """
   def part(prior_params: Params, cond: dict[str, Any], image: Array, step: Array, key: Array) -> Array:
-    keys = step_lib.step_keys(key, step)
+    keys = update.step_keys(key, step)
 
     def loss(rgb: Array) -> Array:
-      x = work.prior.encode(prior_params, rgb, keys["encode"])
-      progress = step_lib.progress_of(work.config, step)
+      x = step_lib.encode_each(work.prior, prior_params, rgb, keys["encode"], jnp.arange(rgb.shape[0]))
+      progress = update.progress_of(work.config, step)
       return distil(work.config, work.prior, prior_params, x, cond, keys, progress)[0]
 
     return jax.grad(loss)(image)
@@ -65,8 +65,9 @@ def images(work: Workload, step: Array) -> Array:
 
 def inputs(work: Workload, step: Array, draws: Draws, image: Array) -> dict[str, Any]:
   """What PyTorch is called with: numpy arrays (channels first) and plain values."""
-  keys = step_lib.step_keys(work.key, step)
-  noise = jax.random.normal(keys["encode"], draws.eps.shape)  # as `spaces.latent_space` draws it
+  keys = update.step_keys(work.key, step)
+  each = jax.vmap(lambda i: jax.random.fold_in(keys["encode"], i))(jnp.arange(draws.eps.shape[0]))
+  noise = jax.vmap(lambda k: jax.random.normal(k, draws.eps.shape[1:]))(each)  # as `spaces.latent_space` draws it
   first = {"image": image, "noise": noise}
   return dict({name: np.array(value.transpose(0, 3, 1, 2)) for name, value in first.items()},
               **peer.distillation_inputs(work, draws))

@@ -19,7 +19,7 @@ from sds_jax.diffusion.schedules import draw_noise
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.fields.background import LEARNT
 from sds_jax.priors import prior as prior_lib, published
-from sds_jax.training import conditions, config as config_lib, distil, recipes, step as step_lib
+from sds_jax.training import conditions, config as config_lib, distil, recipes, step as step_lib, update
 from sds_jax.training.config import scalar_spec
 from sds_jax.training.state import TrainState
 from sds_jax.training.validation import ConfigError
@@ -188,7 +188,7 @@ def draw(work: Workload, step: Array) -> Draws:
   """
   scene, config = work.scene, work.config
   index, height, width = jnp.arange(config.training.views), config.render.height, config.render.width
-  keys = step_lib.step_keys(work.key, step)
+  keys = update.step_keys(work.key, step)
   progress = step.astype(jnp.float32) / config.training.steps
   cams, azimuth, elevation = step_lib._draw_cameras(scene, keys["views"], index)
   own = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(keys["rest"], i), 3))(index)
@@ -204,7 +204,7 @@ def draw(work: Workload, step: Array) -> Draws:
     light=jax.vmap(lambda key, p: lights.sample_light(key, p, scene.lights))(own[:, 0], cams.position),
     shading=lights.sample_shading(keys["shading"], progress, scene.lights), render_key=keys["rest"],
     cond=conditions.of_views(work.prior, config, work.text, cams, azimuth, elevation, progress), progress=progress,
-    t=distil.draw_t(config, work.prior, keys["t"], progress, config.training.views),
+    t=distil.draw_t(config, work.prior, keys["t"], progress, index),
     eps=draw_noise(jax.random.split(keys["distil"], 3)[1], index, eps_like, config.distillation.antithetic_noise))
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import ml_collections
 
-from sds_jax import compilation
+from sds_jax import compilation, hosts
 from sds_jax.evaluation import modes
 from sds_jax.io import files, images
-from sds_jax.training import image2d, image2d_outputs, jobs, loop
+from sds_jax.training import image2d, image2d_outputs, jobs, layout as layout_lib, loop
 from sds_jax.training.state import TrainState
 from sds_jax.training.validation import ConfigError
 
@@ -23,15 +23,19 @@ def train(config: Config, folder: Path, started: float) -> None:
   compilation.prepare()
   print(f"{config.prompt!r} by {config.generator.name} with seed {config.seed}; everything goes to {folder}")
   studio = image2d.make_studio(config)
-  prior, prior_params = modes.load_prior(config)
+  layout = layout_lib.make_layout(config, config.generator.particles * studio.generator.frames)
+  prior, prior_params = modes.load_prior(config, layout)
   modes.print_choices(config, prior)
   pictures = image2d_outputs.make_pictures(studio)
 
   def on_render(state: TrainState, step: int) -> None:
     images.write_png(images.tile(pictures(state.params)), folder / "progress" / f"{step:06d}.png")
 
-  (folder / "progress").mkdir(exist_ok=True)
-  result = loop.train(config, folder, prior, prior_params, on_render, jobs.pictures(studio, prior))
+  if hosts.is_first():
+    (folder / "progress").mkdir(exist_ok=True)
+  result = loop.train(config, folder, prior, prior_params, on_render, jobs.pictures(studio, prior), layout)
+  if not hosts.leave():
+    return
   timings = dict(load_s=result.started - started, **result.timings)
   _export(studio, pictures, result.state, folder, timings, started)
 

@@ -1,7 +1,6 @@
 """What the command does with an object in each of its modes: one function a mode, (config, folder, start) -> None."""
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,14 +10,15 @@ import jax
 import ml_collections
 import numpy as np
 
-from sds_jax import compilation
+from sds_jax import compilation, hosts
 from sds_jax.evaluation import scores as scoring
 from sds_jax.io import files, images
 from sds_jax.io.checkpoints import Checkpoints
 from sds_jax.priors import prior as prior_lib
 from sds_jax.priors.files import CheckpointError
 from sds_jax.shapeworld import captions
-from sds_jax.training import conditions, loop, outputs, particles, step as step_lib, workspace
+from sds_jax.training import (
+    conditions, layout as layout_lib, outputs, particles, resume, loop, step as step_lib, workspace)
 from sds_jax.training.image2d_validation import prompts_of
 from sds_jax.training.state import TrainState
 from sds_jax.training.validation import ConfigError
@@ -31,7 +31,8 @@ def train(config: Config, folder: Path, started: float) -> None:
   """Optimise an object and write all outputs into `folder`."""
   compilation.prepare()
   print(f"{config.prompt!r} with seed {config.seed}; everything goes to {folder}")
-  prior, prior_params = load_prior(config)
+  layout = layout_lib.make_layout(config, particles.count(config))
+  prior, prior_params = load_prior(config, layout)
   print_choices(config, prior)
   scene = step_lib.make_scene(config)
   view = outputs.make_view(scene)
@@ -40,8 +41,11 @@ def train(config: Config, folder: Path, started: float) -> None:
     rows = [outputs.render_row(view, config, one) for _, one in _objects(config, state, folder)]
     images.write_png(np.concatenate(rows), folder / "progress" / f"{step:06d}.png")
 
-  (folder / "progress").mkdir(exist_ok=True)
-  result = loop.train(config, folder, prior, prior_params, on_render)
+  if hosts.is_first():
+    (folder / "progress").mkdir(exist_ok=True)
+  result = loop.train(config, folder, prior, prior_params, on_render, layout=layout)
+  if not hosts.leave():
+    return
   timings = dict(load_s=result.started - started, **result.timings)
   _export(scene, result.state, folder, timings, view)
   print(f"done in {time.perf_counter() - started:.0f} s: {folder / 'report.html'}")
@@ -87,8 +91,10 @@ def evaluate(config: Config, folder: Path, started: float) -> None:
   print(f"done in {time.perf_counter() - started:.0f} s: {folder / 'scores.json'}")
 
 
-def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
-  """The prior of the settings; before its weights are read it is checked that it knows the words of both prompts.
+def load_prior(config: Config, layout: layout_lib.Layout | None = None) -> tuple[prior_lib.Prior, Any]:
+  """The prior of the settings, its parameters where the layout wants them (None: on the first device).
+
+  Before its weights are read it is checked that it knows the words of both prompts.
 
   Raises:
     ConfigError: it does not, and `prior.allow_unknown_words` is off.
@@ -114,7 +120,7 @@ def load_prior(config: Config) -> tuple[prior_lib.Prior, Any]:
         prior_lib.check_words([words], prior.vocabulary)
       except ValueError as error:
         raise ConfigError(f"config.{setting}={words!r} is beyond this prior: {error}") from error
-  return prior, weights.load()
+  return prior, weights.load(layout.put_prior if layout else jax.device_put)
 
 
 def print_choices(config: Config, prior: prior_lib.Prior) -> None:
@@ -160,15 +166,11 @@ def newest(config: Config, folder: Path, new_state: Callable[[jax.Array], TrainS
   compilation.prepare()
   like = jax.jit(new_state)(jax.random.key(0))
   with Checkpoints(folder / "checkpoints", config.training.keep_checkpoints) as checkpoints:
-    try:
-      # What the estimator keeps is restored as it is there.
-      found = checkpoints.newest(lambda there: dataclasses.replace(like, estimator=there.get("estimator")))
-    except ValueError as error:
-      raise loop.unfit(checkpoints.latest(), folder, error) from error
-  if found is None:
-    raise workspace.WorkdirError(f"{folder / 'checkpoints'} holds no checkpoint; run --mode=train first")
-  print(f"from the checkpoint of step {found[0]} in {folder}")
-  return found[1]
+    found = resume.newest(checkpoints, like, folder, whatever_estimator=True)
+    if found is None:
+      raise workspace.WorkdirError(f"{folder / 'checkpoints'} holds no checkpoint; run --mode=train first")
+    print(f"from the checkpoint of step {found[0]} in {folder}")
+    return found[1]
 
 
 def _objects(config: Config, state: TrainState, folder: Path) -> Iterator[tuple[Path, TrainState]]:

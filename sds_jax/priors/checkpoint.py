@@ -139,9 +139,13 @@ def locate(files: list[Path], model: nn.Module, table: names.NameTable) -> dict[
   return {path: dataclasses.replace(found[name], shape=wanted[name]) for name, path in paths.items()}
 
 
-def load_on_device(places: Mapping[names.Path, Stored], dtype: Any) -> Params:
-  """`load` with every parameter on the device before the next one is read: the host never has them all."""
-  return load(places, dtype, lambda array: jax.block_until_ready(jax.device_put(array)))
+def load_on_device(places: Mapping[names.Path, Stored], dtype: Any,
+                   put: Callable[[np.ndarray], jax.Array] = jax.device_put) -> Params:
+  """`load` with every parameter on the device (or where `put` puts it) before the next one is read.
+
+  So the host never has them all.
+  """
+  return load(places, dtype, lambda array: jax.block_until_ready(put(array)))
 
 
 def load(places: Mapping[names.Path, Stored], dtype: Any,

@@ -92,11 +92,12 @@ class Weights:
   Attributes:
     networks: {name: linen module} of the networks that the parameters are of.
     dtype: that they are wanted in.
-    load: () -> the parameters: read, or made.
+    load: (put=jax.device_put) -> the parameters: read, or made; each goes through `put`, as it comes, and is not kept
+      otherwise.
   """
   networks: Mapping[str, nn.Module]
   dtype: Any
-  load: Callable[[], Params]
+  load: Callable[..., Params]
 
   @property
   def shapes(self) -> Params:
@@ -162,7 +163,8 @@ def _open_folder(source: Source, dtype: Any, any_words: bool, vae_remat: bool) -
     space = _folded(folder, index)
   _check_unet(folder, index, unet, space)
   prior = make_prior(source, index, space, unet, text, scheduler)
-  return prior, Weights(networks, dtype, lambda: {name: load_on_device(where, dtype) for name, where in places.items()})
+  return prior, Weights(networks, dtype, lambda put=jax.device_put: {
+      name: load_on_device(where, dtype, put) for name, where in places.items()})
 
 
 def _open_random(name: str, dtype: Any, vae_remat: bool) -> tuple[Prior, Weights]:
@@ -181,8 +183,8 @@ def _open_random(name: str, dtype: Any, vae_remat: bool) -> tuple[Prior, Weights
   prior = make_prior(Source(name, None), {}, space, unet,
                      lambda prompts: random_text(prompts, published.TEXT_TOKENS, unet.text_dim), configs["scheduler"])
 
-  def load() -> Params:
-    return {part: random_params(_shapes(network, dtype)) for part, network in networks.items()}
+  def load(put: Callable[[Any], Array] = jax.device_put) -> Params:
+    return {part: jax.tree.map(put, random_params(_shapes(network, dtype))) for part, network in networks.items()}
 
   return prior, Weights(networks, dtype, load)
 

@@ -1,8 +1,8 @@
 """Volume rendering with a fixed budget of field evaluations: pack, evaluate, composite.
 
 Candidate samples lie evenly on every ray; those inside the bounding ball and in occupied cells are packed, nearest
-first, into one array of fixed size; the field sees only that array. Shapes stay static while rays that miss the object
-cost nothing.
+first, into an array of fixed size for each view; the field sees only these arrays. Shapes stay static while rays that
+miss the object cost nothing, and no view depends on which others are rendered with it.
 """
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from sds_jax.fields.field import with_difference_normals, with_normals
 from sds_jax.rendering import compositing, occupancy, sampling, shading
 from sds_jax.rendering.occupancy import Occupancy
+from sds_jax.rendering.together import any_of_batch
 from sds_jax.types import Array, Camera, FieldFn, FieldOutput, Params, Rays, RenderOutput
 from sds_jax.views.cameras import rays as camera_rays
 from sds_jax.views.lights import Shading
@@ -26,11 +27,12 @@ class RenderOptions:
   Attributes:
     bound: radius of the ball that holds the scene, world units.
     candidates: S, places looked at on each ray; their spacing is 2 bound / S.
-    samples: K, field evaluations a ray, on average over all rays: the budget is K R. At most S.
+    samples: K, field evaluations a ray, on average over the rays of a view: its budget is K times their number. At
+      most S.
     normals: "none", "analytic" or "difference" (forward differences). Needed to shade.
     difference_step: width of the differences, world units.
     occupied_depth: cells whose optical depth over one spacing is below this are skipped (instant-ngp: 0.01).
-    few: another budget, smaller than `samples`, taken when it is enough for all wanted samples: on CPUs passes over
+    few: another budget, smaller than `samples`, taken when it is enough for what all views want: on CPUs passes over
       arrays that are mostly empty cost as much as the field. None for accelerators, whose programs should not branch.
     block_points: how many points the field sees at a time, recomputed in the backward pass, so that activations stay
       in cache; blocks without samples are skipped. None (all at once, nothing recomputed) is for accelerators.
@@ -55,7 +57,7 @@ class RenderOptions:
 
 def render_rays(field: FieldFn, params: Params, rays: Rays, background: Array, jitter: Array | None = None, *,
                 options: RenderOptions = RenderOptions(), grid: Occupancy | None = None, light: Array | None = None,
-                shade: Shading | None = None) -> tuple[RenderOutput, Array]:
+                shade: Shading | None = None, views: int = 1) -> tuple[RenderOutput, Array]:
   """Renders rays.
 
   Args:
@@ -67,9 +69,11 @@ def render_rays(field: FieldFn, params: Params, rays: Rays, background: Array, j
     grid: occupancy over [-bound, bound]^3; None for the whole ball.
     light: [R, 3] light positions, world units; with `shade`.
     shade: the step's shading; None for bare albedo, which needs neither light nor normals.
+    views: how many views the rays are of, one after the other and of as many rays each; each has its own budget.
 
   Returns:
-    RenderOutput of [R], and the fraction [] of wanted samples that the budget had no room for (the farthest ones).
+    RenderOutput of [R], and the fraction [] of wanted samples that the budget had no room for (the farthest ones), a
+    mean over the views.
 
   Raises:
     ValueError: shading was asked for without a light or normals.
@@ -79,41 +83,44 @@ def render_rays(field: FieldFn, params: Params, rays: Rays, background: Array, j
   count = rays.origins.shape[0]
   jitter = jnp.full((count,), 0.5, rays.origins.dtype) if jitter is None else jitter
   distances, widths = sampling.even_steps(rays, options.bound, options.candidates, jitter)
-  wanted = _wanted(rays, distances, grid, options).reshape(-1)
+  wanted = _wanted(rays, distances, grid, options).reshape(-1, views, count // views).swapaxes(0, 1)  # [V, S, R / V]
 
   def within(budget: int) -> tuple[RenderOutput, Array]:
-    return _render_packed(field, params, rays, background, distances, widths, wanted, budget * count, options, light,
-                          shade)
+    return _render_packed(field, params, rays, background, distances, widths, wanted, budget * count // views, options,
+                          light, shade)
 
   if options.few is None:
     return within(options.samples)
-  return jax.lax.cond(jnp.sum(wanted, dtype=jnp.int32) <= options.few * count,
-                      lambda: within(options.few), lambda: within(options.samples))
+  most = jnp.max(jnp.sum(wanted, axis=(1, 2), dtype=jnp.int32))
+  return jax.lax.cond(any_of_batch(most > options.few * (count // views)),
+                      lambda: within(options.samples), lambda: within(options.few))
 
 
 def _render_packed(field: FieldFn, params: Params, rays: Rays, background: Array, distances: Array, widths: Array,
                    wanted: Array, budget: int, options: RenderOptions, light: Array | None,
                    shade: Shading | None) -> tuple[RenderOutput, Array]:
-  """`render_rays` with room for `budget` of the `wanted` samples (bool [S R]) at `distances` [S, R]."""
-  count = rays.origins.shape[0]
-  index, kept, overflow = occupancy.pack(wanted, budget)
-  valid = jnp.arange(index.shape[0], dtype=jnp.int32) < kept
-  ray = jnp.where(valid, index % count, 0)
+  """`render_rays` with room for `budget` of each view's `wanted` samples (bool [V, S, R / V]) at `distances` [S, R]."""
+  count, pixels = rays.origins.shape[0], wanted.shape[2]
+  place, kept, overflow = jax.vmap(lambda mask: occupancy.pack(mask.reshape(-1), budget))(wanted)
+  valid = (jnp.arange(budget, dtype=jnp.int32)[None] < kept[:, None]).reshape(-1)
+  first = jnp.arange(wanted.shape[0], dtype=jnp.int32)[:, None] * pixels
+  ray = jnp.where(valid, (first + place % pixels).reshape(-1), 0)
+  index = jnp.where(valid, (place // pixels).reshape(-1) * count + ray, distances.size)
   t = distances.reshape(-1).at[index].get(mode="fill", fill_value=0.0)
   points = (rays.origins[ray] + t[:, None] * rays.directions[ray]) * valid[:, None].astype(t.dtype)
-  out, normals = _evaluate(field, params, jax.lax.stop_gradient(points), kept, options)
+  out, normals = _evaluate(field, params, jax.lax.stop_gradient(points), valid, options)
 
   depths = jnp.where(valid, out.density, 0.0) * widths[ray]
   table = jnp.zeros((distances.size,), depths.dtype).at[index].set(depths, mode="drop", unique_indices=True)
   weight = compositing.weights(table.reshape(distances.shape)).reshape(-1).at[index].get(mode="fill", fill_value=0.0)
   colour = out.albedo if shade is None else shading.shade(out.albedo, normals, points, light[ray], shade)
-  return _composite(weight, colour, t, normals, rays, ray, background), overflow
+  return _composite(weight, colour, t, normals, rays, ray, background), jnp.mean(overflow)
 
 
 def render_views(field: FieldFn, params: Params, cameras: Camera, height: int, width: int, background: Array,
                  keys: Array | None = None, *, options: RenderOptions = RenderOptions(), grid: Occupancy | None = None,
                  light: Array | None = None, shade: Shading | None = None) -> tuple[RenderOutput, Array]:
-  """Renders images [B, H, W] of cameras [B], sharing one sample budget.
+  """Renders images [B, H, W] of cameras [B], each with its own sample budget.
 
   `background` is [B, H, W, 3], `light` [B, 3], `keys` [B] the views' own keys, consumed to jitter the samples (None: no
   jitter); all else as in `render_rays`.
@@ -124,7 +131,7 @@ def render_views(field: FieldFn, params: Params, cameras: Camera, height: int, w
   jitter = None if keys is None else jax.vmap(lambda key: jax.random.uniform(key, (pixels,)))(keys).reshape(-1)
   light = None if light is None else jnp.repeat(light, pixels, axis=0, total_repeat_length=views * pixels)
   out, overflow = render_rays(field, params, rays, background.reshape(-1, 3), jitter, options=options, grid=grid,
-                              light=light, shade=shade)
+                              light=light, shade=shade, views=views)
   return jax.tree.map(lambda x: x.reshape(views, height, width, *x.shape[1:]), out), overflow
 
 
@@ -163,9 +170,9 @@ def _wanted(rays: Rays, distances: Array, grid: Occupancy | None, options: Rende
   return wanted & occupancy.look_up(cells, points, options.bound)
 
 
-def _evaluate(field: FieldFn, params: Params, points: Array, kept: Array,
+def _evaluate(field: FieldFn, params: Params, points: Array, valid: Array,
               options: RenderOptions) -> tuple[FieldOutput, Array]:
-  """The field and its normals at `points` [N, 3], of which the first `kept` count, in blocks if so asked."""
+  """The field and its normals at `points` [N, 3], in blocks if so asked; only those that are `valid` [N] count."""
 
   def at(some):
     if options.normals == "analytic":
@@ -183,13 +190,13 @@ def _evaluate(field: FieldFn, params: Params, points: Array, kept: Array,
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype) + zero, jax.eval_shape(at, some))
 
   @jax.checkpoint
-  def one(start, some):
-    return jax.lax.cond(start < kept, at, nothing, some)
+  def one(counts, some):
+    return jax.lax.cond(counts, at, nothing, some)
 
   blocks = -(-total // block)
   some = jnp.pad(points, [(0, blocks * block - total), (0, 0)]).reshape(blocks, block, 3)
-  starts = jnp.arange(blocks, dtype=jnp.int32) * block
-  out = jax.lax.map(lambda args: one(*args), (starts, some))
+  counts = jnp.any(jnp.pad(valid, (0, blocks * block - total)).reshape(blocks, block), axis=1)
+  out = jax.lax.map(lambda args: one(any_of_batch(args[0]), args[1]), (counts, some))
   return jax.tree.map(lambda x: x.reshape(blocks * block, *x.shape[2:])[:total], out)
 
 

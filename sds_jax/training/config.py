@@ -13,6 +13,10 @@ import ml_collections
 from ml_collections import ConfigDict
 
 
+MAX_STEPS = 2**24
+"""No run has as many steps: what is drawn goes by the number of the step, and that of a restart in the bits above."""
+
+
 def default() -> ConfigDict:
   """The settings of text-to-3D with the shipped prior, sized for two CPU cores; a fresh, unlocked ConfigDict."""
   config = ConfigDict()
@@ -41,7 +45,16 @@ def default() -> ConfigDict:
       steps=500, views=2,
       particles=1,  # objects that are made together and share VSD's second network; views is a multiple of them
       log_every=10, render_every=100, checkpoint_every=100, keep_checkpoints=2,
+      keep_period=0,  # checkpoints of steps that are multiples of this are kept for good; 0: none
       guidance_every=0))  # sheets of what the prior sees, progress/guidance_*.png; 0: none
+  config.divergence = ConfigDict(dict(  # updates that are not finite are dropped; what happens where they don't stop
+      patience=20,  # so many of them in a row take the run back to its last good checkpoint, with other draws
+      restarts=3,  # how often, before the run gives up
+      learning_rate_factor=0.5))  # of each restart
+  config.parallel = ConfigDict(dict(
+      devices=0,  # over how many the views of a step are spread; 0: all there are
+      mode="jit",  # jit: jax.jit over a mesh; pmap: the same step under jax.pmap
+      shard_prior=False))  # each device keeps a part of the prior only, and has the others send theirs in every step
   config.occupancy = ConfigDict(dict(resolution=32, every=8, decay=0.9, start_step=32))
   config.export = ConfigDict(dict(
       mesh_resolution=96, mesh_threshold=0.0,  # 0: chosen from the size of a voxel

@@ -30,22 +30,24 @@ Now = Callable[[tuple], Array]
 
 
 def distil(config: Config, prior: Prior, prior_params: Params, x: Array, cond: dict[str, Any], keys: dict[str, Array],
-           progress: Array, own: dict[str, Any] | None = None) -> tuple[Array, DistillationAux]:
+           progress: Array, own: dict[str, Any] | None = None,
+           index: Array | None = None) -> tuple[Array, DistillationAux]:
   """The scalar whose gradient is the distillation's, and what was seen on the way.
 
   Args:
-    x: [B, *x_shape], what the prior makes of the images; B is `training.views`.
+    x: [B, *x_shape], what the prior makes of the images; B is `training.views`, or this device's share of them.
     cond: of `conditions.sides`.
-    keys: of `step.step_keys`; t, distil, score and forget are consumed.
+    keys: of `update.step_keys`; t, distil, score and forget are consumed.
     progress: fraction of the run that is done, [] float32.
     own: what some estimators want besides: `source_x` [B, *x_shape] and `source_cond` (dds, pds); `score`, the
       parameters of VSD's second network, which this scalar also trains, and the views' `camera` [B, CAMERA_DIM] if
       they have one; `image` [B, S, S, 3], the pictures that x is of, at the prior's size (hifa).
+    index: [B] int32, which of the step's `training.views` these are; None: all.
   """
   d, own = config.distillation, own or {}
-  index = jnp.arange(x.shape[0])
+  index = jnp.arange(x.shape[0]) if index is None else index
   now: Now = lambda spec: schedule_value(scalar_spec(spec), progress)  # noqa: E731
-  t = draw_t(config, prior, keys["t"], progress, x.shape[0])
+  t = draw_t(config, prior, keys["t"], progress, index)
   denoise = guidance.guided(prior.denoise, d.guidance_convention, now(d.guidance_scale),
                             rescale_phi=0.0 if d.guidance_rescale == (0.0,) else now(d.guidance_rescale))
   told = score_network.told(config, cond, own.get("camera"), keys["forget"]) if d.estimator == "vsd" else (None, None)
@@ -63,10 +65,10 @@ def distil(config: Config, prior: Prior, prior_params: Params, x: Array, cond: d
   return loss, aux
 
 
-def draw_t(config: Config, prior: Prior, key: Array, progress: Array, batch: int) -> Array:
-  """t [B] int32 of a step's views; consumes `key`."""
+def draw_t(config: Config, prior: Prior, key: Array, progress: Array, index: Array) -> Array:
+  """t [B] int32 of the views `index` [B] of a step; consumes `key`."""
   draw, count = timesteps.SAMPLERS[config.distillation.t_sampler], prior.schedule.alpha.shape[0]
-  return draw(key, jnp.arange(batch), _t_range(config, prior, progress), count, batch)
+  return draw(key, index, _t_range(config, prior, progress), count, config.training.views)
 
 
 def _t_range(config: Config, prior: Prior, progress: Array) -> tuple[Array, Array]:

@@ -50,9 +50,10 @@ def learnt(config: ml_collections.FrozenConfigDict, state: TrainState) -> Params
   return state.estimator["score"] if config.distillation.estimator == "vsd" else {}
 
 
-def learn(config: ml_collections.FrozenConfigDict, kept: Any, grads: Params) -> Any:
-  """What the estimator keeps after a step, in which `learnt` had the gradient `grads`."""
+def learn(config: ml_collections.FrozenConfigDict, kept: Any, grads: Params, slower: Array | float = 1.0) -> Any:
+  """What the estimator keeps after a step, in which `learnt` had the gradient `grads`; `slower` scales the update."""
   if config.distillation.estimator != "vsd":
     return kept
   updates, opt_state = score_network.make_optimizer(config).update(grads, kept["opt_state"], kept["score"])
+  updates = jax.tree.map(lambda leaf: jnp.asarray(slower, leaf.dtype) * leaf, updates)
   return dict(score=optax.apply_updates(kept["score"], updates), opt_state=opt_state)

@@ -26,18 +26,17 @@ from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.generators.base import Parameterization
 from sds_jax.generators.catalogue import GeneratorError, check_images, make_generator
 from sds_jax.priors.prior import Prior
-from sds_jax.training import conditions, estimator_state, image2d_config, step as step_lib, validation
+from sds_jax.training import conditions, estimator_state, image2d_config, step as step_lib, update, validation
 from sds_jax.training.checks import ConfigError
 from sds_jax.training.conditions import Text
 from sds_jax.training.config import scalar_spec
 from sds_jax.training.distil import distil
 from sds_jax.training.image2d_validation import prompts_of
+from sds_jax.training.parallel import Share
 from sds_jax.training.state import TrainState, init_state, make_optimizer
+from sds_jax.training.update import StepFn
 from sds_jax.types import Array, Params
 from sds_jax.views import cameras
-
-StepFn = Callable[[TrainState, Params, Text, Array], tuple[TrainState, dict[str, Array]]]
-"""(state, prior_params, text, key) -> (state, metrics)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,32 +107,35 @@ def embed_prompts(prior: Prior, config: ml_collections.FrozenConfigDict, frames:
 
 
 def observe(studio: Studio, prior: Prior, params: Params, state: TrainState, prior_params: Params, text: Text,
-            keys: dict[str, Array]) -> tuple[Array, Array, dict[str, Any], dict[str, Any]]:
+            keys: dict[str, Array],
+            index: Array | None = None) -> tuple[Array, Array, dict[str, Any], dict[str, Any]]:
   """What a step works on: its images, what the prior makes of them and is told of them.
 
   Args:
     params: leaves [P, ...]; `state` gives the number of the step, and what the estimator keeps.
     text: of `embed_prompts`.
-    keys: of `step.step_keys`; views and encode are consumed. Particle p in repeat r has
+    keys: of `update.step_keys`; views and encode are consumed. Particle p in repeat r has
       fold_in(keys["views"], r P + p).
+    index: [B] int32, which of the step's `training.views` images these are, all of some repeats; None: all.
 
   Returns:
     (images [B, H, H, 3], x [B, *x_shape], cond of `guidance.guided`, own of `distil.distil`).
   """
-  generator, views = studio.generator, studio.config.training.views
+  index = jnp.arange(studio.config.training.views) if index is None else index
+  generator, views = studio.generator, index.shape[0]
   particles = studio.config.generator.particles
   repeats = views // (particles * generator.frames)
-  each = jax.vmap(lambda i: jax.random.fold_in(keys["views"], i))(jnp.arange(repeats * particles))
+  each = jax.vmap(lambda i: jax.random.fold_in(keys["views"], i))(index[::generator.frames] // generator.frames)
   each = each.reshape(repeats, particles)
 
   def see(params: Params) -> tuple[Array, Array]:
     images = jax.vmap(lambda some: jax.vmap(generator.apply)(params, some))(each)  # [R, P, F, H, H, 3]
     images = images.reshape(views, *images.shape[3:])
-    return images, prior.encode(prior_params, images, keys["encode"])
+    return images, step_lib.encode_each(prior, prior_params, images, keys["encode"], index)
 
   def told(text: Text) -> dict[str, Any]:
     return conditions.sides(studio.config, text, lambda texts: jnp.tile(texts, (repeats * particles, 1, 1)),
-                            camera if prior.camera_dim else {}, step_lib.progress_of(studio.config, state.step))
+                            camera if prior.camera_dim else {}, update.progress_of(studio.config, state.step))
 
   camera = _cameras(studio, prior, each)
   images, x = see(params)
@@ -153,7 +155,8 @@ def _cameras(studio: Studio, prior: Prior, keys: Array) -> dict[str, Array]:
     prior: the viewpoint is for one that knows cameras.
     keys: [R, P], those of the images.
   """
-  generator, views, viewpoint = studio.generator, studio.config.training.views, studio.config.generator.viewpoint
+  generator, viewpoint = studio.generator, studio.config.generator.viewpoint
+  views = keys.size * generator.frames
   if generator.cameras is not None:
     seen = jax.vmap(jax.vmap(generator.cameras))(keys)
     seen = jax.tree.map(lambda leaf: leaf.reshape(views, *leaf.shape[3:]), seen)
@@ -165,36 +168,27 @@ def _cameras(studio: Studio, prior: Prior, keys: Array) -> dict[str, Array]:
   return {}
 
 
-def make_step(studio: Studio, prior: Prior) -> StepFn:
-  """The step (state, prior_params, text, key) -> (state, metrics).
+def make_step(studio: Studio, prior: Prior, share: Share = Share()) -> StepFn:
+  """The step (state, prior_params, text, key) -> (state, metrics) of `update.make_step`.
 
-  Pure; jit it with `donate_argnums=0`. `text` is of `embed_prompts`; `key` is the run's, the same at every step;
-  metrics are float32 scalars.
+  `text` is of `embed_prompts`.
   """
   config, generator = studio.config, studio.generator
 
   def loss_fn(learnt: tuple[Params, Params], state: TrainState, prior_params: Params, text: Text,
-              keys: dict[str, Array]):
+              keys: dict[str, Array], index: Array):
     params, score = learnt
-    images, x, cond, own = observe(studio, prior, params, state, prior_params, text, keys)
-    progress = step_lib.progress_of(config, state.step)
-    loss, aux = distil(config, prior, prior_params, x, cond, keys, progress, dict(own, score=score))
-    metrics = dict(sds_grad_norm=jnp.mean(aux.grad_norm), image_mean=jnp.mean(images), image_std=jnp.std(images))
+    images, x, cond, own = observe(studio, prior, params, state, prior_params, text, keys, index)
+    progress = update.progress_of(config, state.step)
+    loss, aux = distil(config, prior, prior_params, x, cond, keys, progress, dict(own, score=score), index)
+    metrics = dict(sds_grad_norm=jnp.mean(aux.grad_norm), image_mean=jnp.mean(images),
+                   image_std=jnp.mean(jnp.std(images, axis=(1, 2, 3))))
     if generator.penalty is not None:
       metrics["penalty"] = jnp.mean(jax.vmap(generator.penalty)(params))
       loss += schedule_value(scalar_spec(config.loss.sds), progress) * metrics["penalty"]
     return loss, metrics
 
-  def step(state: TrainState, prior_params: Params, text: Text, key: Array):
-    keys = step_lib.step_keys(key, state.step)
-    (grads, score_grads), metrics = jax.grad(loss_fn, has_aux=True)(
-        (state.params, estimator_state.learnt(config, state)), state, prior_params, text, keys)
-    updates, opt_state = studio.optimizer.update(grads, state.opt_state, state.params)
-    metrics["grad_norm"] = optax.tree.norm(grads)
-    return TrainState(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state,
-                      occupancy=None, estimator=estimator_state.learn(config, state.estimator, score_grads)), metrics
-
-  return step
+  return update.make_step(config, studio.optimizer, loss_fn, share=share)
 
 
 def optimise(apply: Callable[[Params, Array], Array], params: Params, prior: Prior, prior_params: Params, prompt: str,

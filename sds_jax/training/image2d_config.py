@@ -9,7 +9,8 @@ from sds_jax.generators.catalogue import GENERATORS
 from sds_jax.training import config as config_lib
 from sds_jax.training.checks import ConfigError
 
-COMMON = ("negative_prompt", "seed", "workdir", "resume", "prior", "distillation", "optimizer", "training")
+COMMON = ("negative_prompt", "seed", "workdir", "resume", "prior", "distillation", "optimizer", "training",
+          "divergence", "parallel")
 """Settings that pictures have in common with text-to-3D."""
 
 

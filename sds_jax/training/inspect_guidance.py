@@ -17,7 +17,7 @@ from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.diffusion.schedules import add_noise
 from sds_jax.io import images
 from sds_jax.priors.prior import Prior
-from sds_jax.training import step as step_lib
+from sds_jax.training import step as step_lib, update
 from sds_jax.training.config import scalar_spec
 from sds_jax.training.distil import distil
 from sds_jax.training.stages import Stage, are_over, at_step
@@ -44,7 +44,7 @@ def make_inspection(scene: step_lib.Scene, prior: Prior) -> InspectFn:
   size = prior.image_size * math.ceil(MIN_PIXELS / prior.image_size)
 
   def inspect_guidance(state: TrainState, prior_params: Params, text: dict[str, Array], key: Array) -> dict[str, Array]:
-    keys, progress = step_lib.step_keys(key, state.step), step_lib.progress_of(config, state.step)
+    keys, progress = update.step_keys(key, state.step, state.health["restarts"]), update.progress_of(config, state.step)
     views = step_lib.observe(scene, prior, state.params, state, prior_params, text, keys)
     own = dict(views.own, score=(state.estimator or {}).get("score"))
     _, aux = distil(config, prior, prior_params, views.x, views.cond, keys, progress, own)

@@ -9,9 +9,11 @@ from pathlib import Path
 import ml_collections
 
 from sds_jax.priors.prior import Prior
-from sds_jax.training import conditions, image2d, inspect_guidance, stages as stages_lib, step as step_lib
+from sds_jax.training import conditions, image2d, inspect_guidance, particles, stages as stages_lib, step as step_lib
+from sds_jax.training.parallel import Share
 from sds_jax.training.stages import Stage
 from sds_jax.training.state import TrainState
+from sds_jax.training.update import StepFn
 from sds_jax.types import Array, Params
 
 LookFn = Callable[[TrainState, int], None]
@@ -25,18 +27,21 @@ class Job:
   Attributes:
     stages: in order, one program each; the first begins at step 0.
     new_state: (key) -> a new state, without what the estimator keeps; pure.
-    begin: (prior_params, text, key, source or None) -> the state before the first update, with it; pure.
+    begin: (prior_params, or their shapes; text, key, source or None) -> the state before the first update, with it;
+      pure.
     text: () -> what the prior is told, as the step takes it; embeds the prompts.
-    make_step: (stage) -> step (state, prior_params, text, key) -> (state, metrics); pure.
+    make_step: (stage, share of the views) -> step (state, prior_params, text, key) -> (state, metrics); pure.
     sheets: (workdir, state, (prior_params, text, key)) -> a context, within which there is a look for every
       `training.guidance_every` steps, or None.
+    together: how many neighbouring views of a step are of as many things, and cannot be parted.
   """
   stages: Sequence[Stage]
   new_state: Callable[[Array], TrainState]
   begin: Callable[[Params, dict[str, Array], Array, TrainState | None], TrainState]
   text: Callable[[], dict[str, Array]]
-  make_step: Callable[[Stage], Callable[..., tuple[TrainState, dict[str, Array]]]]
+  make_step: Callable[[Stage, Share], StepFn]
   sheets: Callable[[Path, TrainState, tuple], contextlib.AbstractContextManager[LookFn | None]]
+  together: int = 1
 
 
 def text3d(config: ml_collections.FrozenConfigDict, prior: Prior) -> Job:
@@ -47,8 +52,9 @@ def text3d(config: ml_collections.FrozenConfigDict, prior: Prior) -> Job:
       stages, lambda key: step_lib.new_state(scene, key),
       lambda params, text, key, source: step_lib.begin(scene, prior, params, text, key, source),
       lambda: conditions.embed_prompts(prior, config),
-      lambda stage: step_lib.make_step(stage.scene, prior),
-      lambda workdir, state, fixed: inspect_guidance.sheets(stages, prior, workdir, state, fixed))
+      lambda stage, share: step_lib.make_step(stage.scene, prior, share),
+      lambda workdir, state, fixed: inspect_guidance.sheets(stages, prior, workdir, state, fixed),
+      particles.count(config))
 
 
 def pictures(studio: image2d.Studio, prior: Prior) -> Job:
@@ -57,5 +63,6 @@ def pictures(studio: image2d.Studio, prior: Prior) -> Job:
       (Stage(0, studio),), lambda key: image2d.new_state(studio, key),
       lambda params, text, key, source: image2d.begin(studio, prior, params, text, key, source),
       lambda: image2d.embed_prompts(prior, studio.config, studio.generator.frames),
-      lambda stage: image2d.make_step(studio, prior),
-      lambda workdir, state, fixed: contextlib.nullcontext())
+      lambda stage, share: image2d.make_step(studio, prior, share),
+      lambda workdir, state, fixed: contextlib.nullcontext(),
+      studio.config.generator.particles * studio.generator.frames)

@@ -13,21 +13,16 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-import tensorboardX
-import tqdm
 
-from sds_jax import compilation
-from sds_jax.io import files
+from sds_jax import hosts
 from sds_jax.io.checkpoints import Checkpoints
 from sds_jax.priors.prior import Prior
-from sds_jax.training import jobs, outputs, stages as stages_lib, workspace
+from sds_jax.training import divergence, jobs, outputs, resume, stages as stages_lib, workspace
 from sds_jax.training.jobs import Job
+from sds_jax.training.journal import Journal
+from sds_jax.training.layout import Layout, make_layout
 from sds_jax.training.state import TrainState
 from sds_jax.types import Params
-
-
-class ResumeError(ValueError):
-  """The working folder does not hold what the settings ask to go on from."""
 
 
 class Interrupted(Exception):
@@ -43,191 +38,193 @@ class Progress:
 
 
 def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, prior_params: Params,
-          on_render: jobs.LookFn | None = None, job: Job | None = None) -> Progress:
+          on_render: jobs.LookFn | None = None, job: Job | None = None, layout: Layout | None = None) -> Progress:
   """Optimise one object, or what else `job` says.
 
   Args:
     config: validated.
     workdir: exists and can be written to; gets `checkpoints/`, `config.json`, `metrics.jsonl`, TensorBoard's
       `events.*` and, every `training.guidance_every` steps, `progress/guidance_*.png`.
-    prior, prior_params: of `priors.build`; the parameters are left as they are.
+    prior, prior_params: of `priors.build`; the parameters are left as they are, perhaps in the layout's places already.
     on_render: called with (state, step) every `training.render_every` steps; must not keep the state.
     job: what the steps are; None: text-to-3D.
+    layout: the devices; None: those of `make_layout`.
 
   Raises:
+    ConfigError: the views cannot be spread over the devices.
     ResumeError: `config.resume` asks for a checkpoint that is not there, or the one that is there does not fit.
     Interrupted: after Ctrl-C or SIGTERM, when the state has been saved.
+    Diverged: updates are not finite, again and again.
   """
   began = time.perf_counter()
   job = job or jobs.text3d(config, prior)
+  layout = layout or make_layout(config, job.together)
   key = jax.random.key(config.seed)
   text = job.text()
-  begin = jax.jit(lambda key, source: job.begin(prior_params, text, key, source))
-  with Checkpoints(workdir / "checkpoints", config.training.keep_checkpoints) as checkpoints:
-    if config.resume == "never":
-      checkpoints.clear()
-    source = None if checkpoints.latest() else _source(config, job)
-    state = _resume(config, workdir, checkpoints, begin(jax.random.fold_in(key, 2**31 - 1), source))
-    # Only now: where the settings do not fit what is there, config.json still tells those that made it.
-    workspace.store_config(workdir, config, outputs.versions(), prior.source.as_dict())
-    fixed = (prior_params, text, key)
-    step_fns, compile_seconds = _compile(job, state, fixed)
-    if int(state.step) < config.training.steps:
-      for old in (workdir / "scores.json", *workdir.glob("particle_*/scores.json")):
-        old.unlink(missing_ok=True)  # of the objects before this run
-    with job.sheets(workdir, state, fixed) as on_guidance:
+  begin = jax.jit(lambda key, source: job.begin(_shapes(prior_params), text, key, source))
+  with _checkpoints(config, workdir) as checkpoints:
+    new = functools.partial(begin, jax.random.fold_in(key, 2**31 - 1), _source(config, checkpoints, job))
+    state = layout.put(_first_state(config, workdir, checkpoints, new(), prior))
+    fixed = (layout.put_prior(prior_params), layout.put(text), layout.put(key))
+    run = _Run(config, workdir, checkpoints, layout, fixed, new)
+    step_fns, compile_seconds = _compile(job, layout, state, fixed)
+    looked_at = (prior_params, text, key)
+    with job.sheets(workdir, layout.local(state), looked_at) as on_guidance:
       started = time.perf_counter()
-      looks = [(config.training.render_every, on_render), (config.training.get("guidance_every", 0), on_guidance)]
-      step_at = functools.partial(stages_lib.at_step, job.stages, step_fns)
-      state = _loop(config, workdir, checkpoints, step_at, state, fixed, looks)
+      run.looks = [(config.training.render_every, on_render), (config.training.get("guidance_every", 0), on_guidance)]
+      state = run.steps(functools.partial(stages_lib.at_step, job.stages, step_fns), state)
     timings = dict(compile_s=compile_seconds, optimise_s=time.perf_counter() - started)
-  return Progress(state, timings, began)
+  return Progress(layout.local(state), timings, began)
 
 
-def _resume(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints,
-            state: TrainState) -> TrainState:
-  """The newest checkpoint, where it is wanted; else `state` as it is."""
-  if checkpoints.latest() is not None:
-    _check_same_object(config, workdir)
-  try:
-    found = checkpoints.newest(state)
-  except ValueError as error:
-    raise unfit(checkpoints.latest(), workdir, error) from error
-  if found is None:
-    if config.resume == "must":
-      raise ResumeError(f"config.resume='must', but {workdir / 'checkpoints'} holds no checkpoint; "
-                        "use --config.resume=auto to start anew where there is none")
-    files.truncate_metrics(workdir / "metrics.jsonl", 0)
-    for old in (*workdir.glob("events.out.tfevents.*"), *workdir.glob("progress/*.png")):
-      old.unlink()
-    return state
-  step, state = found
-  files.truncate_metrics(workdir / "metrics.jsonl", step)
-  print(f"going on from step {step} of {workdir}")
-  return state
+def _shapes(tree: Any) -> Any:
+  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
-def _source(config: ml_collections.FrozenConfigDict, job: Job) -> TrainState | None:
-  """What another run has made and this one edits, or None.
-
-  Raises:
-    ResumeError: that run has no checkpoint, or its field (or generator) is another one.
-  """
-  if not config.distillation.source:
-    return None
-  folder = Path(config.distillation.source)
-  like = jax.eval_shape(lambda: job.new_state(jax.random.key(0)))
-  with Checkpoints(folder / "checkpoints", config.training.keep_checkpoints) as checkpoints:
-    latest = checkpoints.latest()
-    if latest is None:
-      raise ResumeError(f"config.distillation.source={config.distillation.source!r} has no checkpoint to begin from")
-    there = checkpoints.like(latest)
-    try:
-      # What only that run has a use for is restored as it is there.
-      like = dataclasses.replace(like, estimator=there.get("estimator"), opt_state=there["opt_state"])
-      made = checkpoints.restore(latest, like)
-    except (ValueError, KeyError) as error:
-      raise ResumeError(f"config.distillation.source={config.distillation.source!r} cannot be edited with these "
-                        "settings, its field or generator, grid and particles must be the same: "
-                        f"{str(error).splitlines()[0]}") from error
-    print(f"beginning from step {latest} of {folder}: {config.distillation.source_prompt!r}")
-    return made
-
-
-def _check_same_object(config: ml_collections.FrozenConfigDict, workdir: Path) -> None:
-  """Raise ResumeError where the checkpoints in `workdir` are of another prompt or seed; tell what else has changed."""
-  if not (workdir / "config.json").is_file():
+@contextlib.contextmanager
+def _checkpoints(config: ml_collections.FrozenConfigDict, workdir: Path) -> Iterator[Checkpoints | None]:
+  """Those of the run, in the process that writes; None in the others."""
+  if not hosts.is_first():
+    yield None
     return
-  before = workspace.stored_config(workdir, {})
-  for name in ("prompt", "seed"):
-    if before[name] != config[name]:
-      raise ResumeError(f"config.{name}={config[name]!r}, but the checkpoints in {workdir} were made with "
-                        f"{before[name]!r}; give another --workdir, or use --config.resume=never to start anew there")
-  old, new = _flat(before.to_dict()), _flat(config.to_dict())
-  changed = [f"{name}={new.get(name)!r} (was {old.get(name)!r})" for name in sorted(old.keys() | new.keys())
-             if old.get(name) != new.get(name) and name not in ("workdir", "resume")]
-  if changed:
-    print(f"from here on with other settings than before: {', '.join(changed)}")
+  t = config.training
+  with Checkpoints(workdir / "checkpoints", t.keep_checkpoints, t.keep_period) as checkpoints:
+    yield checkpoints
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Nested settings as {dotted name: value}."""
-  flat = {}
-  for name, value in settings.items():
-    flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-  return flat
+def _source(config: ml_collections.FrozenConfigDict, checkpoints: Checkpoints | None, job: Job) -> TrainState | None:
+  """What is edited, unless the run goes on from a checkpoint of its own, which holds it."""
+  if checkpoints is not None and checkpoints.latest() is not None and config.resume != "never":
+    return None
+  return resume.source_of(config, job)
 
 
-def unfit(step: int | None, workdir: Path, error: Exception) -> ResumeError:
-  """The error of a checkpoint that is whole, but of something else."""
-  return ResumeError(f"the checkpoint of step {step} in {workdir} does not fit these settings "
-                     f"({str(error).splitlines()[0]}); use --config.resume=never or another --workdir")
+def _first_state(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints | None,
+                 new: TrainState, prior: Prior) -> TrainState:
+  """Where the run begins, as process 0 finds it and all the others are told; the folder is made to agree with it."""
+  state, problem = new, None
+  if checkpoints is not None:
+    try:
+      state = resume.first_state(config, workdir, checkpoints, new)
+      # Only now: where the settings do not fit what is there, config.json still tells those that made it.
+      workspace.store_config(workdir, config, outputs.versions(), prior.source.as_dict())
+      if int(state.step) < config.training.steps:
+        for old in (workdir / "scores.json", *workdir.glob("particle_*/scores.json")):
+          old.unlink(missing_ok=True)  # of the objects before this run
+    except (ValueError, OSError) as error:
+      problem = error
+  hosts.all_well(problem)
+  return hosts.from_first(state)
 
 
-def _compile(job: Job, state: TrainState, fixed: tuple) -> tuple[list[Callable | None], float]:
+def _compile(job: Job, layout: Layout, state: TrainState, fixed: tuple) -> tuple[list[Callable | None], float]:
   """Each stage's step as one executable that takes over the state's memory (None: behind us), and the seconds it took.
 
   All before the first step: what does not fit into the device's memory shows at once.
   """
   compiled, started = [], time.perf_counter()
-  for stage, over in zip(job.stages, stages_lib.are_over(job.stages, int(state.step))):
+  for stage, over in zip(job.stages, stages_lib.are_over(job.stages, int(layout.fetch(state.step)))):
     if over:
       compiled.append(None)
       continue
     before = time.perf_counter()
-    print(f"compiling the step{f' at {stage}' if len(job.stages) > 1 else ''} ... ", end="", flush=True)
-    step = jax.jit(job.make_step(stage), donate_argnums=0,
-                   compiler_options=compilation.unet_options())
-    compiled.append(step.lower(state, *fixed).compile())
+    print(f"compiling the step{f' at {stage}' if len(job.stages) > 1 else ''}{layout} ... ", end="", flush=True)
+    compiled.append(layout.compile(job.make_step(stage, layout.share), state, fixed))
     print(f"{time.perf_counter() - before:.1f} s")
   return compiled, time.perf_counter() - started
 
 
-def _loop(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints,
-          step_at: Callable[[int], Callable], state: TrainState, fixed: tuple,
-          looks: list[tuple[int, Callable | None]]) -> TrainState:
-  """Steps until done or stopped, with a look (state, step) every so many steps, for each (every, look) of `looks`.
+@dataclasses.dataclass
+class _Run:
+  """The steps of a run and what is done between them.
 
-  `step_at` gives the executable for the step of a number.
-  Nothing is fetched from the device but the metrics, every `log_every` steps, and what the looks ask for.
+  Attributes:
+    new: () -> the state before the first update, where a run without a good checkpoint begins again.
+    looks: pairs (every so many steps, (state, step) -> None).
   """
-  t = config.training
-  first, pending = int(state.step), []
-  started = time.perf_counter()
-  with _stop_requests() as stop, tensorboardX.SummaryWriter(str(workdir), purge_step=first + 1) as board, tqdm.trange(
-      first, t.steps, initial=first, total=t.steps, desc="optimising", unit="step", mininterval=0.5) as bar:
-    for done in range(first + 1, t.steps + 1):
-      with jax.transfer_guard("disallow"):
-        state, metrics = step_at(done - 1)(state, *fixed)
-      pending.append(metrics)
-      bar.update()
-      if done % t.log_every == 0 or done == t.steps:
-        means = _means(pending)
-        pending = []
-        means["steps_per_second"] = (done - first) / (time.perf_counter() - started)
-        _log(workdir, board, bar, done, means)
-      for every, look in looks:
-        if every and look and done % every == 0 and done < t.steps:
-          look(state, done)
-      if done % t.checkpoint_every == 0 or done == t.steps or stop:
-        checkpoints.save(done, state, dict(config=config.to_dict()))
-      if stop and done < t.steps:
-        raise Interrupted(f"stopped at step {done} of {t.steps}; saved in {workdir / 'checkpoints'}; "
-                          "the same command goes on from there")
-  return state
+  config: ml_collections.FrozenConfigDict
+  workdir: Path
+  checkpoints: Checkpoints | None
+  layout: Layout
+  fixed: tuple
+  new: Callable[[], TrainState]
+  looks: list[tuple[int, jobs.LookFn | None]] = dataclasses.field(default_factory=list)
 
+  def steps(self, step_at: Callable[[int], Callable], state: TrainState) -> TrainState:
+    """Steps until done or stopped. `step_at` gives the executable for the step of a number.
 
-def _means(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
-  fetched = jax.device_get(pending)
-  return {name: float(np.mean([metrics[name] for metrics in fetched])) for name in fetched[0]}
+    Nothing is fetched from the device but the metrics, every `log_every` steps, and what the looks ask for.
+    """
+    t = self.config.training
+    done, pending = int(self.layout.fetch(state.step)), []
+    with _stop_requests() as stop, Journal(self.workdir, done, t.steps, hosts.is_first()) as journal:
+      while done < t.steps:
+        with jax.transfer_guard("disallow"):
+          state, metrics = step_at(done)(state, *self.fixed)
+        done += 1
+        pending.append(metrics)
+        journal.tick()
+        if done % t.log_every == 0 or done == t.steps:
+          fetched, pending = self.layout.fetch(pending), []
+          journal.log(done, fetched)
+          if np.any(divergence.out_of_patience(self.config, fetched)):
+            state, done = self._go_back(state, done)
+            journal.go_back(done)
+            continue
+        self._look(state, done)
+        stopped = self._stopped(stop, done)
+        if done % t.checkpoint_every == 0 or done == t.steps or stopped:
+          self._save(state, done)
+        if stopped and done < t.steps:
+          raise Interrupted(f"stopped at step {done} of {t.steps}; saved in {self.workdir / 'checkpoints'}; "
+                            "the same command goes on from there")
+      journal.close(self.layout.fetch(state.health))
+    return state
 
+  def _stopped(self, stop: list[int], done: int) -> bool:
+    """Whether to stop after this step. Several processes ask each other, but not at every step."""
+    if jax.process_count() == 1:
+      return bool(stop)
+    return done % self.config.training.log_every == 0 and hosts.any_of(bool(stop))
 
-def _log(workdir: Path, board: tensorboardX.SummaryWriter, bar: tqdm.tqdm, step: int, means: dict[str, float]) -> None:
-  files.append_metrics(workdir / "metrics.jsonl", step, means)
-  for name, value in means.items():
-    board.add_scalar(name, value, step)
-  opacity = dict(opacity=f"{means['mean_opacity']:.2f}") if "mean_opacity" in means else {}
-  bar.set_postfix(grad=f"{means['sds_grad_norm']:.3g}", **opacity)
+  def _look(self, state: TrainState, done: int) -> None:
+    for every, look in self.looks:
+      if every and look and done % every == 0 and done < self.config.training.steps and hosts.is_first():
+        look(self.layout.local(state), done)
+
+  def _save(self, state: TrainState, done: int) -> None:
+    if self.checkpoints is None:
+      return
+    state = self.layout.local(state)
+    about = dict(config=self.config.to_dict(), versions=outputs.versions(), in_a_row=int(state.health["in_a_row"]))
+    self.checkpoints.save(done, state, about)
+
+  def _go_back(self, state: TrainState, done: int) -> tuple[TrainState, int]:
+    """(state, step) of the last good checkpoint, or of the beginning, to be tried again in another way.
+
+    Raises:
+      Diverged: that was done often enough.
+    """
+    health = self.layout.fetch(state.health)
+    restarts = int(health["restarts"]) + 1
+    if restarts > self.config.divergence.restarts:
+      raise divergence.gave_up(self.config, done, f"the last good state lies in {self.workdir / 'checkpoints'}")
+    good, problem = self.new(), None
+    if self.checkpoints is not None:
+      try:
+        if found := self.checkpoints.newest(good, resume.is_good):
+          good = found[1]
+        self.checkpoints.drop_after(int(good.step))
+      except (ValueError, OSError) as error:
+        problem = error
+    hosts.all_well(problem)
+    good = divergence.restarted(hosts.from_first(good), restarts, int(health["dropped"]))
+    step = int(good.step)
+    if self.checkpoints is not None:
+      print(f"\n{self.config.divergence.patience} updates in a row were not finite: back from step {done} to {step}, "
+            f"restart {restarts} of {self.config.divergence.restarts}, with "
+            f"{self.config.divergence.learning_rate_factor**restarts:g} times the learning rate")
+    return self.layout.put(good), step
 
 
 @contextlib.contextmanager

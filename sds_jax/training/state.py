@@ -23,12 +23,23 @@ class TrainState:
     occupancy: the occupancy grid of the field (rendering/occupancy.py), or None.
     estimator: what the estimator keeps (step.begin), or None: dict(score=phi, opt_state=...) of VSD's second network;
       dict(params=..., occupancy=...) of the source that DDS and PDS edit, which never changes.
+    health: counts, [] int32 each: `dropped` updates that were not finite; how many of them `in_a_row` there were last;
+      `restarts`, how often the run was taken back to an earlier state because of them.
   """
   step: Array
   params: Params
   opt_state: Any
   occupancy: Any
   estimator: Any = None
+  health: dict[str, Array] = flax.struct.field(default_factory=lambda: new_health())
+
+
+HEALTH = ("dropped", "in_a_row", "restarts")
+
+
+def new_health() -> dict[str, Array]:
+  """The counts of a state that nothing has happened to."""
+  return {name: jnp.zeros((), jnp.int32) for name in HEALTH}
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, occupancy: Any) -> TrainState:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,23 +21,16 @@ from sds_jax.fields.field import Field
 from sds_jax.priors.prior import Prior
 from sds_jax.rendering import occupancy
 from sds_jax.rendering.render import RenderOptions, render_views
-from sds_jax.training import conditions, estimator_state, losses, particles, parts
+from sds_jax.training import conditions, estimator_state, losses, particles, parts, update
 from sds_jax.training.conditions import Text
 from sds_jax.training.config import scalar_spec
 from sds_jax.training.distil import distil
+from sds_jax.training.parallel import Share
 from sds_jax.training.state import TrainState, init_state, make_optimizer
+from sds_jax.training.update import StepFn, progress_of
 from sds_jax.types import Array, Camera, Params, RenderOutput
 from sds_jax.views import cameras, lights
 from sds_jax.views.lights import ALBEDO, Shading
-
-
-STREAMS = ("views", "rest", "shading", "t", "distil", "encode", "occupancy", "score", "forget")
-"""What a step draws at random, each from its own key."""
-
-
-def step_keys(key: Array, step: Array) -> dict[str, Array]:
-  """A key for each of STREAMS, from the run's key and the number of the step [] int32."""
-  return dict(zip(STREAMS, jax.random.split(jax.random.fold_in(key, step), len(STREAMS))))
 
 
 CPU_BLOCK, ACCELERATOR_BLOCK = 4096, 2**18
@@ -118,20 +110,20 @@ def begin(scene: Scene, prior: Prior, prior_params: Params, text: Text, key: Arr
   return estimator_state.start(scene.config, prior, prior_params, text, state, estimator_state.own_key(key), source)
 
 
-def make_step(scene: Scene, prior: Prior) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-  """The step (state, prior_params, text, key) -> (state, metrics).
+def make_step(scene: Scene, prior: Prior, share: Share = Share()) -> StepFn:
+  """The step (state, prior_params, text, key) -> (state, metrics) of `update.make_step`.
 
-  Pure; jit it with `donate_argnums=0`. `text` is of `embed_prompts`; `key` is the run's, the same at every step;
-  metrics are float32 scalars.
+  `text` is of `embed_prompts`.
   """
   config = scene.config
 
   def loss_fn(learnt: tuple[Params, Params], state: TrainState, prior_params: Params, text: Text,
-              keys: dict[str, Array]):
+              keys: dict[str, Array], index: Array):
     params, score = learnt
     progress = progress_of(config, state.step)
-    views = observe(scene, prior, params, state, prior_params, text, keys)
-    loss, aux = distil(config, prior, prior_params, views.x, views.cond, keys, progress, dict(views.own, score=score))
+    views = observe(scene, prior, params, state, prior_params, text, keys, index)
+    loss, aux = distil(config, prior, prior_params, views.x, views.cond, keys, progress, dict(views.own, score=score),
+                       index)
     terms = {name: fn(views.out) for name, fn in losses.LOSSES.items()}
     for name, value in terms.items():
       loss += schedule_value(scalar_spec(config.loss[name]), progress) * value
@@ -139,23 +131,10 @@ def make_step(scene: Scene, prior: Prior) -> Callable[..., tuple[TrainState, dic
                    **views.metrics)
     return loss, metrics
 
-  def step(state: TrainState, prior_params: Params, text: Text, key: Array):
-    keys = step_keys(key, state.step)
-    (grads, score_grads), metrics = jax.grad(loss_fn, has_aux=True)(
-        (state.params, estimator_state.learnt(config, state)), state, prior_params, text, keys)
-    updates, opt_state = scene.optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    grid = _look_again(scene, state, params, keys["occupancy"])
-    metrics["grad_norm"] = optax.tree.norm(grads)
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state, occupancy=grid,
-                      estimator=estimator_state.learn(config, state.estimator, score_grads)), metrics
+  def look_again(state: TrainState, params: Params, key: Array) -> Any:
+    return _look_again(scene, state, params, key)
 
-  return step
-
-
-def progress_of(config: ml_collections.FrozenConfigDict, step: Array) -> Array:
-  """The fraction [] float32 of the run that is done before step number `step` [] int32."""
-  return step.astype(jnp.float32) / config.training.steps
+  return update.make_step(config, scene.optimizer, loss_fn, look_again, share)
 
 
 class Views(NamedTuple):
@@ -176,14 +155,15 @@ class Views(NamedTuple):
 
 
 def observe(scene: Scene, prior: Prior, params: Params, state: TrainState, prior_params: Params, text: Text,
-            keys: dict[str, Array]) -> Views:
+            keys: dict[str, Array], index: Array | None = None) -> Views:
   """A step's renders, and what the prior makes of them and is told of them.
 
   Args:
     params: what is rendered; `state` gives the number of the step, the occupancy grid, and what the estimator keeps.
     keys: of `step_keys`; views, rest, shading and encode are consumed.
+    index: [B] int32, which of the step's views these are; None: all.
   """
-  index = jnp.arange(scene.config.training.views)
+  index = jnp.arange(scene.config.training.views) if index is None else index
   progress = progress_of(scene.config, state.step)
   cams, azimuth, elevation = _draw_cameras(scene, keys["views"], index)
   shading = lights.sample_shading(keys["shading"], progress, scene.lights)
@@ -192,7 +172,7 @@ def observe(scene: Scene, prior: Prior, params: Params, state: TrainState, prior
     out, overflow = _render_each(scene, params, grid, cams, shading, keys["rest"], index, progress)
     if scene.as_latent:
       return out, geometry_as_latent(out, prior.x_shape), overflow
-    return out, prior.encode(prior_params, out.rgb, keys["encode"]), overflow
+    return out, encode_each(prior, prior_params, out.rgb, keys["encode"], index), overflow
 
   out, x, overflow = see(params, state.occupancy)
   told = lambda text: conditions.of_views(prior, scene.config, text, cams, azimuth, elevation, progress)  # noqa: E731
@@ -208,6 +188,14 @@ def observe(scene: Scene, prior: Prior, params: Params, state: TrainState, prior
       own = dict(image=out.rgb if out.rgb.shape == size else jax.image.resize(out.rgb, size, "linear"))
   shaded = jnp.zeros(()) if scene.as_latent else (shading.mode != ALBEDO).astype(jnp.float32)
   return Views(out, x, told(text), own, dict(overflow=overflow, shaded=shaded))
+
+
+def encode_each(prior: Prior, prior_params: Params, images: Array, key: Array, index: Array) -> Array:
+  """What the prior makes of images [B, H, W, 3], image b with the key fold_in(key, index[b]): x [B, *x_shape]."""
+  def one(image: Array, i: Array) -> Array:
+    return prior.encode(prior_params, image[None], jax.random.fold_in(key, i))[0]
+
+  return jax.vmap(one)(images, index)
 
 
 def geometry_as_latent(out: RenderOutput, x_shape: tuple[int, ...]) -> Array:

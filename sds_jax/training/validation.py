@@ -142,12 +142,18 @@ def _run_checks() -> dict[str, Check]:
       "optimizer.eps": above(0.0),
       "optimizer.background_factor": number(0.0, 100.0),
       "optimizer.clip_norm": number(0.0, math.inf, " (0: no clipping)"),
-      "training.steps": whole(1),
+      "training.steps": whole(1, config_lib.MAX_STEPS - 1),
       "training.views": whole(1, 4096),
       "training.log_every": whole(1),
       "training.render_every": whole(0, words=" (0: never)"),
       "training.checkpoint_every": whole(1),
       "training.keep_checkpoints": whole(1),
+      "training.keep_period": whole(0, words=" (0: none is kept for good)"),
+      "divergence.patience": whole(1),
+      "divergence.restarts": whole(0, 100, " (0: give up at once)"),
+      "divergence.learning_rate_factor": (lambda v: finite(v) and 0.0 < v <= 1.0, "a number above 0, up to 1"),
+      "parallel.devices": whole(0, words=" (0: all there are)"),
+      "parallel.mode": one_of(("jit", "pmap")),
   }
 
 
@@ -249,6 +255,9 @@ def _run_relations(config: ConfigDict) -> Iterator[str]:
   if d.clip_norm != (0.0,) and min(scalar_values(d.clip_norm)) == 0.0:
     yield (f"config.distillation.clip_norm={d.clip_norm!r} reaches 0, where nothing would be learnt: keep it above 0, "
            "or give (0.0,) for no clipping at all")
+  if config.parallel.shard_prior and config.parallel.mode == "pmap":
+    yield ("config.parallel.shard_prior=True takes config.parallel.mode='jit', where arrays know how they lie on the "
+           "devices: set mode to jit, or shard_prior to False")
   if config.optimizer.warmup_steps >= config.training.steps and config.optimizer.warmup_steps > 0:
     yield (f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} must be less than config.training.steps="
            f"{config.training.steps}")

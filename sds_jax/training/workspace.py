@@ -18,18 +18,22 @@ class WorkdirError(ValueError):
   """A working folder that cannot be used; the message says why and what to do."""
 
 
-def folder_of(config: ml_collections.FrozenConfigDict, workdir: str | None) -> Path:
-  """The folder of a run, made if need be and proved writable.
+def name_of(config: ml_collections.FrozenConfigDict, workdir: str | None) -> Path:
+  """The folder of a run: `--workdir` goes before `config.workdir`.
 
-  `--workdir` goes before `config.workdir`; where both are empty it is runs/<prompt>-<seed>, for pictures
-  runs/<prompt>-<generator>-<seed>.
-
-  Raises:
-    WorkdirError: it cannot be made or written to.
+  Where both are empty it is runs/<prompt>-<seed>, for pictures runs/<prompt>-<generator>-<seed>.
   """
   chosen = workdir or config.workdir
   made_by = f"-{files.prompt_slug(config.generator.name)}" if config.job == "image2d" else ""
-  folder = Path(chosen) if chosen else Path("runs") / f"{files.prompt_slug(config.prompt)}{made_by}-{config.seed}"
+  return Path(chosen) if chosen else Path("runs") / f"{files.prompt_slug(config.prompt)}{made_by}-{config.seed}"
+
+
+def make(folder: Path) -> None:
+  """Make the folder of a run if need be, and prove that it can be written to.
+
+  Raises:
+    WorkdirError: it cannot.
+  """
   try:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as probe:
@@ -39,7 +43,6 @@ def folder_of(config: ml_collections.FrozenConfigDict, workdir: str | None) -> P
   except OSError as error:
     raise WorkdirError(f"the folder {folder} cannot be written to ({error.strerror}); "
                        "give another one with --workdir=...") from error
-  return folder
 
 
 def existing(workdir: str | None, mode: str) -> Path:

@@ -10,7 +10,7 @@ from sds_jax.diffusion.distillation import score_distillation
 from sds_jax.diffusion.guidance import guided
 from sds_jax.diffusion.schedules import schedule_from_config
 from sds_jax.diffusion.variational import score_loss
-from sds_jax.training import distil, estimator_state, score_network, step as step_lib
+from sds_jax.training import distil, estimator_state, score_network, update
 from sds_jax.training.validation import validate
 from sds_jax.views.cameras import CAMERA_DIM
 
@@ -21,7 +21,7 @@ RANGE = {"distillation.t_min": ((0.0, 0.6), (1.0, 0.2)), "distillation.t_max": (
          "distillation.guidance_convention": "diffusers"}
 LOWER = 0.4
 """The lower end of t's range at PROGRESS: the square root of a quarter is half of the way."""
-KEYS = step_lib.step_keys(jax.random.key(3), jnp.int32(5))
+KEYS = update.step_keys(jax.random.key(3), jnp.int32(5))
 
 
 def denoise(params, z, t, cond):
@@ -177,7 +177,7 @@ def test_a_camera_is_learnt_where_the_prior_knows_none(tiny_latent, tiny_config)
   def step(kept, forget_key):
     """One step of learning, and what phi says of one z and two cameras before it."""
     def loss(phi):
-      keys = dict(step_lib.step_keys(jax.random.key(0), jnp.int32(0)), forget=forget_key)
+      keys = dict(update.step_keys(jax.random.key(0), jnp.int32(0)), forget=forget_key)
       return distil.distil(config, prior, params, x, dict(cond=side, uncond=side), keys, jnp.float32(0.5),
                            dict(score=phi, camera=camera))[0]
 

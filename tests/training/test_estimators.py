@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sds_jax.evaluation import modes
-from sds_jax.training import conditions, distil, loop, particles, step as step_lib
+from sds_jax.training import conditions, distil, loop, particles, resume, step as step_lib, update
 from sds_jax.training.validation import ConfigError, validate
 from sds_jax.views import prompts
 
@@ -170,7 +170,7 @@ def test_an_edit_begins_with_another_runs_object(tiny_config, prior_and_params, 
   state = jax.device_get(loop.train(config, folder, *prior_and_params).state)
   assert "beginning from step 4" in capsys.readouterr().out
   assert same_bits(state.estimator["params"], made.params) and not same_bits(state.params, made.params)
-  with pytest.raises(loop.ResumeError, match="cannot be edited with these settings"):
+  with pytest.raises(resume.ResumeError, match="cannot be edited with these settings"):
     loop.train(validate(tiny_config({**edit, "field.mlp.hidden": 12})), tmp_path / "other", *prior_and_params)
   with pytest.raises(ConfigError, match="no config.json"):
     validate(tiny_config({**edit, "distillation.source": str(tmp_path / "nothing")}))
@@ -184,7 +184,7 @@ def test_hifa_acts_on_the_picture_of_a_latent(tiny_latent, tiny_config):
                                  "distillation.hifa.image_weight": (0.5,)}))
   x, image = jnp.full((2, *prior.x_shape), 0.3), jnp.full((2, prior.image_size, prior.image_size, 3), 0.6)
   side = dict(text=jnp.ones((2, 77, 8)))
-  cond, keys = dict(cond=side, uncond=side), step_lib.step_keys(jax.random.key(0), jnp.int32(0))
+  cond, keys = dict(cond=side, uncond=side), update.step_keys(jax.random.key(0), jnp.int32(0))
 
   @jax.jit
   def gradients(x, image):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.training import conditions, config as config_lib, step as step_lib
+from sds_jax.training import conditions, config as config_lib, update
 from sds_jax.training.distil import distil
 from sds_jax.training.validation import scalar_values
 from sds_jax.views import cameras, prompts
@@ -84,7 +84,7 @@ def distillation_under(ready, prior, changes):
   scene, _, (_, _, _, key) = ready(changes)
 
   def loss(x, cond, progress):
-    return distil(scene.config, prior, None, x, cond, step_lib.step_keys(key, jnp.int32(0)), progress)
+    return distil(scene.config, prior, None, x, cond, update.step_keys(key, jnp.int32(0)), progress)
 
   gradient = jax.jit(jax.grad(loss, has_aux=True))
   return lambda progress, x, cond: gradient(x, cond, jnp.float32(progress))

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.training import image2d, image2d_config, step as step_lib
+from sds_jax.training import image2d, image2d_config, update
 from sds_jax.training.validation import validate
 from sds_jax.views import cameras
 
-KEYS = step_lib.step_keys(jax.random.key(0), jnp.int32(0))
+KEYS = update.step_keys(jax.random.key(0), jnp.int32(0))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sds_jax.diffusion.schedules import add_noise
-from sds_jax.training import inspect_guidance, loop, step as step_lib
+from sds_jax.training import inspect_guidance, loop, step as step_lib, update
 from sds_jax.training.distil import distil
 from sds_jax.training.stages import Stage
 from sds_jax.training.validation import validate
@@ -71,7 +71,7 @@ def seen(ready, prior_and_params):
   @jax.jit
   def both(state, prior_params, text, key):
     found = inspect_guidance.make_inspection(scene, spied)(state, prior_params, text, key)
-    expected, keys = dict(asked), step_lib.step_keys(key, state.step)
+    expected, keys = dict(asked), update.step_keys(key, state.step)
     views = step_lib.observe(scene, spied, state.params, state, prior_params, text, keys)
     _, aux = distil(scene.config, spied, prior_params, views.x, views.cond, keys, jnp.float32(0.25))
     return found, expected, views.out.rgb, add_noise(prior.schedule, views.x, aux.eps, aux.t)

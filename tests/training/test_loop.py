@@ -9,7 +9,7 @@ import jax.monitoring
 import numpy as np
 import pytest
 
-from sds_jax.training import conditions, loop
+from sds_jax.training import conditions, loop, resume
 from sds_jax.training.validation import validate
 
 
@@ -152,13 +152,13 @@ def test_what_has_changed_is_told(run, finished, tmp_path, capsys):
 
 
 def test_resume_must_needs_a_checkpoint(run, tmp_path):
-  with pytest.raises(loop.ResumeError, match="config.resume='must', but .* holds no checkpoint"):
+  with pytest.raises(resume.ResumeError, match="config.resume='must', but .* holds no checkpoint"):
     run(tmp_path, {"resume": "must"})
 
 
 def test_resume_with_another_field(run, finished, tmp_path):
   shutil.copytree(finished[0], tmp_path / "copy")
-  with pytest.raises(loop.ResumeError, match="step 4 .* does not fit these settings .*config.resume=never") as caught:
+  with pytest.raises(resume.ResumeError, match="does not fit these settings .*config.resume=never") as caught:
     run(tmp_path / "copy", {"field.mlp.hidden": 12})
   assert "Dense_0.bias is float32[8] there, float32[12] here" in str(caught.value) and "\n" not in str(caught.value)
 

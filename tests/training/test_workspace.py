@@ -41,22 +41,23 @@ def full_disk(tmp_path):
 
 def test_default_name(frozen, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert workspace.folder_of(frozen, None) == workspace.Path("runs/a-red-cube-7")
+  assert workspace.name_of(frozen, None) == workspace.Path("runs/a-red-cube-7")
+  workspace.make(workspace.name_of(frozen, None))
   assert (tmp_path / "runs" / "a-red-cube-7").is_dir() and not os.listdir(tmp_path / "runs" / "a-red-cube-7")
 
 
 def test_the_flag_goes_before_the_setting(frozen, tmp_path):
   config = config_lib.default()
   config.workdir = str(tmp_path / "setting")
-  assert workspace.folder_of(validate(config), None) == tmp_path / "setting"
-  assert workspace.folder_of(validate(config), str(tmp_path / "flag")) == tmp_path / "flag"
+  assert workspace.name_of(validate(config), None) == tmp_path / "setting"
+  assert workspace.name_of(validate(config), str(tmp_path / "flag")) == tmp_path / "flag"
 
 
 def test_folders_that_cannot_be_written_to(frozen, tmp_path):
   (tmp_path / "file").write_text("in the way")
   for folder in (tmp_path / "file", tmp_path / "file" / "below", "/proc/run"):
     with pytest.raises(WorkdirError, match="cannot be written to .*--workdir") as caught:
-      workspace.folder_of(frozen, str(folder))
+      workspace.make(folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
   assert (tmp_path / "file").read_text() == "in the way"
 
@@ -65,12 +66,12 @@ def test_folders_that_cannot_be_written_to(frozen, tmp_path):
 def test_read_only_folder(frozen, tmp_path):
   (tmp_path / "locked").mkdir(mode=0o500)
   with pytest.raises(WorkdirError, match="Permission denied"):
-    workspace.folder_of(frozen, str(tmp_path / "locked"))
+    workspace.make(tmp_path / "locked")
 
 
 def test_full_disk(frozen, full_disk):
   with pytest.raises(WorkdirError, match="No space left on device"):
-    workspace.folder_of(frozen, str(full_disk))
+    workspace.make(full_disk)
   with pytest.raises(OSError, match="No space left"):
     workspace.store_config(full_disk, frozen, {})
   assert os.listdir(full_disk) == ["filler"]  # nothing half-written

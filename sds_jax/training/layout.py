@@ -1,0 +1,161 @@
+"""Where a run lives: on one device, over a mesh under `jax.jit`, or under `jax.pmap`; the loop does not care which.
+
+The state is on all devices, the views of a step are spread over them. So is the prior, or (`parallel.shard_prior`) each
+device has a part of it, and the others send theirs in every step, for one layer at a time.
+"""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+from sds_jax import compilation
+from sds_jax.training.checks import ConfigError
+from sds_jax.training.parallel import VIEWS, Share
+from sds_jax.training.update import StepFn
+from sds_jax.types import Params
+
+SMALLEST_PART = 2**14
+"""Numbers of an array below which a prior's parameter is not worth being taken apart."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """The devices of a run.
+
+  Attributes:
+    mode: "one" device, or "jit" or "pmap" over several.
+    mesh: of these, with the axis VIEWS.
+    shard_prior: whether each has a part of the prior only.
+  """
+  mode: str
+  mesh: Mesh
+  shard_prior: bool = False
+
+  @property
+  def share(self) -> Share:
+    """What a step is told of the views of a device."""
+    return Share() if self.mode == "one" else Share(VIEWS, self.mesh.size)
+
+  def __str__(self) -> str:
+    split = ", the prior in parts" * self.shard_prior
+    return "" if self.mode == "one" else f" for {self.mesh.size} devices by {self.mode}{split}"
+
+  def put(self, tree: Any) -> Any:
+    """A tree of arrays of this process (the same in all) on all devices; as it is on one device."""
+    return jax.tree.map(self._put, tree) if self.mode != "one" else tree
+
+  def put_prior(self, params: Params) -> Params:
+    """The prior's parameters where they belong."""
+    if not self.shard_prior:
+      return self.put(params)
+    return jax.tree.map(lambda leaf: _onto(leaf, NamedSharding(self.mesh, self._part(leaf))), params)
+
+  def local(self, tree: Any) -> Any:
+    """What `put` has put, on one device of this process again; costs nothing."""
+    if self.mode == "one":
+      return tree
+    return jax.tree.map(_first, tree) if self.mode == "jit" else jax.tree.map(lambda x: _first(x)[0], tree)
+
+  def fetch(self, tree: Any) -> Any:
+    """`local`, as numpy arrays."""
+    fetched = jax.device_get(jax.tree.map(_first, tree) if self.mode != "one" else tree)
+    return jax.tree.map(lambda leaf: leaf[0], fetched) if self.mode == "pmap" else fetched
+
+  def compile(self, step: StepFn, state: Any, fixed: tuple) -> Callable:
+    """The step (of `share`) as one executable that takes over the state's memory.
+
+    Args:
+      state, fixed: its arguments (state, (prior_params, text, key)), put where they belong.
+    """
+    if self.mode == "pmap":
+      return jax.pmap(step, axis_name=VIEWS, donate_argnums=0, devices=self._local_or_all()).lower(
+          state, *fixed).compile()
+    if self.mode == "jit":
+      parts = jax.tree.map(self._part, fixed[0]) if self.shard_prior else P()
+      step = jax.shard_map(_gathering(step, parts) if self.shard_prior else step, mesh=self.mesh,
+                           in_specs=(P(), parts, P(), P()), out_specs=P(), check_vma=False)
+    return jax.jit(step, donate_argnums=0, compiler_options=compilation.unet_options()).lower(state, *fixed).compile()
+
+  def _local_or_all(self) -> list[jax.Device] | None:
+    """Of pmap: all devices of a job of several processes, else those of the mesh."""
+    return None if jax.process_count() > 1 else list(self.mesh.devices.flat)
+
+  def _put(self, leaf: jax.Array) -> jax.Array:
+    if self.mode == "jit":
+      return _onto(leaf, NamedSharding(self.mesh, P()))
+    here = [device for device in self.mesh.devices.flat if device.process_index == jax.process_index()]
+    copies = [jax.device_put(leaf[None], device) for device in here]
+    sharding = NamedSharding(Mesh(np.array(here), (VIEWS,)), P(VIEWS))
+    return jax.make_array_from_single_device_arrays((len(here), *leaf.shape), sharding, copies)
+
+  def _part(self, leaf: Any) -> P:
+    """How a parameter is taken apart: along its longest axis that the devices divide, if it is large enough."""
+    fitting = [axis for axis, size in enumerate(leaf.shape) if size % self.mesh.size == 0]
+    if leaf.size < SMALLEST_PART or not fitting:
+      return P()
+    axis = max(fitting, key=lambda axis: leaf.shape[axis])
+    return P(*[None] * axis, VIEWS)
+
+
+def make_layout(config: ml_collections.FrozenConfigDict, together: int = 1) -> Layout:
+  """The devices that `config.parallel` asks for.
+
+  Args:
+    together: how many neighbouring views of a step cannot be parted: one of each particle, and of each of its frames.
+
+  Raises:
+    ConfigError: there are not as many, or they do not divide the views of a step.
+  """
+  p, there = config.parallel, jax.device_count()
+  count = p.devices or there
+  if count > there:
+    raise ConfigError(f"config.parallel.devices={p.devices} is more than the {there} that there are; set it to "
+                      f"{there}, or 0 for all")
+  if jax.process_count() > 1 and count != there:
+    raise ConfigError(f"config.parallel.devices={p.devices}, but all {there} devices of the {jax.process_count()} "
+                      "processes take part in a job of several processes; set it to 0")
+  _check_views(config.training.views, count, together)
+  mode = "one" if count == 1 and p.mode == "jit" else p.mode
+  return Layout(mode, Mesh(np.array(jax.devices()[:count]), (VIEWS,)), p.shard_prior and mode != "one")
+
+
+def _check_views(views: int, devices: int, together: int) -> None:
+  """Raises ConfigError unless every device gets as many whole groups of `together` views as every other."""
+  unit = devices * together
+  if devices == 1 or views % unit == 0:
+    return
+  each = f" times {together} things" if together > 1 else ""
+  fewer = max(count for count in range(1, devices) if count == 1 or views % (count * together) == 0)
+  raise ConfigError(f"config.training.views={views} cannot be spread evenly over the {devices} devices{each}: set it "
+                    f"to {unit} or a multiple, or take fewer devices with --config.parallel.devices={fewer}")
+
+
+def _onto(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+  """An array that every process has, laid out over devices of all processes."""
+  if jax.process_count() == 1:
+    return jax.device_put(leaf, sharding)
+  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return jax.random.wrap_key_data(_onto(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
+  there = np.asarray(leaf)
+  return jax.make_array_from_callback(leaf.shape, sharding, lambda index: there[index])
+
+
+def _first(leaf: jax.Array) -> jax.Array:
+  return leaf.addressable_data(0)
+
+
+def _gathering(step: StepFn, parts: Any) -> StepFn:
+  """`step` whose prior comes in parts: each is put together where it is used, and dropped after it."""
+  def whole(leaf: jax.Array, part: P) -> jax.Array:
+    return jax.lax.all_gather(leaf, VIEWS, axis=len(part) - 1, tiled=True) if len(part) else leaf
+
+  def gathered(state: Any, prior_params: Params, text: Any, key: jax.Array) -> Any:
+    return step(state, jax.tree.map(whole, prior_params, parts), text, key)
+
+  return gathered
