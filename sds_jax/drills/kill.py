@@ -182,7 +182,8 @@ def drill(runs: int, seed: int, job: str, show: Callable[[str], None] = print) -
   counts: collections.Counter[str] = collections.Counter(runs=0, wrong=0)
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(PRELOADED)
-  with tempfile.TemporaryDirectory() as name:
+  # In memory where that can be: a kill leaves the system running, and disks take their time.
+  with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as name:
     arena = Arena(context, job, Path(name))
     tiny.write_prior(arena.place / killed_run.PRIOR)
     for reference in ("first", "second"):  # the first one compiles; the second one tells how long a run takes

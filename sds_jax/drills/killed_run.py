@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import sys
-import threading
 import time
 import types
 from pathlib import Path
@@ -14,17 +14,16 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-import tqdm
 
 from sds_jax.drills import tiny
 from sds_jax.priors import prior as prior_lib
 from sds_jax.training import config as config_lib
-from sds_jax.training import loop
+from sds_jax.training import loop, update
 from sds_jax.training.jobs import Job
 from sds_jax.training.stages import Stage
-from sds_jax.training.state import TrainState, init_state, lenient
+from sds_jax.training.state import TrainState, init_state, make_optimizer
 from sds_jax.training.validation import validate
-from sds_jax.types import Array
+from sds_jax.types import Array, Params
 
 STEPS, INTERVAL = 30, 3
 LOG, PRIOR, CACHE = "log.txt", "prior", "cache"
@@ -45,7 +44,7 @@ def main(job: str, folder: str, place: str) -> None:
   os.dup2(out, 1)
   os.dup2(out, 2)
   sys.stdout.reconfigure(line_buffering=True)
-  tqdm.tqdm.set_lock(threading.RLock())  # its own one would be left to the system at each kill
+  multiprocessing.set_start_method("fork", force=True)  # under others semaphores have names, which outlive a kill
   jax.config.update("jax_compilation_cache_dir", str(Path(place) / CACHE))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_compilation_cache_max_size", 2**32)  # with a limit it has locks: a kill leaves no half file
@@ -68,20 +67,18 @@ def train(job: str, folder: Path, prior_folder: Path) -> None:
 
 
 def walk(config: ml_collections.FrozenConfigDict) -> Job:
-  """A job whose step is a few lines: Adam, drawn towards noise that is another one at each step."""
-  optimizer = lenient(optax.adam(0.1))
+  """A job whose step is small: the parameters are drawn towards noise, other noise at each step."""
+  optimizer = make_optimizer(config)
 
   def new_state(key: Array) -> TrainState:
-    params = dict(grid=jax.random.normal(key, (64, 8)), bias=jnp.zeros(8))
+    params = dict(field=jax.random.normal(key, (64, 8)), background=jnp.zeros(8))
     return init_state(params, optimizer, occupancy=dict(full=jnp.ones(16, bool)))
 
-  def step(state: TrainState, prior_params: Any, text: Any, key: Array) -> tuple[TrainState, dict[str, Array]]:
-    here = jax.random.fold_in(key, state.step)
-    grads = jax.tree.map(lambda leaf: leaf - jax.random.normal(here, leaf.shape), state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    norm = optax.tree.norm(grads)
-    return state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates),
-                         opt_state=opt_state), dict(sds_grad_norm=norm, grad_norm=norm)
+  def loss_fn(learnt: tuple[Params, Params], state: TrainState, prior_params: Params, text: Any,
+              keys: dict[str, Array], index: Array) -> tuple[Array, dict[str, Array]]:
+    apart = jax.tree.map(lambda leaf: leaf - jax.random.normal(keys["rest"], leaf.shape), learnt[0])
+    return 0.5 * optax.tree.norm(apart, squared=True), dict(sds_grad_norm=optax.tree.norm(apart))
 
-  return Job((Stage(0, None),), new_state, lambda params, text, key, source: new_state(key), dict, lambda stage: step,
+  return Job((Stage(0, None),), new_state, lambda params, text, key, source: new_state(key), dict,
+             lambda stage, share: update.make_step(config, optimizer, loss_fn, share=share),
              lambda workdir, state, fixed: contextlib.nullcontext())
