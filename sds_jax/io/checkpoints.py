@@ -180,6 +180,8 @@ class Checkpoints:
     try:
       yield
     except (ValueError, RuntimeError, OSError) as error:
+      for left in self._folder.glob("*.orbax-checkpoint-tmp"):  # a full disk needs the room
+        shutil.rmtree(left, ignore_errors=True)
       reason = str(error).split(" [os_error_code")[0].rsplit(": ", 1)[-1].splitlines()[0]
       raise OSError(f"a checkpoint could not be written to {self._folder}: {reason}") from error
 

@@ -124,7 +124,7 @@ def test_a_write_that_fails(tmp_path, monkeypatch, capfd, make_state):
       patch.setattr("orbax.checkpoint.JsonCheckpointHandler.async_save", fail)
       there.save(2, make_state(2), {})
   assert not [thread for thread in threading.enumerate() if thread.name.startswith("checkpoints")]
-  assert capfd.readouterr().err == ""
+  assert capfd.readouterr().err == "" and os.listdir(tmp_path) == ["1"]
   with Checkpoints(tmp_path) as there:
     assert there.steps() == [1]
     there.save(2, make_state(2), {})
