@@ -50,8 +50,8 @@ def _parse(argv: list[str]) -> list[str]:
       raise
     name = "" if isinstance(error, (flags.Error, OSError, ValueError)) else f"{type(error).__name__}: "
     _fail(_innermost(error, ConfigError) or
-          f"{name}{error} (settings are given as --config=configs/text.py --config.name=value; legal names and types are in "
-          "sds_jax/training/config.py and image2d_config.py)")
+          f"{name}{error} (settings are given as --config=configs/text.py --config.name=value; legal names and types "
+          "are in sds_jax/training/config.py and image2d_config.py)")
   if len(rest) > 1:
     _fail(f"unexpected argument {rest[1]!r}; settings are given as --config.name=value, a prompt with spaces in quotes")
   return rest

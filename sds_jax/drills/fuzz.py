@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
   parser.add_argument("--num", type=int, default=500, help="number of tries")
   parser.add_argument("--seed", type=int, default=0, help="of the tries; the same seed gives the same ones")
-  parser.add_argument("--strange", type=float, default=0.4, help="share of tries that may be legal and run through")
+  parser.add_argument("--strange", type=float, default=0.15, help="share of tries that may be legal and run through")
   parser.add_argument("--timeout", type=float, default=120.0, help="seconds that a try may take")
   parser.add_argument("--only", type=int, help="the number of the one try to make; its output is shown")
   parser.add_argument("--configs", type=Path, default=CONFIGS, help="the folder with text.py and image2d.py")
@@ -71,7 +71,8 @@ def _drill(options: argparse.Namespace, scratch: Path) -> int:
               (scratch / "try" / "stderr").read_text(errors="replace"), sep="\n")
     shutil.rmtree(scratch / "try", ignore_errors=True)
   print(f"{sum(counts.values())} tries in {time.perf_counter() - begin:.0f} s: {counts[0]} ran through, "
-        f"{counts[2]} were refused in one line, {failed} failed; the slowest, try {slowest[1]}, took {slowest[0]:.1f} s", flush=True)
+        f"{counts[2]} were refused in one line, {failed} failed; the slowest, try {slowest[1]}, took "
+        f"{slowest[0]:.1f} s", flush=True)
   return int(failed > 0)
 
 

@@ -1,4 +1,4 @@
-"""Command lines that nobody should type, drawn at random: settings, prompts, folders and flags, wrong or only strange."""
+"""Command lines that nobody should type, drawn at random: settings, prompts, folders, flags; wrong or only strange."""
 from __future__ import annotations
 
 import random
@@ -24,16 +24,17 @@ WRONG: dict[type, list[str]] = {
     float: ["near", "nan", "inf", "-inf", "", "()", "1,5", "--1", "0x1p3", "1e999", "\x00", "NaN", "None", "{}"],
     bool: ["maybe", "2", "", "None", "nan", "yes!", "\x00", "(True,)"],
     str: ["", " ", "\n", "../x", "<script>", "nan", "a b", "\x00", "\ud800", "\u202e", "x" * 10_001, "None"],
-    tuple: ["x", "(", ")", "", "((),)", "(((1,2),),)", "(nan,)", "(inf,)", "(1e999,)", "('a',)", "(1,'b')", "(None,)",
-            "((0.0,1.0),(0.0,2.0))", "((0.5,),)", "{}", "{1:2}", "(1j,)", "(b'x',)", f"({HUGE},)", "(" * 300 + ")" * 300,
-            "(1,)" + "\x00", "(True,)", "((0,0.1),(1,))", "(lambda: 1,)", "(1" + "0" * 400 + ",)", "[[[]]]", "__import__"],
+    tuple: ["x", "(", ")", "", "((),)", "(((1,2),),)", "(nan,)", "(inf,)", "(1e999,)", "('a',)", "(1,'b')",
+            "(None,)", "((0.0,1.0),(0.0,2.0))", "((0.5,),)", "{}", "{1:2}", "(1j,)", "(b'x',)", f"({HUGE},)",
+            "(" * 300 + ")" * 300, "(1,)" + "\x00", "(True,)", "((0,0.1),(1,))", "(lambda: 1,)",
+            "(1" + "0" * 400 + ",)", "[[[]]]", "__import__"],
 }
 """Type of a setting -> values as typed that (nearly) no setting of the type takes."""
 STRANGE: dict[type, list[str]] = {
     int: ["0", "1", "2", "3", "-1", "-0", "1_0", "٣", str(2**31), str(2**32), str(2**63), str(2**64), "1" + "0" * 30,
           str(-2**63), str(2**31 - 1)],
-    float: ["0", "-0.0", "1", "-1", "0.5", "1e-30", "5e-324", "1e30", "1e308", "-1e308", "1" + "0" * 300, "1" + "0" * 400,
-            str(2**63)],
+    float: ["0", "-0.0", "1", "-1", "0.5", "1e-30", "5e-324", "1e30", "1e308", "-1e308", "1" + "0" * 300,
+            "1" + "0" * 400, str(2**63)],
     bool: ["True", "False", "1", "0", "true"],
     tuple: ["(0,)", "(1,)", "(0.5,)", "(-1,)", "(1e30,)", "(1e-30,)", "(1e308,)", "((0.0,0.1),(1.0,0.9))", "()",
             "((0,1e-3),(1e-9,1),(1,1))", "(0.5,0.5)", "(2,3)", "(1,2,3)", "[1.0]", f"({2**70},)", "((0.3,40),(0.6,8))"],
@@ -68,13 +69,15 @@ FLAGS = [
     ["--config.camera.distance[0]=1"], ["--config.__class__=1"], ["--config.update=1"], ["--config.seed"],
     ["--config.\u202eseed=1"], ["--config.keys=1"], ["--noconfig.seed"], ["--noconfig.zzz"], ["--config.seed=1=2"],
     ["--mode=paint"], ["--mode="], ["--mode"], ["--mode=export"], ["--mode=render", "--workdir=none"],
-    ["--mode=evaluate", "--workdir=/dev/zero"], ["--mode=export", "--workdir=file"], ["--mode=export", "--workdir=loop"],
+    ["--mode=evaluate", "--workdir=/dev/zero"], ["--mode=export", "--workdir=file"],
+    ["--mode=export", "--workdir=loop"],
     ["--mode=export", "--workdir=a\0b"], ["--config=nothing.py"], ["--config=/dev/null"], ["--config="], ["--config=."],
     ["--config=file"], ["--config=a\0b"], ["--config=" + "x" * 5000], ["--config=a\nb"], ["--flagfile=nothing"],
     ["--config=file:a"], ["--verbosity=x"], ["--config.field.mlp=()"], ["--config.prior.name.x=1"], ["--workdir"]]
-ARGUMENTS = ["", ",", ",,,", "x", "fourier", "pixels,cppn", "dreamfusion", "dreamfusion,threestudio_sd", "sd15", "a/b",
+ARGUMENTS = ["x", "pixels,cppn", "dreamfusion,threestudio_sd", "sd15", "a/b",
              "\x00", "\n", "../x", "x" * 5000, "\ud800", "\U0001f600", "a:b", ":", "::", "os:getcwd", "/dev/zero", "~",
-             "/proc/self/mem", "file", "loop", "a\0b", "./.", "shapeworld,shapeworld", "owner/name@x", "-", "'", "{}"]
+             "/proc/self/mem", "file", "loop", "a\0b", "./.", "sd15,shapeworld", "owner/name@x", "-", "'", "{}"]
+"""Behind the colon of --config, without the base; none of them is legal where there is no connection."""
 
 
 class Job:
@@ -116,10 +119,7 @@ def tries(configs: Path, prior: Path, num: int, seed: int, strange: float) -> It
     given = argument if any(word.startswith("--workdir") for word in argument) else [*argument, "--workdir=run"]
     if draw is _default_folder:
       given = argument
-    if argument and argument[0].startswith("--config="):
-      yield [argument[0], *job.base, *given[1:]]
-    else:
-      yield [f"--config={job.file}", *job.base, *given]
+    yield given if draw is _argument else [f"--config={job.file}", *job.base, *given]
 
 
 def _wrong_value(chance: random.Random, job: Job) -> list[str]:
