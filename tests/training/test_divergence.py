@@ -1,4 +1,4 @@
-"""Updates that are not finite: dropped to the bit, counted, shown; a run of them takes the run back, and then ends it."""
+"""Updates that are not finite are dropped, counted and shown; many in a row take the run back, and then end it."""
 import dataclasses
 import json
 
