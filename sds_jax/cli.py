@@ -101,7 +101,7 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
     else:
       folder = workspace.existing(workdir, mode)
       frozen = validation.validate(workspace.stored_config(folder, _overrides(config)))
-    _actions(frozen.job)[mode](frozen, folder, started)
+    _actions(frozen)[mode](frozen, folder, started)
   except Interrupted as stop:
     print(stop, file=sys.stderr)
     sys.exit(EXIT_INTERRUPTED)
@@ -152,10 +152,13 @@ def _overrides(config: ConfigDict | None) -> dict[str, Any]:
   return {} if config is None else dict(config_flags.get_override_values(flags.FLAGS["config"]))
 
 
-def _actions(job: str) -> dict[str, Callable[[Any, Path, float], None]]:
+def _actions(config: Any) -> dict[str, Callable[[Any, Path, float], None]]:
   # Imported only now: a mistake in the settings should be told at once, not after seconds of imports.
-  if job == "image2d":
+  if config.job == "image2d":
     from sds_jax.evaluation import image2d_modes
     return image2d_modes.ACTIONS
+  if config.get("prompts_file"):
+    from sds_jax.evaluation import scenes_modes
+    return scenes_modes.ACTIONS
   from sds_jax.evaluation import modes
   return {"train": modes.train, "export": modes.export, "render": modes.render, "evaluate": modes.evaluate}

@@ -83,7 +83,9 @@ def from_first(tree: Any) -> Any:
   return jax.tree.map(lambda leaf, like: np.asarray(leaf).astype(like.dtype), told, tree)
 
 
-def leave() -> None:
-  """Part from the others, all at the same time; what process 0 has left to do it does alone."""
+def leave() -> bool:
+  """Part from the others, all at the same time: whether this is process 0, which does alone what is left to do."""
+  first = is_first()
   if jax.process_count() > 1:
     jax.distributed.shutdown()
+  return first

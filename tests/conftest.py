@@ -2,29 +2,21 @@
 import ast
 import doctest
 import importlib
-import json
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
-import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
+from sds_jax.drills import tiny
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # what tests run takes longer to compile than to run
-
-TINY_UNET = dict(
-  _class_name="UNet2DConditionModel", sample_size=4, in_channels=48, out_channels=48,
-  down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
-  block_out_channels=[8, 16], layers_per_block=1, norm_num_groups=4, cross_attention_dim=8, attention_head_dim=2,
-  class_embed_type="projection", projection_class_embeddings_input_dim=16)
-TINY_CLIP = dict(model_type="clip_text_model", hidden_size=8, intermediate_size=16, num_hidden_layers=1,
-                 num_attention_heads=2, max_position_embeddings=20, hidden_act="quick_gelu")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,27 +62,7 @@ def without_example():
 @pytest.fixture(scope="session")
 def tiny_prior(tmp_path_factory):
   """A folder with a prior that knows ShapeWorld's words and cameras: 16x16 images, random weights, a few thousand."""
-  import jax.numpy as jnp
-  from flax import traverse_util
-  from sds_jax.priors import checkpoint
-  from sds_jax.shapeworld import captions, tokenizer
-  folder = tmp_path_factory.mktemp("tiny_prior")
-  tokenizer.write_tokenizer(folder / "tokenizer")
-  vocabulary = json.loads((folder / "tokenizer" / "vocab.json").read_text())
-  clip = dict(TINY_CLIP, vocab_size=len(vocabulary), **tokenizer.special_ids(folder / "tokenizer"))
-  rng = np.random.default_rng(0)
-  for name, kind, config in (("unet", "unet", TINY_UNET), ("text_encoder", "clip_text", clip)):
-    shapes = checkpoint.abstract_params(checkpoint.COMPONENTS[kind].network.from_config(config))
-    params = {path: jnp.asarray((path[-1] == "scale") + rng.normal(size=leaf.shape) / max(leaf.size, 1) ** 0.25,
-                                jnp.float32) for path, leaf in shapes.items()}
-    checkpoint.write_component(folder / name, kind, config, traverse_util.unflatten_dict(params), dtype=jnp.float32)
-  (folder / "scheduler").mkdir()
-  (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(dict(
-    _class_name="DDIMScheduler", num_train_timesteps=100, beta_schedule="squaredcos_cap_v2",
-    prediction_type="v_prediction")))
-  (folder / "model_index.json").write_text(json.dumps(dict(
-    pixel_unshuffle=4, image_size=16, camera_dim=16, vocabulary=sorted(captions.WORDS))))
-  return folder
+  return tiny.write_prior(tmp_path_factory.mktemp("tiny_prior"))
 
 
 _TINY_SD_UNET = dict(
@@ -126,18 +98,10 @@ def tiny_latent():
     return prior.build("sd15", random_weights=True)
 
 
-TINY_SETTINGS = {
-  "render.height": 16, "render.width": 16, "render.num_samples": 4, "render.candidates": 8, "field.mlp.hidden": 8,
-  "field.mlp.depth": 1, "field.mlp.num_octaves": 2, "training.steps": 4, "training.log_every": 1,
-  "training.render_every": 0, "training.checkpoint_every": 100, "optimizer.warmup_steps": 1, "occupancy.resolution": 4,
-  "occupancy.every": 2, "occupancy.start_step": 1, "export.mesh_resolution": 16, "export.image_size": 16,
-  "export.turntable_frames": 2, "export.num_samples": 8}
-
-
 @pytest.fixture(scope="session")
 def tiny_settings(tiny_prior):
   """Dotted name -> value, for a run of a few steps of a tiny field under the tiny prior."""
-  return {"prior.path": str(tiny_prior), "prompt": "a red cube", "parallel.devices": 1, **TINY_SETTINGS}
+  return {"prior.path": str(tiny_prior), "parallel.devices": 1, **tiny.SETTINGS}
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_collections
 
-from sds_jax import compilation
+from sds_jax import compilation, hosts
 from sds_jax.evaluation import modes
 from sds_jax.io import files, images
 from sds_jax.training import image2d, image2d_outputs, jobs, layout as layout_lib, loop
@@ -31,8 +31,11 @@ def train(config: Config, folder: Path, started: float) -> None:
   def on_render(state: TrainState, step: int) -> None:
     images.write_png(images.tile(pictures(state.params)), folder / "progress" / f"{step:06d}.png")
 
-  (folder / "progress").mkdir(exist_ok=True)
+  if hosts.is_first():
+    (folder / "progress").mkdir(exist_ok=True)
   result = loop.train(config, folder, prior, prior_params, on_render, jobs.pictures(studio, prior), layout)
+  if not hosts.leave():
+    return
   timings = dict(load_s=result.started - started, **result.timings)
   _export(studio, pictures, result.state, folder, timings, started)
 

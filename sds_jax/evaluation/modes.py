@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from sds_jax import compilation
+from sds_jax import compilation, hosts
 from sds_jax.evaluation import scores as scoring
 from sds_jax.io import files, images
 from sds_jax.io.checkpoints import Checkpoints
@@ -41,17 +41,20 @@ def train(config: Config, folder: Path, started: float) -> None:
     rows = [outputs.render_row(view, config, one) for _, one in _objects(config, state, folder)]
     images.write_png(np.concatenate(rows), folder / "progress" / f"{step:06d}.png")
 
-  (folder / "progress").mkdir(exist_ok=True)
+  if hosts.is_first():
+    (folder / "progress").mkdir(exist_ok=True)
   result = loop.train(config, folder, prior, prior_params, on_render, layout=layout)
+  if not hosts.leave():
+    return
   timings = dict(load_s=result.started - started, **result.timings)
-  _export(scene, result.state, folder, timings, view)
+  export_state(scene, result.state, folder, timings, view)
   print(f"done in {time.perf_counter() - started:.0f} s: {folder / 'report.html'}")
 
 
 def export(config: Config, folder: Path, started: float) -> None:
   """Make all outputs again from the newest checkpoint."""
   scene, state = _restore(config, folder)
-  _export(scene, state, folder, _stored_timings(folder))
+  export_state(scene, state, folder, _stored_timings(folder))
   print(f"done in {time.perf_counter() - started:.0f} s: {folder / 'report.html'}")
 
 
@@ -82,16 +85,20 @@ def evaluate(config: Config, folder: Path, started: float) -> None:
     if place != folder:
       print(f"{place}: silhouette IoU {scores['silhouette_iou']:.3f}")
   scores = files.read_json(folder / "scores.json")
-  _export(scene, state, folder, _stored_timings(folder))
+  export_state(scene, state, folder, _stored_timings(folder))
   print("\n".join(f"{name:28} {value:.3f}" if isinstance(value, float) else f"{name:28} {value}"
                   for name, value in scores.items()))
   print(f"done in {time.perf_counter() - started:.0f} s: {folder / 'scores.json'}")
 
 
-def load_prior(config: Config, layout: layout_lib.Layout | None = None) -> tuple[prior_lib.Prior, Any]:
+def load_prior(config: Config, layout: layout_lib.Layout | None = None,
+               said: Sequence[str] = ()) -> tuple[prior_lib.Prior, Any]:
   """The prior of the settings, its parameters where the layout wants them (None: on the first device).
 
   Before its weights are read it is checked that it knows the words of both prompts.
+
+  Args:
+    said: the prompts, in place of `config.prompt`.
 
   Raises:
     ConfigError: it does not, and `prior.allow_unknown_words` is off.
@@ -110,7 +117,7 @@ def load_prior(config: Config, layout: layout_lib.Layout | None = None) -> tuple
     raise ConfigError(f"config.distillation.latent_until={config.distillation.latent_until} makes latents of four "
                       f"channels, but {named} diffuses {prior.x_shape[-1]}; set it to 0.0, or take a prior of latents")
   if prior.vocabulary is not None and not p.allow_unknown_words:
-    for prompt in prompts_of(config.prompt) if config.job == "image2d" else [config.prompt]:
+    for prompt in said or (prompts_of(config.prompt) if config.job == "image2d" else [config.prompt]):
       _check_prompt(config, prompt, prior.vocabulary)
     for setting, words in conditions.own_words(config).items():
       try:
@@ -178,8 +185,9 @@ def _objects(config: Config, state: TrainState, folder: Path) -> Iterator[tuple[
     yield place, particles.pick(config, state, number)
 
 
-def _export(scene: step_lib.Scene, state: TrainState, folder: Path, timings: dict[str, float],
-            view: outputs.ViewFn | None = None) -> None:
+def export_state(scene: step_lib.Scene, state: TrainState, folder: Path, timings: dict[str, float],
+                 view: outputs.ViewFn | None = None) -> None:
+  """Write all outputs of a state into `folder`; `view` is of `outputs.make_view`, made here where it is None."""
   print("writing renders, turntable, mesh and report ...", flush=True)
   view, before = view or outputs.make_view(scene), timings
   for place, one in _objects(scene.config, state, folder):

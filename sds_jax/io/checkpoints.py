@@ -1,241 +1,241 @@
-"""Checkpoints of a run, by orbax: written whole or not at all, in the background, and proved when they are read.
-
-Beside the state lies a record of it: its step, the structure and a SHA-256 of every array, and whatever the run says
-about itself; the record has a digest of its own. What is read must be what was written, to the bit, or it is damaged.
-"""
+"""Checkpoints of a run: orbax writes them, whole or not at all; what is read is what was written, or an error tells."""
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
-import hashlib
-import json
 import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-SCHEMA = 1
-"""Of the record; another one is another program's."""
+from sds_jax.io import orbax_files, records
+from sds_jax.io.records import DamagedCheckpointError, SchemaError
 
-DAMAGED = "damaged_checkpoints"
-"""Beside the folder of checkpoints: where those go that cannot be read."""
+__all__ = ["Checkpoints", "DamagedCheckpointError", "SchemaError"]
 
-
-class DamagedCheckpointError(ValueError):
-  """A checkpoint that does not hold what was written: a file is missing, cut off or changed."""
-
-
-class SchemaError(ValueError):
-  """A checkpoint that is whole, but of another structure, or written by another version; the message says which."""
+STATE, RECORD, RECORD_FILE = "state", "record", "record.json"
+"""In the folder of a step: orbax's folder of the arrays, and the folder and file of the record."""
 
 
 class Checkpoints:
   """A folder of checkpoints, `<folder>/<step>/`. Use as a context manager: leaving it waits for pending writes.
 
-  In a job of several processes one of them uses it, and the others need not know.
+  One process uses it; other processes of a `jax.distributed` job need not know of it. All methods wait for a write that
+  is under way, and raise its OSError where it has failed.
   """
 
   def __init__(self, folder: str | os.PathLike, keep: int = 2, keep_period: int = 0):
-    """The folder is created.
+    """The folder is made by the first save.
 
     Args:
       keep: how many of the newest stay.
-      keep_period: those whose step is a multiple of this stay, too; 0: no others.
+      keep_period: the steps that are multiples of it stay for good; 0: none.
     """
-    self._folder = Path(folder).absolute()
-    self._folder.mkdir(parents=True, exist_ok=True)
-    alone = {}
-    if jax.process_count() > 1:
-      me = jax.process_index()
-      alone = dict(multiprocessing_options=ocp.options.MultiprocessingOptions(
-          primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"))
-    self._manager = ocp.CheckpointManager(
-        self._folder, item_handlers=dict(state=ocp.StandardCheckpointHandler(), record=ocp.JsonCheckpointHandler()),
-        options=ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_period or None, create=False, **alone))
+    self._folder, self._keep, self._period = Path(folder).absolute(), keep, keep_period
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
+    self._pending: concurrent.futures.Future | None = None
+    self._manager: ocp.CheckpointManager | None = None
 
   def __enter__(self) -> Checkpoints:
     return self
 
   def __exit__(self, *_: Any) -> None:
-    with self._writing():
-      try:
-        self._manager.wait_until_finished()
-      finally:
-        self._manager.close()
+    try:
+      self._wait()
+    finally:
+      self._forget()
+      self._thread.shutdown()
 
   def steps(self) -> list[int]:
-    """All steps that were written whole, in order."""
-    return sorted(self._manager.all_steps())
+    """The steps that were written whole (damage is found by reading only), ascending."""
+    self._wait()
+    return self._steps()
 
   def latest(self) -> int | None:
-    """The newest step that was written whole, or None."""
-    return self._manager.latest_step()
+    """The newest of `steps`, or None."""
+    return max(self.steps(), default=None)
 
   def clear(self) -> None:
     """Delete all of them: a run that starts anew must not be taken for the old one, whose last step may be later."""
     self.drop_after(-1)
 
   def drop_after(self, step: int) -> None:
-    """Delete those of later steps: a run that has gone back makes them again."""
-    with self._writing():
-      self._manager.wait_until_finished()
-      for later in self.steps():
-        if later > step:
-          self._manager.delete(later)
+    """Delete those of later steps."""
+    late = [other for other in self.steps() if other > step]
+    for other in reversed(late):
+      self._remove(other)
+    self._forget()
 
-  def save(self, step: int, state: Any, about: dict[str, Any] | None = None) -> None:
-    """Write `state` in the background; a step that is there already is left alone.
+  def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
+    """Copy `state` to the host, and write it in the background; a step that is there already is left alone.
 
     Args:
-      state: a pytree of arrays that this process can read.
-      about: what else is to be known of it, as JSON can hold it.
+      state: a pytree of arrays, numpy's or fully addressable ones of JAX; typed keys are arrays too.
+      about: JSON; comes back from `about(step)`.
 
     Raises:
-      OSError: this one, or one that was written in the background before, could not be written (a full disk, say);
-        leaving the context raises it too.
+      OSError: the one that was written in the background before could not be (a full disk, say); leaving the context
+        raises it too.
+      ValueError, TypeError: the state is not of arrays, or `about` is not JSON.
     """
-    if step in self._manager.all_steps():
+    if step in self.steps():
       return
-    # A copy: on CPUs what device_get gives is the state's own memory, which the next step takes over.
-    state = jax.tree.map(lambda leaf: np.array(leaf), jax.device_get(state))
-    record = dict(schema=SCHEMA, step=step, about=about or {}, shapes=_shapes(state), digests=_digests(state))
-    text = json.dumps(record, sort_keys=True)
-    with self._writing():
-      self._manager.save(step, args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(dict(text=text, sha256=_sha256(text.encode())))))
-
-  @contextlib.contextmanager
-  def _writing(self) -> Iterator[None]:
-    """Turns what orbax and tensorstore raise in their threads into an OSError with the system's own reason."""
-    try:
-      yield
-    except (ValueError, RuntimeError) as error:
-      reason = str(error).split(" [os_error_code")[0].rsplit(": ", 1)[-1].splitlines()[0]
-      raise OSError(f"a checkpoint could not be written to {self._folder}: {reason}") from error
+    for leaf in jax.tree.leaves(state):
+      if isinstance(leaf, jax.Array) and not records.is_key(leaf):
+        leaf.copy_to_host_async()
+    leaves = {name: (records.describe(leaf, path), records.on_host(leaf))
+              for name, (path, leaf) in records.flatten(state).items()}
+    records.seal(step, {}, about)  # what is not JSON shows here, not in the background
+    self._pending = self._thread.submit(self._write, step, leaves, about)
 
   def about(self, step: int) -> dict[str, Any]:
-    """What `save` was told of the checkpoint of `step`.
+    """What `save` was told, as JSON gives it back.
 
     Raises:
-      DamagedCheckpointError: the record is not whole.
-      SchemaError: it is of another version.
+      FileNotFoundError, DamagedCheckpointError, SchemaError: see `restore`.
     """
     return self._record(step)["about"]
 
-  def _record(self, step: int) -> dict[str, Any]:
-    with self._reading(step):
-      stored = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-      if _sha256(stored["text"].encode()) != stored["sha256"]:
-        raise ValueError("its record was changed")
-      record = json.loads(stored["text"])
-    if record["schema"] != SCHEMA:
-      raise SchemaError(f"the checkpoint of step {step} in {self._folder} is of schema {record['schema']}, this "
-                        f"version reads {SCHEMA}")
-    return record
-
-  @contextlib.contextmanager
-  def _reading(self, step: int) -> Iterator[None]:
-    """Whatever goes wrong in reading is damage: orbax, tensorstore and JSON have many errors for it."""
-    try:
-      yield
-    except Exception as error:
-      reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-      raise DamagedCheckpointError(f"the checkpoint of step {step} in {self._folder} is damaged ({reason})") from error
-
   def like(self, step: int) -> dict[str, Any]:
-    """What the checkpoint of `step` is made of: name -> tree of `jax.ShapeDtypeStruct`, on the first device.
-
-    Raises:
-      DamagedCheckpointError: that cannot be read.
-    """
-    with self._reading(step):
-      there = dict(self._manager.item_metadata(step)["state"])
-      return {name: jax.tree.map(_array_like, tree) for name, tree in there.items()}
+    """What the checkpoint is made of: nested dictionaries (of any container) of `jax.ShapeDtypeStruct`, on the first
+    device. Raises as `restore`."""
+    return records.nest({tuple(said["path"]): records.abstract(said) for said in self._record(step)["leaves"].values()})
 
   def restore(self, step: int, like: Any) -> Any:
-    """The state of `step`, with the structure, shapes, dtypes and devices of `like`.
+    """The state of `step`, every bit as it was saved.
 
     Args:
-      like: a tree of arrays, or of `jax.ShapeDtypeStruct`; of numpy arrays, or without a sharding, it comes as numpy.
+      like: gives structure, shapes, dtypes and sharding; arrays or `jax.ShapeDtypeStruct` (without a sharding: on the
+        default device). Any number of devices will do, whatever the state was saved from; numpy's arrays stay numpy's.
 
     Raises:
-      DamagedCheckpointError: it is not what was written.
-      SchemaError: it is another thing (say, it was made with other field settings).
+      FileNotFoundError: there is no such step.
+      DamagedCheckpointError: files are missing, cut, changed or unreadable.
+      SchemaError: it is whole, but of another structure, shape or dtype, or of another SCHEMA.
     """
-    record = self._record(step)
-    found, wanted = record["shapes"], _shapes(like)
-    for name in sorted(found.keys() | wanted.keys()):
-      if found.get(name) != wanted.get(name):
-        raise SchemaError(f"the checkpoint of step {step}: {name} is {found.get(name, 'absent')} there, "
-                          f"{wanted.get(name, 'absent')} here")
-    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-    with self._reading(step):
-      args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-      state = jax.tree.map(np.asarray, self._manager.restore(step, args=args)["state"])
-      if _digests(state) != record["digests"]:
-        raise ValueError("an array was changed")
-    return jax.tree.map(_placed, state, like)
+    record, wanted = self._record(step), records.flatten(like)
+    records.compare(record, wanted)
+    arrays, placed = self._arrays(step, record), []
+    for name, (_, leaf) in wanted.items():
+      said = record["leaves"][name]
+      records.check(name, arrays[name], said)
+      placed.append(records.place(arrays[name], said, leaf))
+    return jax.tree.unflatten(jax.tree.structure(like), placed)
 
   def newest(self, like: Any, accept: Callable[[dict[str, Any]], bool] = lambda about: True) -> tuple[int, Any] | None:
-    """(step, state) of the newest checkpoint that is whole; None where there is none.
+    """(step, state) of the newest one that is whole and whose `about` is accepted, or None.
 
-    Damaged ones are moved aside, into a folder beside this one, with a warning.
+    Damaged ones on the way are moved to `<folder>/damaged/`, and a line on stderr says so.
 
     Args:
-      like: as of `restore`, or a function of what `like` (step) says that gives it.
-      accept: of what was said `about` a checkpoint: whether it will do.
+      like: of `restore`; or a function that makes it of what `self.like(step)` gives.
 
     Raises:
-      SchemaError: it is another thing; it is not passed over.
+      SchemaError: one is whole and accepted, but does not fit `like`, or has another SCHEMA.
     """
+    made = callable(like) and jax.tree_util.all_leaves([like])  # a state that can be called has leaves of its own
     for step in reversed(self.steps()):
       try:
         if accept(self.about(step)):
-          return step, self.restore(step, like(self.like(step)) if callable(like) else like)
+          return step, self.restore(step, like(self.like(step)) if made else like)
       except DamagedCheckpointError as error:
-        print(f"warning: {error}; moved to {self._set_aside(step)}, the one before it is looked for")
+        self._set_aside(step, error)
     return None
 
-  def _set_aside(self, step: int) -> Path:
-    folder = self._folder.parent / DAMAGED
-    folder.mkdir(exist_ok=True)
-    place = next(place for place in (folder / f"{step}{f'-{n}' * (n > 0)}" for n in range(10**6))
-                 if not place.exists())
-    os.rename(self._folder / str(step), place)
-    self._manager.reload()
-    return place
+  def _steps(self) -> list[int]:
+    # Read from the disk each time, not from orbax's memory of it: orbax passes over what it cannot make sense of.
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+      return sorted(int(path.name) for path in self._folder.iterdir()
+                    if path.name.isascii() and path.name.isdigit() and path.is_dir())
+    return []
+
+  def _wait(self) -> None:
+    pending, self._pending = self._pending, None
+    if pending is not None:
+      pending.result()
+
+  def _write(self, step: int, leaves: dict[str, tuple[dict, np.ndarray]], about: dict[str, Any]) -> None:
+    """In the thread: digests, files, then the deletion of what need not stay."""
+    told = {name: dict(said, sha256=records.digest(array)) for name, (said, array) in leaves.items()}
+    # Arrays of no elements have no bytes that orbax could write; the record tells all of them.
+    full = {tuple(said["path"]): array for said, array in leaves.values() if array.size}
+    items = {RECORD: ocp.args.JsonSave(records.seal(step, told, about))}
+    if full:
+      items[STATE] = ocp.args.PyTreeSave(records.nest(full))
+    with self._writing():
+      self._open().save(step, args=ocp.args.Composite(**items), force=True)
+      for old in _superseded(self._steps(), self._keep, self._period):
+        self._remove(old)
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Turns what orbax and tensorstore raise into an OSError with the system's own reason."""
+    try:
+      yield
+    except (ValueError, RuntimeError, OSError) as error:
+      reason = str(error).split(" [os_error_code")[0].rsplit(": ", 1)[-1].splitlines()[0]
+      raise OSError(f"a checkpoint could not be written to {self._folder}: {reason}") from error
+
+  def _open(self) -> ocp.CheckpointManager:
+    """Orbax's manager, which knows the steps that are there now; removes what killed writers have left."""
+    if self._manager is None:
+      self._folder.mkdir(parents=True, exist_ok=True)
+      for left in self._folder.glob(".deleted-*"):
+        shutil.rmtree(left, ignore_errors=True)
+      self._manager = orbax_files.manager(self._folder, STATE, RECORD, RECORD_FILE)
+    else:
+      self._manager.reload()
+    return self._manager
+
+  def _forget(self) -> None:
+    """Close orbax's manager; the next write opens another one."""
+    manager, self._manager = self._manager, None
+    if manager is not None:
+      self._thread.submit(manager.close).result()
+
+  def _remove(self, step: int) -> None:
+    # Renamed first: one that is killed half-way through deleting must not leave half a checkpoint under its name.
+    gone = self._folder / f".deleted-{step}"
+    shutil.rmtree(gone, ignore_errors=True)
+    (self._folder / str(step)).rename(gone)
+    shutil.rmtree(gone)
+
+  def _set_aside(self, step: int, error: DamagedCheckpointError) -> None:
+    place, number = self._folder / "damaged" / str(step), 1
+    while place.exists():
+      number += 1
+      place = place.with_name(f"{step}-{number}")
+    try:
+      place.parent.mkdir(exist_ok=True)
+      (self._folder / str(step)).rename(place)
+      where = f"it now lies in {place}"
+    except OSError as refusal:
+      where = f"it could not be moved aside: {refusal.strerror}"
+    self._forget()
+    print(f"warning: the checkpoint of step {step} in {self._folder} is damaged, {error}; {where}", file=sys.stderr)
+
+  def _record(self, step: int) -> dict[str, Any]:
+    self._wait()
+    folder = self._folder / str(step)
+    if not folder.is_dir():
+      raise FileNotFoundError(f"{self._folder} has no checkpoint of step {step}; it has {self._steps()}")
+    if (folder / "default").is_dir() and not (folder / RECORD).exists() and not (folder / STATE).exists():
+      raise SchemaError("it has no schema: it was written by sds_jax 0.1.0 before there were any")
+    return records.read(folder / RECORD / RECORD_FILE, step)
+
+  def _arrays(self, step: int, record: dict[str, Any]) -> dict[str, np.ndarray]:
+    """{name: array} as orbax reads them, not yet checked."""
+    arrays = {name: records.empty(said) for name, said in record["leaves"].items()}
+    full = [name for name, array in arrays.items() if array is None]
+    return arrays | orbax_files.read(self._folder / str(step) / STATE, full)
 
 
-def _sha256(data: Any) -> str:
-  return hashlib.sha256(data).hexdigest()
-
-
-def _named_leaves(tree: Any) -> dict[str, Any]:
-  """{path: leaf}, paths as the attributes and keys on the way, joined by dots."""
-  def name(path: tuple) -> str:
-    return ".".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", "")))) for key in path)
-
-  return {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _shapes(tree: Any) -> dict[str, str]:
-  return {name: f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}" for name, leaf in _named_leaves(tree).items()}
-
-
-def _digests(tree: Any) -> dict[str, str]:
-  return {name: _sha256(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
-          for name, leaf in _named_leaves(tree).items()}
-
-
-def _array_like(leaf: Any) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-
-
-def _placed(leaf: np.ndarray, like: Any) -> Any:
-  """Where `like` is, in memory of its own, which the step can take over."""
-  sharding = getattr(like, "sharding", None)
-  return leaf if sharding is None else jax.device_put(leaf, sharding, may_alias=False)
+def _superseded(steps: list[int], keep: int, period: int) -> list[int]:
+  """Those of `steps` (ascending) that need not stay."""
+  return [step for step in steps[:max(0, len(steps) - keep)] if not (period and step % period == 0)]

@@ -22,6 +22,7 @@ def default() -> ConfigDict:
   config = ConfigDict()
   config.job = "text3d"  # which tree of settings this is; training/references.py
   config.prompt = "a green cone on top of a blue cylinder"
+  config.prompts_file = ""  # a text file, one prompt a line: as many objects at once, and `prompt` does not count
   config.negative_prompt = ""  # what the unconditional side of guidance is told, as in diffusers
   config.seed = 0
   config.workdir = ""  # empty: runs/<prompt>-<seed>
@@ -54,6 +55,7 @@ def default() -> ConfigDict:
   config.parallel = ConfigDict(dict(
       devices=0,  # over how many the views of a step are spread; 0: all there are
       mode="jit",  # jit: jax.jit over a mesh; pmap: the same step under jax.pmap
+      together=-1,  # scenes of a prompts_file that a device makes at a time; 0: all, -1: chosen by the backend
       shard_prior=False))  # each device keeps a part of the prior only, and has the others send theirs in every step
   config.occupancy = ConfigDict(dict(resolution=32, every=8, decay=0.9, start_step=32))
   config.export = ConfigDict(dict(

@@ -6,11 +6,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import ml_collections
 
 from sds_jax.priors.prior import Prior
-from sds_jax.training import conditions, image2d, inspect_guidance, particles, stages as stages_lib, step as step_lib
+from sds_jax.training import (
+    conditions, image2d, inspect_guidance, particles, scenes as scenes_lib, stages as stages_lib, step as step_lib)
 from sds_jax.training.parallel import Share
+from sds_jax.training.scenes import Scenes
 from sds_jax.training.stages import Stage
 from sds_jax.training.state import TrainState
 from sds_jax.training.update import StepFn
@@ -34,6 +37,7 @@ class Job:
     sheets: (workdir, state, (prior_params, text, key)) -> a context, within which there is a look for every
       `training.guidance_every` steps, or None.
     together: how many neighbouring views of a step are of as many things, and cannot be parted.
+    scenes: of a run of many, whose state and text have a leading axis; else None.
   """
   stages: Sequence[Stage]
   new_state: Callable[[Array], TrainState]
@@ -42,6 +46,7 @@ class Job:
   make_step: Callable[[Stage, Share], StepFn]
   sheets: Callable[[Path, TrainState, tuple], contextlib.AbstractContextManager[LookFn | None]]
   together: int = 1
+  scenes: Scenes | None = None
 
 
 def text3d(config: ml_collections.FrozenConfigDict, prior: Prior) -> Job:
@@ -55,6 +60,24 @@ def text3d(config: ml_collections.FrozenConfigDict, prior: Prior) -> Job:
       lambda stage, share: step_lib.make_step(stage.scene, prior, share),
       lambda workdir, state, fixed: inspect_guidance.sheets(stages, prior, workdir, state, fixed),
       particles.count(config))
+
+
+def many(config: ml_collections.FrozenConfigDict, prior: Prior, scenes: Scenes) -> Job:
+  """An object from each of many sentences, at the same time."""
+  one = text3d(config, prior)
+
+  def text() -> dict[str, Array]:
+    return scenes_lib.stacked([conditions.embed_prompts(prior, config, prompt) for prompt in scenes.prompts],
+                              scenes.slots)
+
+  def begin(params: Params, text: dict[str, Array], key: Array, source: TrainState | None) -> TrainState:
+    return scenes_lib.repeated(one.begin(params, jax.tree.map(lambda leaf: leaf[0], text), key, source), scenes.slots)
+
+  def make_step(stage: Stage, share: Share) -> StepFn:
+    return scenes_lib.over_scenes(one.make_step(stage, share), scenes_lib.at_a_time(config, scenes.slots))
+
+  return Job(one.stages, lambda key: scenes_lib.repeated(one.new_state(key), scenes.slots), begin, text, make_step,
+             lambda workdir, state, fixed: contextlib.nullcontext(), scenes=scenes)
 
 
 def pictures(studio: image2d.Studio, prior: Prior) -> Job:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import tensorboardX
 import tqdm
 
+from sds_jax import hosts
 from sds_jax.io import files
 
 COUNTS = ("dropped", "in_a_row")
@@ -20,9 +21,14 @@ COUNTS = ("dropped", "in_a_row")
 class Journal:
   """Use as a context manager. In processes that do not write it does nothing."""
 
-  def __init__(self, workdir: Path, first: int, steps: int, writes: bool = True):
-    """A run of `steps` that goes on from step `first`."""
-    self._workdir, self._steps, self._writes = workdir, steps, writes
+  def __init__(self, workdir: Path, folders: Sequence[Path], first: int, steps: int):
+    """A run of `steps` that goes on from step `first`.
+
+    Args:
+      folders: where metrics.jsonl goes: one for each scene of many, or `workdir` itself. TensorBoard gets the means.
+    """
+    writes = hosts.is_first()
+    self._workdir, self._folders, self._writes = workdir, folders, writes
     self._board = tensorboardX.SummaryWriter(str(workdir), purge_step=first + 1) if writes else None
     self._bar = tqdm.tqdm(initial=first, total=steps, desc="optimising", unit="step", mininterval=0.5,
                           disable=not writes)
@@ -48,24 +54,28 @@ class Journal:
     """Write what the steps since the last call have told; dropped updates count, but play no part in the means."""
     if not self._writes:
       return
-    means = summary(metrics)
-    means["steps_per_second"] = (step - self._first) / max(time.perf_counter() - self._started, 1e-9)
-    files.append_metrics(self._workdir / "metrics.jsonl", step, means)
+    every, rate = summary(metrics), (step - self._first) / max(time.perf_counter() - self._started, 1e-9)
+    for number, folder in enumerate(self._folders):
+      own = {name: float(values[number]) for name, values in every.items()}
+      files.append_metrics(folder / "metrics.jsonl", step, dict(own, steps_per_second=rate))
+    count = len(self._folders)
+    means = {name: float(_finite_mean(values[:count])) for name, values in every.items()} | dict(steps_per_second=rate)
     for name, value in means.items():
       if math.isfinite(value):
         self._board.add_scalar(name, value, step)
     told = dict(grad=f"{means['sds_grad_norm']:.3g}")
     if "mean_opacity" in means:
       told["opacity"] = f"{means['mean_opacity']:.2f}"
-    if means["dropped"]:
-      told["dropped"] = f"{means['dropped']:.0f}"
+    if dropped := np.sum(every["dropped"][:count]):
+      told["dropped"] = f"{dropped:.0f}"
     self._bar.set_postfix(told)
 
   def go_back(self, step: int) -> None:
     """The run goes on from an earlier step: what was logged after it is forgotten."""
     if not self._writes:
       return
-    files.truncate_metrics(self._workdir / "metrics.jsonl", step)
+    for folder in self._folders:
+      files.truncate_metrics(folder / "metrics.jsonl", step)
     self._board.close()
     self._board = tensorboardX.SummaryWriter(str(self._workdir), purge_step=step + 1)
     self._bar.n = step
@@ -82,10 +92,18 @@ class Journal:
             + (f"; it was taken back {restarts} time{'s' * (restarts > 1)}" if restarts else ""))
 
 
-def summary(metrics: list[dict[str, np.ndarray]]) -> dict[str, float]:
-  """The mean of each metric over the steps in which it is finite (NaN: in none); of COUNTS the last."""
-  with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
-    values = {name: np.array([step[name] for step in metrics], np.float64) for name in metrics[0]}
-    return {name: float(series[-1] if name in COUNTS else np.nanmean(np.where(np.isfinite(series), series, np.nan)))
-            for name, series in values.items()}
+def summary(metrics: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """The mean [N] of each metric over the steps in which it is finite (NaN: in none), of each scene; of COUNTS the last.
+
+  Args:
+    metrics: of each step, [] of one object or [N].
+  """
+  series = {name: np.array([np.atleast_1d(step[name]) for step in metrics], np.float64) for name in metrics[0]}
+  return {name: values[-1] if name in COUNTS else _finite_mean(values) for name, values in series.items()}
+
+
+def _finite_mean(values: np.ndarray) -> np.ndarray:
+  """The mean along the first axis of what is finite; NaN where nothing is."""
+  finite = np.isfinite(values)
+  count = finite.sum(axis=0)
+  return np.where(count, np.where(finite, values, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)

@@ -12,11 +12,13 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from sds_jax import compilation
 from sds_jax.training.checks import ConfigError
-from sds_jax.training.parallel import VIEWS, Share
+from sds_jax.training.parallel import SCENES, VIEWS, Share
+from sds_jax.training.state import TrainState
 from sds_jax.training.update import StepFn
 from sds_jax.types import Params
 
@@ -40,15 +42,23 @@ class Layout:
   @property
   def share(self) -> Share:
     """What a step is told of the views of a device."""
-    return Share() if self.mode == "one" else Share(VIEWS, self.mesh.size)
+    return Share() if self.mode in ("one", "scenes") else Share(VIEWS, self.mesh.size)
 
   def __str__(self) -> str:
     split = ", the prior in parts" * self.shard_prior
     return "" if self.mode == "one" else f" for {self.mesh.size} devices by {self.mode}{split}"
 
+  def put_state(self, state: TrainState) -> TrainState:
+    """A state of this process (the same in all) where the step wants it."""
+    return self.put(state)
+
+  def put_text(self, text: Any) -> Any:
+    """The same of what the prior is told."""
+    return self.put(text)
+
   def put(self, tree: Any) -> Any:
-    """A tree of arrays of this process (the same in all) on all devices; as it is on one device."""
-    return jax.tree.map(self._put, tree) if self.mode != "one" else tree
+    """A tree of arrays of this process (the same in all) on all devices."""
+    return jax.tree.map(self._put if self.mode != "one" else jax.device_put, tree)
 
   def put_prior(self, params: Params) -> Params:
     """The prior's parameters where they belong."""
@@ -57,7 +67,7 @@ class Layout:
     return jax.tree.map(lambda leaf: _onto(leaf, NamedSharding(self.mesh, self._part(leaf))), params)
 
   def local(self, tree: Any) -> Any:
-    """What `put` has put, on one device of this process again; costs nothing."""
+    """What `put_state` has put, in this process again; all processes have to ask."""
     if self.mode == "one":
       return tree
     return jax.tree.map(_first, tree) if self.mode == "jit" else jax.tree.map(lambda x: _first(x)[0], tree)
@@ -87,7 +97,7 @@ class Layout:
     return None if jax.process_count() > 1 else list(self.mesh.devices.flat)
 
   def _put(self, leaf: jax.Array) -> jax.Array:
-    if self.mode == "jit":
+    if self.mode != "pmap":
       return _onto(leaf, NamedSharding(self.mesh, P()))
     here = [device for device in self.mesh.devices.flat if device.process_index == jax.process_index()]
     copies = [jax.device_put(leaf[None], device) for device in here]
@@ -103,6 +113,50 @@ class Layout:
     return P(*[None] * axis, VIEWS)
 
 
+@dataclasses.dataclass(frozen=True)
+class ScenesLayout(Layout):
+  """The devices of many scenes: each device has some of them, with all their views (`scenes.over_scenes`)."""
+
+  def put_state(self, state: TrainState) -> TrainState:
+    """Scenes spread over the devices; the number of the step is everywhere."""
+    return jax.tree.map(lambda part, tree: jax.tree.map(lambda leaf: _onto(leaf, NamedSharding(self.mesh, part)), tree),
+                        _STATE_PARTS, state, is_leaf=lambda x: isinstance(x, P))
+
+  def put_text(self, text: Any) -> Any:
+    """[N, ...], like the scenes."""
+    return jax.tree.map(lambda leaf: _onto(leaf, NamedSharding(self.mesh, P(SCENES))), text)
+
+  def local(self, tree: Any) -> Any:
+    """All scenes, as numpy arrays."""
+    return self.fetch(tree)
+
+  def fetch(self, tree: Any) -> Any:
+    """All scenes, as numpy arrays."""
+    if jax.process_count() > 1:
+      return multihost_utils.process_allgather(tree, tiled=True)
+    return jax.device_get(tree)
+
+  def compile(self, step: StepFn, state: Any, fixed: tuple) -> Callable:
+    """The step of many scenes; nothing passes between the devices."""
+    step = jax.shard_map(step, mesh=self.mesh, in_specs=(_STATE_PARTS, P(), P(SCENES), P()),
+                         out_specs=(_STATE_PARTS, P(SCENES)), check_vma=False)
+    return jax.jit(step, donate_argnums=0, compiler_options=compilation.unet_options()).lower(state, *fixed).compile()
+
+
+_STATE_PARTS = TrainState(step=P(), params=P(SCENES), opt_state=P(SCENES), occupancy=P(SCENES), estimator=P(SCENES),
+                          health=P(SCENES))
+
+
+def scenes_layout(config: ml_collections.FrozenConfigDict) -> ScenesLayout:
+  """The devices that `config.parallel` asks for, for scenes.
+
+  Raises:
+    ConfigError: there are not as many.
+  """
+  count = _count(config)
+  return ScenesLayout("scenes", Mesh(np.array(jax.devices()[:count]), (SCENES,)))
+
+
 def make_layout(config: ml_collections.FrozenConfigDict, together: int = 1) -> Layout:
   """The devices that `config.parallel` asks for.
 
@@ -112,17 +166,22 @@ def make_layout(config: ml_collections.FrozenConfigDict, together: int = 1) -> L
   Raises:
     ConfigError: there are not as many, or they do not divide the views of a step.
   """
-  p, there = config.parallel, jax.device_count()
-  count = p.devices or there
-  if count > there:
-    raise ConfigError(f"config.parallel.devices={p.devices} is more than the {there} that there are; set it to "
-                      f"{there}, or 0 for all")
-  if jax.process_count() > 1 and count != there:
-    raise ConfigError(f"config.parallel.devices={p.devices}, but all {there} devices of the {jax.process_count()} "
-                      "processes take part in a job of several processes; set it to 0")
+  p, count = config.parallel, _count(config)
   _check_views(config.training.views, count, together)
   mode = "one" if count == 1 and p.mode == "jit" else p.mode
   return Layout(mode, Mesh(np.array(jax.devices()[:count]), (VIEWS,)), p.shard_prior and mode != "one")
+
+
+def _count(config: ml_collections.FrozenConfigDict) -> int:
+  """How many devices are asked for."""
+  asked, there = config.parallel.devices, jax.device_count()
+  if asked > there:
+    raise ConfigError(f"config.parallel.devices={asked} is more than the {there} that there are; set it to {there}, or "
+                      "0 for all")
+  if jax.process_count() > 1 and asked not in (0, there):
+    raise ConfigError(f"config.parallel.devices={asked}, but all {there} devices of the {jax.process_count()} "
+                      "processes take part in a job of several processes; set it to 0")
+  return asked or there
 
 
 def _check_views(views: int, devices: int, together: int) -> None:

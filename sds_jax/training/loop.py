@@ -15,12 +15,14 @@ import ml_collections
 import numpy as np
 
 from sds_jax import hosts
+from sds_jax.io import files
 from sds_jax.io.checkpoints import Checkpoints
 from sds_jax.priors.prior import Prior
 from sds_jax.training import divergence, jobs, outputs, resume, stages as stages_lib, workspace
 from sds_jax.training.jobs import Job
 from sds_jax.training.journal import Journal
 from sds_jax.training.layout import Layout, make_layout
+from sds_jax.training.recovery import Recovery
 from sds_jax.training.state import TrainState
 from sds_jax.types import Params
 
@@ -31,10 +33,14 @@ class Interrupted(Exception):
 
 @dataclasses.dataclass
 class Progress:
-  """What a run tells its caller: the state it ended with, how long things took in seconds, and when it began."""
+  """What a run tells its caller: the state it ended with, how long things took in seconds, and when it began.
+
+  `given_up` has the numbers of the scenes that have diverged, of a run of many.
+  """
   state: TrainState
   timings: dict[str, float]
   started: float
+  given_up: tuple[int, ...] = ()
 
 
 def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, prior_params: Params,
@@ -64,17 +70,22 @@ def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, 
   begin = jax.jit(lambda key, source: job.begin(_shapes(prior_params), text, key, source))
   with _checkpoints(config, workdir) as checkpoints:
     new = functools.partial(begin, jax.random.fold_in(key, 2**31 - 1), _source(config, checkpoints, job))
-    state = layout.put(_first_state(config, workdir, checkpoints, new(), prior))
-    fixed = (layout.put_prior(prior_params), layout.put(text), layout.put(key))
-    run = _Run(config, workdir, checkpoints, layout, fixed, new)
+    state = layout.put_state(_first_state(config, workdir, checkpoints, new(), prior, job))
+    fixed = (layout.put_prior(prior_params), layout.put_text(text), layout.put(key))
+    recovery = Recovery(config, workdir, checkpoints, layout, new, job.scenes)
     step_fns, compile_seconds = _compile(job, layout, state, fixed)
     looked_at = (prior_params, text, key)
     with job.sheets(workdir, layout.local(state), looked_at) as on_guidance:
       started = time.perf_counter()
-      run.looks = [(config.training.render_every, on_render), (config.training.get("guidance_every", 0), on_guidance)]
+      run = _Run(config, workdir, layout, fixed, _folders(workdir, job), recovery, looks=[
+          (config.training.render_every, on_render), (config.training.get("guidance_every", 0), on_guidance)])
       state = run.steps(functools.partial(stages_lib.at_step, job.stages, step_fns), state)
     timings = dict(compile_s=compile_seconds, optimise_s=time.perf_counter() - started)
-  return Progress(layout.local(state), timings, began)
+    return Progress(layout.local(state), timings, began, tuple(recovery.given_up))
+
+
+def _folders(workdir: Path, job: Job) -> list[Path]:
+  return [workdir / name for name in job.scenes.folders] if job.scenes else [workdir]
 
 
 def _shapes(tree: Any) -> Any:
@@ -100,14 +111,16 @@ def _source(config: ml_collections.FrozenConfigDict, checkpoints: Checkpoints | 
 
 
 def _first_state(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints | None,
-                 new: TrainState, prior: Prior) -> TrainState:
+                 new: TrainState, prior: Prior, job: Job) -> TrainState:
   """Where the run begins, as process 0 finds it and all the others are told; the folder is made to agree with it."""
   state, problem = new, None
   if checkpoints is not None:
     try:
-      state = resume.first_state(config, workdir, checkpoints, new)
+      state = resume.first_state(config, workdir, checkpoints, new, job)
       # Only now: where the settings do not fit what is there, config.json still tells those that made it.
       workspace.store_config(workdir, config, outputs.versions(), prior.source.as_dict())
+      if job.scenes:
+        files.write_json(dict(prompts=job.scenes.prompts, folders=job.scenes.folders), workdir / resume.SCENES_FILE)
       if int(state.step) < config.training.steps:
         for old in (workdir / "scores.json", *workdir.glob("particle_*/scores.json")):
           old.unlink(missing_ok=True)  # of the objects before this run
@@ -139,16 +152,18 @@ class _Run:
   """The steps of a run and what is done between them.
 
   Attributes:
-    new: () -> the state before the first update, where a run without a good checkpoint begins again.
+    fixed: what every step gets besides the state.
+    folders: where the metrics of each scene go, or of the one object.
+    recovery: the way back, and the checkpoints.
     looks: pairs (every so many steps, (state, step) -> None).
   """
   config: ml_collections.FrozenConfigDict
   workdir: Path
-  checkpoints: Checkpoints | None
   layout: Layout
   fixed: tuple
-  new: Callable[[], TrainState]
-  looks: list[tuple[int, jobs.LookFn | None]] = dataclasses.field(default_factory=list)
+  folders: list[Path]
+  recovery: Recovery
+  looks: list[tuple[int, jobs.LookFn | None]]
 
   def steps(self, step_at: Callable[[int], Callable], state: TrainState) -> TrainState:
     """Steps until done or stopped. `step_at` gives the executable for the step of a number.
@@ -157,7 +172,7 @@ class _Run:
     """
     t = self.config.training
     done, pending = int(self.layout.fetch(state.step)), []
-    with _stop_requests() as stop, Journal(self.workdir, done, t.steps, hosts.is_first()) as journal:
+    with _stop_requests() as stop, Journal(self.workdir, self.folders, done, t.steps) as journal:
       while done < t.steps:
         with jax.transfer_guard("disallow"):
           state, metrics = step_at(done)(state, *self.fixed)
@@ -167,10 +182,13 @@ class _Run:
         if done % t.log_every == 0 or done == t.steps:
           fetched, pending = self.layout.fetch(pending), []
           journal.log(done, fetched)
-          if np.any(divergence.out_of_patience(self.config, fetched)):
-            state, done = self._go_back(state, done)
-            journal.go_back(done)
-            continue
+          bad = divergence.out_of_patience(self.config, fetched)
+          if np.any(bad):
+            before = done
+            state, done = self.recovery.go_back(state, done, bad)
+            if done < before:
+              journal.go_back(done)
+              continue
         self._look(state, done)
         stopped = self._stopped(stop, done)
         if done % t.checkpoint_every == 0 or done == t.steps or stopped:
@@ -188,43 +206,21 @@ class _Run:
     return done % self.config.training.log_every == 0 and hosts.any_of(bool(stop))
 
   def _look(self, state: TrainState, done: int) -> None:
-    for every, look in self.looks:
-      if every and look and done % every == 0 and done < self.config.training.steps and hosts.is_first():
-        look(self.layout.local(state), done)
+    due = [look for every, look in self.looks
+           if every and look and done % every == 0 and done < self.config.training.steps]
+    if not due:
+      return
+    here = self.layout.local(state)
+    for look in due if hosts.is_first() else ():
+      look(here, done)
 
   def _save(self, state: TrainState, done: int) -> None:
-    if self.checkpoints is None:
-      return
     state = self.layout.local(state)
-    about = dict(config=self.config.to_dict(), versions=outputs.versions(), in_a_row=int(state.health["in_a_row"]))
-    self.checkpoints.save(done, state, about)
-
-  def _go_back(self, state: TrainState, done: int) -> tuple[TrainState, int]:
-    """(state, step) of the last good checkpoint, or of the beginning, to be tried again in another way.
-
-    Raises:
-      Diverged: that was done often enough.
-    """
-    health = self.layout.fetch(state.health)
-    restarts = int(health["restarts"]) + 1
-    if restarts > self.config.divergence.restarts:
-      raise divergence.gave_up(self.config, done, f"the last good state lies in {self.workdir / 'checkpoints'}")
-    good, problem = self.new(), None
-    if self.checkpoints is not None:
-      try:
-        if found := self.checkpoints.newest(good, resume.is_good):
-          good = found[1]
-        self.checkpoints.drop_after(int(good.step))
-      except (ValueError, OSError) as error:
-        problem = error
-    hosts.all_well(problem)
-    good = divergence.restarted(hosts.from_first(good), restarts, int(health["dropped"]))
-    step = int(good.step)
-    if self.checkpoints is not None:
-      print(f"\n{self.config.divergence.patience} updates in a row were not finite: back from step {done} to {step}, "
-            f"restart {restarts} of {self.config.divergence.restarts}, with "
-            f"{self.config.divergence.learning_rate_factor**restarts:g} times the learning rate")
-    return self.layout.put(good), step
+    if self.recovery.checkpoints is None:
+      return
+    about = dict(config=self.config.to_dict(), versions=outputs.versions(),
+                 **self.recovery.about(jax.device_get(state.health)))
+    self.recovery.checkpoints.save(done, state, about)
 
 
 @contextlib.contextmanager

@@ -13,20 +13,20 @@ from sds_jax.io import files
 from sds_jax.io.checkpoints import Checkpoints, SchemaError
 from sds_jax.training import workspace
 from sds_jax.training.jobs import Job
+from sds_jax.training.scenes import Scenes
 from sds_jax.training.state import TrainState
+
+
+SCENES_FILE = "scenes.json"
+"""In the folder of a run of many: {"prompts": [...], "folders": [...]}."""
 
 
 class ResumeError(ValueError):
   """The working folder does not hold what the settings ask to go on from."""
 
 
-def is_good(about: dict[str, Any]) -> bool:
-  """Whether a checkpoint was made while all was well, so that a run can be taken back to it."""
-  return not about.get("in_a_row", 0)
-
-
 def first_state(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints,
-                new: TrainState) -> TrainState:
+                new: TrainState, job: Job) -> TrainState:
   """The newest whole checkpoint, where one is wanted; else `new` as it is. Makes the logs agree with it.
 
   Raises:
@@ -37,19 +37,34 @@ def first_state(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoi
   there = checkpoints.latest() is not None
   if there:
     check_same_object(config, workdir)
+    if job.scenes:
+      _check_same_prompts(config, workdir, job.scenes)
   found = newest(checkpoints, new, workdir) if there else None
   if found is None:
     if config.resume == "must":
       raise ResumeError(f"config.resume='must', but {workdir / 'checkpoints'} holds no {'whole ' * there}checkpoint; "
                         "use --config.resume=auto to start anew where there is none")
-    files.truncate_metrics(workdir / "metrics.jsonl", 0)
+    _truncate(workdir, job, 0)
     for old in (*workdir.glob("events.out.tfevents.*"), *workdir.glob("progress/*.png")):
       old.unlink()
     return new
   step, state = found
-  files.truncate_metrics(workdir / "metrics.jsonl", step)
+  _truncate(workdir, job, step)
   print(f"going on from step {step} of {workdir}")
   return state
+
+
+def _truncate(workdir: Path, job: Job, step: int) -> None:
+  for folder in [workdir / name for name in job.scenes.folders] if job.scenes else [workdir]:
+    files.truncate_metrics(folder / "metrics.jsonl", step)
+
+
+def _check_same_prompts(config: ml_collections.FrozenConfigDict, workdir: Path, scenes: Scenes) -> None:
+  """Raise ResumeError where the checkpoints in `workdir` are of another list of prompts."""
+  before = files.read_json(workdir / SCENES_FILE).get("prompts")
+  if before != list(scenes.prompts):
+    raise ResumeError(f"the prompts in config.prompts_file={config.prompts_file!r} are not those that the checkpoints "
+                      f"in {workdir} were made with; give another --workdir, or --config.resume=never to start anew")
 
 
 def newest(checkpoints: Checkpoints, like: TrainState, workdir: Path,

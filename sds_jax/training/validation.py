@@ -154,6 +154,7 @@ def _run_checks() -> dict[str, Check]:
       "divergence.learning_rate_factor": (lambda v: finite(v) and 0.0 < v <= 1.0, "a number above 0, up to 1"),
       "parallel.devices": whole(0, words=" (0: all there are)"),
       "parallel.mode": one_of(("jit", "pmap")),
+      "parallel.together": whole(-1, words=" (0: all, -1: chosen by the backend)"),
   }
 
 
@@ -263,12 +264,24 @@ def _run_relations(config: ConfigDict) -> Iterator[str]:
            f"{config.training.steps}")
 
 
+def _many_scenes(config: ConfigDict) -> Iterator[str]:
+  """What does not go with a file of prompts."""
+  for path, only in (("training.guidance_every", 0), ("parallel.mode", "jit"), ("parallel.shard_prior", False),
+                     ("distillation.source", "")):
+    group, name = path.split(".")
+    if config[group][name] != only:
+      yield (f"config.{path}={config[group][name]!r} is for one object, not for config.prompts_file="
+             f"{config.prompts_file!r}: leave it at {only!r}")
+
+
 def _scene_relations(config: ConfigDict) -> Iterator[str]:
   """The same of text-to-3D."""
   d, r = config.distillation, config.render
   if d.perp_neg != "none" and d.view_words == "none":
     yield (f"config.distillation.perp_neg={d.perp_neg!r} tells views apart by their words, but "
            f"config.distillation.view_words={d.view_words!r}: set it to nearest or blended, or perp_neg to none")
+  if config.prompts_file:
+    yield from _many_scenes(config)
   if config.training.views % config.training.particles:
     yield (f"config.training.views={config.training.views} is no multiple of config.training.particles="
            f"{config.training.particles}: every object wants as many views of a step; set views to "

@@ -1,0 +1,58 @@
+"""The smallest prior and the smallest run that are still whole: for drills and tests, where only the path counts."""
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from flax import traverse_util
+import jax.numpy as jnp
+import numpy as np
+
+from sds_jax.priors import checkpoint
+from sds_jax.shapeworld import captions, tokenizer
+
+_UNET = dict(
+    _class_name="UNet2DConditionModel", sample_size=4, in_channels=48, out_channels=48,
+    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+    block_out_channels=[8, 16], layers_per_block=1, norm_num_groups=4, cross_attention_dim=8, attention_head_dim=2,
+    class_embed_type="projection", projection_class_embeddings_input_dim=16)
+_CLIP = dict(model_type="clip_text_model", hidden_size=8, intermediate_size=16, num_hidden_layers=1,
+             num_attention_heads=2, max_position_embeddings=20, hidden_act="quick_gelu")
+
+SETTINGS: dict[str, Any] = {
+    "prompt": "a red cube", "render.height": 16, "render.width": 16, "render.num_samples": 4, "render.candidates": 8,
+    "field.mlp.hidden": 8, "field.mlp.depth": 1, "field.mlp.num_octaves": 2, "training.steps": 4,
+    "training.log_every": 1, "training.render_every": 0, "training.checkpoint_every": 100, "optimizer.warmup_steps": 1,
+    "occupancy.resolution": 4, "occupancy.every": 2, "occupancy.start_step": 1, "export.mesh_resolution": 16,
+    "export.image_size": 16, "export.turntable_frames": 2, "export.num_samples": 8}
+"""Dotted name -> value, over configs/text.py: a few steps of a tiny field; `prior.path` is to be `write_prior`'s."""
+
+
+def write_prior(folder: str | os.PathLike) -> Path:
+  """Writes a prior that knows ShapeWorld's words and cameras: 16x16 images, a few thousand random weights.
+
+  Args:
+    folder: made when absent.
+
+  Returns:
+    `folder`, in diffusers format.
+  """
+  folder = Path(folder)
+  tokenizer.write_tokenizer(folder / "tokenizer")
+  vocabulary = json.loads((folder / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
+  clip = dict(_CLIP, vocab_size=len(vocabulary), **tokenizer.special_ids(folder / "tokenizer"))
+  rng = np.random.default_rng(0)
+  for name, kind, config in (("unet", "unet", _UNET), ("text_encoder", "clip_text", clip)):
+    shapes = checkpoint.abstract_params(checkpoint.COMPONENTS[kind].network.from_config(config))
+    params = {path: jnp.asarray((path[-1] == "scale") + rng.normal(size=leaf.shape) / max(leaf.size, 1) ** 0.25,
+                                jnp.float32) for path, leaf in shapes.items()}
+    checkpoint.write_component(folder / name, kind, config, traverse_util.unflatten_dict(params), dtype=jnp.float32)
+  (folder / "scheduler").mkdir(exist_ok=True)
+  (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(dict(
+      _class_name="DDIMScheduler", num_train_timesteps=100, beta_schedule="squaredcos_cap_v2",
+      prediction_type="v_prediction")), encoding="utf-8")
+  (folder / "model_index.json").write_text(json.dumps(dict(
+      pixel_unshuffle=4, image_size=16, camera_dim=16, vocabulary=sorted(captions.WORDS))), encoding="utf-8")
+  return folder

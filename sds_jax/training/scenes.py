@@ -1,0 +1,130 @@
+"""Many prompts at once: a file of them, a folder for each, and one step over all of their scenes.
+
+A scene of the list is what a run of its own with the same seed makes; only the number of the step is common to all.
+"""
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from sds_jax.io import files
+from sds_jax.training.checks import ConfigError
+from sds_jax.training.state import TrainState
+from sds_jax.training.update import StepFn
+from sds_jax.types import Array, Params
+
+MOST_PROMPTS, LONGEST_PROMPT = 100_000, 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenes:
+  """The scenes of a run.
+
+  Attributes:
+    prompts: one for each.
+    folders: where each goes, in the run's folder.
+    slots: how many there are in the state: the devices divide it, and the last prompt fills it up.
+  """
+  prompts: tuple[str, ...]
+  folders: tuple[str, ...]
+  slots: int
+
+
+def read_prompts(path: str) -> tuple[str, ...]:
+  """The prompts in a UTF-8 text file, one a line; empty lines do not count.
+
+  Raises:
+    ConfigError: there is no such file, it is no text, or it has no prompts, too many, or too long ones.
+  """
+  named = f"config.prompts_file={path!r}"
+  if not Path(path).is_file():
+    raise ConfigError(f"{named} is not a file; give a text file with one prompt a line")
+  try:
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise ConfigError(f"{named} cannot be read as UTF-8 text ({error}); give a text file with one prompt a line"
+                      ) from error
+  prompts = tuple(line.strip() for line in lines if line.strip())
+  if not 0 < len(prompts) <= MOST_PROMPTS:
+    raise ConfigError(f"{named} has {len(prompts)} prompts: it must have from 1 to {MOST_PROMPTS}, one a line")
+  for prompt in prompts:
+    if len(prompt) > LONGEST_PROMPT:
+      raise ConfigError(f"{named} has a prompt of {len(prompt)} characters, {prompt[:40]!r}...: at most "
+                        f"{LONGEST_PROMPT} are legal")
+  return prompts
+
+
+def make_scenes(prompts: Sequence[str], seed: int, devices: int) -> Scenes:
+  """The scenes of these prompts over so many devices; two equal names are told apart by a number."""
+  names, seen = [f"{files.prompt_slug(prompt)}-{seed}" for prompt in prompts], Counter()
+  folders = []
+  for name in names:
+    seen[name] += 1
+    numbered = name if seen[name] == 1 else f"{name}-{seen[name]}"
+    while seen[name] > 1 and (numbered in names or numbered in folders):
+      seen[name] += 1
+      numbered = f"{name}-{seen[name]}"
+    folders.append(numbered)
+  return Scenes(tuple(prompts), tuple(folders), -(-len(prompts) // devices) * devices)
+
+
+def stacked(trees: Sequence[Any], slots: int) -> Any:
+  """Trees of equal structure as one with leaves [slots, ...]; the last one fills up."""
+  every = [*trees, *[trees[-1]] * (slots - len(trees))]
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
+
+
+def repeated(state: TrainState, slots: int) -> TrainState:
+  """One state in all slots: leaves [slots, ...] but for the number of the step."""
+  many = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], slots, axis=0), dataclasses.replace(state, step=None))
+  return dataclasses.replace(many, step=state.step)
+
+
+def pick(state: TrainState, number: int) -> TrainState:
+  """The state of one scene, as of a run of its own."""
+  one = jax.tree.map(lambda leaf: leaf[number], dataclasses.replace(state, step=None))
+  return dataclasses.replace(one, step=state.step)
+
+
+def put_back(state: TrainState, number: int, one: TrainState) -> TrainState:
+  """`state` (of numpy arrays, changed in place) with `one` as its scene of this number."""
+  def assign(leaf: Any, value: Any) -> None:
+    leaf[number] = value
+
+  jax.tree.map(assign, dataclasses.replace(state, step=None), dataclasses.replace(one, step=None))
+  return state
+
+
+def over_scenes(step: StepFn, together: int) -> StepFn:
+  """The step of one scene for [N] of them: `together` at a time under `vmap`, one lot after the other.
+
+  The prior then sees one batch of `together` times the views.
+  """
+  def many(state: TrainState, prior_params: Params, text: Any, key: Array) -> tuple[TrainState, dict[str, Array]]:
+    def one(scene: tuple[TrainState, Any]) -> tuple[TrainState, dict[str, Array]]:
+      moved, metrics = step(dataclasses.replace(scene[0], step=state.step), prior_params, scene[1], key)
+      return dataclasses.replace(moved, step=None), metrics
+
+    every = (dataclasses.replace(state, step=None), text)
+    if together >= jax.tree.leaves(every)[0].shape[0]:
+      moved, metrics = jax.vmap(one)(every)
+    else:
+      moved, metrics = jax.lax.map(one, every, batch_size=together if together > 1 else None)
+    return dataclasses.replace(moved, step=state.step + 1), metrics
+
+  return many
+
+
+def at_a_time(config: ml_collections.FrozenConfigDict, scenes: int) -> int:
+  """How many scenes a device makes together: on CPUs one by one, which keeps what is worked on in the cache."""
+  together = config.parallel.together
+  if together == -1:
+    return 1 if jax.default_backend() == "cpu" else scenes
+  return min(together or scenes, scenes)

@@ -1,0 +1,62 @@
+"""One process of a job of two keeps checkpoints, and the other one does not know."""
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import sds_jax
+
+PROGRAM = """
+import sys
+import jax, numpy as np
+import jax.numpy as jnp
+number, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=number, initialization_timeout=30)
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from sds_jax.io.checkpoints import Checkpoints
+
+if number == 0:
+  state = dict(x=np.arange(6.0, dtype=np.float32), y=jnp.ones(3, jnp.bfloat16), key=jax.random.key(1))
+  with Checkpoints(folder, keep=2) as there:
+    for step in (1, 2, 3):
+      there.save(step, state, dict(at=step))
+    assert there.steps() == [2, 3]
+    there.drop_after(2)
+    (there._folder / "2" / "record" / "record.json").rename(there._folder / "2" / "record" / "elsewhere")
+    assert there.newest(state) is None
+    there.save(4, state, {})
+    step, back = there.newest(state)
+    assert step == 4 and np.array_equal(back["x"], state["x"]) and np.array_equal(back["y"], state["y"])
+    assert (back["key"] == state["key"]).all()
+# Both were needed only here; the other one has come early, and must not have been waited for before.
+multihost_utils.sync_global_devices("saved")
+with Checkpoints(folder) as there:
+  whole = NamedSharding(Mesh(np.array(jax.devices()), ("x",)), PartitionSpec("x"))
+  x = there.restore(4, dict(there.like(4), x=jax.ShapeDtypeStruct((6,), jnp.float32, sharding=whole)))["x"]
+for shard in x.addressable_shards:
+  assert np.array_equal(np.asarray(shard.data), np.arange(6.0)[shard.index])
+assert len(x.addressable_shards) == 1 and x.shape == (6,)
+multihost_utils.sync_global_devices("restored")
+print("fine", number)
+"""
+
+
+def test_process_0_alone(tmp_path):
+  """Saving, deleting and restoring by process 0; then both restore onto the devices of both."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(Path(sds_jax.__file__).parents[1])}
+  processes = [subprocess.Popen([sys.executable, "-c", PROGRAM, str(number), str(port), str(tmp_path / "checkpoints")],
+                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+               for number in range(2)]
+  try:
+    ends = [process.communicate(timeout=120) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  for number, (process, (out, err)) in enumerate(zip(processes, ends)):
+    assert process.returncode == 0 and f"fine {number}" in out, err[-3000:]
+    assert err.count("warning: the checkpoint of step 2 ") == (number == 0) and "Traceback" not in err, err
