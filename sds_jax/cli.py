@@ -1,6 +1,7 @@
 """The command: flags, checks, one call for each mode; every mistake of the user's ends in one line and status 2."""
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
 import sys
@@ -77,6 +78,7 @@ def _innermost(error: BaseException, kind: type[Exception]) -> Exception | None:
 def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: float) -> None:
   """Check everything, then do what `mode` says."""
   from sds_jax import hosts
+  from sds_jax.io import lock
   from sds_jax.io.files import DamagedFileError
   from sds_jax.priors.files import CheckpointError
   from sds_jax.training import validation, workspace
@@ -89,7 +91,8 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
     sys.unraisablehook = _without_stragglers(sys.unraisablehook)
   folder = None
   mistakes = (validation.ConfigError, workspace.WorkdirError, CheckpointError, ResumeError, DamagedFileError,
-              hosts.HostError, OSError)
+              lock.LockedError, hosts.HostError, OSError)
+  held = contextlib.ExitStack()
   try:
     if mode not in MODES:
       raise validation.ConfigError(f"--mode={mode} is not legal: it must be one of {', '.join(MODES)}")
@@ -97,11 +100,13 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
       if config is None:
         raise validation.ConfigError("no settings given: say --config=configs/text.py")
       frozen = validation.validate(config)
-      folder = _join(frozen, workdir)
+      folder = _join(frozen, workdir, held)
     else:
       folder = workspace.existing(workdir, mode)
       frozen = validation.validate(workspace.stored_config(folder, _overrides(config)))
-    _actions(frozen)[mode](frozen, folder, started)
+      held.enter_context(lock.hold(folder))
+    with held:
+      _actions(frozen)[mode](frozen, folder, started)
   except Interrupted as stop:
     print(stop, file=sys.stderr)
     sys.exit(EXIT_INTERRUPTED)
@@ -117,9 +122,13 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
     _fail(error)
 
 
-def _join(config: Any, workdir: str | None) -> Path:
-  """Meet the other processes of this job, if there are any; the folder, which process 0 has made. Only it prints."""
+def _join(config: Any, workdir: str | None, held: contextlib.ExitStack) -> Path:
+  """Meet the other processes of this job, if there are any; the folder, which process 0 has made. Only it prints.
+
+  The folder's lock is process 0's; `held` lets go of it.
+  """
   from sds_jax import hosts
+  from sds_jax.io import lock
   from sds_jax.training import workspace
   given = flags.FLAGS
   hosts.start(given.coordinator, given.num_processes, given.process_id, given.distributed)
@@ -127,7 +136,8 @@ def _join(config: Any, workdir: str | None) -> Path:
   try:
     if hosts.is_first():
       workspace.make(folder)
-  except workspace.WorkdirError as error:
+      held.enter_context(lock.hold(folder))
+  except (workspace.WorkdirError, lock.LockedError, OSError) as error:
     problem = error
   hosts.all_well(problem)
   if not hosts.is_first():
