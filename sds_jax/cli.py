@@ -78,7 +78,7 @@ def _innermost(error: BaseException, kind: type[Exception]) -> Exception | None:
 def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: float) -> None:
   """Check everything, then do what `mode` says."""
   from sds_jax import hosts
-  from sds_jax.io import lock
+  from sds_jax.io import exhausted, lock
   from sds_jax.io.files import DamagedFileError
   from sds_jax.priors.files import CheckpointError
   from sds_jax.training import validation, workspace
@@ -89,9 +89,9 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
     # Orbax tells of every file, and of a failed write several times with tracebacks before it raises the error.
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _without_stragglers(sys.unraisablehook)
-  folder = None
+  folder, job = None, "text3d"
   mistakes = (validation.ConfigError, workspace.WorkdirError, CheckpointError, ResumeError, DamagedFileError,
-              lock.LockedError, hosts.HostError, OSError)
+              lock.LockedError, hosts.HostError)
   held = contextlib.ExitStack()
   try:
     if mode not in MODES:
@@ -105,6 +105,7 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
       folder = workspace.existing(workdir, mode)
       frozen = validation.validate(workspace.stored_config(folder, _overrides(config)))
       held.enter_context(lock.hold(folder))
+    job = frozen.job
     with held:
       _actions(frozen)[mode](frozen, folder, started)
   except Interrupted as stop:
@@ -116,10 +117,11 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
     print(f"stopped; what checkpoints there are lie in {folder}" if folder else "stopped",
           file=sys.stderr)
     sys.exit(EXIT_INTERRUPTED)
-  except mistakes as error:
-    if os.environ.get("SDS_JAX_TRACEBACK"):
+  except Exception as error:
+    line = str(error) if isinstance(error, mistakes) else exhausted.explain(error, folder, mode, job)
+    if os.environ.get("SDS_JAX_TRACEBACK") or not (line or isinstance(error, OSError)):
       raise
-    _fail(error)
+    _fail(line or error)
 
 
 def _join(config: Any, workdir: str | None, held: contextlib.ExitStack) -> Path:
