@@ -1,6 +1,7 @@
 """The command: flags, checks, one call for each mode; every mistake of the user's ends in one line and status 2."""
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
 import sys
@@ -84,6 +85,7 @@ def _innermost(error: BaseException, kind: type[Exception]) -> Exception | None:
 def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: float) -> None:
   """Check everything, then do what `mode` says."""
   from sds_jax import hosts
+  from sds_jax.io import exhausted, lock
   from sds_jax.io.files import DamagedFileError
   from sds_jax.priors.files import CheckpointError
   from sds_jax.training import validation, workspace
@@ -94,9 +96,10 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
     # Orbax tells of every file, and of a failed write several times with tracebacks before it raises the error.
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _without_stragglers(sys.unraisablehook)
-  folder = None
+  folder, job = None, "text3d"
   mistakes = (validation.ConfigError, workspace.WorkdirError, CheckpointError, ResumeError, DamagedFileError,
-              hosts.HostError, OSError)
+              lock.LockedError, hosts.HostError)
+  held = contextlib.ExitStack()
   try:
     if mode not in MODES:
       raise validation.ConfigError(f"--mode={mode} is not legal: it must be one of {', '.join(MODES)}")
@@ -104,11 +107,14 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
       if config is None:
         raise validation.ConfigError("no settings given: say --config=configs/text.py")
       frozen = validation.validate(config)
-      folder = _join(frozen, workdir)
+      folder = _join(frozen, workdir, held)
     else:
       folder = workspace.existing(workdir, mode)
       frozen = validation.validate(workspace.stored_config(folder, _overrides(config)))
-    _actions(frozen)[mode](frozen, folder, started)
+      held.enter_context(lock.hold(folder))
+    job = frozen.job
+    with held:
+      _actions(frozen)[mode](frozen, folder, started)
   except Interrupted as stop:
     print(stop, file=sys.stderr)
     sys.exit(EXIT_INTERRUPTED)
@@ -118,15 +124,20 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
     print(f"stopped; what checkpoints there are lie in {folder}" if folder else "stopped",
           file=sys.stderr)
     sys.exit(EXIT_INTERRUPTED)
-  except mistakes as error:
-    if os.environ.get("SDS_JAX_TRACEBACK"):
+  except Exception as error:
+    line = str(error) if isinstance(error, mistakes) else exhausted.explain(error, folder, mode, job)
+    if os.environ.get("SDS_JAX_TRACEBACK") or not (line or isinstance(error, OSError)):
       raise
-    _fail(error)
+    _fail(line or error)
 
 
-def _join(config: Any, workdir: str | None) -> Path:
-  """Meet the other processes of this job, if there are any; the folder, which process 0 has made. Only it prints."""
+def _join(config: Any, workdir: str | None, held: contextlib.ExitStack) -> Path:
+  """Meet the other processes of this job, if there are any; the folder, which process 0 has made. Only it prints.
+
+  The folder's lock is process 0's; `held` lets go of it.
+  """
   from sds_jax import hosts
+  from sds_jax.io import lock
   from sds_jax.training import workspace
   given = flags.FLAGS
   hosts.start(given.coordinator, given.num_processes, given.process_id, given.distributed)
@@ -134,7 +145,8 @@ def _join(config: Any, workdir: str | None) -> Path:
   try:
     if hosts.is_first():
       workspace.make(folder)
-  except workspace.WorkdirError as error:
+      held.enter_context(lock.hold(folder))
+  except (workspace.WorkdirError, lock.LockedError, OSError) as error:
     problem = error
   hosts.all_well(problem)
   if not hosts.is_first():

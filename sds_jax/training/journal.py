@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorboardX
 import tqdm
 
 from sds_jax import hosts
 from sds_jax.io import files
+from sds_jax.io.board import Board
 
 COUNTS = ("dropped", "in_a_row")
 """Metrics of which the last counts, and not the mean."""
@@ -29,7 +29,7 @@ class Journal:
     """
     writes = hosts.is_first()
     self._workdir, self._folders, self._writes = workdir, folders, writes
-    self._board = tensorboardX.SummaryWriter(str(workdir), purge_step=first + 1) if writes else None
+    self._board = Board(workdir, first + 1) if writes else None
     self._bar = tqdm.tqdm(initial=first, total=steps, desc="optimising", unit="step", mininterval=0.5,
                           disable=not writes)
     self._mark(first)
@@ -60,9 +60,7 @@ class Journal:
       files.append_metrics(folder / "metrics.jsonl", step, dict(own, steps_per_second=rate))
     count = len(self._folders)
     means = {name: float(_finite_mean(values[:count])) for name, values in every.items()} | dict(steps_per_second=rate)
-    for name, value in means.items():
-      if math.isfinite(value):
-        self._board.add_scalar(name, value, step)
+    self._board.add(step, {name: value for name, value in means.items() if math.isfinite(value)})
     told = dict(grad=f"{means['sds_grad_norm']:.3g}")
     if "mean_opacity" in means:
       told["opacity"] = f"{means['mean_opacity']:.2f}"
@@ -77,7 +75,7 @@ class Journal:
     for folder in self._folders:
       files.truncate_metrics(folder / "metrics.jsonl", step)
     self._board.close()
-    self._board = tensorboardX.SummaryWriter(str(self._workdir), purge_step=step + 1)
+    self._board = Board(self._workdir, step + 1)
     self._bar.n = step
     self._bar.refresh()
     self._mark(step)

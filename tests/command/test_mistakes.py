@@ -1,9 +1,11 @@
 """What a user gets wrong on the command line: status 2 and one line on stderr that says how to mend it."""
 import json
+import os
 import shutil
 
 import pytest
 
+from sds_jax.io import lock
 from sds_jax.priors import hub, sources
 
 TEXT = "--config=configs/text.py"
@@ -51,7 +53,7 @@ def test_published_priors_without_a_connection(command, tmp_path, monkeypatch, n
   message = one_line(command(f"{TEXT}:{name}", f"--workdir={tmp_path / 'run'}"))
   assert f"the prior '{name}' can't be had" in message and "can't be reached" in message
   assert "--config.prior.path=FOLDER" in message and "hf download" in message
-  assert not list((tmp_path / "run").glob("*"))
+  assert os.listdir(tmp_path / "run") == [".lock"]
 
 
 def offline_hub(folder):
@@ -79,7 +81,7 @@ def test_unknown_prior(command, tmp_path):
 def test_prompts_beyond_the_prior(command, tmp_path, tiny_flags, prompt, parts):
   message = one_line(command(TEXT, *tiny_flags, f"--config.prompt={prompt}", f"--workdir={tmp_path / 'run'}"))
   assert repr(prompt) in message and all(part in message for part in parts), message
-  assert not list((tmp_path / "run").glob("*"))  # nothing was begun
+  assert os.listdir(tmp_path / "run") == [".lock"]  # nothing was begun
 
 
 def test_view_words_beyond_the_prior(command, tiny_prior, tiny_flags, tmp_path):
@@ -131,4 +133,17 @@ def test_damaged_priors(command, tiny_prior, tiny_flags, tmp_path, damage, parts
   path, workdir = f"--config.prior.path={tmp_path / 'prior'}", f"--workdir={tmp_path / 'run'}"
   message = one_line(command(TEXT, *tiny_flags, path, workdir))
   assert str(tmp_path / "prior") in message and all(part in message for part in parts), message
-  assert not list((tmp_path / "run").glob("*"))
+  assert os.listdir(tmp_path / "run") == [".lock"]
+
+
+@pytest.mark.parametrize("mode", ["train", "export", "render", "evaluate"])
+def test_two_runs_in_one_folder(command, tiny_flags, tiny_config, tmp_path, mode):
+  folder = tmp_path / "run"
+  folder.mkdir()
+  (folder / "config.json").write_text(json.dumps(dict(config=tiny_config().to_dict())))
+  with lock.hold(folder):
+    message = one_line(command(*([TEXT, *tiny_flags] if mode == "train" else []), f"--mode={mode}",
+                               f"--workdir={folder}"))
+  for part in (f"{folder} is in use", f"process {os.getpid()} on ", "wait for it to end", "another --workdir"):
+    assert part in message, message
+  assert sorted(os.listdir(folder)) == [".lock", "config.json"]

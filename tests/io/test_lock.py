@@ -1,0 +1,112 @@
+"""A folder has one run at a time: by processes that know nothing of JAX."""
+import contextlib
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import filelock
+import pytest
+
+from sds_jax.io import lock
+
+SOURCE = Path(lock.__file__)
+HOLDER = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("lock", sys.argv[1])
+lock = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(lock)
+try:
+  with lock.hold(sys.argv[2]):
+    print("held", flush=True)
+    sys.stdin.read()
+except lock.LockedError as error:
+  print(error)
+"""
+
+
+@contextlib.contextmanager
+def holder(folder):
+  """Another process that tries to hold the folder until its input ends: (process, its first line)."""
+  process = subprocess.Popen([sys.executable, "-c", HOLDER, SOURCE, folder], text=True, stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE)
+  try:
+    yield process, process.stdout.readline().strip()
+  finally:
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_run_is_told_of_the_first(tmp_path):
+  with holder(tmp_path) as (first, word):
+    assert word == "held"
+    for _ in range(2):  # being refused does not make the lock forget whose it is
+      with pytest.raises(lock.LockedError) as caught, lock.hold(tmp_path):
+        pytest.fail("held twice")
+      for part in (str(tmp_path), f"process {first.pid} on {socket.gethostname()}", "since 2", "another --workdir"):
+        assert part in str(caught.value), caught.value
+    with holder(tmp_path) as (_, refused):
+      assert refused == str(caught.value)
+    with lock.hold(tmp_path.parent):  # another folder is nobody's
+      pass
+    first.communicate("")
+  with lock.hold(tmp_path), holder(tmp_path) as (_, refused):
+    assert f"process {os.getpid()} on" in refused
+
+
+def test_a_dead_process_holds_nothing(tmp_path):
+  with holder(tmp_path) as (process, word):
+    assert word == "held"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with lock.hold(tmp_path):
+      pass
+
+
+def test_errors_of_the_block_let_go(tmp_path):
+  for _ in range(2):
+    with pytest.raises(KeyError), lock.hold(tmp_path):
+      raise KeyError
+  assert [path.name for path in tmp_path.iterdir()] == [lock.NAME]
+
+
+@pytest.mark.parametrize("written", ["", "{", "[1]", '{"pid": 3}', "\x00" * 9])
+def test_a_lock_that_does_not_say_whose_it_is(tmp_path, written):
+  with filelock.FileLock(tmp_path / lock.NAME):
+    (tmp_path / lock.NAME).write_text(written)
+    with pytest.raises(lock.LockedError, match=f"^{tmp_path} is in use by another run; wait"), lock.hold(tmp_path):
+      pytest.fail("held twice")
+  with lock.hold(tmp_path):
+    assert f'"pid": {os.getpid()}' in (tmp_path / lock.NAME).read_text()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock")])
+def test_file_systems_without_locks(tmp_path, monkeypatch, capsys, error):
+  def refuse(*_, **__):
+    raise error
+
+  monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+  ran = []
+  with lock.hold(tmp_path):
+    ran.append(True)
+  assert ran and capsys.readouterr().out == (
+    f"note: the file system of {tmp_path} has no locks, so nothing keeps a second run out of it\n")
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+  """The system's own error comes out, and is not taken for another run's lock."""
+  refused = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / lock.NAME))
+
+  def refuse(*_, **__):
+    raise refused
+
+  monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+  with pytest.raises(PermissionError) as caught, lock.hold(tmp_path):
+    pytest.fail("held")
+  assert caught.value is refused
+  monkeypatch.undo()
+  with pytest.raises(OSError, match="/proc/.lock"), lock.hold("/proc"):
+    pytest.fail("held")
