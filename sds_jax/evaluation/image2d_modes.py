@@ -29,7 +29,7 @@ def train(config: Config, folder: Path, started: float) -> None:
   pictures = image2d_outputs.make_pictures(studio)
 
   def on_render(state: TrainState, step: int) -> None:
-    images.write_png(images.tile(pictures(state.params)), folder / "progress" / f"{step:06d}.png")
+    images.write_png(images.tile(pictures(state.shown)), folder / "progress" / f"{step:06d}.png")
 
   if hosts.is_first():
     (folder / "progress").mkdir(exist_ok=True)

@@ -74,7 +74,7 @@ def truth_albedo(scene: scenes.Scene, angle: Array) -> tuple[Array, Array]:
 
 def object_views(scene: Scene, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
   """Albedo [16, SIZE, SIZE, 3] over black and opacity [16, SIZE, SIZE] of the object."""
-  out = make_object_views(scene)(state.params, state.occupancy)
+  out = make_object_views(scene)(state.shown, state.occupancy)
   return jax.device_get(out)
 
 
@@ -134,7 +134,7 @@ def _volumes(scene: Scene, state: TrainState, truth: scenes.Scene, angle: float,
              scale: float) -> tuple[float, float, float]:
   """Volume IoU as it is, with the fitted scale, and the share of the bounding ball that the object fills."""
   bound, apply = scene.config.field.bound, jax.jit(scene.field.apply)
-  params = state.params["field"]
+  params = state.shown["field"]
   try:
     density = grid_density(lambda p: np.asarray(apply(params, jnp.asarray(p, jnp.float32)).density), VOLUME_GRID, bound)
     solid = density.reshape(-1) > auto_threshold(density, bound)

@@ -41,6 +41,7 @@ def default() -> ConfigDict:
       entropy=(0.0,)))  # binary entropy of the opacity: 0 where a pixel is surely empty or surely full
   config.optimizer = ConfigDict(dict(  # b1, b2, eps: of adam and adamw; sgd takes b1 as momentum, adan its own betas
       name="adam", learning_rate=1e-2, warmup_steps=20, final_fraction=0.1, b1=0.9, b2=0.99, eps=1e-15, clip_norm=0.0,
+      ema_decay=0.0,  # what is shown is an average of the last parameters with this decay; 0: the parameters themselves
       background_factor=1.0))  # the learning rate of a learnt background is this times that of the field
   config.training = ConfigDict(dict(
       steps=500, views=2,

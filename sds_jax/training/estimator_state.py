@@ -32,7 +32,8 @@ def start(config: ml_collections.FrozenConfigDict, prior: Prior, prior_params: P
     source: what is edited, of the same parameters; it is also where the run begins. None: the run's own beginning.
   """
   if source is not None:
-    state = dataclasses.replace(state, params=source.params, occupancy=source.occupancy)
+    state = dataclasses.replace(state, params=source.params, occupancy=source.occupancy,
+                                ema=None if state.ema is None else jax.tree.map(jnp.copy, source.params))
   kind = config.distillation.estimator
   if kind in EDITS:
     # Copies, for the state's memory is taken over by the step and may hold nothing twice.

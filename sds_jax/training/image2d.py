@@ -81,7 +81,7 @@ def _settings(g: ml_collections.FrozenConfigDict) -> dict[str, Any]:
 def new_state(studio: Studio, key: Array) -> TrainState:
   """The state before the first update, leaves of the parameters [P, ...]; consumes `key`."""
   params = jax.vmap(studio.generator.init)(jax.random.split(key, studio.config.generator.particles))
-  return init_state(params, studio.optimizer, None)
+  return init_state(params, studio.optimizer, None, studio.config.optimizer.ema_decay > 0)
 
 
 def begin(studio: Studio, prior: Prior, prior_params: Params, text: Text, key: Array,
@@ -224,4 +224,4 @@ def optimise(apply: Callable[[Params, Array], Array], params: Params, prior: Pri
   step = jax.jit(make_step(studio, prior), donate_argnums=0)
   for _ in range(settings.training.steps):
     state, _ = step(state, *fixed)
-  return jax.tree.map(lambda leaf: leaf[0], state.params)
+  return jax.tree.map(lambda leaf: leaf[0], state.shown)

@@ -42,16 +42,16 @@ def write_outputs(studio: Studio, pictures: PicturesFn, state: TrainState, folde
     What the files show -> their paths, in the order in which they are worth a look.
   """
   generator, written = studio.generator, {}
-  shown = jax.device_get(pictures(state.params))
+  shown = jax.device_get(pictures(state.shown))
   written["the picture" if len(shown) == 1 else "the pictures"] = _write(folder, "image", shown)
   if len(shown) > 1:
     written["all in one"] = [images.write_png(images.tile(shown), folder / "images.png")]
   if generator.at is not None:
     size = LARGER * shown.shape[1]
-    large = jax.jit(lambda params: jax.vmap(lambda one: generator.at(one, size))(params))(state.params)
+    large = jax.jit(lambda params: jax.vmap(lambda one: generator.at(one, size))(params))(state.shown)
     written[f"drawn at {size}x{size}"] = _write(folder, "image_large", jax.device_get(large).reshape(-1, size, size, 3))
   if generator.extras is not None:
-    extras = jax.device_get(jax.jit(jax.vmap(generator.extras))(state.params))
+    extras = jax.device_get(jax.jit(jax.vmap(generator.extras))(state.shown))
     for name, values in extras.items():
       written[name] = _write(folder, name, values)
   kept = {path for paths in written.values() for path in paths}

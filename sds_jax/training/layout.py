@@ -144,7 +144,7 @@ class ScenesLayout(Layout):
 
 
 _STATE_PARTS = TrainState(step=P(), params=P(SCENES), opt_state=P(SCENES), occupancy=P(SCENES), estimator=P(SCENES),
-                          health=P(SCENES))
+                          ema=P(SCENES), health=P(SCENES))
 
 
 def scenes_layout(config: ml_collections.FrozenConfigDict) -> ScenesLayout:

@@ -219,6 +219,7 @@ class _Run:
     if self.recovery.checkpoints is None:
       return
     about = dict(config=self.config.to_dict(), versions=outputs.versions(),
+                 key=jax.random.key_data(jax.random.key(self.config.seed)).tolist(),
                  **self.recovery.about(jax.device_get(state.health)))
     self.recovery.checkpoints.save(done, state, about)
 

@@ -45,7 +45,7 @@ def make_view(scene: Scene) -> ViewFn:
                         options=options, grid=grid, light=light, shade=shading)
 
   def fetch(state: TrainState, camera: Camera, ambient: float) -> RenderOutput:
-    return jax.device_get(view(state.params, state.occupancy, camera, jnp.float32(ambient)))
+    return jax.device_get(view(state.shown, state.occupancy, camera, jnp.float32(ambient)))
 
   return fetch
 
@@ -91,7 +91,7 @@ def make_mesh(scene: Scene, state: TrainState) -> trimesh.Trimesh:
     ValueError: there is no surface (an empty or a full field).
   """
   e, apply = scene.config.export, jax.jit(scene.field.apply)
-  params = state.params["field"]
+  params = state.shown["field"]
   return mesh_lib.extract_mesh(
       lambda points: np.asarray(apply(params, jnp.asarray(points, jnp.float32)).density),
       lambda points: np.asarray(apply(params, jnp.asarray(points, jnp.float32)).albedo),

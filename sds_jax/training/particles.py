@@ -51,5 +51,5 @@ def pick(config: ml_collections.FrozenConfigDict, state: TrainState, number: int
   if count(config) == 1:
     return state
   take = lambda leaf: leaf[number]  # noqa: E731
-  return dataclasses.replace(state, params=jax.tree.map(take, state.params),
+  return dataclasses.replace(state, params=jax.tree.map(take, state.params), ema=jax.tree.map(take, state.ema),
                              occupancy=jax.tree.map(take, state.occupancy))

@@ -23,6 +23,7 @@ class TrainState:
     occupancy: the occupancy grid of the field (rendering/occupancy.py), or None.
     estimator: what the estimator keeps (step.begin), or None: dict(score=phi, opt_state=...) of VSD's second network;
       dict(params=..., occupancy=...) of the source that DDS and PDS edit, which never changes.
+    ema: an average of the last parameters (`optimizer.ema_decay`), which is what is shown; or None.
     health: counts, [] int32 each: `dropped` updates that were not finite; how many of them `in_a_row` there were last;
       `restarts`, how often the run was taken back to an earlier state because of them.
   """
@@ -31,7 +32,13 @@ class TrainState:
   opt_state: Any
   occupancy: Any
   estimator: Any = None
+  ema: Any = None
   health: dict[str, Array] = flax.struct.field(default_factory=lambda: new_health())
+
+  @property
+  def shown(self) -> Params:
+    """The parameters that outputs are made of."""
+    return self.params if self.ema is None else self.ema
 
 
 HEALTH = ("dropped", "in_a_row", "restarts")
@@ -42,10 +49,25 @@ def new_health() -> dict[str, Array]:
   return {name: jnp.zeros((), jnp.int32) for name in HEALTH}
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation, occupancy: Any) -> TrainState:
-  """A state before its first update."""
+def init_state(params: Params, optimizer: optax.GradientTransformation, occupancy: Any,
+               averaged: bool = False) -> TrainState:
+  """A state before its first update; `averaged`: with an `ema`."""
   return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params),
-                    occupancy=occupancy)
+                    occupancy=occupancy, ema=jax.tree.map(jnp.copy, params) if averaged else None)
+
+
+def average(ema: Any, params: Params, decay: float, step: Array) -> Any:
+  """decay ema + (1 - decay) params, with a decay that begins at 0.1 and grows, so that a beginning is soon forgotten.
+
+  Args:
+    ema: None where there is none.
+    step: [] int32, the number of updates before these parameters.
+  """
+  if ema is None:
+    return None
+  count = step.astype(jnp.float32)
+  keep = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
+  return jax.tree.map(lambda old, new: (keep * old + (1.0 - keep) * new).astype(old.dtype), ema, params)
 
 
 def make_optimizer(config: ml_collections.FrozenConfigDict) -> optax.GradientTransformation:

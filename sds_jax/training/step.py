@@ -95,7 +95,7 @@ def new_state(scene: Scene, key: Array) -> TrainState:
     return params, grid
 
   params, grid = particles.init(scene.config, new, key)
-  return init_state(params, scene.optimizer, grid)
+  return init_state(params, scene.optimizer, grid, scene.config.optimizer.ema_decay > 0)
 
 
 def begin(scene: Scene, prior: Prior, prior_params: Params, text: Text, key: Array,

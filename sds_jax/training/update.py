@@ -16,7 +16,7 @@ import optax
 from sds_jax.training import estimator_state
 from sds_jax.training.config import MAX_STEPS
 from sds_jax.training.parallel import Share
-from sds_jax.training.state import TrainState
+from sds_jax.training.state import TrainState, average
 from sds_jax.types import Array, Params
 
 StepFn = Callable[[TrainState, Params, Any, Array], tuple[TrainState, dict[str, Array]]]
@@ -67,7 +67,8 @@ def make_step(config: ml_collections.FrozenConfigDict, optimizer: optax.Gradient
     params = optax.apply_updates(state.params, _scaled(updates, slower))
     grid = look_again(state, params, keys["occupancy"]) if look_again else state.occupancy
     moved = TrainState(step=state.step + 1, params=params, opt_state=opt_state, occupancy=grid,
-                       estimator=estimator_state.learn(config, state.estimator, score_grads, slower))
+                       estimator=estimator_state.learn(config, state.estimator, score_grads, slower),
+                       ema=average(state.ema, params, config.optimizer.ema_decay, state.step))
     metrics["grad_norm"] = optax.tree.norm(grads)
     return _unless_bad(state, moved, metrics)
 
@@ -82,8 +83,8 @@ def _unless_bad(state: TrainState, moved: TrainState, metrics: dict[str, Array])
   """`moved`, or where anything in it is not finite `state` with one more step and one more dropped update."""
   bad = ~(jnp.isfinite(metrics["grad_norm"]) & all_finite((moved.params, moved.opt_state, moved.estimator)))
   kept = jax.tree.map(lambda old, new: jnp.where(bad, old, new),
-                      (state.params, state.opt_state, state.occupancy, state.estimator),
-                      (moved.params, moved.opt_state, moved.occupancy, moved.estimator))
+                      (state.params, state.opt_state, state.occupancy, state.estimator, state.ema),
+                      (moved.params, moved.opt_state, moved.occupancy, moved.estimator, moved.ema))
   health = dict(state.health, dropped=state.health["dropped"] + bad.astype(jnp.int32),
                 in_a_row=jnp.where(bad, state.health["in_a_row"] + 1, 0))
   counts = {name: health[name].astype(jnp.float32) for name in ("dropped", "in_a_row")}

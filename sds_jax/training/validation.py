@@ -140,6 +140,7 @@ def _run_checks() -> dict[str, Check]:
       "optimizer.b1": number(0.0, 0.9999),
       "optimizer.b2": number(0.0, 0.99999),
       "optimizer.eps": above(0.0),
+      "optimizer.ema_decay": (lambda v: finite(v) and 0.0 <= v < 1.0, "a number from 0 (none) to below 1"),
       "optimizer.background_factor": number(0.0, 100.0),
       "optimizer.clip_norm": number(0.0, math.inf, " (0: no clipping)"),
       "training.steps": whole(1, config_lib.MAX_STEPS - 1),

@@ -1,11 +1,14 @@
 """One device, several under jit, several under pmap: the same numbers, one all-reduce, and no gradient too large."""
-import re
+import os
+import signal
 
 import jax
 import numpy as np
 import pytest
 
-from sds_jax.training import jobs, layout as layout_lib
+from sds_jax.benchmarks.collectives import collectives
+from sds_jax.training import jobs, layout as layout_lib, loop
+from sds_jax.training.checks import ConfigError
 from sds_jax.training.validation import validate
 
 KEY = jax.random.key(0)
@@ -23,6 +26,7 @@ def run(tiny_config, prior_and_params):
     state = layout.put(jax.jit(lambda key: job.begin(prior_params, text, key, None))(jax.random.key(5)))
     fixed = (layout.put_prior(prior_params), layout.put(text), layout.put(KEY))
     step = layout.compile(job.make_step(job.stages[0], layout.share), state, fixed)
+    metrics = None
     with jax.transfer_guard("disallow"):
       for _ in range(steps):
         state, metrics = step(state, *fixed)
@@ -39,17 +43,6 @@ def worst(a, b):
   return max(np.abs(x - y).max() / np.abs(x).max() for x, y in zip(*map(jax.tree.leaves, (a, b))) if np.abs(x).max())
 
 
-def collectives(program):
-  """{kind: [bytes of each]} of a program's text."""
-  found = {}
-  for shape, kind in re.findall(r"= \(?(\w+\[[\d,]*\])[^=]*? (all-reduce|all-gather|reduce-scatter|all-to-all|"
-                                r"collective-permute)(?:-start)?\(", program):
-    kind_bytes = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "bf16": 2}[shape.split("[")[0]]
-    sizes = [int(n) for n in re.findall(r"\d+", shape.split("[")[1])]
-    found.setdefault(kind, []).append(kind_bytes * int(np.prod(sizes)))
-  return found
-
-
 @pytest.mark.parametrize("changes", [{}, {"parallel.mode": "pmap"}, {"parallel.shard_prior": True},
                                      {"parallel.devices": 2}, {"parallel.devices": 4}], ids=str)
 def test_parameters_do_not_depend_on_the_devices(run, alone, changes):
@@ -63,6 +56,59 @@ def test_parameters_do_not_depend_on_the_devices(run, alone, changes):
 def test_one_all_reduce_of_the_gradient_and_nothing_else(run):
   state, metrics, program = run({}, 1)
   numbers = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  found = collectives(program)
-  assert list(found) == ["all-reduce"] and len(found["all-reduce"]) == 1
-  assert 4 * numbers <= found["all-reduce"][0] <= 4 * (numbers + len(metrics))
+  (sent,) = collectives(program)
+  assert sent.kind == "all-reduce" and 4 * numbers <= sent.bytes <= 4 * (numbers + len(metrics))
+
+
+def test_a_prior_in_parts_is_gathered_and_nothing_else(run, prior_and_params):
+  """What is in parts comes once in a step, and is on each device a share of the whole."""
+  _, _, program = run({"parallel.shard_prior": True}, 1)
+  layout = layout_lib.Layout("jit", jax.sharding.Mesh(np.array(jax.devices()), ("views",)), True)
+  put = layout.put_prior(prior_and_params[1])
+  parts = [leaf for leaf in jax.tree.leaves(put) if not leaf.sharding.is_fully_replicated]
+  gathered = [entry.bytes for entry in collectives(program) if entry.kind == "all-gather"]
+  assert parts and sorted(gathered) == sorted(leaf.nbytes for leaf in parts)
+  assert all(leaf.addressable_shards[0].data.nbytes * 8 == leaf.nbytes for leaf in parts)
+  assert [entry.kind for entry in collectives(program)].count("all-reduce") == 1
+
+
+def test_restores_on_other_numbers_of_devices(tiny_config, prior_and_params, tmp_path):
+  """Eight devices, then one, then two, against one all the way."""
+  def train(folder, devices, stop=None):
+    config = validate(tiny_config({"training.views": 8, "training.steps": 9, "training.render_every": 3,
+                                   "parallel.devices": devices}))
+
+    def on_render(state, step):
+      if step == stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    return jax.device_get(loop.train(config, folder, *prior_and_params, on_render).state)
+
+  whole = train(tmp_path / "one", 1)
+  for devices, stop in ((8, 3), (1, 6)):
+    with pytest.raises(loop.Interrupted, match=f"stopped at step {stop} of 9"):
+      train(tmp_path / "moved", devices, stop)
+  moved = train(tmp_path / "moved", 2)
+  assert int(moved.step) == 9 and worst(whole.params, moved.params) < 1e-5
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"training.views": 6}, "training.views=6 cannot be spread evenly over the 8 devices: set it to 8 or a multiple, "
+     "or take fewer devices with --config.parallel.devices=6"),
+    ({"training.views": 8, "parallel.devices": 9}, "parallel.devices=9 is more than the 8 that there are"),
+    ({"training.views": 8, "training.particles": 4, "distillation.estimator": "vsd"}, "the 8 devices times 4 things: "
+     "set it to 32")])
+def test_views_that_cannot_be_spread(tiny_config, changes, words):
+  config = validate(tiny_config({"parallel.devices": 0, **changes}))
+  with pytest.raises(ConfigError) as caught:
+    layout_lib.make_layout(config, config.training.particles)
+  assert words in str(caught.value)
+
+
+def test_a_gradient_is_a_mean_over_the_devices_not_a_sum(run, alone):
+  """With sgd a factor of the number of devices in the gradient would be one in the parameters."""
+  changes = {"optimizer.name": "sgd", "optimizer.warmup_steps": 0}
+  one, many = (run({**changes, "parallel.devices": devices}, 1) for devices in (1, 8))
+  start = run({**changes, "parallel.devices": 1}, 0)[0]
+  moves = [jax.tree.map(lambda a, b: a - b, state.params, start.params) for state, *_ in (one, many)]
+  assert worst(*moves) < 1e-4 and one[1]["grad_norm"] == pytest.approx(many[1]["grad_norm"], rel=1e-4)

@@ -88,3 +88,18 @@ def test_a_learnt_background_has_its_own_rate(name):
   change, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
   np.testing.assert_allclose(change["field"], -0.01, rtol=1e-5)
   np.testing.assert_allclose(change["background"]["w"], -0.001, rtol=1e-5)
+
+
+def test_the_average_of_parameters_in_closed_form(ready):
+  """Of three steps, and it is what outputs are made of; without it there is none, and they show the parameters."""
+  scene, step, (state, *fixed) = ready({"optimizer.ema_decay": 0.3, "shading.lambertian": 0.0, "render.num_samples": 2})
+  leaf, compiled = lambda tree: np.asarray(jax.tree.leaves(tree)[-1], np.float64), jax.jit(step)
+  expected = leaf(state.params)
+  for count in range(3):
+    state, _ = compiled(state, *fixed)
+    keep = min(0.3, (1 + count) / (10 + count))
+    expected = keep * expected + (1 - keep) * leaf(state.params)
+  np.testing.assert_allclose(leaf(state.ema), expected, rtol=1e-6)
+  assert state.shown is state.ema and not np.allclose(leaf(state.ema), leaf(state.params), rtol=1e-6)
+  plain = dataclasses.replace(state, ema=None)
+  assert plain.shown is plain.params

@@ -1,0 +1,117 @@
+"""Many prompts at once: what a file may hold, and scenes that are what runs of their own make of them."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax.training import jobs, layout as layout_lib, loop, resume, scenes as scenes_lib
+from sds_jax.training.checks import ConfigError
+from sds_jax.training.validation import validate
+
+PROMPTS = ("a red cube", "a blue sphere", "a green torus")
+SETTINGS = {"training.steps": 6, "training.log_every": 3, "training.checkpoint_every": 3, "divergence.patience": 2,
+            "divergence.restarts": 1}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_config, prior_and_params):
+  """(folder, changes, change of the prior) -> Progress of the three prompts on two devices, two slots each."""
+  prior, params = prior_and_params
+
+  def of(folder, changes=None, change=lambda prior: prior, prompts=PROMPTS):
+    config = validate(tiny_config({"parallel.devices": 2, "prompts_file": "prompts.txt", **SETTINGS,
+                                   **(changes or {})}))
+    layout = layout_lib.scenes_layout(config)
+    scenes = scenes_lib.make_scenes(prompts, config.seed, layout.mesh.size)
+    assert scenes.slots == 4
+    return loop.train(config, folder, prior, params, None, jobs.many(config, change(prior), scenes), layout)
+  return of
+
+
+@pytest.fixture(scope="module")
+def together(run, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("scenes")
+  return folder, run(folder)
+
+
+def close(a, b, rtol=1e-5):
+  for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True):
+    np.testing.assert_allclose(x, y, rtol=0, atol=rtol * max(np.abs(y).max(), 1e-12))
+
+
+def test_scenes_are_what_their_own_runs_make(together, tiny_config, prior_and_params, tmp_path):
+  folder, progress = together
+  for number in (0, 2):
+    config = validate(tiny_config({**SETTINGS, "prompt": PROMPTS[number]}))
+    alone = loop.train(config, tmp_path / str(number), *prior_and_params).state
+    close(scenes_lib.pick(progress.state, number).params, jax.device_get(alone.params))
+  a, b = (jax.tree.leaves(scenes_lib.pick(progress.state, number).params) for number in (0, 1))
+  assert any(not np.allclose(x, y) for x, y in zip(a, b))  # scenes differ
+
+
+def test_each_scene_has_its_curves(together):
+  folder, progress = together
+  assert progress.given_up == ()
+  for name in ("a-red-cube-0", "a-blue-sphere-0", "a-green-torus-0"):
+    assert len((folder / name / "metrics.jsonl").read_text().splitlines()) == 2
+  assert not (folder / "metrics.jsonl").exists()
+
+
+def test_under_vmap_they_are_the_same(together, run, tmp_path):
+  close(run(tmp_path, {"parallel.together": 0}).state.params, together[1].state.params)
+
+
+def test_one_that_diverges_does_not_stop_the_others(together, run, prior_and_params, tmp_path, capsys):
+  bad = prior_and_params[0].embed([PROMPTS[1]])[0]
+
+  def poison(prior):
+    def denoise(params, z, t, cond):
+      is_bad = jnp.any(jnp.all(cond["text"] == bad[None], axis=(1, 2)))
+      return jnp.where(is_bad, jnp.nan, prior.denoise(params, z, t, cond))
+    return dataclasses.replace(prior, denoise=denoise)
+
+  changes = {"distillation.view_words": "none", "training.log_every": 2}
+  well, ill = run(tmp_path / "well", changes), run(tmp_path / "ill", changes, poison)
+  assert well.given_up == () and ill.given_up == (1,)
+  for number in (0, 2):
+    close(scenes_lib.pick(ill.state, number).params, scenes_lib.pick(well.state, number).params, 1e-6)
+  lost = scenes_lib.pick(ill.state, 1)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(lost.params)) and lost.health["dropped"] == 6
+  assert "a-blue-sphere-0 is given up at step 4; the others go on" in capsys.readouterr().out
+
+
+def test_another_list_is_not_gone_on_with(together, run):
+  with pytest.raises(resume.ResumeError, match="config.prompts_file='prompts.txt' are not those .*resume=never"):
+    run(together[0], prompts=(*PROMPTS[:2], "a red torus"))
+  assert int(run(together[0]).state.step) == 6  # the same list is
+
+
+@pytest.mark.parametrize("text, words", [(b"", "0 prompts"), (b"\n \n", "0 prompts"), (b"\xff\xfe", "UTF-8"),
+                                         (b"a" * 10_001, "10001 characters")])
+def test_files_that_are_no_prompts(tmp_path, text, words):
+  (tmp_path / "prompts.txt").write_bytes(text)
+  with pytest.raises(ConfigError, match=words) as caught:
+    scenes_lib.read_prompts(str(tmp_path / "prompts.txt"))
+  assert "config.prompts_file=" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_file():
+  with pytest.raises(ConfigError, match="config.prompts_file='none.txt' is not a file"):
+    scenes_lib.read_prompts("none.txt")
+
+
+def test_folders_are_told_apart_and_slots_filled(tmp_path):
+  (tmp_path / "prompts.txt").write_text("a red cube\n\n  A red cube \na red cube\n../../etc\n", encoding="utf-8")
+  prompts = scenes_lib.read_prompts(str(tmp_path / "prompts.txt"))
+  scenes = scenes_lib.make_scenes(prompts, 3, 8)
+  assert scenes.folders == ("a-red-cube-3", "a-red-cube-3-2", "a-red-cube-3-3", "etc-3") and scenes.slots == 8
+
+
+@pytest.mark.parametrize("changes", [{"parallel.mode": "pmap"}, {"training.guidance_every": 2},
+                                     {"parallel.shard_prior": True}], ids=str)
+def test_what_does_not_go_with_many(tiny_config, changes):
+  (name, value), = changes.items()
+  with pytest.raises(ConfigError, match=f"config.{name}={value!r} is for one object"):
+    validate(tiny_config({"prompts_file": "prompts.txt", **changes}))
