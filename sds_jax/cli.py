@@ -20,7 +20,10 @@ MODES = ("train", "export", "render", "evaluate")
 def main() -> None:
   """Entry point of `run.py`."""
   started = time.perf_counter()
-  config = config_flags.DEFINE_config_file("config", None, "settings, such as configs/text.py")
+  try:
+    config = config_flags.DEFINE_config_file("config", None, "settings, such as configs/text.py")
+  except flags.Error as error:  # it looks at the arguments at once, also at those in a --flagfile
+    _fail(error)
   mode = flags.DEFINE_string("mode", "train", f"one of {', '.join(MODES)}; all but train need the --workdir of a run")
   workdir = flags.DEFINE_string("workdir", None, "folder of the run; runs/<prompt>-<seed> where not given")
   flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for a job of several processes")
@@ -31,7 +34,9 @@ def main() -> None:
 
 
 def _fail(error: Exception | str, status: int = EXIT_MISTAKE) -> None:
-  print("error: " + " ".join(str(error).split()), file=sys.stderr)
+  text = " ".join(str(error).split())
+  # What a terminal would obey or not show (escape sequences, marks that turn the direction) is told, not done.
+  print("error: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), file=sys.stderr)
   sys.exit(status)
 
 
@@ -45,11 +50,13 @@ def _parse(argv: list[str]) -> list[str]:
       if reference is not None and argument.startswith("-") and name.startswith("config."):
         check_name(name.split("=")[0].removeprefix("config."), reference)
     rest = flags.FLAGS(argv)
-  except (ConfigError, flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError, SyntaxError,
-          ImportError) as error:
+  except Exception as error:  # whatever the file of settings raises, which is the user's own code
+    if os.environ.get("SDS_JAX_TRACEBACK"):
+      raise
+    name = "" if isinstance(error, (flags.Error, OSError, ValueError)) else f"{type(error).__name__}: "
     _fail(_innermost(error, ConfigError) or
-          f"{error} (settings are given as --config=configs/text.py --config.name=value; legal names and types are in "
-          "sds_jax/training/config.py and image2d_config.py)")
+          f"{name}{error} (settings are given as --config=configs/text.py --config.name=value; legal names and types "
+          "are in sds_jax/training/config.py and image2d_config.py)")
   if len(rest) > 1:
     _fail(f"unexpected argument {rest[1]!r}; settings are given as --config.name=value, a prompt with spaces in quotes")
   return rest

@@ -1,7 +1,7 @@
 """Damages checkpoints at random and restores: `python -m sds_jax.drills.damage --tries=100 --seed=0`.
 
-Each try takes a folder with two checkpoints and cuts, flips bits in or deletes one file of the newer one. Restored must be
-that one, bit for bit (the file did not matter), or the older one with a warning; anything else is wrong.
+Each try takes a folder with two checkpoints and cuts, flips bits in or deletes one file of the newer one. What is then
+restored must be that one, bit for bit (the file did not matter), or the older one with a warning; all else is wrong.
 """
 from __future__ import annotations
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -91,7 +92,7 @@ class Checkpoints:
         leaf.copy_to_host_async()
     leaves = {name: (records.describe(leaf, path), records.on_host(leaf))
               for name, (path, leaf) in records.flatten(state).items()}
-    records.seal(step, {}, about)  # what is not JSON shows here, not in the background
+    json.dumps(about)  # what is not JSON shows here, not in the background
     self._pending = self._thread.submit(self._write, step, leaves, about)
 
   def about(self, step: int) -> dict[str, Any]:
@@ -179,6 +180,8 @@ class Checkpoints:
     try:
       yield
     except (ValueError, RuntimeError, OSError) as error:
+      for left in self._folder.glob("*.orbax-checkpoint-tmp"):  # a full disk needs the room
+        shutil.rmtree(left, ignore_errors=True)
       reason = str(error).split(" [os_error_code")[0].rsplit(": ", 1)[-1].splitlines()[0]
       raise OSError(f"a checkpoint could not be written to {self._folder}: {reason}") from error
 

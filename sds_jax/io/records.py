@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 
 import sds_jax
 
@@ -96,9 +96,8 @@ def seal(step: int, leaves: dict[str, dict[str, Any]], about: dict[str, Any]) ->
   Raises:
     TypeError, ValueError: `about` cannot be JSON.
   """
-  versions = {name: metadata.version(name) for name in ("jax", "orbax-checkpoint")}
-  record = dict(schema=SCHEMA, step=step, written_by=dict(sds_jax=sds_jax.__version__, **versions), leaves=leaves,
-                about=about)
+  versions = {"sds_jax": sds_jax.__version__, "jax": jax.__version__, "orbax-checkpoint": ocp.__version__}
+  record = dict(schema=SCHEMA, step=step, written_by=versions, leaves=leaves, about=about)
   record = json.loads(json.dumps(record))  # as it will be read: tuples have become lists
   return dict(record, sha256=_seal_of(record))
 

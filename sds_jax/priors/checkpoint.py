@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from sds_jax.priors import names
 from sds_jax.priors.clip import CLIPTextModel
-from sds_jax.priors.files import CheckpointError, check_file, read_json, write_atomically, write_json
+from sds_jax.priors.files import CheckpointError, check_header, is_there, read_json, write_atomically, write_json
 from sds_jax.priors.t5 import T5EncoderModel
 from sds_jax.priors.unet import UNet2DConditionModel
 from sds_jax.priors.vae import AutoencoderKL
@@ -72,24 +72,28 @@ def abstract_params(model: nn.Module) -> dict[names.Path, jax.ShapeDtypeStruct]:
     TypeError: the network is of no class in COMPONENTS.
   """
   if isinstance(model, (CLIPTextModel, T5EncoderModel)):
-    inputs = (jnp.zeros((1, 1), jnp.int32),)
+    inputs = (jax.ShapeDtypeStruct((1, 1), jnp.int32),)
   elif isinstance(model, UNet2DConditionModel):
     inputs = _unet_inputs(model)
   elif isinstance(model, AutoencoderKL):
     size = 2 ** (len(model.block_out_channels) - 1)
-    inputs = (jnp.zeros((1, size, size, model.in_channels)),)
+    inputs = (_floats(1, size, size, model.in_channels),)
   else:
     raise TypeError(f"{type(model).__name__} is no network that checkpoints are read for")
-  tree = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs))["params"]
+  tree = jax.eval_shape(lambda *inputs: model.init(jax.random.key(0), *inputs), *inputs)["params"]
   return traverse_util.flatten_dict(tree)
 
 
 def _unet_inputs(model: UNet2DConditionModel) -> tuple[Any, ...]:
   size = 2 ** (len(model.block_out_channels) - 1)
-  labels = {None: None, "timestep": jnp.zeros((1,))}.get(
-    model.class_embed_type, jnp.zeros((1, model.projection_class_embeddings_input_dim or 0)))
-  return (jnp.zeros((1, size, size, model.in_channels)), jnp.zeros((1,), jnp.int32),
-          jnp.zeros((1, 1, model.text_dim)), labels)
+  labels = {None: None, "timestep": _floats(1)}.get(
+    model.class_embed_type, _floats(1, model.projection_class_embeddings_input_dim or 0))
+  return (_floats(1, size, size, model.in_channels), jax.ShapeDtypeStruct((1,), jnp.int32),
+          _floats(1, 1, model.text_dim), labels)
+
+
+def _floats(*shape: int) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def read_component(folder: str | os.PathLike, kind: str, dtype: Any = jnp.float32,
@@ -172,19 +176,27 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
   """
   for variant in ("", *VARIANTS):
     whole = folder / variant_name(f"{stem}.safetensors", variant)
-    if whole.is_file():
+    if is_there(whole):
       return [whole]
     for index in index_names(stem, variant):
-      if (folder / index).is_file():
-        weight_map = read_json(folder / index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-          raise CheckpointError(f"{folder / index} has no weight_map")
-        return [folder / name for name in sorted(set(weight_map.values()))]
+      if is_there(folder / index):
+        return _shards(folder / index)
   pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
   if pickles:
     raise CheckpointError(f"{folder} has no {stem}.safetensors, only {', '.join(pickles)}; {NO_PICKLES}")
   raise CheckpointError(f"{folder} has no weights: expected {stem}.safetensors, {stem}.fp16.safetensors or shards with "
                         f"{stem}.safetensors.index.json")
+
+
+def _shards(index: Path) -> list[Path]:
+  """The files that an index names. They lie beside it: a checkpoint has no business anywhere else."""
+  weight_map = read_json(index).get("weight_map")
+  if not isinstance(weight_map, dict) or not weight_map:
+    raise CheckpointError(f"{index} has no weight_map")
+  for name in weight_map.values():
+    if not isinstance(name, str) or name in ("", ".", "..") or set("/\\\0") & set(name):
+      raise CheckpointError(f"{index}: weight_map names {str(name)[:80]!r}, expected the name of a file beside it")
+  return [index.parent / name for name in sorted(set(weight_map.values()))]
 
 
 def variant_name(name: str, variant: str) -> str:
@@ -202,7 +214,7 @@ def _read_headers(files: list[Path], table: names.NameTable) -> dict[str, Stored
   """{name: where it stands} of all tensors but the ignored ones, from the headers alone."""
   found: dict[str, Stored] = {}
   for file in files:
-    check_file(file)
+    check_header(file)
     try:
       with safetensors.safe_open(file, framework="np") as tensors:
         for key in tensors.keys():

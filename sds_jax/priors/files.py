@@ -4,8 +4,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+import stat
+import struct
 import tempfile
 from typing import Any, Callable
+
+
+LARGEST_TEXT = 32 * 2**20
+"""Bytes that a file which is parsed as a whole (JSON, a vocabulary, a weight file's header) may have: several times
+those of the largest that is published, and few enough to be held in memory."""
 
 
 class CheckpointError(ValueError):
@@ -26,29 +33,107 @@ def describe_impostor(path: Path) -> str | None:
   return None
 
 
-def check_file(path: Path) -> None:
-  """Raises CheckpointError when `path` is no file, or one of `describe_impostor`'s things."""
-  if not path.is_file():
-    raise CheckpointError(f"{path} does not exist")
+def is_there(path: Path) -> bool:
+  """Whether anything has this name, be it a link that leads nowhere: what may be absent must not be ignored when it is
+  broken."""
+  return os.path.lexists(path)
+
+
+def check_file(path: Path, largest: int | None = None) -> None:
+  """Raises CheckpointError when `path` leads to no regular file, to one of more than `largest` bytes, or to one of
+  `describe_impostor`'s things. Links to regular files are as good as these: the hub's cache is made of them."""
+  try:
+    status = os.stat(path)
+  except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # the last for names with a NUL
+    link = f"is a link to {os.readlink(path)}, which" if os.path.islink(path) else ""
+    raise CheckpointError(" ".join(f"{path} {link} does not exist".split())) from error
+  except OSError as error:
+    raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+  if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever, reading a device might never end
+    raise CheckpointError(f"{path} is no regular file but {_kind_of(status.st_mode)}")
+  if largest is not None and status.st_size > largest:
+    raise CheckpointError(f"{path} has {status.st_size} bytes, more than the {largest} that such a file may have")
   problem = describe_impostor(path)
   if problem:
     raise CheckpointError(f"{path} {problem}")
+
+
+def _kind_of(mode: int) -> str:
+  kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+  return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def read_text(path: Path) -> str:
+  """The UTF-8 text in a file.
+
+  Raises:
+    CheckpointError: no such file, more than LARGEST_TEXT, or not UTF-8.
+  """
+  check_file(path, LARGEST_TEXT)
+  try:
+    return path.read_text(encoding="utf-8")
+  except UnicodeDecodeError as error:
+    raise CheckpointError(f"{path} is no UTF-8 text: {error}") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+  """What a JSON text says.
+
+  Raises:
+    ValueError: it is no JSON, nested too deeply, or an object has a key twice (one of the two would be ignored).
+  """
+  try:
+    return json.loads(text, object_pairs_hook=_unique)
+  except RecursionError:
+    raise ValueError("it is nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  value = dict(pairs)
+  if len(value) < len(pairs):
+    seen: set[str] = set()
+    twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+    raise ValueError(f"the key {twice[:80]!r} stands there twice")
+  return value
 
 
 def read_json(path: Path) -> dict[str, Any]:
   """The JSON object in a file.
 
   Raises:
-    CheckpointError: no such file, or not a JSON object.
+    CheckpointError: no such file, more than LARGEST_TEXT, or not a JSON object.
   """
-  check_file(path)
+  text = read_text(path)
   try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    value = parse_json(text)
+  except ValueError as error:
     raise CheckpointError(f"{path} is not JSON: {error}") from error
   if not isinstance(value, dict):
     raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, expected an object")
   return value
+
+
+def check_header(path: Path) -> None:
+  """Looks at what the safetensors library leaves unsaid of a weight file's header: its size, and names that stand there
+  twice, of which that library takes the last.
+
+  Raises:
+    CheckpointError: as `check_file`, or the header is longer than the file or than LARGEST_TEXT, or no JSON.
+  """
+  check_file(path)
+  with open(path, "rb") as file:
+    head = file.read(8)
+    length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+    limit = min(LARGEST_TEXT, max(path.stat().st_size - 8, 0))
+    if not 0 < length <= limit:
+      raise CheckpointError(f"{path} ({path.stat().st_size} bytes) is damaged or truncated, download it again: its "
+                            f"header should have {length} bytes, at most {limit} can be")
+    text = file.read(length)
+  try:
+    parse_json(text.decode("utf-8"))
+  except ValueError as error:
+    raise CheckpointError(f"{path} ({path.stat().st_size} bytes) is damaged or truncated, download it again: its "
+                          f"header is not JSON: {error}") from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -137,7 +137,7 @@ def open_prior(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_wo
   source = find(os.fspath(name_or_path), dtype)
   try:
     return _open_folder(source, dtype, any_words, vae_remat)
-  except (TypeError, KeyError, AttributeError) as error:
+  except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
     raise CheckpointError(f"{source.folder}: one of its JSON files holds a value of the wrong type, or lacks one "
                           f"({error}); compare them with the model's publication") from error
 

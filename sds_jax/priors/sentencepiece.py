@@ -13,7 +13,7 @@ import struct
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
-from sds_jax.priors.files import CheckpointError, check_file
+from sds_jax.priors.files import LARGEST_TEXT, CheckpointError, check_file
 
 _UNIGRAM, _UNKNOWN = 1, 2
 """model_type of the trainer's settings; type of the piece that stands for what has none."""
@@ -37,7 +37,7 @@ def load_unigram(path: Path, extra_ids: int) -> tokenizers.Tokenizer:
   Raises:
     CheckpointError: the file is missing, damaged or of a kind other than unigrams of words that begin with a space.
   """
-  check_file(path)
+  check_file(path, LARGEST_TEXT)
   try:
     model = _fields(path.read_bytes())
     trainer, normalizer = (_fields(_bytes(model[number][-1])) if number in model else {} for number in (2, 3))

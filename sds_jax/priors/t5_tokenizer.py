@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import tokenizers
 
-from sds_jax.priors.files import CheckpointError, check_file, read_json
+from sds_jax.priors.files import LARGEST_TEXT, CheckpointError, check_file, is_there, read_json
 from sds_jax.priors.sentencepiece import load_unigram
 
 _CLASSES = ("T5Tokenizer", "T5TokenizerFast")
@@ -69,11 +69,11 @@ def load_t5_tokenizer(folder: str | os.PathLike, length: int = 77, lower: bool =
     CheckpointError: both are missing, or the file is damaged or of another kind of tokenizer.
   """
   folder = Path(folder)
-  config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+  config = read_json(folder / "tokenizer_config.json") if is_there(folder / "tokenizer_config.json") else {}
   if config.get("tokenizer_class", _CLASSES[0]) not in _CLASSES:
     raise CheckpointError(f"{folder / 'tokenizer_config.json'}: tokenizer_class={config['tokenizer_class']!r} is not "
                           f"supported; supported: {', '.join(map(repr, _CLASSES))}")
-  path = next((folder / name for name in FILES if (folder / name).is_file()), None)
+  path = next((folder / name for name in FILES if is_there(folder / name)), None)
   if path is None:
     raise CheckpointError(f"{folder} has no tokenizer: expected {' or '.join(FILES)}")
   backend = _read_json(path) if path.suffix == ".json" else load_unigram(path, _extra_ids(folder, config))
@@ -89,13 +89,14 @@ def load_t5_tokenizer(folder: str | os.PathLike, length: int = 77, lower: bool =
 
 def _extra_ids(folder: Path, config: Mapping[str, Any]) -> int:
   count = config.get("extra_ids", 100)
-  if not isinstance(count, int) or count < 0:
-    raise CheckpointError(f"{folder / 'tokenizer_config.json'}: extra_ids={count!r} should be a whole number >= 0")
+  if not isinstance(count, int) or not 0 <= count <= 10_000:
+    raise CheckpointError(f"{folder / 'tokenizer_config.json'}: extra_ids={count!r} should be a whole number from "
+                          "0 to 10,000")
   return count
 
 
 def _read_json(path: Path) -> tokenizers.Tokenizer:
-  check_file(path)
+  check_file(path, LARGEST_TEXT)
   try:
     backend = tokenizers.Tokenizer.from_file(str(path))
   except Exception as error:  # the library raises bare Exceptions

@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
-from sds_jax.priors.files import CheckpointError, check_file, read_json
+from sds_jax.priors.files import CheckpointError, is_there, read_json, read_text
 
 _WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 """What CLIP's tokenizer takes for a word (arXiv:2103.00020, reference implementation)."""
@@ -102,9 +102,8 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
-  check_file(path)
   merges = []
-  for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+  for number, line in enumerate(read_text(path).split("\n"), start=1):
     if not line.strip() or (number == 1 and line.startswith("#version")):
       continue
     pair = line.split()
@@ -116,7 +115,7 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
 
 def _read_config(folder: Path) -> dict[str, Any]:
   """The special tokens as strings, and model_max_length."""
-  values = {name: read_json(folder / name) if (folder / name).is_file() else {}
+  values = {name: read_json(folder / name) if is_there(folder / name) else {}
             for name in ("special_tokens_map.json", "tokenizer_config.json")}
   config = values["tokenizer_config.json"]
   kind = config.get("tokenizer_class", "CLIPTokenizer")

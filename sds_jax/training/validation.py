@@ -46,7 +46,7 @@ def _check_values(config: ConfigDict, checks: dict[str, Check]) -> None:
     value = _get(config, path)
     try:
       ok = legal(value)
-    except (TypeError, ValueError):  # a tuple with a string inside, say
+    except (TypeError, ValueError, OverflowError):  # a tuple with a string inside, say, or 10**400
       ok = False
     if not ok:
       raise ConfigError(f"config.{path}={value!r} is not legal: it must be {words}")

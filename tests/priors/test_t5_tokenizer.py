@@ -92,7 +92,7 @@ def test_wrong_folders(folder, tmp_path):
   assert message() == f"{folder} has no tokenizer: expected tokenizer.json or spiece.model"
   config.write_text('{"extra_ids": -1}')
   (folder / "spiece.model").write_bytes(b"x")
-  assert message() == f"{config}: extra_ids=-1 should be a whole number >= 0"
+  assert message() == f"{config}: extra_ids=-1 should be a whole number from 0 to 10,000"
 
 
 def varint(value):

@@ -30,7 +30,7 @@ if number == 0:
     step, back = there.newest(state)
     assert step == 4 and np.array_equal(back["x"], state["x"]) and np.array_equal(back["y"], state["y"])
     assert (back["key"] == state["key"]).all()
-# Both were needed only here; the other one has come early, and must not have been waited for before.
+# The other process has come here at once: had it been waited for above, this would hang.
 multihost_utils.sync_global_devices("saved")
 with Checkpoints(folder) as there:
   whole = NamedSharding(Mesh(np.array(jax.devices()), ("x",)), PartitionSpec("x"))
@@ -48,7 +48,8 @@ def test_process_0_alone(tmp_path):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(Path(sds_jax.__file__).parents[1])}
+  root = str(Path(sds_jax.__file__).parents[1])
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": root}
   processes = [subprocess.Popen([sys.executable, "-c", PROGRAM, str(number), str(port), str(tmp_path / "checkpoints")],
                                 env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
                for number in range(2)]

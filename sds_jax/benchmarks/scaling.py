@@ -1,0 +1,149 @@
+"""How a step scales over devices: what is sent is counted, its cost on real links predicted, virtual devices measured.
+
+    python -m sds_jax.benchmarks.scaling --json=scaling.json
+
+Counted: the shipped prior's step, compiled for 8 virtual devices. What it sends is one all-reduce of the field's
+gradient and a few metrics, so for other settings the number of the field's parameters tells. Predicted: efficiency =
+t / (t + all-reduce) with t the time of a step on one device, its matrix products and convolutions at MFU of the chip's
+peak; nothing is assumed to overlap. Measured: the same 16 views on the same cores as 1, 2, 4 and 8 virtual devices, so
+what is more than 1 is the price of taking the batch apart.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sds_jax.benchmarks import flops, timing, workload
+from sds_jax.benchmarks.collectives import collectives
+from sds_jax.io import files
+from sds_jax.priors import prior as prior_lib, published
+from sds_jax.training import config as config_lib, jobs, layout as layout_lib, step as step_lib, validation
+
+MFU = 0.4
+"""Share of a chip's peak that a step's networks are assumed to reach."""
+
+
+class Slice(NamedTuple):
+  """Chips and their links: peak bf16 FLOP/s of a chip, bytes/s one way between neighbours in a ring, seconds a hop."""
+  name: str
+  chips: int
+  peak: float
+  link: float
+  hop: float
+
+
+FILLED = 0.375
+"""Share of the sample budget that is assumed to be used."""
+
+SLICES = (Slice("8 H100, NVLink", 8, 989e12, 450e9, 3e-6), Slice("TPU v5e-16", 16, 197e12, 90e9, 1e-6),
+          Slice("TPU v5e-64", 64, 197e12, 90e9, 1e-6), Slice("TPU v5e-256", 256, 197e12, 90e9, 1e-6))
+"""NVLink 4: 900 GB/s both ways; v5e: four links of 45 GB/s one way, of which a ring through the torus uses two."""
+
+WORKLOADS = {"shapeworld": 2, "sd15": 1}
+"""Prior (with its own settings of configs/text.py) -> views a device."""
+
+
+def all_reduce_seconds(size: float, place: Slice) -> float:
+  """Of `size` bytes by a ring: each chip sends 2 (n - 1) / n of them, in 2 (n - 1) hops."""
+  n = place.chips
+  return 2 * (n - 1) / n * size / place.link + 2 * (n - 1) * place.hop
+
+
+def efficiency(size: float, products: float, place: Slice) -> float:
+  """t / (t + all-reduce) for a step of so many FLOPs on a chip."""
+  step = products / (MFU * place.peak)
+  return step / (step + all_reduce_seconds(size, place))
+
+
+def counted(prior: str, views: int) -> tuple[int, float]:
+  """(bytes of the gradient, FLOPs of the products of a step) of a prior's own settings; nothing is computed."""
+  config = workload.default_config(prior)
+  config.update_from_flattened_dict({"training.views": views, "parallel.devices": 1, "prior.name": prior,
+                                     "prior.random_weights": prior in published.PRIORS})
+  work = workload.build(validation.validate(config), allocate=False)
+  state = jax.eval_shape(lambda: workload.first_state(work))
+  size = sum(4 * leaf.size for leaf in jax.tree.leaves(state.params))
+  step = step_lib.make_step(work.scene, work.prior)
+  return size, flops.count(step, state, *work.fixed, branch=flops.filled(FILLED))
+
+
+def predicted() -> list[dict[str, Any]]:
+  """A row for each of WORKLOADS."""
+  rows = []
+  for name, views in WORKLOADS.items():
+    size, products = counted(name, views)
+    rows.append(dict(workload=name, views_per_device=views, gradient_bytes=size, flops=products,
+                     efficiency={place.name: efficiency(size, products, place) for place in SLICES}))
+  return rows
+
+
+class _Split:
+  """The default step with so many views on so many devices, ready to run."""
+
+  def __init__(self, devices: int, views: int, prior: prior_lib.Prior, params: Any):
+    config = config_lib.default()
+    config.update_from_flattened_dict({"training.views": views, "parallel.devices": devices})
+    config = validation.validate(config)
+    layout, job = layout_lib.make_layout(config), jobs.text3d(config, prior)
+    key, text = jax.random.key(0), job.text()
+    new = jax.jit(lambda key: job.begin(params, text, key, None))(key)
+    self.fixed = (layout.put_prior(params), layout.put_text(text), layout.put(key))
+    self.state = layout.put_state(new)
+    self.step = layout.compile(job.make_step(job.stages[0], layout.share), self.state, self.fixed)
+
+  def run(self, steps: int) -> float:
+    """Seconds of so many steps."""
+    started = time.perf_counter()
+    for _ in range(steps):
+      self.state, _ = self.step(self.state, *self.fixed)
+    jax.block_until_ready(self.state)
+    return time.perf_counter() - started
+
+
+def measured(views: int = 16, rounds: int = 5, steps: int = 4, devices: Sequence[int] = (1, 2, 4, 8)) -> dict[str, Any]:
+  """dict(rows=[dict(devices, step_s, ratio)], sent=collectives of the most devices); timed in turns."""
+  prior, params = prior_lib.build("shapeworld")
+  splits = {count: _Split(count, views, prior, params) for count in devices}
+  seconds: dict[int, list[float]] = {count: [] for count in devices}
+  for split in splits.values():
+    split.run(40)  # past the full occupancy grid
+  for _ in range(rounds):
+    for count, split in splits.items():
+      seconds[count].append(split.run(steps) / steps)
+  medians = {count: float(np.median(values)) for count, values in seconds.items()}
+  sent = [entry._asdict() for entry in collectives(splits[max(devices)].step.as_text())]
+  return dict(views=views, sent=sent, rows=[
+      dict(devices=count, step_s=value, ratio=value / medians[min(devices)]) for count, value in medians.items()])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """The command line."""
+  parser = argparse.ArgumentParser(prog="python -m sds_jax.benchmarks.scaling", description="How a step scales.")
+  parser.add_argument("--json", type=Path, help="where to write all numbers")
+  parser.add_argument("--rounds", type=int, default=5, help="turns of each number of devices (default: %(default)s)")
+  args = parser.parse_args(argv)
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  jax.config.update("jax_num_cpu_devices", 8)
+  record = dict(predicted=predicted(), measured=measured(rounds=args.rounds), machine=timing.machine(), mfu=MFU,
+                slices=[place._asdict() for place in SLICES])
+  print("sent in a step, for 8 devices: " + ", ".join(f"{entry['kind']} of {entry['bytes'] / 1e3:.1f} kB"
+                                                     for entry in record["measured"]["sent"]))
+  for row in record["predicted"]:
+    print(f"{row['workload']}: {row['gradient_bytes'] / 1e6:.2f} MB, {row['flops'] / 1e12:.2f} TFLOP, " + ", ".join(
+        f"{name} {value:.1%}" for name, value in row["efficiency"].items()))
+  for row in record["measured"]["rows"]:
+    print(f"{row['devices']} virtual devices, {record['measured']['views']} views: {1e3 * row['step_s']:.0f} ms a "
+          f"step, {row['ratio']:.2f} times one device")
+  if args.json:
+    files.write_json(record, args.json)
+
+
+if __name__ == "__main__":
+  main()

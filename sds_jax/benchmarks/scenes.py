@@ -1,0 +1,135 @@
+"""Many prompts at once against one after the other: steps a second of all scenes together, and whether they are equal.
+
+    python -m sds_jax.benchmarks.scenes --prompts=16 --steps=20 --json=scenes.json
+
+The step of one scene (as 16 runs have it) and that of all scenes, made one by one or all together under `vmap`, are
+compiled once each and timed in turns; the default settings and prior.
+"""
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sds_jax import compilation
+from sds_jax.benchmarks import timing
+from sds_jax.evaluation.shapeworld import draw_captions
+from sds_jax.io import files
+from sds_jax.priors import prior as prior_lib
+from sds_jax.shapeworld import captions
+from sds_jax.training import config as config_lib, jobs, layout as layout_lib, scenes as scenes_lib, validation
+
+
+class _Separate:
+  """Runs of one prompt each, all by one compiled step."""
+
+  def __init__(self, prompts: Sequence[str], prior: prior_lib.Prior, params: Any):
+    self._states, self._fixed, step = [], [], None
+    for prompt in prompts:
+      config = config_lib.default()
+      config.update_from_flattened_dict({"prompt": prompt, "parallel.devices": 1})
+      config = validation.validate(config)
+      job, layout = jobs.text3d(config, prior), layout_lib.make_layout(config)
+      fixed = (params, job.text(), jax.random.key(config.seed))
+      state = jax.jit(lambda key, job=job, fixed=fixed: job.begin(params, fixed[1], key, None))(jax.random.key(1))
+      step = step or layout.compile(job.make_step(job.stages[0], layout.share), state, fixed)
+      self._states.append(state)
+      self._fixed.append(fixed)
+    self._step = step
+
+  def run(self, steps: int) -> float:
+    """Seconds of so many steps of every prompt."""
+    started = time.perf_counter()
+    for number, fixed in enumerate(self._fixed):
+      for _ in range(steps):
+        self._states[number], _ = self._step(self._states[number], *fixed)
+      jax.block_until_ready(self._states[number])
+    return time.perf_counter() - started
+
+  def params(self) -> Any:
+    """[N, ...] of all prompts."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *[jax.device_get(state.params) for state in self._states])
+
+
+class _Together:
+  """The same as the scenes of one run, `together` at a time."""
+
+  def __init__(self, prompts: Sequence[str], prior: prior_lib.Prior, params: Any, together: int):
+    config = config_lib.default()
+    config.update_from_flattened_dict({"parallel.devices": 1, "parallel.together": together})
+    config = validation.validate(config)
+    layout = layout_lib.scenes_layout(config)
+    job = jobs.many(config, prior, scenes_lib.make_scenes(prompts, config.seed, 1))
+    text = job.text()
+    state = jax.jit(lambda key: job.begin(params, text, key, None))(jax.random.key(1))
+    self._fixed = (layout.put_prior(params), layout.put_text(text), layout.put(jax.random.key(config.seed)))
+    self._state = layout.put_state(state)
+    self._step = layout.compile(job.make_step(job.stages[0], layout.share), self._state, self._fixed)
+
+  def run(self, steps: int) -> float:
+    """Seconds of so many steps of all scenes."""
+    started = time.perf_counter()
+    for _ in range(steps):
+      self._state, _ = self._step(self._state, *self._fixed)
+    jax.block_until_ready(self._state)
+    return time.perf_counter() - started
+
+  def params(self) -> Any:
+    """[N, ...] of all scenes."""
+    return jax.device_get(self._state.params)
+
+
+def measure(count: int, steps: int, rounds: int, warm_up: int) -> dict[str, Any]:
+  """dict(prompts, rows=[dict(way, scene_steps_per_second, ratio, difference)]) of `count` drawn captions.
+
+  `difference` is the largest of any parameter from the separate runs', relative to the largest of its array.
+  """
+  prior, params = prior_lib.build("shapeworld")
+  prompts = [captions.caption(spec) for spec in draw_captions(count, seed=0)]
+  ways: dict[str, Any] = {"separate runs": _Separate(prompts, prior, params)}
+  ways["one by one in a program"] = _Together(prompts, prior, params, 1)
+  ways["all under vmap"] = _Together(prompts, prior, params, 0)
+  seconds: dict[str, list[float]] = {name: [] for name in ways}
+  for way in ways.values():
+    way.run(warm_up)
+  first = ways["separate runs"].params()
+  rows = {name: dict(way=name, difference=_difference(first, way.params())) for name, way in ways.items()}
+  for _ in range(rounds):
+    for name, way in ways.items():
+      seconds[name].append(way.run(steps))
+  for name, row in rows.items():
+    row["scene_steps_per_second"] = count * steps / float(np.median(seconds[name]))
+    row["ratio"] = row["scene_steps_per_second"] / rows["separate runs"]["scene_steps_per_second"]
+  return dict(prompts=prompts, rows=list(rows.values()))
+
+
+def _difference(a: Any, b: Any) -> float:
+  pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b))
+  return max(float(np.max(np.abs(x - y)) / max(np.max(np.abs(x)), 1e-12)) for x, y in pairs)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """The command line."""
+  parser = argparse.ArgumentParser(prog="python -m sds_jax.benchmarks.scenes", description="Many prompts at once.")
+  parser.add_argument("--prompts", type=int, default=16, help="how many (default: %(default)s)")
+  parser.add_argument("--steps", type=int, default=5, help="timed at a time (default: %(default)s)")
+  parser.add_argument("--rounds", type=int, default=3, help="turns of each way (default: %(default)s)")
+  parser.add_argument("--warm_up", type=int, default=40, help="steps before (default: %(default)s)")
+  parser.add_argument("--json", type=Path, help="where to write all numbers")
+  args = parser.parse_args(argv)
+  compilation.prepare()
+  record = dict(measure(args.prompts, args.steps, args.rounds, args.warm_up), machine=timing.machine())
+  for row in record["rows"]:
+    print(f"{row['way']:26} {row['scene_steps_per_second']:6.1f} steps of a scene per second, {row['ratio']:.2f} times "
+          f"separate runs; parameters differ by {row['difference']:.1e}")
+  if args.json:
+    files.write_json(record, args.json)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,201 @@
+"""Command lines that nobody should type, drawn at random: settings, prompts, folders, flags; wrong or only strange."""
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from sds_jax.diffusion import timesteps, weightings
+from sds_jax.drills import tiny
+from sds_jax.fields import background, field
+from sds_jax.generators import catalogue
+from sds_jax.training import config as config_lib, distil, image2d_config
+
+Draw = Callable[[random.Random, "Job"], list[str]]
+"""(where chance comes from, what the base is) -> arguments behind those of the base."""
+
+HUGE = "9" * 5000
+"""More digits than Python turns into a number."""
+WRONG: dict[type, list[str]] = {
+    int: ["one", "1.5", "", "nan", "True", "[]", "0x10", HUGE, "-" + HUGE, "(1,)", "1 2", "\x00", "None", "1e3", "∞"],
+    float: ["near", "nan", "inf", "-inf", "", "()", "1,5", "--1", "0x1p3", "1e999", "\x00", "NaN", "None", "{}"],
+    bool: ["maybe", "2", "", "None", "nan", "yes!", "\x00", "(True,)"],
+    str: ["", " ", "\n", "../x", "<script>", "nan", "a b", "\x00", "\ud800", "\u202e", "x" * 10_001, "None"],
+    tuple: ["x", "(", ")", "", "((),)", "(((1,2),),)", "(nan,)", "(inf,)", "(1e999,)", "('a',)", "(1,'b')",
+            "(None,)", "((0.0,1.0),(0.0,2.0))", "((0.5,),)", "{}", "{1:2}", "(1j,)", "(b'x',)", f"({HUGE},)",
+            "(" * 300 + ")" * 300, "(1,)" + "\x00", "(True,)", "((0,0.1),(1,))", "(lambda: 1,)",
+            "(1" + "0" * 400 + ",)", "[[[]]]", "__import__"],
+}
+"""Type of a setting -> values as typed that (nearly) no setting of the type takes."""
+STRANGE: dict[type, list[str]] = {
+    int: ["0", "1", "2", "3", "-1", "-0", "1_0", "٣", str(2**31), str(2**32), str(2**63), str(2**64), "1" + "0" * 30,
+          str(-2**63), str(2**31 - 1)],
+    float: ["0", "-0.0", "1", "-1", "0.5", "1e-30", "5e-324", "1e30", "1e308", "-1e308", "1" + "0" * 300,
+            "1" + "0" * 400, str(2**63)],
+    bool: ["True", "False", "1", "0", "true"],
+    tuple: ["(0,)", "(1,)", "(0.5,)", "(-1,)", "(1e30,)", "(1e-30,)", "(1e308,)", "((0.0,0.1),(1.0,0.9))", "()",
+            "((0,1e-3),(1e-9,1),(1,1))", "(0.5,0.5)", "(2,3)", "(1,2,3)", "[1.0]", f"({2**70},)", "((0.3,40),(0.6,8))"],
+}
+"""Values that are legal for some settings; never such as are legal and take for ever."""
+NAMES: dict[str, list[str]] = {
+    "distillation.estimator": list(distil.NAMES), "distillation.weighting": list(weightings.WEIGHTINGS),
+    "distillation.t_warp": [*timesteps.WARPS, "dreamtime"], "distillation.t_sampler": list(timesteps.SAMPLERS),
+    "field.name": list(field.FIELDS), "field.density": list(field.ACTIVATIONS), "field.blob": list(field.BLOBS),
+    "background.name": list(background.BACKGROUNDS), "optimizer.name": ["adam", "adan", "adamw", "sgd"],
+    "render.normals": ["analytic", "difference"], "resume": ["auto", "must", "never"],
+    "prior.dtype": ["float32", "bfloat16"], "distillation.view_words": ["nearest", "blended", "none"],
+    "distillation.perp_neg": ["none", "threestudio", "stable_dreamfusion"],
+    "generator.name": [*catalogue.GENERATORS, "nope:x", ":", "a:", ":b", "os:getcwd", "json:loads", "a\0b:c", "..:x",
+                       ".x:y", "\U0001f600:x", "sys:nothing", "a.b.c:d:e"]}
+TEXTS = ["prompt", "negative_prompt", "distillation.source_prompt", "csd.negative_prompt", "bridge.target_words"]
+PROMPTS = [
+    "a red cube\nand a blue cone", "\n", " ", "a\tred\rcube", "\U0001f600", "a \U0001f600 cube", "\u202ea red cube",
+    "\ud800", "a red cube \udcff", "\x00", "a\x00red cube", "\x1b[31ma red cube\x1b[0m", "\x07\x08\x7f", "../../x",
+    "../../../../../../../../tmp/x", "/etc/passwd", "/", ".", "..", "~", "C:\\x", "CON", "<script>alert(1)</script>",
+    "</script><!--", "a<b>&amp;\"'", "\u2028\u2029", "a red cube|a blue cube", "|", "x" * 10_000, "x" * 10_001,
+    "red cube " * 1_111, "\u0301" * 50, "\ufeffa red cube", "{{data}}", "%s%n", "${HOME}", "$(touch x)", "`id`", "-rf",
+    "--help", "a red cube", "A RED CUBE", "\u0430 red cube", "\uff41 red cube", "\ufffe", "\U0010ffff", "'", '"', "\\"]
+PATHS = ["", " ", ".", "~", "-", "/", "/dev/null", "/dev/null/x", "/dev/zero", "/proc/none", "/proc/self/mem",
+         "a\0b", "x" * 300, "x/" * 3000, "a\nb", "a\"b'c", "\u202ex", "\U0001f600", "\udcff", "\ud800", "../x",
+         "../../x", "owner/name", "https://host/x", "~nobody-here/x", "file", "loop", "<b>", "$(id)", "%00", "a/../b"]
+WORKDIRS = [path for path in PATHS if path not in ("/", "../../x", "~nobody-here/x")]
+"""Folders of the child's own; those that others share are none of the tries' business."""
+FLAGS = [
+    ["--config.zzz=1"], ["--config.render.heigth=1"], ["--config.=1"], ["--config..a=1"], ["--config.prompt.x=1"],
+    ["--config.render=1"], ["--config.camera={}"], ["--zzz"], ["--zzz=\ud800"], ["extra"], ["-"], ["\n"], ["\x00"],
+    ["--config.camera.distance[0]=1"], ["--config.__class__=1"], ["--config.update=1"], ["--config.seed"],
+    ["--config.\u202eseed=1"], ["--config.keys=1"], ["--noconfig.seed"], ["--noconfig.zzz"], ["--config.seed=1=2"],
+    ["--mode=paint"], ["--mode="], ["--mode"], ["--mode=export"], ["--mode=render", "--workdir=none"],
+    ["--mode=evaluate", "--workdir=/dev/zero"], ["--mode=export", "--workdir=file"],
+    ["--mode=export", "--workdir=loop"],
+    ["--mode=export", "--workdir=a\0b"], ["--config=nothing.py"], ["--config=/dev/null"], ["--config="], ["--config=."],
+    ["--config=file"], ["--config=a\0b"], ["--config=" + "x" * 5000], ["--config=a\nb"], ["--flagfile=nothing"],
+    ["--config=file:a"], ["--verbosity=x"], ["--config.field.mlp=()"], ["--config.prior.name.x=1"], ["--workdir"]]
+ARGUMENTS = ["x", "pixels,cppn", "dreamfusion,threestudio_sd", "sd15", "a/b",
+             "\x00", "\n", "../x", "x" * 5000, "\ud800", "\U0001f600", "a:b", ":", "::", "os:getcwd", "/dev/zero", "~",
+             "/proc/self/mem", "file", "loop", "a\0b", "./.", "sd15,shapeworld", "owner/name@x", "-", "'", "{}"]
+"""Behind the colon of --config, without the base; none of them is legal where there is no connection."""
+
+
+class Job:
+  """A file of settings with the base that tries start from, and all its settings by dotted name."""
+
+  def __init__(self, file: Path, reference: ConfigDict, base: Mapping[str, Any]):
+    self.file, self.settings = file, dict(_flat(reference))
+    self.base = [f"--config.{name}={value}" for name, value in base.items()]
+
+  def names(self, chance: random.Random, *kinds: type) -> str:
+    """One setting, of one of these types."""
+    return chance.choice([name for name, value in self.settings.items() if type(value) in kinds])
+
+
+def jobs(configs: Path, prior: Path) -> list[Job]:
+  """The jobs of configs/text.py and configs/image2d.py, tiny and of one step."""
+  common = {"prior.path": prior, "prompt": "a red cube", "training.steps": 1, "training.log_every": 1,
+            "training.render_every": 0, "optimizer.warmup_steps": 0}
+  pictures = {**common, "generator.size": 16, "training.views": 1}
+  return [Job(configs / "text.py", config_lib.default(), {**tiny.SETTINGS, **common, "training.views": 1}),
+          Job(configs / "image2d.py", image2d_config.default(), pictures)]
+
+
+def tries(configs: Path, prior: Path, num: int, seed: int, strange: float) -> Iterator[list[str]]:
+  """`num` command lines (without the program's name), the same ones for the same seed.
+
+  Args:
+    configs: the folder with text.py and image2d.py.
+    prior: the folder of `tiny.write_prior`.
+    strange: the share of those that may well be legal, so that they run through; the others are mistakes.
+  """
+  known = jobs(configs, prior)
+  for number in range(num):
+    chance = random.Random(f"{seed}/{number}")
+    job = known[chance.random() < 0.5]
+    kinds = _STRANGE if chance.random() < strange else _WRONG
+    draw = chance.choices(list(kinds), list(kinds.values()))[0]
+    argument = draw(chance, job)
+    given = argument if any(word.startswith("--workdir") for word in argument) else [*argument, "--workdir=run"]
+    if draw is _default_folder:
+      given = argument
+    yield given if draw is _argument else [f"--config={job.file}", *job.base, *given]
+
+
+def _wrong_value(chance: random.Random, job: Job) -> list[str]:
+  kind = chance.choice(list(WRONG))
+  return [f"--config.{job.names(chance, kind)}={chance.choice(WRONG[kind])}"]
+
+
+def _strange_value(chance: random.Random, job: Job) -> list[str]:
+  kind = chance.choice(list(STRANGE))
+  return [f"--config.{job.names(chance, kind)}={chance.choice(STRANGE[kind])}"]
+
+
+def _any_value(chance: random.Random, job: Job) -> list[str]:
+  """A value that is made for a setting of another type."""
+  name, kind = chance.choice(list(job.settings)), chance.choice(list(WRONG))
+  return [f"--config.{name}={chance.choice(WRONG[kind])}"]
+
+
+def _two_values(chance: random.Random, job: Job) -> list[str]:
+  return _strange_value(chance, job) + _wrong_value(chance, job)
+
+
+def _choice(chance: random.Random, job: Job) -> list[str]:
+  name = chance.choice([name for name in NAMES if name in job.settings])
+  return [f"--config.{name}={chance.choice(NAMES[name])}"]
+
+
+def _prompt(chance: random.Random, job: Job) -> list[str]:
+  name = chance.choice([TEXTS[0]] * 4 + TEXTS[1:])
+  return [f"--config.{name}={chance.choice(PROMPTS)}"]
+
+
+def _free_prompt(chance: random.Random, job: Job) -> list[str]:
+  return [*_prompt(chance, job), "--config.prior.allow_unknown_words=True"]
+
+
+def _default_folder(chance: random.Random, job: Job) -> list[str]:
+  return _free_prompt(chance, job)
+
+
+def _prior_path(chance: random.Random, job: Job) -> list[str]:
+  return [f"--config.prior.path={chance.choice(PATHS[1:])}"]
+
+
+def _prior_name(chance: random.Random, job: Job) -> list[str]:
+  return ["--config.prior.path=", f"--config.prior.name={chance.choice(PATHS)}"]
+
+
+def _source(chance: random.Random, job: Job) -> list[str]:
+  return [f"--config.distillation.estimator={chance.choice(['dds', 'pds'])}",
+          f"--config.distillation.source={chance.choice(PATHS)}"]
+
+
+def _workdir(chance: random.Random, job: Job) -> list[str]:
+  folder = chance.choice(WORKDIRS)
+  return chance.choice([[f"--workdir={folder}"], ["--workdir=", f"--config.workdir={folder}"]])
+
+
+def _flag(chance: random.Random, job: Job) -> list[str]:
+  return list(chance.choice(FLAGS))
+
+
+def _argument(chance: random.Random, job: Job) -> list[str]:
+  return [f"--config={job.file}:{chance.choice(ARGUMENTS)}"]
+
+
+_WRONG: dict[Draw, float] = {_wrong_value: 5, _any_value: 4, _two_values: 1, _prompt: 2, _prior_path: 2, _prior_name: 2,
+                             _source: 1, _flag: 3, _argument: 1}
+_STRANGE: dict[Draw, float] = {_strange_value: 4, _choice: 2, _free_prompt: 2, _default_folder: 2, _workdir: 2}
+"""Ways to draw, with their weights."""
+
+
+def _flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  for name in config:
+    value = config[name]
+    if isinstance(value, ConfigDict):
+      yield from _flat(value, f"{prefix}{name}.")
+    else:
+      yield prefix + name, value

@@ -1,0 +1,77 @@
+"""The drill itself: its tries are the same for the same seed, its judge sees what is wrong, and a few tries go well."""
+import re
+from pathlib import Path
+
+import pytest
+
+from sds_jax.drills import fuzz, fuzz_cases
+
+
+def drawn(num=200, seed=0, strange=0.5):
+  return list(fuzz_cases.tries(Path("configs"), Path("prior"), num, seed, strange))
+
+
+def test_tries_are_deterministic_and_various():
+  tries = drawn()
+  assert tries == drawn() and tries != drawn(seed=1) and tries[:50] == drawn(50)
+  said = ["\n".join(words) for words in tries]
+  assert len(set(said)) > 150
+  for part in ("text.py", "image2d.py", "\ud800", "\u202e", "../", "\0", "x" * 10_001, "prompt=", "--mode=", "<script"):
+    assert any(part in words for words in said), part
+
+
+def test_every_setting_can_be_drawn():
+  text, pictures = fuzz_cases.jobs(Path("configs"), Path("prior"))
+  assert {"prompt", "field.mlp.hidden", "distillation.t_min"} <= set(text.settings)
+  assert {"generator.pixels.init_std", "loss.sds"} <= set(pictures.settings)
+  assert all(type(value) in fuzz_cases.WRONG for job in (text, pictures) for value in job.settings.values())
+
+
+@pytest.fixture
+def root(tmp_path):
+  for name in ("here/run/checkpoints", "home", "cache"):
+    (tmp_path / name).mkdir(parents=True)
+  (tmp_path / "here" / "run" / "report.html").write_text("x")
+  (tmp_path / "stderr").write_text("error: config.seed=-1 is not legal\n")
+  return tmp_path
+
+
+@pytest.mark.parametrize("status, stderr, stray, words", [
+  (2, "error: no\n", None, ""), (0, "optimising: 100%\n", None, ""),
+  (2, "error: no\nand\n", None, "status 2 with"), (2, "error: a\u2028b\n", None, "status 2 with"),
+  (2, "", None, "status 2"),
+  (2, "warning\nerror: no\n", None, "status 2"), (1, "Traceback", None, "status 1"), (-11, "", None, "status -11"),
+  (0, "Traceback (most recent call last)\n", None, "with a traceback"),
+  (2, "error: no\n", "here/x", "outside"), (0, "", "home/.config/x", "outside"), (0, "", "cache/x", ""),
+  (0, "", "here/run/progress/1.png", ""), (0, "", "here/run/.1234.tmp.png", "half-written"),
+])
+def test_the_judge(root, status, stderr, stray, words):
+  (root / "stderr").write_text(stderr, encoding="utf-8")
+  new = {root / stray} if stray else set()
+  problem = fuzz.judge(status, ["--workdir=run"], root, new, [root / "cache"])
+  assert problem == "" if not words else words in problem, problem
+
+
+def test_a_run_without_its_report_is_told(root):
+  (root / "stderr").write_text("")
+  (root / "here" / "run" / "report.html").unlink()
+  assert "without report.html" in fuzz.judge(0, ["--workdir=run"], root, set(), [])
+  (root / "here" / "run" / "image_0.png").write_text("x")
+  assert fuzz.judge(0, ["--workdir=run"], root, set(), []) == ""
+
+
+def test_which_folder_is_the_runs():
+  here = Path("/a/here")
+  assert fuzz.run_folder(["--workdir=x", "--workdir=", "--config.workdir=../y"], here, set()) == Path("/a/y")
+  assert fuzz.run_folder(["--workdir=x"], here, set()) == here / "x"
+  assert fuzz.run_folder([], here, {here / "runs" / "a", here / "runs"}) == here / "runs" / "a"
+  assert fuzz.run_folder([], here, set()) is None
+
+
+def test_some_tries(capfd, monkeypatch):
+  for name, value in fuzz.ENVIRONMENT.items():
+    monkeypatch.setenv(name, value)
+  status = fuzz.main(["--num=40", "--seed=3", "--strange=0.05"])
+  out = capfd.readouterr().out
+  ran, refused = map(int, re.search(r"(\d+) ran through, (\d+) were refused", out).groups())
+  assert status == 0 and ran >= 1 and ran + refused == 40, out

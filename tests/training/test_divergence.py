@@ -1,0 +1,151 @@
+"""Updates that are not finite are dropped, counted and shown; many in a row take the run back, and then end it."""
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax.training import divergence, journal, loop, step as step_lib, update
+from sds_jax.training.validation import validate
+
+def poisoned(prior, bad):
+  """The prior, its predictions NaN where `bad` (t [B] int32) says so."""
+  def denoise(params, z, t, cond):
+    eps = prior.denoise(params, z, t, cond)
+    return jnp.where(bad(t).reshape(-1, 1, 1, 1), jnp.nan, eps)
+
+  return dataclasses.replace(prior, denoise=denoise)
+
+
+def lines(folder):
+  return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def one_step(tiny_config, prior_and_params):
+  """(prior, changes of the state) -> (state before, state after, metrics) of one step."""
+  def run(change=lambda prior: prior, start=lambda state: state):
+    from sds_jax.training import conditions
+    prior, params = prior_and_params
+    scene = step_lib.make_scene(validate(tiny_config({"optimizer.warmup_steps": 0})))
+    state = start(jax.jit(lambda key: step_lib.new_state(scene, key))(jax.random.key(1)))
+    text = conditions.embed_prompts(prior, scene.config)
+    after, metrics = jax.jit(step_lib.make_step(scene, change(prior)))(state, params, text, jax.random.key(0))
+    return jax.device_get((state, after, metrics))
+  return run
+
+
+def same_bits(a, b):
+  return [np.asarray(x).tobytes() for x in jax.tree.leaves(a)] == [np.asarray(x).tobytes() for x in jax.tree.leaves(b)]
+
+
+def bad_render(prior):
+  return dataclasses.replace(prior, encode=lambda params, image, key: prior.encode(params, image * jnp.nan, key))
+
+
+def bad_gradient(prior):
+  """Finite forwards, infinite backwards."""
+  @jax.custom_vjp
+  def through(x):
+    return x
+
+  through.defvjp(lambda x: (x, None), lambda _, g: (g * jnp.inf,))
+  return dataclasses.replace(prior, encode=lambda params, image, key: through(prior.encode(params, image, key)))
+
+
+@pytest.mark.parametrize("change", [lambda prior: poisoned(prior, lambda t: t >= 0), bad_render, bad_gradient],
+                         ids=["prediction", "render", "gradient"])
+def test_a_bad_update_is_dropped_whole_and_counted(one_step, change):
+  before, after, metrics = one_step(change)
+  for name in ("params", "opt_state", "occupancy", "estimator"):
+    assert same_bits(getattr(before, name), getattr(after, name)), name
+  assert int(after.step) == 1 and after.health == dict(dropped=1, in_a_row=1, restarts=0)
+  assert metrics["dropped"] == 1 and metrics["in_a_row"] == 1
+
+
+def test_a_good_update_is_not(one_step):
+  before, after, metrics = one_step()
+  assert not same_bits(before.params, after.params)
+  assert after.health == dict(dropped=0, in_a_row=0, restarts=0) and metrics["dropped"] == 0
+
+
+def test_a_bad_run_ends_with_the_first_good_update(one_step):
+  start = lambda state: dataclasses.replace(state, health=dict(  # noqa: E731
+      dropped=jnp.int32(7), in_a_row=jnp.int32(3), restarts=jnp.int32(0)))
+  _, after, _ = one_step(start=start)
+  assert after.health == dict(dropped=7, in_a_row=0, restarts=0)
+
+
+def test_a_restart_draws_anew_and_steps_slower(one_step):
+  """All but the shading goes by the restart; the update is the smaller by the factor of the settings."""
+  first, again = (update.step_keys(jax.random.key(0), jnp.int32(5), restarts) for restarts in (0, 1))
+  for name in update.STREAMS:
+    same = same_bits(jax.random.key_data(first[name]), jax.random.key_data(again[name]))
+    assert same == (name == "shading"), name
+  moved = {}
+  for restarts in (0, 2):
+    before, after, _ = one_step(start=lambda state, n=restarts: dataclasses.replace(
+        state, health=dict(state.health, restarts=jnp.int32(n))))
+    moved[restarts] = max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (before.params, after.params))))
+  # Adam's first update is the learning rate, whatever the gradient's size.
+  assert moved[0] == pytest.approx(1e-2, rel=1e-3) and moved[2] == pytest.approx(0.25e-2, rel=1e-3)
+
+
+def test_single_bad_steps_are_survived_and_told(tiny_config, prior_and_params, tmp_path, capsys):
+  prior, params = prior_and_params
+  config = validate(tiny_config({"training.steps": 8, "training.log_every": 4, "distillation.t_sampler": "uniform"}))
+  rare = poisoned(prior, lambda t: t > 70)
+  state = jax.device_get(loop.train(config, tmp_path, rare, params).state)
+  dropped = int(state.health["dropped"])
+  assert 0 < dropped < 8 and int(state.step) == 8
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+  assert lines(tmp_path)[-1]["dropped"] == dropped and lines(tmp_path)[-1]["sds_grad_norm"] > 0
+  assert f"{dropped} update" in capsys.readouterr().out
+
+
+def test_a_run_of_them_goes_back_to_the_last_good_checkpoint(tiny_config, prior_and_params, tmp_path, capsys):
+  """The prior fails in the second half of the schedule of the first try: `restarts` is told by the draws alone."""
+  prior, params = prior_and_params
+  fails = {"from": 3}
+
+  def denoise(prior_params, z, t, cond):
+    eps = prior.denoise(prior_params, z, t, cond)
+    return jnp.where(fails["now"], jnp.nan, eps)
+
+  config = validate(tiny_config({
+      "training.steps": 8, "training.checkpoint_every": 2, "divergence.patience": 2, "divergence.restarts": 1}))
+  make = step_lib.make_step
+
+  def make_step(scene, given, share):
+    def step(state, *args):
+      fails["now"] = (state.step >= fails["from"]) & (state.health["restarts"] == 0)
+      return make(scene, dataclasses.replace(given, denoise=denoise), share)(state, *args)
+    return step
+
+  from sds_jax.training import jobs
+  job = jobs.text3d(config, prior)
+  job = dataclasses.replace(job, make_step=lambda stage, share: make_step(stage.scene, prior, share))
+  state = jax.device_get(loop.train(config, tmp_path, prior, params, job=job).state)
+  assert int(state.step) == 8 and state.health == dict(dropped=2, in_a_row=0, restarts=1)
+  out = capsys.readouterr().out
+  # Bad are steps 4 and 5; the checkpoint of step 4 was made after a bad one, so it is not the one to go back to.
+  assert "back from step 5 to 2, restart 1 of 1, with 0.5 times the learning rate" in out
+  assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_it_gives_up_in_the_end(tiny_config, prior_and_params, tmp_path):
+  prior, params = prior_and_params
+  config = validate(tiny_config({"training.steps": 40, "divergence.patience": 3, "divergence.restarts": 2}))
+  with pytest.raises(divergence.Diverged, match="gave up at step 3: 3 updates in a row .* after 2 restarts") as caught:
+    loop.train(config, tmp_path, poisoned(prior, lambda t: t >= 0), params)
+  assert "config.optimizer.learning_rate" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_means_leave_out_what_is_not_finite():
+  steps = [dict(a=np.float32(value), dropped=np.float32(i), in_a_row=np.float32(0)) for i, value in
+           enumerate([1.0, np.nan, 3.0, np.inf])]
+  found = journal.summary(steps)
+  assert found["a"].tolist() == [2.0] and found["dropped"].tolist() == [3.0]
+  assert np.isnan(journal.summary([dict(a=np.array([np.nan, 1.0]))])["a"]).tolist() == [True, False]
