@@ -1,4 +1,5 @@
 """The optimiser: its learning rate over a run, its kinds, clipping; and scheduled scalars."""
+import dataclasses
 import math
 
 import jax
