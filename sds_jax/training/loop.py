@@ -112,6 +112,8 @@ def _source(config: ml_collections.FrozenConfigDict, job: Job) -> TrainState | N
   if not config.distillation.source:
     return None
   folder = Path(config.distillation.source)
+  if not (folder / "checkpoints").is_dir():  # opening it would make it
+    raise ResumeError(f"config.distillation.source={config.distillation.source!r} has no checkpoint to begin from")
   like = jax.eval_shape(lambda: job.new_state(jax.random.key(0)))
   with Checkpoints(folder / "checkpoints", config.training.keep_checkpoints) as checkpoints:
     latest = checkpoints.latest()
