@@ -31,13 +31,14 @@ def folder_of(config: ml_collections.FrozenConfigDict, workdir: str | None) -> P
   made_by = f"-{files.prompt_slug(config.generator.name)}" if config.job == "image2d" else ""
   folder = Path(chosen) if chosen else Path("runs") / f"{files.prompt_slug(config.prompt)}{made_by}-{config.seed}"
   try:
+    str(folder).encode()  # some of those that write there take only names that are text
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as probe:
       probe.write(b"0" * 4096)
       probe.flush()
       os.fsync(probe.fileno())
-  except OSError as error:
-    raise WorkdirError(f"the folder {folder} cannot be written to ({error.strerror}); "
+  except (OSError, ValueError) as error:  # the latter for names with a NUL, or that are no text
+    raise WorkdirError(f"the folder {folder} cannot be written to ({getattr(error, 'strerror', error)}); "
                        "give another one with --workdir=...") from error
   return folder
 
