@@ -75,7 +75,7 @@ FLAGS = [
     ["--config=file"], ["--config=a\0b"], ["--config=" + "x" * 5000], ["--config=a\nb"], ["--flagfile=nothing"],
     ["--config=file:a"], ["--verbosity=x"], ["--config.field.mlp=()"], ["--config.prior.name.x=1"], ["--workdir"]]
 ARGUMENTS = ["x", "pixels,cppn", "dreamfusion,threestudio_sd", "sd15", "a/b",
-             "\x00", "\n", "../x", "x" * 5000, "\ud800", "\U0001f600", "a:b", ":", "::", "os:getcwd", "/dev/zero", "~",
+             "\x00", "\nx", "../x", "x" * 5000, "\ud800", "\U0001f600", "a:b", ":", "::", "os:getcwd", "/dev/zero", "~",
              "/proc/self/mem", "file", "loop", "a\0b", "./.", "sd15,shapeworld", "owner/name@x", "-", "'", "{}"]
 """Behind the colon of --config, without the base; none of them is legal where there is no connection."""
 
@@ -104,6 +104,8 @@ def jobs(configs: Path, prior: Path) -> list[Job]:
 def tries(configs: Path, prior: Path, num: int, seed: int, strange: float) -> Iterator[list[str]]:
   """`num` command lines (without the program's name), the same ones for the same seed.
 
+  The first two are the bases themselves: were they refused, the others would prove nothing.
+
   Args:
     configs: the folder with text.py and image2d.py.
     prior: the folder of `tiny.write_prior`.
@@ -113,6 +115,9 @@ def tries(configs: Path, prior: Path, num: int, seed: int, strange: float) -> It
   for number in range(num):
     chance = random.Random(f"{seed}/{number}")
     job = known[chance.random() < 0.5]
+    if number < len(known):
+      yield [f"--config={known[number].file}", *known[number].base, "--workdir=run"]
+      continue
     kinds = _STRANGE if chance.random() < strange else _WRONG
     draw = chance.choices(list(kinds), list(kinds.values()))[0]
     argument = draw(chance, job)

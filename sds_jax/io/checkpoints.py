@@ -48,14 +48,14 @@ class Checkpoints:
 
   def __exit__(self, *_: Any) -> None:
     try:
-      self._wait()
+      self.wait()
     finally:
       self._forget()
       self._thread.shutdown()
 
   def steps(self) -> list[int]:
     """The steps that were written whole (damage is found by reading only), ascending."""
-    self._wait()
+    self.wait()
     return self._steps()
 
   def latest(self) -> int | None:
@@ -156,7 +156,12 @@ class Checkpoints:
                     if path.name.isascii() and path.name.isdigit() and path.is_dir())
     return []
 
-  def _wait(self) -> None:
+  def wait(self) -> None:
+    """Until what is being written is whole; returns at once where nothing is.
+
+    Raises:
+      OSError: it could not be written.
+    """
     pending, self._pending = self._pending, None
     if pending is not None:
       pending.result()
@@ -224,7 +229,7 @@ class Checkpoints:
     print(f"warning: the checkpoint of step {step} in {self._folder} is damaged, {error}; {where}", file=sys.stderr)
 
   def _record(self, step: int) -> dict[str, Any]:
-    self._wait()
+    self.wait()
     folder = self._folder / str(step)
     if not folder.is_dir():
       raise FileNotFoundError(f"{self._folder} has no checkpoint of step {step}; it has {self._steps()}")

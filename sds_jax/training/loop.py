@@ -176,6 +176,10 @@ class _Run:
       while done < t.steps:
         with jax.transfer_guard("disallow"):
           state, metrics = step_at(done)(state, *self.fixed)
+        # While the device works on this step the last checkpoint is written to its end: a kill costs no more than the
+        # steps since the one before it.
+        if self.recovery.checkpoints is not None:
+          self.recovery.checkpoints.wait()
         done += 1
         pending.append(metrics)
         journal.tick()

@@ -20,6 +20,10 @@ from sds_jax.training.checks import (
 from sds_jax.views import perp_neg
 
 
+_FOLDERS = ("workdir", "prior.path", "distillation.source")
+"""Settings that name folders: what need not be text on every file system."""
+
+
 def validate(config: ConfigDict) -> ml_collections.FrozenConfigDict:
   """Check every field and every relation between fields.
 
@@ -78,9 +82,20 @@ def _check_names_and_types(config: ConfigDict, reference: ConfigDict, root: Conf
     elif not _same_type(value, default):
       raise ConfigError(f"config.{path}={value!r} is of type {type(value).__name__}: it must be of type "
                         f"{type(default).__name__}, such as {default!r}")
+    elif isinstance(value, str) and path not in _FOLDERS and not _is_text(value):
+      raise ConfigError(f"config.{path}={value!r} is not legal: it must be text, and it holds half a character (a lone "
+                        "surrogate); type it again, or set the terminal to UTF-8")
   for name in reference:
     if name not in config:
       raise ConfigError(f"config.{prefix}{name} is missing; start from sds_jax.training.config.default()")
+
+
+def _is_text(value: str) -> bool:
+  try:
+    value.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
 
 
 def _same_type(value: Any, default: Any) -> bool:

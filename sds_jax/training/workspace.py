@@ -38,13 +38,14 @@ def make(folder: Path) -> None:
     WorkdirError: it cannot.
   """
   try:
+    str(folder).encode()  # some of those that write there take only names that are text
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as probe:
       probe.write(b"0" * 4096)
       probe.flush()
       os.fsync(probe.fileno())
-  except OSError as error:
-    raise WorkdirError(f"the folder {folder} cannot be written to ({error.strerror}); "
+  except (OSError, ValueError) as error:  # the latter for names with a NUL, or that are no text
+    raise WorkdirError(f"the folder {folder} cannot be written to ({getattr(error, 'strerror', error)}); "
                        "give another one with --workdir=...") from error
 
 

@@ -68,10 +68,11 @@ def test_which_folder_is_the_runs():
   assert fuzz.run_folder([], here, set()) is None
 
 
+@pytest.mark.timeout(900)  # of another kind than the other tests: processes of their own
 def test_some_tries(capfd, monkeypatch):
   for name, value in fuzz.ENVIRONMENT.items():
     monkeypatch.setenv(name, value)
-  status = fuzz.main(["--num=40", "--seed=3", "--strange=0.05"])
+  status = fuzz.main(["--num=40", "--seed=5", "--strange=0"])
   out = capfd.readouterr().out
   ran, refused = map(int, re.search(r"(\d+) ran through, (\d+) were refused", out).groups())
-  assert status == 0 and ran >= 1 and ran + refused == 40, out
+  assert status == 0 and ran >= 2 and ran + refused == 40, out
