@@ -69,11 +69,11 @@ def render_rays(field: FieldFn, params: Params, rays: Rays, background: Array, j
     grid: occupancy over [-bound, bound]^3; None for the whole ball.
     light: [R, 3] light positions, world units; with `shade`.
     shade: the step's shading; None for bare albedo, which needs neither light nor normals.
-    views: how many views the rays are of, one after the other and of as many rays each; each has its own budget.
+    views: how many views the rays are of, one after the other, R / views of them each; each has its own budget.
 
   Returns:
     RenderOutput of [R], and the fraction [] of wanted samples that the budget had no room for (the farthest ones), a
-    mean over the views.
+    mean over the views; a view that wants none has lost none.
 
   Raises:
     ValueError: shading was asked for without a light or normals.

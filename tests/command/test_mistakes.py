@@ -9,6 +9,7 @@ from sds_jax.io import lock
 from sds_jax.priors import hub, sources
 
 TEXT = "--config=configs/text.py"
+ONE = "--config.parallel.devices=1"  # of the eight that tests have
 UNET, CLIP = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 
 
@@ -50,7 +51,7 @@ def test_settings_and_flags(command, arguments, parts):
 @pytest.mark.parametrize("name", ["sd15", "sd21-base", "sd21", "if", "owner/name"])
 def test_published_priors_without_a_connection(command, tmp_path, monkeypatch, name):
   monkeypatch.setattr(sources, "default_hub", lambda: offline_hub(tmp_path))
-  message = one_line(command(f"{TEXT}:{name}", f"--workdir={tmp_path / 'run'}"))
+  message = one_line(command(f"{TEXT}:{name}", ONE, f"--workdir={tmp_path / 'run'}"))
   assert f"the prior '{name}' can't be had" in message and "can't be reached" in message
   assert "--config.prior.path=FOLDER" in message and "hf download" in message
   assert os.listdir(tmp_path / "run") == [".lock"]
@@ -68,7 +69,7 @@ def test_unknown_prior(command, tmp_path):
   for part in ("'imagen' is neither a recipe", "dreamfusion, dreamfusionacc, threestudio_sd, threestudio_if",
                "shapeworld", *sources.HUB_IDS, "owner/name"):
     assert part in message, message
-  message = one_line(command(TEXT, f"--config.prior.path={tmp_path}/none", f"--workdir={tmp_path}"))
+  message = one_line(command(TEXT, ONE, f"--config.prior.path={tmp_path}/none", f"--workdir={tmp_path}"))
   assert f"{tmp_path}/none" in message
 
 
