@@ -9,7 +9,7 @@ import jax.monitoring
 import numpy as np
 import pytest
 
-from sds_jax.training import conditions, loop, resume
+from sds_jax.training import layout, loop, resume
 from sds_jax.training.validation import validate
 
 
@@ -92,8 +92,7 @@ def test_another_seed_another_object(run, finished, tmp_path):
 
 def test_implicit_transfers_stop_the_run(run, monkeypatch, tmp_path):
   """Arguments on the host would be copied to the device at every step: the guard around the step does not allow it."""
-  embed = conditions.embed_prompts
-  monkeypatch.setattr(conditions, "embed_prompts", lambda *args: jax.tree.map(np.asarray, embed(*args)))
+  monkeypatch.setattr(layout.Layout, "put_text", lambda self, text: jax.tree.map(np.asarray, text))
   with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
     run(tmp_path)
 
