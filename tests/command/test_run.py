@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 TEXT = "--config=configs/text.py"
+BRANCHES = ["--config.shading.lambertian=0.5", "--config.render.block_points=-1"]
+"""What the tiny settings leave out."""
 OUTPUTS = ("mesh.glb", "mesh.obj", "renders.png", "report.html", "config.json", "metrics.jsonl", "timings.json")
 
 
@@ -26,7 +28,7 @@ def one_line(err):
 def interrupted(start, tiny_flags, tmp_path_factory):
   """(folder, status, stdout, stderr) of a run that got Ctrl-C after some of its 400 steps."""
   folder = tmp_path_factory.mktemp("runs") / "cube"
-  steps = ["--config.training.steps=400", "--config.optimizer.warmup_steps=2"]
+  steps = ["--config.training.steps=400", "--config.optimizer.warmup_steps=2", *BRANCHES]
   process = start(*tiny_flags, *steps, f"--workdir={folder}")
   end = time.monotonic() + 240
   while not (folder / "metrics.jsonl").exists():
@@ -41,7 +43,7 @@ def done(start, interrupted, tiny_flags):
   """(folder, step of the interruption, status, stdout, stderr) of the same command with a nearer end, said again."""
   folder = interrupted[0]
   stopped = int(os.listdir(folder / "checkpoints")[0])
-  steps = [f"--config.training.steps={stopped + 3}", "--config.optimizer.warmup_steps=2"]
+  steps = [f"--config.training.steps={stopped + 3}", "--config.optimizer.warmup_steps=2", *BRANCHES]
   return folder, stopped, *finish(start(*tiny_flags, *steps, f"--workdir={folder}"))
 
 

@@ -10,10 +10,6 @@ import pytest
 from sds_jax.training import divergence, jobs, journal, loop, step as step_lib, update
 from sds_jax.training.validation import validate
 
-FLAT = {"shading.lambertian": 0.0, "render.block_points": 0}
-"""Without shading and blocks: compiled in half the time."""
-
-
 def poisoned(prior, bad):
   """The prior, its predictions NaN where `bad` (t [B] int32) says so."""
   def denoise(params, z, t, cond):
@@ -33,7 +29,7 @@ def one_step(tiny_config, prior_and_params):
   def run(change=lambda prior: prior, start=lambda state: state):
     from sds_jax.training import conditions
     prior, params = prior_and_params
-    scene = step_lib.make_scene(validate(tiny_config({**FLAT, "optimizer.warmup_steps": 0})))
+    scene = step_lib.make_scene(validate(tiny_config({"optimizer.warmup_steps": 0})))
     state = start(jax.jit(lambda key: step_lib.new_state(scene, key))(jax.random.key(1)))
     text = conditions.embed_prompts(prior, scene.config)
     after, metrics = jax.jit(step_lib.make_step(scene, change(prior)))(state, params, text, jax.random.key(0))
@@ -99,7 +95,7 @@ def test_a_restart_draws_anew_and_steps_slower(one_step):
 
 def test_single_bad_steps_are_survived_and_told(tiny_config, prior_and_params, tmp_path, capsys):
   prior, params = prior_and_params
-  config = validate(tiny_config({**FLAT, "training.steps": 8, "training.log_every": 4,
+  config = validate(tiny_config({"training.steps": 8, "training.log_every": 4,
                                  "distillation.t_sampler": "uniform"}))
   rare = poisoned(prior, lambda t: t > 70)
   state = jax.device_get(loop.train(config, tmp_path, rare, params).state)
@@ -113,7 +109,7 @@ def test_single_bad_steps_are_survived_and_told(tiny_config, prior_and_params, t
 def test_a_run_of_them_goes_back_to_the_last_good_checkpoint(tiny_config, prior_and_params, tmp_path, capsys):
   """The prior fails from step number 3 on, but not after a restart."""
   prior, params = prior_and_params
-  config = validate(tiny_config({**FLAT, "training.steps": 8, "training.checkpoint_every": 2, "divergence.patience": 2,
+  config = validate(tiny_config({"training.steps": 8, "training.checkpoint_every": 2, "divergence.patience": 2,
                                  "divergence.restarts": 1}))
   job = jobs.text3d(config, prior)
   sick = dataclasses.replace(job, make_step=lambda stage, share: lambda state, *args: step_lib.make_step(
@@ -129,7 +125,7 @@ def test_a_run_of_them_goes_back_to_the_last_good_checkpoint(tiny_config, prior_
 
 def test_it_gives_up_in_the_end(tiny_config, prior_and_params, tmp_path):
   prior, params = prior_and_params
-  config = validate(tiny_config({**FLAT, "training.steps": 40, "divergence.patience": 3, "divergence.restarts": 2}))
+  config = validate(tiny_config({"training.steps": 40, "divergence.patience": 3, "divergence.restarts": 2}))
   with pytest.raises(divergence.Diverged, match="gave up at step 3: 3 updates in a row .* after 2 restarts") as caught:
     loop.train(config, tmp_path, poisoned(prior, lambda t: t >= 0), params)
   assert "config.optimizer.learning_rate" in str(caught.value) and "\n" not in str(caught.value)

@@ -12,9 +12,15 @@ from sds_jax.training.checks import ConfigError
 from sds_jax.training.validation import validate
 
 KEY = jax.random.key(0)
-FLAT = {"training.views": 8, "training.steps": 40, "parallel.devices": 8, "shading.lambertian": 0.0,
-        "render.block_points": 0}
-"""Without shading and blocks: compiled in a third of the time."""
+EIGHT = {"training.views": 8, "training.steps": 40, "parallel.devices": 8}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_parts():
+  """The tiny prior's parameters are too small to be worth taking apart; here they are."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(layout_lib, "SMALLEST_PART", 64)
+    yield
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +29,7 @@ def run(tiny_config, prior_and_params):
   prior, prior_params = prior_and_params
 
   def of(changes, steps):
-    config = validate(tiny_config({**FLAT, **changes}))
+    config = validate(tiny_config({**EIGHT, **changes}))
     layout, job = layout_lib.make_layout(config), jobs.text3d(config, prior)
     text = job.text()
     state = layout.put(jax.jit(lambda key: job.begin(prior_params, text, key, None))(jax.random.key(5)))
@@ -85,7 +91,7 @@ def test_a_prior_in_parts_is_gathered_and_nothing_else(run, prior_and_params):
 def test_restores_on_other_numbers_of_devices(tiny_config, prior_and_params, tmp_path):
   """Eight devices, then one, then two, against one all the way."""
   def train(folder, devices, stop=None):
-    config = validate(tiny_config({**FLAT, "training.steps": 9, "training.render_every": 3,
+    config = validate(tiny_config({**EIGHT, "training.steps": 9, "training.render_every": 3,
                                    "parallel.devices": devices}))
 
     def on_render(state, step):

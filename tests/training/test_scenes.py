@@ -12,7 +12,7 @@ from sds_jax.training.validation import validate
 
 PROMPTS = ("a red cube", "a blue sphere", "a green torus")
 SETTINGS = {"training.steps": 6, "training.log_every": 3, "training.checkpoint_every": 3, "divergence.patience": 2,
-            "divergence.restarts": 1, "shading.lambertian": 0.0}
+            "divergence.restarts": 1}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,8 @@ def test_each_scene_has_its_curves(together):
 
 def test_under_vmap_they_are_the_same(together, run, tmp_path):
   """With blocks and a smaller budget, branches that depend on the scene."""
-  close(run(tmp_path, {"parallel.together": 0}).state.params, together[1].state.params)
+  branches = {"render.block_points": -1, "parallel.together": 0}
+  close(run(tmp_path, branches).state.params, together[1].state.params)
 
 
 def test_one_that_diverges_does_not_stop_the_others(together, run, prior_and_params, tmp_path, capsys):
@@ -73,7 +74,7 @@ def test_one_that_diverges_does_not_stop_the_others(together, run, prior_and_par
       return jnp.where(is_bad, jnp.nan, prior.denoise(params, z, t, cond))
     return dataclasses.replace(prior, denoise=denoise)
 
-  changes = {"distillation.view_words": "none", "training.log_every": 2, "render.block_points": 0}
+  changes = {"distillation.view_words": "none", "training.log_every": 2}
   well, ill = run(tmp_path / "well", changes), run(tmp_path / "ill", changes, poison)
   assert well.given_up == () and ill.given_up == (1,)
   for number in (0, 2):

@@ -93,8 +93,7 @@ def test_a_learnt_background_has_its_own_rate(name):
 
 def test_the_average_of_parameters_in_closed_form(ready):
   """Of three steps, and it is what outputs are made of; without it there is none, and they show the parameters."""
-  scene, step, (state, *fixed) = ready({"optimizer.ema_decay": 0.3, "shading.lambertian": 0.0,
-                                       "render.block_points": 0})
+  scene, step, (state, *fixed) = ready({"optimizer.ema_decay": 0.3})
   leaf, compiled = lambda tree: np.asarray(jax.tree.leaves(tree)[-1], np.float64), jax.jit(step)
   expected = leaf(state.params)
   for count in range(3):
