@@ -37,6 +37,13 @@ def _fail(error: Exception | str, status: int = EXIT_MISTAKE) -> None:
   text = " ".join(str(error).split())
   # What a terminal would obey or not show (escape sequences, marks that turn the direction) is told, not done.
   print("error: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), file=sys.stderr)
+  _leave(status)
+
+
+def _leave(status: int) -> None:
+  """End the process; of several that are at work together at once, for they would wait for each other."""
+  from sds_jax import hosts
+  hosts.abandon(status)
   sys.exit(status)
 
 
@@ -88,7 +95,7 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
   from sds_jax.io import exhausted, lock
   from sds_jax.io.files import DamagedFileError
   from sds_jax.priors.files import CheckpointError
-  from sds_jax.training import validation, workspace
+  from sds_jax.training import scenes, validation, workspace
   from sds_jax.training.divergence import Diverged
   from sds_jax.training.loop import Interrupted
   from sds_jax.training.resume import ResumeError
@@ -107,8 +114,13 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
       if config is None:
         raise validation.ConfigError("no settings given: say --config=configs/text.py")
       frozen = validation.validate(config)
+      if frozen.get("prompts_file"):
+        scenes.read_prompts(frozen.prompts_file)  # for what it has to say, before there is a folder
       folder = _join(frozen, workdir, held)
     else:
+      if flags.FLAGS.num_processes or flags.FLAGS.distributed:
+        raise validation.ConfigError(f"--mode={mode} is for one process: leave out --coordinator, --num_processes, "
+                                     "--process_id and --distributed")
       folder = workspace.existing(workdir, mode)
       frozen = validation.validate(workspace.stored_config(folder, _overrides(config)))
       held.enter_context(lock.hold(folder))

@@ -6,13 +6,15 @@ the others, so they need not see that folder. With one process all of this costs
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+T = TypeVar("T")
 WAIT_S = 120
 """How long the processes wait for each other at the start."""
 
@@ -75,12 +77,31 @@ def all_well(problem: Exception | None) -> None:
     raise problem or HostError("another process had to stop; its message says why")
 
 
+def together(function: Callable[[], T]) -> T:
+  """What the function gives, of which any process may despair: then all stop, with its message in that process."""
+  result, problem = None, None
+  try:
+    result = function()
+  except Exception as error:
+    problem = error
+  all_well(problem)
+  return result
+
+
 def from_first(tree: Any) -> Any:
   """Process 0's numbers in every process: a tree of arrays, alike in structure, shapes and dtypes everywhere."""
   if jax.process_count() == 1:
     return tree
   told = multihost_utils.broadcast_one_to_all(jax.tree.map(np.asarray, tree))
   return jax.tree.map(lambda leaf, like: np.asarray(leaf).astype(like.dtype), told, tree)
+
+
+def abandon(status: int) -> None:
+  """End a process of several at once: the others would be waited for, and they wait for this one."""
+  if jax.distributed.is_initialized():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def leave() -> bool:

@@ -32,7 +32,7 @@ def train(config: Config, folder: Path, started: float) -> None:
   compilation.prepare()
   print(f"{config.prompt!r} with seed {config.seed}; everything goes to {folder}")
   layout = layout_lib.make_layout(config, particles.count(config))
-  prior, prior_params = load_prior(config, layout)
+  prior, prior_params = hosts.together(lambda: load_prior(config, layout))
   print_choices(config, prior)
   scene = step_lib.make_scene(config)
   view = outputs.make_view(scene)
@@ -118,7 +118,7 @@ def load_prior(config: Config, layout: layout_lib.Layout | None = None,
                       f"channels, but {named} diffuses {prior.x_shape[-1]}; set it to 0.0, or take a prior of latents")
   if prior.vocabulary is not None and not p.allow_unknown_words:
     for prompt in said or (prompts_of(config.prompt) if config.job == "image2d" else [config.prompt]):
-      _check_prompt(config, prompt, prior.vocabulary)
+      _check_prompt(config, prompt, prior.vocabulary, f"{prompt!r} in config.prompts_file" if said else "")
     for setting, words in conditions.own_words(config).items():
       try:
         prior_lib.check_words([words], prior.vocabulary)
@@ -137,7 +137,7 @@ def print_choices(config: Config, prior: prior_lib.Prior) -> None:
     print(note)
 
 
-def _check_prompt(config: Config, prompt: str, vocabulary: frozenset[str]) -> None:
+def _check_prompt(config: Config, prompt: str, vocabulary: frozenset[str], named: str = "") -> None:
   larger = "configs/image2d.py:fourier,sd15" if config.job == "image2d" else "configs/text.py:sd15"
   remedy = (f"For anything else use a larger prior ({larger} or --config.prior.path=FOLDER), or "
             "go on regardless with --config.prior.allow_unknown_words=True")
@@ -151,7 +151,7 @@ def _check_prompt(config: Config, prompt: str, vocabulary: frozenset[str]) -> No
         remedy = "Say --config.distillation.view_words=none"
         prior_lib.check_words(prompts.view_prompts(prompt), vocabulary)
   except ValueError as error:
-    raise ConfigError(f"config.prompt={prompt!r} is beyond this prior: {error}. {remedy}") from error
+    raise ConfigError(f"{named or f'config.prompt={prompt!r}'} is beyond this prior: {error}. {remedy}") from error
 
 
 def _restore(config: Config, folder: Path) -> tuple[step_lib.Scene, TrainState]:

@@ -29,10 +29,10 @@ def train(config: Config, folder: Path, started: float) -> None:
     Diverged: of some scene, when the others are finished and written.
   """
   compilation.prepare()
-  prompts, layout = scenes_lib.read_prompts(config.prompts_file), layout_lib.scenes_layout(config)
-  scenes = scenes_lib.make_scenes(prompts, config.seed, layout.mesh.size)
+  prompts = hosts.together(lambda: scenes_lib.read_prompts(config.prompts_file))
+  scenes, layout = scenes_lib.make_scenes(prompts, config.seed), layout_lib.scenes_layout(config, len(prompts))
   print(f"{len(prompts)} prompts of {config.prompts_file} with seed {config.seed}; everything goes to {folder}")
-  prior, prior_params = modes.load_prior(config, layout, prompts)
+  prior, prior_params = hosts.together(lambda: modes.load_prior(config, layout, prompts))
   modes.print_choices(config, prior)
   scene = step_lib.make_scene(config)
   view = outputs.make_view(scene)
@@ -73,18 +73,42 @@ def _store(config: Config, folder: Path, state: TrainState) -> None:
                                                   in_a_row=[int(np.asarray(state.health["in_a_row"]))]))
 
 
+def _hand_out(config: Config, folder: Path, stored: dict[str, list[str]]) -> None:
+  """Give each scene its part of the run's newest checkpoint, unless it has it: a run may have been stopped."""
+  with Checkpoints(folder / "checkpoints", config.training.keep_checkpoints) as checkpoints:
+    found = checkpoints.newest(lambda there: there)
+  if found is None:
+    return
+  step, state = found
+  for number, (prompt, name) in enumerate(zip(stored["prompts"], stored["folders"])):
+    with Checkpoints(folder / name / "checkpoints", config.training.keep_checkpoints) as own:
+      if own.latest() == step:
+        continue
+      own.clear()
+      one = {part: tree if part == "step" else jax.tree.map(lambda leaf: np.asarray(leaf)[number], tree)
+             for part, tree in state.items()}
+      own.save(step, one, dict(config=_own(config, prompt).to_dict(), versions=outputs.versions(), in_a_row=[0]))
+    if not (folder / name / "config.json").exists():
+      workspace.store_config(folder / name, _own(config, prompt), outputs.versions())
+
+
 def _in_each(action: Callable[[Config, Path, float], None]) -> Callable[[Config, Path, float], None]:
   def over(config: Config, folder: Path, started: float) -> None:
     """The same of every scene; one that cannot be done is told and passed over."""
     stored = files.read_json(folder / resume.SCENES_FILE)
     if not stored:
       raise workspace.WorkdirError(f"{folder} has no {resume.SCENES_FILE}: its run has not begun its steps")
+    _hand_out(config, folder, stored)
+    left_out = 0
     for prompt, name in zip(stored["prompts"], stored["folders"]):
       print(f"{name}:")
       try:
         action(_own(config, prompt), folder / name, started)
-      except (ConfigError, workspace.WorkdirError, resume.ResumeError) as error:
+      except (ConfigError, workspace.WorkdirError, resume.ResumeError, files.DamagedFileError) as error:
         print(f"  left out: {error}")
+        left_out += 1
+    if left_out == len(stored["folders"]):
+      raise workspace.WorkdirError(f"none of the {left_out} scenes in {folder} could be done; each says why above")
 
   return over
 

@@ -64,19 +64,18 @@ def text3d(config: ml_collections.FrozenConfigDict, prior: Prior) -> Job:
 
 def many(config: ml_collections.FrozenConfigDict, prior: Prior, scenes: Scenes) -> Job:
   """An object from each of many sentences, at the same time."""
-  one = text3d(config, prior)
+  one, count = text3d(config, prior), len(scenes.prompts)
 
   def text() -> dict[str, Array]:
-    return scenes_lib.stacked([conditions.embed_prompts(prior, config, prompt) for prompt in scenes.prompts],
-                              scenes.slots)
+    return scenes_lib.stacked([conditions.embed_prompts(prior, config, prompt) for prompt in scenes.prompts])
 
   def begin(params: Params, text: dict[str, Array], key: Array, source: TrainState | None) -> TrainState:
-    return scenes_lib.repeated(one.begin(params, jax.tree.map(lambda leaf: leaf[0], text), key, source), scenes.slots)
+    return scenes_lib.repeated(one.begin(params, jax.tree.map(lambda leaf: leaf[0], text), key, source), count)
 
   def make_step(stage: Stage, share: Share) -> StepFn:
-    return scenes_lib.over_scenes(one.make_step(stage, share), scenes_lib.at_a_time(config, scenes.slots))
+    return scenes_lib.over_scenes(one.make_step(stage, share), scenes_lib.at_a_time(config, count))
 
-  return Job(one.stages, lambda key: scenes_lib.repeated(one.new_state(key), scenes.slots), begin, text, make_step,
+  return Job(one.stages, lambda key: scenes_lib.repeated(one.new_state(key), count), begin, text, make_step,
              lambda workdir, state, fixed: contextlib.nullcontext(), scenes=scenes)
 
 

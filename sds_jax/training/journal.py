@@ -58,13 +58,12 @@ class Journal:
     for number, folder in enumerate(self._folders):
       own = {name: float(values[number]) for name, values in every.items()}
       files.append_metrics(folder / "metrics.jsonl", step, dict(own, steps_per_second=rate))
-    count = len(self._folders)
-    means = {name: float(_finite_mean(values[:count])) for name, values in every.items()} | dict(steps_per_second=rate)
+    means = {name: float(_finite_mean(values)) for name, values in every.items()} | dict(steps_per_second=rate)
     self._board.add(step, {name: value for name, value in means.items() if math.isfinite(value)})
     told = dict(grad=f"{means['sds_grad_norm']:.3g}")
     if "mean_opacity" in means:
       told["opacity"] = f"{means['mean_opacity']:.2f}"
-    if dropped := np.sum(every["dropped"][:count]):
+    if dropped := np.sum(every["dropped"]):
       told["dropped"] = f"{dropped:.0f}"
     self._bar.set_postfix(told)
 

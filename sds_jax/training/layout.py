@@ -60,6 +60,11 @@ class Layout:
     """A tree of arrays of this process (the same in all) on all devices."""
     return jax.tree.map(self._put if self.mode != "one" else jax.device_put, tree)
 
+  def shapes(self, prior_params: Params) -> Params:
+    """What `put_prior` has put, as `jax.ShapeDtypeStruct` of the whole parameters."""
+    axes = 1 if self.mode == "pmap" else 0
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype), prior_params)
+
   def put_prior(self, params: Params) -> Params:
     """The prior's parameters where they belong."""
     if not self.shard_prior:
@@ -115,16 +120,29 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class ScenesLayout(Layout):
-  """The devices of many scenes: each device has some of them, with all their views (`scenes.over_scenes`)."""
+  """The devices of many scenes: each device has some of them, with all their views (`scenes.over_scenes`).
+
+  The last scene is there several times where they would not come out even; nobody else knows of it.
+
+  Attributes:
+    scenes: N, how many there are.
+  """
+  scenes: int = 1
+
+  def _put_scenes(self, leaf: Any) -> jax.Array:
+    """[N, ...] onto the devices."""
+    lacking = -self.scenes % self.mesh.size
+    filled = np.concatenate([leaf, *[np.asarray(leaf)[-1:]] * lacking]) if lacking else leaf
+    return _onto(filled, NamedSharding(self.mesh, P(SCENES)))
 
   def put_state(self, state: TrainState) -> TrainState:
     """Scenes spread over the devices; the number of the step is everywhere."""
-    return jax.tree.map(lambda part, tree: jax.tree.map(lambda leaf: _onto(leaf, NamedSharding(self.mesh, part)), tree),
-                        _STATE_PARTS, state, is_leaf=lambda x: isinstance(x, P))
+    spread = jax.tree.map(self._put_scenes, dataclasses.replace(state, step=None))
+    return dataclasses.replace(spread, step=self.put(state.step))
 
   def put_text(self, text: Any) -> Any:
     """[N, ...], like the scenes."""
-    return jax.tree.map(lambda leaf: _onto(leaf, NamedSharding(self.mesh, P(SCENES))), text)
+    return jax.tree.map(self._put_scenes, text)
 
   def local(self, tree: Any) -> Any:
     """All scenes, as numpy arrays."""
@@ -132,9 +150,9 @@ class ScenesLayout(Layout):
 
   def fetch(self, tree: Any) -> Any:
     """All scenes, as numpy arrays."""
-    if jax.process_count() > 1:
-      return multihost_utils.process_allgather(tree, tiled=True)
-    return jax.device_get(tree)
+    several = jax.process_count() > 1
+    fetched = multihost_utils.process_allgather(tree, tiled=True) if several else jax.device_get(tree)
+    return jax.tree.map(lambda leaf: leaf[:self.scenes] if leaf.ndim else leaf, fetched)
 
   def compile(self, step: StepFn, state: Any, fixed: tuple) -> Callable:
     """The step of many scenes; nothing passes between the devices."""
@@ -147,14 +165,14 @@ _STATE_PARTS = TrainState(step=P(), params=P(SCENES), opt_state=P(SCENES), occup
                           ema=P(SCENES), health=P(SCENES))
 
 
-def scenes_layout(config: ml_collections.FrozenConfigDict) -> ScenesLayout:
-  """The devices that `config.parallel` asks for, for scenes.
+def scenes_layout(config: ml_collections.FrozenConfigDict, scenes: int) -> ScenesLayout:
+  """The devices that `config.parallel` asks for, for so many scenes.
 
   Raises:
     ConfigError: there are not as many.
   """
   count = _count(config)
-  return ScenesLayout("scenes", Mesh(np.array(jax.devices()[:count]), (SCENES,)))
+  return ScenesLayout("scenes", Mesh(np.array(jax.devices()[:count]), (SCENES,)), scenes=scenes)
 
 
 def make_layout(config: ml_collections.FrozenConfigDict, together: int = 1) -> Layout:
@@ -191,8 +209,9 @@ def _check_views(views: int, devices: int, together: int) -> None:
     return
   each = f" times {together} things" if together > 1 else ""
   fewer = max(count for count in range(1, devices) if count == 1 or views % (count * together) == 0)
+  remedy = f", or take fewer devices with --config.parallel.devices={fewer}" if jax.process_count() == 1 else ""
   raise ConfigError(f"config.training.views={views} cannot be spread evenly over the {devices} devices{each}: set it "
-                    f"to {unit} or a multiple, or take fewer devices with --config.parallel.devices={fewer}")
+                    f"to {unit} or a multiple{remedy}")
 
 
 def _onto(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:

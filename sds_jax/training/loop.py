@@ -51,7 +51,8 @@ def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, 
     config: validated.
     workdir: exists and can be written to; gets `checkpoints/`, `config.json`, `metrics.jsonl`, TensorBoard's
       `events.*` and, every `training.guidance_every` steps, `progress/guidance_*.png`.
-    prior, prior_params: of `priors.build`; the parameters are left as they are, perhaps in the layout's places already.
+    prior, prior_params: of `priors.build`; the parameters are left as they are. With a `layout` they are in its places
+      already (`Layout.put_prior`).
     on_render: called with (state, step) every `training.render_every` steps; must not keep the state.
     job: what the steps are; None: text-to-3D.
     layout: the devices; None: those of `make_layout`.
@@ -64,32 +65,37 @@ def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, 
   """
   began = time.perf_counter()
   job = job or jobs.text3d(config, prior)
-  layout = layout or make_layout(config, job.together)
-  key = jax.random.key(config.seed)
-  text = job.text()
-  begin = jax.jit(lambda key, source: job.begin(_shapes(prior_params), text, key, source))
+  if layout is None:
+    layout = make_layout(config, job.together)
+    prior_params = layout.put_prior(prior_params)
+  key, text = jax.random.key(config.seed), job.text()
+  begin = functools.partial(jax.jit(lambda key, source: job.begin(layout.shapes(prior_params), text, key, source)),
+                            jax.random.fold_in(key, 2**31 - 1))
   with _checkpoints(config, workdir) as checkpoints:
-    new = functools.partial(begin, jax.random.fold_in(key, 2**31 - 1), _source(config, checkpoints, job))
-    state = layout.put_state(_first_state(config, workdir, checkpoints, new(), prior, job))
-    fixed = (layout.put_prior(prior_params), layout.put_text(text), layout.put(key))
-    recovery = Recovery(config, workdir, checkpoints, layout, new, job.scenes)
-    step_fns, compile_seconds = _compile(job, layout, state, fixed)
-    looked_at = (prior_params, text, key)
-    with job.sheets(workdir, layout.local(state), looked_at) as on_guidance:
+    like, new = jax.eval_shape(begin, None), lambda: begin(resume.source_of(config, job))  # noqa: E731
+    state = layout.put_state(_first_state(config, workdir, checkpoints, like, new, prior, job))
+    fixed = (prior_params, layout.put_text(text), layout.put(key))
+    recovery = Recovery(config, workdir, checkpoints, layout, like, new, job.scenes)
+    step_fns, compile_seconds = hosts.together(lambda: _compile(job, layout, state, fixed))
+    with _sheets(config, workdir, job, layout, state, fixed) as on_guidance:
       started = time.perf_counter()
       run = _Run(config, workdir, layout, fixed, _folders(workdir, job), recovery, looks=[
           (config.training.render_every, on_render), (config.training.get("guidance_every", 0), on_guidance)])
       state = run.steps(functools.partial(stages_lib.at_step, job.stages, step_fns), state)
     timings = dict(compile_s=compile_seconds, optimise_s=time.perf_counter() - started)
-    return Progress(layout.local(state), timings, began, tuple(recovery.given_up))
+    return Progress(layout.local(state), timings, began, recovery.given_up(layout.fetch(state.health)))
+
+
+def _sheets(config: ml_collections.FrozenConfigDict, workdir: Path, job: Job, layout: Layout, state: TrainState,
+            fixed: tuple) -> contextlib.AbstractContextManager[jobs.LookFn | None]:
+  """The job's sheets, if any are wanted: made by one process, on one of its devices."""
+  if not config.training.get("guidance_every", 0) or not hosts.is_first():
+    return contextlib.nullcontext()
+  return job.sheets(workdir, layout.local(state), layout.local(fixed))
 
 
 def _folders(workdir: Path, job: Job) -> list[Path]:
   return [workdir / name for name in job.scenes.folders] if job.scenes else [workdir]
-
-
-def _shapes(tree: Any) -> Any:
-  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
 @contextlib.contextmanager
@@ -103,27 +109,21 @@ def _checkpoints(config: ml_collections.FrozenConfigDict, workdir: Path) -> Iter
     yield checkpoints
 
 
-def _source(config: ml_collections.FrozenConfigDict, checkpoints: Checkpoints | None, job: Job) -> TrainState | None:
-  """What is edited, unless the run goes on from a checkpoint of its own, which holds it."""
-  if checkpoints is not None and checkpoints.latest() is not None and config.resume != "never":
-    return None
-  return resume.source_of(config, job)
-
-
 def _first_state(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints | None,
-                 new: TrainState, prior: Prior, job: Job) -> TrainState:
+                 like: TrainState, new: Callable[[], TrainState], prior: Prior, job: Job) -> TrainState:
   """Where the run begins, as process 0 finds it and all the others are told; the folder is made to agree with it."""
-  state, problem = new, None
+  state, problem = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like), None
   if checkpoints is not None:
     try:
-      state = resume.first_state(config, workdir, checkpoints, new, job)
+      state = resume.first_state(config, workdir, checkpoints, like, new, job)
       # Only now: where the settings do not fit what is there, config.json still tells those that made it.
       workspace.store_config(workdir, config, outputs.versions(), prior.source.as_dict())
       if job.scenes:
         files.write_json(dict(prompts=job.scenes.prompts, folders=job.scenes.folders), workdir / resume.SCENES_FILE)
       if int(state.step) < config.training.steps:
-        for old in (workdir / "scores.json", *workdir.glob("particle_*/scores.json")):
-          old.unlink(missing_ok=True)  # of the objects before this run
+        for folder in _folders(workdir, job):
+          for old in (folder / "scores.json", *folder.glob("particle_*/scores.json")):
+            old.unlink(missing_ok=True)  # of the objects before this run
     except (ValueError, OSError) as error:
       problem = error
   hosts.all_well(problem)

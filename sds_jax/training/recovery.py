@@ -23,17 +23,17 @@ class Recovery:
 
   Attributes:
     checkpoints: in the process that writes; None in the others.
-    new: () -> the state before the first update, for a run without a good checkpoint.
+    like: of what structure and shapes a state is, as this process sees it.
+    new: () -> the state before the first update; called by the process that writes.
     scenes: of a run of many; None of one.
-    given_up: the numbers of the scenes that were taken back often enough; the others go on.
   """
   config: ml_collections.FrozenConfigDict
   workdir: Path
   checkpoints: Checkpoints | None
   layout: Layout
+  like: TrainState
   new: Callable[[], TrainState]
   scenes: Scenes | None = None
-  given_up: list[int] = dataclasses.field(default_factory=list)
 
   def about(self, health: dict[str, np.ndarray]) -> dict[str, list[int]]:
     """What a checkpoint says of itself, for `go_back`: how many bad updates in a row came before it, of each scene."""
@@ -49,13 +49,23 @@ class Recovery:
     Raises:
       Diverged: one object was taken back often enough. A scene of many is given up instead.
     """
-    here = self.layout.local(state)
-    return self._whole(here, done) if self.scenes is None else (self._some(state, here, done, bad), done)
+    health = self.layout.fetch(state.health)
+    if self.scenes is None:
+      return self._whole(health, done)
+    restarts = health["restarts"][np.flatnonzero(bad)]
+    numbers = np.flatnonzero(bad)[restarts < self.config.divergence.restarts]
+    return (self._some(state, health, done, numbers.tolist()) if numbers.size else state), done
 
-  def _whole(self, here: TrainState, done: int) -> tuple[TrainState, int]:
-    health, limit = jax.device_get(here.health), self.config.divergence.restarts
+  def given_up(self, health: dict[str, np.ndarray]) -> tuple[int, ...]:
+    """The numbers of the scenes of many that were taken back often enough, and are bad still."""
+    if self.scenes is None:
+      return ()
+    d = self.config.divergence
+    return tuple(np.flatnonzero((health["restarts"] >= d.restarts) & (health["in_a_row"] >= d.patience)).tolist())
+
+  def _whole(self, health: dict[str, np.ndarray], done: int) -> tuple[TrainState, int]:
     restarts = int(health["restarts"]) + 1
-    if restarts > limit:
+    if restarts > self.config.divergence.restarts:
       raise divergence.gave_up(self.config, done, f"the last good state lies in {self.workdir / 'checkpoints'}")
     good = self._good(0, drop=True)
     step = int(good.step)
@@ -63,37 +73,34 @@ class Recovery:
                restarts)
     return self.layout.put_state(divergence.restarted(good, restarts, int(health["dropped"]))), step
 
-  def _some(self, state: TrainState, here: TrainState, done: int, bad: np.ndarray) -> TrainState:
-    here, changed = jax.tree.map(np.array, here), False
-    for number in np.flatnonzero(bad[:len(self.scenes.prompts)]):
-      number = int(number)
-      if number in self.given_up:
-        continue
-      restarts = int(here.health["restarts"][number]) + 1
-      if restarts > self.config.divergence.restarts:
-        self.given_up.append(number)
-        self._tell(f"{self.scenes.folders[number]} is given up at step {done}; the others go on")
-        continue
-      good = scenes_lib.pick(self._good(number), number)
-      good = divergence.restarted(good, restarts, int(here.health["dropped"][number]))
-      here, changed = scenes_lib.put_back(here, number, good), True
+  def _some(self, state: TrainState, health: dict[str, np.ndarray], done: int, numbers: list[int]) -> TrainState:
+    """Scenes go on from an earlier state, but at the step where all the others are."""
+    here = jax.tree.map(np.array, self.layout.local(state))
+    for number in numbers:
+      restarts = int(health["restarts"][number]) + 1
+      good = divergence.restarted(scenes_lib.pick(self._good(number), number), restarts, int(health["dropped"][number]))
+      here = scenes_lib.put_back(here, number, good)
       self._tell(f"{self.config.divergence.patience} updates in a row of {self.scenes.folders[number]} were not "
-                 "finite: it goes on from an earlier state", restarts)
-    return self.layout.put_state(here) if changed else state
+                 f"finite: at step {done} it goes on from an earlier state", restarts)
+    return self.layout.put_state(here)
 
-  def _tell(self, what: str, restarts: int = 0) -> None:
+  def _tell(self, what: str, restarts: int) -> None:
     d = self.config.divergence
-    rest = (f", restart {restarts} of {d.restarts}, with {d.learning_rate_factor**restarts:g} times the learning rate"
-            if restarts else "")
-    print(f"\n{what}{rest}")
+    print(f"\n{what}, restart {restarts} of {d.restarts}, with {d.learning_rate_factor**restarts:g} times the learning "
+          "rate")
 
   def _good(self, number: int, drop: bool = False) -> TrainState:
-    """The newest checkpoint in which all was well with a scene, or a new state; `drop`: later ones are deleted."""
-    good, problem = self.new(), None
+    """The newest checkpoint in which all was well with a scene, else the newest (its parameters are finite), or new.
+
+    Args:
+      drop: whether the checkpoints after it are deleted.
+    """
+    good, problem = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.like), None
     if self.checkpoints is not None:
       try:
-        if found := self.checkpoints.newest(good, lambda about: about["in_a_row"][number] == 0):
-          good = found[1]
+        found = (self.checkpoints.newest(self.like, lambda about: about["in_a_row"][number] == 0)
+                 or self.checkpoints.newest(self.like))
+        good = found[1] if found else self.new()
         if drop:
           self.checkpoints.drop_after(int(good.step))
       except (ValueError, OSError) as error:

@@ -1,16 +1,19 @@
 """Where a run begins: anew, from its newest whole checkpoint, or from another run that it edits."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+from ml_collections import ConfigDict
 
 from sds_jax.io import files
-from sds_jax.io.checkpoints import Checkpoints, SchemaError
+from sds_jax.io.checkpoints import Checkpoints, DamagedCheckpointError, SchemaError
 from sds_jax.training import workspace
 from sds_jax.training.jobs import Job
 from sds_jax.training.scenes import Scenes
@@ -26,8 +29,8 @@ class ResumeError(ValueError):
 
 
 def first_state(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints,
-                new: TrainState, job: Job) -> TrainState:
-  """The newest whole checkpoint, where one is wanted; else `new` as it is. Makes the logs agree with it.
+                like: TrainState, new: Callable[[], TrainState], job: Job) -> TrainState:
+  """The newest whole checkpoint, of the structure of `like`, where one is wanted; else new(). Makes the logs agree.
 
   Raises:
     ResumeError: `config.resume` asks for a checkpoint that is not there, or the one that is there does not fit.
@@ -36,18 +39,20 @@ def first_state(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoi
     checkpoints.clear()
   there = checkpoints.latest() is not None
   if there:
-    check_same_object(config, workdir)
+    check_same_object(config, workdir, checkpoints)
     if job.scenes:
       _check_same_prompts(config, workdir, job.scenes)
-  found = newest(checkpoints, new, workdir) if there else None
+  found = newest(checkpoints, like, workdir) if there else None
   if found is None:
     if config.resume == "must":
       raise ResumeError(f"config.resume='must', but {workdir / 'checkpoints'} holds no {'whole ' * there}checkpoint; "
                         "use --config.resume=auto to start anew where there is none")
+    state = new()  # before anything of the run that was there goes
     _truncate(workdir, job, 0)
-    for old in (*workdir.glob("events.out.tfevents.*"), *workdir.glob("progress/*.png")):
-      old.unlink()
-    return new
+    for pattern in ("events.out.tfevents.*", "progress/*.png", "*/progress/*.png"):
+      for old in workdir.glob(pattern):
+        old.unlink()
+    return state
   step, state = found
   _truncate(workdir, job, step)
   print(f"going on from step {step} of {workdir}")
@@ -113,11 +118,16 @@ def source_of(config: ml_collections.FrozenConfigDict, job: Job) -> TrainState |
   return jax.tree.map(jnp.asarray, found[1])
 
 
-def check_same_object(config: ml_collections.FrozenConfigDict, workdir: Path) -> None:
+def check_same_object(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints) -> None:
   """Raise ResumeError where the checkpoints in `workdir` are of another prompt or seed; tell what else has changed."""
-  if not (workdir / "config.json").is_file():
+  before = ConfigDict()
+  if (workdir / "config.json").is_file():
+    before = workspace.stored_config(workdir, {})
+  else:  # someone has deleted it; the checkpoint knows, too
+    with contextlib.suppress(DamagedCheckpointError):
+      before = ConfigDict(checkpoints.about(checkpoints.latest()).get("config", {}))
+  if not before:
     return
-  before = workspace.stored_config(workdir, {})
   for name in ("prompt", "seed"):
     if before[name] != config[name]:
       raise ResumeError(f"config.{name}={config[name]!r}, but the checkpoints in {workdir} were made with "

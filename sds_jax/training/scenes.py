@@ -30,11 +30,9 @@ class Scenes:
   Attributes:
     prompts: one for each.
     folders: where each goes, in the run's folder.
-    slots: how many there are in the state: the devices divide it, and the last prompt fills it up.
   """
   prompts: tuple[str, ...]
   folders: tuple[str, ...]
-  slots: int
 
 
 def read_prompts(path: str) -> tuple[str, ...]:
@@ -47,7 +45,7 @@ def read_prompts(path: str) -> tuple[str, ...]:
   if not Path(path).is_file():
     raise ConfigError(f"{named} is not a file; give a text file with one prompt a line")
   try:
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # by nothing else: prompts may have strange spaces
   except (OSError, UnicodeDecodeError) as error:
     raise ConfigError(f"{named} cannot be read as UTF-8 text ({error}); give a text file with one prompt a line"
                       ) from error
@@ -61,8 +59,8 @@ def read_prompts(path: str) -> tuple[str, ...]:
   return prompts
 
 
-def make_scenes(prompts: Sequence[str], seed: int, devices: int) -> Scenes:
-  """The scenes of these prompts over so many devices; two equal names are told apart by a number."""
+def make_scenes(prompts: Sequence[str], seed: int) -> Scenes:
+  """The scenes of these prompts; two equal names are told apart by a number."""
   names, seen = [f"{files.prompt_slug(prompt)}-{seed}" for prompt in prompts], Counter()
   folders = []
   for name in names:
@@ -72,18 +70,17 @@ def make_scenes(prompts: Sequence[str], seed: int, devices: int) -> Scenes:
       seen[name] += 1
       numbered = f"{name}-{seen[name]}"
     folders.append(numbered)
-  return Scenes(tuple(prompts), tuple(folders), -(-len(prompts) // devices) * devices)
+  return Scenes(tuple(prompts), tuple(folders))
 
 
-def stacked(trees: Sequence[Any], slots: int) -> Any:
-  """Trees of equal structure as one with leaves [slots, ...]; the last one fills up."""
-  every = [*trees, *[trees[-1]] * (slots - len(trees))]
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
+def stacked(trees: Sequence[Any]) -> Any:
+  """N trees of equal structure as one with leaves [N, ...]."""
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def repeated(state: TrainState, slots: int) -> TrainState:
-  """One state in all slots: leaves [slots, ...] but for the number of the step."""
-  many = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], slots, axis=0), dataclasses.replace(state, step=None))
+def repeated(state: TrainState, count: int) -> TrainState:
+  """One state for so many scenes: leaves [count, ...] but for the number of the step."""
+  many = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], count, axis=0), dataclasses.replace(state, step=None))
   return dataclasses.replace(many, step=state.step)
 
 

@@ -81,7 +81,9 @@ def _scaled(tree: Any, factor: Array) -> Any:
 
 def _unless_bad(state: TrainState, moved: TrainState, metrics: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
   """`moved`, or where anything in it is not finite `state` with one more step and one more dropped update."""
-  bad = ~(jnp.isfinite(metrics["grad_norm"]) & all_finite((moved.params, moved.opt_state, moved.estimator)))
+  bad = ~(jnp.isfinite(metrics["grad_norm"]) & all_finite((moved.params, moved.opt_state, moved.estimator, moved.ema)))
+  for leaf in jax.tree.leaves(moved.occupancy):  # in which infinity means: not looked at yet
+    bad |= jnp.any(jnp.isnan(leaf))
   kept = jax.tree.map(lambda old, new: jnp.where(bad, old, new),
                       (state.params, state.opt_state, state.occupancy, state.estimator, state.ema),
                       (moved.params, moved.opt_state, moved.occupancy, moved.estimator, moved.ema))

@@ -275,6 +275,9 @@ def _run_relations(config: ConfigDict) -> Iterator[str]:
   if config.parallel.shard_prior and config.parallel.mode == "pmap":
     yield ("config.parallel.shard_prior=True takes config.parallel.mode='jit', where arrays know how they lie on the "
            "devices: set mode to jit, or shard_prior to False")
+  if config.parallel.shard_prior and config.training.get("guidance_every", 0):
+    yield (f"config.training.guidance_every={config.training.guidance_every} looks at the whole prior on one device, "
+           "but config.parallel.shard_prior=True: set one of them to 0 or False")
   if config.optimizer.warmup_steps >= config.training.steps and config.optimizer.warmup_steps > 0:
     yield (f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} must be less than config.training.steps="
            f"{config.training.steps}")
@@ -283,7 +286,7 @@ def _run_relations(config: ConfigDict) -> Iterator[str]:
 def _many_scenes(config: ConfigDict) -> Iterator[str]:
   """What does not go with a file of prompts."""
   for path, only in (("training.guidance_every", 0), ("parallel.mode", "jit"), ("parallel.shard_prior", False),
-                     ("distillation.source", "")):
+                     ("distillation.source", ""), ("training.particles", 1)):
     group, name = path.split(".")
     if config[group][name] != only:
       yield (f"config.{path}={config[group][name]!r} is for one object, not for config.prompts_file="

@@ -64,7 +64,8 @@ def test_parameters_do_not_depend_on_the_devices(run, alone, changes):
 
 def test_branches_and_an_overflowing_budget_do_not_depend_on_them_either(run):
   """Shading, blocks, a smaller budget where it will do, and samples that find no room."""
-  changes = {"shading.lambertian": 0.5, "shading.albedo_until": 0.0, "render.block_points": -1, "occupancy.every": 0}
+  changes = {"shading.lambertian": 0.5, "shading.albedo_until": 0.0, "render.block_points": -1, "occupancy.every": 0,
+             "render.num_samples": 3, "render.candidates": 16}
   one, many = (run({**changes, "parallel.devices": devices}, 4) for devices in (1, 8))
   assert one[1]["overflow"] > 0.01 and worst(one[0].params, many[0].params) < 1e-5
 
