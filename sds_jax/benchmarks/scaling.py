@@ -123,6 +123,21 @@ def measured(views: int = 16, rounds: int = 5, steps: int = 4, devices: Sequence
       dict(devices=count, step_s=value, ratio=value / medians[min(devices)]) for count, value in medians.items()])
 
 
+def table(record: dict[str, Any]) -> str:
+  """The two tables of a record, predicted and measured, as Markdown."""
+  names = list(record["predicted"][0]["efficiency"])
+  lines = ["| prior, views a device | sent, MB | TFLOP a device | " + " | ".join(names) + " |",
+           "|---" * (3 + len(names)) + "|"]
+  for row in record["predicted"]:
+    cells = [f"{row['workload']}, {row['views_per_device']}", f"{row['gradient_bytes'] / 1e6:.2f}",
+             f"{row['flops'] / 1e12:.2f}", *(f"{row['efficiency'][name]:.1%}" for name in names)]
+    lines.append(f"| {' | '.join(cells)} |")
+  lines += ["", f"| virtual devices, {record['measured']['views']} views | ms a step | times one device |", "|---|---|---|"]
+  for row in record["measured"]["rows"]:
+    lines.append(f"| {row['devices']} | {1e3 * row['step_s']:.0f} | {row['ratio']:.2f} |")
+  return "\n".join(lines) + "\n"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
   """The command line."""
   parser = argparse.ArgumentParser(prog="python -m sds_jax.benchmarks.scaling", description="How a step scales.")
@@ -135,12 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 slices=[place._asdict() for place in SLICES])
   print("sent in a step, for 8 devices: " + ", ".join(f"{entry['kind']} of {entry['bytes'] / 1e3:.1f} kB"
                                                      for entry in record["measured"]["sent"]))
-  for row in record["predicted"]:
-    print(f"{row['workload']}: {row['gradient_bytes'] / 1e6:.2f} MB, {row['flops'] / 1e12:.2f} TFLOP, " + ", ".join(
-        f"{name} {value:.1%}" for name, value in row["efficiency"].items()))
-  for row in record["measured"]["rows"]:
-    print(f"{row['devices']} virtual devices, {record['measured']['views']} views: {1e3 * row['step_s']:.0f} ms a "
-          f"step, {row['ratio']:.2f} times one device")
+  print(table(record))
   if args.json:
     files.write_json(record, args.json)
 

@@ -114,6 +114,15 @@ def _difference(a: Any, b: Any) -> float:
   return max(float(np.max(np.abs(x - y)) / max(np.max(np.abs(x)), 1e-12)) for x, y in pairs)
 
 
+def table(record: dict[str, Any]) -> str:
+  """A record as Markdown."""
+  lines = [f"| {len(record['prompts'])} prompts | steps of a scene per second | ratio | largest difference |",
+           "|---|---|---|---|"]
+  for row in record["rows"]:
+    lines.append(f"| {row['way']} | {row['scene_steps_per_second']:.1f} | {row['ratio']:.2f} | {row['difference']:.0e} |")
+  return "\n".join(lines) + "\n"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
   """The command line."""
   parser = argparse.ArgumentParser(prog="python -m sds_jax.benchmarks.scenes", description="Many prompts at once.")
@@ -125,9 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   args = parser.parse_args(argv)
   compilation.prepare()
   record = dict(measure(args.prompts, args.steps, args.rounds, args.warm_up), machine=timing.machine())
-  for row in record["rows"]:
-    print(f"{row['way']:26} {row['scene_steps_per_second']:6.1f} steps of a scene per second, {row['ratio']:.2f} times "
-          f"separate runs; parameters differ by {row['difference']:.1e}")
+  print(table(record))
   if args.json:
     files.write_json(record, args.json)
 

@@ -1,7 +1,7 @@
 """Where a run lives: on one device, over a mesh under `jax.jit`, or under `jax.pmap`; the loop does not care which.
 
 The state is on all devices, the views of a step are spread over them. So is the prior, or (`parallel.shard_prior`) each
-device has a part of it, and the others send theirs in every step, for one layer at a time.
+device has a part of it, and the others send theirs in every step; when is for XLA to schedule.
 """
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def _first(leaf: jax.Array) -> jax.Array:
 
 
 def _gathering(step: StepFn, parts: Any) -> StepFn:
-  """`step` whose prior comes in parts: each is put together where it is used, and dropped after it."""
+  """`step` whose prior comes in parts, which are put together in it."""
   def whole(leaf: jax.Array, part: P) -> jax.Array:
     return jax.lax.all_gather(leaf, VIEWS, axis=len(part) - 1, tiled=True) if len(part) else leaf
 

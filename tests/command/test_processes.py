@@ -1,4 +1,4 @@
-"""Several processes: two of four devices each make what one of eight makes; the outputs are process 0's alone."""
+"""Several processes: two of four devices each make what one of eight makes by pmap; the outputs are process 0's alone."""
 import json
 import os
 import socket
@@ -48,7 +48,8 @@ def test_two_processes_are_one(start, tiny_flags, tmp_path):
   assert [json.loads(line)["step"] for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()] == [
       5, 10, 15, 20]
 
-  (status, _, err), = finish(start(*tiny_flags, *EIGHT, f"--workdir={tmp_path / 'one'}", **devices(8)))
+  pmap = "--config.parallel.mode=pmap"
+  (status, _, err), = finish(start(*tiny_flags, *EIGHT, pmap, f"--workdir={tmp_path / 'one'}", **devices(8)))
   assert status == 0, err
   (step, one), (other_step, two) = final(tmp_path / "one"), final(tmp_path / "two")
   assert step == other_step == 20
