@@ -132,7 +132,8 @@ def table(record: dict[str, Any]) -> str:
     cells = [f"{row['workload']}, {row['views_per_device']}", f"{row['gradient_bytes'] / 1e6:.2f}",
              f"{row['flops'] / 1e12:.2f}", *(f"{row['efficiency'][name]:.1%}" for name in names)]
     lines.append(f"| {' | '.join(cells)} |")
-  lines += ["", f"| virtual devices, {record['measured']['views']} views | ms a step | times one device |", "|---|---|---|"]
+  views = record["measured"]["views"]
+  lines += ["", f"| virtual devices, {views} views | ms a step | times one device |", "|---|---|---|"]
   for row in record["measured"]["rows"]:
     lines.append(f"| {row['devices']} | {1e3 * row['step_s']:.0f} | {row['ratio']:.2f} |")
   return "\n".join(lines) + "\n"

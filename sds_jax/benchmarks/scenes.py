@@ -119,7 +119,8 @@ def table(record: dict[str, Any]) -> str:
   lines = [f"| {len(record['prompts'])} prompts | steps of a scene per second | ratio | largest difference |",
            "|---|---|---|---|"]
   for row in record["rows"]:
-    lines.append(f"| {row['way']} | {row['scene_steps_per_second']:.1f} | {row['ratio']:.2f} | {row['difference']:.0e} |")
+    lines.append(f"| {row['way']} | {row['scene_steps_per_second']:.1f} | {row['ratio']:.2f} | "
+                 f"{row['difference']:.0e} |")
   return "\n".join(lines) + "\n"
 
 

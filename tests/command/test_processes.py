@@ -1,4 +1,4 @@
-"""Several processes: two of four devices each make what one of eight makes by pmap; the outputs are process 0's alone."""
+"""Several processes: two of four devices each make what one of eight makes by pmap; process 0 alone writes."""
 import json
 import os
 import socket
