@@ -32,6 +32,8 @@ def folder_of(config: ml_collections.FrozenConfigDict, workdir: str | None) -> P
   folder = Path(chosen) if chosen else Path("runs") / f"{files.prompt_slug(config.prompt)}{made_by}-{config.seed}"
   try:
     str(folder).encode()  # some of those that write there take only names that are text
+    if ".." in folder.parts:  # else a/../b would make a folder a, too
+      folder = Path(os.path.realpath(folder))
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as probe:
       probe.write(b"0" * 4096)
