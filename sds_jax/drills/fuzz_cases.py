@@ -97,7 +97,9 @@ def jobs(configs: Path, prior: Path) -> list[Job]:
   common = {"prior.path": prior, "prompt": "a red cube", "training.steps": 1, "training.log_every": 1,
             "training.render_every": 0, "optimizer.warmup_steps": 0}
   pictures = {**common, "generator.size": 16, "training.views": 1}
-  return [Job(configs / "text.py", config_lib.default(), {**tiny.SETTINGS, **common, "training.views": 1}),
+  # Unshaded, for the second derivatives of shading are most of what there is to compile.
+  scene = {**tiny.SETTINGS, **common, "training.views": 1, "shading.lambertian": 0.0, "occupancy.every": 0}
+  return [Job(configs / "text.py", config_lib.default(), scene),
           Job(configs / "image2d.py", image2d_config.default(), pictures)]
 
 

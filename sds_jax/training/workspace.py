@@ -39,6 +39,8 @@ def make(folder: Path) -> None:
   """
   try:
     str(folder).encode()  # some of those that write there take only names that are text
+    if ".." in folder.parts:  # else a/../b would make a folder a, too
+      folder = Path(os.path.realpath(folder))
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as probe:
       probe.write(b"0" * 4096)
