@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.training import divergence, jobs, journal, loop, step as step_lib, update
+from sds_jax.training import conditions, divergence, jobs, journal, loop, step as step_lib, update
 from sds_jax.training.validation import validate
 
 def poisoned(prior, bad):
@@ -26,14 +26,15 @@ def lines(folder):
 @pytest.fixture(scope="module")
 def one_step(tiny_config, prior_and_params):
   """(prior, changes of the state) -> (state before, state after, metrics) of one step."""
-  def run(change=lambda prior: prior, start=lambda state: state):
-    from sds_jax.training import conditions
-    prior, params = prior_and_params
-    scene = step_lib.make_scene(validate(tiny_config({"optimizer.warmup_steps": 0})))
-    state = start(jax.jit(lambda key: step_lib.new_state(scene, key))(jax.random.key(1)))
-    text = conditions.embed_prompts(prior, scene.config)
-    after, metrics = jax.jit(step_lib.make_step(scene, change(prior)))(state, params, text, jax.random.key(0))
-    return jax.device_get((state, after, metrics))
+  prior, params = prior_and_params
+  scene = step_lib.make_scene(validate(tiny_config({"optimizer.warmup_steps": 0})))
+  new = jax.jit(lambda key: step_lib.new_state(scene, key))(jax.random.key(1))
+  text = conditions.embed_prompts(prior, scene.config)
+  sound = jax.jit(step_lib.make_step(scene, prior))
+
+  def run(change=None, start=lambda state: state):
+    step, state = jax.jit(step_lib.make_step(scene, change(prior))) if change else sound, start(new)
+    return jax.device_get((state, *step(state, params, text, jax.random.key(0))))
   return run
 
 

@@ -27,8 +27,14 @@ def small_parts():
 def run(tiny_config, prior_and_params):
   """(changes, steps) -> (state, metrics of the last step, the program) of a run of eight views a step."""
   prior, prior_params = prior_and_params
+  made = {}
 
   def of(changes, steps):
+    name = str((changes, steps))
+    made[name] = made.get(name) or make(changes, steps)
+    return made[name]
+
+  def make(changes, steps):
     config = validate(tiny_config({**EIGHT, **changes}))
     layout, job = layout_lib.make_layout(config), jobs.text3d(config, prior)
     text = job.text()
@@ -52,9 +58,10 @@ def worst(a, b):
   return max(np.abs(x - y).max() / np.abs(x).max() for x, y in zip(*map(jax.tree.leaves, (a, b))) if np.abs(x).max())
 
 
-@pytest.mark.parametrize("changes", [{}, {"parallel.mode": "pmap"}, {"parallel.shard_prior": True},
-                                     {"parallel.devices": 2}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"parallel.mode": "pmap"}, {"parallel.shard_prior": True}],
+                         ids=str)
 def test_parameters_do_not_depend_on_the_devices(run, alone, changes):
+  """A gradient that is a sum over the devices would show in its norm, which Adam's updates do not tell."""
   state, metrics, _ = run(changes, 20)
   assert worst(alone[0].params, state.params) < 1e-5
   assert int(state.step) == 20
@@ -71,7 +78,7 @@ def test_branches_and_an_overflowing_budget_do_not_depend_on_them_either(run):
 
 
 def test_one_all_reduce_of_the_gradient_and_nothing_else(run):
-  state, metrics, program = run({}, 1)
+  state, metrics, program = run({}, 20)
   numbers = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   (sent,) = collectives(program)
   assert sent.kind == "all-reduce" and 4 * numbers <= sent.bytes <= 4 * (numbers + len(metrics))
@@ -79,7 +86,7 @@ def test_one_all_reduce_of_the_gradient_and_nothing_else(run):
 
 def test_a_prior_in_parts_is_gathered_and_nothing_else(run, prior_and_params):
   """What is in parts comes once in a step, and is on each device a share of the whole."""
-  _, _, program = run({"parallel.shard_prior": True}, 1)
+  _, _, program = run({"parallel.shard_prior": True}, 20)
   layout = layout_lib.Layout("jit", jax.sharding.Mesh(np.array(jax.devices()), ("views",)), True)
   put = layout.put_prior(prior_and_params[1])
   parts = [leaf for leaf in jax.tree.leaves(put) if not leaf.sharding.is_fully_replicated]
@@ -120,12 +127,3 @@ def test_views_that_cannot_be_spread(tiny_config, changes, words):
   with pytest.raises(ConfigError) as caught:
     layout_lib.make_layout(config, config.training.particles)
   assert words in str(caught.value)
-
-
-def test_a_gradient_is_a_mean_over_the_devices_not_a_sum(run, alone):
-  """With sgd a factor of the number of devices in the gradient would be one in the parameters."""
-  changes = {"optimizer.name": "sgd", "optimizer.warmup_steps": 0}
-  one, many = (run({**changes, "parallel.devices": devices}, 1) for devices in (1, 8))
-  start = run({**changes, "parallel.devices": 1}, 0)[0]
-  moves = [jax.tree.map(lambda a, b: a - b, state.params, start.params) for state, *_ in (one, many)]
-  assert worst(*moves) < 1e-4 and one[1]["grad_norm"] == pytest.approx(many[1]["grad_norm"], rel=1e-4)
