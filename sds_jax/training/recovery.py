@@ -26,6 +26,7 @@ class Recovery:
     like: of what structure and shapes a state is, as this process sees it.
     new: () -> the state before the first update; called by the process that writes.
     scenes: of a run of many; None of one.
+    told: which scenes were said to be given up.
   """
   config: ml_collections.FrozenConfigDict
   workdir: Path
@@ -34,6 +35,7 @@ class Recovery:
   like: TrainState
   new: Callable[[], TrainState]
   scenes: Scenes | None = None
+  told: set[int] = dataclasses.field(default_factory=set)
 
   def about(self, health: dict[str, np.ndarray]) -> dict[str, list[int]]:
     """What a checkpoint says of itself, for `go_back`: how many bad updates in a row came before it, of each scene."""
@@ -52,8 +54,11 @@ class Recovery:
     health = self.layout.fetch(state.health)
     if self.scenes is None:
       return self._whole(health, done)
-    restarts = health["restarts"][np.flatnonzero(bad)]
-    numbers = np.flatnonzero(bad)[restarts < self.config.divergence.restarts]
+    lost = bad & (health["restarts"] >= self.config.divergence.restarts)
+    for number in sorted(set(np.flatnonzero(lost).tolist()) - self.told):
+      print(f"\n{self.scenes.folders[number]} is given up at step {done}; the others go on")
+      self.told.add(number)
+    numbers = np.flatnonzero(bad & ~lost)
     return (self._some(state, health, done, numbers.tolist()) if numbers.size else state), done
 
   def given_up(self, health: dict[str, np.ndarray]) -> tuple[int, ...]:
