@@ -126,11 +126,11 @@ def measured(views: int = 16, rounds: int = 5, steps: int = 4, devices: Sequence
 def table(record: dict[str, Any]) -> str:
   """The two tables of a record, predicted and measured, as Markdown."""
   names = list(record["predicted"][0]["efficiency"])
-  lines = ["| prior, views a device | sent, MB | TFLOP a device | " + " | ".join(names) + " |",
+  lines = ["| prior, views a device | sent, kB | GFLOP a device | " + " | ".join(names) + " |",
            "|---" * (3 + len(names)) + "|"]
   for row in record["predicted"]:
-    cells = [f"{row['workload']}, {row['views_per_device']}", f"{row['gradient_bytes'] / 1e6:.2f}",
-             f"{row['flops'] / 1e12:.2f}", *(f"{row['efficiency'][name]:.1%}" for name in names)]
+    cells = [f"{row['workload']}, {row['views_per_device']}", f"{row['gradient_bytes'] / 1e3:,.0f}",
+             f"{row['flops'] / 1e9:,.1f}", *(f"{row['efficiency'][name]:.1%}" for name in names)]
     lines.append(f"| {' | '.join(cells)} |")
   views = record["measured"]["views"]
   lines += ["", f"| virtual devices, {views} views | ms a step | times one device |", "|---|---|---|"]
