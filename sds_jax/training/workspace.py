@@ -28,7 +28,11 @@ def name_of(config: ml_collections.FrozenConfigDict, workdir: str | None) -> Pat
   if not chosen and config.job == "text3d" and config.prompts_file:
     return Path("runs") / f"{files.prompt_slug(Path(config.prompts_file).stem)}-{config.seed}"
   made_by = f"-{files.prompt_slug(config.generator.name)}" if config.job == "image2d" else ""
-  return Path(chosen) if chosen else Path("runs") / f"{files.prompt_slug(config.prompt)}{made_by}-{config.seed}"
+  if not chosen:
+    return Path("runs") / f"{files.prompt_slug(config.prompt)}{made_by}-{config.seed}"
+  folder = Path(chosen)
+  # Without the way there: to make a/../b would make a folder a, too.
+  return Path(os.path.realpath(folder)) if ".." in folder.parts and "\0" not in chosen else folder
 
 
 def make(folder: Path) -> None:
@@ -39,8 +43,6 @@ def make(folder: Path) -> None:
   """
   try:
     str(folder).encode()  # some of those that write there take only names that are text
-    if ".." in folder.parts:  # else a/../b would make a folder a, too
-      folder = Path(os.path.realpath(folder))
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as probe:
       probe.write(b"0" * 4096)

@@ -34,7 +34,7 @@ class Shown(Plain):
 @pytest.fixture
 def flags_of(tiny_prior):
   settings = {"prior.path": tiny_prior, "generator.size": 16, "training.steps": 4, "training.views": 2,
-              "training.render_every": 2, "optimizer.warmup_steps": 1}
+              "training.render_every": 2, "optimizer.warmup_steps": 1, "parallel.devices": 1}
   return [f"--config.{name}={value}" for name, value in settings.items()]
 
 

@@ -99,7 +99,7 @@ MISTAKES = [
   ("optimizer.b1", 1.0, "0.9999"),
   ("optimizer.background_factor", -0.1, "from 0 to 100"),
   ("optimizer.warmup_steps", 100_000, "config.training.steps="),
-  ("training.steps", 0, "at least 1"),
+  ("training.steps", 0, "from 1 to 16777215"),
   ("training.views", 0, "from 1 to 4096"),
   ("training.log_every", 0, "at least 1"),
   ("training.guidance_every", -1, "at least 0"),

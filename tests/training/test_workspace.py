@@ -54,16 +54,18 @@ def test_the_flag_goes_before_the_setting(frozen, tmp_path):
 
 
 def test_a_way_through_a_folder_that_is_not_there_makes_only_its_end(frozen, tmp_path):
-  assert workspace.folder_of(frozen, str(tmp_path / "a" / ".." / "b")) == tmp_path / "b"
+  folder = workspace.name_of(frozen, str(tmp_path / "a" / ".." / "b"))
+  assert folder == tmp_path / "b"
+  workspace.make(folder)
   assert [path.name for path in tmp_path.iterdir()] == ["b"]
   (tmp_path / "link").symlink_to(tmp_path / "b")
   (tmp_path / "b" / "c").mkdir()
-  assert workspace.folder_of(frozen, str(tmp_path / "link" / "c" / "..")) == tmp_path / "b"
+  assert workspace.name_of(frozen, str(tmp_path / "link" / "c" / "..")) == tmp_path / "b"
 
 
 def test_folders_that_cannot_be_written_to(frozen, tmp_path):
   (tmp_path / "file").write_text("in the way")
-  for folder in (tmp_path / "file", tmp_path / "file" / "below", "/proc/run"):
+  for folder in (tmp_path / "file", tmp_path / "file" / "below", workspace.Path("/proc/run")):
     with pytest.raises(WorkdirError, match="cannot be written to .*--workdir") as caught:
       workspace.make(folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
