@@ -13,8 +13,8 @@ from sds_jax.training import image2d, image2d_config, jobs, loop
 from sds_jax.training.checks import ConfigError
 from sds_jax.training.validation import validate
 
-TINY = {"generator.size": 16, "parallel.devices": 1, "training.steps": 4, "training.log_every": 1, "training.render_every": 0,
-        "training.checkpoint_every": 100, "training.views": 2, "optimizer.warmup_steps": 1,
+TINY = {"generator.size": 16, "parallel.devices": 1, "training.steps": 4, "training.log_every": 1,
+        "training.render_every": 0, "training.checkpoint_every": 100, "training.views": 2, "optimizer.warmup_steps": 1,
         "distillation.ism.steps": 2, "distillation.sdi.steps": 2}
 
 
