@@ -123,7 +123,10 @@ def choose_samples(origins: torch.Tensor, directions: torch.Tensor, jitter: torc
     size, cells = grid.shape[0], occupied_cells(grid, s)
     i, j, k = (((p + s.bound) * (size / (2 * s.bound))).clamp(0, size - 1).long() for p in (x, y, z))
     wanted &= cells.reshape(-1)[(i * size + j) * size + k]
-  index = wanted.reshape(-1).nonzero()[:s.samples * origins.shape[0], 0]
+  pixels = s.height * s.width  # each view has its own budget
+  of_views = wanted.reshape(s.candidates, -1, pixels).transpose(0, 1).flatten(1)
+  kept = of_views & (of_views.cumsum(1) <= s.samples * pixels)
+  index = kept.reshape(-1, s.candidates, pixels).transpose(0, 1).reshape(-1).nonzero()[:, 0]
   ray, t = index % origins.shape[0], t.reshape(-1)[index]
   return index, t, origins[ray] + t[:, None] * directions[ray], spacing
 

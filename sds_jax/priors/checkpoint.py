@@ -144,12 +144,12 @@ def locate(files: list[Path], model: nn.Module, table: names.NameTable) -> dict[
 
 
 def load_on_device(places: Mapping[names.Path, Stored], dtype: Any,
-                   put: Callable[[np.ndarray], jax.Array] = jax.device_put) -> Params:
+                   put: Callable[[np.ndarray], jax.Array] | None = None) -> Params:
   """`load` with every parameter on the device (or where `put` puts it) before the next one is read.
 
   So the host never has them all.
   """
-  return load(places, dtype, lambda array: jax.block_until_ready(put(array)))
+  return load(places, dtype, lambda array: jax.block_until_ready((put or jax.device_put)(array)))
 
 
 def load(places: Mapping[names.Path, Stored], dtype: Any,

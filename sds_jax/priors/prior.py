@@ -92,8 +92,8 @@ class Weights:
   Attributes:
     networks: {name: linen module} of the networks that the parameters are of.
     dtype: that they are wanted in.
-    load: (put=jax.device_put) -> the parameters: read, or made; each goes through `put`, as it comes, and is not kept
-      otherwise.
+    load: (put=None: jax.device_put) -> the parameters: read, or made; each goes through `put`, as it comes, and is not
+      kept otherwise.
   """
   networks: Mapping[str, nn.Module]
   dtype: Any
@@ -163,7 +163,7 @@ def _open_folder(source: Source, dtype: Any, any_words: bool, vae_remat: bool) -
     space = _folded(folder, index)
   _check_unet(folder, index, unet, space)
   prior = make_prior(source, index, space, unet, text, scheduler)
-  return prior, Weights(networks, dtype, lambda put=jax.device_put: {
+  return prior, Weights(networks, dtype, lambda put=None: {
       name: load_on_device(where, dtype, put) for name, where in places.items()})
 
 
@@ -183,8 +183,9 @@ def _open_random(name: str, dtype: Any, vae_remat: bool) -> tuple[Prior, Weights
   prior = make_prior(Source(name, None), {}, space, unet,
                      lambda prompts: random_text(prompts, published.TEXT_TOKENS, unet.text_dim), configs["scheduler"])
 
-  def load(put: Callable[[Any], Array] = jax.device_put) -> Params:
-    return {part: jax.tree.map(put, random_params(_shapes(network, dtype))) for part, network in networks.items()}
+  def load(put: Callable[[Any], Array] | None = None) -> Params:
+    return {part: jax.tree.map(put or jax.device_put, random_params(_shapes(network, dtype)))
+            for part, network in networks.items()}
 
   return prior, Weights(networks, dtype, load)
 

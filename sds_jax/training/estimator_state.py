@@ -46,6 +46,11 @@ def start(config: ml_collections.FrozenConfigDict, prior: Prior, prior_params: P
   return state
 
 
+def learning(config: ml_collections.FrozenConfigDict, state: TrainState) -> Any:
+  """What of the estimator's state moves with the steps: all of VSD's, nothing of an edit's source."""
+  return state.estimator if config.distillation.estimator == "vsd" else None
+
+
 def learnt(config: ml_collections.FrozenConfigDict, state: TrainState) -> Params:
   """The parameters that a step moves beside the images': those of VSD's second network, or nothing."""
   return state.estimator["score"] if config.distillation.estimator == "vsd" else {}

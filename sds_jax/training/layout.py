@@ -129,6 +129,9 @@ class ScenesLayout(Layout):
   """
   scenes: int = 1
 
+  def __str__(self) -> str:
+    return f" for {self.scenes} scenes, devices: {self.mesh.size}"
+
   def _put_scenes(self, leaf: Any) -> jax.Array:
     """[N, ...] onto the devices."""
     lacking = -self.scenes % self.mesh.size

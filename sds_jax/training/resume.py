@@ -47,6 +47,8 @@ def first_state(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoi
     if config.resume == "must":
       raise ResumeError(f"config.resume='must', but {workdir / 'checkpoints'} holds no {'whole ' * there}checkpoint; "
                         "use --config.resume=auto to start anew where there is none")
+    if there:
+      print(f"none of the checkpoints in {workdir} is whole: starting anew")
     state = new()  # before anything of the run that was there goes
     _truncate(workdir, job, 0)
     for pattern in ("events.out.tfevents.*", "progress/*.png", "*/progress/*.png"):

@@ -70,7 +70,7 @@ def make_step(config: ml_collections.FrozenConfigDict, optimizer: optax.Gradient
                        estimator=estimator_state.learn(config, state.estimator, score_grads, slower),
                        ema=average(state.ema, params, config.optimizer.ema_decay, state.step))
     metrics["grad_norm"] = optax.tree.norm(grads)
-    return _unless_bad(state, moved, metrics)
+    return _unless_bad(state, moved, metrics, estimator_state.learning(config, moved))
 
   return step
 
@@ -79,9 +79,10 @@ def _scaled(tree: Any, factor: Array) -> Any:
   return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, tree)
 
 
-def _unless_bad(state: TrainState, moved: TrainState, metrics: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
+def _unless_bad(state: TrainState, moved: TrainState, metrics: dict[str, Array],
+                learning: Any) -> tuple[TrainState, dict[str, Array]]:
   """`moved`, or where anything in it is not finite `state` with one more step and one more dropped update."""
-  bad = ~(jnp.isfinite(metrics["grad_norm"]) & all_finite((moved.params, moved.opt_state, moved.estimator, moved.ema)))
+  bad = ~(jnp.isfinite(metrics["grad_norm"]) & all_finite((moved.params, moved.opt_state, learning, moved.ema)))
   for leaf in jax.tree.leaves(moved.occupancy):  # in which infinity means: not looked at yet
     bad |= jnp.any(jnp.isnan(leaf))
   kept = jax.tree.map(lambda old, new: jnp.where(bad, old, new),

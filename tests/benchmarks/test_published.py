@@ -120,6 +120,7 @@ class InProcess:
       return 0 if what == "stop" else answers[what](thing, argument)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name, changes", [
   ("sd15", {"distillation.clip_norm": (0.05,), "training.views": 2}),
   ("if-m", {"render.height": 16, "render.width": 16})])

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 CONFIG = "--config=configs/image2d.py"
+ONE = "--config.parallel.devices=1"
 OWN = """
 import jax, jax.numpy as jnp
 class Plain:
@@ -85,9 +86,9 @@ def test_a_generator_of_the_users_own(command, flags_of, tmp_path, monkeypatch):
   ([f"{CONFIG}:fourrier"], ("'fourrier'", "no generator (legal: pixels, fourier")),
   ([f"{CONFIG}:dreamfusion"], ("dreamfusion is a recipe of objects",)),
   ([CONFIG, "--config.generator.viewpoint=(0.0, 91.0)"], ("generator.viewpoint=(0.0, 91.0)", "from -90 to 90")),
-  ([CONFIG, "--config.distillation.estimator=dds", "--config.distillation.source_prompt=a zebra"],
+  ([CONFIG, ONE, "--config.distillation.estimator=dds", "--config.distillation.source_prompt=a zebra"],
    ("config.distillation.source_prompt='a zebra'", "zebra")),
-  ([CONFIG, "--config.distillation.estimator=csd", "--config.distillation.csd.negative_prompt=a bleu sphere"],
+  ([CONFIG, ONE, "--config.distillation.estimator=csd", "--config.distillation.csd.negative_prompt=a bleu sphere"],
    ("config.distillation.csd.negative_prompt='a bleu sphere'", "bleu")),
   ([f"{CONFIG}:pixels,fourier"], ("more than one generator (pixels, fourier)",)),
   ([CONFIG, "--config.generator.name=oil"], ("config.generator.name='oil'", "one of pixels, fourier")),

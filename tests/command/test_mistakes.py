@@ -42,7 +42,7 @@ def one_line(result):
   ((TEXT, "--config.prompt=a", "red", "cube"), ("unexpected argument 'red'", "quotes")),
   ((TEXT, "--config.field=mlp"), ("field", "mlp")),
   ((TEXT, "--config.negative_prompt=\ud800"), ("config.negative_prompt=", "lone surrogate")),
-  ((TEXT, "--config.prior.name=\x1b[31m\u202ex"), (r"\x1b[31m\u202ex",)),
+  ((TEXT, ONE, "--config.prior.name=\x1b[31m\u202ex"), (r"\x1b[31m\u202ex",)),
   ((TEXT, "--config.loss.sds=(1" + "0" * 400 + ",)"), ("config.loss.sds=", "values of at least 0")),
   ((TEXT, "--flagfile=/nowhere"), ("/nowhere",)),
   ((TEXT, "--workdir=a\0b"), ("cannot be written to", "--workdir=")),

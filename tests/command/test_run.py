@@ -169,6 +169,7 @@ def test_unknown_words_go_on_if_asked(command, tiny_flags, tmp_path):
   assert (tmp_path / "run" / "report.html").exists() and not (tmp_path / "run" / "mesh.glb").exists()
 
 
+@pytest.mark.thorough
 def test_a_disk_that_fills_up_during_the_run(start, tiny_flags, tmp_path):
   """Room for the settings, not for a checkpoint: one line on stderr, and no step that looks finished."""
   disk = tmp_path / "disk"

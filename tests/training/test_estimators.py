@@ -67,7 +67,12 @@ def test_one_program_that_differentiates_no_frozen_network(begun, prior_and_para
     assert copies == COPIES.get(name, 1)
 
 
-@pytest.mark.parametrize("name", distil.NAMES)
+LIKE_SDS = ("score", "sjc", "rfds", "nfsd", "bridge", "csd")
+"""Rows of a table over the same predictions: their steps differ from one another by some additions."""
+
+
+@pytest.mark.parametrize("name", [
+  pytest.param(name, marks=pytest.mark.thorough if name in LIKE_SDS else ()) for name in distil.NAMES])
 def test_steps_move_the_field_and_stay_finite(begun, name):
   _, step, (state, *fixed) = begun({"distillation.estimator": name})
   compiled, before = jax.jit(step), state.params
@@ -79,6 +84,7 @@ def test_steps_move_the_field_and_stay_finite(begun, name):
   assert max(moved) > 1e-4 and all(np.isfinite(moved))
 
 
+@pytest.mark.thorough
 def test_an_edit_of_what_no_words_describe_begins_as_the_bridge(begun):
   """DDS begins where it is its own source, so that a first step is eps_guided - eps_u."""
   ends = {}
@@ -127,6 +133,7 @@ def test_texts_of_the_bridge_and_of_negative_prompts(tiny_config, prior_and_para
   assert said(prior, "dds", {"distillation.source_prompt": "a green cone"})["source"][0] == "a green cone, front view"
 
 
+@pytest.mark.thorough
 def test_the_bridge_begins_with_sds(begun):
   """Its second stage under the same texts is eps_guided - eps_u; before `begins` a step is that of SDS."""
   def first(name, begins):
@@ -227,6 +234,7 @@ def test_views_are_dealt_in_turn(tiny_config):
     validate(tiny_config({"training.particles": 2, "training.views": 3}))
 
 
+@pytest.mark.thorough
 def test_each_particle_leaves_its_object(tiny_config, tiny_prior, tmp_path):
   config = validate(tiny_config({**SMALL, "training.particles": 2, "distillation.estimator": "vsd",
                                  "training.render_every": 2}))

@@ -39,6 +39,7 @@ def scheduled(ready):
                 **{path: ((0.0, first), (1.0, last)) for path, (first, last) in ends.items()}})
 
 
+@pytest.mark.thorough
 def test_one_compile_for_all_of_the_run(scheduled):
   _, step, (state, *fixed) = scheduled
   compiled = jax.jit(step)

@@ -51,7 +51,7 @@ def test_a_stopped_run_goes_on_exactly(make, run, tmp_path):
   assert leaves(resumed) == leaves(whole) and int(whole.step) == 4
 
 
-@pytest.mark.parametrize("name", ["csd", "bridge", "vsd", "pds", "hifa"])
+@pytest.mark.parametrize("name", ["csd", "bridge", pytest.param("vsd", marks=pytest.mark.thorough), "pds", "hifa"])
 def test_estimators_with_wants_of_their_own_move_a_picture(make, prior_and_params, name):
   prior, prior_params = prior_and_params
   config = make("pixels", {"distillation.estimator": name})
@@ -89,6 +89,7 @@ def test_prompts_are_spread_over_the_frames(make, prior_and_params):
   np.testing.assert_allclose(text["views"], jnp.stack([ends[0], (ends[0] + ends[1]) / 2, ends[1]]), atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_picture_is_edited_from_another_run(make, run, tmp_path):
   made = run(make(), tmp_path / "red")
   config = make("pixels", {"prompt": "a blue cube", "distillation.estimator": "dds", "training.steps": 2,

@@ -67,6 +67,7 @@ def test_the_unet_runs_forward_only_and_the_encoder_is_differentiated_in_the_ima
   assert without["conv_general_dilated"] == both["conv_general_dilated"] == 2 * forward["conv_general_dilated"] > 8
 
 
+@pytest.mark.thorough
 def test_one_compile_for_a_whole_run(tiny_config, tiny_latent, tmp_path):
   compiled = []
 
