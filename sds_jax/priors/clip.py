@@ -26,8 +26,9 @@ _ACTS = ("quick_gelu", "gelu")
 
 
 class CLIPAttention(nn.Module):
-  """Causal multi-head self-attention: [B, T, D] -> [B, T, D]."""
+  """Multi-head self-attention, causal in the text encoder: [B, T, D] -> [B, T, D]."""
   heads: int
+  causal: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -35,7 +36,7 @@ class CLIPAttention(nn.Module):
     width = x.shape[-1]
     q, k, v = (to_heads(x, width, self.heads, name=name, dtype=self.dtype)
                for name in ("q_proj", "k_proj", "v_proj"))
-    out = dot_product_attention(q, k, v, is_causal=True).reshape(x.shape)
+    out = dot_product_attention(q, k, v, is_causal=self.causal).reshape(x.shape)
     return nn.Dense(width, dtype=self.dtype, name="out_proj")(out)
 
 
@@ -57,12 +58,13 @@ class CLIPLayer(nn.Module):
   features: int
   hidden_act: str
   eps: float
+  causal: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     norm = partial(LayerNorm, self.eps, self.dtype)
-    x = x + CLIPAttention(self.heads, self.dtype, name="self_attn")(norm(name="layer_norm1")(x))
+    x = x + CLIPAttention(self.heads, self.causal, self.dtype, name="self_attn")(norm(name="layer_norm1")(x))
     return x + CLIPMLP(self.features, self.hidden_act, self.dtype, name="mlp")(norm(name="layer_norm2")(x))
 
 

@@ -8,10 +8,10 @@ prior knows what it will be shown. An example depends on (seed, index) only.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 import os
 import pathlib
 import shutil
-from typing import Sequence
 
 import flax.struct
 import jax
@@ -126,8 +126,9 @@ def _save(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
   os.replace(draft, path)
 
 
-def make_dataset(num: int, seed: int, path: str | os.PathLike, chunk: int = 1000) -> pathlib.Path:
-  """Renders examples 0 .. num - 1 of data set `seed` into an .npz file (see `make_examples` for what it holds).
+def make_dataset(num: int, seed: int, path: str | os.PathLike, chunk: int = 1000,
+                 make: Callable[[int, Sequence[int]], dict[str, np.ndarray]] = make_examples) -> pathlib.Path:
+  """Renders examples 0 .. num - 1 of data set `seed` into an .npz file (see `make`, `make_examples`, for what it holds).
 
   Chunks of `chunk` examples lie in the folder `<path>.chunks` until all are there, so a killed run goes on where it
   was; the file does not depend on the chunk size. Draws a progress bar.
@@ -141,7 +142,7 @@ def make_dataset(num: int, seed: int, path: str | os.PathLike, chunk: int = 1000
       stop = min(start + chunk, num)
       files.append(folder / f"seed{seed}_{start}_{stop}.npz")
       if not files[-1].exists():
-        _save(files[-1], make_examples(seed, range(start, stop)))
+        _save(files[-1], make(seed, range(start, stop)))
       bar.update(stop - start)
   loaded = []
   for file in files:

@@ -13,34 +13,21 @@ import argparse
 import json
 import pathlib
 import tempfile
-import time
-from typing import Any, Callable, Iterator
+from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import orbax.checkpoint as ocp
-import tqdm
 
 from sds_jax import compilation
 from sds_jax.diffusion import schedules
+from sds_jax.diffusion.schedules import add_noise
 from sds_jax.priors import checkpoint, clip, prior as prior_lib, spaces, tokenizers, unet
-from sds_jax.priors.files import read_json, write_atomically, write_json
-from sds_jax.shapeworld import captions, card, dataset, recipe, score_prior, tokenizer
+from sds_jax.priors.files import read_json, write_json
+from sds_jax.shapeworld import captions, card, dataset, fitting, recipe, score_prior, tokenizer
 from sds_jax.shapeworld.tokenizer import MAX_TOKENS
-from sds_jax.types import Array, Params
+from sds_jax.types import Array, Params, Schedule
 from sds_jax.views.cameras import CAMERA_DIM, RAY_DIM
-
-
-@flax.struct.dataclass
-class TrainState:
-  """What a checkpoint of the training holds."""
-  step: Array
-  params: Params
-  ema: Params
-  opt_state: Any
 
 
 def make_networks(vocab_size: int, special: dict[str, int]) -> tuple[unet.UNet2DConditionModel, clip.CLIPTextModel]:
@@ -82,74 +69,26 @@ def read_params(folder: pathlib.Path) -> Params:
   return params
 
 
-def make_optimizer(steps: int, settings: dict[str, Any]) -> optax.GradientTransformation:
-  """AdamW with gradient clipping; the rate is warmed up, stays, and falls linearly to zero over the last part.
-
-  Until the fall begins a run does not depend on `steps`, so it can be stopped earlier or made longer half-way.
-  """
-  fall = max(int(settings["decay"] * steps), 1)
-  rate = optax.join_schedules(
-      [optax.linear_schedule(0.0, settings["learning_rate"], settings["warmup"]),
-       optax.constant_schedule(settings["learning_rate"]),
-       optax.linear_schedule(settings["learning_rate"], 0.0, fall)],
-      [settings["warmup"], steps - fall])
-  return optax.chain(optax.clip_by_global_norm(settings["clip_norm"]),
-                     optax.adamw(rate, b2=0.99, weight_decay=settings["weight_decay"]))
-
-
-def make_step(networks: tuple[Any, Any], schedule: Any, optimizer: optax.GradientTransformation,
-              settings: dict[str, Any], null_ids: np.ndarray) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-  """The training step (state, images uint8 [B,64,64,3], ids [B,L], camera [B,D], key) -> (state, metrics)."""
+def make_loss(networks: tuple[Any, Any], schedule: Schedule, settings: dict[str, Any],
+              null_ids: np.ndarray) -> fitting.LossFn:
+  """The loss of a batch: images uint8 [B, 64, 64, 3], ids [B, L], cameras [B, D]."""
   unet_model, text_model = networks
-  num_times = schedule.alpha.shape[0]
 
-  def loss_fn(params, images, ids, camera, key):
+  def loss_fn(params: Params, batch: fitting.Batch, key: Array) -> Array:
     k_t, k_eps, k_text, k_camera = jax.random.split(key, 4)
-    batch = images.shape[0]
-    x = spaces.space_to_depth(images.astype(jnp.float32) / 127.5 - 1.0, recipe.PIXEL_UNSHUFFLE)
-    # Stratified, so that every batch covers all noise levels; denser towards pure noise, where only the text and the
-    # camera say what is to be seen. Where the object shows through the noise, a network learns nothing about words.
-    u = (jnp.arange(batch) + jax.random.uniform(k_t, (batch,))) / batch
-    t = jnp.minimum((1.0 - u**settings["noise_power"]) * num_times, num_times - 1).astype(jnp.int32)
-    eps = jax.random.normal(k_eps, x.shape)
-    alpha, sigma = (a[t][:, None, None, None] for a in (schedule.alpha, schedule.sigma))
-    z_t = alpha * x + sigma * eps
-    no_text = jax.random.bernoulli(k_text, settings["drop_text"], (batch, 1))
-    no_camera = jax.random.bernoulli(k_camera, settings["drop_camera"], (batch, 1))
-    text = text_model.apply({"params": params["text_encoder"]}, jnp.where(no_text, jnp.asarray(null_ids)[None], ids))
-    camera = jnp.where(no_camera, 0.0, camera)
+    x = spaces.space_to_depth(batch["images"].astype(jnp.float32) / 127.5 - 1.0, recipe.PIXEL_UNSHUFFLE)
+    t = fitting.draw_times(k_t, len(x), schedule, settings["noise_power"])
+    z_t = add_noise(schedule, x, jax.random.normal(k_eps, x.shape), t)
+    no_text = jax.random.bernoulli(k_text, settings["drop_text"], (len(x), 1))
+    no_camera = jax.random.bernoulli(k_camera, settings["drop_camera"], (len(x), 1))
+    text = text_model.apply({"params": params["text_encoder"]},
+                            jnp.where(no_text, jnp.asarray(null_ids)[None], batch["ids"]))
+    camera = jnp.where(no_camera, 0.0, batch["cameras"])
     x_hat = unet_model.apply({"params": params["unet"]}, prior_lib.unet_input(z_t, camera, RAY_DIM), t, text,
                              class_labels=camera)
-    # 1 / sigma^2 makes it the loss of v-prediction; bounded, so that the cleanest images do not drown the others.
-    weight = jnp.minimum(1.0 / sigma**2, settings["max_loss_weight"])
-    return jnp.mean(weight * (x_hat - x) ** 2)
+    return fitting.clean_image_loss(x_hat, x, schedule, t, settings["max_loss_weight"])
 
-  def step(state: TrainState, images, ids, camera, key):
-    loss, grads = jax.value_and_grad(loss_fn)(state.params, images, ids, camera, jax.random.fold_in(key, state.step))
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    # A young average forgets its random start quickly: the decay grows as (1 + n) / (10 + n).
-    n = state.step.astype(jnp.float32)
-    decay = jnp.minimum(settings["ema_decay"], (1.0 + n) / (10.0 + n))
-    ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema, params)
-    return (TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state),
-            dict(loss=loss, grad_norm=optax.tree.norm(grads)))
-
-  return jax.jit(step, donate_argnums=0, compiler_options=compilation.unet_options())
-
-
-def batches(data: dict[str, np.ndarray], ids: np.ndarray, batch_size: int, seed: int,
-            first_step: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-  """Batches drawn without replacement within an epoch; the order depends only on (seed, step)."""
-  per_epoch = len(ids) // batch_size
-  step = first_step
-  while True:
-    epoch, offset = divmod(step, per_epoch)
-    order = np.random.default_rng([seed, epoch]).permutation(len(ids))
-    for i in range(offset, per_epoch):
-      take = np.sort(order[i * batch_size:(i + 1) * batch_size])
-      yield data["images"][take], ids[take], data["cameras"][take]
-      step += 1
+  return loss_fn
 
 
 def write_prior(folder: pathlib.Path, params: Params, vocab_size: int, special: dict[str, int]) -> None:
@@ -180,10 +119,10 @@ def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None,
           save_every: int = 500, sheet_every: int = 2000, **overrides: Any) -> pathlib.Path:
   """Train from `out`'s newest checkpoint, or the prior `init`, or nothing; returns the folder of the finished prior."""
   settings = {**recipe.TRAINING, **overrides}
-  given = read_params(init) if init and not any((out / "checkpoints").glob("[0-9]*")) else None
+  given = read_params(init) if init and not fitting.has_begun(out) else None
   out.mkdir(parents=True, exist_ok=True)
-  _check_same_run(out / "settings.json", {**settings, "seed": seed, "steps": None, "init": str(init) if init else None,
-                                          "weights": dataset.WEIGHTS})
+  fitting.check_same_run(out / "settings.json", {**settings, "seed": seed, "init": str(init) if init else None,
+                                                 "weights": dataset.WEIGHTS})
   images = out / "images.npz"
   if not images.exists():
     dataset.make_dataset(settings["num_images"], seed, images)
@@ -191,91 +130,37 @@ def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None,
     data = {name: stored[name] for name in ("images", "captions", "cameras")}
   tokenizer.write_tokenizer(out / "tokenizer")
   tokens = tokenizers.load_tokenizer(out / "tokenizer")
-  unique, inverse = np.unique(data["captions"], return_inverse=True)
-  ids = np.asarray(tokens([str(c) for c in unique]), np.int32)[inverse.reshape(-1)]
+  unique, inverse = np.unique(data.pop("captions"), return_inverse=True)
+  data["ids"] = np.asarray(tokens([str(c) for c in unique]), np.int32)[inverse.reshape(-1)]
   null_ids = np.asarray(tokens([""]), np.int32)[0]
   vocab_size = len(json.loads((out / "tokenizer" / "vocab.json").read_text()))
   special = tokenizer.special_ids(out / "tokenizer")
 
   networks = make_networks(vocab_size, special)
-  schedule = schedules.schedule_from_config(recipe.SCHEDULER)
-  optimizer = make_optimizer(settings["steps"], settings)
-  step_fn = make_step(networks, schedule, optimizer, settings, null_ids)
-  key = jax.random.key(seed)
-  params = given or jax.jit(lambda k: init_params(k, networks))(key)
-  state = TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=jax.tree.map(jnp.copy, params),
-                     opt_state=optimizer.init(params))
-  state = jax.device_put(state, jax.devices()[0])  # as restored ones are: a resumed run has the same program
-  with ocp.CheckpointManager(out.absolute() / "checkpoints", options=ocp.CheckpointManagerOptions(
-      max_to_keep=2, save_interval_steps=save_every)) as manager:
-    if manager.latest_step() is not None:
-      state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(
-          jax.tree.map(ocp.utils.to_shape_dtype_struct, state)))
-      print(f"going on from step {int(state.step)} of {out / 'checkpoints'}")
-      _forget_after(out / "metrics.jsonl", int(state.step))
-    state = _loop(state, step_fn, data, ids, key, manager, settings, out, seed, log_every, sheet_every,
-                  lambda s: write_prior(out / "prior", jax.device_get(s.ema), vocab_size, special))
-  write_prior(out / "prior", jax.device_get(state.ema), vocab_size, special)
+  optimizer = fitting.make_optimizer(settings["steps"], settings)
+  loss_fn = make_loss(networks, schedules.schedule_from_config(recipe.SCHEDULER), settings, null_ids)
+  params = given or jax.jit(lambda k: init_params(k, networks))(jax.random.key(seed))
+
+  def export(state: fitting.TrainState) -> None:
+    write_prior(out / "prior", jax.device_get(state.ema), vocab_size, special)
+
+  def look(state: fitting.TrainState) -> None:
+    export(state)
+    sample_sheet(out / f"samples_{int(state.step):06d}.png", out / "prior", seed)
+
+  state = fitting.fit(out, fitting.new_state(params, optimizer),
+                      fitting.make_step(loss_fn, optimizer, settings["ema_decay"]), data, settings, seed,
+                      look=look, log_every=log_every, save_every=save_every, sheet_every=sheet_every)
+  export(state)
   print("scoring the prior for its card ...")
   card.write_card(out, settings, seed, init)
   return out / "prior"
 
 
-def _check_same_run(path: pathlib.Path, settings: dict[str, Any]) -> None:
-  """Keep the settings of a run beside it; refuse to go on with others (but for the number of steps)."""
-  if not path.exists():
-    write_json(path, settings)
-  before = json.loads(path.read_text(encoding="utf-8"))
-  for name in sorted(before.keys() | settings.keys()):
-    if before.get(name) != settings.get(name):
-      raise ValueError(f"{name}={settings.get(name)!r}, but the run in {path.parent} was begun with "
-                       f"{before.get(name)!r}; use the same or another --out")
-
-
-def _forget_after(log: pathlib.Path, step: int) -> None:
-  """Take the records of steps that will be taken again out of the log."""
-  if log.exists():
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
-    write_atomically(log, lambda path: path.write_text(kept, encoding="utf-8"))
-
-
-def _loop(state, step_fn, data, ids, key, manager, settings, out, seed, log_every, sheet_every, export):
-  """The steps that are left, with a progress bar; every number is also a line of metrics.jsonl."""
-  first = int(state.step)
-  feed = batches(data, ids, settings["batch_size"], seed, first)
-  start, losses = time.perf_counter(), []
-  bar = tqdm.trange(first, settings["steps"], initial=first, total=settings["steps"], desc="training the prior",
-                    mininterval=5.0)
-  for step in bar:
-    state, metrics = step_fn(state, *next(feed), key)
-    losses.append(metrics["loss"])
-    if (step + 1) % log_every == 0:
-      loss = float(np.mean(jax.device_get(losses)))
-      losses = []
-      bar.set_postfix(loss=f"{loss:.4f}")
-      with open(out / "metrics.jsonl", "a") as log:
-        log.write(json.dumps(dict(step=step + 1, loss=loss, seconds=round(time.perf_counter() - start, 1))) + "\n")
-    manager.save(step + 1, args=ocp.args.StandardSave(state), force=step + 1 == settings["steps"])
-    if (step + 1) % sheet_every == 0 and step + 1 < settings["steps"]:
-      export(state)
-      sample_sheet(out / f"samples_{step + 1:06d}.png", out / "prior", seed)
-  return state
-
-
 def main() -> None:
   """Command line of the recipe."""
-  defaults = recipe.TRAINING
   parser = argparse.ArgumentParser(description="Train the text prior that ships with sds_jax.")
-  parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("prior_run"), help="folder of the run")
-  parser.add_argument("--seed", type=int, default=0, help="seed of images, initialisation and noise")
-  parser.add_argument("--init", type=pathlib.Path, help="start from the weights of this prior (a folder)")
-  parser.add_argument("--steps", type=int, default=defaults["steps"], help="optimiser steps")
-  parser.add_argument("--batch_size", type=int, default=defaults["batch_size"], help="images a step")
-  parser.add_argument("--num_images", type=int, default=defaults["num_images"], help="training images to render")
-  parser.add_argument("--log_every", type=int, default=50, help="steps between records of the loss")
-  parser.add_argument("--save_every", type=int, default=500, help="steps between checkpoints")
-  parser.add_argument("--sheet_every", type=int, default=2000, help="steps between sample sheets")
+  fitting.add_flags(parser, recipe.TRAINING, "prior_run")
   args = vars(parser.parse_args())
   compilation.prepare()
   try:

@@ -1,0 +1,112 @@
+"""The image encoder of CLIP (arXiv:2103.00020), with the config keys and parameter names of transformers."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from sds_jax.priors.clip import CLIPEncoder
+from sds_jax.priors.layers import LayerNorm
+from sds_jax.types import Array
+
+_NO_EFFECT = frozenset({
+  "architectures", "attention_dropout", "chunk_size_feed_forward", "dropout", "dtype", "id2label",
+  "initializer_factor", "initializer_range", "is_encoder_decoder", "label2id", "model_type", "output_attentions",
+  "output_hidden_states", "problem_type", "return_dict", "tie_word_embeddings", "torch_dtype", "transformers_version",
+})
+"""Keys of a config.json that leave the embedding as it is."""
+
+_ACTS = ("quick_gelu", "gelu")
+
+
+class CLIPVisionEmbeddings(nn.Module):
+  """Patches and a class token, with their places: [B, S, S, C] -> [B, 1 + (S / patch)^2, D]."""
+  width: int
+  patch: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, pixels: Array) -> Array:
+    patches = nn.Conv(self.width, (self.patch, self.patch), (self.patch, self.patch), "VALID", use_bias=False,
+                      dtype=self.dtype, name="patch_embedding")(pixels)
+    patches = patches.reshape(pixels.shape[0], -1, self.width)
+    first = self.param("class_embedding", nn.initializers.normal(0.02), (self.width,)).astype(self.dtype)
+    tokens = jnp.concatenate([jnp.broadcast_to(first, (pixels.shape[0], 1, self.width)), patches], axis=1)
+    places = nn.Embed(tokens.shape[1], self.width, dtype=self.dtype, name="position_embedding")
+    return tokens + places(jnp.arange(tokens.shape[1]))[None]
+
+
+class CLIPVisionTransformer(nn.Module):
+  """Embeddings, encoder and norms; exists so that parameters carry the prefix `vision_model`."""
+  embeddings: Mapping[str, Any]
+  encoder: Mapping[str, Any]
+  eps: float
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, pixels: Array) -> Array:
+    x = CLIPVisionEmbeddings(**self.embeddings, dtype=self.dtype, name="embeddings")(pixels)
+    x = LayerNorm(epsilon=self.eps, dtype=self.dtype, name="pre_layrnorm")(x)  # the name in all checkpoints
+    x = CLIPEncoder(**self.encoder, dtype=self.dtype, name="encoder")(x)
+    return LayerNorm(epsilon=self.eps, dtype=self.dtype, name="post_layernorm")(x)
+
+
+class CLIPVisionModelWithProjection(nn.Module):
+  """CLIP's image encoder, its tokens projected to the space that it shares with the text.
+
+  Attributes are the keys of a transformers CLIPVisionConfig; `dtype` is that of activations.
+  """
+  hidden_size: int = 768
+  intermediate_size: int = 3072
+  projection_dim: int = 512
+  num_hidden_layers: int = 12
+  num_attention_heads: int = 12
+  num_channels: int = 3
+  image_size: int = 224
+  patch_size: int = 32
+  hidden_act: str = "quick_gelu"
+  layer_norm_eps: float = 1e-5
+  dtype: Any = jnp.float32
+
+  @classmethod
+  def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> CLIPVisionModelWithProjection:
+    """The network that a transformers config.json describes.
+
+    Raises:
+      ValueError: an option is unknown or unsupported; the message has the key, its value and what is supported.
+    """
+    known = {field.name for field in dataclasses.fields(cls)} - {"dtype", "parent", "name"}
+    for key, value in config.items():
+      if key not in known | _NO_EFFECT and not key.startswith("_"):
+        raise ValueError(f"CLIPVisionModelWithProjection config: {key}={value!r} is not a known option")
+    if config.get("hidden_act", "quick_gelu") not in _ACTS:
+      raise ValueError(f"CLIPVisionModelWithProjection config: hidden_act={config['hidden_act']!r} is not supported; "
+                       f"supported: {', '.join(map(repr, _ACTS))}")
+    return cls(**{key: value for key, value in config.items() if key in known}, **overrides)
+
+  @nn.compact
+  def __call__(self, pixels: Array) -> Array:
+    """pixels [B, image_size, image_size, num_channels], normalised -> [B, 1 + patches, projection_dim].
+
+    The first token is transformers' `image_embeds`, the one of the whole picture; the others are of its patches, row
+    by row.
+
+    Raises:
+      ValueError: the picture is of another size, or the heads or the patches don't divide what they should.
+    """
+    if pixels.shape[1:] != (self.image_size, self.image_size, self.num_channels):
+      raise ValueError(f"pixels have shape {pixels.shape}, the image encoder takes "
+                       f"[B, {self.image_size}, {self.image_size}, {self.num_channels}]")
+    for whole, name, parts in ((self.hidden_size, "hidden_size", self.num_attention_heads),
+                               (self.image_size, "image_size", self.patch_size)):
+      if whole % parts:
+        raise ValueError(f"{name}={whole} is not divisible by {parts}")
+    layer = dict(heads=self.num_attention_heads, features=self.intermediate_size, hidden_act=self.hidden_act,
+                 eps=self.layer_norm_eps, causal=False)
+    tokens = CLIPVisionTransformer(
+      dict(width=self.hidden_size, patch=self.patch_size), dict(layers=self.num_hidden_layers, layer=layer),
+      self.layer_norm_eps, self.dtype, name="vision_model")(pixels.astype(self.dtype))
+    return nn.Dense(self.projection_dim, use_bias=False, dtype=self.dtype, name="visual_projection")(tokens)

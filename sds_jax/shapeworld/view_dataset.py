@@ -1,0 +1,124 @@
+r"""Training images of the view prior: random scenes of ShapeWorld, each seen from several sides in one light.
+
+    python -m sds_jax.shapeworld.view_dataset --num=10000 --seed=0 --out=views.npz
+
+The light stays where it is while the camera goes round, so that what is seen from two sides agrees. A scene depends on
+(seed, index) only; its first `PICTURES` views are such as people take pictures from, the others any that the trainer
+of objects draws.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+from typing import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sds_jax.shapeworld import captions, dataset, scenes, tracer
+from sds_jax.shapeworld.scenes import Scene
+from sds_jax.types import Array
+from sds_jax.views import cameras, lights, poses
+
+VIEWS, PICTURES = 4, 2
+"""Views of a scene, and how many of them may serve as the picture that the prior is given."""
+PICTURE_ELEVATION = tuple(np.radians((-10.0, 50.0)).tolist())
+"""From where pictures are taken, radians; evenly in angle."""
+SIZE = (0.8, 1.0)
+"""Range of the factor that a scene is scaled by."""
+SHIFT = 0.04
+"""How far from the origin a scene stands at most, along each axis, world units."""
+AMBIENT = (0.4, 0.8)
+"""Range of the ambient light of a shaded scene."""
+WEIGHTS = dataset.WEIGHTS | {"mug": 1.5, "snowman": 1.5}
+"""How much more often than others the kinds are shown."""
+BATCH = 16
+"""Scenes a call of the compiled renderer makes; fixed, so that a scene does not depend on its neighbours."""
+
+
+def sample_views(key: Array) -> tuple[Array, Array]:
+  """Azimuths and elevations [VIEWS] of a scene's views, radians. Consumes `key`."""
+  key_azimuth, key_picture, key_view = jax.random.split(key, 3)
+  azimuth = jax.random.uniform(key_azimuth, (VIEWS,), maxval=2 * jnp.pi)
+  low, high = PICTURE_ELEVATION
+  pictures = jax.random.uniform(key_picture, (PICTURES,), minval=low, maxval=high)
+  views = jax.vmap(cameras.sample_camera)(jax.random.split(key_view, VIEWS - PICTURES))[2]
+  return azimuth, jnp.concatenate([pictures, views])
+
+
+def sample_light(key: Array) -> tuple[Array, Array]:
+  """A light's position [3] and the ambient intensity [] (1: no shading; the diffuse light is the rest). Consumes `key`."""
+  key_camera, key_light, key_mode, key_ambient = jax.random.split(key, 4)
+  position = lights.sample_light(key_light, cameras.sample_camera(key_camera)[0].position)
+  ambient = jax.random.uniform(key_ambient, minval=AMBIENT[0], maxval=AMBIENT[1])
+  return position, jnp.where(jax.random.bernoulli(key_mode, dataset.ALBEDO_ONLY), jnp.ones_like(ambient), ambient)
+
+
+def place(key: Array, scene: Scene) -> Scene:
+  """A scene a little smaller, and not quite in the middle. Consumes `key`."""
+  key_size, key_shift = jax.random.split(key)
+  size = jax.random.uniform(key_size, minval=SIZE[0], maxval=SIZE[1])
+  shift = jax.random.uniform(key_shift, (1, 3), minval=-SHIFT, maxval=SHIFT)
+  return scene.replace(offset=size * scene.offset + shift, scale=size * scene.scale)
+
+
+@jax.jit
+def _render_batch(seed: Array, indices: Array, batch: Scene) -> tuple[Array, Array]:
+  """Images [B, VIEWS, H, W, 4] uint8, colours times opacity and opacity; azimuths and elevations [B, VIEWS, 2]."""
+  def one(inputs: tuple[Array, Scene]) -> tuple[Array, Array]:
+    index, scene = inputs
+    key_views, key_light, key_place = jax.random.split(jax.random.fold_in(jax.random.key(seed), index), 3)
+    azimuth, elevation = sample_views(key_views)
+    light, ambient = sample_light(key_light)
+    scene = place(key_place, scene)
+
+    def see(angles: tuple[Array, Array]) -> Array:
+      camera = cameras.orbit(*angles, poses.DISTANCE, poses.FOV_Y)
+      rgb, opacity = tracer.render(scene, camera, light, ambient, 1.0 - ambient, jnp.zeros(3), dataset.IMAGE_SIZE)
+      return jnp.round(jnp.concatenate([rgb, opacity[..., None]], -1) * 255.0).astype(jnp.uint8)
+
+    return jax.lax.map(see, (azimuth, elevation)), jnp.stack([azimuth, elevation], -1)
+
+  return jax.lax.map(one, (indices, batch))
+
+
+def make_examples(seed: int, indices: Sequence[int]) -> dict[str, np.ndarray]:
+  """Scenes number `indices` (n of them) of the data set `seed`.
+
+  Returns:
+    images [n, VIEWS, 64, 64, 4] uint8 (colours on black, and opacity), angles [n, VIEWS, 2] float32 (azimuth and
+    elevation, radians), captions [n] strings.
+  """
+  parts = []
+  for start in range(0, len(indices), BATCH):
+    some = list(indices[start:start + BATCH])
+    specs = [captions.sample_spec(np.random.default_rng([seed, index]), dataset.TWO_PARTS, weights=WEIGHTS)
+             for index in some]
+    padding = BATCH - len(some)
+    batch = scenes.stack_scenes([scenes.scene_from_spec(spec) for spec in specs + specs[-1:] * padding])
+    padded = np.array(some + some[-1:] * padding, np.uint32)
+    images, angles = jax.device_get(_render_batch(np.uint32(seed), padded, batch))
+    parts.append(dict(images=images[:len(some)], angles=angles[:len(some)],
+                      captions=np.array([captions.caption(spec) for spec in specs])))
+  return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def make_dataset(num: int, seed: int, path: str | os.PathLike) -> pathlib.Path:
+  """Renders scenes 0 .. num - 1 of data set `seed` into an .npz file; see `dataset.make_dataset`."""
+  return dataset.make_dataset(num, seed, path, make=make_examples)
+
+
+def main() -> None:
+  """Command line: renders a data set."""
+  parser = argparse.ArgumentParser(description="Render training images of ShapeWorld from several sides.")
+  parser.add_argument("--num", type=int, default=10_000, help="number of scenes")
+  parser.add_argument("--seed", type=int, default=0, help="seed of the data set")
+  parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("views.npz"), help="file to write")
+  args = parser.parse_args()
+  print(f"the images lie in {make_dataset(args.num, args.seed, args.out)}")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,33 @@
+"""The settings of the shipped view prior: networks, noise schedule, optimisation.
+
+It is Zero-1-to-3 (arXiv:2303.11328) made small. As there, the picture goes in twice: its pixels behind those of z_t at
+the U-Net's input, and through a CLIP image encoder, each token joined to the pose and projected (`cc_projection`), into
+cross-attention; zeros in place of all of it are the null condition. What is other:
+
+  - there is no autoencoder, but 4x4 pixel patches as in the text prior (`recipe`), whose weights the U-Net starts from;
+  - cross-attention sees the tokens of the picture's 64 patches, not only the one of the whole, since a small network
+    has no picture of an object from one vector; the image encoder is small and learns along;
+  - the pose goes in also as the camera does into the text prior: as `class_labels` and as the rays of the patches;
+  - `elevation_head`, on the first token, tells from where a picture was taken, which the pose needs.
+"""
+from __future__ import annotations
+
+from sds_jax.shapeworld import recipe
+from sds_jax.views.poses import POSE_DIM
+
+IMAGE_ENCODER = dict(
+    architectures=["CLIPVisionModelWithProjection"], model_type="clip_vision_model", hidden_size=128,
+    intermediate_size=512, projection_dim=128, num_hidden_layers=3, num_attention_heads=4, num_channels=3,
+    image_size=recipe.IMAGE_SIZE, patch_size=8, hidden_act="quick_gelu", layer_norm_eps=1e-5)
+
+PROJECTION = dict(in_features=IMAGE_ENCODER["projection_dim"] + POSE_DIM,
+                  out_features=recipe.UNET["cross_attention_dim"])
+
+UNET = dict(recipe.UNET, in_channels=recipe.UNET["in_channels"] + 3 * recipe.PIXEL_UNSHUFFLE**2)
+"""Of its input channels those of z_t come first, then those of the picture, then the rays."""
+
+SCHEDULER = recipe.SCHEDULER
+
+TRAINING = dict(
+    num_images=12_000, steps=16_000, batch_size=16, learning_rate=7e-4, warmup=200, decay=0.25, weight_decay=0.01,
+    ema_decay=0.999, drop_condition=0.1, clip_norm=1.0, max_loss_weight=20.0, noise_power=2.0, elevation_weight=0.2)
