@@ -23,10 +23,12 @@ from safetensors.numpy import save_file
 
 from sds_jax.priors import names
 from sds_jax.priors.clip import CLIPTextModel
+from sds_jax.priors.clip_vision import CLIPVisionModelWithProjection
 from sds_jax.priors.files import CheckpointError, check_header, is_there, read_json, write_atomically, write_json
 from sds_jax.priors.t5 import T5EncoderModel
 from sds_jax.priors.unet import UNet2DConditionModel
 from sds_jax.priors.vae import AutoencoderKL
+from sds_jax.priors.views import CCProjection, ElevationHead
 from sds_jax.types import Params
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
@@ -60,6 +62,9 @@ class Stored:
 COMPONENTS = {
   "unet": Component(UNet2DConditionModel, "diffusion_pytorch_model", names.UNET),
   "clip_text": Component(CLIPTextModel, "model", names.CLIP_TEXT),
+  "image_encoder": Component(CLIPVisionModelWithProjection, "model", names.CLIP_VISION),
+  "cc_projection": Component(CCProjection, "diffusion_pytorch_model", names.LINEAR),
+  "elevation_head": Component(ElevationHead, "diffusion_pytorch_model", names.LINEAR),
   "t5": Component(T5EncoderModel, "model", names.T5),
   "vae": Component(AutoencoderKL, "diffusion_pytorch_model", names.VAE),
 }
@@ -75,6 +80,10 @@ def abstract_params(model: nn.Module) -> dict[names.Path, jax.ShapeDtypeStruct]:
     inputs = (jax.ShapeDtypeStruct((1, 1), jnp.int32),)
   elif isinstance(model, UNet2DConditionModel):
     inputs = _unet_inputs(model)
+  elif isinstance(model, CLIPVisionModelWithProjection):
+    inputs = (_floats(1, model.image_size, model.image_size, model.num_channels),)
+  elif isinstance(model, (CCProjection, ElevationHead)):
+    inputs = (_floats(1, model.in_features),)
   elif isinstance(model, AutoencoderKL):
     size = 2 ** (len(model.block_out_channels) - 1)
     inputs = (_floats(1, size, size, model.in_channels),)

@@ -11,6 +11,7 @@ table for each network.
   embedding   weight [N, C]                 embedding [N, C]
   any         bias [C]                      bias [C]
   pooling     positional_embedding [1, C]   positional_embedding [1, C]
+  class       class_embedding [C]           class_embedding [C]
 """
 from __future__ import annotations
 
@@ -47,6 +48,8 @@ class NameTable:
 
 
 UNET = NameTable(numbered=frozenset({"linear_1", "linear_2"}))
+CLIP_VISION = NameTable(ignored=frozenset({"vision_model.embeddings.position_ids"}))
+LINEAR = NameTable()
 CLIP_TEXT = NameTable(prefix="text_model.", ignored=frozenset({"text_model.embeddings.position_ids"}))
 VAE = NameTable(aliases={"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"})
 T5 = NameTable(
@@ -56,7 +59,7 @@ T5 = NameTable(
   tied={"encoder.embed_tokens.weight": "shared.weight"})
 
 _LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias",
-         "positional_embedding": "positional_embedding"}
+         "positional_embedding": "positional_embedding", "class_embedding": "class_embedding"}
 
 
 def checkpoint_name(path: Path, table: NameTable) -> str:

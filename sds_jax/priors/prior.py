@@ -6,7 +6,9 @@ The folder has `model_index.json`, `unet/`, `text_encoder/`, `tokenizer/`, `sche
   StableDiffusionPipeline   1.x and 2.x: latents of an AutoencoderKL, told of the text by CLIP (arXiv:2112.10752)
   IFPipeline                DeepFloyd IF's first stage: pixels of 64x64, told of the text by T5. Its network also
                             predicts a variance (arXiv:2102.09672), which is left out
-  pixel_unshuffle           a key of ours: folded pixels, told of the text by CLIP, with the further keys
+  Zero1to3StableDiffusionPipeline   Zero-1-to-3: latents, told of a picture and a pose (`sight`) in place of a text
+  pixel_unshuffle           a key of ours: folded pixels, told of the text by CLIP, or, where the key `image_encoder`
+                            names a component, of a picture and a pose; with the further keys
 
   image_size    height and width of its images; pixel_unshuffle r: they are folded by `space_to_depth` with block r
   camera_dim    length of the camera features that the U-Net takes as class labels (0: it is not told the camera)
@@ -33,6 +35,7 @@ from sds_jax.priors import published
 from sds_jax.priors.checkpoint import COMPONENTS, abstract_params, load_on_device, open_component
 from sds_jax.priors.files import CheckpointError, read_json
 from sds_jax.priors.random_weights import random_params, random_text
+from sds_jax.priors.sight import Sight, open_sight
 from sds_jax.priors.sources import Source, find
 from sds_jax.priors.spaces import Space, latent_space, pixel_space
 from sds_jax.priors.text import TextEncoder, open_text_encoder
@@ -40,10 +43,14 @@ from sds_jax.types import Array, DenoiseFn, EncodeFn, Params, Schedule
 from sds_jax.views.cameras import CAMERA_DIM, RAY_DIM, ray_features
 
 Cond = Mapping[str, Array]
-"""What a prior is told of each image: `text` [B, T, D] and perhaps `camera` [B, camera_dim] (zeros: unknown)."""
+"""What a prior is told of each image: `text` [B, T, D], or what else it attends to in that place; perhaps `camera`
+[B, camera_dim] (zeros: unknown); and `x` [B, *x_shape] of the picture, where it is told one (zeros: none)."""
 
 TEXT_ENCODERS = {"ours": "clip_text", "StableDiffusionPipeline": "clip_text", "IFPipeline": "t5"}
 """Kind of a folder -> kind of its text encoder."""
+
+SIGHTED = ("our views", "Zero1to3StableDiffusionPipeline")
+"""Kinds of folders that are told a picture."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +75,7 @@ class Prior:
     decode: (params, x [B, *x_shape]) -> image [B, image_size, image_size, 3] in [0, 1].
     denoise: (params, z_t [B, *x_shape], t [B] integer, cond) -> eps_hat, like z_t.
     source: where its files come from.
+    sight: how it takes a picture in place of words, which `embed` then refuses; None: it takes words.
   """
   name: str
   image_size: int
@@ -83,6 +91,7 @@ class Prior:
   decode: Callable[[Params, Array], Array]
   denoise: DenoiseFn
   source: Source
+  sight: Sight | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,18 +160,24 @@ def _open_folder(source: Source, dtype: Any, any_words: bool, vae_remat: bool) -
     index = {key: value for key, value in index.items() if key != "vocabulary"}
   scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
   unet, unet_places = open_component(folder / "unet", "unet", dtype)
-  text = open_text_encoder(folder, TEXT_ENCODERS[kind], dtype)
-  _check_text(folder, unet, text)
   networks, places = dict(unet=unet), dict(unet=unet_places)
-  if kind == "StableDiffusionPipeline":
+  if kind in ("StableDiffusionPipeline", "Zero1to3StableDiffusionPipeline"):
     networks["vae"], places["vae"] = open_component(folder / "vae", "vae", dtype, remat=vae_remat)
     space = latent_space(networks["vae"], _positive(folder / "unet" / "config.json", "sample_size", unet.sample_size))
   else:
     if kind == "IFPipeline":
       index = dict(pixel_unshuffle=1, image_size=unet.sample_size)
     space = _folded(folder, index)
-  _check_unet(folder, index, unet, space)
-  prior = make_prior(source, index, space, unet, text, scheduler)
+  _check_unet(folder, index, unet, space, kind in SIGHTED)
+  text = sight = None
+  if kind in SIGHTED:
+    sight, places["cc_projection"] = open_sight(folder, index, space, dtype)
+    networks["cc_projection"] = sight.projection
+    _check(folder, ("the projection's out_features", sight.projection.out_features, unet.text_dim))
+  else:
+    text = open_text_encoder(folder, TEXT_ENCODERS[kind], dtype)
+    _check_text(folder, unet, text)
+  prior = make_prior(source, index, space, unet, text, scheduler, sight)
   return prior, Weights(networks, dtype, lambda put=None: {
       name: load_on_device(where, dtype, put) for name, where in places.items()})
 
@@ -197,7 +212,8 @@ def _shapes(network: nn.Module, dtype: Any) -> Params:
 
 
 def make_prior(source: Source, index: Mapping[str, Any], space: Space, unet: nn.Module,
-               text: Callable[[Sequence[str]], Array], scheduler: Mapping[str, Any]) -> Prior:
+               text: Callable[[Sequence[str]], Array] | None, scheduler: Mapping[str, Any],
+               sight: Sight | None = None) -> Prior:
   """A prior of parts at hand.
 
   Args:
@@ -205,25 +221,29 @@ def make_prior(source: Source, index: Mapping[str, Any], space: Space, unet: nn.
     index: a `model_index.json`; `camera_dim`, `ray_dim` and `vocabulary` are read.
     space: where it diffuses.
     unet: linen module; its parameters are `params["unet"]`. Channels that it gives beyond those of x are left out.
-    text: (prompts: n strings) -> [n, T, D].
+    text: (prompts: n strings) -> [n, T, D]; None: it is told a picture by `sight`.
     scheduler: a `scheduler_config.json`.
+    sight: None: it is told a text.
   """
   camera_dim, ray_dim = index.get("camera_dim", 0), index.get("ray_dim", 0)
   schedule, prediction_type = schedule_from_config(scheduler), prediction_type_from_config(scheduler)
   vocabulary = frozenset(index["vocabulary"]) if index.get("vocabulary") else None
 
   def embed(prompts: Sequence[str]) -> Array:
+    if text is None:
+      raise ValueError(f"the prior {source.name!r} is told a picture, not words: use it with configs/image.py")
     check_words(prompts, vocabulary)
     return text(prompts)
 
   def denoise(params: Params, z_t: Array, t: Array, cond: Cond) -> Array:
     labels = _camera_features(cond, z_t.shape[0], camera_dim)
-    prediction = unet.apply({"params": params["unet"]}, unet_input(z_t, labels, ray_dim), t, cond["text"], labels)
+    seen = jnp.concatenate([z_t, cond["x"].astype(z_t.dtype)], axis=-1) if sight else z_t
+    prediction = unet.apply({"params": params["unet"]}, unet_input(seen, labels, ray_dim), t, cond["text"], labels)
     prediction = prediction[..., :z_t.shape[-1]].astype(z_t.dtype)
     return EPS_FROM[prediction_type](schedule, z_t, t, prediction)
 
   return Prior(source.name, space.image_size, space.x_shape, space.bound, schedule, prediction_type, vocabulary,
-               camera_dim, ray_dim, embed, space.encode, space.decode, denoise, source)
+               camera_dim, ray_dim, embed, space.encode, space.decode, denoise, source, sight)
 
 
 def unet_input(z_t: Array, camera: Array | None, ray_dim: int) -> Array:
@@ -247,11 +267,12 @@ def check_words(prompts: Sequence[str], vocabulary: frozenset[str] | None) -> No
 
 def _kind(folder: Path, index: Mapping[str, Any]) -> str:
   """A key of TEXT_ENCODERS."""
-  kind = "ours" if "pixel_unshuffle" in index else index.get("_class_name")
-  if kind not in TEXT_ENCODERS:
+  ours = "our views" if "image_encoder" in index else "ours"
+  kind = ours if "pixel_unshuffle" in index else index.get("_class_name")
+  if kind not in TEXT_ENCODERS and kind not in SIGHTED:
     raise CheckpointError(f"{folder / 'model_index.json'}: _class_name={kind!r} is not supported; supported: "
-                          "'StableDiffusionPipeline' (1.x and 2.x), 'IFPipeline' (the first stage), and folders of "
-                          "ours with the key pixel_unshuffle")
+                          "'StableDiffusionPipeline' (1.x and 2.x), 'IFPipeline' (the first stage), "
+                          "'Zero1to3StableDiffusionPipeline', and folders of ours with the key pixel_unshuffle")
   return kind
 
 
@@ -272,7 +293,7 @@ def _camera_features(cond: Cond, batch: int, camera_dim: int) -> Array | None:
   return jnp.zeros((batch, camera_dim)) if camera is None else camera
 
 
-def _check_unet(folder: Path, index: Mapping[str, Any], unet: nn.Module, space: Space) -> None:
+def _check_unet(folder: Path, index: Mapping[str, Any], unet: nn.Module, space: Space, sighted: bool) -> None:
   """Raises CheckpointError when the network is not one for this space and this `model_index.json`."""
   camera_dim, ray_dim, channels = index.get("camera_dim", 0), index.get("ray_dim", 0), space.x_shape[-1]
   if unet.class_embed_type not in (None, "projection"):
@@ -282,7 +303,7 @@ def _check_unet(folder: Path, index: Mapping[str, Any], unet: nn.Module, space: 
   _check(folder,
          ("ray_dim", ray_dim, RAY_DIM if ray_dim else 0),
          ("camera_dim with rays", camera_dim, CAMERA_DIM if ray_dim else camera_dim),
-         ("the U-Net's in_channels", unet.in_channels, channels + ray_dim),
+         ("the U-Net's in_channels", unet.in_channels, (2 if sighted else 1) * channels + ray_dim),
          ("the side of x modulo what the U-Net halves it by",
           space.x_shape[0] % 2 ** (len(unet.block_out_channels) - 1), 0),
          ("camera_dim", camera_dim, told))

@@ -21,12 +21,16 @@ class Space:
     bound: no |x| of an image is larger; None where there is no such bound.
     encode: (params, image [B, H, H, 3] in [0, 1], key) -> x [B, *x_shape] float32.
     decode: (params, x [B, *x_shape]) -> image [B, image_size, image_size, 3] float32 in [0, 1].
+    condition: (params, image [B, H, H, 3] in [0, 1]) -> [B, *x_shape] float32, what a picture is where it is a
+      condition and not diffused: the same, but latents are the distribution's mean, and not scaled, as Zero-1-to-3's
+      weights expect.
   """
   image_size: int
   x_shape: tuple[int, ...]
   bound: float | None
   encode: EncodeFn
   decode: Callable[[Params, Array], Array]
+  condition: Callable[[Params, Array], Array]
 
 
 def pixel_space(image_size: int, block: int = 1) -> Space:
@@ -44,7 +48,8 @@ def pixel_space(image_size: int, block: int = 1) -> Space:
     del params
     return jnp.clip((depth_to_space(x, block) + 1) / 2, 0, 1)
 
-  return Space(image_size, (image_size // block, image_size // block, 3 * block**2), 1., encode, decode)
+  return Space(image_size, (image_size // block, image_size // block, 3 * block**2), 1., encode, decode,
+               lambda params, image: encode(params, image, None))
 
 
 def latent_space(vae: AutoencoderKL, latent_size: int) -> Space:
@@ -68,7 +73,11 @@ def latent_space(vae: AutoencoderKL, latent_size: int) -> Space:
     image = vae.apply({"params": params["vae"]}, x / vae.scaling_factor, method="decode")
     return jnp.clip((image.astype(jnp.float32) + 1) / 2, 0, 1)
 
-  return Space(size, (latent_size, latent_size, vae.latent_channels), None, encode, decode)
+  def condition(params: Params, image: Array) -> Array:
+    mean, _ = vae.apply({"params": params["vae"]}, 2 * resized(image, size) - 1, method="encode")
+    return mean.astype(jnp.float32)
+
+  return Space(size, (latent_size, latent_size, vae.latent_channels), None, encode, decode, condition)
 
 
 def space_to_depth(image: Array, block: int) -> Array:

@@ -1,9 +1,8 @@
-"""What a pose-conditioned prior is told of a picture and of the view that is asked for (Zero-1-to-3, arXiv:2303.11328).
-
-The picture goes in twice. Its x, as the prior encodes it, stands behind z_t at the U-Net's input; its tokens, by a CLIP
-image encoder, are each joined to the pose, projected to the width of the text, and attended to in its place.
-"""
+"""The small networks of a pose-conditioned prior, beside its U-Net and its image encoder."""
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,14 +11,48 @@ from sds_jax.types import Array
 
 
 class CCProjection(nn.Module):
-  """Tokens and pose to what is attended to: [B, T, in_features] -> [B, T, out_features] (the name in diffusers)."""
+  """Zero-1-to-3's layer from a picture's tokens and the pose to what is attended to: [..., in] -> [..., out].
+
+  Both widths are keys of its config.json.
+  """
   in_features: int
   out_features: int
-  dtype: object = jnp.float32
+  dtype: Any = jnp.float32
+
+  @classmethod
+  def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> CCProjection:
+    """The layer that a config.json describes.
+
+    Raises:
+      ValueError: a width is missing or no positive integer.
+    """
+    return cls(*(_width(config, key, "CCProjection") for key in ("in_features", "out_features")), **overrides)
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     return nn.Dense(self.out_features, dtype=self.dtype, name="projection")(x)
+
+
+class ElevationHead(nn.Dense):
+  """From a picture's first token to the elevation that it was taken from, radians: [..., in] -> [..., 1]."""
+  features: int = 1
+  in_features: int = 0
+
+  @classmethod
+  def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> ElevationHead:
+    """The layer that a config.json describes, by its `in_features`.
+
+    Raises:
+      ValueError: it is missing or no positive integer.
+    """
+    return cls(in_features=_width(config, "in_features", "ElevationHead"), **overrides)
+
+
+def _width(config: Mapping[str, Any], key: str, name: str) -> int:
+  value = config.get(key)
+  if type(value) is not int or value < 1:
+    raise ValueError(f"{name} config: {key}={value!r} should be a positive integer")
+  return value
 
 
 def with_pose(tokens: Array, pose: Array) -> Array:

@@ -22,9 +22,10 @@ from sds_jax.diffusion import schedules
 from sds_jax.diffusion.schedules import add_noise
 from sds_jax.priors import checkpoint, sources, spaces
 from sds_jax.priors.clip_vision import CLIPVisionModelWithProjection
+from sds_jax.priors.files import write_json
 from sds_jax.priors.prior import unet_input
 from sds_jax.priors.unet import UNet2DConditionModel
-from sds_jax.priors.views import CCProjection, with_pose
+from sds_jax.priors.views import CCProjection, ElevationHead, with_pose
 from sds_jax.shapeworld import dataset, fitting, recipe, view_dataset, view_recipe
 from sds_jax.types import Array, Params, Schedule
 from sds_jax.views import poses
@@ -35,8 +36,8 @@ def make_networks() -> dict[str, nn.Module]:
   """The networks of the recipe, by the names of their folders."""
   return dict(unet=UNet2DConditionModel.from_config(view_recipe.UNET),
               image_encoder=CLIPVisionModelWithProjection.from_config(view_recipe.IMAGE_ENCODER),
-              cc_projection=CCProjection(**view_recipe.PROJECTION),
-              elevation_head=nn.Dense(1))
+              cc_projection=CCProjection.from_config(view_recipe.PROJECTION),
+              elevation_head=ElevationHead.from_config(view_recipe.ELEVATION_HEAD))
 
 
 def init_params(key: Array, networks: dict[str, nn.Module], text_unet: Params) -> Params:
@@ -104,8 +105,41 @@ def make_loss(networks: dict[str, nn.Module], schedule: Schedule, settings: dict
   return loss_fn
 
 
+COMPONENTS = dict(unet=view_recipe.UNET, image_encoder=view_recipe.IMAGE_ENCODER, cc_projection=view_recipe.PROJECTION,
+                  elevation_head=view_recipe.ELEVATION_HEAD)
+"""Folder of a network -> its config.json; each is of the kind of that name."""
+
+
 def write_prior(folder: pathlib.Path, params: Params) -> None:
-  raise NotImplementedError
+  """Write the diffusers-format folder (float16 safetensors) that `priors.build` reads."""
+  for name, config in COMPONENTS.items():
+    checkpoint.write_component(folder / name, name, config, params[name], dtype=jnp.float16)
+  for name in ("scheduler", "feature_extractor"):
+    (folder / name).mkdir(exist_ok=True)
+  write_json(folder / "scheduler" / "scheduler_config.json", view_recipe.SCHEDULER)
+  write_json(folder / "feature_extractor" / "preprocessor_config.json", view_recipe.FEATURE_EXTRACTOR)
+  write_json(folder / "model_index.json", dict(
+      _class_name="ShapeWorldViewPipeline", unet=["diffusers", "UNet2DConditionModel"],
+      image_encoder=["transformers", "CLIPVisionModelWithProjection"],
+      feature_extractor=["transformers", "CLIPImageProcessor"], scheduler=["diffusers", "DDIMScheduler"],
+      cc_projection=["sds_jax", "CCProjection"], elevation_head=["sds_jax", "ElevationHead"],
+      image_size=recipe.IMAGE_SIZE, pixel_unshuffle=recipe.PIXEL_UNSHUFFLE, camera_dim=CAMERA_DIM, ray_dim=RAY_DIM,
+      pose="polar", patch_tokens=True))
+
+
+def read_params(folder: pathlib.Path) -> Params:
+  """The float32 parameters in `folder`, a prior that this recipe has made.
+
+  Raises:
+    CheckpointError: files are missing or damaged.
+    ValueError: they are of other networks.
+  """
+  params = {}
+  for name, network in make_networks().items():
+    found, params[name] = checkpoint.read_component(folder / name, name)
+    if checkpoint.abstract_params(found) != checkpoint.abstract_params(network):
+      raise ValueError(f"{folder / name} is not the network of sds_jax/shapeworld/view_recipe.py; train without --init")
+  return params
 
 
 def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None, log_every: int = 50,

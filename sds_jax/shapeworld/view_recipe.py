@@ -23,6 +23,12 @@ IMAGE_ENCODER = dict(
 PROJECTION = dict(in_features=IMAGE_ENCODER["projection_dim"] + POSE_DIM,
                   out_features=recipe.UNET["cross_attention_dim"])
 
+ELEVATION_HEAD = dict(in_features=IMAGE_ENCODER["projection_dim"])
+
+FEATURE_EXTRACTOR = dict(
+    image_processor_type="CLIPImageProcessor", size=dict(height=recipe.IMAGE_SIZE, width=recipe.IMAGE_SIZE),
+    do_center_crop=False, do_rescale=True, do_normalize=True, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
 UNET = dict(recipe.UNET, in_channels=recipe.UNET["in_channels"] + 3 * recipe.PIXEL_UNSHUFFLE**2)
 """Of its input channels those of z_t come first, then those of the picture, then the rays."""
 
