@@ -171,7 +171,7 @@ def _open_folder(source: Source, dtype: Any, any_words: bool, vae_remat: bool) -
   _check_unet(folder, index, unet, space, kind in SIGHTED)
   text = sight = None
   if kind in SIGHTED:
-    sight, places["cc_projection"] = open_sight(folder, index, space, dtype)
+    sight, places["cc_projection"] = open_sight(folder, index, space, dtype, places)
     networks["cc_projection"] = sight.projection
     _check(folder, ("the projection's out_features", sight.projection.out_features, unet.text_dim))
   else:

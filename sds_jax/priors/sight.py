@@ -39,21 +39,15 @@ class Sight:
 
   Attributes:
     projection: its parameters are `params["cc_projection"]`.
-    space: where the prior diffuses.
     camera_dim: length of the camera features that the U-Net takes besides; 0: none.
     pose: one of POSES.
-    look: (picture [S, S, 3] in [0, 1]) -> (tokens [T, D], elevation []); reads the image encoder and drops it.
+    see: (picture [S, S, 3] in [0, 1], the object on white) -> Seen, once for a run; reads the image encoder, and of a
+      prior of latents the autoencoder, and drops them, so not for use under jit.
   """
   projection: CCProjection
-  space: Space
   camera_dim: int
   pose: str
-  look: Callable[[Array], tuple[Array, Array]]
-
-  def see(self, params: Params, picture: Array) -> Seen:
-    """A picture [S, S, 3] in [0, 1], the object on white, once for a run. Reads files, so not for use under jit."""
-    tokens, elevation = self.look(picture)
-    return dict(tokens=tokens, x=self.space.condition(params, picture[None])[0], elevation=elevation)
+  see: Callable[[Array], Seen]
 
   def tell(self, params: Params, seen: Seen, pose: Array) -> dict[str, Array]:
     """What the U-Net is told of the views at `pose` [B, POSE_DIM] (`poses.relative_pose`) of the object that was seen.
@@ -75,8 +69,15 @@ def null(cond: Mapping[str, Array]) -> dict[str, Array]:
   return jax.tree.map(jnp.zeros_like, dict(cond))
 
 
-def open_sight(folder: Path, index: Mapping[str, Any], space: Space, dtype: Any) -> tuple[Sight, dict[Any, Stored]]:
+def open_sight(folder: Path, index: Mapping[str, Any], space: Space, dtype: Any,
+               others: Mapping[str, dict[Any, Stored]]) -> tuple[Sight, dict[Any, Stored]]:
   """The sight in a prior's folder, and where the projection's parameters stand; reads no weights.
+
+  Args:
+    index: its `model_index.json`; `pose`, `patch_tokens` and `camera_dim` are read.
+    space: where the prior diffuses.
+    dtype: of parameters and activations.
+    others: where the parameters of the prior's other networks stand; those of `vae` are read where there is one.
 
   Raises:
     CheckpointError: a file is missing or damaged, or parts do not fit each other.
@@ -96,13 +97,15 @@ def open_sight(folder: Path, index: Mapping[str, Any], space: Space, dtype: Any)
   normalise = _normaliser(folder)
   all_tokens = bool(index.get("patch_tokens", False))
 
-  def look(picture: Array) -> tuple[Array, Array]:
+  def see(picture: Array) -> Seen:
     pixels = normalise(_resized(picture[None], encoder.image_size))
     tokens = _apply(encoder, encoder_places, dtype, pixels)
     elevation = _apply(*head, dtype, tokens[:, 0])[0, 0] if head else jnp.float32(np.nan)
-    return (tokens if all_tokens else tokens[:, :1])[0].astype(jnp.float32), elevation.astype(jnp.float32)
+    params = {name: load_on_device(others[name], dtype) for name in others.keys() & {"vae"}}
+    return dict(tokens=(tokens if all_tokens else tokens[:, :1])[0].astype(jnp.float32),
+                x=jax.jit(space.condition)(params, picture[None])[0], elevation=elevation.astype(jnp.float32))
 
-  return Sight(projection, space, index.get("camera_dim", 0), pose, look), places
+  return Sight(projection, index.get("camera_dim", 0), pose, see), places
 
 
 def _apply(network: nn.Module, places: dict[Any, Stored], dtype: Any, x: Array) -> Array:
