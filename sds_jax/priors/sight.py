@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from sds_jax.priors.checkpoint import Stored, load_on_device, open_component
-from sds_jax.priors.clip_vision import CLIPVisionModelWithProjection
 from sds_jax.priors.files import CheckpointError, read_json
 from sds_jax.priors.spaces import Space
 from sds_jax.priors.views import CCProjection, with_pose
@@ -87,7 +86,8 @@ def open_sight(folder: Path, index: Mapping[str, Any], space: Space, dtype: Any,
   projection, places = open_component(folder / "cc_projection", "cc_projection", dtype)
   if projection.in_features != encoder.projection_dim + POSE_DIM:
     raise CheckpointError(f"{folder}: the projection's in_features is {projection.in_features}, expected "
-                          f"{encoder.projection_dim + POSE_DIM}, the image encoder's projection_dim and {POSE_DIM} of the pose")
+                          f"{encoder.projection_dim + POSE_DIM}, the image encoder's projection_dim and {POSE_DIM} of "
+                          "the pose")
   head = None
   if (folder / "elevation_head").is_dir():
     head = open_component(folder / "elevation_head", "elevation_head", dtype)
