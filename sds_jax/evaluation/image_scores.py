@@ -19,12 +19,12 @@ import numpy as np
 from sds_jax.evaluation import scores
 from sds_jax.io.pictures import Picture, resized
 from sds_jax.rendering.render import render_image
-from sds_jax.shapeworld import captions, pictures, scenes, solids
+from sds_jax.shapeworld import captions, pictures, solids
 from sds_jax.shapeworld.pictures import Truth
 from sds_jax.shapeworld.score_prior import colour_name
 from sds_jax.training.state import TrainState
 from sds_jax.training.step import Scene
-from sds_jax.types import Array, Camera
+from sds_jax.types import Array
 from sds_jax.views import cameras, poses
 
 BEST_PSNR = 100.0
@@ -51,10 +51,10 @@ def score(scene: Scene, state: TrainState, truth: Truth, picture: Picture, azimu
   Returns:
     reference_psnr (the picture and a render from its camera, on white at 64x64, dB, at most BEST_PSNR), silhouette_iou
     (mean over 16 views), worst_view_iou, seen_iou and unseen_iou (means over the views within 90 degrees of azimuth of
-    the picture's, and over the others), volume_iou, colour_error (mean absolute difference of RGB where scene and object
-    overlap; 1 where they don't), colours_right and unseen_colours_right (whether the mean colour of each part, in all
-    views and in the unseen ones, is nearest in direction to that which the caption names; a part that is hidden in all
-    those views is not asked for), empty, full.
+    the picture's, and over the others), volume_iou, colour_error (mean absolute difference of RGB where scene and
+    object overlap; 1 where they don't), colours_right and unseen_colours_right (whether the mean colour of each part,
+    in all views and in the unseen ones, is nearest in direction to that which the caption names; a part that is hidden
+    in all those views is not asked for), empty, full.
   """
   exact, pose = pictures.truth_scene(truth), (truth, azimuth, elevation, picture.frame.scale, picture.frame.shift)
   rgb, opacity = scores.object_views(scene, state)

@@ -1,4 +1,4 @@
-"""Files of pictures as arrays: any of the usual formats and depths, upright, within limits, or one line that says why not.
+"""Files of pictures as arrays: any of the usual formats and depths, upright; or one line that says why not.
 
 Pillow decodes. What it would do beyond that is kept from happening: formats that run other programs (EPS) or are never
 pictures of objects are not tried, and its own limits and warnings are replaced by errors for this one file.
@@ -65,7 +65,8 @@ def decode(path: str | os.PathLike, largest_side: int) -> Decoded:
     try:
       image = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError as error:
-      raise PictureError(f"{path} is no picture that can be read; {_formats()} can") from error
+      raise PictureError(
+        f"{path} is no picture that can be read, or damaged at its beginning; {_formats()} can") from error
     except Image.DecompressionBombError as error:
       raise PictureError(f"{path} has too many pixels, at most {LARGEST_PICTURE} are read: make it smaller") from error
     except Exception as error:  # of damaged headers: decoders raise OSError, ValueError, SyntaxError, struct.error, ...
@@ -85,7 +86,7 @@ def _decode(path: Path, image: Image.Image, largest_side: int) -> Decoded:
     image.load()
     upright = ImageOps.exif_transpose(image)
     decoded = _arrays(upright, max(1, -(-max(width, height) // largest_side)))
-  except Exception as error:  # decoders raise whatever they come across: OSError, EOFError, SyntaxError, zlib.error, ...
+  except Exception as error:  # decoders raise what they come across: OSError, EOFError, SyntaxError, zlib.error, ...
     raise PictureError(_damaged(path, error)) from error
   if several:
     print(f"{path} holds several pictures; the first of them is used")

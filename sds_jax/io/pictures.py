@@ -88,17 +88,15 @@ def read_picture(path: str | os.PathLike, size: int, framing: str = "auto", back
   colours, opacity = _object(path, decode(path, max(_LARGEST_SIDE, 2 * size)), background)
   mask = backgrounds.without_specks(opacity > VISIBLE)
   if mask.sum() < FEWEST:
-    raise PictureError(f"{path} shows no object: {mask.sum()} pixels are left without the background, at least {FEWEST} "
-                       f"are needed; give a larger picture, or another background than {background!r}")
+    raise PictureError(f"{path} shows no object: {mask.sum()} pixels are left without the background, at least "
+                       f"{FEWEST} are needed; give a larger picture, or another background than {background!r}")
   frame = _frame(path, mask, framing)
-  moved = np.clip(_moved(np.dstack([colours, opacity]), frame, size), 0.0, 1.0)
-  opacity = moved[..., 3]
+  colours, opacity = _moved_with_opacity(colours, opacity, frame, size)
   if (opacity > VISIBLE).sum() < FEWEST:
     raise PictureError(f"{path} shows an object of fewer than {FEWEST} pixels at size={size} and framing={framing!r}; "
                        f"framing='centre' makes it larger" + (", and so does a picture that is less long and thin"
                                                               if framing == "centre" or frame.scale > 1.0 else ""))
-  premultiplied = np.minimum(moved[..., :3], opacity[..., None])  # what a sharp filter overshoots by
-  return Picture(premultiplied + (1.0 - opacity[..., None]), opacity, frame)
+  return Picture(colours * opacity[..., None] + (1.0 - opacity[..., None]), opacity, frame)
 
 
 def read_map(path: str | os.PathLike, frame: Frame, size: int, channels: int) -> Map:
@@ -129,11 +127,7 @@ def read_map(path: str | os.PathLike, frame: Frame, size: int, channels: int) ->
     raise PictureError(f"{path} has colours; a map of one channel has to be grey, without a colour scale")
   if channels == 3 and grey:
     raise PictureError(f"{path} is grey; a map of {channels} channels needs colours")
-  moved = np.clip(_moved(np.dstack([values[..., :channels], decoded.opacity]), frame, size), 0.0, 1.0)
-  opacity = moved[..., channels]
-  known = opacity > 0.5 / 255
-  values = np.where(known[..., None], moved[..., :channels] / np.maximum(opacity, 1e-6)[..., None], 0.0)
-  return Map(np.clip(values, 0.0, 1.0).astype(np.float32), np.where(known, opacity, 0.0).astype(np.float32))
+  return Map(*_moved_with_opacity(values[..., :channels], decoded.opacity, frame, size))
 
 
 def resized(image: np.ndarray, size: int) -> np.ndarray:
@@ -152,8 +146,8 @@ def _object(path: str | os.PathLike, decoded: Decoded, background: str) -> tuple
   colour, share = backgrounds.border_colour(rgb)
   name = "#" + "".join(f"{round(float(255 * c)):02x}" for c in colour)
   if background == "plain" and share < backgrounds.PLAIN_SHARE:
-    raise PictureError(f"{path} has no plain background, which background='plain' needs: {share:.0%} of its border is of "
-                       f"one colour ({name}), at least {backgrounds.PLAIN_SHARE:.0%} has to be; use 'rembg'")
+    raise PictureError(f"{path} has no plain background, which background='plain' needs: {share:.0%} of its border is "
+                       f"of one colour ({name}), at least {backgrounds.PLAIN_SHARE:.0%} has to be; use 'rembg'")
   if background == "plain" or (background == "auto" and share >= backgrounds.PLAIN_SHARE):
     print(f"{path}: its background is taken out by its plain colour {name}; where that takes too much, give a picture "
           f"with a transparent background, or background='rembg'")
@@ -184,6 +178,16 @@ def _frame(path: str | os.PathLike, mask: np.ndarray, framing: str) -> Frame:
     return Frame(aspect=aspect)
   scale = FILL / longest
   return Frame(float(scale), (float(-scale * middle[0]), float(-scale * middle[1])), aspect)
+
+
+def _moved_with_opacity(premultiplied: np.ndarray, opacity: np.ndarray, frame: Frame,
+                        size: int) -> tuple[np.ndarray, np.ndarray]:
+  """Values [size, size, C] (no longer premultiplied; 0 where nothing is) and opacity [size, size], both in [0, 1]."""
+  moved = _moved(np.dstack([premultiplied, opacity]), frame, size)
+  # A sharp filter overshoots by the same share in both, and so not in their ratio.
+  opacity = np.where(moved[..., -1] > 0.5 / 255, moved[..., -1], 0.0)
+  values = np.where(opacity[..., None] > 0, moved[..., :-1] / np.maximum(opacity, 1e-6)[..., None], 0.0)
+  return np.clip(values, 0.0, 1.0).astype(np.float32), np.clip(opacity, 0.0, 1.0).astype(np.float32)
 
 
 def _moved(image: np.ndarray, frame: Frame, size: int) -> np.ndarray:

@@ -206,7 +206,8 @@ def _checked(values: dict[str, Any]) -> Truth:
   slack = 1e-6  # of what is drawn in float32
   return Truth(
     caption=values["caption"],
-    azimuth_deg=number(values["azimuth_deg"], -360.0, 360.0), elevation_deg=number(values["elevation_deg"], -90.0, 90.0),
+    azimuth_deg=number(values["azimuth_deg"], -360.0, 360.0),
+    elevation_deg=number(values["elevation_deg"], -90.0, 90.0),
     light=triple(values["light"], 10.0), ambient=number(values["ambient"], 0.0, 1.0),
     size=number(values["size"], view_dataset.SIZE[0] - slack, view_dataset.SIZE[1] + slack),
     shift=triple(values["shift"], view_dataset.SHIFT + slack))
