@@ -65,6 +65,12 @@ def tiny_prior(tmp_path_factory):
   return tiny.write_prior(tmp_path_factory.mktemp("tiny_prior"))
 
 
+@pytest.fixture(scope="session")
+def tiny_view_prior(tmp_path_factory):
+  """A folder with a prior that is told a picture and a pose: 16x16 images, random weights, a few thousand."""
+  return tiny.write_view_prior(tmp_path_factory.mktemp("tiny_view_prior"))
+
+
 _TINY_SD_UNET = dict(
   sample_size=8, in_channels=4, out_channels=4, block_out_channels=[8], layers_per_block=1, norm_num_groups=4,
   down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"], cross_attention_dim=8,
