@@ -17,8 +17,8 @@ from sds_jax.views.poses import POSE_DIM
 
 _UNET = dict(
     _class_name="UNet2DConditionModel", sample_size=4, in_channels=48, out_channels=48,
-    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
-    block_out_channels=[8, 16], layers_per_block=1, norm_num_groups=4, cross_attention_dim=8, attention_head_dim=2,
+    down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"], block_out_channels=[8],
+    layers_per_block=1, norm_num_groups=4, cross_attention_dim=8, attention_head_dim=2,
     class_embed_type="projection", projection_class_embeddings_input_dim=16)
 _EYE = dict(model_type="clip_vision_model", hidden_size=8, intermediate_size=16, projection_dim=8, num_hidden_layers=1,
             num_attention_heads=2, image_size=16, patch_size=8)
