@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 import dataclasses
 from pathlib import Path
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -16,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sds_jax.priors import clip_pixels
 from sds_jax.priors.checkpoint import Stored, load_on_device, open_component
-from sds_jax.priors.clip_vision import CLIPVisionModelWithProjection
-from sds_jax.priors.files import CheckpointError, read_json
-from sds_jax.priors.spaces import Space
+from sds_jax.priors.files import CheckpointError
+from sds_jax.priors.random_weights import random_tokens
+from sds_jax.priors.sources import Source
+from sds_jax.priors.spaces import Space, resized
 from sds_jax.priors.views import CCProjection, with_pose
 from sds_jax.types import Array, Params
 from sds_jax.views.poses import POSE_DIM, pose_features
@@ -34,6 +37,21 @@ distances (Zero-1-to-3), which is 0 here since all views are as far away as the 
 
 
 @dataclasses.dataclass(frozen=True)
+class Layout:
+  """What folders of a kind call the projection's component, and how CLIP's input is resized."""
+  projection: str
+  resize: Callable[[Array, int], Array]
+
+
+LAYOUTS = {
+  "our views": Layout("cc_projection", clip_pixels.antialiased),
+  "Zero1to3StableDiffusionPipeline": Layout("cc_projection", clip_pixels.aligned),
+  "Zero123Pipeline": Layout("clip_camera_projection", clip_pixels.antialiased),
+}
+"""Kinds of folders that are told a picture: ours, and the two of Zero-1-to-3's weights."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Sight:
   """How a prior takes a picture, without parameters.
 
@@ -42,7 +60,8 @@ class Sight:
     space: where the prior diffuses.
     camera_dim: length of the camera features that the U-Net takes besides; 0: none.
     pose: one of POSES.
-    look: (picture [S, S, 3] in [0, 1]) -> (tokens [T, D], elevation []); reads the image encoder and drops it.
+    look: (picture [S, S, 3] in [0, 1], S the prior's image_size) -> (tokens [T, D], elevation []); reads the image
+      encoder and drops it.
   """
   projection: CCProjection
   space: Space
@@ -51,9 +70,16 @@ class Sight:
   look: Callable[[Array], tuple[Array, Array]]
 
   def see(self, params: Params, picture: Array) -> Seen:
-    """A picture [S, S, 3] in [0, 1], the object on white, once for a run. Reads files, so not for use under jit."""
-    tokens, elevation = self.look(picture)
-    return dict(tokens=tokens, x=self.space.condition(params, picture[None])[0], elevation=elevation)
+    """A picture [S, S, 3] in [0, 1], the object on white, once for a run. Reads files, so not for use under jit.
+
+    Raises:
+      ValueError: the picture is not square, or doesn't have three channels.
+    """
+    if picture.ndim != 3:
+      raise ValueError(f"the picture has shape {picture.shape}, expected one square picture [S, S, 3]")
+    picture = resized(picture[None], self.space.image_size)
+    tokens, elevation = self.look(picture[0])
+    return dict(tokens=tokens, x=self.space.condition(params, picture)[0], elevation=elevation)
 
   def tell(self, params: Params, seen: Seen, pose: Array) -> dict[str, Array]:
     """What the U-Net is told of the views at `pose` [B, POSE_DIM] (`poses.relative_pose`) of the object that was seen.
@@ -75,29 +101,37 @@ def null(cond: Mapping[str, Array]) -> dict[str, Array]:
   return jax.tree.map(jnp.zeros_like, dict(cond))
 
 
-def open_sight(folder: Path, index: Mapping[str, Any], space: Space, dtype: Any) -> tuple[Sight, dict[Any, Stored]]:
+def open_sight(source: Source, kind: str, index: Mapping[str, Any], space: Space,
+               dtype: Any) -> tuple[Sight, dict[Any, Stored]]:
   """The sight in a prior's folder, and where the projection's parameters stand; reads no weights.
+
+  Args:
+    source: the prior's.
+    kind: a key of LAYOUTS.
+    index: its `model_index.json`.
+    space: where it diffuses.
+    dtype: of parameters and activations.
 
   Raises:
     CheckpointError: a file is missing or damaged, or parts do not fit each other.
     ValueError: a network is of a kind that isn't supported.
   """
+  folder, layout = source.folder, LAYOUTS[kind]
   encoder, encoder_places = open_component(folder / "image_encoder", "image_encoder", dtype)
-  projection, places = open_component(folder / "cc_projection", "cc_projection", dtype)
+  projection, places = open_component(folder / layout.projection, "cc_projection", dtype)
   if projection.in_features != encoder.projection_dim + POSE_DIM:
-    raise CheckpointError(f"{folder}: the projection's in_features is {projection.in_features}, expected "
-                          f"{encoder.projection_dim + POSE_DIM}, the image encoder's projection_dim and {POSE_DIM} of the pose")
+    raise CheckpointError(f"{folder}: {layout.projection} takes {projection.in_features} numbers, expected "
+                          f"{encoder.projection_dim + POSE_DIM}, the image encoder's projection_dim and {POSE_DIM} of "
+                          "the pose")
   head = None
   if (folder / "elevation_head").is_dir():
     head = open_component(folder / "elevation_head", "elevation_head", dtype)
-  pose = index.get("pose", "distance")
-  if pose not in POSES:
-    raise CheckpointError(f"{folder / 'model_index.json'}: pose={pose!r} is none of {', '.join(map(repr, POSES))}")
-  normalise = _normaliser(folder)
+  pose = fourth_number(index, source)
+  normalise = clip_pixels.normaliser(folder / "feature_extractor")
   all_tokens = bool(index.get("patch_tokens", False))
 
   def look(picture: Array) -> tuple[Array, Array]:
-    pixels = normalise(_resized(picture[None], encoder.image_size))
+    pixels = normalise(layout.resize(picture[None], encoder.image_size))
     tokens = _apply(encoder, encoder_places, dtype, pixels)
     elevation = _apply(*head, dtype, tokens[:, 0])[0, 0] if head else jnp.float32(np.nan)
     return (tokens if all_tokens else tokens[:, :1])[0].astype(jnp.float32), elevation.astype(jnp.float32)
@@ -105,24 +139,30 @@ def open_sight(folder: Path, index: Mapping[str, Any], space: Space, dtype: Any)
   return Sight(projection, space, index.get("camera_dim", 0), pose, look), places
 
 
+def random_sight(source: Source, encoder: Mapping[str, Any], projection: CCProjection, space: Space) -> Sight:
+  """One that sees random tokens, the same in the same picture, by the config.json of an image encoder."""
+  def look(picture: Array) -> tuple[Array, Array]:
+    return random_tokens(np.asarray(picture).tobytes(), 1, encoder["projection_dim"]), jnp.float32(np.nan)
+
+  return Sight(projection, space, 0, fourth_number({}, source), look)
+
+
+def fourth_number(index: Mapping[str, Any], source: Source) -> str:
+  """One of POSES: the key `pose` of a `model_index.json`; where there is none, as in all published folders, "polar" for
+  a repository, folder or name with "stable-zero" in it (`stable_zero`, `stablezero`), and "distance" for others.
+
+  Raises:
+    CheckpointError: the key has another value.
+  """
+  names = (source.repo, Path(source.name).name, source.folder.resolve().name if source.folder else "")
+  stable = any(re.search("stable[-_]?zero", name, re.IGNORECASE) for name in names)
+  pose = index.get("pose", "polar" if stable else "distance")
+  if pose not in POSES:
+    raise CheckpointError(f"{source.folder / 'model_index.json'}: pose={pose!r} is none of "
+                          f"{', '.join(map(repr, POSES))}: 'polar' is right for Stable-Zero123's weights, 'distance' "
+                          "for Zero-1-to-3's")
+  return pose
+
+
 def _apply(network: nn.Module, places: dict[Any, Stored], dtype: Any, x: Array) -> Array:
   return jax.jit(lambda params, x: network.apply({"params": params}, x))(load_on_device(places, dtype), x)
-
-
-def _normaliser(folder: Path) -> Callable[[Array], Array]:
-  """(picture - mean) / std by the feature extractor's settings, or CLIP's own where there are none."""
-  path = folder / "feature_extractor" / "preprocessor_config.json"
-  settings = read_json(path) if path.is_file() else {}
-  mean = settings.get("image_mean", CLIP_MEAN)
-  std = settings.get("image_std", CLIP_STD)
-  return lambda picture: (picture - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
-
-
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of OpenAI's preprocessing."""
-
-
-def _resized(picture: Array, size: int) -> Array:
-  """[B, S, S, 3] at [B, size, size, 3], bicubically, smoothed where it becomes smaller."""
-  return picture if picture.shape[1] == size else jax.image.resize(
-      picture, (picture.shape[0], size, size, 3), "cubic", antialias=True)
