@@ -48,11 +48,14 @@ def _colour(path: Path, settings: Mapping[str, Any], key: str, otherwise: tuple[
 
 
 def antialiased(picture: Array, size: int) -> Array:
-  """[B, S, S, 3] in [0, 1] at [B, size, size, 3] as Pillow does it, but for its rounding to 8 bits: smoothed, clipped."""
+  """[B, S, S, 3] in [0, 1] at [B, size, size, 3] as Pillow does it, but for its rounding to 8 bits: smoothed where it
+  becomes smaller, first each row and then each column, both clipped."""
   if picture.shape[1] == size:
     return picture
-  smaller = jax.image.resize(picture, (picture.shape[0], size, size, picture.shape[3]), "cubic", antialias=True)
-  return jnp.clip(smaller, 0.0, 1.0)
+  batch, height, _, channels = picture.shape
+  for shape in ((batch, height, size, channels), (batch, size, size, channels)):
+    picture = jnp.clip(jax.image.resize(picture, shape, "cubic", antialias=True), 0.0, 1.0)
+  return picture
 
 
 def aligned(picture: Array, size: int) -> Array:

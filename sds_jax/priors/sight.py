@@ -79,7 +79,7 @@ class Sight:
       raise ValueError(f"the picture has shape {picture.shape}, expected one square picture [S, S, 3]")
     picture = resized(picture[None], self.space.image_size)
     tokens, elevation = self.look(picture[0])
-    return dict(tokens=tokens, x=self.space.condition(params, picture)[0], elevation=elevation)
+    return dict(tokens=tokens, x=jax.jit(self.space.condition)(params, picture)[0], elevation=elevation)
 
   def tell(self, params: Params, seen: Seen, pose: Array) -> dict[str, Array]:
     """What the U-Net is told of the views at `pose` [B, POSE_DIM] (`poses.relative_pose`) of the object that was seen.
