@@ -203,7 +203,8 @@ def draw(work: Workload, step: Array) -> Draws:
     jitter=jax.vmap(lambda key: jax.random.uniform(key, (height * width,)))(own[:, 2]).reshape(-1),
     light=jax.vmap(lambda key, p: lights.sample_light(key, p, scene.lights))(own[:, 0], cams.position),
     shading=lights.sample_shading(keys["shading"], progress, scene.lights), render_key=keys["rest"],
-    cond=conditions.of_views(work.prior, config, work.text, cams, azimuth, elevation, progress), progress=progress,
+    cond=conditions.of_views(work.prior, work.prior_params, config, work.text, cams, azimuth, elevation, progress),
+    progress=progress,
     t=distil.draw_t(config, work.prior, keys["t"], progress, index),
     eps=draw_noise(jax.random.split(keys["distil"], 3)[1], index, eps_like, config.distillation.antithetic_noise))
 

@@ -171,7 +171,7 @@ def _open_folder(source: Source, dtype: Any, any_words: bool, vae_remat: bool) -
   _check_unet(folder, index, unet, space, kind in LAYOUTS)
   text = sight = None
   if kind in LAYOUTS:
-    sight, places["cc_projection"] = open_sight(source, kind, index, space, dtype)
+    sight, places["cc_projection"] = open_sight(source, kind, index, space, dtype, places)
     networks["cc_projection"] = sight.projection
     _check(folder, (f"the width that {LAYOUTS[kind].projection} gives", sight.projection.out_features, unet.text_dim))
   else:
@@ -198,7 +198,7 @@ def _open_random(name: str, dtype: Any, vae_remat: bool) -> tuple[Prior, Weights
   source, text, sight = Source(name, None), None, None
   if "cc_projection" in configs:
     networks["cc_projection"] = COMPONENTS["cc_projection"].network.from_config(configs["cc_projection"], dtype=dtype)
-    sight = random_sight(source, configs["image_encoder"], networks["cc_projection"], space)
+    sight = random_sight(source, networks["cc_projection"], space)
   else:
     def text(prompts: Sequence[str]) -> Array:
       return random_text(prompts, published.TEXT_TOKENS, unet.text_dim)

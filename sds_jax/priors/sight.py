@@ -57,29 +57,16 @@ class Sight:
 
   Attributes:
     projection: its parameters are `params["cc_projection"]`.
-    space: where the prior diffuses.
     camera_dim: length of the camera features that the U-Net takes besides; 0: none.
     pose: one of POSES.
-    look: (picture [S, S, 3] in [0, 1], S the prior's image_size) -> (tokens [T, D], elevation []); reads the image
-      encoder and drops it.
+    see: (picture [S, S, 3] in [0, 1], the object on white) -> Seen, once for a run; reads the image encoder, and of a
+      prior of latents the autoencoder, and drops them, so not for use under jit. Raises ValueError for a picture that
+      is not square or has other channels.
   """
   projection: CCProjection
-  space: Space
   camera_dim: int
   pose: str
-  look: Callable[[Array], tuple[Array, Array]]
-
-  def see(self, params: Params, picture: Array) -> Seen:
-    """A picture [S, S, 3] in [0, 1], the object on white, once for a run. Reads files, so not for use under jit.
-
-    Raises:
-      ValueError: the picture is not square, or doesn't have three channels.
-    """
-    if picture.ndim != 3:
-      raise ValueError(f"the picture has shape {picture.shape}, expected one square picture [S, S, 3]")
-    picture = resized(picture[None], self.space.image_size)
-    tokens, elevation = self.look(picture[0])
-    return dict(tokens=tokens, x=jax.jit(self.space.condition)(params, picture)[0], elevation=elevation)
+  see: Callable[[Array], Seen]
 
   def tell(self, params: Params, seen: Seen, pose: Array) -> dict[str, Array]:
     """What the U-Net is told of the views at `pose` [B, POSE_DIM] (`poses.relative_pose`) of the object that was seen.
@@ -101,16 +88,17 @@ def null(cond: Mapping[str, Array]) -> dict[str, Array]:
   return jax.tree.map(jnp.zeros_like, dict(cond))
 
 
-def open_sight(source: Source, kind: str, index: Mapping[str, Any], space: Space,
-               dtype: Any) -> tuple[Sight, dict[Any, Stored]]:
+def open_sight(source: Source, kind: str, index: Mapping[str, Any], space: Space, dtype: Any,
+               others: Mapping[str, dict[Any, Stored]]) -> tuple[Sight, dict[Any, Stored]]:
   """The sight in a prior's folder, and where the projection's parameters stand; reads no weights.
 
   Args:
     source: the prior's.
     kind: a key of LAYOUTS.
-    index: its `model_index.json`.
-    space: where it diffuses.
+    index: its `model_index.json`; `pose`, `patch_tokens` and `camera_dim` are read.
+    space: where the prior diffuses.
     dtype: of parameters and activations.
+    others: where the parameters of the prior's other networks stand; those of `vae` are read where there is one.
 
   Raises:
     CheckpointError: a file is missing or damaged, or parts do not fit each other.
@@ -130,21 +118,33 @@ def open_sight(source: Source, kind: str, index: Mapping[str, Any], space: Space
   normalise = clip_pixels.normaliser(folder / "feature_extractor")
   all_tokens = bool(index.get("patch_tokens", False))
 
-  def look(picture: Array) -> tuple[Array, Array]:
-    pixels = normalise(layout.resize(picture[None], encoder.image_size))
+  def see(picture: Array) -> Seen:
+    picture = _at_size(picture, space.image_size)
+    pixels = normalise(layout.resize(picture, encoder.image_size))
     tokens = _apply(encoder, encoder_places, dtype, pixels)
     elevation = _apply(*head, dtype, tokens[:, 0])[0, 0] if head else jnp.float32(np.nan)
-    return (tokens if all_tokens else tokens[:, :1])[0].astype(jnp.float32), elevation.astype(jnp.float32)
+    params = {name: load_on_device(others[name], dtype) for name in others.keys() & {"vae"}}
+    return dict(tokens=(tokens if all_tokens else tokens[:, :1])[0].astype(jnp.float32),
+                x=jax.jit(space.condition)(params, picture)[0], elevation=elevation.astype(jnp.float32))
 
-  return Sight(projection, space, index.get("camera_dim", 0), pose, look), places
+  return Sight(projection, index.get("camera_dim", 0), pose, see), places
 
 
-def random_sight(source: Source, encoder: Mapping[str, Any], projection: CCProjection, space: Space) -> Sight:
-  """One that sees random tokens, the same in the same picture, by the config.json of an image encoder."""
-  def look(picture: Array) -> tuple[Array, Array]:
-    return random_tokens(np.asarray(picture).tobytes(), 1, encoder["projection_dim"]), jnp.float32(np.nan)
+def random_sight(source: Source, projection: CCProjection, space: Space) -> Sight:
+  """One that sees a random token and a random x, the same in the same picture, without a file."""
+  def see(picture: Array) -> Seen:
+    seen, (height, width, channels) = np.asarray(_at_size(picture, space.image_size)).tobytes(), space.x_shape
+    x = random_tokens(b"x" + seen, height * width, channels).reshape(space.x_shape)
+    return dict(tokens=random_tokens(seen, 1, projection.in_features - POSE_DIM), x=x, elevation=jnp.float32(np.nan))
 
-  return Sight(projection, space, 0, fourth_number({}, source), look)
+  return Sight(projection, 0, fourth_number({}, source), see)
+
+
+def _at_size(picture: Array, size: int) -> Array:
+  """[S, S, 3] as [1, size, size, 3], which is what both ways in begin with."""
+  if picture.ndim != 3:
+    raise ValueError(f"the picture has shape {picture.shape}, expected one square picture [S, S, 3]")
+  return resized(picture[None], size)
 
 
 def fourth_number(index: Mapping[str, Any], source: Source) -> str:

@@ -62,26 +62,38 @@ class Source:
     return f"{self.repo} at {self.revision}" if self.repo else str(self.folder)
 
 
-def shipped_folder() -> Path:
-  """Where the prior that comes with the package lies."""
-  return Path(str(resources.files("sds_jax"))) / "shapeworld" / "prior"
+SHIPPED_VIEWS = "shapeworld-views"
+"""The name of the prior that is told pictures."""
+
+SHIPPED: dict[str, str] = {"shapeworld": "prior", SHIPPED_VIEWS: "view_prior"}
+"""Names of the priors that come with the package -> where they lie in `sds_jax/shapeworld`."""
+
+
+def shipped_folder(name: str = "shapeworld") -> Path:
+  """Where a prior that comes with the package lies."""
+  return Path(str(resources.files("sds_jax"))) / "shapeworld" / SHIPPED[name]
+
+
+def is_name(word: str) -> bool:
+  """Whether a word can name a prior: of those that ship or are published, of the hub, or a folder that is there."""
+  return word in SHIPPED or word in HUB_IDS or "/" in word or Path(word).is_dir()
 
 
 def is_small(name: str) -> bool:
-  """Whether a prior is the one that ships, or a folder of its kind.
+  """Whether a prior is one that ships, or a folder of their kind.
 
   Raises:
     CheckpointError: the folder's model_index.json cannot be read.
   """
   index = Path(name) / "model_index.json"
-  return name == "shapeworld" or (index.is_file() and "pixel_unshuffle" in read_json(index))
+  return name in SHIPPED or (index.is_file() and "pixel_unshuffle" in read_json(index))
 
 
 def find(name: str, dtype: Any, hub: Hub | None = None) -> Source:
   """The folder of a prior, downloaded if need be.
 
   Args:
-    name: "shapeworld", a folder, a name in HUB_IDS, or a hub id.
+    name: a name in SHIPPED, a folder, a name in HUB_IDS, or a hub id.
     dtype: in which the weights are wanted; of 16 bits, files of 16 bits are fetched where there are such.
     hub: the model hub and its local cache (None: those of huggingface_hub, with its environment variables).
 
@@ -89,16 +101,16 @@ def find(name: str, dtype: Any, hub: Hub | None = None) -> Source:
     CheckpointError: there is no such thing, or it can't be had; one line says why and what to do.
   """
   try:
-    folder = shipped_folder() if name == "shapeworld" else Path(name).expanduser()
+    folder = shipped_folder(name) if name in SHIPPED else Path(name).expanduser()
   except RuntimeError as error:  # "~somebody" whom this machine doesn't know
     raise CheckpointError(f"the prior {name!r}: {error}") from error
   if folder.is_dir():
     return _describe(name, folder)
-  if name == "shapeworld":
-    raise CheckpointError(f"the prior 'shapeworld' is not in this installation: {folder} does not exist")
+  if name in SHIPPED:
+    raise CheckpointError(f"the prior {name!r} is not in this installation: {folder} does not exist")
   match = _HUB_ID.fullmatch(name)
   if name not in HUB_IDS and not match:
-    raise CheckpointError(f"the prior {name!r} is neither a name ({', '.join(map(repr, ['shapeworld', *HUB_IDS]))}) "
+    raise CheckpointError(f"the prior {name!r} is neither a name ({', '.join(map(repr, [*SHIPPED, *HUB_IDS]))}) "
                           "nor a folder that exists nor a hub id ('owner/name')")
   repos = HUB_IDS.get(name) or (match["repo"],)
   revision = match["revision"] if match and match["revision"] else "main"

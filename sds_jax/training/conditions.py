@@ -9,9 +9,9 @@ import ml_collections
 
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.priors.prior import Prior, check_words
-from sds_jax.training import config as config_lib, estimator_state
+from sds_jax.training import config as config_lib, estimator_state, view_conditions
 from sds_jax.training.config import scalar_spec
-from sds_jax.types import Array, Camera
+from sds_jax.types import Array, Camera, Params
 from sds_jax.views import cameras, perp_neg, prompts
 
 Text = dict[str, Array]
@@ -126,16 +126,20 @@ def sides(config: ml_collections.FrozenConfigDict, text: Text, choose: Callable[
   return cond
 
 
-def of_views(prior: Prior, config: ml_collections.FrozenConfigDict, text: Text, cams: Camera, azimuth: Array,
-             elevation: Array, progress: Array) -> dict[str, Any]:
-  """`sides` of an object's views, text chosen by direction, and Perp-Neg's where it is on.
+def of_views(prior: Prior, params: Params, config: ml_collections.FrozenConfigDict, text: Any, cams: Camera,
+             azimuth: Array, elevation: Array, progress: Array) -> dict[str, Any]:
+  """What a guided denoiser is told of an object's views; the one place that asks whether that is words or a picture.
 
-  The camera is told where the prior knows cameras.
+  Of words: `sides`, with the text chosen by direction, and Perp-Neg's where it is on. The camera is told where the
+  prior knows cameras.
 
   Args:
-    text: of `embed_prompts`.
+    params: of the prior.
+    text: of `embed_prompts`, or what `view_conditions.of_views` wants.
     cams, azimuth, elevation: of the views, leaves [B, ...].
   """
+  if prior.sight:
+    return view_conditions.of_views(prior, params, config, text, azimuth, elevation)
   d = config.distillation
   known = dict(camera=cameras.camera_features(cams)) if prior.camera_dim else {}
   cond = sides(config, text, lambda texts: _by_direction(texts, azimuth, elevation, d.view_words), known, progress)

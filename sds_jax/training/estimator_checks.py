@@ -81,7 +81,7 @@ def relations(config: ConfigDict) -> Iterator[str]:
 
 def _pictures(config: ConfigDict) -> tuple[int, str]:
   """How many pictures or objects with nothing in common a step has, and the setting that says so."""
-  if config.job == "text3d":
+  if "particles" in config.training:
     return config.training.particles, f"config.training.particles={config.training.particles}"
   g = config.generator
   if g.name == "shared" and g.shared.frames > 1:

@@ -10,7 +10,7 @@ import ml_collections
 import optax
 
 from sds_jax.priors.prior import Prior
-from sds_jax.training import score_network
+from sds_jax.training import score_network, view_conditions
 from sds_jax.training.state import TrainState
 from sds_jax.types import Array, Params
 
@@ -40,7 +40,7 @@ def start(config: ml_collections.FrozenConfigDict, prior: Prior, prior_params: P
     kept = jax.tree.map(jnp.copy, dict(params=state.params, occupancy=state.occupancy))
     return dataclasses.replace(state, estimator=kept)
   if kind == "vsd":
-    phi = score_network.init(config, prior, prior_params, text["null"].shape[-1], key)
+    phi = score_network.init(config, prior, prior_params, view_conditions.text_dim(text, prior), key)
     return dataclasses.replace(state, estimator=dict(
         score=phi, opt_state=score_network.make_optimizer(config).init(phi)))
   return state

@@ -11,7 +11,7 @@ import ml_collections
 
 from sds_jax.priors.prior import Prior
 from sds_jax.training import (
-    conditions, image2d, inspect_guidance, particles, scenes as scenes_lib, stages as stages_lib, step as step_lib)
+    conditions, image2d, image3d as image3d_lib, inspect_guidance, particles, scenes as scenes_lib, stages as stages_lib, step as step_lib)
 from sds_jax.training.parallel import Share
 from sds_jax.training.scenes import Scenes
 from sds_jax.training.stages import Stage
@@ -60,6 +60,25 @@ def text3d(config: ml_collections.FrozenConfigDict, prior: Prior) -> Job:
       lambda stage, share: step_lib.make_step(stage.scene, prior, share),
       lambda workdir, state, fixed: inspect_guidance.sheets(stages, prior, workdir, state, fixed),
       particles.count(config))
+
+
+def image3d(config: ml_collections.FrozenConfigDict, prior: Prior, words: Prior | None, told: image3d_lib.Told) -> Job:
+  """An object from a picture; `words` is a second prior that is told the prompt (`image3d.make_step`).
+
+  Args:
+    told: what is known of the picture, without `words`.
+  """
+  one = text3d(config, prior)
+
+  def text() -> image3d_lib.Told:
+    if words is None:
+      return told
+    return dict(told, words=conditions.embed_prompts(words, image3d_lib.words_config(config)))
+
+  def make_step(stage: Stage, share: Share) -> StepFn:
+    return image3d_lib.make_step(stage.scene, prior, words, share)
+
+  return dataclasses.replace(one, text=text, make_step=make_step)
 
 
 def many(config: ml_collections.FrozenConfigDict, prior: Prior, scenes: Scenes) -> Job:

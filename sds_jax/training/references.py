@@ -6,10 +6,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sds_jax.training import config as config_lib, image2d_config
+from sds_jax.training import config as config_lib, image2d_config, image3d_config
 from sds_jax.training.checks import ConfigError
 
-DEFAULTS: dict[str, Callable[[], ConfigDict]] = {"text3d": config_lib.default, "image2d": image2d_config.default}
+DEFAULTS: dict[str, Callable[[], ConfigDict]] = {
+    "text3d": config_lib.default, "image2d": image2d_config.default, "image3d": image3d_config.default}
 """`config.job` -> all settings of the job with their defaults."""
 
 

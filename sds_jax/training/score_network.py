@@ -35,7 +35,8 @@ def make_score_fn(prior: Prior) -> DenoiseFn:
     prior_params, phi = params
     if "camera" in phi and "camera" in cond:
       told = cond["camera"] @ phi["camera"]
-      cond = dict(text=cond["text"] + told[:, None].astype(cond["text"].dtype))
+      cond = {name: value for name, value in cond.items() if name != "camera"}
+      cond["text"] += told[:, None].astype(cond["text"].dtype)
     return prior.denoise({**prior_params, "unet": lora.merge(prior_params["unet"], phi["adapters"])}, z, t, cond)
 
   return score_fn

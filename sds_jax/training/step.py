@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -131,10 +132,7 @@ def make_step(scene: Scene, prior: Prior, share: Share = Share()) -> StepFn:
                    **views.metrics)
     return loss, metrics
 
-  def look_again(state: TrainState, params: Params, key: Array) -> Any:
-    return _look_again(scene, state, params, key)
-
-  return update.make_step(config, scene.optimizer, loss_fn, look_again, share)
+  return update.make_step(config, scene.optimizer, loss_fn, functools.partial(look_again, scene), share)
 
 
 class Views(NamedTuple):
@@ -146,12 +144,14 @@ class Views(NamedTuple):
     cond: what it is told of them, as `guidance.guided` wants it.
     own: what some estimators want besides; of `distil`.
     metrics: [] float32 each.
+    places: cameras, azimuths and elevations of the views, leaves [B, ...].
   """
   out: RenderOutput
   x: Array
   cond: dict[str, Any]
   own: dict[str, Any]
   metrics: dict[str, Array]
+  places: tuple[Camera, Array, Array]
 
 
 def observe(scene: Scene, prior: Prior, params: Params, state: TrainState, prior_params: Params, text: Text,
@@ -175,7 +175,8 @@ def observe(scene: Scene, prior: Prior, params: Params, state: TrainState, prior
     return out, encode_each(prior, prior_params, out.rgb, keys["encode"], index), overflow
 
   out, x, overflow = see(params, state.occupancy)
-  told = lambda text: conditions.of_views(prior, scene.config, text, cams, azimuth, elevation, progress)  # noqa: E731
+  told = lambda text: conditions.of_views(  # noqa: E731
+      prior, prior_params, scene.config, text, cams, azimuth, elevation, progress)
   own = {}
   match scene.config.distillation.estimator:
     case "dds" | "pds":
@@ -187,7 +188,7 @@ def observe(scene: Scene, prior: Prior, params: Params, state: TrainState, prior
       size = (out.rgb.shape[0], prior.image_size, prior.image_size, 3)
       own = dict(image=out.rgb if out.rgb.shape == size else jax.image.resize(out.rgb, size, "linear"))
   shaded = jnp.zeros(()) if scene.as_latent else (shading.mode != ALBEDO).astype(jnp.float32)
-  return Views(out, x, told(text), own, dict(overflow=overflow, shaded=shaded))
+  return Views(out, x, told(text), own, dict(overflow=overflow, shaded=shaded), (cams, azimuth, elevation))
 
 
 def encode_each(prior: Prior, prior_params: Params, images: Array, key: Array, index: Array) -> Array:
@@ -253,7 +254,7 @@ def _render(scene: Scene, params: Params, grid: Any, cams: Camera, shading: Shad
   return jax.lax.cond(shading.mode == ALBEDO, bare, shaded, field_params)
 
 
-def _look_again(scene: Scene, state: TrainState, params: Params, key: Array) -> Any:
+def look_again(scene: Scene, state: TrainState, params: Params, key: Array) -> Any:
   """The occupancy grid after this step: a share of it is looked at every so often, from `start_step` on."""
   o = scene.config.occupancy
   if not o.every:

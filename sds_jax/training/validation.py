@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from sds_jax.diffusion import guidance, timesteps, weightings
 from sds_jax.fields import background, field
 from sds_jax.priors import published
-from sds_jax.training import choices, config as config_lib, distil, estimator_checks, image2d_validation, references
+from sds_jax.training import (
+    choices, config as config_lib, distil, estimator_checks, image2d_validation, image3d_validation, references)
 from sds_jax.training.checks import (
     Check, ConfigError, above, finite, number, one_of, scalar, scalar_values, span, whole)
 from sds_jax.views import perp_neg
@@ -39,7 +40,7 @@ def validate(config: ConfigDict) -> ml_collections.FrozenConfigDict:
   if config.distillation.estimator in distil.NAMES:  # otherwise the checks below say what is wrong
     config = choices.resolve(config)
   _check_values(config, _checks(config.job))
-  relations = {"text3d": _scene_relations, "image2d": image2d_validation.relations}[config.job]
+  relations = {"text3d": _text_relations, "image2d": image2d_validation.relations, "image3d": _image_relations}[config.job]
   for problem in itertools.chain(_run_relations(config), estimator_checks.relations(config), relations(config)):
     raise ConfigError(problem)
   return config_lib.freeze(config)
@@ -120,7 +121,8 @@ def _milestones(spec: tuple) -> bool:
 
 def _checks(job: str) -> dict[str, Check]:
   """Dotted name -> check, for all settings of a job."""
-  own = {"text3d": _scene_checks, "image2d": image2d_validation.checks}[job]
+  own = {"text3d": _scene_checks, "image2d": image2d_validation.checks,
+         "image3d": lambda: {**_scene_checks(), **image3d_validation.checks()}}[job]
   return {**_run_checks(), **own()}
 
 
@@ -293,14 +295,26 @@ def _many_scenes(config: ConfigDict) -> Iterator[str]:
              f"{config.prompts_file!r}: leave it at {only!r}")
 
 
-def _scene_relations(config: ConfigDict) -> Iterator[str]:
+def _text_relations(config: ConfigDict) -> Iterator[str]:
   """The same of text-to-3D."""
-  d, r = config.distillation, config.render
+  d = config.distillation
   if d.perp_neg != "none" and d.view_words == "none":
     yield (f"config.distillation.perp_neg={d.perp_neg!r} tells views apart by their words, but "
            f"config.distillation.view_words={d.view_words!r}: set it to nearest or blended, or perp_neg to none")
   if config.prompts_file:
     yield from _many_scenes(config)
+  yield from _scene_relations(config)
+
+
+def _image_relations(config: ConfigDict) -> Iterator[str]:
+  """The same of image-to-3D."""
+  yield from image3d_validation.relations(config)
+  yield from _scene_relations(config)
+
+
+def _scene_relations(config: ConfigDict) -> Iterator[str]:
+  """The same of every job that renders a field."""
+  r = config.render
   if config.training.views % config.training.particles:
     yield (f"config.training.views={config.training.views} is no multiple of config.training.particles="
            f"{config.training.particles}: every object wants as many views of a step; set views to "

@@ -21,12 +21,14 @@ class WorkdirError(ValueError):
 def name_of(config: ml_collections.FrozenConfigDict, workdir: str | None) -> Path:
   """The folder of a run: `--workdir` goes before `config.workdir`.
 
-  Where both are empty it is runs/<prompt>-<seed>, for pictures runs/<prompt>-<generator>-<seed>, for a file of prompts
-  runs/<its name>-<seed>.
+  Where both are empty it is runs/<prompt>-<seed>, for pictures runs/<prompt>-<generator>-<seed>, for a file of prompts or
+  a picture of an object runs/<its name>-<seed>.
   """
   chosen = workdir or config.workdir
   if not chosen and config.job == "text3d" and config.prompts_file:
     return Path("runs") / f"{files.prompt_slug(Path(config.prompts_file).stem)}-{config.seed}"
+  if not chosen and config.job == "image3d":
+    return Path("runs") / f"{files.prompt_slug(Path(config.image).stem)}-{config.seed}"
   made_by = f"-{files.prompt_slug(config.generator.name)}" if config.job == "image2d" else ""
   if not chosen:
     return Path("runs") / f"{files.prompt_slug(config.prompt)}{made_by}-{config.seed}"

@@ -1,5 +1,4 @@
 """What a pose-conditioned prior is told, recomputed by hand: poses, the null condition, guidance, projection, pixels."""
-import dataclasses
 import math
 from pathlib import Path
 
@@ -79,7 +78,7 @@ def test_null_and_guidance_with_both_conditions():
   """z_t goes in before the picture; zeros in place of both conditions; diffusers' form of guidance."""
   scheduler = dict(num_train_timesteps=10, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
                    prediction_type="epsilon")
-  sight = sight_lib.Sight(CCProjection(5, 3), None, 0, "polar", None)
+  sight = sight_lib.Sight(CCProjection(5, 3), 0, "polar", None)
   prior = prior_lib.make_prior(Source("probe", None), {}, spaces.Space(16, (2, 2, 4), None, None, None, None), Probe(),
                                None, scheduler, sight)
   rng = np.random.default_rng(0)
@@ -105,7 +104,7 @@ def test_tell(pose, camera_dim, tokens):
   seen = dict(tokens=rng.normal(size=(tokens, 5)).astype(np.float32), x=rng.normal(size=(2, 2, 4)).astype(np.float32),
               elevation=np.float32(np.nan))
   views = poses.relative_pose(jnp.asarray([0.3, -0.1]), jnp.asarray([0.5, 3.0]), jnp.float32(0.2), jnp.float32(0.0))
-  sight = sight_lib.Sight(CCProjection(9, 6), None, camera_dim, pose, None)
+  sight = sight_lib.Sight(CCProjection(9, 6), camera_dim, pose, None)
   cond = sight.tell(dict(cc_projection=dict(projection=dict(kernel=kernel, bias=bias))), jax.tree.map(jnp.asarray, seen),
                     views)
   polar = math.pi / 2 - 0.2
@@ -120,23 +119,19 @@ def test_tell(pose, camera_dim, tokens):
     np.testing.assert_array_equal(cond["camera"], poses.pose_features(views))
 
 
-def test_see():
-  """The picture at the prior's size first, from which both ways in come; then the encoder's own."""
-  rng, looked = np.random.default_rng(2), []
-  space = dataclasses.replace(spaces.pixel_space(4), condition=lambda params, image: image.sum(axis=-1, keepdims=True))
-  sight = sight_lib.Sight(CCProjection(9, 6), space, 0, "polar", lambda picture: (
-    looked.append(np.asarray(picture)), (jnp.ones((1, 5)), jnp.float32(0.5)))[1])
-  small = rng.uniform(size=(4, 4, 3)).astype(np.float32)
-  seen = sight.see({}, jnp.asarray(small))
-  np.testing.assert_array_equal(looked[0], small)
-  np.testing.assert_allclose(seen["x"], small.sum(-1, keepdims=True), rtol=1e-6)
-  assert seen["tokens"].shape == (1, 5) and seen["elevation"] == 0.5
-  sight.see({}, jnp.asarray(np.ones((8, 8, 3), np.float32)))
-  np.testing.assert_allclose(looked[1], np.ones((4, 4, 3)), atol=1e-6)
+def test_random_sight():
+  """Without a file: another picture gives other numbers; and a picture of another size is brought to the prior's."""
+  sight = sight_lib.random_sight(Source("zero123", None), CCProjection(9, 6), spaces.pixel_space(4))
+  one, same, other = (sight.see(jnp.full((size, size, 3), value)) for size, value in ((4, 0.0), (8, 0.0), (4, 0.5)))
+  assert {name: leaf.shape for name, leaf in one.items()} == dict(tokens=(1, 5), x=(4, 4, 3), elevation=())
+  for name in ("tokens", "x"):
+    np.testing.assert_array_equal(one[name], same[name])
+    assert np.abs(one[name] - other[name]).max() > 0.1 and one[name].dtype == jnp.float32
+  assert sight.pose == "distance" and np.isnan(one["elevation"])
   with pytest.raises(ValueError, match=r"expected one square picture \[S, S, 3\]"):
-    sight.see({}, jnp.ones((1, 4, 4, 3)))
+    sight.see(jnp.ones((1, 4, 4, 3)))
   with pytest.raises(ValueError, match="expected square images"):
-    sight.see({}, jnp.ones((4, 5, 3)))
+    sight.see(jnp.ones((4, 5, 3)))
 
 
 def pictures():

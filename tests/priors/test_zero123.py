@@ -37,7 +37,7 @@ def test_from_a_picture_to_noise(built, quick_jit, zero123_folders):
   kind, prior, params = built
   rng = np.random.default_rng(0)
   picture = jnp.asarray(rng.uniform(size=(16, 16, 3)), jnp.float32)
-  seen = prior.sight.see(params, picture)
+  seen = prior.sight.see(picture)
   assert seen["tokens"].shape == (1, 768) and seen["x"].shape == (8, 8, 4) and np.isnan(seen["elevation"])
   vae, vae_params = checkpoint.read_component(zero123_folders[kind] / "vae", "vae")
   mean, _ = quick_jit(lambda p, x: vae.apply({"params": p}, x, method="encode"), vae_params, 2 * picture[None] - 1)
@@ -70,7 +70,7 @@ def test_resizing_is_the_pipelines(zero123_folders):
     resized = sight_lib.LAYOUTS[kind].resize(picture[None], 12)
     pixels = (resized - jnp.asarray([[[[0.48145466, 0.4578275, 0.40821073]]]])) / jnp.asarray(
       [[[[0.26862954, 0.26130258, 0.27577711]]]])
-    tokens.append(prior.sight.look(picture)[0])
+    tokens.append(prior.sight.see(picture)["tokens"])
     np.testing.assert_allclose(tokens[-1], encoder.apply({"params": params}, pixels)[0, :1], rtol=1e-3, atol=1e-4)
   assert float(jnp.abs(tokens[0] - tokens[1]).max()) > 1e-3
 

@@ -66,7 +66,7 @@ def test_what_the_prior_is_told_under_perp_neg(scheduled, prior_and_params):
                                                                        "perp_neg": "none"}})
   azimuth, elevation = jnp.radians(jnp.array([36.0, 0.0])), jnp.radians(jnp.array([20.0, 75.0]))
   cams = jax.vmap(lambda a, e: cameras.orbit(a, e, 2.5, 0.8))(azimuth, elevation)
-  cond = conditions.of_views(prior_and_params[0], plain, text, cams, azimuth, elevation, jnp.float32(0.0))
+  cond = conditions.of_views(*prior_and_params, plain, text, cams, azimuth, elevation, jnp.float32(0.0))
   told = dict(cond, **conditions.perp_neg_sides(cond, text, azimuth, elevation, "threestudio", jnp.float32(2.0)))
   views = {name: np.asarray(text["views"][i]) for i, name in enumerate(prompts.VIEWS)}
   np.testing.assert_allclose(told["cond"]["text"][0], 0.6 * views["front"] + 0.4 * views["side"], atol=1e-5)
