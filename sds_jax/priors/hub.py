@@ -13,13 +13,23 @@ import jax.numpy as jnp
 from sds_jax.priors.checkpoint import COMPONENTS, NO_PICKLES, PICKLES, VARIANTS, index_names, variant_name, weight_files
 from sds_jax.priors.files import CheckpointError, read_json
 
-STEMS = {"unet": COMPONENTS["unet"].stem, "text_encoder": COMPONENTS["clip_text"].stem, "vae": COMPONENTS["vae"].stem}
+PROJECTIONS = ("clip_camera_projection", "cc_projection")
+"""Published and our own name of the component that only priors have that are told a picture."""
+_NEEDED = {True: ("unet", "image_encoder"), False: ("unet", "text_encoder")}
+"""Folders with weights, by whether a prior is told a picture; those that are also have one of PROJECTIONS."""
+_OPTIONAL = ("vae", "elevation_head")
+
+STEMS = {name: COMPONENTS[kind].stem for name, kind in (
+  ("unet", "unet"), ("text_encoder", "clip_text"), ("vae", "vae"), ("image_encoder", "image_encoder"),
+  *((name, "cc_projection") for name in PROJECTIONS), ("elevation_head", "elevation_head"))}
 """Folders with weights in a prior's folder -> how the weight files in them are called. A text encoder's are called the
 same whichever it is."""
 
-_SMALL = re.compile(r"model_index\.json|scheduler/scheduler_config\.json|(unet|text_encoder|vae)/config\.json"
-                    r"|tokenizer/(vocab|merges|tokenizer|tokenizer_config|special_tokens_map|added_tokens)\.(json|txt)"
-                    r"|tokenizer/spiece\.model")
+_SMALL = re.compile(r"model_index\.json|scheduler/scheduler_config\.json")
+_INPUTS = {True: re.compile(r"feature_extractor/preprocessor_config\.json"),
+           False: re.compile(r"tokenizer/(vocab|merges|tokenizer|tokenizer_config|special_tokens_map|added_tokens)"
+                             r"\.(json|txt)|tokenizer/spiece\.model")}
+"""Files that say how what a prior is told goes in, by whether it is a picture."""
 _TOKENIZERS = (("vocab.json", "merges.txt"), ("tokenizer.json",), ("spiece.model",))
 """Files that a tokenizer is made of, CLIP's and T5's; one of these sets has to be there."""
 _NO_ANSWER = {"ConnectError", "ConnectionError", "ConnectTimeout", "LocalEntryNotFoundError", "NetworkError",
@@ -111,19 +121,25 @@ def choose_files(names: Iterable[str], dtype: Any) -> list[str]:
     dtype: in which the weights are wanted: 16 bits prefer the variants of 16 bits, 32 bits the full ones.
 
   Raises:
-    Unavailable: a network or its safetensors are missing, or a tokenizer that can be read, or model_index.json.
+    Unavailable: a network or its safetensors are missing, or, of a prior that is told a text, a tokenizer that can be
+      read, or model_index.json.
   """
   names = sorted(names)
   if "model_index.json" not in names:
     raise Unavailable("it is no model in diffusers' format: there is no model_index.json")
-  folders = [folder for folder in STEMS if any(name.startswith(f"{folder}/") for name in names)]
-  lacking = [folder for folder in STEMS if folder not in folders and folder != "vae"]
+  there = {name.split("/")[0] for name in names if "/" in name}
+  projection = next((name for name in PROJECTIONS if name in there), None)
+  sighted = projection is not None or "image_encoder" in there and "text_encoder" not in there
+  needed = (*_NEEDED[sighted], *((projection or PROJECTIONS[0],) if sighted else ()))
+  lacking = [folder for folder in needed if folder not in there]
   if lacking:
     raise Unavailable(f"there is no {'/, no '.join(lacking)}/")
-  if not _has_tokenizer(names, "tokenizer/"):
+  if not sighted and not _has_tokenizer(names, "tokenizer/"):
     raise Unavailable(f"tokenizer/ has nothing that is read: neither {_said(_TOKENIZERS, ' nor ')}")
   half = jnp.dtype(dtype).itemsize == 2
-  chosen = [name for name in names if _SMALL.fullmatch(name)]
+  folders = [*needed, *(folder for folder in _OPTIONAL if folder in there)]
+  configs = {f"{folder}/config.json" for folder in folders}
+  chosen = [name for name in names if name in configs or _SMALL.fullmatch(name) or _INPUTS[sighted].fullmatch(name)]
   for folder in folders:
     own = [name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")]
     sets = (_weights(own, STEMS[folder], variant) for variant in ((*VARIANTS, "") if half else ("", *VARIANTS)))
@@ -159,17 +175,17 @@ def missing_files(folder: Path) -> list[str]:
   """What a prior's folder lacks, as after a download that was broken off; [] when it is whole."""
   wanted = [folder / "model_index.json", folder / "scheduler" / "scheduler_config.json"]
   index = read_json(wanted[0]) if wanted[0].is_file() else {}
-  for name, stem in STEMS.items():
-    if name == "vae" and "vae" not in index:
-      continue
+  projection = next((name for name in PROJECTIONS if name in index), None)
+  sighted = projection is not None
+  for name in (*_NEEDED[sighted], *filter(None, [projection]), *(name for name in _OPTIONAL if name in index)):
     wanted.append(folder / name / "config.json")
     try:
-      wanted += weight_files(folder / name, stem) if (folder / name).is_dir() else []
+      wanted += weight_files(folder / name, STEMS[name]) if (folder / name).is_dir() else []
     except CheckpointError:  # none at all, or no index to tell which
-      wanted.append(folder / name / f"{stem}.safetensors")
+      wanted.append(folder / name / f"{STEMS[name]}.safetensors")
   tokenizer = folder / "tokenizer"
-  if not tokenizer.is_dir():
+  if not sighted and not tokenizer.is_dir():
     wanted.append(tokenizer)
-  elif not _has_tokenizer(path.name for path in tokenizer.iterdir() if path.exists()):
+  elif not sighted and not _has_tokenizer(path.name for path in tokenizer.iterdir() if path.exists()):
     wanted.append(tokenizer / _said(_TOKENIZERS, " or "))
   return [str(path.relative_to(folder)) for path in wanted if not path.exists()]

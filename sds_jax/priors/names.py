@@ -34,7 +34,7 @@ class NameTable:
     prefix: wrapper's name that some writers leave out; put in front of names that lack it.
     ignored: patterns (* stands for anything) of what files hold beside the network's parameters: buffers of older
       files, other networks of the same model.
-    aliases: {module's name in older files: its name today}; only read, never written.
+    aliases: {module's name in older or others' files: its name here}; only read, never written.
     renamed: {parameter's name by the rule: its name in checkpoints}.
     tied: {copy: original} where files may hold a parameter twice; the copy is read only where the original is missing,
       and never written.
@@ -49,7 +49,7 @@ class NameTable:
 
 UNET = NameTable(numbered=frozenset({"linear_1", "linear_2"}))
 CLIP_VISION = NameTable(ignored=frozenset({"vision_model.embeddings.position_ids"}))
-LINEAR = NameTable()
+LINEAR = NameTable(aliases={"proj": "projection"})
 CLIP_TEXT = NameTable(prefix="text_model.", ignored=frozenset({"text_model.embeddings.position_ids"}))
 VAE = NameTable(aliases={"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"})
 T5 = NameTable(

@@ -6,7 +6,10 @@ The folder has `model_index.json`, `unet/`, `text_encoder/`, `tokenizer/`, `sche
   StableDiffusionPipeline   1.x and 2.x: latents of an AutoencoderKL, told of the text by CLIP (arXiv:2112.10752)
   IFPipeline                DeepFloyd IF's first stage: pixels of 64x64, told of the text by T5. Its network also
                             predicts a variance (arXiv:2102.09672), which is left out
-  Zero1to3StableDiffusionPipeline   Zero-1-to-3: latents, told of a picture and a pose (`sight`) in place of a text
+  Zero123Pipeline, Zero1to3StableDiffusionPipeline   Zero-1-to-3 (arXiv:2303.11328): latents, told of a picture and a
+                            pose (`sight`) in place of a text. In place of `text_encoder/` and `tokenizer/` there are
+                            `image_encoder/`, `clip_camera_projection/` or `cc_projection/`, and perhaps
+                            `feature_extractor/`; a key `pose` says what `sight.POSES` tells
   pixel_unshuffle           a key of ours: folded pixels, told of the text by CLIP, or, where the key `image_encoder`
                             names a component, of a picture and a pose; with the further keys
 
@@ -35,7 +38,7 @@ from sds_jax.priors import published
 from sds_jax.priors.checkpoint import COMPONENTS, abstract_params, load_on_device, open_component
 from sds_jax.priors.files import CheckpointError, read_json
 from sds_jax.priors.random_weights import random_params, random_text
-from sds_jax.priors.sight import Sight, open_sight
+from sds_jax.priors.sight import LAYOUTS, Sight, open_sight, random_sight
 from sds_jax.priors.sources import Source, find
 from sds_jax.priors.spaces import Space, latent_space, pixel_space
 from sds_jax.priors.text import TextEncoder, open_text_encoder
@@ -48,9 +51,6 @@ Cond = Mapping[str, Array]
 
 TEXT_ENCODERS = {"ours": "clip_text", "StableDiffusionPipeline": "clip_text", "IFPipeline": "t5"}
 """Kind of a folder -> kind of its text encoder."""
-
-SIGHTED = ("our views", "Zero1to3StableDiffusionPipeline")
-"""Kinds of folders that are told a picture."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,19 +161,19 @@ def _open_folder(source: Source, dtype: Any, any_words: bool, vae_remat: bool) -
   scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
   unet, unet_places = open_component(folder / "unet", "unet", dtype)
   networks, places = dict(unet=unet), dict(unet=unet_places)
-  if kind in ("StableDiffusionPipeline", "Zero1to3StableDiffusionPipeline"):
+  if kind in ("StableDiffusionPipeline", "Zero123Pipeline", "Zero1to3StableDiffusionPipeline"):
     networks["vae"], places["vae"] = open_component(folder / "vae", "vae", dtype, remat=vae_remat)
     space = latent_space(networks["vae"], _positive(folder / "unet" / "config.json", "sample_size", unet.sample_size))
   else:
     if kind == "IFPipeline":
       index = dict(pixel_unshuffle=1, image_size=unet.sample_size)
     space = _folded(folder, index)
-  _check_unet(folder, index, unet, space, kind in SIGHTED)
+  _check_unet(folder, index, unet, space, kind in LAYOUTS)
   text = sight = None
-  if kind in SIGHTED:
-    sight, places["cc_projection"] = open_sight(folder, index, space, dtype, places)
+  if kind in LAYOUTS:
+    sight, places["cc_projection"] = open_sight(source, kind, index, space, dtype, places)
     networks["cc_projection"] = sight.projection
-    _check(folder, ("the projection's out_features", sight.projection.out_features, unet.text_dim))
+    _check(folder, (f"the width that {LAYOUTS[kind].projection} gives", sight.projection.out_features, unet.text_dim))
   else:
     text = open_text_encoder(folder, TEXT_ENCODERS[kind], dtype)
     _check_text(folder, unet, text)
@@ -195,8 +195,14 @@ def _open_random(name: str, dtype: Any, vae_remat: bool) -> tuple[Prior, Weights
     space = latent_space(networks["vae"], unet.sample_size)
   else:
     space = pixel_space(unet.sample_size)
-  prior = make_prior(Source(name, None), {}, space, unet,
-                     lambda prompts: random_text(prompts, published.TEXT_TOKENS, unet.text_dim), configs["scheduler"])
+  source, text, sight = Source(name, None), None, None
+  if "cc_projection" in configs:
+    networks["cc_projection"] = COMPONENTS["cc_projection"].network.from_config(configs["cc_projection"], dtype=dtype)
+    sight = random_sight(source, networks["cc_projection"], space)
+  else:
+    def text(prompts: Sequence[str]) -> Array:
+      return random_text(prompts, published.TEXT_TOKENS, unet.text_dim)
+  prior = make_prior(source, {}, space, unet, text, configs["scheduler"], sight)
 
   def load(put: Callable[[Any], Array] | None = None) -> Params:
     return {part: jax.tree.map(put or jax.device_put, random_params(_shapes(network, dtype)))
@@ -266,13 +272,13 @@ def check_words(prompts: Sequence[str], vocabulary: frozenset[str] | None) -> No
 
 
 def _kind(folder: Path, index: Mapping[str, Any]) -> str:
-  """A key of TEXT_ENCODERS."""
+  """A key of TEXT_ENCODERS or of `sight.LAYOUTS`."""
   ours = "our views" if "image_encoder" in index else "ours"
   kind = ours if "pixel_unshuffle" in index else index.get("_class_name")
-  if kind not in TEXT_ENCODERS and kind not in SIGHTED:
+  if kind not in TEXT_ENCODERS and kind not in LAYOUTS:
     raise CheckpointError(f"{folder / 'model_index.json'}: _class_name={kind!r} is not supported; supported: "
-                          "'StableDiffusionPipeline' (1.x and 2.x), 'IFPipeline' (the first stage), "
-                          "'Zero1to3StableDiffusionPipeline', and folders of ours with the key pixel_unshuffle")
+                          "'StableDiffusionPipeline' (1.x and 2.x), 'IFPipeline' (the first stage), 'Zero123Pipeline' "
+                          "and 'Zero1to3StableDiffusionPipeline', and folders of ours with the key pixel_unshuffle")
   return kind
 
 

@@ -2,7 +2,9 @@
 
 Read in public mirrors of Stable Diffusion 1.4 (1.5 has the same) and 2.1-base; 2.1 differs in the image size and in
 what its U-Net predicts. DeepFloyd IF's repositories are gated: its three are from diffusers' own conversion script and
-the numbers of parameters that were published with them (0.4, 0.9 and 4.3 billion), which these reproduce.
+the numbers of parameters that were published with them (0.4, 0.9 and 4.3 billion), which these reproduce. Of
+Zero-1-to-3's folders the image encoder, the autoencoder and the projection were read on the pages of the models; the
+U-Net and the scheduler are those of the conversion script that made such folders (kxhit/zero123-hf).
 """
 from __future__ import annotations
 
@@ -16,6 +18,8 @@ SD1_UNET: Config = dict(
   up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3)
 SD2_UNET: Config = SD1_UNET | dict(
   attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024, use_linear_projection=True)
+ZERO123_UNET: Config = SD1_UNET | dict(sample_size=32, in_channels=8)
+"""Its channels are those of the noisy latents, then those of the picture's."""
 SD_VAE: Config = dict(
   act_fn="silu", block_out_channels=[128, 256, 512, 512], down_block_types=["DownEncoderBlock2D"] * 4, in_channels=3,
   latent_channels=4, layers_per_block=2, norm_num_groups=32, out_channels=3, sample_size=512,
@@ -28,6 +32,12 @@ CLIP_L: Config = dict(
 OPEN_CLIP_H: Config = CLIP_L | dict(
   hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, hidden_act="gelu")
 """Text encoder of Stable Diffusion 2, without the last layer."""
+CLIP_L_VISION: Config = dict(
+  hidden_size=1024, intermediate_size=4096, projection_dim=768, num_hidden_layers=24, num_attention_heads=16,
+  image_size=224, patch_size=14, hidden_act="quick_gelu")
+"""Image encoder of Zero-1-to-3, which is CLIP ViT-L/14's."""
+CAMERA_PROJECTION: Config = dict(_class_name="CLIPCameraProjection", embedding_dim=768, additional_embeddings=4)
+
 T5_XXL: Config = dict(
   vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu",
   tie_word_embeddings=False)
@@ -55,6 +65,9 @@ IF_M_UNET, IF_L_UNET, IF_XL_UNET = _if_unet(192), _if_unet(320), _if_unet(704)
 _SD1: dict[str, Config] = dict(unet=SD1_UNET, vae=SD_VAE, clip_text=CLIP_L, scheduler=SD_SCHEDULER)
 _SD2: dict[str, Config] = dict(unet=SD2_UNET, vae=SD_VAE, clip_text=OPEN_CLIP_H, scheduler=SD_SCHEDULER)
 _IF: dict[str, Config] = dict(t5=T5_XXL, scheduler=IF_SCHEDULER)
+_ZERO123: dict[str, Config] = dict(
+  unet=ZERO123_UNET, vae=SD_VAE | dict(sample_size=256), image_encoder=CLIP_L_VISION, cc_projection=CAMERA_PROJECTION,
+  scheduler=SD_SCHEDULER)
 
 PRIORS: dict[str, dict[str, Config]] = {
   "sd15": _SD1,
@@ -65,6 +78,9 @@ PRIORS: dict[str, dict[str, Config]] = {
   "if-l": _IF | dict(unet=IF_L_UNET),
   "if-xl": _IF | dict(unet=IF_XL_UNET),
   "if": _IF | dict(unet=IF_XL_UNET),
+  "zero123": _ZERO123,
+  "zero123-xl": _ZERO123,
+  "stable-zero123": _ZERO123,
 }
 """Name of a published model, as `sources.HUB_IDS` has it -> its components' configurations, by `checkpoint.COMPONENTS`'
 names, and its scheduler's."""

@@ -49,8 +49,10 @@ def _fan_in(path: names.Path, shape: tuple[int, ...]) -> int:
 
 def random_text(prompts: Sequence[str], tokens: int, width: int) -> Array:
   """Embeddings [n, tokens, width] float32, standard normal: the same for the same prompt, others for others."""
-  def embed(prompt: str) -> np.ndarray:
-    seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big")
-    return np.random.default_rng(seed).standard_normal((tokens, width), np.float32)
+  return jnp.stack([random_tokens(prompt.encode(), tokens, width) for prompt in prompts])
 
-  return jnp.asarray(np.stack([embed(prompt) for prompt in prompts]))
+
+def random_tokens(seen: bytes, tokens: int, width: int) -> Array:
+  """[tokens, width] float32, standard normal: the same for the same bytes, others for others."""
+  seed = int.from_bytes(hashlib.sha256(seen).digest()[:8], "big")
+  return jnp.asarray(np.random.default_rng(seed).standard_normal((tokens, width), np.float32))

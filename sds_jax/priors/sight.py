@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 import dataclasses
 from pathlib import Path
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -16,9 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sds_jax.priors import clip_pixels
 from sds_jax.priors.checkpoint import Stored, load_on_device, open_component
-from sds_jax.priors.files import CheckpointError, read_json
-from sds_jax.priors.spaces import Space
+from sds_jax.priors.files import CheckpointError
+from sds_jax.priors.random_weights import random_tokens
+from sds_jax.priors.sources import Source
+from sds_jax.priors.spaces import Space, resized
 from sds_jax.priors.views import CCProjection, with_pose
 from sds_jax.types import Array, Params
 from sds_jax.views.poses import POSE_DIM, pose_features
@@ -33,6 +37,21 @@ distances (Zero-1-to-3), which is 0 here since all views are as far away as the 
 
 
 @dataclasses.dataclass(frozen=True)
+class Layout:
+  """What folders of a kind call the projection's component, and how CLIP's input is resized."""
+  projection: str
+  resize: Callable[[Array, int], Array]
+
+
+LAYOUTS = {
+  "our views": Layout("cc_projection", clip_pixels.antialiased),
+  "Zero1to3StableDiffusionPipeline": Layout("cc_projection", clip_pixels.aligned),
+  "Zero123Pipeline": Layout("clip_camera_projection", clip_pixels.antialiased),
+}
+"""Kinds of folders that are told a picture: ours, and the two of Zero-1-to-3's weights."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Sight:
   """How a prior takes a picture, without parameters.
 
@@ -41,7 +60,8 @@ class Sight:
     camera_dim: length of the camera features that the U-Net takes besides; 0: none.
     pose: one of POSES.
     see: (picture [S, S, 3] in [0, 1], the object on white) -> Seen, once for a run; reads the image encoder, and of a
-      prior of latents the autoencoder, and drops them, so not for use under jit.
+      prior of latents the autoencoder, and drops them, so not for use under jit. Raises ValueError for a picture that
+      is not square or has other channels.
   """
   projection: CCProjection
   camera_dim: int
@@ -68,11 +88,13 @@ def null(cond: Mapping[str, Array]) -> dict[str, Array]:
   return jax.tree.map(jnp.zeros_like, dict(cond))
 
 
-def open_sight(folder: Path, index: Mapping[str, Any], space: Space, dtype: Any,
+def open_sight(source: Source, kind: str, index: Mapping[str, Any], space: Space, dtype: Any,
                others: Mapping[str, dict[Any, Stored]]) -> tuple[Sight, dict[Any, Stored]]:
   """The sight in a prior's folder, and where the projection's parameters stand; reads no weights.
 
   Args:
+    source: the prior's.
+    kind: a key of LAYOUTS.
     index: its `model_index.json`; `pose`, `patch_tokens` and `camera_dim` are read.
     space: where the prior diffuses.
     dtype: of parameters and activations.
@@ -82,50 +104,65 @@ def open_sight(folder: Path, index: Mapping[str, Any], space: Space, dtype: Any,
     CheckpointError: a file is missing or damaged, or parts do not fit each other.
     ValueError: a network is of a kind that isn't supported.
   """
+  folder, layout = source.folder, LAYOUTS[kind]
   encoder, encoder_places = open_component(folder / "image_encoder", "image_encoder", dtype)
-  projection, places = open_component(folder / "cc_projection", "cc_projection", dtype)
+  projection, places = open_component(folder / layout.projection, "cc_projection", dtype)
   if projection.in_features != encoder.projection_dim + POSE_DIM:
-    raise CheckpointError(f"{folder}: the projection's in_features is {projection.in_features}, expected "
+    raise CheckpointError(f"{folder}: {layout.projection} takes {projection.in_features} numbers, expected "
                           f"{encoder.projection_dim + POSE_DIM}, the image encoder's projection_dim and {POSE_DIM} of "
                           "the pose")
   head = None
   if (folder / "elevation_head").is_dir():
     head = open_component(folder / "elevation_head", "elevation_head", dtype)
-  pose = index.get("pose", "distance")
-  if pose not in POSES:
-    raise CheckpointError(f"{folder / 'model_index.json'}: pose={pose!r} is none of {', '.join(map(repr, POSES))}")
-  normalise = _normaliser(folder)
+  pose = fourth_number(index, source)
+  normalise = clip_pixels.normaliser(folder / "feature_extractor")
   all_tokens = bool(index.get("patch_tokens", False))
 
   def see(picture: Array) -> Seen:
-    pixels = normalise(_resized(picture[None], encoder.image_size))
+    picture = _at_size(picture, space.image_size)
+    pixels = normalise(layout.resize(picture, encoder.image_size))
     tokens = _apply(encoder, encoder_places, dtype, pixels)
     elevation = _apply(*head, dtype, tokens[:, 0])[0, 0] if head else jnp.float32(np.nan)
     params = {name: load_on_device(others[name], dtype) for name in others.keys() & {"vae"}}
     return dict(tokens=(tokens if all_tokens else tokens[:, :1])[0].astype(jnp.float32),
-                x=jax.jit(space.condition)(params, picture[None])[0], elevation=elevation.astype(jnp.float32))
+                x=jax.jit(space.condition)(params, picture)[0], elevation=elevation.astype(jnp.float32))
 
   return Sight(projection, index.get("camera_dim", 0), pose, see), places
 
 
+def random_sight(source: Source, projection: CCProjection, space: Space) -> Sight:
+  """One that sees a random token and a random x, the same in the same picture, without a file."""
+  def see(picture: Array) -> Seen:
+    seen, (height, width, channels) = np.asarray(_at_size(picture, space.image_size)).tobytes(), space.x_shape
+    x = random_tokens(b"x" + seen, height * width, channels).reshape(space.x_shape)
+    return dict(tokens=random_tokens(seen, 1, projection.in_features - POSE_DIM), x=x, elevation=jnp.float32(np.nan))
+
+  return Sight(projection, 0, fourth_number({}, source), see)
+
+
+def _at_size(picture: Array, size: int) -> Array:
+  """[S, S, 3] as [1, size, size, 3], which is what both ways in begin with."""
+  if picture.ndim != 3:
+    raise ValueError(f"the picture has shape {picture.shape}, expected one square picture [S, S, 3]")
+  return resized(picture[None], size)
+
+
+def fourth_number(index: Mapping[str, Any], source: Source) -> str:
+  """One of POSES: the key `pose` of a `model_index.json`; where there is none, as in all published folders, "polar" for
+  a repository, folder or name with "stable-zero" in it (`stable_zero`, `stablezero`), and "distance" for others.
+
+  Raises:
+    CheckpointError: the key has another value.
+  """
+  names = (source.repo, Path(source.name).name, source.folder.resolve().name if source.folder else "")
+  stable = any(re.search("stable[-_]?zero", name, re.IGNORECASE) for name in names)
+  pose = index.get("pose", "polar" if stable else "distance")
+  if pose not in POSES:
+    raise CheckpointError(f"{source.folder / 'model_index.json'}: pose={pose!r} is none of "
+                          f"{', '.join(map(repr, POSES))}: 'polar' is right for Stable-Zero123's weights, 'distance' "
+                          "for Zero-1-to-3's")
+  return pose
+
+
 def _apply(network: nn.Module, places: dict[Any, Stored], dtype: Any, x: Array) -> Array:
   return jax.jit(lambda params, x: network.apply({"params": params}, x))(load_on_device(places, dtype), x)
-
-
-def _normaliser(folder: Path) -> Callable[[Array], Array]:
-  """(picture - mean) / std by the feature extractor's settings, or CLIP's own where there are none."""
-  path = folder / "feature_extractor" / "preprocessor_config.json"
-  settings = read_json(path) if path.is_file() else {}
-  mean = settings.get("image_mean", CLIP_MEAN)
-  std = settings.get("image_std", CLIP_STD)
-  return lambda picture: (picture - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
-
-
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of OpenAI's preprocessing."""
-
-
-def _resized(picture: Array, size: int) -> Array:
-  """[B, S, S, 3] at [B, size, size, 3], bicubically, smoothed where it becomes smaller."""
-  return picture if picture.shape[1] == size else jax.image.resize(
-      picture, (picture.shape[0], size, size, 3), "cubic", antialias=True)

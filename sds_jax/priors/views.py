@@ -10,23 +10,36 @@ import jax.numpy as jnp
 from sds_jax.types import Array
 
 
-class CCProjection(nn.Module):
-  """Zero-1-to-3's layer from a picture's tokens and the pose to what is attended to: [..., in] -> [..., out].
+_WIDTHS = {"CLIPCameraProjection": dict(embedding_dim=768, additional_embeddings=4),
+           "CCProjection": dict(in_channel=772, out_channel=768)}
+"""Class in a published config.json -> its arguments with their defaults."""
+_OWN_WIDTHS = dict(in_features=None, out_features=None)
 
-  Both widths are keys of its config.json.
-  """
+
+class CCProjection(nn.Module):
+  """Zero-1-to-3's layer from a picture's tokens and the pose to what is attended to: [..., in] -> [..., out]."""
   in_features: int
   out_features: int
   dtype: Any = jnp.float32
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> CCProjection:
-    """The layer that a config.json describes.
+    """The layer that a config.json describes, by `in_features` and `out_features`, or as published folders say it.
+
+    Those of class `CLIPCameraProjection` have `embedding_dim`, the width of a token before and after, and
+    `additional_embeddings`, that of the pose. Those of class `CCProjection` have `in_channel` and `out_channel`, or
+    nothing: diffusers writes no arguments there that the class did not register, and they are the class's defaults.
 
     Raises:
-      ValueError: a width is missing or no positive integer.
+      ValueError: a width is missing or no positive integer, or a key is unknown.
     """
-    return cls(*(_width(config, key, "CCProjection") for key in ("in_features", "out_features")), **overrides)
+    kind = config.get("_class_name")
+    keys = _WIDTHS.get(kind, _OWN_WIDTHS)
+    for key, value in config.items():
+      if key not in keys and not key.startswith("_"):
+        raise ValueError(f"CCProjection config: {key}={value!r} is not a known option; known: {', '.join(keys)}")
+    first, second = (_width({**keys, **config}, key, "CCProjection") for key in keys)
+    return cls(*((first + second, first) if kind == "CLIPCameraProjection" else (first, second)), **overrides)
 
   @nn.compact
   def __call__(self, x: Array) -> Array:

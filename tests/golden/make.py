@@ -30,16 +30,22 @@ CASES = {
     cross_attention_dim=32, attention_head_dim=4, act_fn="gelu", resnet_time_scale_shift="scale_shift",
     encoder_hid_dim=8, addition_embed_type="text", addition_embed_type_num_heads=2,
     cross_attention_norm="group_norm")),
+  "unet_zero123": ("UNet2DConditionModel", UNET | dict(
+    in_channels=8, attention_head_dim=2, block_out_channels=[4], down_block_types=["CrossAttnDownBlock2D"],
+    up_block_types=["CrossAttnUpBlock2D"])),
   "vae": ("AutoencoderKL", dict(
     block_out_channels=[4, 8], down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
     in_channels=3, out_channels=3, latent_channels=4, layers_per_block=1, norm_num_groups=2, sample_size=8)),
   "clip_quick_gelu": ("CLIPTextModel", CLIP | dict(hidden_act="quick_gelu")),
   "clip_gelu": ("CLIPTextModel", CLIP | dict(hidden_act="gelu")),
+  "clip_vision": ("CLIPVisionModelWithProjection", dict(
+    hidden_size=16, intermediate_size=32, projection_dim=8, num_hidden_layers=2, num_attention_heads=2, image_size=12,
+    patch_size=4, hidden_act="quick_gelu")),
   "t5": ("T5EncoderModel", dict(
     vocab_size=20, d_model=16, d_kv=6, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu",
     relative_attention_num_buckets=8, relative_attention_max_distance=12, tie_word_embeddings=False)),
 }
-"""Folder -> (class, configuration). Styles: Stable Diffusion 1 and 2, the first stage of DeepFloyd IF, T5 v1.1."""
+"""Folder -> (class, configuration). Styles: Stable Diffusion 1 and 2, the first stage of DeepFloyd IF, Zero-1-to-3, T5 v1.1."""
 
 
 def build(kind, config):
@@ -48,8 +54,8 @@ def build(kind, config):
   import torch
   import transformers
   if hasattr(transformers, kind):
-    model = getattr(transformers, kind)(getattr(transformers, kind.replace("Model", "Config").replace("Encoder", ""))(
-      **config))
+    settings = getattr(transformers, kind.split("Model")[0].replace("Encoder", "") + "Config")
+    model = getattr(transformers, kind)(settings(**config))
   else:
     model = getattr(diffusers, kind)(**config)
   for name, parameter in model.named_parameters():
@@ -105,11 +111,20 @@ def of_text(model, rng):
   return dict(ids=ids, mask=mask, states=states.detach().numpy())
 
 
+def of_vision(model, rng):
+  """Inputs and outputs of an image encoder: what it gives of the whole, and every token in the same place."""
+  pixels = rng.normal(size=(2, 12, 12, 3)).astype(np.float16)
+  given = model(turned(pixels))
+  tokens = model.visual_projection(model.vision_model.post_layernorm(given.last_hidden_state))
+  return dict(image=pixels, whole=given.image_embeds.detach().numpy(), tokens=tokens.detach().numpy())
+
+
 def write(folder):
   """All cases, each into a folder of its name in `folder`."""
   for name, (kind, config) in CASES.items():
     model, rng = build(kind, config), np.random.default_rng(0)
-    reference = {"UNet2DConditionModel": of_unet, "AutoencoderKL": of_vae}.get(kind, of_text)(model, rng)
+    reference = {"UNet2DConditionModel": of_unet, "AutoencoderKL": of_vae,
+                 "CLIPVisionModelWithProjection": of_vision}.get(kind, of_text)(model, rng)
     model.half().save_pretrained(folder / name)
     save_file({key: np.ascontiguousarray(value) for key, value in reference.items()},
               folder / name / "reference.safetensors")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 UNET = dict(
   _class_name="UNet2DConditionModel", sample_size=4, in_channels=12, out_channels=12,
@@ -127,6 +128,48 @@ def sd_folder(clip, tmp_path_factory):
   (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SD_SCHEDULER))
   (folder / "model_index.json").write_text(json.dumps(SD_INDEX))
   return folder
+
+
+VISION = dict(
+  architectures=["CLIPVisionModelWithProjection"], model_type="clip_vision_model", hidden_size=8, intermediate_size=16,
+  projection_dim=768, num_hidden_layers=1, num_attention_heads=2, image_size=12, patch_size=4, hidden_act="quick_gelu")
+PROJECTIONS = {  # as the two published layouts have them: class of the pipeline, component, layer, config.json
+  "Zero123Pipeline": ("clip_camera_projection", "proj", dict(
+    _class_name="CLIPCameraProjection", _diffusers_version="0.18.2", additional_embeddings=4, embedding_dim=768)),
+  "Zero1to3StableDiffusionPipeline": ("cc_projection", "projection", dict(
+    _class_name="CCProjection", _diffusers_version="0.18.2"))}
+
+
+def zero123_index(kind):
+  """The model_index.json of a published folder of that class."""
+  return dict(
+    _class_name=kind, _diffusers_version="0.18.2", feature_extractor=["transformers", "CLIPImageProcessor"],
+    image_encoder=["transformers", "CLIPVisionModelWithProjection"], requires_safety_checker=False,
+    safety_checker=[None, None], scheduler=["diffusers", "DDIMScheduler"], unet=["diffusers", "UNet2DConditionModel"],
+    vae=["diffusers", "AutoencoderKL"], **{PROJECTIONS[kind][0]: ["zero123", PROJECTIONS[kind][2]["_class_name"]]})
+
+
+@pytest.fixture(scope="session")
+def zero123_folders(tmp_path_factory):
+  """{class of the pipeline: folder}: Zero-1-to-3 but for its sizes, 16x16 images, 8x8x4 latents; same weights in both."""
+  from sds_jax.priors.checkpoint import COMPONENTS, write_component
+  parts = dict(unet=SD_UNET | dict(in_channels=8, cross_attention_dim=768), vae=SD_VAE, image_encoder=VISION)
+  folders = {kind: tmp_path_factory.mktemp("zero123") for kind in PROJECTIONS}
+  rng = np.random.default_rng(0)
+  layer = dict(weight=rng.normal(size=(768, 772)) / 30, bias=rng.normal(size=768) / 30)
+  for name, config in parts.items():
+    params = random_params(COMPONENTS[name].network.from_config(config), seed=len(name))
+    for folder in folders.values():
+      write_component(folder / name, name, config, params, dtype=jnp.float32)
+  for kind, folder in folders.items():
+    component, stem, config = PROJECTIONS[kind]
+    for name, value in ((f"{component}/config", config), ("scheduler/scheduler_config", SD_SCHEDULER),
+                        ("model_index", zero123_index(kind))):
+      (folder / name).parent.mkdir(exist_ok=True)
+      (folder / f"{name}.json").write_text(json.dumps(value))
+    save_file({f"{stem}.{key}": value.astype(np.float32) for key, value in layer.items()},
+              folder / component / "diffusion_pytorch_model.safetensors")
+  return folders
 
 
 @pytest.fixture(name="quick_jit", scope="session")

@@ -23,7 +23,7 @@ def assert_close(got, expected):
   assert np.linalg.norm(got - expected) < 1e-4 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("name", ["unet_sd1", "unet_sd2", "unet_if"])
+@pytest.mark.parametrize("name", ["unet_sd1", "unet_sd2", "unet_if", "unet_zero123"])
 def test_unet(quick_jit, name):
   case, (model, params) = read(name), checkpoint.read_component(GOLDEN / name, "unet")
   got = quick_jit(model.apply, {"params": params}, case["sample"], case["t"], case["text"])
@@ -50,6 +50,13 @@ def test_clip(quick_jit, name):
   assert_close(quick_jit(model.apply, {"params": params}, case["ids"]), case["states"])
 
 
+def test_clip_vision(quick_jit):
+  case, (model, params) = read("clip_vision"), checkpoint.read_component(GOLDEN / "clip_vision", "image_encoder")
+  tokens = quick_jit(model.apply, {"params": params}, case["image"])
+  assert_close(tokens, case["tokens"])
+  assert_close(tokens[:, 0], case["whole"])
+
+
 def test_t5(quick_jit):
   case, (model, params) = read("t5"), checkpoint.read_component(GOLDEN / "t5", "t5")
   assert_close(quick_jit(model.apply, {"params": params}, case["ids"], case["mask"]), case["states"])
@@ -59,4 +66,4 @@ def test_t5(quick_jit):
 
 
 def test_the_files_are_small():
-  assert sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.suffix != ".pyc") < 300_000
+  assert sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.suffix != ".pyc") < 350_000
