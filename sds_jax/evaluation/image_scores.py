@@ -9,6 +9,8 @@ An object has the colours of its picture, light included. They are compared with
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+import functools
 import math
 from typing import Any
 
@@ -24,7 +26,7 @@ from sds_jax.shapeworld.pictures import Truth
 from sds_jax.shapeworld.score_prior import colour_name
 from sds_jax.training.state import TrainState
 from sds_jax.training.step import Scene
-from sds_jax.types import Array
+from sds_jax.types import Array, Camera
 from sds_jax.views import cameras, poses
 
 BEST_PSNR = 100.0
@@ -84,15 +86,22 @@ def reference_psnr(scene: Scene, state: TrainState, picture: Picture, azimuth: f
   Both at 64x64, whatever the picture's size.
   """
   camera = cameras.orbit(azimuth, elevation, poses.DISTANCE, poses.FOV_Y)
+  render = np.asarray(_make_reference(scene)(state.shown, state.occupancy, camera))
+  error = np.mean((render - resized(picture.rgb, scores.SIZE)) ** 2)
+  return -10.0 * math.log10(max(float(error), 10.0 ** (-BEST_PSNR / 10.0)))
+
+
+@functools.lru_cache(maxsize=4)
+def _make_reference(scene: Scene) -> Callable[[Any, Any, Camera], Array]:
+  """The compiled renderer of `reference_psnr`: (params, occupancy, camera) -> [SIZE, SIZE, 3] on white."""
   size = scores.SIZE
 
   @jax.jit
-  def render(params: Any, grid: Any) -> Array:
+  def render(params: Any, grid: Any, camera: Camera) -> Array:
     return render_image(scene.field.apply, params["field"], camera, size, size, jnp.ones((size, size, 3)),
                         options=scene.options, grid=grid).rgb
 
-  error = np.mean((np.asarray(render(state.shown, state.occupancy)) - resized(picture.rgb, size)) ** 2)
-  return -10.0 * math.log10(max(float(error), 10.0 ** (-BEST_PSNR / 10.0)))
+  return render
 
 
 _traced = jax.jit(scores.traced)
