@@ -57,8 +57,9 @@ def judge():
     def score(truth=TRUTH, turn=0.0, scale=1.0, move=(0.0, 0.0, 0.0), solid=1.0, fog=0.0, behind=(0.0, 0.0, 0.0),
               back_colour=(0.0, 0.0, 0.0), shown=None, picture=None, ambient=None):
       number = lambda value: jnp.asarray(value, jnp.float32)  # noqa: E731
+      ambient = truth.ambient if ambient is None else ambient
       params = dict(scene=pictures.truth_scene(shown or truth), light=number(truth.light), scale=number(scale),
-                    ambient=number(truth.ambient if ambient is None else ambient), move=number(move), density=number(DENSITY * solid),
+                    ambient=number(ambient), move=number(move), density=number(DENSITY * solid),
                     angle=number(AZIMUTH - math.radians(truth.azimuth_deg + turn)), fog=number(fog),
                     behind=number(behind), back_colour=number(back_colour))
       state = TrainState(step=jnp.int32(0), params=dict(field=params, background={}), opt_state=(), occupancy=None)
