@@ -49,7 +49,7 @@ def sample_views(key: Array) -> tuple[Array, Array]:
 
 
 def sample_light(key: Array) -> tuple[Array, Array]:
-  """A light's position [3] and the ambient intensity [] (1: no shading; the diffuse light is the rest). Consumes `key`."""
+  """A light's position [3] and the ambient intensity [] (1: no shading; diffuse is the rest). Consumes `key`."""
   key_camera, key_light, key_mode, key_ambient = jax.random.split(key, 4)
   position = lights.sample_light(key_light, cameras.sample_camera(key_camera)[0].position)
   ambient = jax.random.uniform(key_ambient, minval=AMBIENT[0], maxval=AMBIENT[1])
