@@ -185,6 +185,9 @@ def _overrides(config: ConfigDict | None) -> dict[str, Any]:
 
 def _actions(config: Any) -> dict[str, Callable[[Any, Path, float], None]]:
   # Imported only now: a mistake in the settings should be told at once, not after seconds of imports.
+  if config.job == "image3d":
+    from sds_jax.evaluation import image3d_modes
+    return image3d_modes.ACTIONS
   if config.job == "image2d":
     from sds_jax.evaluation import image2d_modes
     return image2d_modes.ACTIONS

@@ -4,8 +4,25 @@ import doctest
 import importlib
 import os
 import pathlib
+import subprocess
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def of_quick_compilation():
+  """XLA's flags under which a step of a tiny run compiles in a third of the time; "" if this XLA does not know them.
+
+  What XLA does not know ends a process, and it reads the flags once: hence another process, which tries them.
+  """
+  flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+  tried = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], check=False, capture_output=True,
+                         env={**os.environ, "XLA_FLAGS": flags})
+  return flags if tried.returncode == 0 else ""
+
+
+if "XLA_FLAGS" not in os.environ:  # workers and what tests start inherit it; XLA_FLAGS="" gives the suite XLA's defaults
+  os.environ["XLA_FLAGS"] = of_quick_compilation()
 
 import jax
 import pytest
@@ -17,6 +34,26 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # what tests run takes longer to compile than to run
+
+
+LONGEST = ("training/test_estimators", "drills/test_kill", "rendering/test_render", "training/test_parallel",
+           "evaluation/test_scores", "command/test_processes", "command/test_run", "benchmarks/test_peer",
+           "drills/test_fuzz", "command/test_image2d", "shapeworld_training/test_train_prior", "training/test_scenes",
+           "testbed/test_study", "evaluation/test_set", "training/test_divergence", "shapeworld/test_shipped_prior",
+           "training/test_distil", "training/test_loop")
+"""Files that take longest. They go first: a worker that begins with one of them last keeps the others waiting."""
+
+
+def pytest_configure(config):
+  """The workers take files in the order below; of itself xdist begins with those of most tests, which are short ones."""
+  if hasattr(config.option, "loadscopereorder"):
+    config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+  ranks = {name: rank for rank, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: ranks.get("/".join(item.path.with_suffix("").parts[-2:]), len(LONGEST)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,6 +100,12 @@ def without_example():
 def tiny_prior(tmp_path_factory):
   """A folder with a prior that knows ShapeWorld's words and cameras: 16x16 images, random weights, a few thousand."""
   return tiny.write_prior(tmp_path_factory.mktemp("tiny_prior"))
+
+
+@pytest.fixture(scope="session")
+def tiny_view_prior(tmp_path_factory):
+  """A folder with a prior that is told a picture and a pose: 16x16 images, random weights, a few thousand."""
+  return tiny.write_view_prior(tmp_path_factory.mktemp("tiny_view_prior"))
 
 
 _TINY_SD_UNET = dict(

@@ -5,15 +5,15 @@
 Counted: the shipped prior's step, compiled for 8 virtual devices. What it sends is one all-reduce of the field's
 gradient and a few metrics, so for other settings the number of the field's parameters tells. Predicted: efficiency =
 t / (t + all-reduce) with t the time of a step on one device, its matrix products and convolutions at MFU of the chip's
-peak; nothing is assumed to overlap. Measured: the same 16 views on the same cores as 1, 2, 4 and 8 virtual devices, so
-what is more than 1 is the price of taking the batch apart.
+peak; nothing is assumed to overlap. Measured: on the same cores as 1, 2, 4 and 8 virtual devices the same 16 views
+(strong scaling), and two views a device (weak scaling). The cores don't become more, so a step of n devices should take
+as long as n of one; what is more than 1 is the price of taking the batch apart.
 """
 from __future__ import annotations
 
 import argparse
 import os
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from sds_jax.benchmarks import flops, timing, workload
 from sds_jax.benchmarks.collectives import collectives
+from sds_jax.benchmarks.runs import Run
 from sds_jax.io import files
 from sds_jax.priors import prior as prior_lib, published
 from sds_jax.training import config as config_lib, jobs, layout as layout_lib, step as step_lib, validation
@@ -84,43 +85,43 @@ def predicted() -> list[dict[str, Any]]:
   return rows
 
 
-class _Split:
-  """The default step with so many views on so many devices, ready to run."""
-
-  def __init__(self, devices: int, views: int, prior: prior_lib.Prior, params: Any):
-    config = config_lib.default()
-    config.update_from_flattened_dict({"training.views": views, "parallel.devices": devices})
-    config = validation.validate(config)
-    layout, job = layout_lib.make_layout(config), jobs.text3d(config, prior)
-    key, text = jax.random.key(0), job.text()
-    new = jax.jit(lambda key: job.begin(params, text, key, None))(key)
-    self.fixed = (layout.put_prior(params), layout.put_text(text), layout.put(key))
-    self.state = layout.put_state(new)
-    self.step = layout.compile(job.make_step(job.stages[0], layout.share), self.state, self.fixed)
-
-  def run(self, steps: int) -> float:
-    """Seconds of so many steps."""
-    started = time.perf_counter()
-    for _ in range(steps):
-      self.state, _ = self.step(self.state, *self.fixed)
-    jax.block_until_ready(self.state)
-    return time.perf_counter() - started
+def _split(devices: int, views: int, prior: prior_lib.Prior, params: Any) -> Run:
+  """The default step with so many views on so many devices."""
+  config = config_lib.default()
+  config.update_from_flattened_dict({"training.views": views, "parallel.devices": devices})
+  config = validation.validate(config)
+  return Run(jobs.text3d(config, prior), layout_lib.make_layout(config), params)
 
 
-def measured(views: int = 16, rounds: int = 5, steps: int = 4, devices: Sequence[int] = (1, 2, 4, 8)) -> dict[str, Any]:
-  """dict(rows=[dict(devices, step_s, ratio)], sent=collectives of the most devices); timed in turns."""
+def measured(views: int = 16, each: int = 2, rounds: int = 5, steps: int = 4,
+             devices: Sequence[int] = (1, 2, 4, 8)) -> dict[str, Any]:
+  """Seconds of a step on so many virtual devices, timed in turns.
+
+  Returns:
+    dict(views, each, sent, rows, weak): `sent` the collectives of the most devices; rows of dict(devices, step_s,
+    ratio) with `views` in all, ratio to one device; and `weak`, the same with `each` views a device, ratio to as many
+    steps of one device, which is 1 where taking a batch apart costs nothing.
+  """
   prior, params = prior_lib.build("shapeworld")
-  splits = {count: _Split(count, views, prior, params) for count in devices}
-  seconds: dict[int, list[float]] = {count: [] for count in devices}
-  for split in splits.values():
-    split.run(40)  # past the full occupancy grid
+  runs = {(count, all_views): _split(count, all_views, prior, params)
+          for count in devices for all_views in sorted({views, each * count})}
+  seconds: dict[tuple[int, int], list[float]] = {key: [] for key in runs}
+  for run in runs.values():
+    run.run(40)  # past the full occupancy grid
   for _ in range(rounds):
-    for count, split in splits.items():
-      seconds[count].append(split.run(steps) / steps)
-  medians = {count: float(np.median(values)) for count, values in seconds.items()}
-  sent = [entry._asdict() for entry in collectives(splits[max(devices)].step.as_text())]
-  return dict(views=views, sent=sent, rows=[
-      dict(devices=count, step_s=value, ratio=value / medians[min(devices)]) for count, value in medians.items()])
+    for key, run in runs.items():
+      seconds[key].append(run.run(steps) / steps)
+  step_s = {key: float(np.median(values)) for key, values in seconds.items()}
+  sent = [entry._asdict() for entry in collectives(runs[max(devices), views].step.as_text())]
+  first = min(devices)
+
+  def rows(views_of: Callable[[int], int], growth: Callable[[int], float]) -> list[dict[str, Any]]:
+    base = step_s[first, views_of(first)]
+    return [dict(devices=n, step_s=step_s[n, views_of(n)], ratio=step_s[n, views_of(n)] / (growth(n) * base))
+            for n in devices]
+
+  return dict(views=views, each=each, sent=sent, rows=rows(lambda n: views, lambda n: 1.0),
+              weak=rows(lambda n: each * n, lambda n: n / first))
 
 
 def table(record: dict[str, Any]) -> str:
@@ -135,6 +136,11 @@ def table(record: dict[str, Any]) -> str:
   views = record["measured"]["views"]
   lines += ["", f"| virtual devices, {views} views | ms a step | times one device |", "|---|---|---|"]
   for row in record["measured"]["rows"]:
+    lines.append(f"| {row['devices']} | {1e3 * row['step_s']:.0f} | {row['ratio']:.2f} |")
+  each = record["measured"]["each"]
+  lines += ["", f"| virtual devices, {each} views each | ms a step | times as many steps of one device |",
+            "|---|---|---|"]
+  for row in record["measured"]["weak"]:
     lines.append(f"| {row['devices']} | {1e3 * row['step_s']:.0f} | {row['ratio']:.2f} |")
   return "\n".join(lines) + "\n"
 

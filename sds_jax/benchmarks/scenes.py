@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 
 from sds_jax import compilation
 from sds_jax.benchmarks import timing
+from sds_jax.benchmarks.runs import Run
 from sds_jax.io import files
 from sds_jax.priors import prior as prior_lib
 from sds_jax.shapeworld import solids
@@ -26,62 +26,33 @@ from sds_jax.training import config as config_lib, jobs, layout as layout_lib, s
 
 
 class _Separate:
-  """Runs of one prompt each, all by one compiled step."""
+  """Runs of one prompt each, all by the executable of the first."""
 
   def __init__(self, prompts: Sequence[str], prior: prior_lib.Prior, params: Any):
-    self._states, self._fixed, step = [], [], None
+    self._runs, step = [], None
     for prompt in prompts:
       config = config_lib.default()
       config.update_from_flattened_dict({"prompt": prompt, "parallel.devices": 1})
       config = validation.validate(config)
-      job, layout = jobs.text3d(config, prior), layout_lib.make_layout(config)
-      fixed = (params, job.text(), jax.random.key(config.seed))
-      state = jax.jit(lambda key, job=job, fixed=fixed: job.begin(params, fixed[1], key, None))(jax.random.key(1))
-      step = step or layout.compile(job.make_step(job.stages[0], layout.share), state, fixed)
-      self._states.append(state)
-      self._fixed.append(fixed)
-    self._step = step
+      self._runs.append(Run(jobs.text3d(config, prior), layout_lib.make_layout(config), params, step=step))
+      step = self._runs[0].step
 
   def run(self, steps: int) -> float:
     """Seconds of so many steps of every prompt."""
-    started = time.perf_counter()
-    for number, fixed in enumerate(self._fixed):
-      for _ in range(steps):
-        self._states[number], _ = self._step(self._states[number], *fixed)
-      jax.block_until_ready(self._states[number])
-    return time.perf_counter() - started
+    return sum(run.run(steps) for run in self._runs)
 
   def params(self) -> Any:
     """[N, ...] of all prompts."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *[jax.device_get(state.params) for state in self._states])
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *[run.params() for run in self._runs])
 
 
-class _Together:
+def _together(prompts: Sequence[str], prior: prior_lib.Prior, params: Any, together: int) -> Run:
   """The same as the scenes of one run, `together` at a time."""
-
-  def __init__(self, prompts: Sequence[str], prior: prior_lib.Prior, params: Any, together: int):
-    config = config_lib.default()
-    config.update_from_flattened_dict({"parallel.devices": 1, "parallel.together": together})
-    config = validation.validate(config)
-    layout = layout_lib.scenes_layout(config, len(prompts))
-    job = jobs.many(config, prior, scenes_lib.make_scenes(prompts, config.seed))
-    text = job.text()
-    state = jax.jit(lambda key: job.begin(params, text, key, None))(jax.random.key(1))
-    self._fixed = (layout.put_prior(params), layout.put_text(text), layout.put(jax.random.key(config.seed)))
-    self._state = layout.put_state(state)
-    self._step = layout.compile(job.make_step(job.stages[0], layout.share), self._state, self._fixed)
-
-  def run(self, steps: int) -> float:
-    """Seconds of so many steps of all scenes."""
-    started = time.perf_counter()
-    for _ in range(steps):
-      self._state, _ = self._step(self._state, *self._fixed)
-    jax.block_until_ready(self._state)
-    return time.perf_counter() - started
-
-  def params(self) -> Any:
-    """[N, ...] of all scenes."""
-    return jax.device_get(self._state.params)
+  config = config_lib.default()
+  config.update_from_flattened_dict({"parallel.devices": 1, "parallel.together": together})
+  config = validation.validate(config)
+  job = jobs.many(config, prior, scenes_lib.make_scenes(prompts, config.seed))
+  return Run(job, layout_lib.scenes_layout(config, len(prompts)), params)
 
 
 def measure(count: int, steps: int, rounds: int, warm_up: int) -> dict[str, Any]:
@@ -93,8 +64,8 @@ def measure(count: int, steps: int, rounds: int, warm_up: int) -> dict[str, Any]
   every = (f"a {colour} {shape}" for shape in solids.PLAIN for colour in solids.COLOURS)
   prompts = list(itertools.islice(every, count))
   ways: dict[str, Any] = {"separate runs": _Separate(prompts, prior, params)}
-  ways["one by one in a program"] = _Together(prompts, prior, params, 1)
-  ways["all under vmap"] = _Together(prompts, prior, params, 0)
+  ways["one by one in a program"] = _together(prompts, prior, params, 1)
+  ways["all under vmap"] = _together(prompts, prior, params, 0)
   seconds: dict[str, list[float]] = {name: [] for name in ways}
   for way in ways.values():
     way.run(warm_up)

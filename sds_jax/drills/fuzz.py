@@ -81,7 +81,7 @@ def _forkserver() -> multiprocessing.context.ForkServerContext:
   """Where children are forked from: a process that has imported all and started no backend."""
   os.environ.update(ENVIRONMENT)
   context = multiprocessing.get_context("forkserver")
-  context.set_forkserver_preload(["sds_jax.drills.fuzz_child"])
+  context.set_forkserver_preload(["sds_jax.drills.fuzz_child", "jaxlib.mlir.dialects.mhlo"])  # JAX imports it late
   return context
 
 

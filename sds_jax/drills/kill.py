@@ -32,7 +32,9 @@ from sds_jax.drills import killed_run, tiny
 from sds_jax.drills.killed_run import INTERVAL, STEPS
 from sds_jax.io.checkpoints import Checkpoints
 
-PRELOADED = ["sds_jax.drills.killed_run", "sds_jax.training.image2d", "sds_jax.priors.prior"]
+PRELOADED = ["sds_jax.drills.killed_run", "sds_jax.training.image2d", "sds_jax.priors.prior", "sds_jax.io.board",
+             "jaxlib.mlir.dialects.mhlo"]
+"""What a run imports, at once or late; the last JAX does at its first lowering, for a fifth of the time of a start."""
 POLL = 0.0005
 """Seconds between two looks at a run that is to be killed inside a save."""
 LIMIT = 600

@@ -11,13 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from sds_jax.priors import checkpoint
+from sds_jax.priors.files import write_json
 from sds_jax.shapeworld import captions, tokenizer
+from sds_jax.views.poses import POSE_DIM
 
 _UNET = dict(
     _class_name="UNet2DConditionModel", sample_size=4, in_channels=48, out_channels=48,
-    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
-    block_out_channels=[8, 16], layers_per_block=1, norm_num_groups=4, cross_attention_dim=8, attention_head_dim=2,
+    down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"], block_out_channels=[8],
+    layers_per_block=1, norm_num_groups=4, cross_attention_dim=8, attention_head_dim=2,
     class_embed_type="projection", projection_class_embeddings_input_dim=16)
+_EYE = dict(model_type="clip_vision_model", hidden_size=8, intermediate_size=16, projection_dim=8, num_hidden_layers=1,
+            num_attention_heads=2, image_size=16, patch_size=8)
 _CLIP = dict(model_type="clip_text_model", hidden_size=8, intermediate_size=16, num_hidden_layers=1,
              num_attention_heads=2, max_position_embeddings=20, hidden_act="quick_gelu")
 
@@ -47,16 +51,34 @@ def write_prior(folder: str | os.PathLike) -> Path:
   tokenizer.write_tokenizer(folder / "tokenizer")
   vocabulary = json.loads((folder / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
   clip = dict(_CLIP, vocab_size=len(vocabulary), **tokenizer.special_ids(folder / "tokenizer"))
+  _write_parts(folder, ("unet", "unet", _UNET), ("text_encoder", "clip_text", clip))
+  write_json(folder / "model_index.json", dict(
+      pixel_unshuffle=4, image_size=16, camera_dim=16, vocabulary=sorted(captions.WORDS)))
+  return folder
+
+
+def write_view_prior(folder: str | os.PathLike) -> Path:
+  """Writes a prior that is told a picture and a pose, as small as that of `write_prior`; returns `folder`."""
+  folder = Path(folder)
+  _write_parts(folder, ("unet", "unet", dict(_UNET, in_channels=96)),
+               ("image_encoder", "image_encoder", _EYE),
+               ("cc_projection", "cc_projection", dict(in_features=_EYE["projection_dim"] + POSE_DIM, out_features=8)),
+               ("elevation_head", "elevation_head", dict(in_features=_EYE["projection_dim"])))
+  write_json(folder / "model_index.json", dict(
+      pixel_unshuffle=4, image_size=16, camera_dim=16, image_encoder=["transformers", "CLIPVisionModelWithProjection"],
+      pose="polar", patch_tokens=True))
+  return folder
+
+
+def _write_parts(folder: Path, *parts: tuple[str, str, dict[str, Any]]) -> None:
+  """Networks (name of the folder, kind, config) with random weights, and the schedule."""
   rng = np.random.default_rng(0)
-  for name, kind, config in (("unet", "unet", _UNET), ("text_encoder", "clip_text", clip)):
+  for name, kind, config in parts:
     shapes = checkpoint.abstract_params(checkpoint.COMPONENTS[kind].network.from_config(config))
     params = {path: jnp.asarray((path[-1] == "scale") + rng.normal(size=leaf.shape) / max(leaf.size, 1) ** 0.25,
                                 jnp.float32) for path, leaf in shapes.items()}
     checkpoint.write_component(folder / name, kind, config, traverse_util.unflatten_dict(params), dtype=jnp.float32)
   (folder / "scheduler").mkdir(exist_ok=True)
-  (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(dict(
+  write_json(folder / "scheduler" / "scheduler_config.json", dict(
       _class_name="DDIMScheduler", num_train_timesteps=100, beta_schedule="squaredcos_cap_v2",
-      prediction_type="v_prediction")), encoding="utf-8")
-  (folder / "model_index.json").write_text(json.dumps(dict(
-      pixel_unshuffle=4, image_size=16, camera_dim=16, vocabulary=sorted(captions.WORDS))), encoding="utf-8")
-  return folder
+      prediction_type="v_prediction"))

@@ -53,14 +53,14 @@ def train(config: Config, folder: Path, started: float) -> None:
 
 def export(config: Config, folder: Path, started: float) -> None:
   """Make all outputs again from the newest checkpoint."""
-  scene, state = _restore(config, folder)
-  export_state(scene, state, folder, _stored_timings(folder))
+  scene, state = restore(config, folder)
+  export_state(scene, state, folder, stored_timings(folder))
   print(f"done in {time.perf_counter() - started:.0f} s: {folder / 'report.html'}")
 
 
 def render(config: Config, folder: Path, started: float) -> None:
   """Make only the renders and the turntable again from the newest checkpoint."""
-  scene, state = _restore(config, folder)
+  scene, state = restore(config, folder)
   view = outputs.make_view(scene)
   for place, one in _objects(config, state, folder):
     print(outputs.write_renders(view, config, one, place))
@@ -78,17 +78,22 @@ def evaluate(config: Config, folder: Path, started: float) -> None:
     spec = captions.parse(config.prompt)
   except captions.CaptionError as error:
     raise ConfigError(f"--mode=evaluate has no ground truth for config.prompt={config.prompt!r}: {error}") from error
-  scene, state = _restore(config, folder)
+  scene, state = restore(config, folder)
   for place, one in _objects(config, state, folder):
     scores = scoring.score(scene, one, spec)
     files.write_json(scores, place / "scores.json")
     if place != folder:
       print(f"{place}: silhouette IoU {scores['silhouette_iou']:.3f}")
   scores = files.read_json(folder / "scores.json")
-  export_state(scene, state, folder, _stored_timings(folder))
+  export_state(scene, state, folder, stored_timings(folder))
+  print_scores(scores)
+  print(f"done in {time.perf_counter() - started:.0f} s: {folder / 'scores.json'}")
+
+
+def print_scores(scores: dict[str, Any]) -> None:
+  """A line for each."""
   print("\n".join(f"{name:28} {value:.3f}" if isinstance(value, float) else f"{name:28} {value}"
                   for name, value in scores.items()))
-  print(f"done in {time.perf_counter() - started:.0f} s: {folder / 'scores.json'}")
 
 
 def load_prior(config: Config, layout: layout_lib.Layout | None = None,
@@ -113,6 +118,10 @@ def load_prior(config: Config, layout: layout_lib.Layout | None = None,
     raise
   except ValueError as error:  # networks that are not supported
     raise ConfigError(f"{named}: {error}") from error
+  if bool(prior.sight) != (config.job == "image3d"):
+    wanted, instead = (("a picture", "configs/image.py") if prior.sight else
+                       ("words", "configs/image.py:shapeworld-views, or another prior that is told a picture,"))
+    raise ConfigError(f"{named} is told {wanted}: use {instead} instead")
   if config.distillation.latent_until > 0.0 and prior.x_shape[-1] != 4:
     raise ConfigError(f"config.distillation.latent_until={config.distillation.latent_until} makes latents of four "
                       f"channels, but {named} diffuses {prior.x_shape[-1]}; set it to 0.0, or take a prior of latents")
@@ -154,7 +163,7 @@ def _check_prompt(config: Config, prompt: str, vocabulary: frozenset[str], named
     raise ConfigError(f"{named or f'config.prompt={prompt!r}'} is beyond this prior: {error}. {remedy}") from error
 
 
-def _restore(config: Config, folder: Path) -> tuple[step_lib.Scene, TrainState]:
+def restore(config: Config, folder: Path) -> tuple[step_lib.Scene, TrainState]:
   """The functions and the newest checkpoint of a run."""
   scene = step_lib.make_scene(config)
   return scene, newest(config, folder, lambda key: step_lib.new_state(scene, key))
@@ -186,16 +195,22 @@ def _objects(config: Config, state: TrainState, folder: Path) -> Iterator[tuple[
 
 
 def export_state(scene: step_lib.Scene, state: TrainState, folder: Path, timings: dict[str, float],
-                 view: outputs.ViewFn | None = None) -> None:
-  """Write all outputs of a state into `folder`; `view` is of `outputs.make_view`, made here where it is None."""
+                 view: outputs.ViewFn | None = None, beside: Path | None = None) -> None:
+  """Write all outputs of a state into `folder`.
+
+  Args:
+    view: of `outputs.make_view`; made here where it is None.
+    beside: an image of what the object was made from beside the object, for the page.
+  """
   print("writing renders, turntable, mesh and report ...", flush=True)
   view, before = view or outputs.make_view(scene), timings
   for place, one in _objects(scene.config, state, folder):
     scores = files.read_json(place / "scores.json") or None
-    timings = outputs.write_outputs(scene, view, one, place, before, scores)
+    timings = outputs.write_outputs(scene, view, one, place, before, scores, beside)
     files.write_json(timings, place / "timings.json")
 
 
-def _stored_timings(folder: Path) -> dict[str, float]:
+def stored_timings(folder: Path) -> dict[str, float]:
+  """Of timings.json; {} where there is none."""
   return files.read_json(folder / "timings.json")
 

@@ -40,15 +40,6 @@ def scoring_cameras() -> Camera:
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *shots)
 
 
-def turned(camera: Camera, angle: Array, scale: Array) -> Camera:
-  """The camera that sees an object as `camera` [...] sees it turned by `angle` (radians, about z) and scaled."""
-  c, s = jnp.cos(angle), jnp.sin(angle)
-  zero, one = jnp.zeros_like(c), jnp.ones_like(c)
-  back = jnp.stack([jnp.stack([c, s, zero]), jnp.stack([-s, c, zero]), jnp.stack([zero, zero, one])])
-  return Camera(position=jnp.einsum("ij,...j->...i", back, camera.position) / scale,
-                rotation=jnp.einsum("ij,...jk->...ik", back, camera.rotation), focal=camera.focal)
-
-
 @jax.jit
 def truth_silhouettes(scene: scenes.Scene, angles: Array, scales: Array) -> Array:
   """bool [P, 16, SIZE, SIZE]: the caption's scene in every pose (angle [P], scale [P])."""
@@ -56,7 +47,8 @@ def truth_silhouettes(scene: scenes.Scene, angles: Array, scales: Array) -> Arra
 
   def pose(inputs):
     angle, scale = inputs
-    return jax.lax.map(lambda camera: tracer.silhouette(scene, camera, SIZE, 1) > 0.5, turned(shots, angle, scale))
+    turned = cameras.turned(shots, angle, scale)
+    return jax.lax.map(lambda camera: tracer.silhouette(scene, camera, SIZE, 1) > 0.5, turned)
 
   return jax.lax.map(pose, (angles, scales))
 
@@ -64,12 +56,22 @@ def truth_silhouettes(scene: scenes.Scene, angles: Array, scales: Array) -> Arra
 @jax.jit
 def truth_albedo(scene: scenes.Scene, angle: Array) -> tuple[Array, Array]:
   """Albedo [16, SIZE, SIZE, 3] and mask of the caption's scene turned by `angle`, as the scoring cameras see it."""
+  return traced(scene, cameras.turned(scoring_cameras(), angle, jnp.float32(1.0)), jnp.zeros(3), 1.0)
+
+
+def traced(scene: scenes.Scene, shots: Camera, light: Array, ambient: Array | float) -> tuple[Array, Array]:
+  """The exact scene as cameras [V] see it: colours [V, SIZE, SIZE, 3] over black, bool mask [V, SIZE, SIZE].
+
+  Args:
+    light: [3], position, world units.
+    ambient: [] in [0, 1]; the diffuse light is the rest, so that 1 gives the bare albedo.
+  """
 
   def one(camera):
-    image, coverage = tracer.render(scene, camera, camera.position, 1.0, 0.0, jnp.zeros(3), SIZE, 1)
+    image, coverage = tracer.render(scene, camera, light, ambient, 1.0 - ambient, jnp.zeros(3), SIZE, 1)
     return image, coverage > 0.5
 
-  return jax.lax.map(one, turned(scoring_cameras(), angle, jnp.float32(1.0)))
+  return jax.lax.map(one, shots)
 
 
 def object_views(scene: Scene, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
@@ -116,12 +118,14 @@ def score(scene: Scene, state: TrainState, spec: captions.Spec) -> dict[str, Any
   scales = np.array(SCALES, np.float32)
   by_scale = _fit(truth, mask, np.full(len(scales), angles[best]), scales)
   best_scale = int(np.argmax(by_scale.mean(-1)))
-  volume, volume_scaled, share = _volumes(scene, state, truth, angles[best], scales[best_scale])
+  points, solid, filled = solid_points(scene, state)
+  points = np.asarray(scenes.rotate_points_z(jnp.asarray(points), -angles[best]))
   error, right = _colours(truth, spec, angles[best], rgb, opacity)
   return dict(
       silhouette_iou=float(by_angle[best].mean()), silhouette_iou_scaled=float(by_scale[best_scale].mean()),
-      worst_view_iou=float(by_angle[best].min()), volume_iou=volume, volume_iou_scaled=volume_scaled,
-      colour_error=error, colours_right=right, empty=bool(mask.mean() < 0.005), full=bool(share > 0.8),
+      worst_view_iou=float(by_angle[best].min()), volume_iou=volume_iou(truth, points, solid),
+      volume_iou_scaled=volume_iou(truth, points / scales[best_scale], solid),
+      colour_error=error, colours_right=right, **flags(opacity, filled),
       rotation_deg=float(np.degrees(angles[best])), scale=float(scales[best_scale]))
 
 
@@ -130,9 +134,11 @@ def _fit(truth: scenes.Scene, mask: np.ndarray, angles: np.ndarray, scales: np.n
   return iou(np.asarray(truth_silhouettes(truth, angles, scales)), mask[None])
 
 
-def _volumes(scene: Scene, state: TrainState, truth: scenes.Scene, angle: float,
-             scale: float) -> tuple[float, float, float]:
-  """Volume IoU as it is, with the fitted scale, and the share of the bounding ball that the object fills."""
+def solid_points(scene: Scene, state: TrainState) -> tuple[np.ndarray, np.ndarray, float]:
+  """A grid over the object's cube: points [N, 3] float32, whether each is solid [N], and how full the bounding ball is.
+
+  Solid is what the mesh's automatic threshold takes for the object; nothing where it finds none.
+  """
   bound, apply = scene.config.field.bound, jax.jit(scene.field.apply)
   params = state.shown["field"]
   try:
@@ -142,15 +148,24 @@ def _volumes(scene: Scene, state: TrainState, truth: scenes.Scene, angle: float,
     solid = np.zeros(VOLUME_GRID**3, bool)
   axis = np.linspace(-bound, bound, VOLUME_GRID)
   points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3).astype(np.float32)
-  back = np.asarray(scenes.rotate_points_z(jnp.asarray(points), -angle))
-  distance = jax.jit(lambda p: scenes.sdf(truth, p)[0])
-
-  def overlap(size: float) -> float:
-    inside = in_chunks(lambda p: np.asarray(distance(jnp.asarray(p / size, jnp.float32))), back) < 0
-    return float((inside & solid).sum() / max((inside | solid).sum(), 1))
-
   ball = np.linalg.norm(points, axis=-1) < bound
-  return overlap(1.0), overlap(float(scale)), float(solid[ball].mean())
+  return points, solid, float(solid[ball].mean())
+
+
+def volume_iou(truth: scenes.Scene, points: np.ndarray, solid: np.ndarray) -> float:
+  """IoU of the exact scene's inside and what is `solid` [N], at points [N, 3] in the scene's own frame."""
+  inside = in_chunks(lambda p: np.asarray(_distance(truth, jnp.asarray(p, jnp.float32))), points) < 0
+  return float((inside & solid).sum() / max((inside | solid).sum(), 1))
+
+
+@jax.jit
+def _distance(truth: scenes.Scene, points: Array) -> Array:
+  return scenes.sdf(truth, points)[0]
+
+
+def flags(opacity: np.ndarray, filled: float) -> dict[str, bool]:
+  """empty: hardly a pixel of the views [..., SIZE, SIZE] is opaque; full: most of the bounding ball is `filled`."""
+  return dict(empty=bool((opacity > 0.5).mean() < 0.005), full=bool(filled > 0.8))
 
 
 def _colours(truth: scenes.Scene, spec: captions.Spec, angle: float, rgb: np.ndarray,

@@ -25,7 +25,8 @@ def write_report(folder: str | os.PathLike, prompt: str, *, mesh: trimesh.Trimes
                  turntable: str | os.PathLike | None = None, renders: str | os.PathLike | None = None,
                  renders_note: str = "", metrics: Sequence[Mapping[str, Any]] = (),
                  config: Mapping[str, Any] | None = None, timings: Mapping[str, float] | None = None,
-                 versions: Mapping[str, str] | None = None, scores: Mapping[str, Any] | None = None) -> Path:
+                 versions: Mapping[str, str] | None = None, scores: Mapping[str, Any] | None = None,
+                 beside: str | os.PathLike | None = None) -> Path:
   """Writes folder/report.html, atomically; returns its path. What is None or empty is left out of the page.
 
   Everything is inside the file (media as base64, own style and scripts) and the page forbids itself the network by its
@@ -37,11 +38,15 @@ def write_report(folder: str | os.PathLike, prompt: str, *, mesh: trimesh.Trimes
     metrics: records of `read_metrics`; every numeric key but "step" becomes a curve of <= 400 points.
     config: nested is fine, shown as dotted names. timings: keys ending in _s are seconds.
     scores: a few numbers, shown large.
+    beside: .png, the picture that the object was made from beside the object.
   """
   folder = Path(folder)
   curves = metric_curves(metrics)
-  sections = [_hero(mesh, turntable), _renders(renders, renders_note), _scores(scores), _curves(curves),
-              _tables(timings, versions), _config(config)]
+  sections = [_hero(mesh, turntable),
+              _sheet("From the picture", "the picture, and the object from the same side", beside,
+                     "The picture and the object"),
+              _sheet("Renders", renders_note, renders, "The object from several sides"),
+              _scores(scores), _curves(curves), _tables(timings, versions), _config(config)]
   data = json.dumps({"mesh": None if mesh is None else pack_mesh(mesh), "curves": curves}, separators=(",", ":"))
   page = _fill(_read("report_template.html"), {
     "title": html.escape(prompt.strip() or "(no prompt)"),
@@ -103,11 +108,11 @@ def _hero(mesh: trimesh.Trimesh | None, turntable: str | os.PathLike | None) -> 
   return f'<div class="hero">{"".join(cards)}</div>' if cards else ""
 
 
-def _renders(path: str | os.PathLike | None, note: str) -> str:
+def _sheet(title: str, note: str, path: str | os.PathLike | None, alt: str) -> str:
   if path is None:
     return ""
-  return (f'<section><h2>Renders <small>{html.escape(note)}</small></h2>'
-          f'<div class="scroll"><img class="sheet" src="{_data_url(path)}" alt="The object from several sides"></div>'
+  return (f'<section><h2>{title} <small>{html.escape(note)}</small></h2>'
+          f'<div class="scroll"><img class="sheet" src="{_data_url(path)}" alt="{alt}"></div>'
           '</section>')
 
 

@@ -128,7 +128,7 @@ def _save(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
 
 def make_dataset(num: int, seed: int, path: str | os.PathLike, chunk: int = 1000,
                  make: Callable[[int, Sequence[int]], dict[str, np.ndarray]] = make_examples) -> pathlib.Path:
-  """Renders examples 0 .. num - 1 of data set `seed` into an .npz file (see `make`, `make_examples`, for what it holds).
+  """Renders examples 0 .. num - 1 of data set `seed` into an .npz file, which holds what `make` returns.
 
   Chunks of `chunk` examples lie in the folder `<path>.chunks` until all are there, so a killed run goes on where it
   was; the file does not depend on the chunk size. Draws a progress bar.

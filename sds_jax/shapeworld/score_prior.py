@@ -91,17 +91,21 @@ def foreground(image: np.ndarray) -> np.ndarray:
   return (difference > FOREGROUND) & (difference > around / 2)
 
 
+def colour_name(rgb: np.ndarray) -> str:
+  """The name of the colour that `rgb` [3] is nearest to in direction, so that shading does not matter."""
+  palette = np.array(list(solids.COLOURS.values()))
+  palette = palette / np.linalg.norm(palette, axis=-1, keepdims=True)
+  return list(solids.COLOURS)[int(np.argmax(palette @ rgb))]
+
+
 def judge(image: np.ndarray, spec: captions.Spec, camera: Camera) -> dict[str, Any]:
   """Whether one sample shows the right colours and shapes: dict(colour, shape, iou)."""
   albedo, coverage = jax.device_get(_albedo(scenes.scene_from_spec(spec), camera))
   mask = foreground(image)
-  names = list(solids.COLOURS)
-  palette = np.array([solids.COLOURS[name] for name in names])
-  palette = palette / np.linalg.norm(palette, axis=-1, keepdims=True)
   colours = []
   for name, _ in spec.parts:
     part = (coverage > 0.5) & (np.abs(albedo - np.asarray(solids.COLOURS[name])).max(-1) < 0.05) & mask
-    colours.append(part.any() and names[int(np.argmax(palette @ image[part].mean(0)))] == name)
+    colours.append(part.any() and colour_name(image[part].mean(0)) == name)
   others = [spec, *alternatives(spec)]
   others += [spec] * (13 - len(others))  # one compile: 10 alternatives of a single solid, 12 of a stack
   truths = np.asarray(_masks(scenes.stack_scenes([scenes.scene_from_spec(s) for s in others]), camera))

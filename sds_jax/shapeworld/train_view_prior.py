@@ -144,7 +144,7 @@ def read_params(folder: pathlib.Path) -> Params:
 
 def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None, log_every: int = 50,
           save_every: int = 500, sheet_every: int = 2000, **overrides: Any) -> pathlib.Path:
-  """Train from `out`'s newest checkpoint, the view prior `init`, or the text prior; returns the finished prior's folder."""
+  """Train from `out`'s newest checkpoint, the view prior `init`, or the text prior; returns the finished folder."""
   settings = {**view_recipe.TRAINING, **overrides}
   networks = make_networks()
   if fitting.has_begun(out) or not init:

@@ -56,12 +56,21 @@ def sample_light(key: Array) -> tuple[Array, Array]:
   return position, jnp.where(jax.random.bernoulli(key_mode, dataset.ALBEDO_ONLY), jnp.ones_like(ambient), ambient)
 
 
-def place(key: Array, scene: Scene) -> Scene:
-  """A scene a little smaller, and not quite in the middle. Consumes `key`."""
+def sample_place(key: Array) -> tuple[Array, Array]:
+  """The factor [] that a scene is scaled by and where [3] it stands, world units. Consumes `key`."""
   key_size, key_shift = jax.random.split(key)
   size = jax.random.uniform(key_size, minval=SIZE[0], maxval=SIZE[1])
-  shift = jax.random.uniform(key_shift, (1, 3), minval=-SHIFT, maxval=SHIFT)
-  return scene.replace(offset=size * scene.offset + shift, scale=size * scene.scale)
+  return size, jax.random.uniform(key_shift, (3,), minval=-SHIFT, maxval=SHIFT)
+
+
+def placed(scene: Scene, size: Array | float, shift: Array) -> Scene:
+  """A scene made `size` times as large and then moved by `shift` [3], world units."""
+  return scene.replace(offset=size * scene.offset + shift[None], scale=size * scene.scale)
+
+
+def place(key: Array, scene: Scene) -> Scene:
+  """A scene a little smaller, and not quite in the middle. Consumes `key`."""
+  return placed(scene, *sample_place(key))
 
 
 @jax.jit

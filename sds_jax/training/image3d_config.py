@@ -54,8 +54,8 @@ _ZERO123: dict[str, Any] = {
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "zero123": _ZERO123 | {
-        "camera.elevation_deg": (-10.0, 60.0), "camera.distance": (3.2, 3.2), "loss.sds": (0.003,), "loss.rgb": (200.0,),
-        "loss.mask": (50.0,), "loss.opacity": (2.0,), "loss.entropy": (0.5,),
+        "camera.elevation_deg": (-10.0, 60.0), "camera.distance": (3.2, 3.2), "loss.sds": (0.003,),
+        "loss.rgb": (200.0,), "loss.mask": (50.0,), "loss.opacity": (2.0,), "loss.entropy": (0.5,),
         "loss.orientation": ((0.0, 0.0), (0.5, 1.0), (1.0, 20.0))},
     "stable-zero123": _ZERO123 | {
         "camera.elevation_deg": (-10.0, 80.0), "training.steps": 600, "loss.sds": (0.1,),

@@ -67,8 +67,8 @@ def relations(config: ConfigDict) -> Iterator[str]:
       yield (f"config.loss.{name}={config.loss[name]!r} wants a map of the picture: give its file as "
              f"config.picture.{name}, or set the loss to (0.0,)")
   if bool(config.prompt.strip()) != (config.loss.words != (0.0,)):
-    yield (f"config.prompt={config.prompt!r} and config.loss.words={config.loss.words!r} belong together: a second prior "
-           "is told the prompt, and the loss is its weight; give both or neither")
+    yield (f"config.prompt={config.prompt!r} and config.loss.words={config.loss.words!r} belong together: a second "
+           "prior is told the prompt, and the loss is its weight; give both or neither")
   if not math.isclose(config.shading.lambertian + config.shading.textureless, 0.0):
     yield ("config.shading.lambertian and config.shading.textureless must be 0.0: the picture's own light is in the "
            "colours of the object")

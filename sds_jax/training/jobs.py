@@ -11,7 +11,8 @@ import ml_collections
 
 from sds_jax.priors.prior import Prior
 from sds_jax.training import (
-    conditions, image2d, image3d as image3d_lib, inspect_guidance, particles, scenes as scenes_lib, stages as stages_lib, step as step_lib)
+    conditions, image2d, image3d as image3d_lib, inspect_guidance, particles, scenes as scenes_lib,
+    stages as stages_lib, step as step_lib)
 from sds_jax.training.parallel import Share
 from sds_jax.training.scenes import Scenes
 from sds_jax.training.stages import Stage

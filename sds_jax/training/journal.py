@@ -12,7 +12,6 @@ import tqdm
 
 from sds_jax import hosts
 from sds_jax.io import files
-from sds_jax.io.board import Board
 
 COUNTS = ("dropped", "in_a_row")
 """Metrics of which the last counts, and not the mean."""
@@ -29,7 +28,7 @@ class Journal:
     """
     writes = hosts.is_first()
     self._workdir, self._folders, self._writes = workdir, folders, writes
-    self._board = Board(workdir, first + 1) if writes else None
+    self._board = _board(workdir, first + 1) if writes else None
     self._bar = tqdm.tqdm(initial=first, total=steps, desc="optimising", unit="step", mininterval=0.5,
                           disable=not writes)
     self._mark(first)
@@ -74,7 +73,7 @@ class Journal:
     for folder in self._folders:
       files.truncate_metrics(folder / "metrics.jsonl", step)
     self._board.close()
-    self._board = Board(self._workdir, step + 1)
+    self._board = _board(self._workdir, step + 1)
     self._bar.n = step
     self._bar.refresh()
     self._mark(step)
@@ -87,6 +86,12 @@ class Journal:
       print(f"{dropped} update{'s' * (dropped > 1)} of this run {'were' if dropped > 1 else 'was'} not finite and "
             f"{'were' if dropped > 1 else 'was'} left out"
             + (f"; it was taken back {restarts} time{'s' * (restarts > 1)}" if restarts else ""))
+
+
+def _board(folder: Path, first: int) -> Any:
+  """TensorBoard's part, imported late: tensorboardX imports torch where it is installed, which takes seconds."""
+  from sds_jax.io.board import Board
+  return Board(folder, first)
 
 
 def summary(metrics: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

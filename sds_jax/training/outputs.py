@@ -105,10 +105,11 @@ def _forget(workdir: Path, *names: str) -> None:
 
 
 def write_outputs(scene: Scene, view: ViewFn, state: TrainState, workdir: Path, timings: dict[str, float],
-                  scores: dict[str, Any] | None = None) -> dict[str, float]:
+                  scores: dict[str, Any] | None = None, beside: Path | None = None) -> dict[str, float]:
   """Everything into `workdir`; each file is written whole or not at all. Returns the timings, export included.
 
-  An object without a surface (empty or full) costs the mesh and a printed warning, not the other files.
+  An object without a surface (empty or full) costs the mesh and a printed warning, not the other files. `beside` is an
+  image for the page, of what the object was made from.
   """
   config, written = scene.config, {}
   started = time.perf_counter()
@@ -129,11 +130,17 @@ def write_outputs(scene: Scene, view: ViewFn, state: TrainState, workdir: Path, 
     _forget(workdir, "mesh.glb", "mesh.obj")
   timings = dict(timings, export_s=time.perf_counter() - started)
   report.write_report(
-      workdir, config.prompt, mesh=surface, turntable=written.get("turntable"), renders=written["renders"],
+      workdir, title_of(config), mesh=surface, beside=beside, turntable=written.get("turntable"),
+      renders=written["renders"],
       renders_note="colour, normals, depth and opacity from eight azimuths, front first",
       metrics=files.read_metrics(workdir / "metrics.jsonl"), config=config.to_dict(), timings=timings,
       versions=versions(), scores=scores)
   return timings
+
+
+def title_of(config: ml_collections.FrozenConfigDict) -> str:
+  """What an object was made from: its prompt, or the name of its picture."""
+  return Path(config.image).name if config.job == "image3d" else config.prompt
 
 
 def versions() -> dict[str, str]:

@@ -37,8 +37,8 @@ def losses(scene: Scene, params: Params, grid: Any, told: dict[str, Any], key: A
   Args:
     scene: of the step.
     params, grid: what is rendered.
-    told: `picture` [S, S, 4] float32 in [0, 1], colours times opacity, and opacity; `depth` [S, S] and `normals`
-      [S, S, 3] where their losses are on; and what `camera` wants.
+    told: `picture` [S, S, 4] float32 in [0, 1], colours times opacity, and opacity; `depth` [S, S, 2] and `normals`
+      [S, S, 4] where their losses are on, the last channel of which says where they are known; and what `camera` wants.
     progress: fraction of the run that is done, [] float32.
   """
   config, size = scene.config, scene.config.render.height
@@ -71,8 +71,8 @@ def mask(out: RenderOutput, told: dict[str, Any], behind: Array, shot: Camera) -
 def depth(out: RenderOutput, told: dict[str, Any], behind: Array, shot: Camera) -> Array:
   """1 - Pearson's correlation of depths where the object is: single pictures tell no scale (SparseGS, Magic123)."""
   size = out.rgb.shape[1]
-  weight = _at(told["picture"], size)[..., 3]
-  true = _at(told["depth"][..., None], size)[..., 0]
+  true, known = jnp.moveaxis(_at(told["depth"], size), -1, 0)
+  weight = known * _at(told["picture"], size)[..., 3]
   centred = [d - jnp.sum(weight * d) / (jnp.sum(weight) + 1e-6) for d in (out.depth[0], true)]
   (a, b), dot = centred, lambda x, y: jnp.sum(weight * x * y)  # noqa: E731
   return 1.0 - dot(a, b) / jnp.sqrt(dot(a, a) * dot(b, b) + 1e-8)
@@ -81,8 +81,8 @@ def depth(out: RenderOutput, told: dict[str, Any], behind: Array, shot: Camera) 
 def normals(out: RenderOutput, told: dict[str, Any], behind: Array, shot: Camera) -> Array:
   """1 - cosine of normals where the object is, in the camera's frame (right, up, towards it)."""
   size = out.rgb.shape[1]
-  weight = _at(told["picture"], size)[..., 3]
-  true = _at(told["normals"], size)
+  normals_at = _at(told["normals"], size)
+  true, weight = normals_at[..., :3], normals_at[..., 3] * _at(told["picture"], size)[..., 3]
   found = jnp.einsum("ji,hwj->hwi", shot.rotation[0], out.normals[0])
   cosine = jnp.sum(found * true, -1) / jnp.sqrt(jnp.sum(found**2, -1) * jnp.sum(true**2, -1) + 1e-8)
   return jnp.sum(weight * (1.0 - cosine)) / (jnp.sum(weight) + 1e-6)

@@ -161,6 +161,15 @@ def ray_features(features: Array, size: int) -> Array:
   return known * jnp.concatenate([nearest, cast.directions, *waves], axis=-1)
 
 
+def turned(camera: Camera, angle: Array, scale: Array) -> Camera:
+  """The camera that sees an object as `camera` [...] sees it turned by `angle` (radians, about z) and scaled."""
+  c, s = jnp.cos(angle), jnp.sin(angle)
+  zero, one = jnp.zeros_like(c), jnp.ones_like(c)
+  back = jnp.stack([jnp.stack([c, s, zero]), jnp.stack([-s, c, zero]), jnp.stack([zero, zero, one])])
+  return Camera(position=jnp.einsum("ij,...j->...i", back, camera.position) / scale,
+                rotation=jnp.einsum("ij,...jk->...ik", back, camera.rotation), focal=camera.focal)
+
+
 def _place(key: Array, azimuth_fraction: Array, distribution: CameraDistribution) -> tuple[Camera, Array, Array]:
   """A camera at a given fraction of the azimuth range, all else drawn from `key`."""
   key_uniform, key_normal = jax.random.split(key)

@@ -18,11 +18,11 @@ POSE_DIM = 4
 """Length of `relative_pose`."""
 
 DISTANCE, FOV_Y = 2.7, math.radians(46.0)
-"""The camera of the shipped view prior, world units and radians: the same in all its views, as in Zero-1-to-3's data."""
+"""The camera of the shipped view prior, world units and radians: the same in all its views, as with Zero-1-to-3."""
 
 
 def relative_pose(elevation: Array, azimuth: Array, from_elevation: Array, from_azimuth: Array) -> Array:
-  """[..., POSE_DIM]: polar angle less that of the picture; sin and cos of the azimuth's difference; picture's polar angle.
+  """[..., POSE_DIM]: polar angle less the picture's; sin and cos of the azimuth less the picture's; its polar angle.
 
   Args:
     elevation, azimuth: [...] of the view that is asked for.

@@ -11,7 +11,7 @@ from flax import traverse_util
 from safetensors.numpy import load_file
 
 from sds_jax.priors import checkpoint, prior as prior_lib
-from sds_jax.shapeworld import captions, card, tokenizer, train_prior
+from sds_jax.shapeworld import captions, card, fitting, recipe, tokenizer, train_prior
 
 STEPS = dict(steps=4, batch_size=2, warmup=1, log_every=1, save_every=2, sheet_every=100, seed=3)
 
@@ -50,18 +50,18 @@ def weights(folder):
 
 
 def test_a_whole_run_and_one_that_was_killed(train, images, tmp_path, monkeypatch, capsys):
-  made, make_step = [], train_prior.make_step
+  made, make_step = [], fitting.make_step
 
   def once(*args):  # equal runs have equal steps, and a step takes long to compile
-    made.append((make_step(*args) if not made else made[0][0], args[0], args[3]))
-    return made[0][0]
+    made.append(made[0] if made else make_step(*args))
+    return made[0]
 
-  monkeypatch.setattr(train_prior, "make_step", once)
+  monkeypatch.setattr(fitting, "make_step", once)
   whole = train(tmp_path / "whole")
   lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines] == list(range(1, 5))
   assert all(np.isfinite(line["loss"]) for line in lines)
-  assert falls_on_one_batch(*made[0], images)
+  assert falls_on_one_batch(made[0], vocabulary(tmp_path), images)
 
   prior, params = prior_lib.build(whole)
   assert (prior.image_size, prior.x_shape, prior.camera_dim) == (64, (16, 16, 48), 16)
@@ -76,7 +76,7 @@ def test_a_whole_run_and_one_that_was_killed(train, images, tmp_path, monkeypatc
   class Killed(Exception):
     pass
 
-  feed = train_prior.batches
+  feed = fitting.batches
 
   def until_killed(*args):
     for number, batch in enumerate(feed(*args)):
@@ -84,11 +84,11 @@ def test_a_whole_run_and_one_that_was_killed(train, images, tmp_path, monkeypatc
         raise Killed
       yield batch
 
-  monkeypatch.setattr(train_prior, "batches", until_killed)
+  monkeypatch.setattr(fitting, "batches", until_killed)
   with pytest.raises(Killed):
     train(tmp_path / "killed")
   assert "2" in os.listdir(tmp_path / "killed" / "checkpoints") and not (tmp_path / "killed" / "prior").exists()
-  monkeypatch.setattr(train_prior, "batches", feed)
+  monkeypatch.setattr(fitting, "batches", feed)
   resumed = train(tmp_path / "killed")
   assert "going on from step 2" in capsys.readouterr().out
   lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
@@ -106,8 +106,8 @@ def test_a_run_from_another_priors_weights(train, tiny_recipe, tmp_path, monkeyp
     train(tmp_path / "run", init=tmp_path / "nowhere")
   assert os.listdir(tmp_path / "run") == ["images.npz"]  # nothing that would hold the corrected command up
   monkeypatch.setattr(train_prior, "init_params", None)
-  monkeypatch.setattr(train_prior, "make_step", lambda *args: None)
-  monkeypatch.setattr(train_prior, "_loop", lambda state, *args: state)
+  monkeypatch.setattr(fitting, "make_step", lambda *args: None)
+  monkeypatch.setattr(fitting, "fit", lambda out, state, *args, **options: state)
   monkeypatch.setattr(card, "_card", lambda run, settings, seed, init, num, table: f"from {init}")
   (tmp_path / "run" / "metrics.jsonl").write_text("")
   after = train(tmp_path / "run", init=tmp_path / "before")
@@ -128,17 +128,17 @@ def vocabulary(folder):
   return len(json.loads((folder / "words" / "vocab.json").read_text())), tokenizer.special_ids(folder / "words")
 
 
-def falls_on_one_batch(step, networks, settings, images):
+def falls_on_one_batch(step, words, images):
   """Four times the same images and the same noise: the loss falls each time."""
-  params = random_params(networks)
+  settings = {**recipe.TRAINING, **STEPS}
   with jax.numpy_dtype_promotion("standard"), np.load(images) as data:
-    state = jax.device_put(train_prior.TrainState(
-      step=jnp.int32(0), params=params, ema=jax.tree.map(jnp.copy, params),
-      opt_state=train_prior.make_optimizer(STEPS["steps"], settings).init(params)), jax.devices()[0])
+    state = fitting.new_state(random_params(train_prior.make_networks(*words)),
+                              fitting.make_optimizer(STEPS["steps"], settings))
+    batch = dict(images=data["images"][:2], cameras=data["cameras"][:2], ids=np.full((2, 20), 7, np.int32))
     losses = []
     for _ in range(STEPS["steps"]):
-      state, metrics = step(state.replace(step=jax.device_put(jnp.int32(0), jax.devices()[0])), data["images"][:2],
-                            np.full((2, 20), 7, np.int32), data["cameras"][:2], jax.random.key(0))
+      state, metrics = step(state.replace(step=jax.device_put(jnp.int32(0), jax.devices()[0])), batch,
+                            jax.random.key(0))
       losses.append(float(metrics["loss"]))
   return losses[-1] < 0.99 * losses[0] and max(losses[1:]) <= losses[0]
 
@@ -159,35 +159,3 @@ def test_no_held_out_pair_is_ever_shown(images):
   assert not any(captions.is_held_out(spec) for spec in many)
   shown = {part for spec in many for part in spec.parts}
   assert len(shown) == 88 - len(captions.HELD_OUT)  # all other pairs are
-
-
-def test_batches_cover_the_data_once_an_epoch():
-  data = dict(images=np.arange(10), captions=None, cameras=np.arange(10) * 2)
-  feed = train_prior.batches(data, np.arange(10) * 3, 3, 7, 0)
-  seen = [next(feed) for _ in range(6)]
-  for epoch in (seen[:3], seen[3:]):
-    images = np.concatenate([batch[0] for batch in epoch])
-    assert len(set(images)) == 9
-  assert not np.array_equal(seen[0][0], seen[3][0])
-  for images, ids, cameras in seen:
-    np.testing.assert_array_equal(ids, images * 3)
-    np.testing.assert_array_equal(cameras, images * 2)
-  for first in (1, 3, 4):
-    later = train_prior.batches(data, np.arange(10) * 3, 3, 7, first)
-    np.testing.assert_array_equal(next(later)[0], seen[first][0])
-
-
-def test_learning_rate_does_not_know_the_end_until_it_falls(tiny_recipe):
-  """Two lengths of run agree until the shorter one's fall begins; at the end the rate is zero."""
-  settings = dict(tiny_recipe.TRAINING, warmup=4, decay=0.25, weight_decay=0.0, learning_rate=0.1, clip_norm=1e9)
-  moves = {}
-  with jax.numpy_dtype_promotion("standard"):
-    for steps in (20, 40):
-      optimizer, w = train_prior.make_optimizer(steps, settings), jnp.zeros(())
-      state, moves[steps] = optimizer.init(w), []
-      for _ in range(steps + 1):
-        change, state = optimizer.update(jnp.ones(()), state, w)  # Adam under a constant gradient moves by the rate
-        moves[steps].append(-float(change))
-  np.testing.assert_allclose(moves[20][:15], moves[40][:15], rtol=1e-5)
-  np.testing.assert_allclose(moves[20][:5], [0.0, 0.025, 0.05, 0.075, 0.1], atol=1e-4)
-  np.testing.assert_allclose(moves[20][14:], [0.1, 0.1, 0.08, 0.06, 0.04, 0.02, 0.0], atol=1e-4)

@@ -10,6 +10,12 @@ def prior_and_params(tiny_prior):
 
 
 @pytest.fixture(scope="session")
+def tiny_image_settings(tiny_settings):
+  """The tiny settings, over those of image-to-3D."""
+  return {**{name: value for name, value in tiny_settings.items() if name != "prompt"}, "picture.elevation_deg": "20"}
+
+
+@pytest.fixture(scope="session")
 def ready(tiny_config, prior_and_params):
   """(changes) -> (scene, step function, its arguments (state, prior_params, text, key))."""
   from sds_jax.training import conditions, step

@@ -1,0 +1,114 @@
+"""Scores of an object made from a sample picture, against the exact scene that the picture shows.
+
+The pose is known, so there is no search: in the run the picture's camera stands at (azimuth, elevation), and the right
+object is the scene turned so that it looks from there as it does in the picture. A picture that was moved in its frame
+makes the right object larger or smaller, and moves it in the plane through the origin that faces the picture's camera;
+perspective makes that exact to first order only (`shapeworld.pictures.in_truth`).
+
+An object has the colours of its picture, light included. They are compared with the scene in the picture's light.
+"""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sds_jax.evaluation import scores
+from sds_jax.io.pictures import Picture, resized
+from sds_jax.rendering.render import render_image
+from sds_jax.shapeworld import captions, pictures, solids
+from sds_jax.shapeworld.pictures import Truth
+from sds_jax.shapeworld.score_prior import colour_name
+from sds_jax.training.state import TrainState
+from sds_jax.training.step import Scene
+from sds_jax.types import Array
+from sds_jax.views import cameras, poses
+
+BEST_PSNR = 100.0
+"""Decibels that two equal pictures are said to have, for want of infinity."""
+
+
+def unseen(azimuth: float) -> np.ndarray:
+  """Which of the scoring views, bool [16], stand more than 90 degrees of azimuth away from the picture's (radians)."""
+  position = np.asarray(scores.scoring_cameras().position)
+  return np.cos(np.arctan2(position[:, 1], position[:, 0]) - azimuth) < 0.0
+
+
+def score(scene: Scene, state: TrainState, truth: Truth, picture: Picture, azimuth: float,
+          elevation: float) -> dict[str, Any]:
+  """All scores of one object.
+
+  Args:
+    scene, state: the object.
+    truth: about the picture.
+    picture: as the run has read it; its frame says how it was moved.
+    azimuth, elevation: of the picture's camera in the run, radians. Where the run was told another elevation than the
+      truth's, the scene stays upright, and the object is judged for what that did to it.
+
+  Returns:
+    reference_psnr (the picture and a render from its camera, on white at 64x64, dB, at most BEST_PSNR), silhouette_iou
+    (mean over 16 views), worst_view_iou, seen_iou and unseen_iou (means over the views within 90 degrees of azimuth of
+    the picture's, and over the others), volume_iou, colour_error (mean absolute difference of RGB where scene and
+    object overlap; 1 where they don't), colours_right and unseen_colours_right (whether the mean colour of each part,
+    in all views and in the unseen ones, is nearest in direction to that which the caption names; a part that is hidden
+    in all those views is not asked for), empty, full.
+  """
+  exact, pose = pictures.truth_scene(truth), (truth, azimuth, elevation, picture.frame.scale, picture.frame.shift)
+  rgb, opacity = scores.object_views(scene, state)
+  shots = pictures.in_truth(scores.scoring_cameras(), *pose)
+  light = np.array(truth.light, np.float32)
+  lit, inside = jax.device_get(_traced(exact, shots, light, np.float32(truth.ambient)))
+  albedo, _ = jax.device_get(_traced(exact, shots, light, np.float32(1.0)))
+  by_view, hidden = scores.iou(inside, opacity > 0.5), unseen(azimuth)
+  points, solid, filled = scores.solid_points(scene, state)
+  seen = inside & (opacity > 0.5)
+  colour = rgb / np.maximum(opacity, 1e-3)[..., None]
+  error = float(np.abs(colour - lit)[seen].mean()) if seen.any() else 1.0
+  spec = captions.parse(truth.caption)
+  return dict(
+      reference_psnr=reference_psnr(scene, state, picture, azimuth, elevation),
+      silhouette_iou=float(by_view.mean()), worst_view_iou=float(by_view.min()),
+      seen_iou=float(by_view[~hidden].mean()), unseen_iou=float(by_view[hidden].mean()),
+      volume_iou=scores.volume_iou(exact, pictures.points_in_truth(points, *pose), solid),
+      colour_error=error, colours_right=_colours_right(spec, albedo, inside, seen, colour),
+      unseen_colours_right=_colours_right(spec, albedo[hidden], inside[hidden], seen[hidden], colour[hidden]),
+      **scores.flags(opacity, filled))
+
+
+def reference_psnr(scene: Scene, state: TrainState, picture: Picture, azimuth: float, elevation: float) -> float:
+  """Peak signal to noise ratio in dB of the object as the picture's camera sees it, on white, and the picture.
+
+  Both at 64x64, whatever the picture's size.
+  """
+  camera = cameras.orbit(azimuth, elevation, poses.DISTANCE, poses.FOV_Y)
+  size = scores.SIZE
+
+  @jax.jit
+  def render(params: Any, grid: Any) -> Array:
+    return render_image(scene.field.apply, params["field"], camera, size, size, jnp.ones((size, size, 3)),
+                        options=scene.options, grid=grid).rgb
+
+  error = np.mean((np.asarray(render(state.shown, state.occupancy)) - resized(picture.rgb, size)) ** 2)
+  return -10.0 * math.log10(max(float(error), 10.0 ** (-BEST_PSNR / 10.0)))
+
+
+_traced = jax.jit(scores.traced)
+
+
+def _colours_right(spec: captions.Spec, albedo: np.ndarray, inside: np.ndarray, seen: np.ndarray,
+                   colour: np.ndarray) -> bool:
+  """Whether the object's mean colour, where the scene shows a part and the object something, is that part's.
+
+  Args:
+    albedo: [V, S, S, 3] of the scene; inside: [V, S, S] where it is.
+    seen: [V, S, S] where scene and object overlap; colour: [V, S, S, 3] of the object.
+  """
+  right = []
+  for name, _ in spec.parts:
+    part = inside & (np.abs(albedo - np.asarray(solids.COLOURS[name], np.float32)).max(-1) < 0.05)
+    if part.any():
+      right.append((part & seen).any() and colour_name(colour[part & seen].mean(0)) == name)
+  return bool(right) and all(right)

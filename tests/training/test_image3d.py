@@ -1,0 +1,143 @@
+"""The step of image-to-3D: what the prior is told of each view, an input camera that turns, many devices, two priors."""
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax.diffusion import guidance
+from sds_jax.priors import prior as prior_lib, sight
+from sds_jax.training import conditions, image3d, image3d_config, jobs, layout as layout_lib, step
+from sds_jax.training.checks import ConfigError
+from sds_jax.training.validation import validate
+
+
+@pytest.fixture(scope="session")
+def viewer(tiny_view_prior):
+  return prior_lib.build(tiny_view_prior)
+
+
+@pytest.fixture(scope="module")
+def config_of(tiny_image_settings):
+  def make(changes=None):
+    config = image3d_config.default()
+    config.update_from_flattened_dict({**tiny_image_settings, **(changes or {})})
+    return validate(config)
+  return make
+
+
+def told_of(prior, azimuth=0.0, elevation=0.3, seed=0):
+  rng = np.random.default_rng(seed)
+  alpha = rng.uniform(size=(32, 32, 1))
+  picture = np.concatenate([alpha * rng.uniform(size=(32, 32, 3)), alpha], -1).astype(np.float32)
+  seen = prior.sight.see(jnp.asarray(picture[..., :3] + 1.0 - picture[..., 3:]))
+  return dict(seen=seen, azimuth=jnp.float32(azimuth), elevation=jnp.float32(elevation), picture=jnp.asarray(picture))
+
+
+def test_each_view_is_told_where_it_stands(viewer, config_of):
+  """cond against the pose by hand, one view at a time; uncond is zeros; every estimator's sides are of one structure."""
+  prior, params = viewer
+  told = told_of(prior, azimuth=0.5)
+  azimuth, elevation = jnp.array([0.5, 3.0, -2.0]), jnp.array([0.3, 1.0, -0.1])
+  sides = conditions.of_views(prior, params, config_of({"distillation.estimator": "csd"}), told, None, azimuth,
+                              elevation, jnp.float32(0.0))
+  kernel, bias = (np.asarray(params["cc_projection"]["projection"][name]) for name in ("kernel", "bias"))
+  for i, (a, e) in enumerate(zip(azimuth.tolist(), elevation.tolist())):
+    pose = [(math.pi / 2 - e) - (math.pi / 2 - 0.3), math.sin(a - 0.5), math.cos(a - 0.5), math.pi / 2 - 0.3]
+    tokens = np.asarray(told["seen"]["tokens"])
+    by_hand = np.stack([np.concatenate([token, pose]) @ kernel + bias for token in tokens])
+    np.testing.assert_allclose(sides["cond"]["text"][i], by_hand, atol=1e-5)
+    np.testing.assert_array_equal(sides["cond"]["x"][i], told["seen"]["x"])
+  for null in (sides["uncond"], sides["negative"]):
+    assert jax.tree.structure(null) == jax.tree.structure(sides["cond"])
+    assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(null))
+
+
+def test_guidance_is_between_the_picture_and_nothing(viewer):
+  """eps_u + s (eps_c - eps_u), each side by a call of its own."""
+  prior, params = viewer
+  told = told_of(prior)
+  cond = prior.sight.tell(params, told["seen"], jnp.array([[0.2, 0.0, 1.0, 1.2], [0.1, 1.0, 0.0, 1.2]]))
+  z, t = jax.random.normal(jax.random.key(0), (2, *prior.x_shape)), jnp.array([3, 70])
+  both = guidance.guided(prior.denoise, "diffusers", 3.0)(params, z, t, dict(cond=cond, uncond=sight.null(cond)))
+  c, u = (prior.denoise(params, z, t, side) for side in (cond, sight.null(cond)))
+  np.testing.assert_allclose(both, u + 3.0 * (c - u), atol=1e-4)
+  blank = told_of(prior, seed=1)
+  other = prior.sight.tell(params, blank["seen"], jnp.array([[0.2, 0.0, 1.0, 1.2]] * 2))
+  np.testing.assert_array_equal(u, prior.denoise(params, z, t, sight.null(other)))  # nothing of the picture is left
+
+
+def run(config, viewer, told, words=None, layout=None, extra=None):
+  prior, params = viewer
+  params = dict(params, **(extra or {}))
+  layout = layout or layout_lib.make_layout(config)
+  job, key = jobs.image3d(config, prior, words, told), jax.random.key(config.seed)
+  text = job.text()
+  state = layout.put_state(jax.jit(lambda key: job.begin(params, text, key, None))(key))
+  fixed = (layout.put_prior(params), layout.put_text(text), layout.put(key))
+  step_fn = layout.compile(job.make_step(job.stages[0], layout.share), state, fixed)
+  for _ in range(3):
+    state, metrics = step_fn(state, *fixed)
+  return layout.fetch(state.params), layout.fetch(metrics)
+
+
+def test_eight_devices_do_what_one_does(viewer, config_of):
+  told = told_of(viewer[0])
+  one, metrics = run(config_of({"training.views": 8, "parallel.devices": 1}), viewer, told)
+  many, spread = run(config_of({"training.views": 8, "parallel.devices": 8}), viewer, told)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, many)
+  assert {"rgb", "mask", "sds_grad_norm"} <= set(metrics)
+  np.testing.assert_allclose(metrics["rgb"], spread["rgb"], rtol=1e-5)
+
+
+def test_a_second_prior_is_told_words(viewer, config_of, prior_and_params):
+  """Magic123: with words the object moves another way, and by nothing more than their loss."""
+  words, params = prior_and_params
+  told = told_of(viewer[0])
+  alone, _ = run(config_of(), viewer, told)
+  config = config_of({"prompt": "a red cube", "loss.words": (1.0,)})
+  both, _ = run(config, viewer, told, words=words, extra=dict(words=params))
+  apart = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), alone, both))
+  assert max(apart) > 1e-4
+  silent = config_of({"prompt": "a red cube", "loss.words": ((0.0, 0.0), (1.0, 0.0))})
+  same, _ = run(silent, viewer, told, words=words, extra=dict(words=params))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), alone, same)
+
+
+def test_a_turned_camera_is_told_the_same(viewer, config_of):
+  """The pose is relative: picture and views turned by one angle give the same condition."""
+  prior, params = viewer
+  azimuth, elevation = jnp.array([0.4, 2.0]), jnp.array([0.1, 0.9])
+  a, b = (conditions.of_views(prior, params, config_of(), told_of(prior, azimuth=turn), None, azimuth + turn, elevation,
+                              jnp.float32(0.0)) for turn in (0.0, 1.3))
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"distillation.estimator": "dds"}, "compares descriptions"),
+    ({"camera.distance": (2.4, 3.0)}, "give one value twice"),
+    ({"loss.depth": (1.0,)}, "config.picture.depth"),
+    ({"prompt": "a red cube"}, "belong together"),
+    ({"picture.elevation_deg": "high"}, "auto, or a number of degrees"),
+    ({"picture.framing": "sideways"}, "must be one of"),
+    ({"training.particles": 2, "training.views": 2}, "has no meaning"),
+    ({"shading.lambertian": 0.5}, "the picture's own light")])
+def test_settings_that_make_no_sense(config_of, changes, words):
+  with pytest.raises(ConfigError, match=words):
+    config_of(changes)
+
+
+@pytest.mark.parametrize("words", ["", "shapeworld-views", "zero123", "stable-zero123", "magic123", "zero123-xl",
+                                   "magic123,shapeworld-views", "zero123,someone/weights"])
+def test_recipes_are_legal(words):
+  config = image3d_config.from_words(words)
+  if words.startswith("magic123"):
+    config.prompt = "a hamburger" if words == "magic123" else "a red cube"
+  assert validate(config).job == "image3d"
+
+
+@pytest.mark.parametrize("words", ["nothing", "zero123,zero123-xl,sd15", "zero123-xl,zero123", "magic123,magic123"])
+def test_words_that_name_nothing(words):
+  with pytest.raises(ConfigError, match="is not a recipe"):
+    image3d_config.from_words(words)
