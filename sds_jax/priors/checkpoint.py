@@ -40,8 +40,9 @@ VARIANTS = ("bf16", "fp16")
 
 PICKLES = (".bin", ".ckpt", ".msgpack", ".pt", ".pth")
 NO_PICKLES = ("pickles are not read, since they can run code: take the safetensors version of the checkpoint, or "
-              "convert it where you trust it (diffusers' DiffusionPipeline.from_pretrained(OLD).save_pretrained(NEW), or "
-              "one file by safetensors.torch.save_file(torch.load(OLD, map_location='cpu', weights_only=True), NEW))")
+              "convert it where you trust it (diffusers' DiffusionPipeline.from_pretrained(OLD).save_pretrained(NEW), "
+              "or one file by safetensors.torch.save_file(torch.load(OLD, map_location='cpu', weights_only=True), "
+              "NEW))")
 
 
 @dataclasses.dataclass(frozen=True)

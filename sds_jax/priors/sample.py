@@ -2,6 +2,7 @@
 
     python -m sds_jax.priors.sample --prior=shapeworld --prompt="a red cube"
     python -m sds_jax.priors.sample --prior=sd15 --dtype=bfloat16 --guidance_scale=7.5 --prompt="a photo of a hamburger"
+    python -m sds_jax.priors.sample --prior=zero123-xl --guidance_scale=3 --picture=mug.png --azimuth_deg 45 90 180
 """
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from sds_jax import compilation
 from sds_jax.priors.ddim import ddim
 from sds_jax.priors.files import write_atomically
 from sds_jax.priors.prior import Prior, build
+from sds_jax.priors.sample_views import elevation_of, read_picture, sample_views
 from sds_jax.types import Array, Params
 
 
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   """The command line."""
   parser = argparse.ArgumentParser(prog="python -m sds_jax.priors.sample", description="Draw images from a prior.")
   parser.add_argument("--prior", default="shapeworld", help="a name, a hub id or a folder (default: %(default)s)")
-  parser.add_argument("--prompt", required=True)
+  parser.add_argument("--prompt", help="what they show; of a prior that is told words")
   parser.add_argument("--negative_prompt", default="")
   parser.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG to write (default: %(default)s)")
   parser.add_argument("--num", type=int, default=4, help="images, side by side (default: %(default)s)")
@@ -51,7 +53,15 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--guidance_scale", type=float, default=5., help="1 is no guidance (default: %(default)s)")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the networks")
+  views = parser.add_argument_group("views of a picture, of a prior that is told one")
+  views.add_argument("--picture", type=Path, help="a square picture of the object, on white or transparent")
+  views.add_argument("--azimuth_deg", type=float, nargs="+",
+                     help="of each view, from the picture's (default: --num of them all around)")
+  views.add_argument("--elevation_deg", type=float, help="of all views (default: the picture's)")
+  views.add_argument("--picture_elevation_deg", type=float, help="(default: what the prior tells, or else 0)")
   args = parser.parse_args(argv)
+  if (args.prompt is None) == (args.picture is None):
+    parser.error("give either --prompt=TEXT or, of a prior that is told a picture, --picture=FILE")
   if args.num < 1:
     parser.error(f"--num={args.num} must be at least 1")
   if not 0 <= args.seed < 2**32:
@@ -60,14 +70,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.error(f"--out={args.out}: it must be a file in a folder that exists")
   compilation.prepare()
   try:
+    picture = read_picture(args.picture) if args.picture else None
     prior, params = build(args.prior, dtype=args.dtype)
-    print(f"prior: {prior.source}; drawing {args.num} images in {args.steps} steps ...", flush=True)
-    images = sample(prior, params, [args.prompt] * args.num, jax.random.key(args.seed), args.negative_prompt,
-                    args.steps, args.guidance_scale)
-    write_row(args.out, images)
+    images = len(args.azimuth_deg) if args.picture and args.azimuth_deg else args.num
+    print(f"prior: {prior.source}; drawing {images} images in {args.steps} steps ...", flush=True)
+    if args.picture:
+      drawn = _views(prior, params, picture, args)
+    else:
+      drawn = sample(prior, params, [args.prompt] * args.num, jax.random.key(args.seed), args.negative_prompt,
+                     args.steps, args.guidance_scale)
+    write_row(args.out, drawn)
   except (ValueError, OSError) as error:
     parser.error(str(error))
   print(f"the images lie in {args.out}")
+
+
+def _views(prior: Prior, params: Params, picture: Array, args: argparse.Namespace) -> Array:
+  """The views of the picture that the flags ask for."""
+  if prior.sight is None:
+    raise ValueError(f"the prior {args.prior!r} is told words, not a picture: give --prompt=TEXT, or "
+                     "--prior=zero123-xl or another that is told pictures")
+  seen = prior.sight.see(picture)
+  seen_from = elevation_of(seen) if args.picture_elevation_deg is None else np.radians(args.picture_elevation_deg)
+  elevation = seen_from if args.elevation_deg is None else np.radians(args.elevation_deg)
+  azimuth = np.radians(args.azimuth_deg or np.arange(args.num) * 360 / args.num)
+  print(f"the picture counts as taken from {np.degrees(seen_from):.0f} degrees above the horizon", flush=True)
+  return sample_views(prior, params, seen, jnp.asarray(azimuth, jnp.float32),
+                      jnp.full(len(azimuth), elevation, jnp.float32), seen_from, jax.random.key(args.seed), args.steps,
+                      args.guidance_scale)
 
 
 if __name__ == "__main__":

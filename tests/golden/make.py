@@ -45,7 +45,8 @@ CASES = {
     vocab_size=20, d_model=16, d_kv=6, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu",
     relative_attention_num_buckets=8, relative_attention_max_distance=12, tie_word_embeddings=False)),
 }
-"""Folder -> (class, configuration). Styles: Stable Diffusion 1 and 2, the first stage of DeepFloyd IF, Zero-1-to-3, T5 v1.1."""
+"""Folder -> (class, configuration). Styles: Stable Diffusion 1 and 2, the first stage of DeepFloyd IF, Zero-1-to-3,
+T5 v1.1."""
 
 
 def build(kind, config):

@@ -151,7 +151,7 @@ def zero123_index(kind):
 
 @pytest.fixture(scope="session")
 def zero123_folders(tmp_path_factory):
-  """{class of the pipeline: folder}: Zero-1-to-3 but for its sizes, 16x16 images, 8x8x4 latents; same weights in both."""
+  """{class of the pipeline: folder}: Zero-1-to-3 but for its sizes, 16x16 images, 8x8x4 latents; the same weights."""
   from sds_jax.priors.checkpoint import COMPONENTS, write_component
   parts = dict(unet=SD_UNET | dict(in_channels=8, cross_attention_dim=768), vae=SD_VAE, image_encoder=VISION)
   folders = {kind: tmp_path_factory.mktemp("zero123") for kind in PROJECTIONS}

@@ -1,4 +1,4 @@
-"""What a pose-conditioned prior is told, recomputed by hand: poses, the null condition, guidance, projection, pixels."""
+"""What a pose-conditioned prior is told, recomputed by hand: poses, null condition, guidance, projection, pixels."""
 import math
 from pathlib import Path
 
@@ -105,8 +105,8 @@ def test_tell(pose, camera_dim, tokens):
               elevation=np.float32(np.nan))
   views = poses.relative_pose(jnp.asarray([0.3, -0.1]), jnp.asarray([0.5, 3.0]), jnp.float32(0.2), jnp.float32(0.0))
   sight = sight_lib.Sight(CCProjection(9, 6), camera_dim, pose, None)
-  cond = sight.tell(dict(cc_projection=dict(projection=dict(kernel=kernel, bias=bias))), jax.tree.map(jnp.asarray, seen),
-                    views)
+  params = dict(cc_projection=dict(projection=dict(kernel=kernel, bias=bias)))
+  cond = sight.tell(params, jax.tree.map(jnp.asarray, seen), views)
   polar = math.pi / 2 - 0.2
   for b, (elevation, azimuth) in enumerate(((0.3, 0.5), (-0.1, 3.0))):
     four = [0.2 - elevation, math.sin(azimuth), math.cos(azimuth), polar if pose == "polar" else 0.0]

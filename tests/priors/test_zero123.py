@@ -128,8 +128,9 @@ def test_refusals(zero123_folders, tmp_path, monkeypatch, break_it, expected):
 def test_weights_of_other_widths(zero123_folders, tmp_path):
   shutil.copytree(zero123_folders["Zero1to3StableDiffusionPipeline"] / "cc_projection", tmp_path / "p")
   edit(tmp_path / "p" / "config.json", out_channel=32)
-  with pytest.raises(CheckpointError, match=r"(?s)don't fit the network of config.json.*wrong shape \(2\): projection.bias"
-                                            r" is \[768\] in the file, \[32\] in the network, projection.weight is"):
+  with pytest.raises(CheckpointError, match=r"(?s)don't fit the network of config.json.*wrong shape \(2\): "
+                                            r"projection.bias is \[768\] in the file, \[32\] in the network, "
+                                            "projection.weight is"):
     checkpoint.open_component(tmp_path / "p", "cc_projection")
 
 
