@@ -42,7 +42,8 @@ GROUPS: dict[str, Callable[[Record], bool]] = {
 }
 COLUMNS = {
     "PSNR of the picture": ("reference_psnr", "{:.1f}"), "IoU": ("silhouette_iou", "{:.3f}"),
-    "seen side": ("seen_iou", "{:.3f}"), "unseen side": ("unseen_iou", "{:.3f}"), "volume IoU": ("volume_iou", "{:.3f}"),
+    "seen side": ("seen_iou", "{:.3f}"), "unseen side": ("unseen_iou", "{:.3f}"),
+    "volume IoU": ("volume_iou", "{:.3f}"),
     "colours right": ("colours_right", "{:.0%}"), "unseen colours right": ("unseen_colours_right", "{:.0%}"),
     "colour error": ("colour_error", "{:.3f}"), "s a run": ("seconds", "{:.0f}")}
 """Title -> score, of which the mean is shown, and how."""
@@ -58,7 +59,8 @@ class Maker:
 
   def optimise(self, told: image3d.Told, seed: int) -> TrainState:
     """The finished state of one run, the same as the command's."""
-    job, layout, key = jobs.image3d(self.config, self.prior, None, told), layout_lib.make_layout(self.config), jax.random.key(seed)
+    job, layout = jobs.image3d(self.config, self.prior, None, told), layout_lib.make_layout(self.config)
+    key = jax.random.key(seed)
     state = jax.jit(lambda key: job.begin(self.prior_params, told, key, None))(jax.random.fold_in(key, 2**31 - 1))
     fixed = (self.prior_params, told, key)
     self._steps = self._steps or [layout.compile(job.make_step(stage, layout.share), state, fixed)

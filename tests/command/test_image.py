@@ -78,7 +78,8 @@ def test_what_is_no_picture_is_refused_before_there_is_a_run(start, image_config
 
 def test_priors_know_what_they_are_told(start, image_config, flags_of, picture, tiny_prior, tiny_view_prior, tmp_path):
   words = (f"--config=configs/image.py:{tiny_prior}",)
-  assert "is told words" in refused(start, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path}", config=words)
+  assert "is told words" in refused(start, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path}",
+                                    config=words)
   text = (f"--config=configs/text.py:{tiny_view_prior}",)
   assert "is told a picture" in refused(start, *flags_of, "--config.prompt=a red cube", f"--workdir={tmp_path}",
                                         config=text)
