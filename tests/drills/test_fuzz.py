@@ -16,7 +16,8 @@ def test_tries_are_deterministic_and_various():
   assert tries == drawn() and tries != drawn(seed=1) and tries[:50] == drawn(50)
   said = ["\n".join(words) for words in tries]
   assert len(set(said)) > 150
-  for part in ("text.py", "image2d.py", "image.py", "\ud800", "\u202e", "../", "\0", "x" * 10_001, "prompt=", "--mode=", "<script"):
+  for part in ("text.py", "image2d.py", "image.py",
+               "\ud800", "\u202e", "../", "\0", "x" * 10_001, "prompt=", "--mode=", "<script"):
     assert any(part in words for words in said), part
 
 
