@@ -121,7 +121,11 @@ TINY_PUBLISHED = {
   "if-m": dict(
     unet=dict(_TINY_SD_UNET, in_channels=3, out_channels=6),
     scheduler=dict(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2"))}
-"""In place of `published.PRIORS`: 16x16 images as 8x8x4 latents, and 8x8 images whose network predicts a variance."""
+TINY_PUBLISHED["zero123"] = TINY_PUBLISHED["sd15"] | dict(
+  unet=dict(_TINY_SD_UNET, in_channels=8), image_encoder=dict(projection_dim=8),
+  cc_projection=dict(_class_name="CLIPCameraProjection", embedding_dim=8))
+"""In place of `published.PRIORS`: 16x16 images as 8x8x4 latents, and 8x8 images whose network predicts a variance; and
+the former told a picture."""
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sds_jax.priors import checkpoint, prior as prior_lib, published, random_weights, sources
+from sds_jax.views import poses
 
 SD15 = dict(dtype=jnp.bfloat16, random_weights=True)
 
@@ -22,17 +23,17 @@ def nothing_to_read(monkeypatch):
       monkeypatch.setattr(module, name, lambda *args, **kwargs: pytest.fail("a file is looked for"))
 
 
-@pytest.mark.parametrize("name", ["sd15", "if-m"])
+@pytest.mark.parametrize("name", ["sd15", "if-m", "zero123"])
 def test_the_tree_is_the_networks(tiny_published, nothing_to_read, name):
   prior, params = prior_lib.build(name, **SD15)
-  assert set(params) == {part for part in tiny_published[name] if part != "scheduler"}
+  assert set(params) == set(tiny_published[name]) - {"scheduler", "image_encoder"}
   for part, tree in params.items():
     model = checkpoint.COMPONENTS[part].network.from_config(tiny_published[name][part])
     expected = {path: leaf.shape for path, leaf in checkpoint.abstract_params(model).items()}
     found = traverse_util.flatten_dict(tree)
     assert {path: leaf.shape for path, leaf in found.items()} == expected
     assert {leaf.dtype for leaf in found.values()} == {jnp.dtype(jnp.bfloat16)}
-  assert prior.x_shape == dict([("sd15", (8, 8, 4)), ("if-m", (8, 8, 3))])[name] and prior.name == name
+  assert prior.x_shape == (8, 8, 3 if name == "if-m" else 4) and prior.name == name
 
 
 def test_shapes_are_known_before_the_weights(tiny_published, nothing_to_read):
@@ -83,6 +84,21 @@ def test_what_it_computes_is_finite_in_bfloat16(tiny_published):
     assert array.dtype == jnp.float32 and np.all(np.isfinite(array)) and 1e-3 < np.std(array) < 1e3
 
 
+def test_a_picture_that_is_made_up(tiny_published, nothing_to_read):
+  """A whole prediction from a picture, in bfloat16 and finite, without a file."""
+  prior, params = prior_lib.build("zero123", **SD15)
+  seen = prior.sight.see(jnp.full((16, 16, 3), 0.5))
+  assert seen["tokens"].shape == (1, 8) and seen["x"].shape == (8, 8, 4)
+  pose = poses.relative_pose(jnp.zeros(2), jnp.ones(2), jnp.float32(0.0), jnp.float32(0.0))
+
+  def run(params, seen, pose):
+    cond = prior.sight.tell(params, seen, pose)
+    return cond["text"], prior.denoise(params, jnp.ones((2, 8, 8, 4)), jnp.asarray([10, 900]), cond)
+
+  for array in jax.jit(run)(params, seen, pose):
+    assert array.dtype == jnp.float32 and np.all(np.isfinite(array)) and 1e-3 < np.std(array) < 1e3
+
+
 def test_text(tiny_published):
   prior, _ = prior_lib.open_prior("sd15", **SD15)
   text = prior.embed(["a red cube", "", "a red cube"])
@@ -111,7 +127,9 @@ def test_every_published_name_has_shapes():
   ("unet", published.SD1_UNET, 859.52), ("vae", published.SD_VAE, 83.65),
   *(pytest.param("unet", config, millions, marks=pytest.mark.full_size) for config, millions in (
     (published.SD2_UNET, 865.91), (published.IF_M_UNET, 371.61), (published.IF_L_UNET, 935.37),
-    (published.IF_XL_UNET, 4304.70)))])
+    (published.IF_XL_UNET, 4304.70), (published.ZERO123_UNET, 859.53))),
+  pytest.param("image_encoder", published.CLIP_L_VISION, 303.97, marks=pytest.mark.full_size),
+  ("cc_projection", published.CAMERA_PROJECTION, 0.59)])
 def test_published_numbers_of_parameters(kind, config, millions):
   shapes = checkpoint.abstract_params(checkpoint.COMPONENTS[kind].network.from_config(config))
   assert abs(sum(math.prod(leaf.shape) for leaf in shapes.values()) / 1e6 - millions) < 0.01

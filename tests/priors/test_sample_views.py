@@ -8,15 +8,15 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from sds_jax.priors import prior as prior_lib, sample, sample_views, sight as sight_lib
+from sds_jax.priors import prior as prior_lib, sample, sample_views, sight as sight_lib, spaces
+from sds_jax.priors.sources import Source
 from sds_jax.views import poses
 
 
 @pytest.fixture
-def asked(zero123_folders, monkeypatch):
-  """What the prior is told and asked for by a command, whose networks take too long to compile: {name: value}."""
+def asked(monkeypatch):
+  """What a prior without networks is told and asked for by a command: {name: value}."""
   asked = {}
-  prior, weights = prior_lib.open_prior(zero123_folders["Zero123Pipeline"])
 
   @dataclasses.dataclass(frozen=True)
   class Sight(sight_lib.Sight):
@@ -33,8 +33,9 @@ def asked(zero123_folders, monkeypatch):
     return jnp.zeros((len(cond["x"]), 16, 16, 3))
 
   def build(name, dtype):
-    sight = Sight(prior.sight.projection, 0, "polar", see) if name == "views" else None
-    return dataclasses.replace(prior, sight=sight, embed=lambda prompts: jnp.ones((len(prompts), 1, 3))), {}
+    scheduler = dict(num_train_timesteps=10, beta_schedule="squaredcos_cap_v2", prediction_type="epsilon")
+    sight = Sight(None, 0, "polar", see) if name == "views" else None
+    return prior_lib.make_prior(Source(name, None), {}, spaces.pixel_space(16), None, None, scheduler, sight), {}
 
   monkeypatch.setattr(sample, "build", build)
   monkeypatch.setattr(sample_views, "ddim", draw)
@@ -62,7 +63,7 @@ def test_views(asked, tmp_path, capsys):
   asked["elevation"] = 0.25  # what the prior tells is taken where nothing is said
   sample.main([*flags, "--num=4"])
   jax.effects_barrier()
-  expected = poses.relative_pose(jnp.full(4, 0.25), jnp.arange(4) * (jnp.pi / 2), jnp.float32(0.25), jnp.float32(0.0))
+  expected = poses.relative_pose(jnp.full(4, 0.25), jnp.arange(4.0) * (jnp.pi / 2), jnp.float32(0.25), jnp.float32(0.0))
   np.testing.assert_allclose(asked["pose"], expected, atol=1e-6)
   del asked["elevation"]
   sample.main([*flags, "--num=1"])

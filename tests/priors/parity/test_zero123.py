@@ -1,7 +1,7 @@
 """Zero-1-to-3 from a picture to guided noise, in both published layouts, against diffusers and transformers.
 
 The folders are written by those libraries, with random weights. Small ones run always, that of the published size when
-it is asked for (`pytest -m full_size`): 5 GB of files, 10 GiB of memory, one network of torch at a time.
+it is asked for (`pytest -m full_size`): 5 GB of files, 8 GiB of memory, one network of torch at a time.
 """
 import gc
 import json
@@ -113,8 +113,9 @@ def theirs(torch, diffusers, transformers, folder, kind, configs, picture, z):
   (folder / "model_index.json").write_text(json.dumps(
     {"_class_name": kind, component: ["zero123", type(layer).__name__], "safety_checker": [None, None],
      "feature_extractor": ["transformers", "CLIPImageProcessor"]}))
-  return dict(token=token[0].numpy(), latent=back(latent)[0], text=text.numpy(), eps=back(noise_u + SCALE * (
-    noise_c - noise_u)))
+  guided = noise_u + SCALE * (noise_c - noise_u)
+  return dict(token=token[0].numpy(), latent=back(latent)[0], text=text.numpy(), told=back(noise_c), null=back(noise_u),
+              guided=back(guided))
 
 
 def ours(folder, dtype, picture, z):
@@ -128,10 +129,9 @@ def ours(folder, dtype, picture, z):
     cond = prior.sight.tell(params, seen, pose)
     both = jax.tree.map(lambda c, u: jnp.concatenate([c, u]), cond, sight_lib.null(cond))
     eps = prior.denoise(params, jnp.concatenate([z, z]), jnp.asarray(TIMES * 2), both)
-    return cond["text"], guidance.cfg_diffusers(eps[:2], eps[2:], SCALE)
+    return dict(text=cond["text"], told=eps[:2], null=eps[2:], guided=guidance.cfg_diffusers(eps[:2], eps[2:], SCALE))
 
-  text, eps = jax.jit(guided)(params, seen, pose, jnp.asarray(z))
-  return dict(token=seen["tokens"], latent=seen["x"], text=text, eps=eps)
+  return dict(token=seen["tokens"], latent=seen["x"], **jax.jit(guided)(params, seen, pose, jnp.asarray(z)))
 
 
 @pytest.mark.parametrize("kind, configs", [
@@ -156,7 +156,8 @@ def test_from_a_picture_to_guided_noise(torch, diffusers, transformers, figures,
     if configs is FULL:
       gc.collect()
       for name, got in ours(tmp_path, jnp.bfloat16, picture, z).items():
-        assert figures(f"bfloat16 {name}", got, expected[name]) < 4e-2
+        # Guidance is by a difference of two predictions, whose errors it takes three times.
+        assert figures(f"bfloat16 {name}", got, expected[name]) < (6e-2 if name == "guided" else 2e-2)
   finally:
     shutil.rmtree(tmp_path)  # gigabytes, of which pytest would keep three
 
