@@ -15,9 +15,10 @@ _SAID = {"No space left on device": errno.ENOSPC, "Disk quota exceeded": errno.E
          "Read-only file system": errno.EROFS}
 """The system's words, for libraries that tell nothing else."""
 
+_SMALLER_RENDERS = ("smaller config.training.views, config.render.height and width or config.render.num_samples, "
+                    "config.render.block_points=65536, config.prior.vae_remat=True, config.prior.dtype=bfloat16")
 _SMALLER = {
-    "text3d": "smaller config.training.views, config.render.height and width or config.render.num_samples, "
-              "config.render.block_points=65536, config.prior.vae_remat=True, config.prior.dtype=bfloat16",
+    "text3d": _SMALLER_RENDERS, "image3d": _SMALLER_RENDERS,
     "image2d": "smaller config.training.views, config.prior.vae_remat=True, config.prior.dtype=bfloat16"}
 _SMALLER_OUTPUTS = "smaller config.export.image_size or config.export.mesh_resolution"
 
@@ -29,7 +30,7 @@ def explain(error: BaseException, folder: Path | None = None, mode: str = "train
     error: what has ended the command.
     folder: that of the run, where it is known.
     mode: what the command was doing, one of those of `run.py`.
-    job: "text3d" or "image2d".
+    job: a key of `training.references.DEFAULTS`.
   """
   smaller = _SMALLER[job] if mode == "train" else _SMALLER_OUTPUTS
   for one in _chain(error):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sds_jax.io import exhausted
+from sds_jax.training import references
 
 FULL = "[Errno 28] No space left on device"
 
@@ -64,6 +65,11 @@ def test_the_rest_depends_on_what_was_done(tmp_path):
     assert words in exhausted.explain(error, tmp_path, mode, "image2d")
   assert "render" not in exhausted.explain(error, tmp_path, "train", "image2d")
   assert "goes on" not in exhausted.explain(error, tmp_path, "export")
+
+
+@pytest.mark.parametrize("job", references.DEFAULTS)
+def test_every_job_knows_what_needs_less(job):
+  assert "config.training.views" in exhausted.explain(MemoryError(), None, "train", job)
 
 
 def test_a_chain_that_bites_its_tail():
