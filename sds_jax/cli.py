@@ -92,7 +92,7 @@ def _innermost(error: BaseException, kind: type[Exception]) -> Exception | None:
 def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: float) -> None:
   """Check everything, then do what `mode` says."""
   from sds_jax import hosts
-  from sds_jax.io import exhausted, lock
+  from sds_jax.io import decoding, exhausted, lock
   from sds_jax.io.files import DamagedFileError
   from sds_jax.priors.files import CheckpointError
   from sds_jax.training import scenes, validation, workspace
@@ -105,7 +105,7 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
     sys.unraisablehook = _without_stragglers(sys.unraisablehook)
   folder, job = None, "text3d"
   mistakes = (validation.ConfigError, workspace.WorkdirError, CheckpointError, ResumeError, DamagedFileError,
-              lock.LockedError, hosts.HostError)
+              lock.LockedError, hosts.HostError, decoding.PictureError)
   held = contextlib.ExitStack()
   try:
     if mode not in MODES:
@@ -114,8 +114,10 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
       if config is None:
         raise validation.ConfigError("no settings given: say --config=configs/text.py")
       frozen = validation.validate(config)
-      if frozen.get("prompts_file"):
-        scenes.read_prompts(frozen.prompts_file)  # for what it has to say, before there is a folder
+      if frozen.get("prompts_file"):  # for what these have to say, before there is a folder
+        scenes.read_prompts(frozen.prompts_file)
+      if frozen.job == "image3d":
+        decoding.decode(frozen.image, frozen.render.height)
       folder = _join(frozen, workdir, held)
     else:
       if flags.FLAGS.num_processes or flags.FLAGS.distributed:

@@ -96,6 +96,22 @@ def from_first(tree: Any) -> Any:
   return jax.tree.map(lambda leaf, like: np.asarray(leaf).astype(like.dtype), told, tree)
 
 
+def as_first_finds(like: Any, find: Callable[[], Any]) -> Any:
+  """What `find` gives in process 0, which alone calls it, in every process; where it despairs, all stop.
+
+  Args:
+    like: a tree of the same structure, shapes and dtypes (`jax.ShapeDtypeStruct` will do).
+  """
+  found, problem = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like), None
+  if is_first():
+    try:
+      found = find()
+    except (ValueError, OSError) as error:
+      problem = error
+  all_well(problem)
+  return from_first(found)
+
+
 def abandon(status: int) -> None:
   """End a process of several at once: the others would be waited for, and they wait for this one."""
   if jax.distributed.is_initialized():

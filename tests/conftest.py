@@ -9,6 +9,12 @@ import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from sds_jax.drills import tiny
+
 
 def of_quick_compilation():
   """XLA's flags under which a step of a tiny run compiles in a third of the time; "" if this XLA does not know them.
@@ -21,14 +27,8 @@ def of_quick_compilation():
   return flags if tried.returncode == 0 else ""
 
 
-if "XLA_FLAGS" not in os.environ:  # workers and what tests start inherit it; XLA_FLAGS="" gives the suite XLA's defaults
+if "XLA_FLAGS" not in os.environ:  # XLA has not read it yet; workers inherit it; XLA_FLAGS="" asks for XLA's defaults
   os.environ["XLA_FLAGS"] = of_quick_compilation()
-
-import jax
-import pytest
-from jax.experimental.compilation_cache import compilation_cache
-
-from sds_jax.drills import tiny
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -45,7 +45,7 @@ LONGEST = ("training/test_estimators", "drills/test_kill", "rendering/test_rende
 
 
 def pytest_configure(config):
-  """The workers take files in the order below; of itself xdist begins with those of most tests, which are short ones."""
+  """Workers take files in the order below; of itself xdist begins with those of most tests, which are short ones."""
   if hasattr(config.option, "loadscopereorder"):
     config.option.loadscopereorder = False
 

@@ -21,7 +21,7 @@ from collections import Counter
 from pathlib import Path
 
 import sds_jax
-from sds_jax.drills import fuzz_cases, fuzz_child, tiny
+from sds_jax.drills import fuzz_cases, fuzz_child
 from sds_jax.io import lock
 
 CONFIGS = Path(sds_jax.__file__).resolve().parents[1] / "configs"
@@ -50,11 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _drill(options: argparse.Namespace, scratch: Path) -> int:
-  prior = tiny.write_prior(scratch / "prior")
+  fuzz_cases.write_files(scratch)
   begin, counts, failed, slowest = time.perf_counter(), Counter(), 0, (0.0, 0)
   context = _forkserver()
   for number, words in enumerate(
-      fuzz_cases.tries(options.configs.resolve(), prior, options.num, options.seed, options.strange)):
+      fuzz_cases.tries(options.configs.resolve(), scratch, options.num, options.seed, options.strange)):
     if options.only not in (None, number):
       continue
     started = time.perf_counter()

@@ -12,7 +12,8 @@ from sds_jax.diffusion import timesteps, weightings
 from sds_jax.drills import tiny
 from sds_jax.fields import background, field
 from sds_jax.generators import catalogue
-from sds_jax.training import config as config_lib, distil, image2d_config
+from sds_jax.shapeworld import pictures as samples
+from sds_jax.training import config as config_lib, distil, image2d_config, image3d_config
 
 Draw = Callable[[random.Random, "Job"], list[str]]
 """(where chance comes from, what the base is) -> arguments behind those of the base."""
@@ -48,6 +49,8 @@ NAMES: dict[str, list[str]] = {
     "render.normals": ["analytic", "difference"], "resume": ["auto", "must", "never"],
     "prior.dtype": ["float32", "bfloat16"], "distillation.view_words": ["nearest", "blended", "none"],
     "distillation.perp_neg": ["none", "threestudio", "stable_dreamfusion"],
+    "picture.framing": ["auto", "centre", "keep"], "picture.background": ["auto", "alpha", "plain", "rembg"],
+    "picture.elevation_deg": ["auto", "0", "-89", "90", "nan", "1e999", " 5 ", "٣", "auto ", "high"],
     "generator.name": [*catalogue.GENERATORS, "nope:x", ":", "a:", ":b", "os:getcwd", "json:loads", "a\0b:c", "..:x",
                        ".x:y", "\U0001f600:x", "sys:nothing", "a.b.c:d:e"]}
 TEXTS = ["prompt", "negative_prompt", "distillation.source_prompt", "csd.negative_prompt", "bridge.target_words"]
@@ -92,31 +95,44 @@ class Job:
     return chance.choice([name for name, value in self.settings.items() if type(value) in kinds])
 
 
-def jobs(configs: Path, prior: Path) -> list[Job]:
-  """The jobs of configs/text.py and configs/image2d.py, tiny and of one step."""
+def jobs(configs: Path, scratch: Path) -> list[Job]:
+  """The jobs of configs/text.py, image2d.py and image.py, tiny and of one step, of what `write_files` has written."""
+  prior = scratch / PRIOR
   common = {"prior.path": prior, "prompt": "a red cube", "training.steps": 1, "training.log_every": 1,
             "training.render_every": 0, "optimizer.warmup_steps": 0}
   pictures = {**common, "generator.size": 16, "training.views": 1}
   # Unshaded, for the second derivatives of shading are most of what there is to compile.
   scene = {**tiny.SETTINGS, **common, "training.views": 1, "shading.lambertian": 0.0, "occupancy.every": 0}
+  seen = {**scene, "prior.path": scratch / VIEW_PRIOR, "image": scratch / PICTURE, "prompt": ""}
   return [Job(configs / "text.py", config_lib.default(), scene),
-          Job(configs / "image2d.py", image2d_config.default(), pictures)]
+          Job(configs / "image2d.py", image2d_config.default(), pictures),
+          Job(configs / "image.py", image3d_config.default(), seen)]
 
 
-def tries(configs: Path, prior: Path, num: int, seed: int, strange: float) -> Iterator[list[str]]:
+PRIOR, VIEW_PRIOR, PICTURE = "prior", "view_prior", "picture.png"
+
+
+def write_files(scratch: Path) -> None:
+  """What the bases of `jobs` want: a prior that is told words, one that is told a picture, and a picture."""
+  tiny.write_prior(scratch / PRIOR)
+  tiny.write_view_prior(scratch / VIEW_PRIOR)
+  samples.write_picture(samples.draw_truth(0, caption="a red cube"), 32, scratch / PICTURE)
+
+
+def tries(configs: Path, scratch: Path, num: int, seed: int, strange: float) -> Iterator[list[str]]:
   """`num` command lines (without the program's name), the same ones for the same seed.
 
-  The first two are the bases themselves: were they refused, the others would prove nothing.
+  The first three are the bases themselves: were they refused, the others would prove nothing.
 
   Args:
-    configs: the folder with text.py and image2d.py.
-    prior: the folder of `tiny.write_prior`.
+    configs: the folder with text.py, image2d.py and image.py.
+    scratch: the folder of `write_files`.
     strange: the share of those that may well be legal, so that they run through; the others are mistakes.
   """
-  known = jobs(configs, prior)
+  known = jobs(configs, scratch)
   for number in range(num):
     chance = random.Random(f"{seed}/{number}")
-    job = known[chance.random() < 0.5]
+    job = chance.choice(known)
     if number < len(known):
       yield [f"--config={known[number].file}", *known[number].base, "--workdir=run"]
       continue
@@ -175,6 +191,12 @@ def _prior_name(chance: random.Random, job: Job) -> list[str]:
   return ["--config.prior.path=", f"--config.prior.name={chance.choice(PATHS)}"]
 
 
+def _picture(chance: random.Random, job: Job) -> list[str]:
+  """A path that is no picture; of a job without pictures a mistake."""
+  name = chance.choice(["image", "image", "picture.depth", "picture.normals"])
+  return [f"--config.{name}={chance.choice(PATHS[1:])}", "--config.loss.depth=(1.0,)"]
+
+
 def _source(chance: random.Random, job: Job) -> list[str]:
   return [f"--config.distillation.estimator={chance.choice(['dds', 'pds'])}",
           f"--config.distillation.source={chance.choice(PATHS)}"]
@@ -194,7 +216,7 @@ def _argument(chance: random.Random, job: Job) -> list[str]:
 
 
 _WRONG: dict[Draw, float] = {_wrong_value: 5, _any_value: 4, _two_values: 1, _prompt: 2, _prior_path: 2, _prior_name: 2,
-                             _source: 1, _flag: 3, _argument: 1}
+                             _picture: 2, _source: 1, _flag: 3, _argument: 1}
 _STRANGE: dict[Draw, float] = {_strange_value: 4, _choice: 2, _free_prompt: 2, _default_folder: 2, _workdir: 2}
 """Ways to draw, with their weights."""
 

@@ -18,13 +18,11 @@ import numpy as np
 
 from sds_jax.evaluation import scores
 from sds_jax.io.pictures import Picture, resized
-from sds_jax.rendering.render import render_image
 from sds_jax.shapeworld import captions, pictures, solids
 from sds_jax.shapeworld.pictures import Truth
 from sds_jax.shapeworld.score_prior import colour_name
 from sds_jax.training.state import TrainState
 from sds_jax.training.step import Scene
-from sds_jax.types import Array
 from sds_jax.views import cameras, poses
 
 BEST_PSNR = 100.0
@@ -57,7 +55,12 @@ def score(scene: Scene, state: TrainState, truth: Truth, picture: Picture, azimu
     in all those views is not asked for), empty, full.
   """
   exact, pose = pictures.truth_scene(truth), (truth, azimuth, elevation, picture.frame.scale, picture.frame.shift)
-  rgb, opacity = scores.object_views(scene, state)
+  reference = cameras.orbit(azimuth, elevation, poses.DISTANCE, poses.FOV_Y)
+  shots = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), scores.scoring_cameras(),
+                       jax.tree.map(lambda leaf: leaf[None], reference))
+  rgb, opacity = scores.object_views(scene, state, shots)
+  at_picture = rgb[-1] + (1.0 - opacity[-1][..., None])  # on white
+  rgb, opacity = rgb[:-1], opacity[:-1]
   shots = pictures.in_truth(scores.scoring_cameras(), *pose)
   light = np.array(truth.light, np.float32)
   lit, inside = jax.device_get(_traced(exact, shots, light, np.float32(truth.ambient)))
@@ -69,7 +72,7 @@ def score(scene: Scene, state: TrainState, truth: Truth, picture: Picture, azimu
   error = float(np.abs(colour - lit)[seen].mean()) if seen.any() else 1.0
   spec = captions.parse(truth.caption)
   return dict(
-      reference_psnr=reference_psnr(scene, state, picture, azimuth, elevation),
+      reference_psnr=psnr(at_picture, picture),
       silhouette_iou=float(by_view.mean()), worst_view_iou=float(by_view.min()),
       seen_iou=float(by_view[~hidden].mean()), unseen_iou=float(by_view[hidden].mean()),
       volume_iou=scores.volume_iou(exact, pictures.points_in_truth(points, *pose), solid),
@@ -78,20 +81,9 @@ def score(scene: Scene, state: TrainState, truth: Truth, picture: Picture, azimu
       **scores.flags(opacity, filled))
 
 
-def reference_psnr(scene: Scene, state: TrainState, picture: Picture, azimuth: float, elevation: float) -> float:
-  """Peak signal to noise ratio in dB of the object as the picture's camera sees it, on white, and the picture.
-
-  Both at 64x64, whatever the picture's size.
-  """
-  camera = cameras.orbit(azimuth, elevation, poses.DISTANCE, poses.FOV_Y)
-  size = scores.SIZE
-
-  @jax.jit
-  def render(params: Any, grid: Any) -> Array:
-    return render_image(scene.field.apply, params["field"], camera, size, size, jnp.ones((size, size, 3)),
-                        options=scene.options, grid=grid).rgb
-
-  error = np.mean((np.asarray(render(state.shown, state.occupancy)) - resized(picture.rgb, size)) ** 2)
+def psnr(image: np.ndarray, picture: Picture) -> float:
+  """Peak signal to noise ratio in dB of a render [S, S, 3] on white and a picture, which is brought to its size."""
+  error = np.mean((image - resized(picture.rgb, len(image))) ** 2)
   return -10.0 * math.log10(max(float(error), 10.0 ** (-BEST_PSNR / 10.0)))
 
 

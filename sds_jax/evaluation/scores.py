@@ -74,22 +74,21 @@ def traced(scene: scenes.Scene, shots: Camera, light: Array, ambient: Array | fl
   return jax.lax.map(one, shots)
 
 
-def object_views(scene: Scene, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
-  """Albedo [16, SIZE, SIZE, 3] over black and opacity [16, SIZE, SIZE] of the object."""
-  out = make_object_views(scene)(state.shown, state.occupancy)
-  return jax.device_get(out)
+def object_views(scene: Scene, state: TrainState, shots: Camera) -> tuple[np.ndarray, np.ndarray]:
+  """Albedo [V, SIZE, SIZE, 3] over black and opacity [V, SIZE, SIZE] of the object, as cameras [V] see it."""
+  return jax.device_get(make_object_views(scene)(state.shown, state.occupancy, shots))
 
 
 @functools.lru_cache(maxsize=4)
-def make_object_views(scene: Scene) -> Callable[[Any, Any], tuple[Array, Array]]:
-  """The compiled renderer of `object_views`: (params, occupancy) -> (albedo, opacity)."""
+def make_object_views(scene: Scene) -> Callable[[Any, Any, Camera], tuple[Array, Array]]:
+  """The compiled renderer of `object_views`: (params, occupancy, cameras) -> (albedo, opacity)."""
   @jax.jit
-  def views(params: Any, grid: Any):
+  def views(params: Any, grid: Any, shots: Camera):
     def one(camera):
       out = render_image(scene.field.apply, params["field"], camera, SIZE, SIZE, jnp.zeros((SIZE, SIZE, 3)),
                          options=scene.options, grid=grid)
       return out.rgb, out.opacity
-    return jax.lax.map(one, scoring_cameras())
+    return jax.lax.map(one, shots)
 
   return views
 
@@ -109,7 +108,7 @@ def score(scene: Scene, state: TrainState, spec: captions.Spec) -> dict[str, Any
     rotation_deg and scale (of the best fit).
   """
   truth = scenes.scene_from_spec(spec)
-  rgb, opacity = object_views(scene, state)
+  rgb, opacity = object_views(scene, state, scoring_cameras())
   mask = opacity > 0.5
   count = 1 if captions.azimuth_is_fixed(spec) else ROTATIONS
   angles = np.arange(count, dtype=np.float32) * (2 * math.pi / ROTATIONS)

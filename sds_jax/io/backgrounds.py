@@ -75,10 +75,10 @@ def _background(rgb: np.ndarray, alike: np.ndarray, colour: np.ndarray) -> np.nd
   keep[ring] = True
   index = np.arange(count + 1)
   areas = np.bincount(labels.ravel(), minlength=count + 1)
-  keep |= areas >= max(4, _HOLE_SHARE * alike.size)
-  for label in index[1:][keep[1:]]:
-    if label not in ring:
-      keep[label] = np.abs(np.median(rgb[labels == label], axis=0) - colour).max() <= _HOLE_NOISE
+  holes = index[1:][~keep[1:] & (areas[1:] >= max(4, _HOLE_SHARE * alike.size))]
+  if holes.size:
+    medians = np.stack([ndimage.median(rgb[..., c], labels, holes) for c in range(3)], axis=-1)
+    keep[holes] = np.abs(medians - colour).max(-1) <= _HOLE_NOISE
   keep[0] = False
   return keep[labels]
 

@@ -63,7 +63,7 @@ def decode(path: str | os.PathLike, largest_side: int) -> Decoded:
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     try:
-      image = Image.open(path, formats=FORMATS)
+      image = Image.open(path, formats=_known())
     except UnidentifiedImageError as error:
       raise PictureError(
         f"{path} is no picture that can be read, or damaged at its beginning; {_formats()} can") from error
@@ -112,8 +112,15 @@ def _arrays(image: Image.Image, factor: int) -> Decoded:
   return Decoded(colours, np.ones(colours.shape[:2], np.float32), False)
 
 
+def _known() -> list[str]:
+  """Those of FORMATS that this build of Pillow has."""
+  Image.init()
+  return [name for name in FORMATS if name in Image.OPEN]
+
+
 def _formats() -> str:
-  return ", ".join(FORMATS[:-1]) + " or " + FORMATS[-1]
+  *most, last = _known()
+  return f"{', '.join(most)} or {last}"
 
 
 def _damaged(path: Path, error: Exception) -> str:

@@ -138,7 +138,7 @@ def resized(image: np.ndarray, size: int) -> np.ndarray:
 def _object(path: str | os.PathLike, decoded: Decoded, background: str) -> tuple[np.ndarray, np.ndarray]:
   """Premultiplied colours [H, W, 3] and opacity [H, W] of the object alone."""
   rgb = decoded.premultiplied + (1.0 - decoded.opacity[..., None])  # on white, should there be transparent pixels
-  transparent = decoded.has_opacity and bool((decoded.opacity < 1.0).any())
+  transparent = decoded.has_opacity and float(decoded.opacity.min()) < 0.5  # a channel that is all but opaque is noise
   if background == "alpha" and not transparent:
     raise PictureError(f"{path} has no transparent pixels, which background='alpha' needs; use 'plain' or 'rembg'")
   if background == "alpha" or (background == "auto" and transparent):

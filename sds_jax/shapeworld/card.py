@@ -36,9 +36,7 @@ def write_card(run: pathlib.Path, settings: dict[str, Any], seed: int, init: pat
 
 def _card(run: pathlib.Path, settings: dict[str, Any], seed: int, init: pathlib.Path | None, num: int,
           table: dict[str, float]) -> str:
-  records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-  every = max(len(records) // 8, 1)
-  losses = "\n".join(f"| {r['step']} | {r['loss']:.4f} |" for r in records[every - 1::every])
+  losses, minutes = curve(run)
   scores = "\n".join(
       f"| {group.replace('_', ' ')} | {table['colour_' + group]:.1%} | {table['shape_' + group]:.1%} "
       f"| {table['iou_' + group]:.3f} |" for group in ("all", "seen", "never_seen", "single", "stacked"))
@@ -54,11 +52,9 @@ Made from {f'the prior in {init}' if init else 'nothing'} by
     python -m sds_jax.shapeworld.train_prior --steps={settings['steps']} --batch_size={settings['batch_size']} \\
         --num_images={settings['num_images']} --seed={seed}{f' --init={init}' if init else ''}
 
-on {machine()}, in {_seconds(records) / 60:.0f} minutes of training after the images were rendered.
+on {machine()}, in {minutes:.0f} minutes of training after the images were rendered.
 Licence: Apache-2.0. The images are traced by `sds_jax.shapeworld`; no other data went in.
 
-| step | loss (mean since the record before in `metrics.jsonl`) |
-|---|---|
 {losses}
 
 `metrics.jsonl` holds the whole curve. Scores on {num} captions with told cameras, DDIM, guidance scale 2 (diffusers'
@@ -75,6 +71,15 @@ Never shown in training: {unseen}.
 It knows nothing but this world, and only plain backgrounds; it is there to make the first object without a download,
 for tests, and as a test bed with exact ground truth.
 """
+
+
+def curve(run: pathlib.Path) -> tuple[str, float]:
+  """Some of the records of a run's metrics.jsonl as a table, and the minutes that it took."""
+  records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+  every = max(len(records) // 8, 1)
+  head = "| step | loss (mean since the record before in `metrics.jsonl`) |\n|---|---|\n"
+  rows = "\n".join(f"| {r['step']} | {r['loss']:.4f} |" for r in records[every - 1::every])
+  return head + rows, _seconds(records) / 60
 
 
 def _seconds(records: list[dict[str, float]]) -> float:

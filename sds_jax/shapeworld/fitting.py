@@ -63,7 +63,7 @@ def draw_times(key: Array, batch: int, schedule: Schedule, power: float) -> Arra
   shows through the noise, a network learns nothing about words.
   """
   count = schedule.alpha.shape[0]
-  u = (jnp.arange(batch) + jax.random.uniform(key, (batch,))) / batch
+  u = (jnp.arange(batch, dtype=jnp.float32) + jax.random.uniform(key, (batch,))) / batch
   return jnp.minimum((1.0 - u**power) * count, count - 1).astype(jnp.int32)
 
 

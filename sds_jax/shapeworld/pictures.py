@@ -201,7 +201,8 @@ def _checked(values: dict[str, Any]) -> Truth:
     x, y, z = value
     return number(x, -limit, limit), number(y, -limit, limit), number(z, -limit, limit)
 
-  if set(values) != set(Truth._fields) or captions.caption(captions.parse(values["caption"])) != values["caption"]:
+  told = captions.caption(captions.Spec(captions.parse(values["caption"]).parts))
+  if set(values) != set(Truth._fields) or values["caption"] != told:
     raise ValueError("it is no truth of this program")
   slack = 1e-6  # of what is drawn in float32
   return Truth(

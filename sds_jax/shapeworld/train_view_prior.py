@@ -26,7 +26,7 @@ from sds_jax.priors.files import write_json
 from sds_jax.priors.prior import unet_input
 from sds_jax.priors.unet import UNet2DConditionModel
 from sds_jax.priors.views import CCProjection, ElevationHead, with_pose
-from sds_jax.shapeworld import dataset, fitting, recipe, view_dataset, view_recipe
+from sds_jax.shapeworld import dataset, fitting, recipe, view_card, view_dataset, view_recipe
 from sds_jax.types import Array, Params, Schedule
 from sds_jax.views import poses
 from sds_jax.views.cameras import CAMERA_DIM, RAY_DIM
@@ -167,6 +167,8 @@ def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None,
                       look=lambda state: write_prior(out / "prior", jax.device_get(state.ema)),
                       log_every=log_every, save_every=save_every, sheet_every=sheet_every)
   write_prior(out / "prior", jax.device_get(state.ema))
+  print("scoring the prior for its card ...")
+  view_card.write_card(out, settings, seed, init)
   return out / "prior"
 
 

@@ -49,7 +49,7 @@ def sample_views(key: Array) -> tuple[Array, Array]:
 
 
 def sample_light(key: Array) -> tuple[Array, Array]:
-  """A light's position [3] and the ambient intensity [] (1: no shading; the diffuse light is the rest). Consumes `key`."""
+  """A light's position [3] and the ambient intensity [] (1: no shading; diffuse is the rest). Consumes `key`."""
   key_camera, key_light, key_mode, key_ambient = jax.random.split(key, 4)
   position = lights.sample_light(key_light, cameras.sample_camera(key_camera)[0].position)
   ambient = jax.random.uniform(key_ambient, minval=AMBIENT[0], maxval=AMBIENT[1])
@@ -74,7 +74,7 @@ def place(key: Array, scene: Scene) -> Scene:
 
 
 @jax.jit
-def _render_batch(seed: Array, indices: Array, batch: Scene) -> tuple[Array, Array]:
+def render_batch(seed: Array, indices: Array, batch: Scene) -> tuple[Array, Array]:
   """Images [B, VIEWS, H, W, 4] uint8, colours times opacity and opacity; azimuths and elevations [B, VIEWS, 2]."""
   def one(inputs: tuple[Array, Scene]) -> tuple[Array, Array]:
     index, scene = inputs
@@ -108,7 +108,7 @@ def make_examples(seed: int, indices: Sequence[int]) -> dict[str, np.ndarray]:
     padding = BATCH - len(some)
     batch = scenes.stack_scenes([scenes.scene_from_spec(spec) for spec in specs + specs[-1:] * padding])
     padded = np.array(some + some[-1:] * padding, np.uint32)
-    images, angles = jax.device_get(_render_batch(np.uint32(seed), padded, batch))
+    images, angles = jax.device_get(render_batch(np.uint32(seed), padded, batch))
     parts.append(dict(images=images[:len(some)], angles=angles[:len(some)],
                       captions=np.array([captions.caption(spec) for spec in specs])))
   return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -112,22 +112,19 @@ def _checkpoints(config: ml_collections.FrozenConfigDict, workdir: Path) -> Iter
 def _first_state(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints | None,
                  like: TrainState, new: Callable[[], TrainState], prior: Prior, job: Job) -> TrainState:
   """Where the run begins, as process 0 finds it and all the others are told; the folder is made to agree with it."""
-  state, problem = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like), None
-  if checkpoints is not None:
-    try:
-      state = resume.first_state(config, workdir, checkpoints, like, new, job)
-      # Only now: where the settings do not fit what is there, config.json still tells those that made it.
-      workspace.store_config(workdir, config, outputs.versions(), prior.source.as_dict())
-      if job.scenes:
-        files.write_json(dict(prompts=job.scenes.prompts, folders=job.scenes.folders), workdir / resume.SCENES_FILE)
-      if int(state.step) < config.training.steps:
-        for folder in _folders(workdir, job):
-          for old in (folder / "scores.json", *folder.glob("particle_*/scores.json")):
-            old.unlink(missing_ok=True)  # of the objects before this run
-    except (ValueError, OSError) as error:
-      problem = error
-  hosts.all_well(problem)
-  return hosts.from_first(state)
+  def find() -> TrainState:
+    state = resume.first_state(config, workdir, checkpoints, like, new, job)
+    # Only now: where the settings do not fit what is there, config.json still tells those that made it.
+    workspace.store_config(workdir, config, outputs.versions(), prior.source.as_dict())
+    if job.scenes:
+      files.write_json(dict(prompts=job.scenes.prompts, folders=job.scenes.folders), workdir / resume.SCENES_FILE)
+    if int(state.step) < config.training.steps:
+      for folder in _folders(workdir, job):
+        for old in (folder / "scores.json", *folder.glob("particle_*/scores.json")):
+          old.unlink(missing_ok=True)  # of the objects before this run
+    return state
+
+  return hosts.as_first_finds(like, find)
 
 
 def _compile(job: Job, layout: Layout, state: TrainState, fixed: tuple) -> tuple[list[Callable | None], float]:

@@ -100,15 +100,12 @@ class Recovery:
     Args:
       drop: whether the checkpoints after it are deleted.
     """
-    good, problem = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.like), None
-    if self.checkpoints is not None:
-      try:
-        found = (self.checkpoints.newest(self.like, lambda about: about["in_a_row"][number] == 0)
-                 or self.checkpoints.newest(self.like))
-        good = found[1] if found else self.new()
-        if drop:
-          self.checkpoints.drop_after(int(good.step))
-      except (ValueError, OSError) as error:
-        problem = error
-    hosts.all_well(problem)
-    return hosts.from_first(good)
+    def find() -> TrainState:
+      found = (self.checkpoints.newest(self.like, lambda about: about["in_a_row"][number] == 0)
+               or self.checkpoints.newest(self.like))
+      good = found[1] if found else self.new()
+      if drop:
+        self.checkpoints.drop_after(int(good.step))
+      return good
+
+    return hosts.as_first_finds(self.like, find)

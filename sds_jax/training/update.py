@@ -96,7 +96,7 @@ def _unless_bad(state: TrainState, moved: TrainState, metrics: dict[str, Array],
 
 def all_finite(tree: Any) -> Array:
   """Whether [] bool all floating-point numbers of a tree are finite."""
-  # By the place of the first one that is not. A plain `all` becomes a chain of scalars, which XLA repeats in the program
-  # of each leaf that depends on the answer: with hundreds of leaves that takes most of the time of a compilation.
+  # By the place of the first one that is not. A plain `all` becomes a chain of scalars, which XLA repeats in the
+  # program of each leaf that depends on the answer: with hundreds of leaves most of a compilation's time.
   leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
   return jnp.argmin(jnp.array([True, *(jnp.all(jnp.isfinite(leaf)) for leaf in leaves)])) == 0

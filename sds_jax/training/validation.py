@@ -40,7 +40,8 @@ def validate(config: ConfigDict) -> ml_collections.FrozenConfigDict:
   if config.distillation.estimator in distil.NAMES:  # otherwise the checks below say what is wrong
     config = choices.resolve(config)
   _check_values(config, _checks(config.job))
-  relations = {"text3d": _text_relations, "image2d": image2d_validation.relations, "image3d": _image_relations}[config.job]
+  relations = {"text3d": _text_relations, "image2d": image2d_validation.relations,
+               "image3d": _image_relations}[config.job]
   for problem in itertools.chain(_run_relations(config), estimator_checks.relations(config), relations(config)):
     raise ConfigError(problem)
   return config_lib.freeze(config)

@@ -21,8 +21,8 @@ class WorkdirError(ValueError):
 def name_of(config: ml_collections.FrozenConfigDict, workdir: str | None) -> Path:
   """The folder of a run: `--workdir` goes before `config.workdir`.
 
-  Where both are empty it is runs/<prompt>-<seed>, for pictures runs/<prompt>-<generator>-<seed>, for a file of prompts or
-  a picture of an object runs/<its name>-<seed>.
+  Where both are empty it is runs/<prompt>-<seed>, for pictures runs/<prompt>-<generator>-<seed>, for a file of
+  prompts or a picture of an object runs/<its name>-<seed>.
   """
   chosen = workdir or config.workdir
   if not chosen and config.job == "text3d" and config.prompts_file:

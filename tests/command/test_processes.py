@@ -16,7 +16,8 @@ EIGHT = ["--config.training.views=8", "--config.training.steps=20", "--config.tr
 
 
 def devices(count):
-  return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_NUM_CPU_DEVICES": str(count)}
+  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+  return {"XLA_FLAGS": flags, "JAX_NUM_CPU_DEVICES": str(count)}
 
 
 def finish(*processes):

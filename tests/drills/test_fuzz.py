@@ -16,15 +16,17 @@ def test_tries_are_deterministic_and_various():
   assert tries == drawn() and tries != drawn(seed=1) and tries[:50] == drawn(50)
   said = ["\n".join(words) for words in tries]
   assert len(set(said)) > 150
-  for part in ("text.py", "image2d.py", "\ud800", "\u202e", "../", "\0", "x" * 10_001, "prompt=", "--mode=", "<script"):
+  for part in ("text.py", "image2d.py", "image.py",
+               "\ud800", "\u202e", "../", "\0", "x" * 10_001, "prompt=", "--mode=", "<script"):
     assert any(part in words for words in said), part
 
 
 def test_every_setting_can_be_drawn():
-  text, pictures = fuzz_cases.jobs(Path("configs"), Path("prior"))
+  text, pictures, views = jobs = fuzz_cases.jobs(Path("configs"), Path("scratch"))
   assert {"prompt", "field.mlp.hidden", "distillation.t_min"} <= set(text.settings)
   assert {"generator.pixels.init_std", "loss.sds"} <= set(pictures.settings)
-  assert all(type(value) in fuzz_cases.WRONG for job in (text, pictures) for value in job.settings.values())
+  assert {"image", "picture.elevation_deg", "loss.mask"} <= set(views.settings)
+  assert all(type(value) in fuzz_cases.WRONG for job in jobs for value in job.settings.values())
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The step of image-to-3D: what the prior is told of each view, an input camera that turns, many devices, two priors."""
+"""The step of image-to-3D: what the prior is told of each view, a camera that turns, many devices, two priors."""
 import math
 
 import jax
@@ -8,7 +8,7 @@ import pytest
 
 from sds_jax.diffusion import guidance
 from sds_jax.priors import prior as prior_lib, sight
-from sds_jax.training import conditions, image3d, image3d_config, jobs, layout as layout_lib, step
+from sds_jax.training import conditions, image3d_config, jobs, layout as layout_lib
 from sds_jax.training.checks import ConfigError
 from sds_jax.training.validation import validate
 
@@ -36,7 +36,7 @@ def told_of(prior, azimuth=0.0, elevation=0.3, seed=0):
 
 
 def test_each_view_is_told_where_it_stands(viewer, config_of):
-  """cond against the pose by hand, one view at a time; uncond is zeros; every estimator's sides are of one structure."""
+  """cond against the pose by hand, one view at a time; uncond and negative are zeros of the same structure."""
   prior, params = viewer
   told = told_of(prior, azimuth=0.5)
   azimuth, elevation = jnp.array([0.5, 3.0, -2.0]), jnp.array([0.3, 1.0, -0.1])

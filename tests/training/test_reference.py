@@ -42,7 +42,8 @@ def test_colours_are_compared_on_one_background(seen):
   picture = np.asarray(told["picture"])
   target = picture[..., :3] + (1 - picture[..., 3:]) * np.asarray(behind[0])
   np.testing.assert_allclose(reference.rgb(*seen), ((np.asarray(out.rgb[0]) - target) ** 2).mean(), rtol=1e-5)
-  np.testing.assert_allclose(reference.mask(*seen), ((np.asarray(out.opacity[0]) - picture[..., 3]) ** 2).mean(), rtol=1e-5)
+  np.testing.assert_allclose(reference.mask(*seen), ((np.asarray(out.opacity[0]) - picture[..., 3]) ** 2).mean(),
+                             rtol=1e-5)
 
 
 def test_depth_is_a_weighted_correlation(seen):

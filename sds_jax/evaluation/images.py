@@ -1,0 +1,160 @@
+r"""Image-to-3D over many sample pictures and seeds, scored against the exact scenes.
+
+    python -m sds_jax.evaluation.images --pictures=12 --seeds=3 --out=image_scores
+    python -m sds_jax.evaluation.images --pictures=12 --config.loss.sds="(0.0,)"      # without the prior of views
+
+Pictures are those of `python -m sds_jax.shapeworld.pictures`: singles, stacks and things with a front, half of them
+with a colour and shape that training never shows. The step is compiled once for all of them. Settings are overridden as
+for `run.py`.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import json
+from pathlib import Path
+import time
+from typing import Any
+
+from absl import app, flags
+import jax
+import ml_collections
+from ml_collections import config_flags
+import numpy as np
+import tqdm
+
+from sds_jax import compilation
+from sds_jax.evaluation import image3d_modes, image_scores, modes
+from sds_jax.evaluation.shapeworld import or_one_line
+from sds_jax.io import files, images, pictures
+from sds_jax.priors import prior as prior_lib
+from sds_jax.shapeworld import captions, pictures as samples, solids
+from sds_jax.training import image3d, image3d_config, jobs, layout as layout_lib, outputs, stages, validation
+from sds_jax.training.state import TrainState
+from sds_jax.types import Params
+
+Record = dict[str, Any]
+GROUPS: dict[str, Callable[[Record], bool]] = {
+    "all": lambda r: True,
+    "single": lambda r: r["parts"] == 1 and r["plain"],
+    "stacked": lambda r: r["parts"] == 2,
+    "with a front": lambda r: not r["plain"],
+    "never seen": lambda r: r["never_seen"],
+}
+COLUMNS = {
+    "PSNR of the picture": ("reference_psnr", "{:.1f}"), "IoU": ("silhouette_iou", "{:.3f}"),
+    "seen side": ("seen_iou", "{:.3f}"), "unseen side": ("unseen_iou", "{:.3f}"),
+    "volume IoU": ("volume_iou", "{:.3f}"),
+    "colours right": ("colours_right", "{:.0%}"), "unseen colours right": ("unseen_colours_right", "{:.0%}"),
+    "colour error": ("colour_error", "{:.3f}"), "s a run": ("seconds", "{:.0f}")}
+"""Title -> score, of which the mean is shown, and how."""
+
+
+class Maker:
+  """One compiled step and one prior for any number of pictures and seeds."""
+
+  def __init__(self, config: ml_collections.FrozenConfigDict, prior: prior_lib.Prior, prior_params: Params):
+    self.config, self.prior, self.prior_params = config, prior, prior_params
+    self._stages, self._steps = stages.make_stages(config), None
+    self.scene = self._stages[0].scene
+
+  def optimise(self, told: image3d.Told, seed: int) -> TrainState:
+    """The finished state of one run, the same as the command's."""
+    job, layout = jobs.image3d(self.config, self.prior, None, told), layout_lib.make_layout(self.config)
+    key = jax.random.key(seed)
+    state = jax.jit(lambda key: job.begin(self.prior_params, told, key, None))(jax.random.fold_in(key, 2**31 - 1))
+    fixed = (self.prior_params, told, key)
+    self._steps = self._steps or [layout.compile(job.make_step(stage, layout.share), state, fixed)
+                                  for stage in self._stages]
+    for number in range(self.config.training.steps):
+      state, _ = stages.at_step(self._stages, self._steps, number)(state, *fixed)
+    return jax.block_until_ready(state)
+
+
+def draw_pictures(count: int, seed: int) -> list[samples.Truth]:
+  """`count` truths, one single, one stack and one thing with a front in turn, every other one never seen."""
+  kinds: dict[int, Callable[[captions.Spec], bool]] = {
+      0: lambda spec: len(spec.parts) == 1 and spec.parts[0][1] in solids.PLAIN,
+      1: lambda spec: len(spec.parts) == 2,
+      2: lambda spec: spec.parts[0][1] not in solids.PLAIN}
+  found, index = [], 0
+  while len(found) < count:
+    truth = samples.draw_truth(seed, index)
+    index += 1
+    spec = captions.parse(truth.caption)
+    if kinds[len(found) % 3](spec) and captions.is_held_out(spec) == (len(found) // 3 % 2 == 1):
+      found.append(truth)
+  return found
+
+
+def run_set(maker: Maker, truths: Sequence[samples.Truth], seeds: Sequence[int], folder: Path) -> list[Record]:
+  """Scores of every picture with every seed; pictures and a strip of renders of each go to `folder`."""
+  records, view = [], outputs.make_view(maker.scene)
+  with tqdm.tqdm(total=len(truths) * len(seeds), desc="runs") as bar:
+    for number, truth in enumerate(truths):
+      path = samples.write_picture(truth, 256, folder / f"{number:03d}.png")
+      config = ml_collections.ConfigDict(maker.config.to_dict())
+      config.image = str(path)
+      picture = image3d_modes.take_picture(ml_collections.FrozenConfigDict(config))
+      told = image3d_modes.see(maker.config, maker.prior, picture)
+      for seed in seeds:
+        started = time.perf_counter()
+        state = maker.optimise(told, seed)
+        seconds = time.perf_counter() - started
+        found = image_scores.score(maker.scene, state, truth, picture, float(told["azimuth"]), float(told["elevation"]))
+        spec = captions.parse(truth.caption)
+        records.append(dict(
+            truth._asdict(), picture=path.name, seed=seed, parts=len(spec.parts), never_seen=captions.is_held_out(spec),
+            plain=all(kind in solids.PLAIN for _, kind in spec.parts), seconds=seconds,
+            told_elevation_deg=float(np.degrees(told["elevation"])), **found))
+        with open(folder / "records.jsonl", "a", encoding="utf-8") as log:  # kept should a later run fail
+          log.write(json.dumps(files.plain(records[-1])) + "\n")
+        strip = outputs.render_row(view, maker.config, state, 6)
+        first = pictures.resized(picture.rgb, maker.config.export.image_size)
+        images.write_png(np.concatenate([first, strip[:first.shape[0]]], axis=1), folder / f"{number:03d}-{seed}.png")
+        bar.update()
+        bar.write(f"{found['silhouette_iou']:.3f} iou  {found['unseen_iou']:.3f} unseen  "
+                  f"{found['reference_psnr']:4.1f} dB  {seconds:5.1f} s  {truth.caption} ({seed})")
+  return records
+
+
+def table(records: Sequence[Record]) -> str:
+  """Means and worst cases of each group of runs, as the rows of a Markdown table."""
+  lines = ["| pictures | runs | " + " | ".join(COLUMNS) + " | worst view |", "|---" * (len(COLUMNS) + 3) + "|"]
+  for name, belongs in GROUPS.items():
+    group = [r for r in records if belongs(r)]
+    if group:
+      means = [how.format(float(np.mean([r[key] for r in group]))) for key, how in COLUMNS.values()]
+      worst = min(r["worst_view_iou"] for r in group)
+      lines.append(f"| {name} | {len(group)} | {' | '.join(means)} | {worst:.3f} |")
+  return "\n".join(lines)
+
+
+def _run(config: ml_collections.ConfigDict, truths: Sequence[samples.Truth], seeds: Sequence[int],
+         folder: Path) -> None:
+  """The set, its records and its table, in `folder`."""
+  compilation.prepare()
+  frozen = validation.validate(config)
+  prior, params = modes.load_prior(frozen)
+  folder.mkdir(parents=True, exist_ok=True)
+  records = run_set(Maker(frozen, prior, params), truths, seeds, folder)
+  files.write_json(dict(config=frozen.to_dict(), versions=outputs.versions(), records=records),
+                   folder / "records.json")
+  (folder / "table.md").write_text(table(records) + "\n", encoding="utf-8")
+  print(table(records))
+  print(f"pictures, renders, records and table lie in {folder}")
+
+
+def main() -> None:
+  """Command line."""
+  config = config_flags.DEFINE_config_dict("config", image3d_config.default())
+  count = flags.DEFINE_integer("pictures", 12, "how many", lower_bound=1)
+  seeds = flags.DEFINE_integer("seeds", 3, "seeds of each picture", lower_bound=1)
+  draw = flags.DEFINE_integer("draw", 1, "seed of the drawing of pictures")
+  out = flags.DEFINE_string("out", "image_scores", "folder of the table, the records, pictures and renders")
+
+  app.run(lambda argv: or_one_line(lambda: _run(
+    config.value, draw_pictures(count.value, draw.value), range(seeds.value), Path(out.value))))
+
+
+if __name__ == "__main__":
+  main()

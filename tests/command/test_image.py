@@ -1,0 +1,85 @@
+"""An object from a picture by the command: what it leaves, its scores, and what it refuses in one line."""
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sds_jax.shapeworld import pictures
+
+
+@pytest.fixture(scope="module")
+def image_config(tiny_view_prior):
+  return (f"--config=configs/image.py:{tiny_view_prior}",)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+  """A sample picture, which holds its truth."""
+  truth = pictures.draw_truth(3, 0, "a red house", 40.0, 20.0)
+  return pictures.write_picture(truth, 64, tmp_path_factory.mktemp("pictures") / "house.png")
+
+
+@pytest.fixture(scope="module")
+def flags_of(tiny_flags):
+  return [flag for flag in tiny_flags if not flag.startswith(("--config.prompt=", "--config.prior.path="))]
+
+
+@pytest.fixture(scope="module")
+def made(start, image_config, flags_of, picture, tmp_path_factory):
+  """(folder, stdout) of a finished run."""
+  folder = tmp_path_factory.mktemp("runs") / "house"
+  process = start(*flags_of, f"--config.image={picture}", f"--workdir={folder}", config=image_config)
+  out, err = process.communicate(timeout=240)
+  assert process.returncode == 0, err
+  return folder, out
+
+
+def test_it_leaves_what_text_leaves_and_the_picture_beside_the_object(made, picture):
+  folder, out = made
+  assert "elevation of" in out and f"{folder / 'report.html'}" in out
+  for name in ("mesh.glb", "renders.png", "report.html", "reference.png", "input.png", "original.png", "config.json"):
+    assert (folder / name).stat().st_size > 0, name
+  assert (folder / "original.png").read_bytes() == picture.read_bytes()
+  page = (folder / "report.html").read_text(encoding="utf-8")
+  assert "From the picture" in page and "house.png" in page
+  with Image.open(folder / "input.png") as taken, Image.open(picture) as given:
+    taken = np.asarray(taken.convert("RGBA").resize(given.size, Image.Resampling.BOX), float)
+    np.testing.assert_allclose(taken[..., 3], np.asarray(given, float)[..., 3], atol=40)
+  rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+  assert {"rgb", "mask", "sds_grad_norm"} <= set(rows[-1])
+
+
+def test_it_is_scored_against_the_scene_of_its_picture(start, made):
+  folder, _ = made
+  process = start("--mode=evaluate", f"--workdir={folder}", config=())
+  out, err = process.communicate(timeout=240)
+  assert process.returncode == 0, err
+  scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+  assert 0.0 <= scores["silhouette_iou"] <= 1.0 and np.isfinite(scores["reference_psnr"])
+  assert "unseen_iou" in out
+
+
+def refused(start, *arguments, config):
+  process = start(*arguments, config=config)
+  _, err = process.communicate(timeout=120)
+  assert process.returncode == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+  return err
+
+
+def test_what_is_no_picture_is_refused_before_there_is_a_run(start, image_config, flags_of, tmp_path):
+  text = tmp_path / "text.png"
+  text.write_text("no picture", encoding="utf-8")
+  for path in (text, tmp_path / "nowhere.png"):
+    folder = tmp_path / "run"
+    assert path.name in refused(start, *flags_of, f"--config.image={path}", f"--workdir={folder}", config=image_config)
+    assert not (folder / "checkpoints").exists()
+
+
+def test_priors_know_what_they_are_told(start, image_config, flags_of, picture, tiny_prior, tiny_view_prior, tmp_path):
+  words = (f"--config=configs/image.py:{tiny_prior}",)
+  assert "is told words" in refused(start, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path}",
+                                    config=words)
+  text = (f"--config=configs/text.py:{tiny_view_prior}",)
+  assert "is told a picture" in refused(start, *flags_of, "--config.prompt=a red cube", f"--workdir={tmp_path}",
+                                        config=text)

@@ -1,0 +1,137 @@
+"""Scores of objects made from a picture, where the object is the truth, or wrong in one known way."""
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax.evaluation import image_scores, scores
+from sds_jax.fields.field import Field
+from sds_jax.io.pictures import Frame, Picture
+from sds_jax.shapeworld import pictures, scenes
+from sds_jax.training import config as config_lib, step as step_lib
+from sds_jax.training.state import TrainState
+from sds_jax.training.validation import validate
+from sds_jax.types import FieldOutput
+
+AZIMUTH, ELEVATION = math.radians(-50.0), math.radians(20.0)
+"""Where the run has its picture."""
+TRUTH = pictures.Truth("a green cone on top of a blue cylinder", 100.0, 20.0, (0.5, 1.1, 0.4), 1.0, 0.9,
+                       (0.03, -0.02, 0.01))
+HOUSE, BALL = TRUTH._replace(caption="a yellow house"), TRUTH._replace(caption="an orange sphere", ambient=0.4)
+DENSITY, SHARPNESS, MARGIN = 150.0, 0.003, 0.008
+
+
+def apply(params, points):
+  """A scene, lit if it is a ball, scaled, turned and moved; what is beyond the plane `behind` is of another colour."""
+  inner = scenes.rotate_points_z(points - params["move"][None], -params["angle"]) / params["scale"]
+  distance, albedo = scenes.sdf(params["scene"], inner)
+  normals = inner - params["scene"].offset[:1]
+  normals = normals / jnp.maximum(jnp.linalg.norm(normals, axis=-1, keepdims=True), 1e-6)
+  to_light = params["light"][None] - inner
+  lambert = jnp.sum(normals * to_light, -1) / jnp.linalg.norm(to_light, axis=-1)
+  lit = albedo * (params["ambient"] + (1.0 - params["ambient"]) * jnp.maximum(lambert, 0.0))[:, None]
+  behind = (points @ params["behind"] < 0.0)[:, None]
+  colour = jnp.where(behind, params["back_colour"][None], lit)
+  density = params["density"] * jax.nn.sigmoid(-(distance * params["scale"] + MARGIN) / SHARPNESS) + params["fog"]
+  return FieldOutput(jnp.where(jnp.sum(points**2, axis=-1) < 0.8**2, density, 0.0), jnp.clip(colour, 0.0, 1.0))
+
+
+def picture_of(truth, frame=Frame()):
+  """The picture that the truth's own camera takes, as the run reads it when nothing is moved."""
+  image = pictures.render_picture(truth, 64).astype(np.float32) / 255
+  rgb, opacity = image[..., :3], image[..., 3]
+  return Picture(rgb * opacity[..., None] + 1 - opacity[..., None], opacity, frame)
+
+
+@pytest.fixture(scope="module")
+def judge():
+  """(truth, what is wrong with the object) -> its scores."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(scores, "VOLUME_GRID", 28)
+    scene = step_lib.make_scene(validate(config_lib.default()))
+    scene = dataclasses.replace(scene, field=Field(lambda key: {}, apply, 0.8))
+
+    def score(truth=TRUTH, turn=0.0, scale=1.0, move=(0.0, 0.0, 0.0), solid=1.0, fog=0.0, behind=(0.0, 0.0, 0.0),
+              back_colour=(0.0, 0.0, 0.0), shown=None, picture=None, ambient=None):
+      number = lambda value: jnp.asarray(value, jnp.float32)  # noqa: E731
+      ambient = truth.ambient if ambient is None else ambient
+      params = dict(scene=pictures.truth_scene(shown or truth), light=number(truth.light), scale=number(scale),
+                    ambient=number(ambient), move=number(move), density=number(DENSITY * solid),
+                    angle=number(AZIMUTH - math.radians(truth.azimuth_deg + turn)), fog=number(fog),
+                    behind=number(behind), back_colour=number(back_colour))
+      state = TrainState(step=jnp.int32(0), params=dict(field=params, background={}), opt_state=(), occupancy=None)
+      return image_scores.score(scene, state, truth, picture or picture_of(truth), AZIMUTH, ELEVATION)
+
+    yield score
+
+
+def test_the_truth(judge):
+  found = judge()
+  assert found["silhouette_iou"] > 0.95 and found["worst_view_iou"] > 0.9 and found["volume_iou"] > 0.9
+  assert min(found["seen_iou"], found["unseen_iou"]) > 0.94 and found["reference_psnr"] > 25.0
+  assert found["colours_right"] and found["unseen_colours_right"] and found["colour_error"] < 0.03
+  assert not found["empty"] and not found["full"]
+  assert all(type(value) in (float, bool) for value in found.values())
+
+
+def test_a_wrong_side_costs_what_it_should(judge):
+  """A house turned by a quarter; no rotation is searched for."""
+  right, side = judge(HOUSE), judge(HOUSE, turn=90.0)
+  assert right["silhouette_iou"] > 0.95 and right["reference_psnr"] > 21.0
+  assert side["silhouette_iou"] < 0.93 and side["volume_iou"] < 0.85
+  assert side["reference_psnr"] < right["reference_psnr"] - 3.0
+
+
+def test_a_back_of_another_colour(judge):
+  """It is found only from behind."""
+  towards = (math.cos(AZIMUTH), math.sin(AZIMUTH), 0.0)
+  found = judge(HOUSE, behind=towards, back_colour=(0.9, 0.06, 0.06))
+  assert not found["unseen_colours_right"] and found["reference_psnr"] > 21.0 and found["silhouette_iou"] > 0.95
+  assert found["colour_error"] > 0.1
+
+
+def test_light_belongs_to_the_colours(judge):
+  """In the picture's light an object is right that has it, and not one of the bare colour; both have the right name."""
+  lit, bare = judge(BALL), judge(BALL, ambient=1.0)
+  assert lit["colour_error"] < 0.03 and lit["reference_psnr"] > 25.0 and lit["colours_right"]
+  assert bare["colour_error"] > 0.1 and bare["reference_psnr"] < 22.0 and bare["colours_right"]
+
+
+def test_colours_that_are_exchanged(judge):
+  found = judge(shown=TRUTH._replace(caption="a blue cone on top of a green cylinder"))
+  assert not found["colours_right"] and not found["unseen_colours_right"] and found["silhouette_iou"] > 0.95
+  assert found["colour_error"] > 0.2
+
+
+def test_a_moved_picture_makes_another_object_right(judge):
+  """Smaller by a fifth, and aside by a tenth of the frame, which at the origin measures 2.29: of the object too."""
+  frame = Frame(0.8, (0.08, -0.05), 1.0)
+  right = np.array([-math.sin(AZIMUTH), math.cos(AZIMUTH), 0.0])
+  up = np.array([-math.sin(ELEVATION) * math.cos(AZIMUTH), -math.sin(ELEVATION) * math.sin(AZIMUTH),
+                 math.cos(ELEVATION)])
+  move = 2 * 2.7 * math.tan(math.radians(23.0)) * (0.08 * right + 0.05 * up)
+  picture = picture_of(TRUTH, frame)
+  found = judge(scale=0.8, move=tuple(move), picture=picture)
+  assert found["silhouette_iou"] > 0.93 and found["volume_iou"] > 0.88 and found["colours_right"]
+  assert found["colour_error"] < 0.03
+  assert judge(picture=picture)["silhouette_iou"] < 0.7
+
+
+def test_nothing_and_everything_are_flagged(judge):
+  nothing, everything = judge(solid=0.0), judge(fog=50.0)
+  assert nothing["empty"] and not nothing["full"] and nothing["silhouette_iou"] == nothing["volume_iou"] == 0.0
+  assert not nothing["colours_right"] and not nothing["unseen_colours_right"] and nothing["colour_error"] == 1.0
+  assert everything["full"] and not everything["empty"] and everything["silhouette_iou"] < 0.6
+
+
+def test_unseen_views_stand_behind():
+  """More than 90 degrees away in azimuth, whichever way round: about half of them, and the others from opposite."""
+  position = np.asarray(scores.scoring_cameras().position)
+  for degrees in (0.0, 77.0, -160.0):
+    away = np.abs((np.degrees(np.arctan2(position[:, 1], position[:, 0])) - degrees + 180.0) % 360.0 - 180.0)
+    hidden = image_scores.unseen(math.radians(degrees))
+    assert np.array_equal(hidden, away > 90.0) and 6 <= hidden.sum() <= 10
+    assert np.array_equal(image_scores.unseen(math.radians(degrees + 180.0)), ~hidden)

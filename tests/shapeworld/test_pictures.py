@@ -1,0 +1,190 @@
+"""Sample pictures show what their truth says, and a truth is believed only where it belongs to its picture."""
+import json
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from sds_jax.shapeworld import captions, pictures, scenes, view_dataset
+from sds_jax.views import cameras, poses
+
+SIZE = 48
+FOCAL = 0.5 / math.tan(math.radians(23.0))
+
+
+def axes(azimuth, elevation):
+  """Position direction, right and up [3] of a camera that stands at (azimuth, elevation), by plain trigonometry."""
+  ca, sa, ce, se = math.cos(azimuth), math.sin(azimuth), math.cos(elevation), math.sin(elevation)
+  return np.array([ce * ca, ce * sa, se]), np.array([-sa, ca, 0.0]), np.array([-se * ca, -se * sa, ce])
+
+
+def seen_at(points, azimuth, elevation):
+  """(right, down) [N, 2] in fractions of the frame from its middle, of points [N, 3] seen from 2.7 away."""
+  towards, right, up = axes(azimuth, elevation)
+  depth = 2.7 - points @ towards
+  return FOCAL * np.stack([points @ right, -(points @ up)], -1) / depth[:, None]
+
+
+def command(monkeypatch, capsys, *args):
+  monkeypatch.setattr(sys, "argv", ["pictures", *args])
+  pictures.main()
+  return capsys.readouterr().out
+
+
+def test_the_command_shows_the_truth(tmp_path, monkeypatch, capsys, inside):
+  """Rays through the solids as tests/shapeworld/conftest.py writes them meet the house where it is opaque."""
+  path = tmp_path / "new" / "house.png"
+  said = command(monkeypatch, capsys, "--caption=A red house, side view", "--azimuth_deg=30", "--elevation_deg=20",
+                 "--seed=5", f"--size={SIZE}", f"--out={path}")
+  truth = pictures.read_truth(path)
+  assert truth.caption == "a red house" and truth[1:3] == (30.0, 20.0) and str(path) in said
+  assert truth == pictures.draw_truth(5, 0, "a red house", 30.0, 20.0)
+  assert 0.8 <= truth.size <= 1.0 and max(map(abs, truth.shift)) <= 0.04 and (0.4 <= truth.ambient <= 1.0)
+  image = np.asarray(Image.open(path))
+  assert image.shape == (SIZE, SIZE, 4) and image.dtype == np.uint8
+  towards, right, up = axes(math.radians(30.0), math.radians(20.0))
+  v, u = (np.mgrid[:SIZE, :SIZE] + 0.5) / SIZE - 0.5
+  rays = (u[..., None] * right - v[..., None] * up) / FOCAL - towards
+  far = np.linspace(1.7, 3.7, 300)[:, None, None, None]
+  points = (2.7 * towards + far * rays - np.array(truth.shift)) / truth.size
+  solid = inside["house"](points[..., 0], points[..., 1], points[..., 2]).any(0)
+  opaque = image[..., 3] > 127
+  assert (opaque & solid).sum() / (opaque | solid).sum() > 0.95
+  red = image[opaque].astype(float)
+  assert np.median(red[:, 0] / red[:, 1:3].max(1)) > 4  # but for the door
+
+
+def test_a_folder_of_them(tmp_path, monkeypatch, capsys):
+  """Every other one has a pair that training never shows; each is the same whatever the number of them."""
+  command(monkeypatch, capsys, "--num=4", f"--size={SIZE}", "--seed=3", f"--out={tmp_path / 'a'}")
+  files = sorted((tmp_path / "a").iterdir())
+  truths = [pictures.read_truth(path) for path in files]
+  assert [path.name for path in files] == ["000.png", "001.png", "002.png", "003.png"]
+  assert [captions.is_held_out(captions.parse(truth.caption)) for truth in truths] == [False, True, False, True]
+  assert len({truth.azimuth_deg for truth in truths}) == 4 and all(-10 <= t.elevation_deg <= 50 for t in truths)
+  assert truths[2] == pictures.draw_truth(3, 2)
+  opaque = [np.asarray(Image.open(path))[..., 3] > 127 for path in files]
+  assert all(0.02 < mask.mean() < 0.5 and not (mask[0] | mask[-1] | mask[:, 0] | mask[:, -1]).any() for mask in opaque)
+
+
+def test_keys_are_those_of_no_training_image():
+  """Those have the data set's seed, below 1000, where all of these have the same, larger number."""
+  data = lambda key: tuple(np.asarray(jax.random.key_data(key)).tolist())  # noqa: E731
+  fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+  indices = np.arange(2000, dtype=np.uint32)
+  training = {tuple(row) for seed in (0, 1, 5, 999) for row in
+              np.asarray(jax.random.key_data(fold(jax.random.key(seed), indices))).tolist()}
+  ours = {data(jax.random.fold_in(jax.random.fold_in(jax.random.key(np.uint32(2**31)), seed), index))
+          for seed in (0, 1, 5) for index in range(3)}
+  assert pictures.ORIGIN == 2**31 and len(ours) == 9 and not training & ours
+
+
+def test_placing_is_drawing_and_placing():
+  """What `sample_place` tells is what `place` does, which is what it did before it was taken apart."""
+  key = jax.random.key(11)
+  size, shift = jax.device_get(view_dataset.sample_place(key))
+  scene = scenes.scene_from_caption("a green cone on top of a blue cylinder")
+  found = jax.device_get(view_dataset.place(key, scene))
+  one, two = jax.random.split(key)
+  assert size == np.asarray(jax.random.uniform(one, minval=0.8, maxval=1.0))
+  np.testing.assert_array_equal(shift, np.asarray(jax.random.uniform(two, (1, 3), minval=-0.04, maxval=0.04))[0])
+  np.testing.assert_allclose(found.offset, size * scene.offset + shift, rtol=1e-6)
+  np.testing.assert_allclose(found.scale, size * scene.scale, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+  """(path, truth, the chunk's values) of one picture."""
+  truth = pictures.draw_truth(1, 0, "a pink mug")
+  path = pictures.write_picture(truth, SIZE, tmp_path_factory.mktemp("written") / "mug.png")
+  with Image.open(path) as image:
+    image.load()
+    return path, truth, json.loads(image.text["shapeworld"])
+
+
+def rewrite(path, out, text, pixels=lambda image: image, **options):
+  info = PngImagePlugin.PngInfo()
+  if text is not None:
+    info.add_text("shapeworld", text, **options)
+  with Image.open(path) as image:
+    pixels(image).save(out, format="PNG", pnginfo=info, compress_level=1)
+  return out
+
+
+def test_a_truth_outlives_another_compression_but_not_a_change(tmp_path, written):
+  path, truth, values = written
+  text = json.dumps(values)
+  assert pictures.read_truth(rewrite(path, tmp_path / "x.png", text)) == truth
+  assert pictures.read_truth(rewrite(path, tmp_path / "x.png", text, zip=True)) == truth
+  for change in (lambda i: i.crop((4, 4, 44, 44)), lambda i: i.rotate(90), lambda i: i.resize((96, 96)),
+                 lambda i: i.convert("RGB")):
+    assert pictures.read_truth(rewrite(path, tmp_path / "x.png", text, change)) is None
+
+
+@pytest.mark.parametrize("change", [
+  dict(caption="a red dragon"), dict(caption="A PINK MUG"), dict(caption=7), dict(caption="a pink mug, side view"),
+  dict(azimuth_deg=float("nan")), dict(azimuth_deg=1e9), dict(elevation_deg="20"), dict(elevation_deg=True),
+  dict(light=[1.0, 2.0]), dict(light=[0, 0, float("inf")]), dict(light=None), dict(ambient=-0.1), dict(size=0.0),
+  dict(size=50.0), dict(shift=[0.0, 0.0, 0.5]), dict(shift={"x": 1}), dict(pixels="0" * 64), dict(more=1)], ids=str)
+def test_what_a_truth_cannot_say(tmp_path, written, change):
+  path, _, values = written
+  assert pictures.read_truth(rewrite(path, tmp_path / "x.png", json.dumps({**values, **change}))) is None
+
+
+@pytest.mark.parametrize("text", [
+  None, "", "{", "[]", "null", "[" * 3000, "{}", "\0", "x" * 200_000, "9" * 4000], ids=lambda text: str(text)[:6])
+def test_what_is_no_truth(tmp_path, written, text):
+  assert pictures.read_truth(rewrite(written[0], tmp_path / "x.png", text)) is None
+
+
+def test_other_files_have_no_truth(tmp_path, written):
+  (tmp_path / "cut.png").write_bytes(written[0].read_bytes()[:900])
+  (tmp_path / "text.png").write_text("hello")
+  Image.new("RGB", (8, 8)).save(tmp_path / "x.jpg")
+  for name in ("cut.png", "text.png", "x.jpg", "none.png", "."):
+    assert pictures.read_truth(tmp_path / name) is None
+  bomb = rewrite(written[0], tmp_path / "bomb.png", "x" * 20_000_000, zip=True)
+  assert bomb.stat().st_size < 200_000 and pictures.read_truth(bomb) is None
+
+
+@pytest.mark.parametrize("args, problem", [
+  (["--caption=a red dragon"], "unknown word 'dragon'"), (["--size=8"], "--size=8 is not in 16..1024"),
+  (["--num=0"], "--num=0 must be at least 1"), (["--out=x.jpg"], "must end in .png"),
+  (["--elevation_deg=95"], "elevation_deg=95.0 is not in"), (["--azimuth_deg=nan"], "azimuth_deg=nan is not in"),
+  (["--seed=-1"], "seed=-1 is not in")])
+def test_mistakes(tmp_path, monkeypatch, capsys, args, problem):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(SystemExit) as error:
+    command(monkeypatch, capsys, *args)
+  assert error.value.code == 2 and problem in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+TRUTH = pictures.Truth("a red house", 130.0, 25.0, (1.0, 0.0, 0.0), 0.5, 0.9, (0.0, 0.02, 0.01))
+
+
+def test_the_run_s_picture_camera_is_the_truth_s():
+  run = cameras.orbit(math.radians(-40.0), math.radians(25.0), poses.DISTANCE, poses.FOV_Y)
+  found = pictures.in_truth(run, TRUTH, math.radians(-40.0), math.radians(25.0))
+  for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(pictures.picture_camera(TRUTH)), strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_moved_picture_moves_what_it_shows():
+  """In the plane that faces the camera, exactly; and cameras and points of a run agree wherever they are."""
+  azimuth, elevation, frame = math.radians(-40.0), math.radians(25.0), (1.3, (0.06, -0.1))
+  towards, right, up = axes(azimuth, elevation)
+  rng = np.random.default_rng(0)
+  flat = rng.uniform(-0.5, 0.5, (20, 2)) @ np.stack([right, up])
+  back = pictures.points_in_truth(flat, TRUTH, azimuth, elevation, *frame)
+  before = seen_at(back, math.radians(TRUTH.azimuth_deg), math.radians(TRUTH.elevation_deg))
+  np.testing.assert_allclose(1.3 * before + frame[1], seen_at(flat, azimuth, elevation), atol=1e-5)
+  points = rng.uniform(-0.5, 0.5, (20, 3))
+  shot = jax.tree.map(lambda leaf: jnp.stack([leaf]), cameras.orbit(1.0, 0.7, poses.DISTANCE, poses.FOV_Y))
+  camera = jax.tree.map(lambda leaf: np.asarray(leaf[0]), pictures.in_truth(shot, TRUTH, azimuth, elevation, *frame))
+  local = (pictures.points_in_truth(points, TRUTH, azimuth, elevation, *frame) - camera.position) @ camera.rotation
+  projected = camera.focal * local[:, :2] / -local[:, 2:] * [1, -1]
+  np.testing.assert_allclose(projected, seen_at(points, 1.0, 0.7), atol=1e-5)

@@ -1,0 +1,39 @@
+"""The view prior that ships: small, whole, as its recipe describes it, and right about other sides of things."""
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sds_jax.priors import prior as prior_lib, sources
+from sds_jax.shapeworld import score_view_prior, view_recipe
+from sds_jax.views.cameras import CAMERA_DIM
+
+FOLDER = sources.shipped_folder(sources.SHIPPED_VIEWS)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+  return prior_lib.build(sources.SHIPPED_VIEWS)
+
+
+def test_is_at_most_25_megabytes_and_has_a_card():
+  assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 25e6
+  card = (FOLDER / "README.md").read_text(encoding="utf-8")
+  assert "python -m sds_jax.shapeworld.train_view_prior" in card and "seed" in card
+  assert (FOLDER / "samples.png").is_file() and (FOLDER / "metrics.jsonl").is_file()
+
+
+def test_is_what_the_recipe_describes(shipped):
+  prior, params = shipped
+  assert prior.x_shape == (16, 16, 48) and prior.camera_dim == CAMERA_DIM and prior.sight.pose == "polar"
+  assert prior.prediction_type == view_recipe.SCHEDULER["prediction_type"]
+  assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
+
+
+def test_draws_what_is_on_other_sides(shipped):
+  """A guard on the weights that ship, not their score: that is in the card."""
+  table, _ = score_view_prior.score(*shipped, num=8, seed=11, steps=8)
+  floor = json.loads((FOLDER / "scores.json").read_text(encoding="utf-8"))
+  assert table["iou_all"] >= floor["iou_all"] - 0.15
+  assert table["elevation_error_deg_all"] <= floor["elevation_error_deg_all"] + 8.0

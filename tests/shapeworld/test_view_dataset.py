@@ -1,0 +1,48 @@
+"""Training images of the view prior: what they show, from where, in which light, and on what they depend."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax.shapeworld import scenes, tracer, view_dataset
+from sds_jax.views import cameras, poses
+
+
+@pytest.fixture(scope="module")
+def examples():
+  return view_dataset.make_examples(7, range(6))
+
+
+def test_an_example_depends_on_its_seed_and_number_alone(examples):
+  again = view_dataset.make_examples(7, [4, 1])
+  for name in ("images", "angles", "captions"):
+    np.testing.assert_array_equal(again[name], examples[name][[4, 1]])
+  assert not np.array_equal(view_dataset.make_examples(8, [1])["images"][0], examples["images"][1])
+
+
+def test_views_are_of_one_scene_in_one_light(examples):
+  """Each view against the tracer, the scene's place and light drawn anew by hand; laid on white by hand."""
+  number = 2
+  keys = jax.random.split(jax.random.fold_in(jax.random.key(7), number), 3)
+  scene = view_dataset.place(keys[2], scenes.scene_from_caption(str(examples["captions"][number])))
+  light, ambient = view_dataset.sample_light(keys[1])
+  render = jax.jit(lambda camera: tracer.render(scene, camera, light, ambient, 1.0 - ambient, jnp.ones(3)))
+  for view, (azimuth, elevation) in zip(examples["images"][number] / 255.0, examples["angles"][number]):
+    rgb, opacity = render(cameras.orbit(azimuth, elevation, poses.DISTANCE, poses.FOV_Y))
+    np.testing.assert_allclose(view[..., :3] + 1.0 - view[..., 3:], rgb, atol=2.1 / 255)
+    np.testing.assert_allclose(view[..., 3], opacity, atol=0.6 / 255)
+
+
+def test_pictures_are_taken_from_where_people_stand(examples):
+  angles = np.asarray(jax.vmap(lambda key: jnp.stack(view_dataset.sample_views(key), -1))(
+      jax.random.split(jax.random.key(0), 400)))
+  low, high = np.degrees(view_dataset.PICTURE_ELEVATION)
+  pictures, others = (np.degrees(angles[:, part, 1]) for part in (slice(None, view_dataset.PICTURES),
+                                                                  slice(view_dataset.PICTURES, None)))
+  assert low <= pictures.min() < low + 3 and high - 3 < pictures.max() <= high
+  assert abs(pictures.mean() - (low + high) / 2) < 4 * (high - low) / np.sqrt(12 * pictures.size)  # 4 standard errors
+  assert others.max() > 75 and others.min() > -10.1
+  assert np.ptp(angles[..., 0]) > 6.2  # all the way round
+  for one in examples["images"]:  # wholly inside the frame
+    edges = np.concatenate([one[:, 0], one[:, -1], one[:, :, 0], one[:, :, -1]])
+    assert edges[..., 3].max() == 0

@@ -1,0 +1,128 @@
+"""The recipe of the view prior at a tiny size: pairs, the null condition, where it starts, what it leaves."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from sds_jax.diffusion import schedules
+from sds_jax.priors import checkpoint, prior as prior_lib
+from sds_jax.shapeworld import fitting, train_view_prior, view_card, view_dataset, view_recipe
+
+SETTINGS = dict(view_recipe.TRAINING, drop_condition=0.0)
+
+
+@pytest.fixture(scope="module")
+def examples():
+  return view_dataset.make_examples(0, range(8))
+
+
+@pytest.fixture
+def tiny_view_recipe(monkeypatch):
+  unet = dict(block_out_channels=[8], down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"],
+              norm_num_groups=4, cross_attention_dim=8, attention_head_dim=2)
+  eye = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, projection_dim=8)
+  for config, changes in ((view_recipe.UNET, unet), (view_recipe.IMAGE_ENCODER, eye),
+                          (view_recipe.PROJECTION, dict(in_features=12, out_features=8)),
+                          (view_recipe.ELEVATION_HEAD, dict(in_features=8))):
+    for name, value in changes.items():
+      monkeypatch.setitem(config, name, value)
+
+
+def random_params():
+  rng = np.random.default_rng(0)
+  return {name: traverse_util.unflatten_dict({
+      path: jnp.asarray((path[-1] == "scale") + rng.normal(size=leaf.shape) / max(leaf.size, 1) ** 0.5, jnp.float32)
+      for path, leaf in checkpoint.abstract_params(network).items()})
+          for name, network in train_view_prior.make_networks().items()}
+
+
+def test_pairs_are_of_two_views_of_a_scene(examples):
+  """Picture, view and pose found again among the scene's views; the picture is one that people take, on white."""
+  batch = {name: jnp.asarray(examples[name]) for name in ("images", "angles")}
+  picture, view, pose, elevation = map(np.asarray, jax.jit(train_view_prior.draw_pairs)(batch, jax.random.key(2)))
+  on_white = examples["images"][..., :3] / 255.0 + 1.0 - examples["images"][..., 3:] / 255.0
+  for i in range(len(picture)):
+    p = int(np.abs(on_white[i] - picture[i]).mean((1, 2, 3)).argmin())
+    np.testing.assert_allclose(picture[i], on_white[i, p], atol=1e-5)
+    assert p < view_dataset.PICTURES and np.isclose(elevation[i], examples["angles"][i, p, 1])
+    background = view[i, 0, 0]
+    alpha = examples["images"][i, ..., 3:] / 255.0
+    shown = examples["images"][i, ..., :3] / 255.0 + (1.0 - alpha) * background
+    q = int(np.abs(shown - view[i]).mean((1, 2, 3)).argmin())
+    np.testing.assert_allclose(view[i], shown[q], atol=1e-5)
+    assert q != p
+    (a, e), (from_a, from_e) = examples["angles"][i, q], examples["angles"][i, p]
+    np.testing.assert_allclose(pose[i], [from_e - e, np.sin(a - from_a), np.cos(a - from_a), np.pi / 2 - from_e],
+                               atol=1e-5)
+
+
+def test_without_a_condition_nothing_of_it_is_learnt(tiny_view_recipe, examples):
+  """All dropped: the loss has no gradient in the projection, and of the encoder only the elevation's."""
+  batch = {name: jnp.asarray(examples[name]) for name in ("images", "angles")}
+  networks, schedule = train_view_prior.make_networks(), schedules.schedule_from_config(view_recipe.SCHEDULER)
+  params = random_params()
+
+  def gradient(**changes):
+    loss = train_view_prior.make_loss(networks, schedule, dict(SETTINGS, **changes))
+    grads = jax.jit(jax.grad(loss))(params, batch, jax.random.key(0))
+    return {name: float(sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(grad))) for name, grad in grads.items()}
+
+  blind = gradient(drop_condition=1.0)
+  assert blind["cc_projection"] == 0.0 and blind["unet"] > 0.0 and blind["elevation_head"] > 0.0
+  told = gradient(drop_condition=0.0, elevation_weight=0.0)
+  assert told["cc_projection"] > 0.0 and told["image_encoder"] > 0.0 and told["elevation_head"] == 0.0
+
+
+def test_it_starts_from_the_text_prior(tiny_view_recipe):
+  """The picture's channels are put in between and weigh nothing; all else of the U-Net is that of the text prior."""
+  networks = train_view_prior.make_networks()
+  rng = np.random.default_rng(1)
+  text_unet = traverse_util.unflatten_dict({
+      path: jnp.asarray(rng.normal(size=(*leaf.shape[:2], 66, leaf.shape[3]) if path == ("conv_in", "kernel")
+                                   else leaf.shape), jnp.float32)
+      for path, leaf in checkpoint.abstract_params(networks["unet"]).items()})
+  params = jax.jit(lambda key, unet: train_view_prior.init_params(key, networks, unet))(jax.random.key(0), text_unet)
+  assert checkpoint.abstract_params(networks["unet"]) == {
+      path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+      for path, leaf in traverse_util.flatten_dict(params["unet"]).items()}
+  x = rng.normal(size=(3, 3, 114)).astype(np.float32)
+  whole = np.tensordot(x, np.asarray(params["unet"]["conv_in"]["kernel"]), axes=((0, 1, 2), (0, 1, 2)))
+  without = np.tensordot(np.delete(x, range(48, 96), axis=-1), np.asarray(text_unet["conv_in"]["kernel"]),
+                         axes=((0, 1, 2), (0, 1, 2)))
+  np.testing.assert_allclose(whole, without, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_leaves_a_prior_and_goes_on(tiny_view_recipe, examples, tmp_path, monkeypatch, capsys):
+  table = {f"{name}_all": 0.5 for name in ("iou", "colour_error", "elevation_error_deg")}
+  monkeypatch.setattr(view_card.score_view_prior, "score",
+                      lambda *args, **options: (table, np.full((6, 64, 192, 3), 0.5)))
+  monkeypatch.setattr(train_view_prior, "init_params", lambda *args: random_params())
+  made, make_step, write_prior = [], fitting.make_step, train_view_prior.write_prior
+
+  def once(*args):  # equal runs have equal steps, and a step takes long to compile
+    made.append(made[0] if made else make_step(*args))
+    return made[0]
+
+  monkeypatch.setattr(fitting, "make_step", once)
+  np.savez(tmp_path / "images.npz", **examples)
+  options = dict(steps=4, batch_size=2, warmup=1, log_every=1, save_every=2, sheet_every=3, seed=3)
+  with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and floats
+    monkeypatch.setattr(train_view_prior, "write_prior", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # as if killed at the third step
+      train_view_prior.train(tmp_path, **options)
+    monkeypatch.setattr(train_view_prior, "write_prior", write_prior)
+    folder = train_view_prior.train(tmp_path, **options)
+  assert "going on from step 2" in capsys.readouterr().out
+  assert "| all | 0.500 | 0.500 | 0.5 |" in (folder / "README.md").read_text(encoding="utf-8")
+  prior, params = prior_lib.build(folder)
+  seen = prior.sight.see(jnp.ones((64, 64, 3)))
+  assert seen["tokens"].shape == (65, 8) and np.isfinite(seen["elevation"])
+  cond = prior.sight.tell(params, seen, jnp.array([[0.1, 0.0, 1.0, 1.2]]))
+  assert prior.denoise(params, jnp.zeros((1, *prior.x_shape)), jnp.array([5]), cond).shape == (1, *prior.x_shape)
+  again = train_view_prior.read_params(folder)
+  assert {name: jax.tree.structure(tree) for name, tree in again.items()} == {
+      name: jax.tree.structure(tree) for name, tree in random_params().items()}
+  with pytest.raises(ValueError, match="begun with"), jax.numpy_dtype_promotion("standard"):
+    train_view_prior.train(tmp_path, **dict(options, batch_size=4))
+  assert fitting.has_begun(tmp_path)
