@@ -27,7 +27,8 @@ HUB_IDS: dict[str, tuple[str, ...]] = {
   "if-l": ("DeepFloyd/IF-I-L-v1.0",),
   "if-xl": ("DeepFloyd/IF-I-XL-v1.0",),
   "if": ("DeepFloyd/IF-I-XL-v1.0",),  # the size that published text-to-3D results are of
-  # Told a picture and a pose. kxic/zero123-165000, kxic/zero123-xl and kxic/stable-zero123 have pickles only.
+  # Told a picture and a pose. kxic/zero123-165000, kxic/zero123-xl and kxic/stable-zero123 have
+  # pickles only, as far as known.
   "zero123": ("bennyguo/zero123-diffusers",),
   "zero123-xl": ("ashawkey/zero123-xl-diffusers", "bennyguo/zero123-xl-diffusers", "Manojb/zero123-xl-diffusers"),
   "stable-zero123": ("ashawkey/stable-zero123-diffusers", "Manojb/stable-zero123-diffusers"),
