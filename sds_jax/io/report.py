@@ -44,7 +44,7 @@ def write_report(folder: str | os.PathLike, prompt: str, *, mesh: trimesh.Trimes
   curves = metric_curves(metrics)
   sections = [_hero(mesh, turntable),
               _sheet("From the picture", "the picture, and the object from the same side", beside,
-                     "The picture and the object"),
+                     "The picture and the object", "beside"),
               _sheet("Renders", renders_note, renders, "The object from several sides"),
               _scores(scores), _curves(curves), _tables(timings, versions), _config(config)]
   data = json.dumps({"mesh": None if mesh is None else pack_mesh(mesh), "curves": curves}, separators=(",", ":"))
@@ -108,11 +108,11 @@ def _hero(mesh: trimesh.Trimesh | None, turntable: str | os.PathLike | None) -> 
   return f'<div class="hero">{"".join(cards)}</div>' if cards else ""
 
 
-def _sheet(title: str, note: str, path: str | os.PathLike | None, alt: str) -> str:
+def _sheet(title: str, note: str, path: str | os.PathLike | None, alt: str, style: str = "sheet") -> str:
   if path is None:
     return ""
   return (f'<section><h2>{title} <small>{html.escape(note)}</small></h2>'
-          f'<div class="scroll"><img class="sheet" src="{_data_url(path)}" alt="{alt}"></div>'
+          f'<div class="scroll"><img class="{style}" src="{_data_url(path)}" alt="{alt}"></div>'
           '</section>')
 
 

@@ -48,7 +48,8 @@ def _write_mp4(ffmpeg: str, pixels: np.ndarray, path: Path, fps: int) -> Path:
   raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{pixels.shape[2]}x{pixels.shape[1]}", "-r", str(fps), "-i", "-"]
   h264 = ["-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-an"]
   with atomic_path(path) as temporary:
-    command = [ffmpeg, "-y", "-loglevel", "error", *raw, *h264, str(temporary)]
+    # As a file, whatever its name: ffmpeg takes "a:b" for a protocol, and "-" for its output.
+    command = [ffmpeg, "-y", "-loglevel", "error", *raw, *h264, f"file:{temporary.absolute()}"]
     done = subprocess.run(command, input=pixels.tobytes(), capture_output=True, check=False)
     if done.returncode != 0:
       raise OSError(f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace')[-500:].strip()}")

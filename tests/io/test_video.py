@@ -40,6 +40,15 @@ def test_mp4_decodes_to_the_frames_that_went_in(tmp_path, frames):
   assert head.index(b"moov") < head.index(b"mdat")  # the index comes first, so playing starts before the end is read
 
 
+@pytest.mark.parametrize("folder", ["https:/host/x", "-y", "a:b", "%03d"])
+def test_folders_that_ffmpeg_would_take_for_something_else(tmp_path, frames, monkeypatch, folder):
+  pytest.importorskip("imageio_ffmpeg")
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / folder).mkdir(parents=True)
+  path = video.write_turntable(frames, f"{folder}/turn.mp4")
+  assert path.stat().st_size > 0 and [p.name for p in path.parent.iterdir()] == ["turn.mp4"]
+
+
 def test_gif_where_ffmpeg_is_missing(tmp_path, frames, monkeypatch):
   real = builtins.__import__
 
