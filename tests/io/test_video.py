@@ -70,7 +70,7 @@ def test_gif_where_ffmpeg_is_missing(tmp_path, frames, monkeypatch):
 def test_an_encoder_that_dies_leaves_nothing(tmp_path, frames, monkeypatch):
   encoder = tmp_path / "bin" / "ffmpeg"
   encoder.parent.mkdir()
-  encoder.write_text('#!/bin/sh\nfor last; do :; done\nprintf half > "$last"\necho no codec >&2\nexit 3\n')
+  encoder.write_text('#!/bin/sh\nfor last; do :; done\nprintf half > "${last#file:}"\necho no codec >&2\nexit 3\n')
   encoder.chmod(0o755)
   monkeypatch.setattr(video, "_find_ffmpeg", lambda: str(encoder))
   with pytest.raises(OSError, match="could not write .*turn.mp4: no codec"):
