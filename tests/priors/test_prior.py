@@ -128,9 +128,9 @@ def test_embed(built):
 
 
 def test_names_that_are_not_there(tmp_path, monkeypatch):
-  with pytest.raises(CheckpointError, match="the prior 'sd3' is neither a name .'shapeworld', 'sd15', .* nor a folder"):
+  with pytest.raises(CheckpointError, match="'sd3' is neither a name .'shapeworld', 'shapeworld-views', .* nor"):
     prior_lib.build("sd3")
-  monkeypatch.setattr(sources, "shipped_folder", lambda: tmp_path / "none")
+  monkeypatch.setattr(sources, "shipped_folder", lambda name: tmp_path / "none")
   with pytest.raises(CheckpointError, match="the prior 'shapeworld' is not in this installation: .*none does not"):
     prior_lib.build("shapeworld")
 
