@@ -162,7 +162,7 @@ def test_a_stopped_run_goes_on_with_what_the_estimator_keeps(tiny_config, prior_
   with pytest.raises(loop.Interrupted):
     run(parts, {"training.render_every": 2}, lambda state, step: os.kill(os.getpid(), signal.SIGTERM))
   assert same_bits(run(parts, {"resume": "must"}), expected)
-  _, restored = modes._restore(validate(tiny_config(changes)), parts)  # what export, render and evaluate begin with
+  _, restored = modes.restore(validate(tiny_config(changes)), parts)  # what export, render and evaluate begin with
   assert same_bits((restored.params, restored.estimator), (expected.params, expected.estimator))
 
 
