@@ -1,0 +1,47 @@
+"""The table over many sample pictures: which pictures, what it says of them, and that a run is that of the command."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax.evaluation import image3d_modes, images
+from sds_jax.priors import prior as prior_lib
+from sds_jax.shapeworld import captions, pictures, solids
+from sds_jax.training import image3d_config, jobs, loop
+from sds_jax.training.validation import validate
+
+
+def test_pictures_are_of_three_kinds_and_half_never_seen():
+  specs = [captions.parse(truth.caption) for truth in images.draw_pictures(12, 1)]
+  assert [len(spec.parts) for spec in specs] == [1, 2, 1] * 4
+  assert all(spec.parts[0][1] not in solids.PLAIN for spec in specs[2::3])
+  assert [captions.is_held_out(spec) for spec in specs] == ([False] * 3 + [True] * 3) * 2
+  again = images.draw_pictures(6, 1)
+  assert again == images.draw_pictures(12, 1)[:6] and again != images.draw_pictures(6, 2)
+
+
+def test_the_table_has_means_and_the_worst_view():
+  record = dict({key: 0.5 for key, _ in images.COLUMNS.values()}, parts=1, plain=True, never_seen=False)
+  records = [dict(record, silhouette_iou=0.75, worst_view_iou=0.5),
+             dict(record, silhouette_iou=0.25, worst_view_iou=0.125, parts=2)]
+  rows = {line.split(" | ")[0].strip("| "): line for line in images.table(records).splitlines()}
+  assert "| all | 2 |" in rows["all"] and " 0.500 |" in rows["all"] and rows["all"].endswith("| 0.125 |")
+  assert " 0.750 |" in rows["single"] and rows["single"].endswith("| 0.500 |") and "with a front" not in rows
+
+
+@pytest.mark.parametrize("seed", [3])
+def test_a_run_of_the_table_is_that_of_the_command(tiny_view_prior, tiny_settings, tmp_path, seed):
+  config = image3d_config.default()
+  tiny = {name: value for name, value in tiny_settings.items() if name != "prompt"}
+  path = pictures.write_picture(pictures.draw_truth(5, caption="a red cube"), 64, tmp_path / "cube.png")
+  config.update_from_flattened_dict({**tiny, "parallel.devices": 1, "image": str(path), "seed": seed})
+  config = validate(config)
+  prior, params = prior_lib.build(tiny_view_prior)
+  told = image3d_modes.see(config, prior, image3d_modes.take_picture(config))
+  made = images.Maker(config, prior, params).optimise(told, seed)
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  job = jobs.image3d(config, prior, None, told)
+  expected = loop.train(config, workdir, prior, params, job=job).state
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(made.params), jax.device_get(expected.params))
+  assert jnp.isfinite(jax.tree.leaves(made.params)[0]).all()
