@@ -42,8 +42,7 @@ def train(config: Config, folder: Path, started: float) -> None:
     words, params["words"] = hosts.together(lambda: modes.load_prior(told_words(config), layout))
   modes.print_choices(config, prior)
   told = see(config, prior, picture)
-  if hosts.is_first():
-    keep_picture(config, folder, picture, told)
+  hosts.together(lambda: keep_picture(config, folder, picture, told) if hosts.is_first() else None)
   scene = step_lib.make_scene(config)
   view = outputs.make_view(scene)
 
@@ -74,14 +73,13 @@ def evaluate(config: Config, folder: Path, started: float) -> None:
   Raises:
     ConfigError: the picture does not say which, so there is no ground truth.
   """
-  about = files.read_json(folder / ABOUT)
+  picture, about = stored_picture(folder), files.read_json(folder / ABOUT)
   truth = samples.read_truth(folder / about["original"])
   if truth is None:
     raise ConfigError(f"--mode=evaluate has no ground truth for config.image={config.image!r}: it is no picture of "
                       "python -m sds_jax.shapeworld.pictures, which keep the scene that they show")
   scene, state = modes.restore(config, folder)
-  scores = image_scores.score(scene, state, truth, stored_picture(folder), math.radians(config.picture.azimuth_deg),
-                              about["elevation"])
+  scores = image_scores.score(scene, state, truth, picture, about["azimuth"], about["elevation"])
   files.write_json(scores, folder / "scores.json")
   _export(scene, state, folder, modes.stored_timings(folder))
   modes.print_scores(scores)
@@ -115,6 +113,8 @@ def see(config: Config, prior: Prior, picture: pictures.Picture) -> image3d.Told
     degrees = min(max(degrees, -10.0), 60.0)
     print(f"the picture was taken from an elevation of {degrees:.0f} degrees, as the prior sees it "
           "(--config.picture.elevation_deg=... says better)")
+  else:
+    print(f"the picture was taken from an elevation of {degrees:.0f} degrees, as config.picture.elevation_deg says")
   opacity = picture.opacity[..., None]
   colours = picture.rgb - (1.0 - opacity)  # times opacity
   told = dict(seen=seen, azimuth=jnp.float32(math.radians(config.picture.azimuth_deg)),
@@ -138,14 +138,21 @@ def told_words(config: Config) -> Config:
 
 
 def keep_picture(config: Config, folder: Path, picture: pictures.Picture, told: image3d.Told) -> None:
-  """Put the picture as it was taken, and what is known of it, into the run's folder; says if another lay there."""
+  """Put the picture as it was taken, and what is known of it, into the run's folder.
+
+  Raises:
+    WorkdirError: the checkpoints there were made from another picture, and the run is not to start anew.
+  """
+  if config.resume != "never" and (folder / INPUT).exists() and (folder / "checkpoints").exists():
+    before = stored_picture(folder)
+    same = before.rgb.shape == picture.rgb.shape and np.abs(before.rgb - picture.rgb).max() <= 0.02
+    if not same and any((folder / "checkpoints").iterdir()):
+      raise workspace.WorkdirError(
+          f"config.image={config.image!r} is taken as another picture than that from which the checkpoints in {folder} "
+          f"were made, {folder / INPUT}; give another --workdir, or use --config.resume=never to start anew there")
   opacity = picture.opacity[..., None]
   straight = np.where(opacity > 0, (picture.rgb - 1.0 + opacity) / np.maximum(opacity, 1e-6), 1.0)
   rgba = np.concatenate([np.clip(straight, 0.0, 1.0), opacity], -1)
-  if (folder / INPUT).exists() and (folder / "checkpoints").exists():
-    before = stored_picture(folder)
-    if before.rgb.shape != picture.rgb.shape or np.abs(before.rgb - picture.rgb).max() > 0.02:
-      print(f"the picture is another than that in {folder / INPUT}, from which this run was begun")
   images.write_png(rgba, folder / INPUT)
   original = "original" + Path(config.image).suffix.lower()
   write_atomically(folder / original, lambda place: shutil.copyfile(config.image, place))

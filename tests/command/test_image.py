@@ -60,6 +60,15 @@ def test_it_is_scored_against_the_scene_of_its_picture(start, made):
   assert "unseen_iou" in out
 
 
+def test_another_picture_does_not_go_on_with_this_ones_run(start, image_config, flags_of, made, tmp_path):
+  folder, _ = made
+  before = {name: (folder / name).read_bytes() for name in ("input.png", "picture.json", "original.png")}
+  other = pictures.write_picture(pictures.draw_truth(4, 0, "a blue cone"), 64, tmp_path / "house.png")
+  assert "another picture" in refused(start, *flags_of, f"--config.image={other}", f"--workdir={folder}",
+                                      config=image_config)
+  assert all((folder / name).read_bytes() == held for name, held in before.items())
+
+
 def refused(start, *arguments, config):
   process = start(*arguments, config=config)
   _, err = process.communicate(timeout=120)
