@@ -163,8 +163,9 @@ def check_same_run(path: pathlib.Path, settings: dict[str, Any]) -> None:
                        f"{before.get(name)!r}; use the same or another --out")
 
 
-def add_flags(parser: argparse.ArgumentParser, defaults: Mapping[str, Any], out: str) -> None:
-  """The flags of a recipe, named as `train`'s arguments."""
+def command(train: Callable[..., pathlib.Path], description: str, defaults: Mapping[str, Any], out: str) -> None:
+  """The command line of a recipe, its flags named as the arguments of its `train`, after the folder `out`."""
+  parser = argparse.ArgumentParser(description=description)
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(out), help="folder of the run")
   parser.add_argument("--seed", type=int, default=0, help="seed of images, initialisation and noise")
   parser.add_argument("--init", type=pathlib.Path, help="start from the weights of this prior (a folder)")
@@ -174,6 +175,14 @@ def add_flags(parser: argparse.ArgumentParser, defaults: Mapping[str, Any], out:
   parser.add_argument("--log_every", type=int, default=50, help="steps between records of the loss")
   parser.add_argument("--save_every", type=int, default=500, help="steps between checkpoints")
   parser.add_argument("--sheet_every", type=int, default=2000, help="steps between sample sheets")
+  args = vars(parser.parse_args())
+  if not 1 <= args["batch_size"] <= args["num_images"]:
+    parser.error(f"--batch_size={args['batch_size']} must be from 1 to --num_images={args['num_images']}")
+  compilation.prepare()
+  try:
+    print(f"the prior lies in {train(args.pop('out'), **args)}")
+  except (ValueError, OSError) as error:
+    parser.error(str(error))
 
 
 def _forget_after(log: pathlib.Path, step: int) -> None:

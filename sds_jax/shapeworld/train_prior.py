@@ -9,7 +9,6 @@ a sheet of samples every so often, and `prior/`, the folder in diffusers format 
 """
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
 import tempfile
@@ -19,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sds_jax import compilation
 from sds_jax.diffusion import schedules
 from sds_jax.diffusion.schedules import add_noise
 from sds_jax.priors import checkpoint, clip, prior as prior_lib, spaces, tokenizers, unet
@@ -159,14 +157,7 @@ def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None,
 
 def main() -> None:
   """Command line of the recipe."""
-  parser = argparse.ArgumentParser(description="Train the text prior that ships with sds_jax.")
-  fitting.add_flags(parser, recipe.TRAINING, "prior_run")
-  args = vars(parser.parse_args())
-  compilation.prepare()
-  try:
-    print(f"the prior lies in {train(args.pop('out'), **args)}")
-  except (ValueError, OSError) as error:
-    parser.error(str(error))
+  fitting.command(train, "Train the text prior that ships with sds_jax.", recipe.TRAINING, "prior_run")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ starts from the weights of a view prior of the same recipe instead.
 """
 from __future__ import annotations
 
-import argparse
 import pathlib
 from typing import Any
 
@@ -17,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sds_jax import compilation
 from sds_jax.diffusion import schedules
 from sds_jax.diffusion.schedules import add_noise
 from sds_jax.priors import checkpoint, sources, spaces
@@ -174,14 +172,7 @@ def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None,
 
 def main() -> None:
   """Command line of the recipe."""
-  parser = argparse.ArgumentParser(description="Train the view prior that ships with sds_jax.")
-  fitting.add_flags(parser, view_recipe.TRAINING, "view_prior_run")
-  args = vars(parser.parse_args())
-  compilation.prepare()
-  try:
-    print(f"the prior lies in {train(args.pop('out'), **args)}")
-  except (ValueError, OSError) as error:
-    parser.error(str(error))
+  fitting.command(train, "Train the view prior that ships with sds_jax.", view_recipe.TRAINING, "view_prior_run")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from sds_jax.priors import prior as prior_lib, sources
@@ -36,4 +37,6 @@ def test_draws_what_is_on_other_sides(shipped):
   table, _ = score_view_prior.score(*shipped, num=8, seed=11, steps=8)
   floor = json.loads((FOLDER / "scores.json").read_text(encoding="utf-8"))
   assert table["iou_all"] >= floor["iou_all"] - 0.15
-  assert table["elevation_error_deg_all"] <= floor["elevation_error_deg_all"] + 8.0
+  angles = score_view_prior.draw(8, 11)[2]
+  elevations = np.degrees(angles[:, 0, 1])
+  assert table["elevation_error_deg_all"] < 0.75 * np.abs(elevations - elevations.mean()).mean()  # than any constant
