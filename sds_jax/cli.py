@@ -25,7 +25,7 @@ def main() -> None:
   except flags.Error as error:  # it looks at the arguments at once, also at those in a --flagfile
     _fail(error)
   mode = flags.DEFINE_string("mode", "train", f"one of {', '.join(MODES)}; all but train need the --workdir of a run")
-  workdir = flags.DEFINE_string("workdir", None, "folder of the run; runs/<prompt>-<seed> where not given")
+  workdir = flags.DEFINE_string("workdir", None, "folder of the run; runs/<prompt or picture>-<seed> where not given")
   flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for a job of several processes")
   flags.DEFINE_integer("num_processes", None, "how many processes there are, with --coordinator")
   flags.DEFINE_integer("process_id", None, "which of them this one is, from 0 on")
@@ -63,7 +63,7 @@ def _parse(argv: list[str]) -> list[str]:
     name = "" if isinstance(error, (flags.Error, OSError, ValueError)) else f"{type(error).__name__}: "
     _fail(_innermost(error, ConfigError) or
           f"{name}{error} (settings are given as --config=configs/text.py --config.name=value; legal names and types "
-          "are in sds_jax/training/config.py and image2d_config.py)")
+          "are in sds_jax/training/config.py, image2d_config.py and image3d_config.py)")
   if len(rest) > 1:
     _fail(f"unexpected argument {rest[1]!r}; settings are given as --config.name=value, a prompt with spaces in quotes")
   return rest
@@ -95,7 +95,7 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
   from sds_jax.io import decoding, exhausted, lock
   from sds_jax.io.files import DamagedFileError
   from sds_jax.priors.files import CheckpointError
-  from sds_jax.training import scenes, validation, workspace
+  from sds_jax.training import validation, workspace
   from sds_jax.training.divergence import Diverged
   from sds_jax.training.loop import Interrupted
   from sds_jax.training.resume import ResumeError
@@ -103,7 +103,7 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
     # Orbax tells of every file, and of a failed write several times with tracebacks before it raises the error.
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _without_stragglers(sys.unraisablehook)
-  folder, job = None, "text3d"
+  folder, job, given = None, "text3d", {}
   mistakes = (validation.ConfigError, workspace.WorkdirError, CheckpointError, ResumeError, DamagedFileError,
               lock.LockedError, hosts.HostError, decoding.PictureError)
   held = contextlib.ExitStack()
@@ -114,11 +114,7 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
       if config is None:
         raise validation.ConfigError("no settings given: say --config=configs/text.py")
       frozen = validation.validate(config)
-      if frozen.get("prompts_file"):  # for what these have to say, before there is a folder
-        scenes.read_prompts(frozen.prompts_file)
-      if frozen.job == "image3d":
-        decoding.decode(frozen.image, frozen.render.height)
-      folder = _join(frozen, workdir, held)
+      folder, given = _join(frozen, workdir, held)
     else:
       if flags.FLAGS.num_processes or flags.FLAGS.distributed:
         raise validation.ConfigError(f"--mode={mode} is for one process: leave out --coordinator, --num_processes, "
@@ -128,7 +124,7 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
       held.enter_context(lock.hold(folder))
     job = frozen.job
     with held:
-      _actions(frozen)[mode](frozen, folder, started)
+      _actions(frozen)[mode](frozen, folder, started, **given)
   except Interrupted as stop:
     print(stop, file=sys.stderr)
     sys.exit(EXIT_INTERRUPTED)
@@ -145,27 +141,39 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
     _fail(line or error)
 
 
-def _join(config: Any, workdir: str | None, held: contextlib.ExitStack) -> Path:
-  """Meet the other processes of this job, if there are any; the folder, which process 0 has made. Only it prints.
+def _join(config: Any, workdir: str | None, held: contextlib.ExitStack) -> tuple[Path, dict[str, Any]]:
+  """Meet the other processes of this job, if there are any; the folder, which process 0 has made, and `_inputs`.
 
-  The folder's lock is process 0's; `held` lets go of it.
+  The folder's lock is process 0's; `held` lets go of it. Only process 0 prints.
   """
   from sds_jax import hosts
   from sds_jax.io import lock
   from sds_jax.training import workspace
-  given = flags.FLAGS
-  hosts.start(given.coordinator, given.num_processes, given.process_id, given.distributed)
-  folder, problem = workspace.name_of(config, workdir), None
-  try:
-    if hosts.is_first():
-      workspace.make(folder)
-      held.enter_context(lock.hold(folder))
-  except (workspace.WorkdirError, lock.LockedError, OSError) as error:
-    problem = error
-  hosts.all_well(problem)
+  told = flags.FLAGS
+  hosts.start(told.coordinator, told.num_processes, told.process_id, told.distributed)
+  folder = workspace.name_of(config, workdir)
+
+  def prepare() -> dict[str, Any]:
+    given = _inputs(config)  # for what these have to say, before there is a folder
+    workspace.make(folder)
+    held.enter_context(lock.hold(folder))
+    return given
+
+  given = hosts.together(lambda: prepare() if hosts.is_first() else {})
   if not hosts.is_first():
     sys.stdout = open(os.devnull, "w", encoding="utf-8")
-  return folder
+  return folder, given
+
+
+def _inputs(config: Any) -> dict[str, Any]:
+  """What process 0 has read of the files that the settings name, for the job's `train`."""
+  if config.job == "image3d":
+    from sds_jax.evaluation import image3d_modes
+    return dict(taken=image3d_modes.take(config))
+  if config.get("prompts_file"):
+    from sds_jax.training import scenes
+    scenes.read_prompts(config.prompts_file)  # each process reads them again
+  return {}
 
 
 def _without_stragglers(hook: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -1,17 +1,18 @@
 """The modes of image-to-3D: those of text-to-3D (`modes`), with a picture to begin from and to be held against."""
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from PIL import Image
-from ml_collections import ConfigDict
 
 from sds_jax import compilation, hosts
 from sds_jax.evaluation import image_scores, modes
@@ -20,29 +21,44 @@ from sds_jax.priors.files import write_atomically
 from sds_jax.priors.prior import Prior
 from sds_jax.shapeworld import pictures as samples
 from sds_jax.training import (
-    config as config_lib, image3d, image3d_validation, jobs, layout as layout_lib, loop, outputs, reference,
-    step as step_lib, workspace)
+    image3d, image3d_validation, jobs, layout as layout_lib, loop, outputs, reference, step as step_lib, workspace)
 from sds_jax.training.checks import ConfigError
 from sds_jax.training.state import TrainState
+from sds_jax.types import Params
 
 Config = ml_collections.FrozenConfigDict
+MAPS = {"depth": 1, "normals": 3}
+"""Maps of the picture that `config.picture` may name -> their channels."""
 INPUT, ABOUT = "input.png", "picture.json"
 """The picture as the run took it, and what is known of it; the file itself lies beside them as original.*."""
 
 
-def train(config: Config, folder: Path, started: float) -> None:
-  """Make an object from a picture and write all outputs into `folder`."""
+class Taken(NamedTuple):
+  """The picture of the settings as process 0 has taken it.
+
+  Attributes:
+    picture: with how it was moved.
+    shown: what the steps want of it: `picture` [S, S, 4] float32 in [0, 1], colours times opacity, and opacity; and of
+      the maps that are given `depth` [S, S, 2] and `normals` [S, S, 4], the last channel of which says where they are
+      known.
+  """
+  picture: pictures.Picture
+  shown: dict[str, np.ndarray]
+
+
+def train(config: Config, folder: Path, started: float, taken: Taken | None = None) -> None:
+  """Make an object from a picture and write all outputs into `folder`.
+
+  Args:
+    taken: of `take`, in process 0, which tells the others.
+  """
   compilation.prepare()
   print(f"{config.image} with seed {config.seed}; everything goes to {folder}")
-  picture = take_picture(config)
+  shown = hosts.as_first_finds(_shapes(config), lambda: taken.shown)
   layout = layout_lib.make_layout(config)
-  prior, params = hosts.together(lambda: modes.load_prior(config, layout))
-  words = None
-  if config.loss.words != (0.0,):
-    words, params["words"] = hosts.together(lambda: modes.load_prior(told_words(config), layout))
+  prior, words, params = load_priors(config, layout)
   modes.print_choices(config, prior)
-  told = see(config, prior, picture)
-  hosts.together(lambda: keep_picture(config, folder, picture, told) if hosts.is_first() else None)
+  told = hosts.from_first(hosts.together(lambda: see(config, prior, shown)))
   scene = step_lib.make_scene(config)
   view = outputs.make_view(scene)
 
@@ -51,7 +67,9 @@ def train(config: Config, folder: Path, started: float) -> None:
 
   if hosts.is_first():
     (folder / "progress").mkdir(exist_ok=True)
-  job = jobs.image3d(config, prior, words, told)
+  job = dataclasses.replace(
+    jobs.image3d(config, prior, words, told), check=lambda workdir: _check_same(config, workdir),
+    keep=lambda workdir: keep_picture(config, workdir, taken.picture, told))
   result = loop.train(config, folder, prior, params, on_render, job=job, layout=layout)
   if not hosts.leave():
     return
@@ -86,70 +104,92 @@ def evaluate(config: Config, folder: Path, started: float) -> None:
   print(f"done in {time.perf_counter() - started:.0f} s: {folder / 'scores.json'}")
 
 
-def take_picture(config: Config) -> pictures.Picture:
-  """The picture of the settings, at twice the size of the renders, so that nothing of it is lost.
+def take(config: Config) -> Taken:
+  """The picture of the settings and its maps, finer than the renders, so that nothing of them is lost.
 
   Raises:
-    PictureError: it can't be used.
+    PictureError: one of them can't be used.
   """
-  size = 2 * max(config.render.height, *(size for _, size in config.render.milestones), 128)
-  return pictures.read_picture(config.image, size, config.picture.framing, config.picture.background)
+  size = _size(config)
+  picture = pictures.read_picture(config.image, size, config.picture.framing, config.picture.background)
+  opacity = picture.opacity[..., None]
+  shown = dict(picture=np.concatenate([picture.rgb - (1.0 - opacity), opacity], -1))
+  for name, channels in MAPS.items():
+    if config.picture[name]:
+      values, known = pictures.read_map(config.picture[name], picture.frame, size, channels)
+      values = values if name == "depth" else 2.0 * values - 1.0
+      shown[name] = np.concatenate([values, known[..., None]], -1)
+  return Taken(picture, {name: np.asarray(values, np.float32) for name, values in shown.items()})
 
 
-def see(config: Config, prior: Prior, picture: pictures.Picture) -> image3d.Told:
-  """What a run knows of its picture; tells the elevation where it is estimated.
+def _size(config: Config) -> int:
+  return 2 * max(config.render.height, *(size for _, size in config.render.milestones), 128)
+
+
+def _shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
+  """Of `Taken.shown`, as every process knows them from the settings."""
+  channels = {name: count + 1 for name, count in MAPS.items() if config.picture[name]}
+  size = _size(config)
+  return {name: jax.ShapeDtypeStruct((size, size, count), jnp.float32)
+          for name, count in {"picture": 4, **channels}.items()}
+
+
+def load_priors(config: Config, layout: layout_lib.Layout | None = None) -> tuple[Prior, Prior | None, Params]:
+  """The prior that is told the picture, the one that is told words where `loss.words` is on, and their parameters,
+  the second's as `words`. All is checked before weights are read.
 
   Raises:
-    ConfigError: the elevation is to be estimated, and the prior can't.
-    PictureError: a map of the picture can't be used.
+    ConfigError: a prior does not do, or can't estimate the elevation, or has never seen views from such a camera.
+    CheckpointError: files are missing or damaged.
   """
-  seen = prior.sight.see(jnp.asarray(picture.rgb))
+  prior, weights = hosts.together(lambda: modes.open_prior(config))
+  words = None
+  if config.loss.words != (0.0,):
+    words, more = hosts.together(lambda: modes.open_prior(image3d.words_config(config), group="words"))
+  _check_sight(config, prior)
+  params = hosts.together(lambda: modes.load_weights(weights, layout))
+  if words:
+    params["words"] = hosts.together(lambda: modes.load_weights(more, layout))
+  return prior, words, params
+
+
+def _check_sight(config: Config, prior: Prior) -> None:
+  if config.picture.elevation_deg.strip() == "auto" and not prior.sight.tells_elevation:
+    raise ConfigError(f"config.picture.elevation_deg='auto', but the prior {prior.name!r} cannot tell from where a "
+                      "picture was taken: give the elevation, such as --config.picture.elevation_deg=10")
+  if prior.sight.camera:
+    for name, only in zip(("distance", "fov_deg"), prior.sight.camera):
+      if not math.isclose(config.camera[name][0], only, rel_tol=1e-3):
+        raise ConfigError(f"config.camera.{name}={config.camera[name]!r}, but the prior {prior.name!r} has seen views "
+                          f"from one camera only, and would take this for another object: leave it at {(only, only)}")
+
+
+def see(config: Config, prior: Prior, shown: dict[str, Any]) -> image3d.Told:
+  """What a run knows of its picture, of which it is shown `Taken.shown`; says the elevation."""
+  picture = jnp.asarray(shown["picture"])
+  seen = prior.sight.see(picture[..., :3] + 1.0 - picture[..., 3:])  # on white
   degrees = image3d_validation.elevation_of(config.picture.elevation_deg)
   if degrees is None:
-    degrees = math.degrees(float(seen["elevation"]))
-    if not math.isfinite(degrees):
-      raise ConfigError(f"config.picture.elevation_deg='auto', but the prior {prior.name!r} cannot tell from where a "
-                        "picture was taken: give the elevation, such as --config.picture.elevation_deg=10")
-    degrees = min(max(degrees, -10.0), 60.0)
+    degrees = min(max(math.degrees(float(seen["elevation"])), -10.0), 60.0)
     print(f"the picture was taken from an elevation of {degrees:.0f} degrees, as the prior sees it "
           "(--config.picture.elevation_deg=... says better)")
   else:
     print(f"the picture was taken from an elevation of {degrees:.0f} degrees, as config.picture.elevation_deg says")
-  opacity = picture.opacity[..., None]
-  colours = picture.rgb - (1.0 - opacity)  # times opacity
-  told = dict(seen=seen, azimuth=jnp.float32(math.radians(config.picture.azimuth_deg)),
-              elevation=jnp.float32(math.radians(degrees)),
-              picture=jnp.asarray(np.concatenate([colours, opacity], -1), jnp.float32))
-  size = picture.rgb.shape[0]
-  for name, channels in (("depth", 1), ("normals", 3)):
-    if config.picture[name]:
-      values, known = pictures.read_map(config.picture[name], picture.frame, size, channels)
-      values = values if name == "depth" else 2.0 * values - 1.0
-      told[name] = jnp.asarray(np.concatenate([values, known[..., None]], -1))
-  return told
+  return dict(seen=seen, azimuth=jnp.float32(math.radians(config.picture.azimuth_deg)),
+              elevation=jnp.float32(math.radians(degrees)), **jax.tree.map(jnp.asarray, shown))
 
 
-def told_words(config: Config) -> Config:
-  """The settings as the prior that is told words is loaded by."""
-  changed = ConfigDict(config.to_dict())
-  changed.job = "text3d"
-  changed.prior.update(name=config.words.prior, path=config.words.path)
-  return config_lib.freeze(changed)
+def _check_same(config: Config, folder: Path) -> None:
+  """Raise ResumeError where the run in `folder` was made from another picture."""
+  before = folder / files.read_json(folder / ABOUT).get("original", ABOUT)
+  if before.is_file() and before.read_bytes() != Path(config.image).read_bytes():
+    raise workspace.ResumeError(
+        f"config.image={config.image!r} is another picture than that from which the checkpoints in {folder} were made, "
+        f"{before}; give another --workdir, or use --config.resume=never to start anew there")
 
 
 def keep_picture(config: Config, folder: Path, picture: pictures.Picture, told: image3d.Told) -> None:
-  """Put the picture as it was taken, and what is known of it, into the run's folder.
-
-  Raises:
-    WorkdirError: the checkpoints there were made from another picture, and the run is not to start anew.
-  """
-  if config.resume != "never" and (folder / INPUT).exists() and (folder / "checkpoints").exists():
-    before = stored_picture(folder)
-    same = before.rgb.shape == picture.rgb.shape and np.abs(before.rgb - picture.rgb).max() <= 0.02
-    if not same and any((folder / "checkpoints").iterdir()):
-      raise workspace.WorkdirError(
-          f"config.image={config.image!r} is taken as another picture than that from which the checkpoints in {folder} "
-          f"were made, {folder / INPUT}; give another --workdir, or use --config.resume=never to start anew there")
+  """Put the picture as it was taken, and what is known of it, into the run's folder."""
   opacity = picture.opacity[..., None]
   straight = np.where(opacity > 0, (picture.rgb - 1.0 + opacity) / np.maximum(opacity, 1e-6), 1.0)
   rgba = np.concatenate([np.clip(straight, 0.0, 1.0), opacity], -1)

@@ -94,8 +94,8 @@ def run_set(maker: Maker, truths: Sequence[samples.Truth], seeds: Sequence[int],
       path = samples.write_picture(truth, 256, folder / f"{number:03d}.png")
       config = ml_collections.ConfigDict(maker.config.to_dict())
       config.image = str(path)
-      picture = image3d_modes.take_picture(ml_collections.FrozenConfigDict(config))
-      told = image3d_modes.see(maker.config, maker.prior, picture)
+      taken = image3d_modes.take(ml_collections.FrozenConfigDict(config))
+      picture, told = taken.picture, image3d_modes.see(maker.config, maker.prior, taken.shown)
       for seed in seeds:
         started = time.perf_counter()
         state = maker.optimise(told, seed)

@@ -18,10 +18,10 @@ from sds_jax.priors import prior as prior_lib
 from sds_jax.priors.files import CheckpointError
 from sds_jax.shapeworld import captions
 from sds_jax.training import (
-    conditions, layout as layout_lib, outputs, particles, resume, loop, step as step_lib, workspace)
+    conditions, layout as layout_lib, outputs, particles, resume, loop, step as step_lib, validation, workspace)
+from sds_jax.training.checks import ConfigError
 from sds_jax.training.image2d_validation import prompts_of
 from sds_jax.training.state import TrainState
-from sds_jax.training.validation import ConfigError
 from sds_jax.views import prompts
 
 Config = ml_collections.FrozenConfigDict
@@ -98,19 +98,29 @@ def print_scores(scores: dict[str, Any]) -> None:
 
 def load_prior(config: Config, layout: layout_lib.Layout | None = None,
                said: Sequence[str] = ()) -> tuple[prior_lib.Prior, Any]:
-  """The prior of the settings, its parameters where the layout wants them (None: on the first device).
+  """`open_prior`, and the parameters where the layout wants them (None: on the first device)."""
+  prior, weights = open_prior(config, said)
+  return prior, load_weights(weights, layout)
 
-  Before its weights are read it is checked that it knows the words of both prompts.
+
+def load_weights(weights: prior_lib.Weights, layout: layout_lib.Layout | None = None) -> Any:
+  """A prior's parameters where the layout wants them (None: on the first device)."""
+  return weights.load(layout.put_prior if layout else jax.device_put)
+
+
+def open_prior(config: Config, said: Sequence[str] = (), group: str = "prior") -> tuple[prior_lib.Prior, Any]:
+  """The prior of the settings, and its `Weights`, unread; it is checked that it knows the words that it is told.
 
   Args:
     said: the prompts, in place of `config.prompt`.
+    group: of the settings that name it, for errors: "prior", or "words" where it is an object's second prior.
 
   Raises:
-    ConfigError: it does not, and `prior.allow_unknown_words` is off.
+    ConfigError: it does not, and `prior.allow_unknown_words` is off, or it does not do for this job.
     CheckpointError: its files are missing or damaged.
   """
   p = config.prior
-  named = f"config.prior.{'path' if p.path else 'name'}={p.path or p.name!r}"
+  named = f"config.{group}.{'path' if p.path else _NAMES[group]}={p.path or p.name!r}"
   try:
     prior, weights = prior_lib.open_prior(p.path or p.name, p.dtype, p.allow_unknown_words, p.vae_remat,
                                           p.random_weights)
@@ -118,22 +128,24 @@ def load_prior(config: Config, layout: layout_lib.Layout | None = None,
     raise
   except ValueError as error:  # networks that are not supported
     raise ConfigError(f"{named}: {error}") from error
-  if bool(prior.sight) != (config.job == "image3d"):
-    wanted, instead = (("a picture", "configs/image.py") if prior.sight else
-                       ("words", "configs/image.py:shapeworld-views, or another prior that is told a picture,"))
-    raise ConfigError(f"{named} is told {wanted}: use {instead} instead")
+  if problem := validation.wrong_kind(config.job, bool(prior.sight)):
+    raise ConfigError(f"{named} {problem}")
   if config.distillation.latent_until > 0.0 and prior.x_shape[-1] != 4:
     raise ConfigError(f"config.distillation.latent_until={config.distillation.latent_until} makes latents of four "
                       f"channels, but {named} diffuses {prior.x_shape[-1]}; set it to 0.0, or take a prior of latents")
   if prior.vocabulary is not None and not p.allow_unknown_words:
     for prompt in said or (prompts_of(config.prompt) if config.job == "image2d" else [config.prompt]):
-      _check_prompt(config, prompt, prior.vocabulary, f"{prompt!r} in config.prompts_file" if said else "")
+      _check_prompt(config, prompt, prior.vocabulary, f"{prompt!r} in config.prompts_file" if said else "", group)
     for setting, words in conditions.own_words(config).items():
       try:
         prior_lib.check_words([words], prior.vocabulary)
       except ValueError as error:
         raise ConfigError(f"config.{setting}={words!r} is beyond this prior: {error}") from error
-  return prior, weights.load(layout.put_prior if layout else jax.device_put)
+  return prior, weights
+
+
+_NAMES = {"prior": "name", "words": "prior"}
+"""Group of settings -> the one in it that names a prior."""
 
 
 def print_choices(config: Config, prior: prior_lib.Prior) -> None:
@@ -146,9 +158,10 @@ def print_choices(config: Config, prior: prior_lib.Prior) -> None:
     print(note)
 
 
-def _check_prompt(config: Config, prompt: str, vocabulary: frozenset[str], named: str = "") -> None:
-  larger = "configs/image2d.py:fourier,sd15" if config.job == "image2d" else "configs/text.py:sd15"
-  remedy = (f"For anything else use a larger prior ({larger} or --config.prior.path=FOLDER), or "
+def _check_prompt(config: Config, prompt: str, vocabulary: frozenset[str], named: str, group: str) -> None:
+  larger = ("--config.words.prior=sd15" if group == "words" else
+            "configs/image2d.py:fourier,sd15" if config.job == "image2d" else "configs/text.py:sd15")
+  remedy = (f"For anything else use a larger prior ({larger} or --config.{group}.path=FOLDER), or "
             "go on regardless with --config.prior.allow_unknown_words=True")
   try:
     if vocabulary >= captions.WORDS:

@@ -95,9 +95,9 @@ def _hand_out(config: Config, folder: Path, stored: dict[str, list[str]]) -> Non
 def _in_each(action: Callable[[Config, Path, float], None]) -> Callable[[Config, Path, float], None]:
   def over(config: Config, folder: Path, started: float) -> None:
     """The same of every scene; one that cannot be done is told and passed over."""
-    stored = files.read_json(folder / resume.SCENES_FILE)
+    stored = files.read_json(folder / scenes_lib.SCENES_FILE)
     if not stored:
-      raise workspace.WorkdirError(f"{folder} has no {resume.SCENES_FILE}: its run has not begun its steps")
+      raise workspace.WorkdirError(f"{folder} has no {scenes_lib.SCENES_FILE}: its run has not begun its steps")
     _hand_out(config, folder, stored)
     left_out = 0
     for prompt, name in zip(stored["prompts"], stored["folders"]):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import math
 from pathlib import Path
-import re
 from typing import Any
 
 import flax.linen as nn
@@ -21,11 +21,11 @@ from sds_jax.priors import clip_pixels
 from sds_jax.priors.checkpoint import Stored, load_on_device, open_component
 from sds_jax.priors.files import CheckpointError
 from sds_jax.priors.random_weights import random_tokens
-from sds_jax.priors.sources import Source
+from sds_jax.priors.sources import Source, is_stable_zero123
 from sds_jax.priors.spaces import Space, resized
 from sds_jax.priors.views import CCProjection, with_pose
 from sds_jax.types import Array, Params
-from sds_jax.views.poses import POSE_DIM, pose_features
+from sds_jax.views.poses import DISTANCE, FOV_Y, POSE_DIM, pose_features
 
 Seen = dict[str, Array]
 """A picture as a prior keeps it: `tokens` [T, D], `x` [h, w, C], and `elevation` [], from where it was taken as far as
@@ -62,11 +62,15 @@ class Sight:
     see: (picture [S, S, 3] in [0, 1], the object on white) -> Seen, once for a run; reads the image encoder, and of a
       prior of latents the autoencoder, and drops them, so not for use under jit. Raises ValueError for a picture that
       is not square or has other channels.
+    tells_elevation: whether `see` can tell from where a picture was taken.
+    camera: (distance, fov_deg) of all the views that the prior has seen; None: it has seen many.
   """
   projection: CCProjection
   camera_dim: int
   pose: str
   see: Callable[[Array], Seen]
+  tells_elevation: bool = False
+  camera: tuple[float, float] | None = None
 
   def tell(self, params: Params, seen: Seen, pose: Array) -> dict[str, Array]:
     """What the U-Net is told of the views at `pose` [B, POSE_DIM] (`poses.relative_pose`) of the object that was seen.
@@ -127,7 +131,8 @@ def open_sight(source: Source, kind: str, index: Mapping[str, Any], space: Space
     return dict(tokens=(tokens if all_tokens else tokens[:, :1])[0].astype(jnp.float32),
                 x=jax.jit(space.condition)(params, picture)[0], elevation=elevation.astype(jnp.float32))
 
-  return Sight(projection, index.get("camera_dim", 0), pose, see), places
+  camera = (DISTANCE, math.degrees(FOV_Y)) if kind == "our views" else None
+  return Sight(projection, index.get("camera_dim", 0), pose, see, head is not None, camera), places
 
 
 def random_sight(source: Source, projection: CCProjection, space: Space) -> Sight:
@@ -155,7 +160,7 @@ def fourth_number(index: Mapping[str, Any], source: Source) -> str:
     CheckpointError: the key has another value.
   """
   names = (source.repo, Path(source.name).name, source.folder.resolve().name if source.folder else "")
-  stable = any(re.search("stable[-_]?zero", name, re.IGNORECASE) for name in names)
+  stable = any(map(is_stable_zero123, names))
   pose = index.get("pose", "polar" if stable else "distance")
   if pose not in POSES:
     raise CheckpointError(f"{source.folder / 'model_index.json'}: pose={pose!r} is none of "

@@ -11,6 +11,7 @@ from pathlib import Path
 import re
 from typing import Any
 
+from sds_jax.priors import published
 from sds_jax.priors.files import CheckpointError, read_json
 from sds_jax.priors.hub import Hub, Unavailable, choose_files, default_hub, missing_files
 
@@ -88,6 +89,24 @@ def is_small(name: str) -> bool:
   """
   index = Path(name) / "model_index.json"
   return name in SHIPPED or (index.is_file() and "pixel_unshuffle" in read_json(index))
+
+
+def takes_pictures(name: str) -> bool | None:
+  """Whether a prior is told a picture and not words, before a file of it is fetched; None: only its files can tell."""
+  if name in SHIPPED:
+    return name == SHIPPED_VIEWS
+  known = next((known for known, repos in HUB_IDS.items() if name in repos), name)
+  return "image_encoder" in published.PRIORS[known] if known in published.PRIORS else None
+
+
+def published_names(pictures: bool) -> list[str]:
+  """Those of HUB_IDS that are told a picture, or those that are told words."""
+  return [name for name in HUB_IDS if takes_pictures(name) == pictures]
+
+
+def is_stable_zero123(name: str) -> bool:
+  """Whether a name, of a repository or a folder perhaps, is one of Stable-Zero123's."""
+  return re.search("stable[-_]?zero", name, re.IGNORECASE) is not None
 
 
 def find(name: str, dtype: Any, hub: Hub | None = None) -> Source:

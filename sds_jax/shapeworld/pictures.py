@@ -107,38 +107,49 @@ def picture_camera(truth: Truth) -> Camera:
   return cameras.orbit(math.radians(truth.azimuth_deg), math.radians(truth.elevation_deg), poses.DISTANCE, poses.FOV_Y)
 
 
-def in_truth(shots: Camera, truth: Truth, azimuth: float, elevation: float, scale: float = 1.0,
-             shift: tuple[float, float] = (0.0, 0.0)) -> Camera:
-  """Cameras of a run, in the frame of the scene: they see `truth_scene` as they see the right object in the run.
+class Pose(NamedTuple):
+  """Where the picture's camera stands in a run, looking at the origin, and how the picture was moved in its frame.
 
-  There the picture's camera stands at (azimuth, elevation), so that the object is the scene turned about z. Where the
-  picture was moved in its frame, the object is scaled, and moved in the plane through the origin that faces that
-  camera: to first order in its depth over the camera's distance, since what is nearer or farther moves more or less,
-  and shows other sides of itself.
-
-  Args:
-    shots: [...] cameras of the run.
-    azimuth, elevation: of the picture in the run, radians.
-    scale, shift: how the picture was moved: `io.pictures.Frame`.
+  Attributes:
+    azimuth, elevation: radians.
+    distance, fov_y: world units, radians.
+    scale, shift: of `io.pictures.Frame`.
   """
-  angle, move = _motion(truth, azimuth, elevation, shift)
+  azimuth: float
+  elevation: float
+  distance: float = poses.DISTANCE
+  fov_y: float = poses.FOV_Y
+  scale: float = 1.0
+  shift: tuple[float, float] = (0.0, 0.0)
+
+
+def in_truth(shots: Camera, truth: Truth, pose: Pose) -> Camera:
+  """Cameras [...] of a run, in the frame of the scene: they see `truth_scene` as they see the right object in the run.
+
+  The object is the scene turned about z. Where the picture was moved in its frame, or its camera is another one in the
+  run than that which took it, the object is scaled, and moved in the plane through the origin that faces that camera:
+  to first order in its depth over the camera's distance, since what is nearer or farther moves more or less, and shows
+  other sides of itself.
+  """
+  angle, scale, move = _motion(truth, pose)
   return cameras.turned(shots.replace(position=shots.position - jnp.broadcast_to(move, shots.position.shape)),
                         jnp.float32(angle), jnp.float32(scale))
 
 
-def points_in_truth(points: np.ndarray, truth: Truth, azimuth: float, elevation: float, scale: float = 1.0,
-                    shift: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
-  """Points [N, 3] of the run in the frame of the scene; arguments as of `in_truth`."""
-  angle, move = _motion(truth, azimuth, elevation, shift)
+def points_in_truth(points: np.ndarray, truth: Truth, pose: Pose) -> np.ndarray:
+  """Points [N, 3] of the run in the frame of the scene."""
+  angle, scale, move = _motion(truth, pose)
   return np.asarray(scenes.rotate_points_z(jnp.asarray(points - move, jnp.float32), -angle)) / np.float32(scale)
 
 
-def _motion(truth: Truth, azimuth: float, elevation: float, shift: tuple[float, float]) -> tuple[float, np.ndarray]:
-  """By what the scene is turned about z, radians, and then moved [3], world units, to be the run's object."""
-  camera = cameras.orbit(azimuth, elevation, poses.DISTANCE, poses.FOV_Y)
+def _motion(truth: Truth, pose: Pose) -> tuple[float, float, np.ndarray]:
+  """By what the scene is turned about z, radians, scaled, and then moved [3], world units, to be the run's object."""
+  camera = cameras.orbit(pose.azimuth, pose.elevation, pose.distance, pose.fov_y)
   right, up = np.asarray(camera.rotation)[:, 0], np.asarray(camera.rotation)[:, 1]
-  frame = poses.DISTANCE / float(camera.focal)  # what the picture's frame measures at the origin
-  return azimuth - math.radians(truth.azimuth_deg), (frame * (shift[0] * right - shift[1] * up)).astype(np.float32)
+  frame = 2.0 * pose.distance * math.tan(pose.fov_y / 2)  # what the picture's frame measures at the origin
+  scale = pose.scale * frame / (2.0 * poses.DISTANCE * math.tan(poses.FOV_Y / 2))
+  move = frame * (pose.shift[0] * right - pose.shift[1] * up)
+  return pose.azimuth - math.radians(truth.azimuth_deg), scale, move.astype(np.float32)
 
 
 def render_picture(truth: Truth, size: int) -> np.ndarray:

@@ -89,6 +89,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
   else:
     small = SMALL[d.estimator] if sources.is_small(config.prior.path or config.prior.name) else {}
     own = PUBLISHED[d.estimator] | small
+    if config.job == "image3d" and d.estimator != "csd":  # the scales above are for words; a picture says far more
+      own |= dict(guidance_convention="diffusers", guidance_scale=d.sds.guidance_scale)
   for name, unset in OPEN.items():
     if d[name] == unset:
       d[name] = own[name]

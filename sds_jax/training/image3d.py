@@ -16,6 +16,7 @@ import ml_collections
 from ml_collections import ConfigDict
 
 from sds_jax.diffusion.scalars import schedule_value
+from sds_jax.priors import published
 from sds_jax.priors.prior import Prior
 from sds_jax.training import conditions, config as config_lib, losses, reference, step as step_lib, update
 from sds_jax.training.config import scalar_spec
@@ -32,8 +33,11 @@ perhaps `depth` [S, S, 2] and `normals` [S, S, 4]; and `words` (`conditions.Text
 
 
 def words_config(config: ml_collections.FrozenConfigDict) -> ml_collections.FrozenConfigDict:
-  """The settings of the distillation that is told words: SDS of its own scale, with t as the other has it."""
-  own = ConfigDict(config.to_dict())
+  """The settings of the second prior and of its distillation: SDS of its own scale, with t as the other has it."""
+  own, words = ConfigDict(config.to_dict()), config.words
+  own.job = "text3d"
+  own.prior.update(name=words.prior, path=words.path, random_weights=(
+      config.prior.random_weights and not words.path and words.prior in published.PRIORS))
   own.distillation.update(estimator="sds", guidance_convention="diffusers", guidance_scale=config.words.guidance_scale,
                           weighting="sigma2", view_words="nearest")
   own.loss.sds = config.loss.words

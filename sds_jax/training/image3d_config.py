@@ -7,6 +7,7 @@ Stable-Zero123's batches stay at 12.
 """
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -92,8 +93,9 @@ def from_words(words: str) -> ConfigDict:
   recipe = given.pop(0) if given[0] in PUBLISHED else None
   prior = given.pop(0) if given else PRIORS[recipe]
   if given or prior in PUBLISHED.keys() - sources.HUB_IDS.keys() or not sources.is_name(prior):
+    published = ", ".join(sources.published_names(pictures=True))
     raise ConfigError(f"{words!r} is not a recipe ({', '.join(PUBLISHED)}), a prior ({sources.SHIPPED_VIEWS}, "
-                      f"{', '.join(sources.HUB_IDS)}, a hub id 'owner/name' or a folder), or both in this order")
+                      f"{published}, a hub id 'owner/name' or a folder), or both in this order")
   config = default()
   if sources.is_small(prior):
     chosen = PUBLISHED[recipe] if recipe else {}
@@ -103,6 +105,6 @@ def from_words(words: str) -> ConfigDict:
     borrowed = recipes.RECIPES["threestudio_sd"].settings
     chosen = {name: value for name, value in borrowed.items()
               if name.startswith(("field.", "render.", "occupancy.", "optimizer.", "export."))}
-    chosen |= PUBLISHED[recipe or ("stable-zero123" if "stable" in prior else "zero123")]
+    chosen |= PUBLISHED[recipe or ("stable-zero123" if sources.is_stable_zero123(Path(prior).name) else "zero123")]
   config.update_from_flattened_dict({**chosen, "prior.name": prior})
   return config

@@ -6,6 +6,7 @@ import math
 
 from ml_collections import ConfigDict
 
+from sds_jax.priors import sources
 from sds_jax.training.checks import Check, finite, number, one_of, scalar
 
 WITHOUT_WORDS = ("sds", "score", "ldiff", "sjc", "rfds", "csd", "nfsd", "vsd", "asd", "ism", "sdi", "cds", "hifa")
@@ -69,6 +70,10 @@ def relations(config: ConfigDict) -> Iterator[str]:
   if bool(config.prompt.strip()) != (config.loss.words != (0.0,)):
     yield (f"config.prompt={config.prompt!r} and config.loss.words={config.loss.words!r} belong together: a second "
            "prior is told the prompt, and the loss is its weight; give both or neither")
+  w = config.words
+  if config.loss.words != (0.0,) and not w.path and (not sources.is_name(w.prior) or sources.takes_pictures(w.prior)):
+    yield (f"config.words.prior={w.prior!r} is no prior that is told words: it must be shapeworld, "
+           f"{', '.join(sources.published_names(pictures=False))}, a hub id 'owner/name' or a folder")
   if not math.isclose(config.shading.lambertian + config.shading.textureless, 0.0):
     yield ("config.shading.lambertian and config.shading.textureless must be 0.0: the picture's own light is in the "
            "colours of the object")

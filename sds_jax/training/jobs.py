@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -39,6 +40,9 @@ class Job:
       `training.guidance_every` steps, or None.
     together: how many neighbouring views of a step are of as many things, and cannot be parted.
     scenes: of a run of many, whose state and text have a leading axis; else None.
+    check: (workdir) -> None, where there are checkpoints in it: whether they were made from what this run is given
+      beside its settings; raises ResumeError where not. By process 0 alone.
+    keep: (workdir) -> None, once it is settled that the run goes on there: puts what it is given into the folder.
   """
   stages: Sequence[Stage]
   new_state: Callable[[Array], TrainState]
@@ -48,6 +52,8 @@ class Job:
   sheets: Callable[[Path, TrainState, tuple], contextlib.AbstractContextManager[LookFn | None]]
   together: int = 1
   scenes: Scenes | None = None
+  check: Callable[[Path], None] = lambda workdir: None
+  keep: Callable[[Path], None] = lambda workdir: None
 
 
 def text3d(config: ml_collections.FrozenConfigDict, prior: Prior) -> Job:
@@ -96,7 +102,9 @@ def many(config: ml_collections.FrozenConfigDict, prior: Prior, scenes: Scenes) 
     return scenes_lib.over_scenes(one.make_step(stage, share), scenes_lib.at_a_time(config, count))
 
   return Job(one.stages, lambda key: scenes_lib.repeated(one.new_state(key), count), begin, text, make_step,
-             lambda workdir, state, fixed: contextlib.nullcontext(), scenes=scenes)
+             lambda workdir, state, fixed: contextlib.nullcontext(), scenes=scenes,
+             check=functools.partial(scenes_lib.check_same, config, scenes),
+             keep=functools.partial(scenes_lib.keep, scenes))
 
 
 def pictures(studio: image2d.Studio, prior: Prior) -> Job:

@@ -15,7 +15,6 @@ import ml_collections
 import numpy as np
 
 from sds_jax import hosts
-from sds_jax.io import files
 from sds_jax.io.checkpoints import Checkpoints
 from sds_jax.priors.prior import Prior
 from sds_jax.training import divergence, jobs, outputs, resume, stages as stages_lib, workspace
@@ -116,8 +115,7 @@ def _first_state(config: ml_collections.FrozenConfigDict, workdir: Path, checkpo
     state = resume.first_state(config, workdir, checkpoints, like, new, job)
     # Only now: where the settings do not fit what is there, config.json still tells those that made it.
     workspace.store_config(workdir, config, outputs.versions(), prior.source.as_dict())
-    if job.scenes:
-      files.write_json(dict(prompts=job.scenes.prompts, folders=job.scenes.folders), workdir / resume.SCENES_FILE)
+    job.keep(workdir)
     if int(state.step) < config.training.steps:
       for folder in _folders(workdir, job):
         for old in (folder / "scores.json", *folder.glob("particle_*/scores.json")):

@@ -194,9 +194,9 @@ def from_words(words: str) -> ConfigDict:
   chosen = [word for word in given if word in RECIPES]
   priors = [word for word in given if word not in RECIPES]
   for word in priors:
-    if word not in ("shapeworld", *sources.HUB_IDS) and "/" not in word and not Path(word).is_dir():
+    if not sources.is_name(word):  # whether it is told words is for `validation` to say
       raise ConfigError(f"{word!r} is neither a recipe ({', '.join(RECIPES)}) nor a prior (shapeworld, "
-                        f"{', '.join(sources.HUB_IDS)}, a hub id 'owner/name' or a folder)")
+                        f"{', '.join(sources.published_names(pictures=False))}, a hub id 'owner/name' or a folder)")
   for kind, some in (("recipe", chosen), ("prior", priors)):
     if len(some) > 1:
       raise ConfigError(f"{words!r} names more than one {kind} ({', '.join(some)}): keep one")

@@ -16,17 +16,8 @@ from sds_jax.io import files
 from sds_jax.io.checkpoints import Checkpoints, DamagedCheckpointError, SchemaError
 from sds_jax.training import workspace
 from sds_jax.training.jobs import Job
-from sds_jax.training.scenes import Scenes
 from sds_jax.training.state import TrainState
-
-
-SCENES_FILE = "scenes.json"
-"""In the folder of a run of many: {"prompts": [...], "folders": [...]}."""
-
-
-class ResumeError(ValueError):
-  """The working folder does not hold what the settings ask to go on from."""
-
+from sds_jax.training.workspace import ResumeError
 
 def first_state(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints,
                 like: TrainState, new: Callable[[], TrainState], job: Job) -> TrainState:
@@ -40,8 +31,7 @@ def first_state(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoi
   there = checkpoints.latest() is not None
   if there:
     check_same_object(config, workdir, checkpoints)
-    if job.scenes:
-      _check_same_prompts(config, workdir, job.scenes)
+    job.check(workdir)
   found = newest(checkpoints, like, workdir) if there else None
   if found is None:
     if config.resume == "must":
@@ -64,14 +54,6 @@ def first_state(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoi
 def _truncate(workdir: Path, job: Job, step: int) -> None:
   for folder in [workdir / name for name in job.scenes.folders] if job.scenes else [workdir]:
     files.truncate_metrics(folder / "metrics.jsonl", step)
-
-
-def _check_same_prompts(config: ml_collections.FrozenConfigDict, workdir: Path, scenes: Scenes) -> None:
-  """Raise ResumeError where the checkpoints in `workdir` are of another list of prompts."""
-  before = files.read_json(workdir / SCENES_FILE).get("prompts")
-  if before != list(scenes.prompts):
-    raise ResumeError(f"the prompts in config.prompts_file={config.prompts_file!r} are not those that the checkpoints "
-                      f"in {workdir} were made with; give another --workdir, or --config.resume=never to start anew")
 
 
 def newest(checkpoints: Checkpoints, like: TrainState, workdir: Path,

@@ -18,6 +18,7 @@ from sds_jax.io import files
 from sds_jax.training.checks import ConfigError
 from sds_jax.training.state import TrainState
 from sds_jax.training.update import StepFn
+from sds_jax.training.workspace import ResumeError
 from sds_jax.types import Array, Params
 
 MOST_PROMPTS, LONGEST_PROMPT = 100_000, 10_000
@@ -71,6 +72,22 @@ def make_scenes(prompts: Sequence[str], seed: int) -> Scenes:
       numbered = f"{name}-{seen[name]}"
     folders.append(numbered)
   return Scenes(tuple(prompts), tuple(folders))
+
+
+SCENES_FILE = "scenes.json"
+"""In the folder of a run of many: {"prompts": [...], "folders": [...]}."""
+
+
+def check_same(config: ml_collections.FrozenConfigDict, scenes: Scenes, workdir: Path) -> None:
+  """Raise ResumeError where the run in `workdir` is of another list of prompts."""
+  if files.read_json(workdir / SCENES_FILE).get("prompts") != list(scenes.prompts):
+    raise ResumeError(f"the prompts in config.prompts_file={config.prompts_file!r} are not those that the checkpoints "
+                      f"in {workdir} were made with; give another --workdir, or --config.resume=never to start anew")
+
+
+def keep(scenes: Scenes, workdir: Path) -> None:
+  """Write SCENES_FILE."""
+  files.write_json(dataclasses.asdict(scenes), workdir / SCENES_FILE)
 
 
 def stacked(trees: Sequence[Any]) -> Any:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from sds_jax.diffusion import guidance, timesteps, weightings
 from sds_jax.fields import background, field
-from sds_jax.priors import published
+from sds_jax.priors import published, sources
 from sds_jax.training import (
     choices, config as config_lib, distil, estimator_checks, image2d_validation, image3d_validation, references)
 from sds_jax.training.checks import (
@@ -21,7 +21,7 @@ from sds_jax.training.checks import (
 from sds_jax.views import perp_neg
 
 
-_FOLDERS = ("workdir", "prior.path", "distillation.source")
+_FOLDERS = ("workdir", "prior.path", "words.path", "distillation.source")
 """Settings that name folders: what need not be text on every file system."""
 
 
@@ -56,6 +56,14 @@ def _check_values(config: ConfigDict, checks: dict[str, Check]) -> None:
       ok = False
     if not ok:
       raise ConfigError(f"config.{path}={value!r} is not legal: it must be {words}")
+
+
+def wrong_kind(job: str, takes_pictures: bool) -> str:
+  """Why a prior of this kind does not do for the job, to follow its name; "" where it does."""
+  if takes_pictures == (job == "image3d"):
+    return ""
+  return ("is told a picture: use configs/image.py instead, or a prior that is told words" if takes_pictures else
+          "is told words: use configs/image.py:shapeworld-views, or another prior that is told a picture, instead")
 
 
 def check_name(path: str, reference: ConfigDict) -> None:
@@ -178,7 +186,7 @@ def _run_checks() -> dict[str, Check]:
 
 
 def _scene_checks() -> dict[str, Check]:
-  """Of text-to-3D: what is optimised, how it is rendered, what is left."""
+  """Of the jobs that make an object: what is optimised, how it is rendered, what is left."""
   texture = "; lower it if memory is short"
   return {
       "loss.orientation": scalar(0.0),
@@ -269,6 +277,9 @@ def _run_relations(config: ConfigDict) -> Iterator[str]:
     yield (f"config.prior.random_weights={p.random_weights!r} needs the name of a published prior, not config.prior."
            f"{'path' if p.path else 'name'}={p.path or p.name!r}: set config.prior.name to one of "
            f"{', '.join(published.PRIORS)}, or random_weights to False")
+  pictured = None if p.path else sources.takes_pictures(p.name)  # before anything is fetched
+  if pictured is not None and wrong_kind(config.job, pictured):
+    yield f"config.prior.name={p.name!r} {wrong_kind(config.job, pictured)}"
   if d.t_min != d.t_max and any(_at(d.t_min, p) >= _at(d.t_max, p) for p in (*_places(d.t_min), *_places(d.t_max))):
     yield (f"config.distillation.t_min={d.t_min!r} reaches config.distillation.t_max={d.t_max!r}: t_min must stay "
            "below t_max during the whole run; exchange or separate them, or make them equal for a t without randomness")

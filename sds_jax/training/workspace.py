@@ -18,6 +18,10 @@ class WorkdirError(ValueError):
   """A working folder that cannot be used; the message says why and what to do."""
 
 
+class ResumeError(ValueError):
+  """The working folder does not hold what the settings ask to go on from."""
+
+
 def name_of(config: ml_collections.FrozenConfigDict, workdir: str | None) -> Path:
   """The folder of a run: `--workdir` goes before `config.workdir`.
 

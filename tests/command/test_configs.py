@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from sds_jax.priors import prior as priors, sources
+from sds_jax.priors import prior as priors, published
 from sds_jax.training import conditions, config as config_lib, recipes, step as step_lib, validation
 
 PATH = Path(__file__).resolve().parents[2] / "configs" / "text.py"
@@ -19,13 +19,23 @@ def get_config():
   return module.get_config
 
 
-@pytest.mark.parametrize("name", [*sources.HUB_IDS, "owner/name", "DeepFloyd/IF-I-M-v1.0"])
+WORDS = [name for name, components in published.PRIORS.items() if "image_encoder" not in components]
+
+
+@pytest.mark.parametrize("name", [*WORDS, "owner/name", "DeepFloyd/IF-I-M-v1.0"])
 def test_published_priors(get_config, name):
   config = validation.validate(get_config(name))
   assert (config.prior.name, config.prior.dtype, config.training.steps) == (name, "bfloat16", 10_000)
   pixels = "if" in name.lower()
   assert config.distillation.guidance_scale == ((20.0,) if pixels else (100.0,))
   assert config.distillation.guidance_convention == "dreamfusion"
+
+
+@pytest.mark.parametrize("words", ["zero123", "dreamfusion,stable-zero123", "bennyguo/zero123-diffusers",
+                                   "shapeworld-views"])
+def test_what_is_told_a_picture_is_refused_before_it_is_fetched(get_config, words):
+  with pytest.raises(validation.ConfigError, match="is told a picture: use configs/image.py"):
+    validation.validate(get_config(words))
 
 
 @pytest.mark.parametrize("argument", [(), ("shapeworld",), ("",)])
@@ -107,7 +117,7 @@ def test_recipes_have_the_published_constants(get_config, name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-@pytest.mark.parametrize("prior", ["shapeworld", *sources.HUB_IDS, "owner/name"])
+@pytest.mark.parametrize("prior", ["shapeworld", *WORDS, "owner/name"])
 def test_every_recipe_takes_every_prior(get_config, name, prior):
   for words in (f"{name},{prior}", f" {prior} , {name}"):
     assert validation.validate(get_config(words)).prior.name == prior

@@ -1,4 +1,5 @@
 """An object from a picture by the command: what it leaves, its scores, and what it refuses in one line."""
+import importlib.util
 import json
 
 import numpy as np
@@ -76,13 +77,56 @@ def refused(start, *arguments, config):
   return err
 
 
-def test_what_is_no_picture_is_refused_before_there_is_a_run(start, image_config, flags_of, tmp_path):
-  text = tmp_path / "text.png"
-  text.write_text("no picture", encoding="utf-8")
-  for path in (text, tmp_path / "nowhere.png"):
-    folder = tmp_path / "run"
-    assert path.name in refused(start, *flags_of, f"--config.image={path}", f"--workdir={folder}", config=image_config)
-    assert not (folder / "checkpoints").exists()
+PIXELS = {"empty.png": np.zeros((64, 64, 4), np.uint8), "grey.png": np.full((64, 64, 3), 90, np.uint8),
+          "dot.png": np.full((1, 1, 4), 255, np.uint8),
+          "noise.png": np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("rembg") is not None, reason="with rembg noise may show an object")
+def test_a_background_that_is_not_plain_wants_rembg(start, image_config, flags_of, tmp_path):
+  message = refused_picture(start, image_config, flags_of, tmp_path, "noise.png")
+  assert "neither transparent nor plain" in message and "rembg" in message
+
+
+@pytest.mark.parametrize("name", ["text.png", "nowhere.png", "empty.png", "grey.png", "dot.png"])
+def test_what_is_no_picture_is_refused_before_there_is_a_folder(start, image_config, flags_of, tmp_path, name):
+  message = refused_picture(start, image_config, flags_of, tmp_path, name)
+  assert name in message and (name not in ("empty.png", "grey.png") or "shows no object" in message)
+
+
+def refused_picture(start, image_config, flags_of, tmp_path, name):
+  if name in PIXELS:
+    Image.fromarray(PIXELS[name]).save(tmp_path / name)
+  (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
+  folder = tmp_path / "run"
+  message = refused(start, *flags_of, f"--config.image={tmp_path / name}", f"--workdir={folder}", config=image_config)
+  assert not folder.exists()
+  return message
+
+
+def test_a_bad_map_is_refused_before_there_is_a_folder(start, image_config, flags_of, picture, tmp_path):
+  Image.fromarray(np.full((64, 32), 90, np.uint8)).save(tmp_path / "depth.png")
+  message = refused(start, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path / 'run'}",
+                    f"--config.picture.depth={tmp_path / 'depth.png'}", "--config.loss.depth=(1.0,)",
+                    config=image_config)
+  assert "depth.png" in message and "its picture" in message and not (tmp_path / "run").exists()
+
+
+def test_a_camera_that_the_prior_has_never_seen(start, image_config, flags_of, picture, tmp_path):
+  message = refused(start, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path / 'run'}",
+                    "--config.camera.distance=(3.8, 3.8)", config=image_config)
+  assert "config.camera.distance=(3.8, 3.8)" in message and "(2.7, 2.7)" in message
+
+
+@pytest.mark.parametrize("settings, problem", [
+    (["--config.words.prior=zero123"], "config.words.prior='zero123' is no prior that is told words"),
+    (["--config.words.prior=imagen"], "config.words.prior='imagen' is no prior that is told words"),
+    (["--config.words.path=/nowhere/at/all"], "/nowhere/at/all"),
+    (["--config.words.prior=shapeworld", "--config.prompt=a hamburger"], "config.prompt='a hamburger'")])
+def test_the_second_prior_is_checked_first(start, image_config, flags_of, picture, tmp_path, settings, problem):
+  message = refused(start, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path / 'run'}",
+                    "--config.prompt=a red house", "--config.loss.words=(1.0,)", *settings, config=image_config)
+  assert problem in message and "config.prior." not in message.replace("config.prior.allow_unknown_words", "")
 
 
 def test_priors_know_what_they_are_told(start, image_config, flags_of, picture, tiny_prior, tiny_view_prior, tmp_path):

@@ -73,8 +73,9 @@ def offline_hub(folder):
 def test_unknown_prior(command, tmp_path):
   message = one_line(command(f"{TEXT}:imagen", f"--workdir={tmp_path}"))
   for part in ("'imagen' is neither a recipe", "dreamfusion, dreamfusionacc, threestudio_sd, threestudio_if",
-               "shapeworld", *sources.HUB_IDS, "owner/name"):
+               "shapeworld", "sd15", "sd21-base", "if-xl", "owner/name"):
     assert part in message, message
+  assert "zero123" not in message  # which is told no words
   message = one_line(command(TEXT, ONE, f"--config.prior.path={tmp_path}/none", f"--workdir={tmp_path}"))
   assert f"{tmp_path}/none" in message
 

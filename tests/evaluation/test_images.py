@@ -37,7 +37,7 @@ def test_a_run_of_the_table_is_that_of_the_command(tiny_view_prior, tiny_setting
   config.update_from_flattened_dict({**tiny, "parallel.devices": 1, "image": str(path), "seed": seed})
   config = validate(config)
   prior, params = prior_lib.build(tiny_view_prior)
-  told = image3d_modes.see(config, prior, image3d_modes.take_picture(config))
+  told = image3d_modes.see(config, prior, image3d_modes.take(config).shown)
   made = images.Maker(config, prior, params).optimise(told, seed)
   workdir = tmp_path / "run"
   workdir.mkdir()

@@ -168,7 +168,7 @@ TRUTH = pictures.Truth("a red house", 130.0, 25.0, (1.0, 0.0, 0.0), 0.5, 0.9, (0
 
 def test_the_run_s_picture_camera_is_the_truth_s():
   run = cameras.orbit(math.radians(-40.0), math.radians(25.0), poses.DISTANCE, poses.FOV_Y)
-  found = pictures.in_truth(run, TRUTH, math.radians(-40.0), math.radians(25.0))
+  found = pictures.in_truth(run, TRUTH, pictures.Pose(math.radians(-40.0), math.radians(25.0)))
   for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(pictures.picture_camera(TRUTH)), strict=True):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
@@ -176,15 +176,27 @@ def test_the_run_s_picture_camera_is_the_truth_s():
 def test_a_moved_picture_moves_what_it_shows():
   """In the plane that faces the camera, exactly; and cameras and points of a run agree wherever they are."""
   azimuth, elevation, frame = math.radians(-40.0), math.radians(25.0), (1.3, (0.06, -0.1))
+  pose = pictures.Pose(azimuth, elevation, scale=frame[0], shift=frame[1])
   towards, right, up = axes(azimuth, elevation)
   rng = np.random.default_rng(0)
   flat = rng.uniform(-0.5, 0.5, (20, 2)) @ np.stack([right, up])
-  back = pictures.points_in_truth(flat, TRUTH, azimuth, elevation, *frame)
+  back = pictures.points_in_truth(flat, TRUTH, pose)
   before = seen_at(back, math.radians(TRUTH.azimuth_deg), math.radians(TRUTH.elevation_deg))
   np.testing.assert_allclose(1.3 * before + frame[1], seen_at(flat, azimuth, elevation), atol=1e-5)
   points = rng.uniform(-0.5, 0.5, (20, 3))
   shot = jax.tree.map(lambda leaf: jnp.stack([leaf]), cameras.orbit(1.0, 0.7, poses.DISTANCE, poses.FOV_Y))
-  camera = jax.tree.map(lambda leaf: np.asarray(leaf[0]), pictures.in_truth(shot, TRUTH, azimuth, elevation, *frame))
-  local = (pictures.points_in_truth(points, TRUTH, azimuth, elevation, *frame) - camera.position) @ camera.rotation
+  camera = jax.tree.map(lambda leaf: np.asarray(leaf[0]), pictures.in_truth(shot, TRUTH, pose))
+  local = (pictures.points_in_truth(points, TRUTH, pose) - camera.position) @ camera.rotation
   projected = camera.focal * local[:, :2] / -local[:, 2:] * [1, -1]
   np.testing.assert_allclose(projected, seen_at(points, 1.0, 0.7), atol=1e-5)
+
+
+def test_another_camera_s_object_fills_as_much_of_its_frame():
+  """What lies in the plane that faces the camera, seen with a long lens from afar, is where it is in the picture."""
+  azimuth, elevation, distance, fov_y = math.radians(-40.0), math.radians(25.0), 3.8, math.radians(20.0)
+  towards, right, up = axes(azimuth, elevation)
+  flat = np.random.default_rng(0).uniform(-0.3, 0.3, (20, 2)) @ np.stack([right, up])
+  back = pictures.points_in_truth(flat, TRUTH, pictures.Pose(azimuth, elevation, distance, fov_y))
+  before = seen_at(back, math.radians(TRUTH.azimuth_deg), math.radians(TRUTH.elevation_deg))
+  across = flat @ np.stack([right, -up], -1)
+  np.testing.assert_allclose(before, across / (2 * distance * math.tan(fov_y / 2)), atol=1e-5)
