@@ -71,14 +71,14 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _reference(argv: list[str]) -> ConfigDict | None:
   """All settings of the job that the file of --config is of; None where it cannot be run, which the flags will tell."""
-  from sds_jax.training import references
+  from sds_jax.training import defaults
   values = [given.split("=", 1)[1] if "=" in given else following for given, following in zip(argv, [*argv[1:], ""])
             if given.startswith("-") and given.lstrip("-").split("=")[0] == "config"]
   if not values:
-    return references.of({})
+    return defaults.of({})
   path, *argument = values[-1].split(":", 1)
   try:
-    return references.of(runpy.run_path(path)["get_config"](*argument))
+    return defaults.of(runpy.run_path(path)["get_config"](*argument))
   except Exception:  # whatever the file raises it raises again when the flags run it
     return None
 

@@ -168,7 +168,7 @@ def see(config: Config, prior: Prior, shown: dict[str, Any]) -> image3d.Told:
   """What a run knows of its picture, of which it is shown `Taken.shown`; says the elevation."""
   picture = jnp.asarray(shown["picture"])
   seen = prior.sight.see(picture[..., :3] + 1.0 - picture[..., 3:])  # on white
-  degrees = image3d_validation.elevation_of(config.picture.elevation_deg)
+  degrees = image3d_validation.told_elevation(config.picture.elevation_deg)
   if degrees is None:
     degrees = min(max(math.degrees(float(seen["elevation"])), -10.0), 60.0)
     print(f"the picture was taken from an elevation of {degrees:.0f} degrees, as the prior sees it "

@@ -30,7 +30,7 @@ def explain(error: BaseException, folder: Path | None = None, mode: str = "train
     error: what has ended the command.
     folder: that of the run, where it is known.
     mode: what the command was doing, one of those of `run.py`.
-    job: a key of `training.references.DEFAULTS`.
+    job: a key of `training.defaults.DEFAULTS`.
   """
   smaller = _SMALLER[job] if mode == "train" else _SMALLER_OUTPUTS
   for one in _chain(error):

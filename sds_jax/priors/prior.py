@@ -1,4 +1,4 @@
-"""A prior: a frozen text-to-image diffusion model as data and functions, read from a folder in diffusers' format.
+"""A prior: a frozen diffusion model of images, as data and functions, read from a folder in diffusers' format.
 
 The folder has `model_index.json`, `unet/`, `text_encoder/`, `tokenizer/`, `scheduler/scheduler_config.json` and perhaps
 `vae/`. Its `model_index.json` says what it is:
@@ -55,7 +55,7 @@ TEXT_ENCODERS = {"ours": "clip_text", "StableDiffusionPipeline": "clip_text", "I
 
 @dataclasses.dataclass(frozen=True)
 class Prior:
-  """A text-to-image diffusion model, without its parameters.
+  """A diffusion model of images, told words or a picture, without its parameters.
 
   Attributes:
     name: what `build` was given.

@@ -20,10 +20,10 @@ import numpy as np
 from sds_jax.priors import clip_pixels
 from sds_jax.priors.checkpoint import Stored, load_on_device, open_component
 from sds_jax.priors.files import CheckpointError
+from sds_jax.priors.pose_layers import CCProjection, with_pose
 from sds_jax.priors.random_weights import random_tokens
 from sds_jax.priors.sources import Source, is_stable_zero123
 from sds_jax.priors.spaces import Space, resized
-from sds_jax.priors.views import CCProjection, with_pose
 from sds_jax.types import Array, Params
 from sds_jax.views.poses import DISTANCE, FOV_Y, POSE_DIM, pose_features
 

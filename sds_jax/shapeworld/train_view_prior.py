@@ -23,7 +23,7 @@ from sds_jax.priors.clip_vision import CLIPVisionModelWithProjection
 from sds_jax.priors.files import write_json
 from sds_jax.priors.prior import unet_input
 from sds_jax.priors.unet import UNet2DConditionModel
-from sds_jax.priors.views import CCProjection, ElevationHead, with_pose
+from sds_jax.priors.pose_layers import CCProjection, ElevationHead, with_pose
 from sds_jax.shapeworld import dataset, fitting, recipe, view_card, view_dataset, view_recipe
 from sds_jax.types import Array, Params, Schedule
 from sds_jax.views import poses

@@ -20,7 +20,7 @@ MAX_STEPS = 2**24
 def default() -> ConfigDict:
   """The settings of text-to-3D with the shipped prior, sized for two CPU cores; a fresh, unlocked ConfigDict."""
   config = ConfigDict()
-  config.job = "text3d"  # which tree of settings this is; training/references.py
+  config.job = "text3d"  # which tree of settings this is; training/defaults.py
   config.prompt = "a green cone on top of a blue cylinder"
   config.prompts_file = ""  # a text file, one prompt a line: as many objects at once, and `prompt` does not count
   config.negative_prompt = ""  # what the unconditional side of guidance is told, as in diffusers

@@ -17,7 +17,7 @@ _NO_MEANING = {"distillation.perp_neg": "none", "distillation.view_words": "none
 """Settings that speak of words, of edits or of several objects, and the one value that they take here."""
 
 
-def elevation_of(setting: str) -> float | None:
+def told_elevation(setting: str) -> float | None:
   """`picture.elevation_deg` as a number of degrees; None for "auto".
 
   Raises:
@@ -42,7 +42,7 @@ def checks() -> dict[str, Check]:
 
 
 def _is_elevation(setting: str) -> bool:
-  degrees = elevation_of(setting)
+  degrees = told_elevation(setting)
   return degrees is None or (finite(degrees) and abs(degrees) <= 89.0)
 
 

@@ -15,7 +15,7 @@ from sds_jax.diffusion import guidance, timesteps, weightings
 from sds_jax.fields import background, field
 from sds_jax.priors import published, sources
 from sds_jax.training import (
-    choices, config as config_lib, distil, estimator_checks, image2d_validation, image3d_validation, references)
+    choices, config as config_lib, defaults, distil, estimator_checks, image2d_validation, image3d_validation)
 from sds_jax.training.checks import (
     Check, ConfigError, above, finite, number, one_of, scalar, scalar_values, span, whole)
 from sds_jax.views import perp_neg
@@ -34,7 +34,7 @@ def validate(config: ConfigDict) -> ml_collections.FrozenConfigDict:
   Raises:
     ConfigError: the first mistake that was found.
   """
-  reference = references.of(config)
+  reference = defaults.of(config)
   _check_names_and_types(config, reference, reference)
   _check_values(config, estimator_checks.checks())  # first, since what is left open may be filled with these
   if config.distillation.estimator in distil.NAMES:  # otherwise the checks below say what is wrong

@@ -11,7 +11,7 @@ import ml_collections
 from ml_collections import ConfigDict
 
 from sds_jax.io import files
-from sds_jax.training import references
+from sds_jax.training import defaults
 
 
 class WorkdirError(ValueError):
@@ -87,7 +87,7 @@ def stored_config(folder: Path, overrides: dict[str, Any]) -> ConfigDict:
   """
   try:
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
-    config = references.of(stored)
+    config = defaults.of(stored)
     _fill(config, stored)
   except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:  # no JSON, or JSON of another form
     raise WorkdirError(f"{folder / 'config.json'} cannot be read ({error}); was it cut off or changed?") from error

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sds_jax.io import exhausted
-from sds_jax.training import references
+from sds_jax.training import defaults
 
 FULL = "[Errno 28] No space left on device"
 
@@ -67,7 +67,7 @@ def test_the_rest_depends_on_what_was_done(tmp_path):
   assert "goes on" not in exhausted.explain(error, tmp_path, "export")
 
 
-@pytest.mark.parametrize("job", references.DEFAULTS)
+@pytest.mark.parametrize("job", defaults.DEFAULTS)
 def test_every_job_knows_what_needs_less(job):
   assert "config.training.views" in exhausted.explain(MemoryError(), None, "train", job)
 
