@@ -27,8 +27,6 @@ from sds_jax.training.state import TrainState
 from sds_jax.types import Params
 
 Config = ml_collections.FrozenConfigDict
-MAPS = {"depth": 1, "normals": 3}
-"""Maps of the picture that `config.picture` may name -> their channels."""
 INPUT, ABOUT = "input.png", "picture.json"
 """The picture as the run took it, and what is known of it; the file itself lies beside them as original.*."""
 
@@ -38,9 +36,8 @@ class Taken(NamedTuple):
 
   Attributes:
     picture: with how it was moved.
-    shown: what the steps want of it: `picture` [S, S, 4] float32 in [0, 1], colours times opacity, and opacity; and of
-      the maps that are given `depth` [S, S, 2] and `normals` [S, S, 4], the last channel of which says where they are
-      known.
+    shown: what the steps want of it, float32: `picture` [S, S, 4], colours times opacity, and opacity; and of the maps
+      that are given `depth` (or `disparity`) [S, S, 2] and `normals` [S, S, 4], as `reference.losses` has them.
   """
   picture: pictures.Picture
   shown: dict[str, np.ndarray]
@@ -114,12 +111,17 @@ def take(config: Config) -> Taken:
   picture = pictures.read_picture(config.image, size, config.picture.framing, config.picture.background)
   opacity = picture.opacity[..., None]
   shown = dict(picture=np.concatenate([picture.rgb - (1.0 - opacity), opacity], -1))
-  for name, channels in MAPS.items():
-    if config.picture[name]:
-      values, known = pictures.read_map(config.picture[name], picture.frame, size, channels)
-      values = values if name == "depth" else 2.0 * values - 1.0
-      shown[name] = np.concatenate([values, known[..., None]], -1)
+  for name, (path, channels) in _maps(config).items():
+    values, known = pictures.read_map(path, picture.frame, size, channels)
+    values, known = (2.0 * values - 1.0 if name == "normals" else values), known[..., None] * opacity
+    shown[name] = np.concatenate([values * known, known], -1)
   return Taken(picture, {name: np.asarray(values, np.float32) for name, values in shown.items()})
+
+
+def _maps(config: Config) -> dict[str, tuple[str, int]]:
+  """What the maps that are given hold -> (file, channels)."""
+  maps = {config.picture.depth_is: (config.picture.depth, 1), "normals": (config.picture.normals, 3)}
+  return {name: (path, channels) for name, (path, channels) in maps.items() if path}
 
 
 def _size(config: Config) -> int:
@@ -128,8 +130,7 @@ def _size(config: Config) -> int:
 
 def _shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
   """Of `Taken.shown`, as every process knows them from the settings."""
-  channels = {name: count + 1 for name, count in MAPS.items() if config.picture[name]}
-  size = _size(config)
+  size, channels = _size(config), {name: count + 1 for name, (_, count) in _maps(config).items()}
   return {name: jax.ShapeDtypeStruct((size, size, count), jnp.float32)
           for name, count in {"picture": 4, **channels}.items()}
 

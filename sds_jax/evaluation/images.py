@@ -10,26 +10,26 @@ for `run.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import functools
 import json
 from pathlib import Path
 import time
 from typing import Any
 
 from absl import app, flags
-import jax
 import ml_collections
 from ml_collections import config_flags
 import numpy as np
 import tqdm
 
 from sds_jax import compilation
-from sds_jax.evaluation import image3d_modes, image_scores, modes
+from sds_jax.evaluation import image3d_modes, image_scores
+from sds_jax.evaluation.repeated import Repeated
 from sds_jax.evaluation.shapeworld import or_one_line
 from sds_jax.io import files, images, pictures
-from sds_jax.priors import prior as prior_lib
+from sds_jax.priors.prior import Prior
 from sds_jax.shapeworld import captions, pictures as samples, solids
-from sds_jax.training import image3d, image3d_config, jobs, layout as layout_lib, outputs, stages, validation
-from sds_jax.training.state import TrainState
+from sds_jax.training import image3d_config, jobs, outputs, validation
 from sds_jax.types import Params
 
 Record = dict[str, Any]
@@ -49,27 +49,6 @@ COLUMNS = {
 """Title -> score, of which the mean is shown, and how."""
 
 
-class Maker:
-  """One compiled step and one prior for any number of pictures and seeds."""
-
-  def __init__(self, config: ml_collections.FrozenConfigDict, prior: prior_lib.Prior, prior_params: Params):
-    self.config, self.prior, self.prior_params = config, prior, prior_params
-    self._stages, self._steps = stages.make_stages(config), None
-    self.scene = self._stages[0].scene
-
-  def optimise(self, told: image3d.Told, seed: int) -> TrainState:
-    """The finished state of one run, the same as the command's."""
-    job, layout = jobs.image3d(self.config, self.prior, None, told), layout_lib.make_layout(self.config)
-    key = jax.random.key(seed)
-    state = jax.jit(lambda key: job.begin(self.prior_params, told, key, None))(jax.random.fold_in(key, 2**31 - 1))
-    fixed = (self.prior_params, told, key)
-    self._steps = self._steps or [layout.compile(job.make_step(stage, layout.share), state, fixed)
-                                  for stage in self._stages]
-    for number in range(self.config.training.steps):
-      state, _ = stages.at_step(self._stages, self._steps, number)(state, *fixed)
-    return jax.block_until_ready(state)
-
-
 def draw_pictures(count: int, seed: int) -> list[samples.Truth]:
   """`count` truths, one single, one stack and one thing with a front in turn, every other one never seen."""
   kinds: dict[int, Callable[[captions.Spec], bool]] = {
@@ -86,19 +65,28 @@ def draw_pictures(count: int, seed: int) -> list[samples.Truth]:
   return found
 
 
-def run_set(maker: Maker, truths: Sequence[samples.Truth], seeds: Sequence[int], folder: Path) -> list[Record]:
-  """Scores of every picture with every seed; pictures and a strip of renders of each go to `folder`."""
+def run_set(config: ml_collections.FrozenConfigDict, priors: tuple[Prior, Prior | None, Params],
+            truths: Sequence[samples.Truth], seeds: Sequence[int], folder: Path) -> list[Record]:
+  """Scores of every picture with every seed; pictures and a strip of renders of each go to `folder`.
+
+  Args:
+    priors: of `image3d_modes.load_priors`.
+  """
+  prior, words, params = priors
+  job = functools.partial(jobs.image3d, config, prior, words)
+  maker = Repeated(config, job({}), params)
   records, view = [], outputs.make_view(maker.scene)
   with tqdm.tqdm(total=len(truths) * len(seeds), desc="runs") as bar:
     for number, truth in enumerate(truths):
       path = samples.write_picture(truth, 256, folder / f"{number:03d}.png")
-      config = ml_collections.ConfigDict(maker.config.to_dict())
-      config.image = str(path)
-      taken = image3d_modes.take(ml_collections.FrozenConfigDict(config))
-      picture, told = taken.picture, image3d_modes.see(maker.config, maker.prior, taken.shown)
+      own = ml_collections.ConfigDict(config.to_dict())
+      own.image = str(path)
+      picture, shown = image3d_modes.take(ml_collections.FrozenConfigDict(own))
+      told = image3d_modes.see(config, prior, shown)
+      text = job(told).text()
       for seed in seeds:
         started = time.perf_counter()
-        state = maker.optimise(told, seed)
+        state = maker.optimise(text, seed)
         seconds = time.perf_counter() - started
         found = image_scores.score(maker.scene, state, truth, picture, float(told["azimuth"]), float(told["elevation"]))
         spec = captions.parse(truth.caption)
@@ -108,8 +96,8 @@ def run_set(maker: Maker, truths: Sequence[samples.Truth], seeds: Sequence[int],
             told_elevation_deg=float(np.degrees(told["elevation"])), **found))
         with open(folder / "records.jsonl", "a", encoding="utf-8") as log:  # kept should a later run fail
           log.write(json.dumps(files.plain(records[-1])) + "\n")
-        strip = outputs.render_row(view, maker.config, state, 6)
-        first = pictures.resized(picture.rgb, maker.config.export.image_size)
+        strip = outputs.render_row(view, config, state, 6)
+        first = pictures.resized(picture.rgb, config.export.image_size)
         images.write_png(np.concatenate([first, strip[:first.shape[0]]], axis=1), folder / f"{number:03d}-{seed}.png")
         bar.update()
         bar.write(f"{found['silhouette_iou']:.3f} iou  {found['unseen_iou']:.3f} unseen  "
@@ -134,9 +122,10 @@ def _run(config: ml_collections.ConfigDict, truths: Sequence[samples.Truth], see
   """The set, its records and its table, in `folder`."""
   compilation.prepare()
   frozen = validation.validate(config)
-  prior, params = modes.load_prior(frozen)
+  priors = image3d_modes.load_priors(frozen)
   folder.mkdir(parents=True, exist_ok=True)
-  records = run_set(Maker(frozen, prior, params), truths, seeds, folder)
+  (folder / "records.jsonl").unlink(missing_ok=True)
+  records = run_set(frozen, priors, truths, seeds, folder)
   files.write_json(dict(config=frozen.to_dict(), versions=outputs.versions(), records=records),
                    folder / "records.json")
   (folder / "table.md").write_text(table(records) + "\n", encoding="utf-8")

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 import tqdm
@@ -24,11 +23,11 @@ from ml_collections import config_flags
 
 from sds_jax import compilation
 from sds_jax.evaluation import modes, scores as scoring
+from sds_jax.evaluation.repeated import Repeated
 from sds_jax.io import files, images
 from sds_jax.priors import prior as prior_lib
 from sds_jax.shapeworld import captions, solids
-from sds_jax.training import (conditions, config as config_lib, outputs, particles, stages as stages_lib,
-                              step as step_lib, validation)
+from sds_jax.training import conditions, config as config_lib, jobs, outputs, particles, validation
 from sds_jax.training.state import TrainState
 from sds_jax.types import Params
 
@@ -67,32 +66,16 @@ def draw_captions(count: int, seed: int = 1) -> list[captions.Spec]:
   return chosen
 
 
-class Job:
-  """One compiled step and one prior for any number of captions and seeds."""
+class Job(Repeated):
+  """Text-to-3D, for any number of captions and seeds; see `Repeated`."""
 
   def __init__(self, config: ml_collections.FrozenConfigDict, prior: prior_lib.Prior, prior_params: Params):
-    self.config, self.prior, self.prior_params = config, prior, prior_params
-    self._stages = stages_lib.make_stages(config)
-    self.scene = self._stages[0].scene
-    self._steps = [jax.jit(step_lib.make_step(stage.scene, prior), donate_argnums=0,
-                           compiler_options=compilation.unet_options()) for stage in self._stages]
-    self._new = jax.jit(lambda text, key: step_lib.begin(self.scene, prior, prior_params, text, key))
-
-  def optimise(self, prompt: str, seed: int) -> TrainState:
-    """The finished state of one run, the same as the command's."""
-    return self.advance(*self.begin(prompt, seed), range(self.config.training.steps))
+    super().__init__(config, jobs.text3d(config, prior), prior_params)
+    self._prior = prior
 
   def begin(self, prompt: str, seed: int) -> tuple[TrainState, tuple]:
     """The state before the first step, and what `advance` wants besides."""
-    key = jax.random.key(seed)
-    text = conditions.embed_prompts(self.prior, self.config, prompt)
-    return self._new(text, jax.random.fold_in(key, 2**31 - 1)), (text, key)
-
-  def advance(self, state: TrainState, told: tuple, numbers: range) -> TrainState:
-    """The state after the steps `numbers`; takes over the memory of `state`."""
-    for number in numbers:
-      state, _ = stages_lib.at_step(self._stages, self._steps, number)(state, self.prior_params, *told)
-    return jax.block_until_ready(state)
+    return super().begin(conditions.embed_prompts(self._prior, self.config, prompt), seed)
 
 
 def run_set(job: Job, specs: Sequence[captions.Spec], seeds: Sequence[int], folder: Path | None = None) -> list[Record]:
@@ -145,6 +128,7 @@ def _run(config: ml_collections.ConfigDict, specs: Sequence[captions.Spec], seed
   frozen = validation.validate(config)
   prior, params = modes.load_prior(frozen)
   folder.mkdir(parents=True, exist_ok=True)
+  (folder / "records.jsonl").unlink(missing_ok=True)
   records = run_set(Job(frozen, prior, params), specs, seeds, folder)
   files.write_json(dict(config=frozen.to_dict(), versions=outputs.versions(), records=records),
                    folder / "records.json")

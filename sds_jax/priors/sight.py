@@ -12,7 +12,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,21 +114,26 @@ def open_sight(source: Source, kind: str, index: Mapping[str, Any], space: Space
     raise CheckpointError(f"{folder}: {layout.projection} takes {projection.in_features} numbers, expected "
                           f"{encoder.projection_dim + POSE_DIM}, the image encoder's projection_dim and {POSE_DIM} of "
                           "the pose")
-  head = None
+  head = head_places = None
   if (folder / "elevation_head").is_dir():
-    head = open_component(folder / "elevation_head", "elevation_head", dtype)
+    head, head_places = open_component(folder / "elevation_head", "elevation_head", dtype)
   pose = fourth_number(index, source)
   normalise = clip_pixels.normaliser(folder / "feature_extractor")
   all_tokens = bool(index.get("patch_tokens", False))
 
+  # Compiled once, for however many pictures are seen; their parameters are not kept.
+  encode, estimate = (jax.jit(lambda params, x, network=network: network.apply({"params": params}, x))
+                      for network in (encoder, head))
+  condition = jax.jit(space.condition)
+
   def see(picture: Array) -> Seen:
     picture = _at_size(picture, space.image_size)
     pixels = normalise(layout.resize(picture, encoder.image_size))
-    tokens = _apply(encoder, encoder_places, dtype, pixels)
-    elevation = _apply(*head, dtype, tokens[:, 0])[0, 0] if head else jnp.float32(np.nan)
+    tokens = encode(load_on_device(encoder_places, dtype), pixels)
+    elevation = (estimate(load_on_device(head_places, dtype), tokens[:, 0])[0, 0] if head else jnp.float32(np.nan))
     params = {name: load_on_device(others[name], dtype) for name in others.keys() & {"vae"}}
     return dict(tokens=(tokens if all_tokens else tokens[:, :1])[0].astype(jnp.float32),
-                x=jax.jit(space.condition)(params, picture)[0], elevation=elevation.astype(jnp.float32))
+                x=condition(params, picture)[0], elevation=elevation.astype(jnp.float32))
 
   camera = (DISTANCE, math.degrees(FOV_Y)) if kind == "our views" else None
   return Sight(projection, index.get("camera_dim", 0), pose, see, head is not None, camera), places
@@ -167,7 +171,3 @@ def fourth_number(index: Mapping[str, Any], source: Source) -> str:
                           f"{', '.join(map(repr, POSES))}: 'polar' is right for Stable-Zero123's weights, 'distance' "
                           "for Zero-1-to-3's")
   return pose
-
-
-def _apply(network: nn.Module, places: dict[Any, Stored], dtype: Any, x: Array) -> Array:
-  return jax.jit(lambda params, x: network.apply({"params": params}, x))(load_on_device(places, dtype), x)

@@ -172,6 +172,9 @@ def command(train: Callable[..., pathlib.Path], description: str, defaults: Mapp
   parser.add_argument("--steps", type=int, default=defaults["steps"], help="optimiser steps")
   parser.add_argument("--batch_size", type=int, default=defaults["batch_size"], help="images a step")
   parser.add_argument("--num_images", type=int, default=defaults["num_images"], help="training images to render")
+  if "front_weight" in defaults:
+    parser.add_argument("--front_weight", type=float, default=defaults["front_weight"],
+                        help="how much more often things with a front are shown than else")
   parser.add_argument("--log_every", type=int, default=50, help="steps between records of the loss")
   parser.add_argument("--save_every", type=int, default=500, help="steps between checkpoints")
   parser.add_argument("--sheet_every", type=int, default=2000, help="steps between sample sheets")

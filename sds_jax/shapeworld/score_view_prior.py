@@ -26,6 +26,8 @@ from sds_jax.shapeworld.score_prior import foreground, write_sheet
 from sds_jax.types import Array, Params
 from sds_jax.views import poses
 
+SIZE = 64
+"""Of the traced views, pixels a side."""
 SEED = np.uint32(ORIGIN + 1)
 """Of the scenes: no training set's, and not that of sample pictures."""
 
@@ -109,6 +111,9 @@ def main() -> None:
   prior, params = prior_lib.build(args.prior)
   if prior.sight is None:
     parser.error(f"--prior={args.prior} is told words; this scores priors that are told a picture")
+  if prior.image_size != SIZE:
+    parser.error(f"--prior={args.prior} makes images of {prior.image_size} pixels a side, and the traced views that "
+                 f"they are held against have {SIZE}")
   table, images = score(prior, params, args.num, args.seed, args.guidance_scale, args.steps)
   args.out.mkdir(parents=True, exist_ok=True)
   write_json(args.out / "scores.json", table)

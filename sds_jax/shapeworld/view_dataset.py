@@ -9,6 +9,7 @@ of objects draws.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import pathlib
 from typing import Sequence
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sds_jax.shapeworld import captions, dataset, scenes, tracer
+from sds_jax.shapeworld import captions, dataset, scenes, solids, tracer
 from sds_jax.shapeworld.scenes import Scene
 from sds_jax.types import Array
 from sds_jax.views import cameras, lights, poses
@@ -93,17 +94,21 @@ def render_batch(seed: Array, indices: Array, batch: Scene) -> tuple[Array, Arra
   return jax.lax.map(one, (indices, batch))
 
 
-def make_examples(seed: int, indices: Sequence[int]) -> dict[str, np.ndarray]:
+def make_examples(seed: int, indices: Sequence[int], front_weight: float = 1.0) -> dict[str, np.ndarray]:
   """Scenes number `indices` (n of them) of the data set `seed`.
+
+  Args:
+    front_weight: by what the weights of the kinds that have a front are multiplied.
 
   Returns:
     images [n, VIEWS, 64, 64, 4] uint8 (colours on black, and opacity), angles [n, VIEWS, 2] float32 (azimuth and
     elevation, radians), captions [n] strings.
   """
   parts = []
+  weights = {kind: WEIGHTS.get(kind, 1.0) * (1.0 if kind in solids.PLAIN else front_weight) for kind in solids.KINDS}
   for start in range(0, len(indices), BATCH):
     some = list(indices[start:start + BATCH])
-    specs = [captions.sample_spec(np.random.default_rng([seed, index]), dataset.TWO_PARTS, weights=WEIGHTS)
+    specs = [captions.sample_spec(np.random.default_rng([seed, index]), dataset.TWO_PARTS, weights=weights)
              for index in some]
     padding = BATCH - len(some)
     batch = scenes.stack_scenes([scenes.scene_from_spec(spec) for spec in specs + specs[-1:] * padding])
@@ -114,9 +119,9 @@ def make_examples(seed: int, indices: Sequence[int]) -> dict[str, np.ndarray]:
   return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def make_dataset(num: int, seed: int, path: str | os.PathLike) -> pathlib.Path:
+def make_dataset(num: int, seed: int, path: str | os.PathLike, front_weight: float = 1.0) -> pathlib.Path:
   """Renders scenes 0 .. num - 1 of data set `seed` into an .npz file; see `dataset.make_dataset`."""
-  return dataset.make_dataset(num, seed, path, make=make_examples)
+  return dataset.make_dataset(num, seed, path, make=functools.partial(make_examples, front_weight=front_weight))
 
 
 def main() -> None:

@@ -61,7 +61,10 @@ def make_step(scene: Scene, prior: Prior, words: Prior | None = None, share: Sha
     loss, aux = distil(config, prior, prior_params, views.x, views.cond, keys, progress, dict(views.own, score=score),
                        index)
     if words:
-      loss += _told_words(scene, words, prior_params["words"], told["words"], views, keys, progress, index)
+      more, grad_norm = _told_words(scene, words, prior_params["words"], told["words"], views, keys, progress, index)
+      loss, own_metrics = loss + more, dict(words_grad_norm=grad_norm)
+    else:
+      own_metrics = {}
     terms = {name: fn(views.out) for name, fn in losses.LOSSES.items()}
     for name, value in terms.items():
       loss += schedule_value(scalar_spec(config.loss[name]), progress) * value
@@ -69,17 +72,18 @@ def make_step(scene: Scene, prior: Prior, words: Prior | None = None, share: Sha
     own_key = jax.random.fold_in(keys["rest"], config.training.views)
     own_loss, own_terms = reference.losses(scene, params, state.occupancy, told, own_key, progress)
     metrics = dict(terms, sds_grad_norm=jnp.mean(aux.grad_norm), mean_opacity=jnp.mean(views.out.opacity),
-                   **own_terms, **views.metrics)
+                   **own_metrics, **own_terms, **views.metrics)
     return loss + own_loss, metrics
 
   return update.make_step(config, scene.optimizer, loss_fn, functools.partial(step_lib.look_again, scene), share)
 
 
 def _told_words(scene: Scene, words: Prior, params: Params, text: conditions.Text, views: step_lib.Views,
-                keys: dict[str, Array], progress: Array, index: Array) -> Array:
-  """The scalar of the second prior's distillation, of the same renders."""
+                keys: dict[str, Array], progress: Array, index: Array) -> tuple[Array, Array]:
+  """The scalar of the second prior's distillation, of the same renders, and its gradient's mean norm."""
   config = words_config(scene.config)
   keys = {name: jax.random.fold_in(key, 1) for name, key in keys.items()}
   x = step_lib.encode_each(words, params, views.out.rgb, keys["encode"], index)
   cond = conditions.of_views(words, params, config, text, *views.places, progress)
-  return distil(config, words, params, x, cond, keys, progress, None, index)[0]
+  loss, aux = distil(config, words, params, x, cond, keys, progress, None, index)
+  return loss, jnp.mean(aux.grad_norm)

@@ -29,7 +29,10 @@ def default() -> ConfigDict:
       azimuth_deg=0.0,  # of its camera; 0 is the front of the world
       framing="auto",  # auto, centre or keep: io/pictures.py
       background="auto",  # how the object is told from what is behind it: io/pictures.py
-      depth="", normals=""))  # maps of the same picture, for loss.depth and loss.normals; "": none
+      # Maps of the same picture, for loss.depth and loss.normals; "": none. Grey: depth, light where it is far
+      # ("depth": Omnidata, ZoeDepth) or near ("disparity": MiDaS, Depth Anything). Colours: normals, 255 (n + 1) / 2,
+      # where x is to the right, y up, and z towards the camera (OpenGL's). What is transparent is not known.
+      depth="", depth_is="depth", normals=""))
   config.prior.name = sources.SHIPPED_VIEWS
   config.words = ConfigDict(dict(  # the prior that is told `prompt`
       prior="shapeworld", path="", guidance_scale=(3.0,)))

@@ -36,6 +36,7 @@ def checks() -> dict[str, Check]:
       "picture.azimuth_deg": number(-360.0, 360.0),
       "picture.framing": one_of(pictures.FRAMINGS),
       "picture.background": one_of(pictures.BACKGROUNDS),
+      "picture.depth_is": one_of(("depth", "disparity")),
       "words.guidance_scale": scalar(-1000.0, 1000.0),
       **{f"loss.{name}": scalar(0.0) for name in ("rgb", "mask", "depth", "normals", "smoothness", "words")},
   }

@@ -37,8 +37,9 @@ def losses(scene: Scene, params: Params, grid: Any, told: dict[str, Any], key: A
   Args:
     scene: of the step.
     params, grid: what is rendered.
-    told: `picture` [S, S, 4] float32 in [0, 1], colours times opacity, and opacity; `depth` [S, S, 2] and `normals`
-      [S, S, 4] where their losses are on, the last channel of which says where they are known; and what `camera` wants.
+    told: `picture` [S, S, 4] float32 in [0, 1], colours times opacity, and opacity; where their losses are on, `depth`
+      (or `disparity`, of which 1 / depth is a linear function) [S, S, 2] and `normals` [S, S, 4], whose last channel
+      says where they are known, and by which the others are multiplied; and what `camera` wants.
     progress: fraction of the run that is done, [] float32.
   """
   config, size = scene.config, scene.config.render.height
@@ -69,20 +70,23 @@ def mask(out: RenderOutput, told: dict[str, Any], behind: Array, shot: Camera) -
 
 
 def depth(out: RenderOutput, told: dict[str, Any], behind: Array, shot: Camera) -> Array:
-  """1 - Pearson's correlation of depths where the object is: single pictures tell no scale (SparseGS, Magic123)."""
+  """1 - Pearson's correlation of depths along the camera's axis where the object is and the picture has it: single
+  pictures tell no scale (SparseGS, Magic123)."""
   size = out.rgb.shape[1]
-  true, known = jnp.moveaxis(_at(told["depth"], size), -1, 0)
-  weight = known * _at(told["picture"], size)[..., 3]
-  centred = [d - jnp.sum(weight * d) / (jnp.sum(weight) + 1e-6) for d in (out.depth[0], true)]
+  axis = -shot.rotation[0, :, 2]
+  found = out.depth[0] * (cameras.rays(jax.tree.map(lambda leaf: leaf[0], shot), size, size).directions @ axis)
+  if "disparity" in told:
+    found = 1.0 / jnp.maximum(found, 0.1)
+  true, known = _map_at(told["disparity" if "disparity" in told else "depth"], size)
+  weight = known * jax.lax.stop_gradient(out.opacity[0])  # where nothing is there is no depth, either
+  centred = [d - jnp.sum(weight * d) / (jnp.sum(weight) + 1e-6) for d in (found, true[..., 0])]
   (a, b), dot = centred, lambda x, y: jnp.sum(weight * x * y)  # noqa: E731
   return 1.0 - dot(a, b) / jnp.sqrt(dot(a, a) * dot(b, b) + 1e-8)
 
 
 def normals(out: RenderOutput, told: dict[str, Any], behind: Array, shot: Camera) -> Array:
   """1 - cosine of normals where the object is, in the camera's frame (right, up, towards it)."""
-  size = out.rgb.shape[1]
-  normals_at = _at(told["normals"], size)
-  true, weight = normals_at[..., :3], normals_at[..., 3] * _at(told["picture"], size)[..., 3]
+  true, weight = _map_at(told["normals"], out.rgb.shape[1])
   found = jnp.einsum("ji,hwj->hwi", shot.rotation[0], out.normals[0])
   cosine = jnp.sum(found * true, -1) / jnp.sqrt(jnp.sum(found**2, -1) * jnp.sum(true**2, -1) + 1e-8)
   return jnp.sum(weight * (1.0 - cosine)) / (jnp.sum(weight) + 1e-6)
@@ -96,6 +100,12 @@ def smoothness(out: RenderOutput, told: dict[str, Any], behind: Array, shot: Cam
 
 LOSSES = {"rgb": rgb, "mask": mask, "depth": depth, "normals": normals, "smoothness": smoothness}
 """Of `loss`, the terms that are about this view: (render [1], told, behind, camera [1]) -> float32 scalar."""
+
+
+def _map_at(values: Array, size: int) -> tuple[Array, Array]:
+  """A map's values [size, size, C], without what is not known, and how well each is known [size, size]."""
+  *_, known = jnp.moveaxis(_at(values, size), -1, 0)
+  return _at(values, size)[..., :-1] / jnp.maximum(known, 1e-6)[..., None], known
 
 
 def _at(image: Array, size: int) -> Array:

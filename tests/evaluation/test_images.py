@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from sds_jax.evaluation import image3d_modes, images
+from sds_jax.evaluation.repeated import Repeated
 from sds_jax.priors import prior as prior_lib
 from sds_jax.shapeworld import captions, pictures, solids
 from sds_jax.training import image3d_config, jobs, loop
@@ -29,19 +30,20 @@ def test_the_table_has_means_and_the_worst_view():
   assert " 0.750 |" in rows["single"] and rows["single"].endswith("| 0.500 |") and "with a front" not in rows
 
 
-@pytest.mark.parametrize("seed", [3])
-def test_a_run_of_the_table_is_that_of_the_command(tiny_view_prior, tiny_settings, tmp_path, seed):
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_run_of_the_table_is_that_of_the_command(tiny_view_prior, tiny_settings, tmp_path, devices):
   config = image3d_config.default()
   tiny = {name: value for name, value in tiny_settings.items() if name != "prompt"}
   path = pictures.write_picture(pictures.draw_truth(5, caption="a red cube"), 64, tmp_path / "cube.png")
-  config.update_from_flattened_dict({**tiny, "parallel.devices": 1, "image": str(path), "seed": seed})
+  config.update_from_flattened_dict({**tiny, "parallel.devices": devices, "training.views": devices,
+                                     "image": str(path), "seed": 3})
   config = validate(config)
   prior, params = prior_lib.build(tiny_view_prior)
   told = image3d_modes.see(config, prior, image3d_modes.take(config).shown)
-  made = images.Maker(config, prior, params).optimise(told, seed)
+  job = jobs.image3d(config, prior, None, told)
+  made = Repeated(config, job, params).optimise(job.text(), 3)
   workdir = tmp_path / "run"
   workdir.mkdir()
-  job = jobs.image3d(config, prior, None, told)
   expected = loop.train(config, workdir, prior, params, job=job).state
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(made.params), jax.device_get(expected.params))
   assert jnp.isfinite(jax.tree.leaves(made.params)[0]).all()

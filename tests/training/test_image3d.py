@@ -1,5 +1,7 @@
 """The step of image-to-3D: what the prior is told of each view, a camera that turns, many devices, two priors."""
 import math
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import pytest
 
 from sds_jax.diffusion import guidance
 from sds_jax.priors import prior as prior_lib, sight
-from sds_jax.training import conditions, image3d_config, jobs, layout as layout_lib
+from sds_jax.training import conditions, image3d_config, jobs, layout as layout_lib, loop
 from sds_jax.training.checks import ConfigError
 from sds_jax.training.validation import validate
 
@@ -82,13 +84,46 @@ def run(config, viewer, told, words=None, layout=None, extra=None):
   return layout.fetch(state.params), layout.fetch(metrics)
 
 
-def test_eight_devices_do_what_one_does(viewer, config_of):
-  told = told_of(viewer[0])
-  one, metrics = run(config_of({"training.views": 8, "parallel.devices": 1}), viewer, told)
-  many, spread = run(config_of({"training.views": 8, "parallel.devices": 8}), viewer, told)
+@pytest.fixture(scope="module")
+def on_one_device(viewer, config_of):
+  return run(config_of({"training.views": 8, "parallel.devices": 1}), viewer, told_of(viewer[0]))
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_eight_devices_do_what_one_does(viewer, config_of, on_one_device, mode):
+  one, metrics = on_one_device
+  config = config_of({"training.views": 8, "parallel.devices": 8, "parallel.mode": mode})
+  many, spread = run(config, viewer, told_of(viewer[0]))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, many)
   assert {"rgb", "mask", "sds_grad_norm"} <= set(metrics)
   np.testing.assert_allclose(metrics["rgb"], spread["rgb"], rtol=1e-5)
+
+
+def test_half_the_bits(tiny_view_prior, config_of, viewer):
+  """A prior in bfloat16 moves the object nearly as one in float32 does."""
+  half = prior_lib.build(tiny_view_prior, dtype=jnp.bfloat16)
+  assert {leaf.dtype for leaf in jax.tree.leaves(half[1])} == {jnp.dtype(jnp.bfloat16)}
+  params, metrics = run(config_of({"prior.dtype": "bfloat16"}), half, told_of(half[0]))
+  _, full = run(config_of(), viewer, told_of(viewer[0]))
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+  np.testing.assert_allclose(metrics["sds_grad_norm"], full["sds_grad_norm"], rtol=0.1)
+
+
+def test_a_run_that_is_stopped_goes_on_over_its_stages(viewer, config_of, tmp_path):
+  """In two parts, the second of which begins where renders grow: the bits of a whole run."""
+  prior, params = viewer
+  told = told_of(prior)
+  def train(workdir, on_render=None, **changes):
+    workdir.mkdir(exist_ok=True)
+    config = config_of({"training.steps": 4, "render.milestones": ((0.5, 24),), "training.render_every": 2, **changes})
+    return loop.train(config, workdir, prior, params, on_render, jobs.image3d(config, prior, None, told)).state
+
+  whole = train(tmp_path / "whole")
+  with pytest.raises(loop.Interrupted, match="stopped at step 2 of 4"):
+    train(tmp_path / "parts", lambda state, step: os.kill(os.getpid(), signal.SIGTERM))
+  parts = train(tmp_path / "parts", resume="must")
+  assert int(whole.step) == 4
+  jax.tree.map(np.testing.assert_array_equal, *(jax.device_get((s.params, s.opt_state)) for s in (whole, parts)))
 
 
 def test_a_second_prior_is_told_words(viewer, config_of, prior_and_params):
@@ -97,7 +132,8 @@ def test_a_second_prior_is_told_words(viewer, config_of, prior_and_params):
   told = told_of(viewer[0])
   alone, _ = run(config_of(), viewer, told)
   config = config_of({"prompt": "a red cube", "loss.words": (1.0,)})
-  both, _ = run(config, viewer, told, words=words, extra=dict(words=params))
+  both, metrics = run(config, viewer, told, words=words, extra=dict(words=params))
+  assert metrics["words_grad_norm"] > 0.0 and metrics["words_grad_norm"] != metrics["sds_grad_norm"]
   apart = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), alone, both))
   assert max(apart) > 1e-4
   silent = config_of({"prompt": "a red cube", "loss.words": ((0.0, 0.0), (1.0, 0.0))})

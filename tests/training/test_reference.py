@@ -14,6 +14,12 @@ from sds_jax.views import cameras
 SIZE = 6
 
 
+def known(values):
+  """A map [S, S, C]: its last channel is how well the others are known, and these are multiplied by it."""
+  share = np.abs(values[..., -1:])
+  return np.concatenate([values[..., :-1] * share, share], -1).astype(np.float32)
+
+
 @pytest.fixture(scope="module")
 def rng():
   return np.random.default_rng(0)
@@ -29,9 +35,7 @@ def seen(rng):
                      orientation=np.zeros((1, SIZE, SIZE), np.float32))
   alpha = rng.uniform(size=(SIZE, SIZE, 1)).astype(np.float32)
   told = dict(picture=np.concatenate([alpha * rng.uniform(size=(SIZE, SIZE, 3)), alpha], -1).astype(np.float32),
-              depth=rng.uniform(size=(SIZE, SIZE, 2)).astype(np.float32),
-              normals=rng.normal(size=(SIZE, SIZE, 4)).astype(np.float32))
-  told["normals"][..., 3] = np.abs(told["normals"][..., 3])
+              depth=known(rng.uniform(size=(SIZE, SIZE, 2))), normals=known(rng.normal(size=(SIZE, SIZE, 4))))
   behind = np.broadcast_to(np.float32([0.2, 0.5, 0.7]), (1, SIZE, SIZE, 3))
   camera = jax.tree.map(lambda leaf: leaf[None], cameras.orbit(0.4, 0.3, 2.7, 0.8))
   return jax.tree.map(jnp.asarray, (out, told, behind, camera))
@@ -46,20 +50,50 @@ def test_colours_are_compared_on_one_background(seen):
                              rtol=1e-5)
 
 
-def test_depth_is_a_weighted_correlation(seen):
-  out, told, _, _ = seen
-  weight = np.asarray(told["picture"][..., 3] * told["depth"][..., 1], np.float64).ravel()
-  covariance = np.cov(np.asarray(out.depth[0]).ravel(), np.asarray(told["depth"][..., 0]).ravel(), aweights=weight)
+@pytest.mark.parametrize("kind", ["depth", "disparity"])
+def test_depth_is_a_weighted_correlation(seen, kind):
+  """Of what is measured along the camera's axis, with the map or, where that is light nearby, the inverse."""
+  out, told, behind, shot = seen
+  told = {name: values for name, values in told.items() if name != "depth"} | {kind: told["depth"]}
+  weight = np.asarray(told[kind][..., 1] * out.opacity[0], np.float64).ravel()
+  y, x = (np.mgrid[:SIZE, :SIZE] + 0.5) / SIZE - 0.5
+  along = np.asarray(out.depth[0]) / np.sqrt(1 + (x**2 + y**2) / float(shot.focal[0]) ** 2)
+  found = along if kind == "depth" else 1 / along
+  values = np.asarray(told[kind][..., 0] / told[kind][..., 1])
+  covariance = np.cov(found.ravel(), values.ravel(), aweights=weight)
   expected = 1 - covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1])
-  np.testing.assert_allclose(reference.depth(*seen), expected, rtol=1e-4)
-  nearer = dict(told, depth=told["depth"].at[..., 0].set(2.0 * out.depth[0] + 1.0))
-  assert reference.depth(out, nearer, *seen[2:]) < 1e-4  # neither scale nor shift counts
+  np.testing.assert_allclose(reference.depth(out, told, behind, shot), expected, rtol=1e-4)
+  exact = {kind: told[kind].at[..., 0].set((2.0 * found + 1.0) * told[kind][..., 1])}
+  assert reference.depth(out, exact, behind, shot) < 1e-4  # neither scale nor shift counts
+  wrong = {kind: exact[kind].at[..., 0].multiply(-1.0)}
+  assert reference.depth(out, wrong, behind, shot) > 1.9
+
+
+def test_what_is_not_known_does_not_bleed(seen):
+  """A map of twice the size whose values are noise where it is not known: each pixel is the mean of what is."""
+  out, _, behind, shot = seen
+  rng = np.random.default_rng(1)
+  there = rng.uniform(size=(2 * SIZE, 2 * SIZE, 1)) > 0.4
+  fine = np.where(there, rng.normal(size=(2 * SIZE, 2 * SIZE, 3)), 1e3)
+  fine = np.concatenate([fine * there, there], -1).astype(np.float32)
+  values, share = reference._map_at(jnp.asarray(fine), SIZE)
+  for y in range(SIZE):
+    for x in range(SIZE):
+      # The triangle of `jax.image.resize` at half the size: 1/8, 3/8, 3/8, 1/8 of four pixels, of those that there are.
+      rows = {i: w for i, w in zip(range(2 * y - 1, 2 * y + 3), (1, 3, 3, 1)) if 0 <= i < 2 * SIZE}
+      columns = {i: w for i, w in zip(range(2 * x - 1, 2 * x + 3), (1, 3, 3, 1)) if 0 <= i < 2 * SIZE}
+      weights = {(i, j): v * w for i, v in rows.items() for j, w in columns.items()}
+      all_there = {place: w for place, w in weights.items() if there[place][0]}
+      np.testing.assert_allclose(share[y, x], sum(all_there.values()) / sum(weights.values()), rtol=1e-5, atol=1e-7)
+      if all_there:
+        mean = sum(w * fine[place][:3] for place, w in all_there.items()) / sum(all_there.values())
+        np.testing.assert_allclose(values[y, x], mean, rtol=1e-4, atol=1e-5)
 
 
 def test_normals_are_those_of_the_camera(seen):
   out, told, behind, camera = seen
   rotation = np.asarray(camera.rotation[0])
-  weight = np.asarray(told["picture"][..., 3] * told["normals"][..., 3])
+  weight = np.asarray(told["normals"][..., 3])
   total = 0.0
   for y in range(SIZE):
     for x in range(SIZE):

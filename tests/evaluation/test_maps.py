@@ -1,0 +1,75 @@
+"""Maps of a picture, as files of the documented conventions: exact ones cost next to nothing, others a lot."""
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from PIL import Image
+
+from sds_jax.evaluation import image3d_modes
+from sds_jax.shapeworld import pictures, tracer
+from sds_jax.training import image3d_config, reference
+from sds_jax.types import RenderOutput
+from sds_jax.views import cameras
+
+SIZE, FINE = 64, 256
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+  """(folder with picture.png and its exact maps, what a perfect render of the picture's view is, its camera)."""
+  folder = tmp_path_factory.mktemp("maps")
+  truth = pictures.draw_truth(3, 0, "a red house", 40.0, 20.0)
+  pictures.write_picture(truth, FINE, folder / "picture.png")
+  shot = pictures.picture_camera(truth)
+  distance, normals, mask = trace(truth, shot, FINE)
+  axis = -np.asarray(shot.rotation)[:, 2]
+  depth = distance * (np.asarray(cameras.rays(shot, FINE, FINE).directions) @ axis)
+  for name, values in (("depth", depth), ("disparity", 1.0 / np.maximum(depth, 0.1))):
+    low, high = values[mask].min(), values[mask].max()
+    grey = np.where(mask, (values - low) / (high - low), 0.5)  # what is behind is no part of it
+    Image.fromarray(np.rint(grey * 65535).astype(np.uint16)).save(folder / f"{name}.png")
+  local = np.where(mask[..., None], normals @ np.asarray(shot.rotation), 0.0)  # right, up, towards the camera
+  for name, signs in (("normals", (1, 1, 1)), ("flipped", (1, -1, 1))):
+    colours = np.rint((local * signs + 1.0) / 2.0 * 255).astype(np.uint8)
+    Image.fromarray(np.dstack([colours, mask.astype(np.uint8) * 255])).save(folder / f"{name}.png")
+  distance, normals, mask = trace(truth, shot, SIZE)
+  image = lambda values: jnp.asarray(values[None], jnp.float32)  # noqa: E731
+  out = RenderOutput(rgb=image(np.zeros((SIZE, SIZE, 3))), opacity=image(mask),
+                     depth=image(np.where(mask, distance, 0)),
+                     normals=image(np.where(mask[..., None], normals, 0)), orientation=image(np.zeros((SIZE, SIZE))))
+  return folder, out, jax.tree.map(lambda leaf: leaf[None], shot)
+
+
+def trace(truth, shot, size):
+  """Distances [S, S], normals [S, S, 3] and mask [S, S] of the exact scene."""
+  flat = jax.tree.map(lambda leaf: leaf.reshape(-1, 3), cameras.rays(shot, size, size))
+  hit = jax.device_get(jax.jit(tracer.trace)(pictures.truth_scene(truth), flat))
+  return (hit.distance.reshape(size, size), hit.normals.reshape(size, size, 3), hit.mask.reshape(size, size))
+
+
+def shown(folder, **maps):
+  config = image3d_config.default()
+  config.image = str(folder / "picture.png")
+  config.picture.update(framing="keep", **{name: str(folder / value) if value.endswith(".png") else value
+                                           for name, value in maps.items()})
+  config.render.update(height=SIZE, width=SIZE)
+  taken = image3d_modes.take(ml_collections.FrozenConfigDict(config)).shown
+  return {name: jnp.asarray(values) for name, values in taken.items()}
+
+
+@pytest.mark.parametrize("kind, other", [("depth", "disparity"), ("disparity", "depth")])
+def test_depth_light_far_or_near(scene, kind, other):
+  folder, out, shot = scene
+  right = shown(folder, depth=f"{kind}.png", depth_is=kind)
+  assert {*right} == {"picture", kind}
+  assert float(reference.depth(out, right, None, shot)) < 0.02
+  wrong = shown(folder, depth=f"{kind}.png", depth_is=other)
+  assert float(reference.depth(out, wrong, None, shot)) > 1.5
+
+
+def test_normals_of_the_camera(scene):
+  folder, out, shot = scene
+  exact = float(reference.normals(out, shown(folder, normals="normals.png"), None, shot))
+  flipped = float(reference.normals(out, shown(folder, normals="flipped.png"), None, shot))
+  assert exact < 0.04 and flipped > 5 * exact, (exact, flipped)  # edges are rounder at a quarter of the size
