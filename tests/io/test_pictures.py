@@ -1,4 +1,5 @@
 """Pictures of objects: where they end up in their frame, what is left of them, what is said of those that won't do."""
+import base64
 import sys
 import types
 
@@ -180,6 +181,25 @@ def test_rembg_is_asked_for_the_mask_of_a_free_network(tmp_path, monkeypatch, ca
   expected[10:30, 12:28] = picture[10:30, 12:28] / 255
   np.testing.assert_allclose(found.rgb, expected, atol=1e-6)
   assert "rembg" in capsys.readouterr().out
+
+
+LARGEST_CHANNEL = ("CAg6cgovCgF4EgF5IglSZWR1Y2VNYXgqCwoEYXhlc0ABoAEHKg8KCGtlZXBkaW1zGAGgAQISAWdaHQoBeBIYChYIARISCgIIAQoC"
+                   "CAMKAwjAAgoDCMACYh0KAXkSGAoWCAESEgoCCAEKAggBCgMIwAIKAwjAAkIECgAQCw==")
+"""An ONNX file of one node, from [1, 3, 320, 320] to [1, 1, 320, 320]: the largest of the three channels."""
+
+
+def test_rembg_itself(tmp_path, monkeypatch):
+  """With a network in place of its own, which takes for the object what is bright."""
+  pytest.importorskip("rembg", reason="the library rembg is not installed: pip install '.[background]'")
+  (tmp_path / "u2net.onnx").write_bytes(base64.b64decode(LARGEST_CHANNEL))
+  monkeypatch.setenv("U2NET_HOME", str(tmp_path))
+  y, x = np.mgrid[:128, :128]
+  inside = (x - 64) ** 2 + (y - 60) ** 2 < 30**2
+  dark = np.random.default_rng(0).integers(0, 60, (128, 128, 3))
+  path = save(tmp_path / "x.png", np.where(inside[..., None], [240, 60, 20], dark).astype(np.uint8))
+  found = read_picture(path, 128, framing="keep")
+  assert found.opacity[inside].mean() > 0.85 and found.opacity[~inside].mean() < 0.25
+  assert np.abs(found.rgb[60, 64] - np.array([240, 60, 20]) / 255).max() < 0.15
 
 
 @pytest.mark.parametrize("settings, problem", [
