@@ -182,8 +182,9 @@ def see(config: Config, prior: Prior, shown: dict[str, Any]) -> image3d.Told:
 
 def _check_same(config: Config, folder: Path) -> None:
   """Raise ResumeError where the run in `folder` was made from another picture."""
-  before = folder / files.read_json(folder / ABOUT).get("original", ABOUT)
-  if before.is_file() and before.read_bytes() != Path(config.image).read_bytes():
+  original = files.read_json(folder / ABOUT).get("original")
+  before = folder / (original or "")
+  if original and before.is_file() and before.read_bytes() != Path(config.image).read_bytes():
     raise workspace.ResumeError(
         f"config.image={config.image!r} is another picture than that from which the checkpoints in {folder} were made, "
         f"{before}; give another --workdir, or use --config.resume=never to start anew there")

@@ -17,7 +17,8 @@ Published values of text-to-3D, from the authors' code where it could be read (o
   hifa   t comes down with the square root of progress; its z-variance loss and multi-step x0 are left out
 
 With the prior that ships, guidance of 100 or so is far too much: it was trained on simple pictures, so that guidance 3
-does what 100 does elsewhere. SMALL has what it needs instead.
+does what 100 does elsewhere. SMALL has what it needs instead. A prior that is told a picture takes the guidance of
+`distillation.sds` with every estimator (but CSD, which has none): the published scales are for words.
 """
 from __future__ import annotations
 
@@ -89,7 +90,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
   else:
     small = SMALL[d.estimator] if sources.is_small(config.prior.path or config.prior.name) else {}
     own = PUBLISHED[d.estimator] | small
-    if config.job == "image3d" and d.estimator != "csd":  # the scales above are for words; a picture says far more
+    if config.job == "image3d" and d.estimator != "csd":
       own |= dict(guidance_convention="diffusers", guidance_scale=d.sds.guidance_scale)
   for name, unset in OPEN.items():
     if d[name] == unset:

@@ -67,6 +67,8 @@ def test_another_picture_does_not_go_on_with_this_ones_run(start, image_config, 
   other = pictures.write_picture(pictures.draw_truth(4, 0, "a blue cone"), 64, tmp_path / "house.png")
   assert "another picture" in refused(start, *flags_of, f"--config.image={other}", f"--workdir={folder}",
                                       config=image_config)
+  assert "config.seed=9" in refused(start, *flags_of, f"--config.image={other}", f"--workdir={folder}",
+                                    "--config.seed=9", config=image_config)
   assert all((folder / name).read_bytes() == held for name, held in before.items())
 
 

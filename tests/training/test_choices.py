@@ -1,7 +1,7 @@
 """What an estimator takes where the settings leave it open, against the published numbers."""
 import pytest
 
-from sds_jax.training import choices, distil
+from sds_jax.training import choices, distil, image3d_config, image3d_validation
 from sds_jax.training.validation import validate
 
 CONSTANT = ((0.02,), (0.98,), "linear")
@@ -72,3 +72,14 @@ def test_explicit_settings_win(resolved):
   assert resolved({"distillation.estimator": "vsd", "distillation.guidance_scale": (4.0,)}).guidance_scale == (4.0,)
   of_sds = resolved({"distillation.sds.guidance_scale": (5.0,), "distillation.estimator": "score"})
   assert of_sds.guidance_scale == (5.0,)
+
+
+@pytest.mark.parametrize("estimator", sorted(set(image3d_validation.WITHOUT_WORDS) - {"csd"}))
+@pytest.mark.parametrize("words, scale", [("zero123", (3.0,)), ("magic123", (5.0,)), ("shapeworld-views", (3.0,))])
+def test_a_picture_wants_less_guidance_than_words(estimator, words, scale):
+  config = image3d_config.from_words(words)
+  config.distillation.estimator, config.prompt = estimator, "a red cube" if words == "magic123" else ""
+  d = validate(config).distillation
+  assert d.guidance_scale == scale and d.guidance_convention == "diffusers"
+  config.distillation.guidance_scale = (7.0,)
+  assert validate(config).distillation.guidance_scale == (7.0,)  # unless it is given
