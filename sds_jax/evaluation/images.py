@@ -10,7 +10,6 @@ for `run.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import functools
 import json
 from pathlib import Path
 import time
@@ -30,6 +29,7 @@ from sds_jax.io import files, images, pictures
 from sds_jax.priors.prior import Prior
 from sds_jax.shapeworld import captions, pictures as samples, solids
 from sds_jax.training import image3d_config, jobs, outputs, validation
+from sds_jax.training.checks import ConfigError
 from sds_jax.types import Params
 
 Record = dict[str, Any]
@@ -70,20 +70,22 @@ def run_set(config: ml_collections.FrozenConfigDict, priors: tuple[Prior, Prior 
   """Scores of every picture with every seed; pictures and a strip of renders of each go to `folder`.
 
   Args:
+    config: a second prior is told the caption of each picture, whatever `prompt` is.
     priors: of `image3d_modes.load_priors`.
   """
   prior, words, params = priors
-  job = functools.partial(jobs.image3d, config, prior, words)
-  maker = Repeated(config, job({}), params)
+  maker = Repeated(config, jobs.image3d(config, prior, words, {}), params)
   records, view = [], outputs.make_view(maker.scene)
   with tqdm.tqdm(total=len(truths) * len(seeds), desc="runs") as bar:
     for number, truth in enumerate(truths):
       path = samples.write_picture(truth, 256, folder / f"{number:03d}.png")
       own = ml_collections.ConfigDict(config.to_dict())
       own.image = str(path)
-      picture, shown = image3d_modes.take(ml_collections.FrozenConfigDict(own))
+      own.prompt = truth.caption if words else ""
+      own = ml_collections.FrozenConfigDict(own)
+      picture, shown = image3d_modes.take(own)
       told = image3d_modes.see(config, prior, shown)
-      text = job(told).text()
+      text = jobs.image3d(own, prior, words, told).text()
       for seed in seeds:
         started = time.perf_counter()
         state = maker.optimise(text, seed)
@@ -122,6 +124,10 @@ def _run(config: ml_collections.ConfigDict, truths: Sequence[samples.Truth], see
   """The set, its records and its table, in `folder`."""
   compilation.prepare()
   frozen = validation.validate(config)
+  for name in ("depth", "normals"):
+    if frozen.picture[name]:
+      raise ConfigError(f"config.picture.{name}={frozen.picture[name]!r} is a map of one picture, and here there are "
+                        "many: leave it out")
   priors = image3d_modes.load_priors(frozen)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / "records.jsonl").unlink(missing_ok=True)

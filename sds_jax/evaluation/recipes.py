@@ -34,8 +34,9 @@ def run_recipe(name: str, specs: Sequence[captions.Spec], seeds: Sequence[int], 
   Raises:
     ConfigError, CheckpointError: as `validate` and `modes.load_prior`.
   """
-  frozen = validation.validate(recipes_lib.from_words("shapeworld" if name == DEFAULT else f"{name},shapeworld"))
-  return run_config(frozen, specs, seeds, folder)
+  config = recipes_lib.from_words("shapeworld" if name == DEFAULT else f"{name},shapeworld")
+  config.parallel.devices = 1  # its few views would not fill more
+  return run_config(validation.validate(config), specs, seeds, folder)
 
 
 def run_config(frozen: ml_collections.FrozenConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int],

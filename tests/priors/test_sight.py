@@ -4,6 +4,7 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -11,8 +12,8 @@ import pytest
 
 from sds_jax.diffusion import guidance
 from sds_jax.priors import clip_pixels, prior as prior_lib, sight as sight_lib, spaces
-from sds_jax.priors.sources import Source
 from sds_jax.priors.pose_layers import CCProjection
+from sds_jax.priors.sources import Source
 from sds_jax.views import cameras, poses
 
 FOLDER = Path("nowhere")
@@ -193,3 +194,17 @@ def test_normaliser(tmp_path):
   (dict(pose="polar"), Source("zero123", FOLDER), "polar")])
 def test_what_the_fourth_number_is(index, source, expected):
   assert sight_lib.fourth_number(index, source) == expected
+
+
+def test_a_second_picture_compiles_nothing(tiny_view_prior):
+  prior, _ = prior_lib.build(tiny_view_prior)
+  pictures = np.random.default_rng(0).random((2, 20, 20, 3)).astype(np.float32)
+  first, events = prior.sight.see(jnp.asarray(pictures[0])), []
+  listen = lambda event, seconds, **_: events.append(event)  # noqa: E731
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    second = prior.sight.see(jnp.asarray(pictures[1]))
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+  assert not [event for event in events if "compile" in event], events
+  assert np.abs(first["tokens"] - second["tokens"]).max() > 1e-3

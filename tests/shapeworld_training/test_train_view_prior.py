@@ -1,4 +1,6 @@
 """The recipe of the view prior at a tiny size: pairs, the null condition, where it starts, what it leaves."""
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ from flax import traverse_util
 
 from sds_jax.diffusion import schedules
 from sds_jax.priors import checkpoint, prior as prior_lib
-from sds_jax.shapeworld import fitting, train_view_prior, view_card, view_dataset, view_recipe
+from sds_jax.shapeworld import fitting, score_view_prior, train_view_prior, view_card, view_dataset, view_recipe
 
 SETTINGS = dict(view_recipe.TRAINING, drop_condition=0.0)
 
@@ -126,3 +128,11 @@ def test_a_run_leaves_a_prior_and_goes_on(tiny_view_recipe, examples, tmp_path, 
   with pytest.raises(ValueError, match="begun with"), jax.numpy_dtype_promotion("standard"):
     train_view_prior.train(tmp_path, **dict(options, batch_size=4))
   assert fitting.has_begun(tmp_path)
+
+
+def test_scores_are_for_priors_of_the_size_of_the_truth(tiny_view_prior, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(sys, "argv", ["score", f"--prior={tiny_view_prior}", f"--out={tmp_path / 'scores'}"])
+  with pytest.raises(SystemExit) as error:
+    score_view_prior.main()
+  assert error.value.code == 2 and "images of 16 pixels a side" in capsys.readouterr().err
+  assert not (tmp_path / "scores").exists()
