@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import textwrap
 
 import numpy as np
 from PIL import Image
@@ -100,7 +101,7 @@ def remove_by_network(rgb: np.ndarray) -> np.ndarray:
     session = rembg.new_session(NETWORK)
     mask = rembg.remove(Image.fromarray(np.rint(rgb * 255.0).astype(np.uint8)), session=session, only_mask=True)
   except Exception as error:  # of pooch, requests, onnxruntime: whatever keeps the network from being there
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__
     raise BackgroundError(
       f"rembg could not use its network {NETWORK} ({reason}): connect once so that it can be fetched, or put "
       f"{NETWORK}.onnx into the folder that the environment variable U2NET_HOME names, or give a picture with a "

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import checkpoint, hub, prior as prior_lib, sight as sight_lib, views
+from sds_jax.priors import checkpoint, hub, pose_layers, prior as prior_lib, sight as sight_lib
 from sds_jax.priors.files import CheckpointError
 from sds_jax.views import poses
 
@@ -141,11 +141,11 @@ def test_weights_of_other_widths(zero123_folders, tmp_path):
   (dict(_class_name="CCProjection", in_channel=12, out_channel=5), (12, 5)),
   (dict(in_features=12, out_features=5), (12, 5))])
 def test_widths_of_the_projection(config, widths):
-  layer = views.CCProjection.from_config(config)
+  layer = pose_layers.CCProjection.from_config(config)
   assert (layer.in_features, layer.out_features) == widths
   assert checkpoint.abstract_params(layer)[("projection", "kernel")].shape == widths
   with pytest.raises(ValueError, match="in_features=None should be a positive integer"):
-    views.CCProjection.from_config({})
+    pose_layers.CCProjection.from_config({})
 
 
 def listing(variants=("", ".fp16", ".fp16_ema"), projection=CAMERA):
