@@ -92,8 +92,9 @@ def _innermost(error: BaseException, kind: type[Exception]) -> Exception | None:
 def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: float) -> None:
   """Check everything, then do what `mode` says."""
   from sds_jax import hosts
-  from sds_jax.io import decoding, exhausted, lock
+  from sds_jax.io import exhausted, lock
   from sds_jax.io.files import DamagedFileError
+  from sds_jax.priors.decoding import PictureError
   from sds_jax.priors.files import CheckpointError
   from sds_jax.training import validation, workspace
   from sds_jax.training.divergence import Diverged
@@ -105,7 +106,7 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
     sys.unraisablehook = _without_stragglers(sys.unraisablehook)
   folder, job, given = None, "text3d", {}
   mistakes = (validation.ConfigError, workspace.WorkdirError, CheckpointError, ResumeError, DamagedFileError,
-              lock.LockedError, hosts.HostError, decoding.PictureError)
+              lock.LockedError, hosts.HostError, PictureError)
   held = contextlib.ExitStack()
   try:
     if mode not in MODES:

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import os
 import shutil
 import time
 from pathlib import Path
@@ -28,7 +30,9 @@ from sds_jax.types import Params
 
 Config = ml_collections.FrozenConfigDict
 INPUT, ABOUT = "input.png", "picture.json"
-"""The picture as the run took it, and what is known of it; the file itself lies beside them as original.*."""
+"""The picture as the run took it, and what is known of it; beside them the files: original.*, depth.*, normals.*."""
+LEAST_KNOWN = 0.05
+"""Share of the object that a map must know."""
 
 
 class Taken(NamedTuple):
@@ -65,7 +69,7 @@ def train(config: Config, folder: Path, started: float, taken: Taken | None = No
   if hosts.is_first():
     (folder / "progress").mkdir(exist_ok=True)
   job = dataclasses.replace(
-    jobs.image3d(config, prior, words, told), check=lambda workdir: _check_same(config, workdir),
+    jobs.image3d(config, prior, words, told), check=lambda workdir: check_same(config, workdir),
     keep=lambda workdir: keep_picture(config, workdir, taken.picture, told))
   result = loop.train(config, folder, prior, params, on_render, job=job, layout=layout)
   if not hosts.leave():
@@ -114,6 +118,8 @@ def take(config: Config) -> Taken:
   for name, (path, channels) in _maps(config).items():
     values, known = pictures.read_map(path, picture.frame, size, channels)
     values, known = (2.0 * values - 1.0 if name == "normals" else values), known[..., None] * opacity
+    if known.sum() < LEAST_KNOWN * opacity.sum():
+      raise pictures.PictureError(f"{path} is transparent where {config.image} shows the object")
     shown[name] = np.concatenate([values * known, known], -1)
   return Taken(picture, {name: np.asarray(values, np.float32) for name, values in shown.items()})
 
@@ -180,14 +186,22 @@ def see(config: Config, prior: Prior, shown: dict[str, Any]) -> image3d.Told:
               elevation=jnp.float32(math.radians(degrees)), **jax.tree.map(jnp.asarray, shown))
 
 
-def _check_same(config: Config, folder: Path) -> None:
-  """Raise ResumeError where the run in `folder` was made from another picture."""
-  original = files.read_json(folder / ABOUT).get("original")
-  before = folder / (original or "")
-  if original and before.is_file() and before.read_bytes() != Path(config.image).read_bytes():
-    raise workspace.ResumeError(
-        f"config.image={config.image!r} is another picture than that from which the checkpoints in {folder} were made, "
-        f"{before}; give another --workdir, or use --config.resume=never to start anew there")
+def _given(config: Config) -> dict[str, tuple[str, Path]]:
+  """What the user gave: kind -> (setting, file)."""
+  given = {"original": ("image", config.image), "depth": ("picture.depth", config.picture.depth),
+           "normals": ("picture.normals", config.picture.normals)}
+  return {kind: (setting, Path(os.path.expanduser(path))) for kind, (setting, path) in given.items() if path}
+
+
+def check_same(config: Config, folder: Path) -> None:
+  """Raise ResumeError where the run in `folder` was made from another picture, or other maps of it."""
+  about = files.read_json(folder / ABOUT)
+  for kind, (setting, path) in _given(config).items():
+    before = folder / about.get(kind, "")
+    if about.get(kind) and before.is_file() and before.read_bytes() != path.read_bytes():
+      raise workspace.ResumeError(
+          f"config.{setting}={str(path)!r} is another picture than that from which the checkpoints in {folder} were "
+          f"made, {before}; give another --workdir, or use --config.resume=never to start anew there")
 
 
 def keep_picture(config: Config, folder: Path, picture: pictures.Picture, told: image3d.Told) -> None:
@@ -196,10 +210,11 @@ def keep_picture(config: Config, folder: Path, picture: pictures.Picture, told: 
   straight = np.where(opacity > 0, (picture.rgb - 1.0 + opacity) / np.maximum(opacity, 1e-6), 1.0)
   rgba = np.concatenate([np.clip(straight, 0.0, 1.0), opacity], -1)
   images.write_png(rgba, folder / INPUT)
-  original = "original" + Path(config.image).suffix.lower()
-  write_atomically(folder / original, lambda place: shutil.copyfile(config.image, place))
-  files.write_json(dict(image=config.image, original=original, elevation=float(told["elevation"]),
-                        azimuth=float(told["azimuth"]), frame=picture.frame._asdict()), folder / ABOUT)
+  kept = {kind: kind + path.suffix.lower() for kind, (_, path) in _given(config).items()}
+  for kind, (_, path) in _given(config).items():
+    write_atomically(folder / kept[kind], functools.partial(shutil.copyfile, path))
+  files.write_json(dict(kept, image=config.image, elevation=float(told["elevation"]), azimuth=float(told["azimuth"]),
+                        frame=picture.frame._asdict()), folder / ABOUT)
 
 
 def stored_picture(folder: Path) -> pictures.Picture:

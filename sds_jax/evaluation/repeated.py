@@ -14,7 +14,8 @@ from sds_jax.types import Params
 
 
 class Repeated:
-  """One executable of each stage of a job and one prior, for any number of runs; each ends as the command's would.
+  """One executable of each stage of a job and one prior, for any number of runs; each ends as the command's would where
+  nothing diverges.
 
   Args:
     config: of the job, with the devices.

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from sds_jax.io import backgrounds
-from sds_jax.io.decoding import Decoded, PictureError, decode
+from sds_jax.priors.decoding import Decoded, PictureError, decode
 
 FRAMINGS = ("auto", "centre", "keep")
 BACKGROUNDS = ("auto", "alpha", "plain", "rembg")
@@ -93,9 +93,9 @@ def read_picture(path: str | os.PathLike, size: int, framing: str = "auto", back
   frame = _frame(path, mask, framing)
   colours, opacity = _moved_with_opacity(colours, opacity, frame, size)
   if (opacity > VISIBLE).sum() < FEWEST:
-    raise PictureError(f"{path} shows an object of fewer than {FEWEST} pixels at size={size} and framing={framing!r}; "
-                       f"framing='centre' makes it larger" + (", and so does a picture that is less long and thin"
-                                                              if framing == "centre" or frame.scale > 1.0 else ""))
+    where = f"{path} shows an object of fewer than {FEWEST} pixels at size={size} and framing={framing!r}"
+    moved = frame.scale != 1.0 or any(frame.shift)
+    raise PictureError(f"{where}: it is too long and thin" if moved else f"{where}; framing='centre' makes it larger")
   return Picture(colours * opacity[..., None] + (1.0 - opacity[..., None]), opacity, frame)
 
 
@@ -110,21 +110,27 @@ def read_map(path: str | os.PathLike, frame: Frame, size: int, channels: int) ->
     channels: 1 or 3.
 
   Raises:
-    PictureError: the file cannot be read, it is of another shape than the picture, or it is grey where colours are
-      wanted, or the other way round.
+    PictureError: the file cannot be read, it is of another shape than the picture, it is grey where colours are
+      wanted, or the other way round, or there is nothing in it.
   """
   decoded = decode(path, max(_LARGEST_SIDE, 2 * size))
   height, width = decoded.opacity.shape
-  # As fine as pixels of the smaller of the two files can tell.
-  if frame.aspect is not None and abs(width / height / frame.aspect - 1.0) > 0.01 + 1.0 / min(width, height):
+  # As fine as the map's pixels can tell.
+  if frame.aspect is not None and abs(width / height / frame.aspect - 1.0) > 0.01 + 0.5 / width + 0.5 / height:
     raise PictureError(f"{path} is {width / height:.3g} times as wide as it is high, its picture {frame.aspect:.3g} "
                        f"times; a map has to show the same as the picture")
+  known = decoded.opacity > 0.5
+  if known.sum() < FEWEST:
+    raise PictureError(f"{path} is known at {known.sum()} pixels, the others being transparent; at least {FEWEST} are "
+                       "needed")
   values = decoded.premultiplied
   grey = bool(np.abs(values - values[..., :1]).max() <= 2.5 / 255)  # JPEG's colours are not quite grey
   if channels not in (1, 3):
     raise PictureError(f"channels={channels} is neither 1 (depth) nor 3 (normals)")
   if channels == 1 and not grey:
     raise PictureError(f"{path} has colours; a map of one channel has to be grey, without a colour scale")
+  if channels == 1 and np.ptp((values[..., 0] / np.maximum(decoded.opacity, 1e-6))[known]) < 0.5 / 255:
+    raise PictureError(f"{path} has one value all over, which tells nothing of depth")
   if channels == 3 and grey:
     raise PictureError(f"{path} is grey; a map of {channels} channels needs colours")
   return Map(*_moved_with_opacity(values[..., :channels], decoded.opacity, frame, size))

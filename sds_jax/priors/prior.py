@@ -116,14 +116,15 @@ class Weights:
 
 def build(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_words: bool = False,
           vae_remat: bool = False, random_weights: bool = False) -> tuple[Prior, Params]:
-  """A prior and its parameters: dict(unet=...), for a latent one dict(unet=..., vae=...).
+  """A prior and its parameters, by network: `unet`; a latent one has `vae`, one told pictures `cc_projection`.
 
   All files are looked at, and the parts compared, before weights are read; those of the text encoder are read by
   `Prior.embed`.
 
   Args:
-    name_or_path: "shapeworld", the prior that comes with the package; a published one by a name of `sources.HUB_IDS` or
-      its hub id ("owner/name", perhaps "owner/name@revision"), which is downloaded unless it is here; or a folder.
+    name_or_path: "shapeworld" or "shapeworld-views", which come with the package; a published one by a name of
+      `sources.HUB_IDS` or its hub id ("owner/name", perhaps "owner/name@revision"), which is downloaded unless it is
+      here; or a folder.
     dtype: of parameters and of the networks' activations; what `Prior`'s functions take and give is float32.
     any_words: whether prompts may have words that the prior has never seen.
     vae_remat: whether the gradient through the VAE's encoder recomputes what is inside its blocks: less memory, slower.

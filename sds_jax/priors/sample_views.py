@@ -6,31 +6,35 @@ import os
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from PIL import Image
 
 from sds_jax import compilation
 from sds_jax.priors.ddim import ddim
+from sds_jax.priors.decoding import PictureError, decode
 from sds_jax.priors.prior import Prior
 from sds_jax.priors.sight import Seen, null
 from sds_jax.types import Array, Params
 from sds_jax.views.poses import relative_pose
 
 
+_LARGEST_SIDE = 2048
+"""Pixels a side beyond which a picture is averaged over blocks as it is read."""
+
+
 def read_picture(path: str | os.PathLike) -> Array:
   """A square picture [S, S, 3] in [0, 1]; one with opacity on white, which is what such priors were trained with.
 
   Raises:
-    ValueError: the file holds no picture, or one that is not square.
-    OSError: it cannot be read.
+    PictureError: the file cannot be read (see `decoding.decode`), is not square, or shows nothing but one colour.
   """
-  with Image.open(path) as opened:
-    picture = np.asarray(opened.convert("RGBA"), np.float32) / 255
+  decoded = decode(path, _LARGEST_SIDE)
+  picture = decoded.premultiplied + (1 - decoded.opacity[..., None])
   height, width, _ = picture.shape
   if height != width:
-    raise ValueError(f"{path} has {width}x{height} pixels, expected a square: crop it, or put the object on a square")
-  colour, opacity = picture[..., :3], picture[..., 3:]
-  return jnp.asarray(colour * opacity + 1 - opacity)
+    raise PictureError(f"{path} is {width / height:.3g} times as wide as it is high, expected a square: crop it, or "
+                       "put the object on a square")
+  if (picture == picture[0, 0]).all():
+    raise PictureError(f"{path} shows no object: it is of one colour, or all transparent")
+  return jnp.asarray(picture)
 
 
 def elevation_of(seen: Seen) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from importlib import resources
 from pathlib import Path
+import os
 import re
 from typing import Any
 
@@ -78,7 +79,7 @@ def shipped_folder(name: str = "shapeworld") -> Path:
 
 def is_name(word: str) -> bool:
   """Whether a word can name a prior: of those that ship or are published, of the hub, or a folder that is there."""
-  return word in SHIPPED or word in HUB_IDS or "/" in word or Path(word).is_dir()
+  return word in SHIPPED or word in HUB_IDS or "/" in word or Path(os.path.expanduser(word)).is_dir()
 
 
 def is_small(name: str) -> bool:
@@ -87,7 +88,7 @@ def is_small(name: str) -> bool:
   Raises:
     CheckpointError: the folder's model_index.json cannot be read.
   """
-  index = Path(name) / "model_index.json"
+  index = Path(os.path.expanduser(name)) / "model_index.json"
   return name in SHIPPED or (index.is_file() and "pixel_unshuffle" in read_json(index))
 
 

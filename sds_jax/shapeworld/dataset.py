@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from sds_jax.shapeworld import captions, scenes, tracer
+from sds_jax.shapeworld import captions, flag_types, scenes, tracer
 from sds_jax.shapeworld.scenes import Scene
 from sds_jax.types import Array, Camera
 from sds_jax.views import cameras, lights, prompts
@@ -156,8 +156,8 @@ def make_dataset(num: int, seed: int, path: str | os.PathLike, chunk: int = 1000
 def main() -> None:
   """Command line: renders a data set."""
   parser = argparse.ArgumentParser(description="Render training images of ShapeWorld.")
-  parser.add_argument("--num", type=int, default=20_000, help="number of examples")
-  parser.add_argument("--seed", type=int, default=0, help="seed of the data set")
+  parser.add_argument("--num", type=flag_types.positive, default=20_000, help="number of examples")
+  parser.add_argument("--seed", type=flag_types.seed, default=0, help="seed of the data set")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("images.npz"), help="file to write")
   args = parser.parse_args()
   print(f"the images lie in {make_dataset(args.num, args.seed, args.out)}")

@@ -18,6 +18,7 @@ import tqdm
 
 from sds_jax import compilation
 from sds_jax.priors.files import write_atomically, write_json
+from sds_jax.shapeworld import flag_types
 from sds_jax.types import Array, Params, Schedule
 
 Batch = Mapping[str, Array]
@@ -148,7 +149,8 @@ def fit(out: pathlib.Path, state: TrainState, step_fn: Callable[..., tuple[Train
 
 def has_begun(out: pathlib.Path) -> bool:
   """Whether there is a checkpoint to go on from."""
-  return any((out / "checkpoints").glob("[0-9]*"))
+  # A save that was cut off leaves a folder of a longer name.
+  return any(path.name.isdecimal() for path in (out / "checkpoints").glob("*"))
 
 
 def check_same_run(path: pathlib.Path, settings: dict[str, Any]) -> None:
@@ -167,19 +169,20 @@ def command(train: Callable[..., pathlib.Path], description: str, defaults: Mapp
   """The command line of a recipe, its flags named as the arguments of its `train`, after the folder `out`."""
   parser = argparse.ArgumentParser(description=description)
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(out), help="folder of the run")
-  parser.add_argument("--seed", type=int, default=0, help="seed of images, initialisation and noise")
+  parser.add_argument("--seed", type=flag_types.seed, default=0, help="seed of images, initialisation and noise")
   parser.add_argument("--init", type=pathlib.Path, help="start from the weights of this prior (a folder)")
-  parser.add_argument("--steps", type=int, default=defaults["steps"], help="optimiser steps")
-  parser.add_argument("--batch_size", type=int, default=defaults["batch_size"], help="images a step")
-  parser.add_argument("--num_images", type=int, default=defaults["num_images"], help="training images to render")
+  parser.add_argument("--steps", type=flag_types.positive, default=defaults["steps"], help="optimiser steps")
+  parser.add_argument("--batch_size", type=flag_types.positive, default=defaults["batch_size"], help="images a step")
+  parser.add_argument("--num_images", type=flag_types.positive, default=defaults["num_images"],
+                      help="training images to render")
   if "front_weight" in defaults:
     parser.add_argument("--front_weight", type=float, default=defaults["front_weight"],
                         help="how much more often things with a front are shown than else")
-  parser.add_argument("--log_every", type=int, default=50, help="steps between records of the loss")
-  parser.add_argument("--save_every", type=int, default=500, help="steps between checkpoints")
-  parser.add_argument("--sheet_every", type=int, default=2000, help="steps between sample sheets")
+  parser.add_argument("--log_every", type=flag_types.positive, default=50, help="steps between records of the loss")
+  parser.add_argument("--save_every", type=flag_types.positive, default=500, help="steps between checkpoints")
+  parser.add_argument("--sheet_every", type=flag_types.positive, default=2000, help="steps between sample sheets")
   args = vars(parser.parse_args())
-  if not 1 <= args["batch_size"] <= args["num_images"]:
+  if args["batch_size"] > args["num_images"]:
     parser.error(f"--batch_size={args['batch_size']} must be from 1 to --num_images={args['num_images']}")
   compilation.prepare()
   try:

@@ -22,8 +22,8 @@ import numpy as np
 from sds_jax import compilation
 from sds_jax.priors import prior as prior_lib, sample
 from sds_jax.priors.ddim import ddim
-from sds_jax.priors.files import write_json
-from sds_jax.shapeworld import captions, scenes, solids, tracer
+from sds_jax.priors.files import CheckpointError, write_json
+from sds_jax.shapeworld import captions, flag_types, scenes, solids, tracer
 from sds_jax.types import Camera, Params
 from sds_jax.views import cameras
 
@@ -145,16 +145,17 @@ def main() -> None:
   """Command line."""
   parser = argparse.ArgumentParser(description="Score a ShapeWorld prior against traced scenes.")
   parser.add_argument("--prior", default="shapeworld", help="a name or a folder")
-  parser.add_argument("--num", type=int, default=200, help="captions")
-  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--num", type=flag_types.positive, default=200, help="captions")
+  parser.add_argument("--seed", type=flag_types.seed, default=0)
   parser.add_argument("--guidance_scale", type=float, default=2.0, help="diffusers' convention")
-  parser.add_argument("--steps", type=int, default=30, help="DDIM steps")
+  parser.add_argument("--steps", type=flag_types.positive, default=30, help="DDIM steps")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("prior_scores"), help="folder")
   args = parser.parse_args()
-  if min(args.num, args.steps) < 1:
-    parser.error(f"--num={args.num} and --steps={args.steps} must be at least 1")
   compilation.prepare()
-  prior, params = prior_lib.build(args.prior)
+  try:
+    prior, params = prior_lib.build(args.prior)
+  except CheckpointError as error:
+    parser.error(str(error))
   table, images = score(prior, params, args.num, args.seed, args.guidance_scale, args.steps)
   args.out.mkdir(parents=True, exist_ok=True)
   write_json(args.out / "scores.json", table)

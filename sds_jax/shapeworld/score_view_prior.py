@@ -19,8 +19,8 @@ import numpy as np
 from sds_jax import compilation
 from sds_jax.priors import prior as prior_lib, sight
 from sds_jax.priors.ddim import ddim
-from sds_jax.priors.files import write_json
-from sds_jax.shapeworld import captions, scenes, solids, view_dataset
+from sds_jax.priors.files import CheckpointError, write_json
+from sds_jax.shapeworld import captions, flag_types, scenes, solids, view_dataset
 from sds_jax.shapeworld.pictures import ORIGIN
 from sds_jax.shapeworld.score_prior import foreground, write_sheet
 from sds_jax.types import Array, Params
@@ -37,7 +37,7 @@ def draw(num: int, seed: int) -> tuple[list[captions.Spec], np.ndarray, np.ndarr
   specs = [captions.sample_spec(np.random.default_rng([int(SEED), seed, i]), held_out=i % 2 == 1,
                                 weights=view_dataset.WEIGHTS) for i in range(num)]
   stacked = scenes.stack_scenes([scenes.scene_from_spec(spec) for spec in specs])
-  numbers = np.arange(num, dtype=np.uint32) + np.uint32(seed * 100_000)
+  numbers = np.arange(num, dtype=np.uint32) + np.uint32(seed * 100_000 % 2**32)
   images, angles = jax.device_get(view_dataset.render_batch(SEED, numbers, stacked))
   return specs, images, angles
 
@@ -99,16 +99,17 @@ def main() -> None:
   """Command line."""
   parser = argparse.ArgumentParser(description="Score a view prior against traced scenes.")
   parser.add_argument("--prior", default="shapeworld-views", help="a name or a folder")
-  parser.add_argument("--num", type=int, default=100, help="scenes, of three views each")
-  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--num", type=flag_types.positive, default=100, help="scenes, of three views each")
+  parser.add_argument("--seed", type=flag_types.seed, default=0)
   parser.add_argument("--guidance_scale", type=float, default=2.0, help="diffusers' convention")
-  parser.add_argument("--steps", type=int, default=30, help="DDIM steps")
+  parser.add_argument("--steps", type=flag_types.positive, default=30, help="DDIM steps")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("view_scores"), help="folder")
   args = parser.parse_args()
-  if min(args.num, args.steps) < 1:
-    parser.error(f"--num={args.num} and --steps={args.steps} must be at least 1")
   compilation.prepare()
-  prior, params = prior_lib.build(args.prior)
+  try:
+    prior, params = prior_lib.build(args.prior)
+  except CheckpointError as error:
+    parser.error(str(error))
   if prior.sight is None:
     parser.error(f"--prior={args.prior} is told words; this scores priors that are told a picture")
   if prior.image_size != SIZE:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sds_jax.shapeworld import captions, dataset, scenes, solids, tracer
+from sds_jax.shapeworld import captions, dataset, flag_types, scenes, solids, tracer
 from sds_jax.shapeworld.scenes import Scene
 from sds_jax.types import Array
 from sds_jax.views import cameras, lights, poses
@@ -127,8 +127,8 @@ def make_dataset(num: int, seed: int, path: str | os.PathLike, front_weight: flo
 def main() -> None:
   """Command line: renders a data set."""
   parser = argparse.ArgumentParser(description="Render training images of ShapeWorld from several sides.")
-  parser.add_argument("--num", type=int, default=10_000, help="number of scenes")
-  parser.add_argument("--seed", type=int, default=0, help="seed of the data set")
+  parser.add_argument("--num", type=flag_types.positive, default=10_000, help="number of scenes")
+  parser.add_argument("--seed", type=flag_types.seed, default=0, help="seed of the data set")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("views.npz"), help="file to write")
   args = parser.parse_args()
   print(f"the images lie in {make_dataset(args.num, args.seed, args.out)}")

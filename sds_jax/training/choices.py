@@ -91,7 +91,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     small = SMALL[d.estimator] if sources.is_small(config.prior.path or config.prior.name) else {}
     own = PUBLISHED[d.estimator] | small
     if config.job == "image3d" and d.estimator != "csd":
-      own |= dict(guidance_convention="diffusers", guidance_scale=d.sds.guidance_scale)
+      own |= dict(guidance_convention=d.sds.guidance_convention, guidance_scale=d.sds.guidance_scale)
   for name, unset in OPEN.items():
     if d[name] == unset:
       d[name] = own[name]

@@ -128,7 +128,7 @@ def sides(config: ml_collections.FrozenConfigDict, text: Text, choose: Callable[
 
 def of_views(prior: Prior, params: Params, config: ml_collections.FrozenConfigDict, text: Any, cams: Camera,
              azimuth: Array, elevation: Array, progress: Array) -> dict[str, Any]:
-  """What a guided denoiser is told of an object's views; the one place that asks whether that is words or a picture.
+  """What a guided denoiser is told of an object's views; asks for the step whether that is words or a picture.
 
   Of words: `sides`, with the text chosen by direction, and Perp-Neg's where it is on. The camera is told where the
   prior knows cameras.

@@ -29,7 +29,7 @@ from sds_jax.types import Array, Params
 
 Told = dict[str, Any]
 """What a run knows of its picture: `seen` (`Sight.see`), `azimuth` and `elevation` [] radians, `picture` [S, S, 4],
-perhaps `depth` [S, S, 2] and `normals` [S, S, 4]; and `words` (`conditions.Text`) for a second prior."""
+perhaps `depth` or `disparity` [S, S, 2], `normals` [S, S, 4]; and, for a second prior, `words` (`conditions.Text`)."""
 
 
 def words_config(config: ml_collections.FrozenConfigDict) -> ml_collections.FrozenConfigDict:

@@ -2,8 +2,9 @@
 
 The published settings are those of threestudio's configurations, so far as there is something here that they set. What
 is other: field, renders and optimiser are those of the recipe `threestudio_sd`; the background is white, where
-Zero-1-to-3's is learnt; the picture's own view is in every step; depth is left out where no map is given;
-Stable-Zero123's batches stay at 12.
+Zero-1-to-3's is learnt; the picture's own view is in every step; depth is left out where no map is given, and compared
+by correlation; smoothness is of the picture's view alone, and of normals in [-1, 1], not [0, 1], so that its weights
+are a quarter of the published; Stable-Zero123's batches stay at 12.
 """
 from __future__ import annotations
 
@@ -37,6 +38,7 @@ def default() -> ConfigDict:
   config.words = ConfigDict(dict(  # the prior that is told `prompt`
       prior="shapeworld", path="", guidance_scale=(3.0,)))
   config.loss.update(
+      orientation=(0.0,),  # normals of every view are dear, and the picture's losses do without
       rgb=(3000.0,), mask=(300.0,),  # of the picture's view: squared errors of colours and of opacity
       depth=(0.0,),  # 1 - Pearson's correlation with picture.depth
       normals=(0.0,),  # 1 - cosine to picture.normals
@@ -67,7 +69,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "picture.elevation_deg": "5", "training.views": 12,
         "loss.rgb": ((0.0, 500.0), (0.167, 500.0), (0.667, 1000.0)), "loss.mask": (50.0,), "loss.opacity": (0.5,),
         "loss.entropy": (0.5,), "loss.orientation": (1.0,),
-        "loss.smoothness": ((0.0, 7.0), (0.167, 7.0), (0.25, 5.0), (0.333, 10.0)),
+        "loss.smoothness": ((0.0, 1.75), (0.167, 1.75), (0.25, 1.25), (0.333, 2.5)),
         "distillation.sds.t_min": ((0.0, 0.7), (0.083, 0.7), (0.333, 0.3)),
         "distillation.sds.t_max": ((0.0, 0.98), (0.083, 0.98), (0.333, 0.8))},
     "magic123": _ZERO123 | {

@@ -64,7 +64,14 @@ def relations(config: ConfigDict) -> Iterator[str]:
              f"twice, such as {(c[name][0],) * 2}")
   if any(c.focal):
     yield f"config.camera.focal={c.focal!r} must be (0.0, 0.0): the picture's camera is given by config.camera.fov_deg"
+  for name in ("position_jitter", "target_std", "up_std"):
+    if c[name]:
+      yield (f"config.camera.{name}={c[name]!r} must be 0.0: the prior is told from where a view is taken, not how the "
+             "camera shakes there")
   for name in ("depth", "normals"):
+    if config.picture[name] and config.loss[name] == (0.0,):
+      yield (f"config.picture.{name}={config.picture[name]!r} would go unheard, as config.loss.{name} is (0.0,): give "
+             f"its weight, such as --config.loss.{name}='(10.0,)', or leave the map out")
     if config.loss[name] != (0.0,) and not config.picture[name]:
       yield (f"config.loss.{name}={config.loss[name]!r} wants a map of the picture: give its file as "
              f"config.picture.{name}, or set the loss to (0.0,)")

@@ -57,9 +57,15 @@ def orbit_cameras(config: ml_collections.FrozenConfigDict, count: int, elevation
     yield cameras.orbit(2 * math.pi * i / count, math.radians(elevation_deg), distance, math.radians(fov))
 
 
+def _ambient(config: ml_collections.FrozenConfigDict) -> float:
+  """Of renders that are to show the shape too: some of the light comes from the camera's side, but that of an object
+  from a picture, whose light lies in its colours."""
+  return 1.0 if config.job == "image3d" else 0.5
+
+
 def render_row(view: ViewFn, config: ml_collections.FrozenConfigDict, state: TrainState, count: int = 4) -> np.ndarray:
   """A strip of `count` images around the object, [H, W, 3], for a look during training."""
-  row = [view(state, camera, 0.5).rgb for camera in orbit_cameras(config, count, 15.0)]
+  row = [view(state, camera, _ambient(config)).rgb for camera in orbit_cameras(config, count, 15.0)]
   return images.tile(np.stack(row), columns=count)
 
 
@@ -76,7 +82,7 @@ def write_renders(view: ViewFn, config: ml_collections.FrozenConfigDict, state: 
 def write_turntable(view: ViewFn, config: ml_collections.FrozenConfigDict, state: TrainState, folder: Path) -> Path:
   """turntable.mp4, or .gif where no encoder is installed; the other one of an earlier run goes."""
   e = config.export
-  frames = [view(state, camera, 0.5).rgb for camera in
+  frames = [view(state, camera, _ambient(config)).rgb for camera in
             orbit_cameras(config, e.turntable_frames, e.turntable_elevation_deg)]
   path = video.write_turntable(np.stack(frames), folder / "turntable.mp4")
   for other in {"turntable.mp4", "turntable.gif"} - {path.name}:

@@ -30,7 +30,8 @@ def camera(config: ml_collections.FrozenConfigDict, told: dict[str, Any]) -> Cam
 
 def losses(scene: Scene, params: Params, grid: Any, told: dict[str, Any], key: Array,
            progress: Array) -> tuple[Array, dict[str, Array]]:
-  """The weighted sum of LOSSES, and each of those whose weight is not 0, as float32 scalars. Consumes `key`.
+  """The weighted sum of LOSSES, and each of those whose weight is not 0, as float32 scalars; beside them, as
+  `picture_overflow`, what `render_views` says of its rays. Consumes `key`.
 
   Render and picture are laid on one random colour, so that nothing can hide before either.
 
@@ -52,10 +53,11 @@ def losses(scene: Scene, params: Params, grid: Any, told: dict[str, Any], key: A
   options = dataclasses.replace(scene.options, normals=config.render.normals if shaped else "none")
   field, field_params = parts.field_now(scene.field, config, params["field"], progress)
   shot = camera(config, told)
-  out, _ = render_views(field, field_params, shot, size, size, behind, k_jitter[None], options=options, grid=grid)
+  out, overflow = render_views(field, field_params, shot, size, size, behind, k_jitter[None], options=options,
+                               grid=grid)
   found = {name: LOSSES[name](out, told, behind, shot) for name in wanted}
   total = sum(schedule_value(scalar_spec(config.loss[name]), progress) * value for name, value in found.items())
-  return total, found
+  return total, dict(found, picture_overflow=overflow)
 
 
 def rgb(out: RenderOutput, told: dict[str, Any], behind: Array, shot: Camera) -> Array:

@@ -51,7 +51,8 @@ def told(config: ml_collections.FrozenConfigDict, cond: dict[str, Any], camera: 
     camera: [B, CAMERA_DIM] features of the views' cameras, or None where there are none (pictures).
     key: consumed.
   """
-  own = dict(cond["cond"]) if camera is None else dict(cond["cond"], camera=camera)
+  # The prior's own camera goes before: it may be another, such as one relative to a picture's.
+  own = dict(cond["cond"]) if camera is None else dict(camera=camera) | cond["cond"]
   if "camera" not in own:
     return own, own
   forget = jax.random.bernoulli(key, config.distillation.vsd.forget_camera)

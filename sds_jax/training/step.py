@@ -244,12 +244,15 @@ def _render(scene: Scene, params: Params, grid: Any, cams: Camera, shading: Shad
     return render_views(field, field_params, cams, height, width, behind, keys[:, 2], options=options,
                         grid=grid, light=light, shade=shading)
 
+  never_shaded = scene.lights.shaded == 0.0
+  facing = never_shaded and scene.config.loss.orientation != (0.0,)  # then it counts in every step
+
   def bare(field_params):
-    normals = scene.config.render.normals if scene.as_latent else "none"
+    normals = scene.config.render.normals if scene.as_latent or facing else "none"
     return render_views(field, field_params, cams, height, width, behind, keys[:, 2],
                         options=dataclasses.replace(scene.options, normals=normals), grid=grid)
 
-  if scene.lights.shaded == 0.0 or scene.as_latent:
+  if never_shaded or scene.as_latent:
     return bare(field_params)
   return jax.lax.cond(shading.mode == ALBEDO, bare, shaded, field_params)
 

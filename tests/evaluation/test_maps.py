@@ -1,4 +1,6 @@
 """Maps of a picture, as files of the documented conventions: exact ones cost next to nothing, others a lot."""
+import shutil
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -7,8 +9,10 @@ import pytest
 from PIL import Image
 
 from sds_jax.evaluation import image3d_modes
+from sds_jax.priors.decoding import PictureError
 from sds_jax.shapeworld import pictures, tracer
 from sds_jax.training import image3d_config, reference
+from sds_jax.training.resume import ResumeError
 from sds_jax.types import RenderOutput
 from sds_jax.views import cameras
 
@@ -66,6 +70,35 @@ def test_depth_light_far_or_near(scene, kind, other):
   assert float(reference.depth(out, right, None, shot)) < 0.02
   wrong = shown(folder, depth=f"{kind}.png", depth_is=other)
   assert float(reference.depth(out, wrong, None, shot)) > 1.5
+
+
+def test_other_maps_do_not_go_on_with_a_run(scene, tmp_path):
+  folder, *_ = scene
+  for name in ("picture", "depth", "disparity", "normals"):
+    shutil.copyfile(folder / f"{name}.png", tmp_path / f"{name}.png")
+  config = image3d_config.default()
+  config.image = str(tmp_path / "picture.png")
+  config.picture.update(depth=str(tmp_path / "depth.png"), normals=str(tmp_path / "normals.png"))
+  config = ml_collections.FrozenConfigDict(config)
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  taken = image3d_modes.take(config)
+  image3d_modes.keep_picture(config, workdir, taken.picture, dict(elevation=0.1, azimuth=0.0))
+  image3d_modes.check_same(config, workdir)
+  assert {"original.png", "depth.png", "normals.png"} <= {path.name for path in workdir.iterdir()}
+  shutil.copyfile(tmp_path / "disparity.png", tmp_path / "depth.png")
+  with pytest.raises(ResumeError, match="config.picture.depth=.* is another picture than that"):
+    image3d_modes.check_same(config, workdir)
+
+
+def test_a_map_has_to_be_about_the_object(scene, tmp_path):
+  folder, *_ = scene
+  with Image.open(folder / "normals.png") as image:
+    colours = np.array(image)
+  colours[..., :3], colours[..., 3] = (128, 200, 255), 255 - colours[..., 3]
+  Image.fromarray(colours).save(folder / "behind.png")
+  with pytest.raises(PictureError, match="behind.png is transparent where .*picture.png shows the object"):
+    shown(folder, normals="behind.png")
 
 
 def test_normals_of_the_camera(scene):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sds_jax.io import pictures
-from sds_jax.io.decoding import PictureError
+from sds_jax.priors.decoding import PictureError
 from sds_jax.io.pictures import Frame, read_map, read_picture
 
 RED = (200, 40, 30)
@@ -221,6 +221,8 @@ def test_too_little_to_see(tmp_path, shape, corners, settings):
   with pytest.raises(PictureError, match="shows (no object|an object of fewer)") as error:
     read_picture(path, 32, **settings)
   assert str(path) in str(error.value) and "\n" not in str(error.value)
+  if "an object of fewer" in str(error.value):  # what helps, and not what has been done
+    assert ("'centre' makes it larger" in str(error.value)) == (settings.get("framing") == "keep")
 
 
 def test_a_uniform_picture_shows_nothing(tmp_path):
@@ -256,11 +258,24 @@ def test_maps_of_normals(tmp_path):
   assert np.abs(found.values[inside] - np.array([128, 200, 255]) / 255).max() < 1e-5
 
 
+def grey_ramp(height, width):
+  return np.arange(height * width, dtype=np.uint8).reshape(height, width)
+
+
+def test_a_small_map_may_have_rounded_sides(tmp_path):
+  """Of a picture 300 x 200, one twelfth the size."""
+  read_map(save(tmp_path / "x.png", grey_ramp(17, 25)), Frame(aspect=1.5), 16, 1)
+
+
 def test_maps_that_will_not_do(tmp_path):
   grey, coloured = np.full((20, 20), 90, np.uint8), np.full((20, 40, 3), (10, 200, 90), np.uint8)
   grey, coloured = save(tmp_path / "g.png", grey), save(tmp_path / "c.png", coloured)
+  nowhere = save(tmp_path / "t.png", np.full((20, 20, 3), (1, 9, 200), np.uint8), np.zeros((20, 20), np.uint8))
+  dot, flat = save(tmp_path / "d.png", grey_ramp(1, 1)), save(tmp_path / "f.png", grey_ramp(8, 12))
   for path, frame, channels, problem in (
       (grey, Frame(), 3, "is grey"), (coloured, Frame(), 1, "has colours"), (grey, Frame(), 2, "channels=2"),
+      (grey, Frame(), 1, "one value all over"), (nowhere, Frame(), 3, "known at 0 pixels"),
+      (dot, Frame(), 1, "known at 1 pixels"), (flat, Frame(aspect=1.0), 1, "1.5 times as wide"),
       (coloured, Frame(aspect=1.0), 3, "2 times as wide as it is high, its picture 1 times")):
     with pytest.raises(PictureError, match=problem):
       read_map(path, frame, 16, channels)

@@ -85,11 +85,13 @@ def test_a_picture_without_opacity(tmp_path):
   (["--prior=words", "--picture=a.png"], "the prior 'words' is told words, not a picture: give --prompt=TEXT, or"),
   (["--prior=views", "--picture=none.png"], "none.png"),
   (["--prior=views", "--picture=text.png"], "text.png"),
-  (["--prior=views", "--picture=wide.png"], "wide.png has 20x16 pixels, expected a square: crop it, or put the")])
+  (["--prior=views", "--picture=grey.png"], "grey.png shows no object"),
+  (["--prior=views", "--picture=wide.png"], "wide.png is 1.25 times as wide as it is high, expected a square")])
 def test_mistakes(asked, tmp_path, monkeypatch, capsys, flags, words):
   monkeypatch.chdir(tmp_path)
   write(tmp_path / "a.png")
   write(tmp_path / "wide.png", (20, 16))
+  Image.new("RGBA", (16, 16), (9, 9, 9, 0)).save(tmp_path / "grey.png")
   (tmp_path / "text.png").write_text("no picture")
   with pytest.raises(SystemExit):
     sample.main(flags)

@@ -1,4 +1,5 @@
 """What the recipes share: batches, the optimiser, the step, and a loop that can be killed."""
+import argparse
 import json
 
 import jax
@@ -8,7 +9,7 @@ import optax
 import pytest
 
 from sds_jax.diffusion import schedules
-from sds_jax.shapeworld import fitting, recipe
+from sds_jax.shapeworld import fitting, flag_types, recipe
 
 SETTINGS = dict(steps=4, batch_size=3, learning_rate=0.1, warmup=1, decay=0.5, weight_decay=0.0, clip_norm=1e9)
 
@@ -29,6 +30,23 @@ def test_batches_cover_the_data_once_an_epoch():
   for first in (1, 3, 4):
     later = fitting.batches(data, 3, 7, first)
     np.testing.assert_array_equal(next(later)["images"], seen[first]["images"])
+
+
+def test_a_save_that_was_cut_off_is_no_beginning(tmp_path):
+  assert not fitting.has_begun(tmp_path)
+  (tmp_path / "checkpoints" / "500.orbax-checkpoint-tmp").mkdir(parents=True)
+  assert not fitting.has_begun(tmp_path)
+  (tmp_path / "checkpoints" / "500").mkdir()
+  assert fitting.has_begun(tmp_path)
+
+
+@pytest.mark.parametrize("read, text, legal", [
+  (flag_types.positive, "0", "at least 1"), (flag_types.positive, "two", "at least 1"),
+  (flag_types.seed, "-1", "from 0 to"), (flag_types.seed, str(2**32), "from 0 to")])
+def test_flags_out_of_range(read, text, legal):
+  with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is no whole number that is {legal}"):
+    read(text)
+  assert (flag_types.positive("7"), flag_types.seed("0"), flag_types.seed(str(2**32 - 1))) == (7, 0, 2**32 - 1)
 
 
 def test_learning_rate_does_not_know_the_end_until_it_falls():

@@ -10,9 +10,10 @@ import pytest
 
 from sds_jax.diffusion import guidance
 from sds_jax.priors import prior as prior_lib, sight
-from sds_jax.training import conditions, image3d_config, jobs, layout as layout_lib, loop
+from sds_jax.training import conditions, image3d_config, jobs, layout as layout_lib, loop, score_network
 from sds_jax.training.checks import ConfigError
 from sds_jax.training.validation import validate
+from sds_jax.views import cameras
 
 
 @pytest.fixture(scope="session")
@@ -150,10 +151,36 @@ def test_a_turned_camera_is_told_the_same(viewer, config_of):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
 
 
+def test_the_second_network_is_told_the_camera_that_the_prior_is(viewer, config_of):
+  """VSD's: the one relative to the picture, wherever in the world that was taken from."""
+  prior, params = viewer
+  azimuth, elevation = jnp.array([0.4, 2.0]), jnp.array([0.1, 0.9])
+  config = config_of({"distillation.estimator": "vsd"})
+  cond = conditions.of_views(prior, params, config, told_of(prior, azimuth=1.5), None, azimuth, elevation,
+                             jnp.float32(0.0))
+  cams = jax.vmap(lambda a, e: cameras.orbit(a, e, 2.7, 0.8))(azimuth, elevation)
+  own, _ = score_network.told(config, cond, cameras.camera_features(cams), jax.random.key(0))
+  np.testing.assert_array_equal(own["camera"], cond["cond"]["camera"])
+  assert np.abs(own["camera"] - cameras.camera_features(cams)).max() > 0.1
+
+
+def test_without_shading_orientation_counts_in_every_step(viewer, config_of):
+  """Its loss is off by default; with a weight it is that of normals, which the render then has."""
+  told = told_of(viewer[0])
+  off, without = run(config_of(), viewer, told)
+  on, metrics = run(config_of({"loss.orientation": (100.0,)}), viewer, told)
+  assert without["orientation"] == 0.0 and metrics["orientation"] > 0.0
+  apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), off["field"], on["field"])
+  assert max(jax.tree.leaves(apart)) > 1e-4
+
+
 @pytest.mark.parametrize("changes, words", [
     ({"distillation.estimator": "dds"}, "compares descriptions"),
     ({"camera.distance": (2.4, 3.0)}, "give one value twice"),
     ({"loss.depth": (1.0,)}, "config.picture.depth"),
+    ({"picture.normals": "n.png"}, "would go unheard.*--config.loss.normals="),
+    ({"camera.position_jitter": 0.1}, "config.camera.position_jitter=0.1 must be 0.0"),
+    ({"camera.up_std": 0.02}, "config.camera.up_std"),
     ({"prompt": "a red cube"}, "belong together"),
     ({"picture.elevation_deg": "high"}, "auto, or a number of degrees"),
     ({"picture.framing": "sideways"}, "must be one of"),

@@ -118,7 +118,7 @@ def test_only_what_counts_is_computed_and_weights_follow_the_run(tiny_image_sett
       scene, params, state.occupancy, told, jax.random.key(1), progress))
   for progress in (0.0, 0.5):
     total, parts = run(state.params, jnp.float32(progress))
-    assert set(parts) == {"rgb", "mask"}
+    assert set(parts) == {"rgb", "mask", "picture_overflow"}
     np.testing.assert_allclose(total, (2 + 2 * progress) * parts["rgb"] + 3 * parts["mask"], rtol=1e-5)
   off = dataclasses.replace(scene, config=validate(_without(config)))
   assert reference.losses(off, state.params, state.occupancy, told, jax.random.key(1), jnp.float32(0.0))[1] == {}

@@ -46,13 +46,14 @@ def decode(path: str | os.PathLike, largest_side: int) -> Decoded:
   """Reads a picture; of an animation, or of several pages, the first picture, and a printed line says so.
 
   A picture whose longer side has more than `largest_side` pixels is averaged over blocks of pixels until it has not.
-  16 bits a channel are kept for grey, which is what maps of depth come in; of colours Pillow keeps 8.
+  16 bits a channel are kept for grey, which is what maps of depth come in, also where one of its values stands for
+  transparency; of colours, and of grey with a channel of opacity, Pillow keeps 8.
 
   Raises:
     PictureError: no such file, a folder, a pipe, an empty or damaged file, a format not in FORMATS, more than
       LARGEST_FILE or LARGEST_PICTURE.
   """
-  path = Path(path)
+  path = Path(os.path.expanduser(path))
   try:
     check_file(path, LARGEST_FILE)
   except CheckpointError as error:
@@ -99,8 +100,10 @@ def _arrays(image: Image.Image, factor: int) -> Decoded:
     grey = np.asarray(image).astype(np.float32) / (1.0 if image.mode == "F" else 65535.0)
     if not 0.0 <= grey.min() <= grey.max() <= 1.0:  # of TIFF files, which may hold anything, also what is no number
       raise ValueError(f"its values lie in [{grey.min():g}, {grey.max():g}], not in [0, 1]")
-    grey = np.asarray(Image.fromarray(grey).reduce(factor))
-    return Decoded(np.repeat(grey[..., None], 3, axis=-1), np.ones_like(grey), False)
+    nothing = image.info.get("transparency")  # the one value that is transparent, of PNG's tRNS
+    known = np.ones_like(grey) if nothing is None else (np.asarray(image) != nothing).astype(np.float32)
+    grey, known = (np.asarray(Image.fromarray(values).reduce(factor)) for values in (grey * known, known))
+    return Decoded(np.repeat(grey[..., None], 3, axis=-1), known, nothing is not None)
   if image.has_transparency_data:
     # Premultiplied before blocks are averaged, in 8 bits: as exact as the screen that it was made for.
     premultiplied = image.convert("RGBA").convert("RGBa") if factor > 1 else image.convert("RGBA")

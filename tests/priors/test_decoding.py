@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sds_jax.io.decoding import PictureError, decode
+from sds_jax.priors.decoding import PictureError, decode
 
 
 def png(width, height, depth, kind, rows):
@@ -78,6 +78,24 @@ def test_sixteen_bits(tmp_path):
     tolerance = 1e-6 if kind == 0 else 3 / 255  # Pillow keeps 8 bits of colours
     assert np.abs(found.premultiplied - expected).max() < tolerance, kind
     assert np.abs(found.opacity - opacity[..., 0]).max() < tolerance
+
+
+def test_sixteen_bits_of_which_one_value_is_transparent(tmp_path):
+  values = np.random.default_rng(0).integers(0, 65536, (6, 8)).astype(np.uint16)
+  values[:3, :5] = 777
+  Image.fromarray(values).save(tmp_path / "x.png", transparency=777)
+  found = decode(tmp_path / "x.png", 64)
+  np.testing.assert_array_equal(found.opacity, values != 777)
+  np.testing.assert_allclose(found.premultiplied[..., 1], np.where(values == 777, 0, values / 65535), atol=1e-6)
+  assert found.has_opacity
+  half = decode(tmp_path / "x.png", 4)  # averaged over blocks of two by two pixels
+  np.testing.assert_allclose(half.opacity, (values != 777).reshape(3, 2, 4, 2).mean((1, 3)), atol=1e-6)
+
+
+def test_a_home_is_found(tmp_path, monkeypatch, scene):
+  Image.fromarray(scene).save(tmp_path / "x.png")
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert np.array_equal(decode("~/x.png", 64).premultiplied, decode(tmp_path / "x.png", 64).premultiplied)
 
 
 def test_floats_have_to_be_within_0_and_1(tmp_path):
