@@ -175,9 +175,10 @@ def command(train: Callable[..., pathlib.Path], description: str, defaults: Mapp
   parser.add_argument("--batch_size", type=flag_types.positive, default=defaults["batch_size"], help="images a step")
   parser.add_argument("--num_images", type=flag_types.positive, default=defaults["num_images"],
                       help="training images to render")
-  if "front_weight" in defaults:
-    parser.add_argument("--front_weight", type=float, default=defaults["front_weight"],
-                        help="how much more often things with a front are shown than else")
+  for name, things in (("front_weight", "things with a front"), ("chair_weight", "of those, chairs")):
+    if name in defaults:
+      parser.add_argument(f"--{name}", type=float, default=defaults[name],
+                          help=f"how much more often {things} are shown than else")
   parser.add_argument("--log_every", type=flag_types.positive, default=50, help="steps between records of the loss")
   parser.add_argument("--save_every", type=flag_types.positive, default=500, help="steps between checkpoints")
   parser.add_argument("--sheet_every", type=flag_types.positive, default=2000, help="steps between sample sheets")

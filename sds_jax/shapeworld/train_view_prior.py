@@ -155,7 +155,7 @@ def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None,
                                                  "weights": view_dataset.WEIGHTS})
   images = out / "images.npz"
   if not images.exists():
-    view_dataset.make_dataset(settings["num_images"], seed, images, settings["front_weight"])
+    view_dataset.make_dataset(settings["num_images"], seed, images, settings["front_weight"], settings["chair_weight"])
   with np.load(images) as stored:
     data = {name: stored[name] for name in ("images", "angles")}
   optimizer = fitting.make_optimizer(settings["steps"], settings)

@@ -40,8 +40,8 @@ its model, stands in `sds_jax/shapeworld/view_recipe.py`.
 Made from {f'the view prior in {init}' if init else "the text prior's U-Net, all else from nothing,"} by
 
     python -m sds_jax.shapeworld.train_view_prior --steps={settings['steps']} --batch_size={settings['batch_size']} \\
-        --num_images={settings['num_images']} --seed={seed} --front_weight={settings['front_weight']:g}{
-        f' --init={init}' if init else ''}
+        --num_images={settings['num_images']} --seed={seed} --front_weight={settings['front_weight']:g} \\
+        --chair_weight={settings['chair_weight']:g}{f' --init={init}' if init else ''}
 
 on {card.machine()}, in {minutes:.0f} minutes of training after the images were rendered.
 Licence: Apache-2.0. The images are traced by `sds_jax.shapeworld`; no other data went in.

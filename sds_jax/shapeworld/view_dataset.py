@@ -94,18 +94,27 @@ def render_batch(seed: Array, indices: Array, batch: Scene) -> tuple[Array, Arra
   return jax.lax.map(one, (indices, batch))
 
 
-def make_examples(seed: int, indices: Sequence[int], front_weight: float = 1.0) -> dict[str, np.ndarray]:
+def kind_weights(front_weight: float = 1.0, chair_weight: float = 1.0) -> dict[str, float]:
+  """How often each kind is shown; things with a front `front_weight` times as often as else, and chairs, which are the
+  hardest to tell from one picture, `chair_weight` times as often as that."""
+  factor = {kind: 1.0 if kind in solids.PLAIN else front_weight for kind in solids.KINDS}
+  factor["chair"] *= chair_weight
+  return {kind: WEIGHTS.get(kind, 1.0) * factor[kind] for kind in solids.KINDS}
+
+
+def make_examples(seed: int, indices: Sequence[int], front_weight: float = 1.0,
+                  chair_weight: float = 1.0) -> dict[str, np.ndarray]:
   """Scenes number `indices` (n of them) of the data set `seed`.
 
   Args:
-    front_weight: by what the weights of the kinds that have a front are multiplied.
+    front_weight, chair_weight: of `kind_weights`.
 
   Returns:
     images [n, VIEWS, 64, 64, 4] uint8 (colours on black, and opacity), angles [n, VIEWS, 2] float32 (azimuth and
     elevation, radians), captions [n] strings.
   """
   parts = []
-  weights = {kind: WEIGHTS.get(kind, 1.0) * (1.0 if kind in solids.PLAIN else front_weight) for kind in solids.KINDS}
+  weights = kind_weights(front_weight, chair_weight)
   for start in range(0, len(indices), BATCH):
     some = list(indices[start:start + BATCH])
     specs = [captions.sample_spec(np.random.default_rng([seed, index]), dataset.TWO_PARTS, weights=weights)
@@ -119,9 +128,11 @@ def make_examples(seed: int, indices: Sequence[int], front_weight: float = 1.0) 
   return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def make_dataset(num: int, seed: int, path: str | os.PathLike, front_weight: float = 1.0) -> pathlib.Path:
+def make_dataset(num: int, seed: int, path: str | os.PathLike, front_weight: float = 1.0,
+                 chair_weight: float = 1.0) -> pathlib.Path:
   """Renders scenes 0 .. num - 1 of data set `seed` into an .npz file; see `dataset.make_dataset`."""
-  return dataset.make_dataset(num, seed, path, make=functools.partial(make_examples, front_weight=front_weight))
+  return dataset.make_dataset(num, seed, path, make=functools.partial(
+    make_examples, front_weight=front_weight, chair_weight=chair_weight))
 
 
 def main() -> None:

@@ -37,4 +37,4 @@ SCHEDULER = recipe.SCHEDULER
 TRAINING = dict(
     num_images=12_000, steps=16_000, batch_size=16, learning_rate=7e-4, warmup=200, decay=0.25, weight_decay=0.01,
     ema_decay=0.999, drop_condition=0.1, clip_norm=1.0, max_loss_weight=20.0, noise_power=2.0, elevation_weight=0.2,
-    front_weight=1.0)
+    front_weight=1.0, chair_weight=1.0)
