@@ -186,22 +186,24 @@ def see(config: Config, prior: Prior, shown: dict[str, Any]) -> image3d.Told:
               elevation=jnp.float32(math.radians(degrees)), **jax.tree.map(jnp.asarray, shown))
 
 
-def _given(config: Config) -> dict[str, tuple[str, Path]]:
-  """What the user gave: kind -> (setting, file)."""
+def _given(config: Config) -> dict[str, tuple[str, str]]:
+  """What the user gave, or could have given: kind -> (setting, file or "")."""
   given = {"original": ("image", config.image), "depth": ("picture.depth", config.picture.depth),
            "normals": ("picture.normals", config.picture.normals)}
-  return {kind: (setting, Path(os.path.expanduser(path))) for kind, (setting, path) in given.items() if path}
+  return {kind: (setting, os.path.expanduser(path)) for kind, (setting, path) in given.items()}
 
 
 def check_same(config: Config, folder: Path) -> None:
   """Raise ResumeError where the run in `folder` was made from another picture, or other maps of it."""
   about = files.read_json(folder / ABOUT)
   for kind, (setting, path) in _given(config).items():
-    before = folder / about.get(kind, "")
-    if about.get(kind) and before.is_file() and before.read_bytes() != path.read_bytes():
+    if kind not in about or (about[kind] and not (folder / about[kind]).is_file()):
+      continue
+    before = folder / about[kind] if about[kind] else None
+    if (before.read_bytes() if before else None) != (Path(path).read_bytes() if path else None):
       raise workspace.ResumeError(
-          f"config.{setting}={str(path)!r} is another picture than that from which the checkpoints in {folder} were "
-          f"made, {before}; give another --workdir, or use --config.resume=never to start anew there")
+          f"config.{setting}={path!r} is another picture than that from which the checkpoints in {folder} were made, "
+          f"{before or 'which was none'}; give another --workdir, or use --config.resume=never to start anew there")
 
 
 def keep_picture(config: Config, folder: Path, picture: pictures.Picture, told: image3d.Told) -> None:
@@ -210,9 +212,13 @@ def keep_picture(config: Config, folder: Path, picture: pictures.Picture, told: 
   straight = np.where(opacity > 0, (picture.rgb - 1.0 + opacity) / np.maximum(opacity, 1e-6), 1.0)
   rgba = np.concatenate([np.clip(straight, 0.0, 1.0), opacity], -1)
   images.write_png(rgba, folder / INPUT)
-  kept = {kind: kind + path.suffix.lower() for kind, (_, path) in _given(config).items()}
+  kept = {kind: path and kind + Path(path).suffix.lower() for kind, (_, path) in _given(config).items()}
   for kind, (_, path) in _given(config).items():
-    write_atomically(folder / kept[kind], functools.partial(shutil.copyfile, path))
+    for other in folder.glob(f"{kind}.*"):  # of a run that was here before
+      if other.name != kept[kind]:
+        other.unlink()
+    if path:
+      write_atomically(folder / kept[kind], functools.partial(shutil.copyfile, path))
   files.write_json(dict(kept, image=config.image, elevation=float(told["elevation"]), azimuth=float(told["azimuth"]),
                         frame=picture.frame._asdict()), folder / ABOUT)
 

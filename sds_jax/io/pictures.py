@@ -94,8 +94,8 @@ def read_picture(path: str | os.PathLike, size: int, framing: str = "auto", back
   colours, opacity = _moved_with_opacity(colours, opacity, frame, size)
   if (opacity > VISIBLE).sum() < FEWEST:
     where = f"{path} shows an object of fewer than {FEWEST} pixels at size={size} and framing={framing!r}"
-    moved = frame.scale != 1.0 or any(frame.shift)
-    raise PictureError(f"{where}: it is too long and thin" if moved else f"{where}; framing='centre' makes it larger")
+    raise PictureError(f"{where}: it is too long and thin" if frame.scale > 1.0 or _longest(mask) >= FILL else
+                       f"{where}; framing='centre' makes it larger")
   return Picture(colours * opacity[..., None] + (1.0 - opacity[..., None]), opacity, frame)
 
 
@@ -115,7 +115,7 @@ def read_map(path: str | os.PathLike, frame: Frame, size: int, channels: int) ->
   """
   decoded = decode(path, max(_LARGEST_SIDE, 2 * size))
   height, width = decoded.opacity.shape
-  # As fine as the map's pixels can tell.
+  # As fine as the map's pixels can tell; the picture is rarely the coarser one.
   if frame.aspect is not None and abs(width / height / frame.aspect - 1.0) > 0.01 + 0.5 / width + 0.5 / height:
     raise PictureError(f"{path} is {width / height:.3g} times as wide as it is high, its picture {frame.aspect:.3g} "
                        f"times; a map has to show the same as the picture")
@@ -129,7 +129,7 @@ def read_map(path: str | os.PathLike, frame: Frame, size: int, channels: int) ->
     raise PictureError(f"channels={channels} is neither 1 (depth) nor 3 (normals)")
   if channels == 1 and not grey:
     raise PictureError(f"{path} has colours; a map of one channel has to be grey, without a colour scale")
-  if channels == 1 and np.ptp((values[..., 0] / np.maximum(decoded.opacity, 1e-6))[known]) < 0.5 / 255:
+  if channels == 1 and np.ptp((values[..., 0] / np.maximum(decoded.opacity, 1e-6))[known]) < 0.5 / 65535:
     raise PictureError(f"{path} has one value all over, which tells nothing of depth")
   if channels == 3 and grey:
     raise PictureError(f"{path} is grey; a map of {channels} channels needs colours")
@@ -176,7 +176,7 @@ def _frame(path: str | os.PathLike, mask: np.ndarray, framing: str) -> Frame:
   cut = top == 0 or left == 0 or bottom == height or right == width
   if cut:
     print(f"{path}: the object reaches the edge of the picture; what is cut off there will end in a flat face")
-  longest = max(bottom - top, right - left) / side
+  longest = _longest(mask)
   middle = ((left + right - width) / (2 * side), (top + bottom - height) / (2 * side))  # from the frame's middle
   aspect = width / height
   fits = not cut and AUTO_FILL[0] <= longest <= AUTO_FILL[1] and max(map(abs, middle)) <= AUTO_MIDDLE
@@ -184,6 +184,11 @@ def _frame(path: str | os.PathLike, mask: np.ndarray, framing: str) -> Frame:
     return Frame(aspect=aspect)
   scale = FILL / longest
   return Frame(float(scale), (float(-scale * middle[0]), float(-scale * middle[1])), aspect)
+
+
+def _longest(mask: np.ndarray) -> float:
+  """The longest side of the box around `mask` [H, W], as a fraction of the frame."""
+  return max(np.ptp(indices) + 1 for indices in np.nonzero(mask)) / max(mask.shape)
 
 
 def _moved_with_opacity(premultiplied: np.ndarray, opacity: np.ndarray, frame: Frame,

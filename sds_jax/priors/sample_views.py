@@ -30,8 +30,7 @@ def read_picture(path: str | os.PathLike) -> Array:
   picture = decoded.premultiplied + (1 - decoded.opacity[..., None])
   height, width, _ = picture.shape
   if height != width:
-    raise PictureError(f"{path} is {width / height:.3g} times as wide as it is high, expected a square: crop it, or "
-                       "put the object on a square")
+    raise PictureError(f"{path} has {width}x{height} pixels, expected a square: crop it, or put the object on a square")
   if (picture == picture[0, 0]).all():
     raise PictureError(f"{path} shows no object: it is of one colour, or all transparent")
   return jnp.asarray(picture)

@@ -153,12 +153,16 @@ def has_begun(out: pathlib.Path) -> bool:
   return any(path.name.isdecimal() for path in (out / "checkpoints").glob("*"))
 
 
-def check_same_run(path: pathlib.Path, settings: dict[str, Any]) -> None:
-  """Keep the settings of a run beside it; refuse to go on with others (but for the number of steps)."""
+def check_same_run(path: pathlib.Path, settings: dict[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
+  """Keep the settings of a run beside it; refuse to go on with others (but for the number of steps).
+
+  Args:
+    defaults: of settings that a run may lack, having been begun before there were such.
+  """
   settings = dict(settings, steps=None)
   if not path.exists():
     write_json(path, settings)
-  before = json.loads(path.read_text(encoding="utf-8"))
+  before = {**(defaults or {}), **json.loads(path.read_text(encoding="utf-8"))}
   for name in sorted(before.keys() | settings.keys()):
     if before.get(name) != settings.get(name):
       raise ValueError(f"{name}={settings.get(name)!r}, but the run in {path.parent} was begun with "

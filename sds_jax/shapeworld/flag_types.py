@@ -10,8 +10,8 @@ def positive(text: str) -> int:
 
 
 def seed(text: str) -> int:
-  """What fits the generators of NumPy and of JAX."""
-  return _whole(text, 0, "from 0 to 2^32 - 1", 2**32 - 1)
+  """The seed of a data set or a run; from 2^31 on are the roots of pictures and scores (`pictures.ORIGIN`)."""
+  return _whole(text, 0, "from 0 to 2^31 - 1", 2**31 - 1)
 
 
 def _whole(text: str, low: int, legal: str, high: int | None = None) -> int:

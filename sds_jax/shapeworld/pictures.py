@@ -31,7 +31,7 @@ from sds_jax.types import Array, Camera
 from sds_jax.views import cameras, poses
 
 ORIGIN = 2**31
-"""The root of all keys, where a data set has its seed; those of training sets are far below."""
+"""The root of all keys, where a data set has its seed; those of training sets are below."""
 SIZES = (16, 1024)
 """Least and largest size of a picture, pixels a side."""
 CHUNK = "shapeworld"

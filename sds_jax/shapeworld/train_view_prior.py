@@ -152,7 +152,7 @@ def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None,
     params = read_params(init)
   out.mkdir(parents=True, exist_ok=True)
   fitting.check_same_run(out / "settings.json", {**settings, "seed": seed, "init": str(init) if init else None,
-                                                 "weights": view_dataset.WEIGHTS})
+                                                 "weights": view_dataset.WEIGHTS}, view_recipe.TRAINING)
   images = out / "images.npz"
   if not images.exists():
     view_dataset.make_dataset(settings["num_images"], seed, images, settings["front_weight"], settings["chair_weight"])

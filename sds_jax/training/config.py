@@ -36,7 +36,7 @@ def default() -> ConfigDict:
   config.render = _render()
   config.loss = ConfigDict(dict(
       sds=(1.0,),
-      orientation=((0.0, 1e-4), (0.33, 1e-2)),  # needs normals: counts in shaded steps; in all where none is shaded
+      orientation=((0.0, 1e-4), (0.33, 1e-2)),  # needs normals: counts in shaded steps only (from a picture: in all)
       opacity=(0.0,),  # mean of sqrt(opacity^2 + 0.01)
       entropy=(0.0,)))  # binary entropy of the opacity: 0 where a pixel is surely empty or surely full
   config.optimizer = ConfigDict(dict(  # b1, b2, eps: of adam and adamw; sgd takes b1 as momentum, adan its own betas

@@ -33,6 +33,7 @@ is written.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ def _apply(config: ConfigDict, recipe: Recipe, prior: str) -> None:
 
 def _of_pixels(prior: str) -> bool:
   """Whether a prior is a DeepFloyd IF, by its folder's model_index.json, or else by its name."""
-  index = Path(prior) / "model_index.json"
+  index = Path(os.path.expanduser(prior)) / "model_index.json"
   if index.is_file():
     return read_json(index).get("_class_name") == "IFPipeline"
   return re.match(r"(.*/)?if(-|$)", prior.lower()) is not None

@@ -50,6 +50,7 @@ class Scene:
     lights: how lights and shading modes are drawn.
     optimizer: of all parameters.
     as_latent: whether normals and opacity are the latent that the prior sees, and colours are left out.
+    facing: whether unshaded renders have normals too, for `loss.orientation`.
   """
   config: ml_collections.FrozenConfigDict
   field: Field
@@ -59,6 +60,7 @@ class Scene:
   lights: lights.LightDistribution
   optimizer: optax.GradientTransformation
   as_latent: bool = False
+  facing: bool = False
 
 
 def make_scene(config: ml_collections.FrozenConfigDict, as_latent: bool = False) -> Scene:
@@ -84,7 +86,8 @@ def make_scene(config: ml_collections.FrozenConfigDict, as_latent: bool = False)
           albedo_only=s.albedo_until, ambient=s.ambient, diffuse=1.0 - s.ambient,
           ambient_spread=s.ambient_spread),
       optimizer=make_optimizer(config),
-      as_latent=as_latent)
+      as_latent=as_latent,
+      facing=config.job == "image3d" and config.loss.orientation != (0.0,))
 
 
 def new_state(scene: Scene, key: Array) -> TrainState:
@@ -229,7 +232,8 @@ def _render_each(scene: Scene, params: Params, grid: Any, cams: Camera, shading:
 
 def _render(scene: Scene, params: Params, grid: Any, cams: Camera, shading: Shading, key: Array, index: Array,
             progress: Array) -> tuple[RenderOutput, Array]:
-  """The step's images. Normals cost more than all else, so an unshaded step takes a branch without them."""
+  """The step's images. Normals cost more than all else, so an unshaded step takes a branch without them (unless
+  `scene.facing`)."""
   height, width = scene.config.render.height, scene.config.render.width
   keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(index)
   light = jax.vmap(lambda k, p: lights.sample_light(k, p, scene.lights))(keys[:, 0], cams.position)
@@ -244,15 +248,12 @@ def _render(scene: Scene, params: Params, grid: Any, cams: Camera, shading: Shad
     return render_views(field, field_params, cams, height, width, behind, keys[:, 2], options=options,
                         grid=grid, light=light, shade=shading)
 
-  never_shaded = scene.lights.shaded == 0.0
-  facing = never_shaded and scene.config.loss.orientation != (0.0,)  # then it counts in every step
-
   def bare(field_params):
-    normals = scene.config.render.normals if scene.as_latent or facing else "none"
+    normals = scene.config.render.normals if scene.as_latent or scene.facing else "none"
     return render_views(field, field_params, cams, height, width, behind, keys[:, 2],
                         options=dataclasses.replace(scene.options, normals=normals), grid=grid)
 
-  if never_shaded or scene.as_latent:
+  if scene.lights.shaded == 0.0 or scene.as_latent:
     return bare(field_params)
   return jax.lax.cond(shading.mode == ALBEDO, bare, shaded, field_params)
 

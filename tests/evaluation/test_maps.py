@@ -89,6 +89,14 @@ def test_other_maps_do_not_go_on_with_a_run(scene, tmp_path):
   shutil.copyfile(tmp_path / "disparity.png", tmp_path / "depth.png")
   with pytest.raises(ResumeError, match="config.picture.depth=.* is another picture than that"):
     image3d_modes.check_same(config, workdir)
+  less = ml_collections.ConfigDict(config)
+  less.picture.depth = ""
+  with pytest.raises(ResumeError, match="config.picture.depth=''"):
+    image3d_modes.check_same(less, workdir)
+  image3d_modes.keep_picture(less, workdir, taken.picture, dict(elevation=0.1, azimuth=0.0))
+  assert not (workdir / "depth.png").exists()
+  with pytest.raises(ResumeError, match="which was none"):
+    image3d_modes.check_same(config, workdir)
 
 
 def test_a_map_has_to_be_about_the_object(scene, tmp_path):

@@ -222,7 +222,7 @@ def test_too_little_to_see(tmp_path, shape, corners, settings):
     read_picture(path, 32, **settings)
   assert str(path) in str(error.value) and "\n" not in str(error.value)
   if "an object of fewer" in str(error.value):  # what helps, and not what has been done
-    assert ("'centre' makes it larger" in str(error.value)) == (settings.get("framing") == "keep")
+    assert ("'centre' makes it larger" in str(error.value)) == (shape == (400, 400))
 
 
 def test_a_uniform_picture_shows_nothing(tmp_path):
@@ -263,8 +263,17 @@ def grey_ramp(height, width):
 
 
 def test_a_small_map_may_have_rounded_sides(tmp_path):
-  """Of a picture 300 x 200, one twelfth the size."""
+  """Of a picture 300 x 200, one twelfth the size; but not any sides."""
   read_map(save(tmp_path / "x.png", grey_ramp(17, 25)), Frame(aspect=1.5), 16, 1)
+  with pytest.raises(PictureError, match="1.33 times as wide as it is high, its picture 1.5 times"):
+    read_map(save(tmp_path / "x.png", grey_ramp(9, 12)), Frame(aspect=1.5), 16, 1)
+
+
+def test_depth_may_have_a_small_range(tmp_path):
+  """Of 16 bits, as where it is in millimetres."""
+  depth = (800 + np.arange(600) % 90).astype(np.uint16).reshape(20, 30)
+  found = read_map(save(tmp_path / "x.png", depth), Frame(), 30, 1)
+  np.testing.assert_allclose(found.values[5:25, :, 0], depth / 65535, atol=1e-6)
 
 
 def test_maps_that_will_not_do(tmp_path):

@@ -86,7 +86,7 @@ def test_a_picture_without_opacity(tmp_path):
   (["--prior=views", "--picture=none.png"], "none.png"),
   (["--prior=views", "--picture=text.png"], "text.png"),
   (["--prior=views", "--picture=grey.png"], "grey.png shows no object"),
-  (["--prior=views", "--picture=wide.png"], "wide.png is 1.25 times as wide as it is high, expected a square")])
+  (["--prior=views", "--picture=wide.png"], "wide.png has 20x16 pixels, expected a square: crop it, or put the")])
 def test_mistakes(asked, tmp_path, monkeypatch, capsys, flags, words):
   monkeypatch.chdir(tmp_path)
   write(tmp_path / "a.png")

@@ -42,11 +42,11 @@ def test_a_save_that_was_cut_off_is_no_beginning(tmp_path):
 
 @pytest.mark.parametrize("read, text, legal", [
   (flag_types.positive, "0", "at least 1"), (flag_types.positive, "two", "at least 1"),
-  (flag_types.seed, "-1", "from 0 to"), (flag_types.seed, str(2**32), "from 0 to")])
+  (flag_types.seed, "-1", "from 0 to"), (flag_types.seed, str(2**31), "from 0 to")])
 def test_flags_out_of_range(read, text, legal):
   with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is no whole number that is {legal}"):
     read(text)
-  assert (flag_types.positive("7"), flag_types.seed("0"), flag_types.seed(str(2**32 - 1))) == (7, 0, 2**32 - 1)
+  assert (flag_types.positive("7"), flag_types.seed("0"), flag_types.seed(str(2**31 - 1))) == (7, 0, 2**31 - 1)
 
 
 def test_learning_rate_does_not_know_the_end_until_it_falls():
@@ -155,5 +155,6 @@ def test_a_run_goes_on_with_its_own_settings_only(tmp_path):
   fitting.check_same_run(path, dict(SETTINGS, seed=1, steps=9))  # longer is the same run
   with pytest.raises(ValueError, match="seed=2, but the run in .* was begun with 1"):
     fitting.check_same_run(path, dict(SETTINGS, seed=2))
-  with pytest.raises(ValueError, match="more=3, but the run in .* was begun with None"):
-    fitting.check_same_run(path, dict(SETTINGS, seed=1, more=3))
+  with pytest.raises(ValueError, match="more=3, but the run in .* was begun with 2"):
+    fitting.check_same_run(path, dict(SETTINGS, seed=1, more=3), dict(more=2))
+  fitting.check_same_run(path, dict(SETTINGS, seed=1, more=3), dict(more=3))
