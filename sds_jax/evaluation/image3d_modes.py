@@ -212,13 +212,13 @@ def keep_picture(config: Config, folder: Path, picture: pictures.Picture, told: 
   straight = np.where(opacity > 0, (picture.rgb - 1.0 + opacity) / np.maximum(opacity, 1e-6), 1.0)
   rgba = np.concatenate([np.clip(straight, 0.0, 1.0), opacity], -1)
   images.write_png(rgba, folder / INPUT)
+  before = files.read_json(folder / ABOUT)
   kept = {kind: path and kind + Path(path).suffix.lower() for kind, (_, path) in _given(config).items()}
   for kind, (_, path) in _given(config).items():
-    for other in folder.glob(f"{kind}.*"):  # of a run that was here before
-      if other.name != kept[kind]:
-        other.unlink()
     if path:
       write_atomically(folder / kept[kind], functools.partial(shutil.copyfile, path))
+  for name in {before.get(kind) for kind in kept} - {None, "", *kept.values()}:  # put here by an earlier run
+    (folder / name).unlink(missing_ok=True)
   files.write_json(dict(kept, image=config.image, elevation=float(told["elevation"]), azimuth=float(told["azimuth"]),
                         frame=picture.frame._asdict()), folder / ABOUT)
 

@@ -93,8 +93,9 @@ def test_other_maps_do_not_go_on_with_a_run(scene, tmp_path):
   less.picture.depth = ""
   with pytest.raises(ResumeError, match="config.picture.depth=''"):
     image3d_modes.check_same(less, workdir)
+  (workdir / "depth.txt").write_text("the user's own")
   image3d_modes.keep_picture(less, workdir, taken.picture, dict(elevation=0.1, azimuth=0.0))
-  assert not (workdir / "depth.png").exists()
+  assert not (workdir / "depth.png").exists() and (workdir / "depth.txt").exists()
   with pytest.raises(ResumeError, match="which was none"):
     image3d_modes.check_same(config, workdir)
 
