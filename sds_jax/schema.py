@@ -1,0 +1,360 @@
+"""Typed settings: dataclasses whose fields carry default, legal range and meaning, and the walker that reads them.
+
+A group of settings is a frozen dataclass. Each field is declared on one line:
+
+    @dataclasses.dataclass(frozen=True)
+    class Camera:
+      '''Where the views are drawn from.'''
+      distance: Span = setting((2.4, 3.0), span(1.0, 100.0), "distance to the origin in world units")
+      lens: Lens = group(Lens)
+
+      def relations(self, path: str) -> Iterator[str]:
+        if ...: yield f"{path}.distance={self.distance!r} ..."
+
+`defaults` turns such a tree into a `ConfigDict` for config files and flags; `read` checks a `ConfigDict` and returns
+the tree; `describe` lists the fields for the documentation.
+"""
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from ml_collections import ConfigDict, FieldReference
+
+T = TypeVar("T")
+
+Scheduled: TypeAlias = float | tuple[tuple[float, float], ...]
+"""A number v, or points ((p0, v0), (p1, v1), ...), linear between the fractions p of the run."""
+
+Span: TypeAlias = tuple[float, float]
+"""(smallest, largest)."""
+
+AUTO = "auto"
+"""The value of a setting that is left to another setting's choice."""
+
+
+class ConfigError(ValueError):
+  """A setting that cannot be used. The message is one line: setting, value, legal values, remedy."""
+
+
+class Legal(NamedTuple):
+  """The legal values of a setting.
+
+  Attributes:
+    test: returns whether a value, which has been through `convert`, is legal. May raise TypeError or ValueError for no.
+    words: names the legal values; completes the sentence "it must be ...".
+    convert: brings a value into its final form.
+    loose: whether values of several types are legal, so that the type of the default does not bind.
+    text: whether values must be valid text; folders need not be.
+  """
+  test: Callable[[Any], bool]
+  words: str
+  convert: Callable[[Any], Any] = lambda value: value
+  loose: bool = False
+  text: bool = True
+
+
+def finite(value: Any) -> bool:
+  """Returns whether a value is a finite number, and no bool."""
+  return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(low: float, high: float = math.inf, words: str = "") -> Legal:
+  """Allows finite numbers within limits; `words` follow the limits in errors."""
+  described = f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a number of at least {low:g}"
+  return Legal(lambda v: finite(v) and low <= v <= high, described + words)
+
+
+def above(low: float, high: float = math.inf, words: str = "") -> Legal:
+  """Allows finite numbers above `low`, up to `high`."""
+  described = f"a number above {low:g}" + (f", up to {high:g}" if math.isfinite(high) else "")
+  return Legal(lambda v: finite(v) and low < v <= high, described + words)
+
+
+def below(low: float, high: float, words: str = "") -> Legal:
+  """Allows finite numbers of at least `low` and below `high`."""
+  return Legal(lambda v: finite(v) and low <= v < high, f"a number from {low:g} to below {high:g}{words}")
+
+
+def whole(low: int, high: int = 10**9, words: str = "") -> Legal:
+  """Allows whole numbers within limits."""
+  described = f"a whole number from {low} to {high}" if high < 10**9 else f"a whole number of at least {low}"
+  return Legal(lambda v: low <= v <= high, described + words)
+
+
+def one_of(names: Iterable[str], words: str = "") -> Legal:
+  """Allows one of the names; `names` is looked at anew for every value."""
+  return Legal(lambda v: v in names, "one of " + ", ".join(names) + words)
+
+
+def switch() -> Legal:
+  """Allows True and False."""
+  return Legal(lambda v: isinstance(v, bool), "True or False")
+
+
+def sentence(longest: int = 10_000, words: str = "") -> Legal:
+  """Allows text of at most `longest` characters."""
+  return Legal(lambda v: len(v) <= longest, f"a text of at most {longest:,} characters{words}")
+
+
+def folder() -> Legal:
+  """Allows any path, also bytes that are no text."""
+  return Legal(lambda v: isinstance(v, str), "a path", text=False)
+
+
+def span(low: float, high: float, words: str = "") -> Legal:
+  """Allows a pair (smallest, largest) within limits."""
+  return Legal(lambda v: len(v) == 2 and all(map(finite, v)) and low <= v[0] <= v[1] <= high,
+               f"(smallest, largest) with {low:g} <= smallest <= largest <= {high:g}{words}", tuple)
+
+
+def scheduled_values(spec: Any) -> list[float] | None:
+  """Returns the values that a scheduled number passes through, or None if its form is not legal."""
+  if finite(spec):
+    return [spec]
+  if not spec or not all(isinstance(p, tuple) and len(p) == 2 and all(map(finite, p)) for p in spec):
+    return None
+  places = [p for p, _ in spec]
+  rising = all(a < b for a, b in zip(places, places[1:]))
+  return [v for _, v in spec] if rising and 0.0 <= places[0] and places[-1] <= 1.0 else None
+
+
+def _plain(spec: Any) -> Any:
+  """Returns a scheduled number with a constant as a float and points as a tuple of pairs; (v,) is a constant."""
+  if isinstance(spec, (list, tuple)) and len(spec) == 1 and finite(spec[0]):
+    spec = spec[0]
+  if finite(spec):
+    return float(spec)
+  if isinstance(spec, (list, tuple)):
+    return tuple(tuple(point) if isinstance(point, (list, tuple)) else point for point in spec)
+  return spec
+
+
+def scheduled(low: float, high: float = math.inf, words: str = "") -> Legal:
+  """Allows a number that may change over the run, with all its values within limits."""
+  def test(spec: Any) -> bool:
+    values = scheduled_values(spec)
+    return values is not None and all(low <= v <= high for v in values)
+
+  limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
+  return Legal(test, f"a constant v or points ((p0, v0), (p1, v1), ...) with fractions p of the run rising within "
+               f"[0, 1] and values {limits}{words}", _plain, loose=True)
+
+
+def or_auto(legal: Legal) -> Legal:
+  """Allows "auto" (or an empty tuple) besides the legal values."""
+  def convert(value: Any) -> Any:
+    return AUTO if value == AUTO or value == () else legal.convert(value)
+
+  return Legal(lambda v: v == AUTO or legal.test(v), f"{AUTO}, or {legal.words}", convert, loose=True)
+
+
+def setting(default: Any, legal: Legal, meaning: str) -> Any:
+  """Declares a field of a group.
+
+  Args:
+    default: value of a run that does not set the field.
+    legal: the legal values.
+    meaning: one line for the settings reference.
+  """
+  return dataclasses.field(default=default, metadata=dict(legal=legal, meaning=meaning))
+
+
+def group(kind: Callable[[], Any]) -> Any:
+  """Declares a field that is a group of settings itself."""
+  return dataclasses.field(default_factory=kind)
+
+
+def with_defaults(kind: type[T], **changes: Any) -> type[T]:
+  """Returns a subclass of a group, of the same name, with other defaults; ranges and meanings stay.
+
+  >>> import dataclasses
+  >>> @dataclasses.dataclass(frozen=True)
+  ... class Steps:
+  ...   count: int = setting(500, whole(1), "updates")
+  >>> with_defaults(Steps, count=600)().count
+  600
+  """
+  by_name = {field.name: field for field in dataclasses.fields(kind)}
+  fields = []
+  for name, default in changes.items():
+    metadata = by_name[name].metadata
+    fields.append((name, by_name[name].type, dataclasses.field(default=default, metadata=metadata) if metadata else
+                   dataclasses.field(default_factory=default)))
+  return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True,
+                                    namespace={"__doc__": kind.__doc__})
+
+
+def is_group(value: Any) -> bool:
+  """Returns whether a value is a group of settings."""
+  return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+  """Returns a group as nested dictionaries, for records and checkpoints."""
+  return {field.name: to_dict(value) if is_group(value) else value
+          for field in dataclasses.fields(settings) for value in (getattr(settings, field.name),)}
+
+
+def to_config(settings: Any) -> ConfigDict:
+  """Returns a group as an unlocked `ConfigDict`.
+
+  A field that takes values of several types, such as a scheduled number, becomes a reference of type object, so that
+  flags parse a number and a tuple of points alike.
+  """
+  config = ConfigDict()
+  for field in dataclasses.fields(settings):
+    value = getattr(settings, field.name)
+    if is_group(value):
+      config[field.name] = to_config(value)
+    elif field.metadata["legal"].loose:
+      config[field.name] = FieldReference(value, field_type=object)
+    else:
+      config[field.name] = value
+  return config
+
+
+def replaced(settings: T, changes: dict[str, Any]) -> T:
+  """Returns a group with some fields changed, by dotted name; nothing is checked.
+
+  >>> import dataclasses
+  >>> @dataclasses.dataclass(frozen=True)
+  ... class Steps:
+  ...   count: int = setting(500, whole(1), "updates")
+  >>> replaced(Steps(), {"count": 3}).count
+  3
+  """
+  for path, value in changes.items():
+    name, _, rest = path.partition(".")
+    settings = dataclasses.replace(
+        settings, **{name: replaced(getattr(settings, name), {rest: value}) if rest else value})
+  return settings
+
+
+def read(reference: T, config: ConfigDict, prefix: str = "config", ranges: bool = True) -> T:
+  """Checks a `ConfigDict` and returns it as the group that `reference` is of.
+
+  Names and types are checked, then ranges, then the relations within each group.
+
+  Args:
+    reference: a group with its defaults.
+    config: the values; every field of the group must be there.
+    prefix: of the settings' names in errors.
+    ranges: whether ranges and relations are checked, not only names and types.
+
+  Raises:
+    ConfigError: the first mistake.
+  """
+  _check_names_and_types(config, reference, prefix)
+  settings = _build(reference, config, prefix, ranges)
+  if ranges:
+    for problem in _relations(settings, prefix):
+      raise ConfigError(problem)
+  return settings
+
+
+def check_name(path: str, reference: Any, prefix: str = "config") -> None:
+  """Raises ConfigError unless the dotted `path` is a setting of `reference`, naming the nearest setting."""
+  value = reference
+  for name in path.split("."):
+    known = [field.name for field in dataclasses.fields(value)] if is_group(value) else []
+    if name not in known:
+      near = difflib.get_close_matches(name, known, n=1)
+      hint = (f"did you mean {prefix}.{near[0]}?" if near else
+              f"known here: {', '.join(sorted(known))}" if known else f"{prefix} has no settings inside")
+      whole_path = f"{prefix.split('.')[0]}.{path}"
+      raise ConfigError(f"{whole_path} is not a setting; {hint}")
+    value, prefix = getattr(value, name), f"{prefix}.{name}"
+
+
+class Described(NamedTuple):
+  """A setting as the documentation shows it: dotted name, default, legal values, meaning; `legal` None for a group."""
+  name: str
+  default: Any
+  legal: str | None
+  meaning: str
+
+
+def describe(settings: Any, prefix: str = "") -> Iterator[Described]:
+  """Yields every group and every field of a tree in order."""
+  for field in dataclasses.fields(settings):
+    value, name = getattr(settings, field.name), f"{prefix}{field.name}"
+    if is_group(value):
+      yield Described(name, None, None, (value.__doc__ or "").strip().split("\n")[0])
+      yield from describe(value, f"{name}.")
+    else:
+      yield Described(name, value, field.metadata["legal"].words, field.metadata["meaning"])
+
+
+def _check_names_and_types(config: ConfigDict, reference: Any, prefix: str) -> None:
+  for name in config:
+    check_name(name, reference, prefix)
+    value, default, path = config[name], getattr(reference, name), f"{prefix}.{name}"
+    if is_group(default):
+      if not isinstance(value, ConfigDict):
+        first = dataclasses.fields(default)[0].name
+        raise ConfigError(f"{path}={value!r} is not legal: it must be a group of settings, {path}.{first} and so on")
+      _check_names_and_types(value, default, path)
+      continue
+    legal = _field(reference, name).metadata["legal"]
+    if not legal.loose and not _same_type(value, default):
+      raise ConfigError(f"{path}={value!r} is of type {type(value).__name__}: it must be of type "
+                        f"{type(default).__name__}, such as {default!r}")
+    if isinstance(value, str) and legal.text and not _is_text(value):
+      raise ConfigError(f"{path}={value!r} is not legal: it must be text, and it holds half a character (a lone "
+                        "surrogate); type it again, or set the terminal to UTF-8")
+  for field in dataclasses.fields(reference):
+    if field.name not in config:
+      raise ConfigError(f"{prefix}.{field.name} is missing; start from the defaults of sds_jax.settings")
+
+
+def _build(reference: T, config: ConfigDict, prefix: str, ranges: bool) -> T:
+  values = {}
+  for field in dataclasses.fields(reference):
+    value, default, path = config[field.name], getattr(reference, field.name), f"{prefix}.{field.name}"
+    if is_group(default):
+      values[field.name] = _build(default, value, path, ranges)
+      continue
+    legal, given = field.metadata["legal"], value
+    try:
+      value = legal.convert(value)
+      fine = not ranges or legal.test(value)
+    except (TypeError, ValueError, OverflowError):  # a tuple with a string inside, say, or 10**400
+      fine = not ranges
+    if not fine:
+      raise ConfigError(f"{path}={given!r} is not legal: it must be {legal.words}")
+    values[field.name] = float(value) if isinstance(default, float) and finite(value) else value
+  return type(reference)(**values)
+
+
+def _relations(settings: Any, prefix: str) -> Iterator[str]:
+  for field in dataclasses.fields(settings):
+    if is_group(value := getattr(settings, field.name)):
+      yield from _relations(value, f"{prefix}.{field.name}")
+  if hasattr(settings, "relations"):
+    yield from settings.relations(prefix)
+
+
+def _field(settings: Any, name: str) -> dataclasses.Field:
+  return next(field for field in dataclasses.fields(settings) if field.name == name)
+
+
+def _is_text(value: str) -> bool:
+  try:
+    value.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
+
+
+def _same_type(value: Any, default: Any) -> bool:
+  if isinstance(default, float):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+  if isinstance(default, int) and not isinstance(default, bool):
+    return isinstance(value, int) and not isinstance(value, bool)
+  if isinstance(default, tuple):
+    return isinstance(value, (tuple, list))
+  return isinstance(value, type(default))
