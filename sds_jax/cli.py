@@ -94,8 +94,8 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
   from sds_jax import hosts
   from sds_jax.io import exhausted, lock
   from sds_jax.io.files import DamagedFileError
-  from sds_jax.priors.decoding import PictureError
-  from sds_jax.priors.files import CheckpointError
+  from sds_jax.priors.loading.decoding import PictureError
+  from sds_jax.priors.loading.files import CheckpointError
   from sds_jax.training import validation, workspace
   from sds_jax.training.divergence import Diverged
   from sds_jax.training.loop import Interrupted

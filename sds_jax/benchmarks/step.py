@@ -28,7 +28,7 @@ from ml_collections import config_flags
 from sds_jax import compilation
 from sds_jax.benchmarks import memory, parts, peer, peer_prior, table, timing, workload
 from sds_jax.io import files
-from sds_jax.priors.files import CheckpointError
+from sds_jax.priors.loading.files import CheckpointError
 from sds_jax.training import config as config_lib
 from sds_jax.training import validation
 

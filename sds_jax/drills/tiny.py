@@ -10,8 +10,8 @@ from flax import traverse_util
 import jax.numpy as jnp
 import numpy as np
 
-from sds_jax.priors import checkpoint
-from sds_jax.priors.files import write_json
+from sds_jax.priors.loading import checkpoint
+from sds_jax.priors.loading.files import write_json
 from sds_jax.shapeworld import captions, tokenizer
 from sds_jax.views.poses import POSE_DIM
 

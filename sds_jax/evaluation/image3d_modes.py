@@ -19,7 +19,7 @@ from PIL import Image
 from sds_jax import compilation, hosts
 from sds_jax.evaluation import image_scores, modes
 from sds_jax.io import files, images, pictures
-from sds_jax.priors.files import write_atomically
+from sds_jax.priors.loading.files import write_atomically
 from sds_jax.priors.prior import Prior
 from sds_jax.shapeworld import pictures as samples
 from sds_jax.training import (

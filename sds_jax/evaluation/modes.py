@@ -15,7 +15,7 @@ from sds_jax.evaluation import scores as scoring
 from sds_jax.io import files, images
 from sds_jax.io.checkpoints import Checkpoints
 from sds_jax.priors import prior as prior_lib
-from sds_jax.priors.files import CheckpointError
+from sds_jax.priors.loading.files import CheckpointError
 from sds_jax.shapeworld import captions
 from sds_jax.training import (
     conditions, layout as layout_lib, outputs, particles, resume, loop, step as step_lib, validation, workspace)

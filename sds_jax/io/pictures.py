@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from sds_jax.io import backgrounds
-from sds_jax.priors.decoding import Decoded, PictureError, decode
+from sds_jax.priors.loading.decoding import Decoded, PictureError, decode
 
 FRAMINGS = ("auto", "centre", "keep")
 BACKGROUNDS = ("auto", "alpha", "plain", "rembg")

@@ -34,14 +34,14 @@ import jax.numpy as jnp
 
 from sds_jax.diffusion.parameterizations import EPS_FROM
 from sds_jax.diffusion.schedules import prediction_type_from_config, schedule_from_config
-from sds_jax.priors import published
-from sds_jax.priors.checkpoint import COMPONENTS, abstract_params, load_on_device, open_component
-from sds_jax.priors.files import CheckpointError, read_json
-from sds_jax.priors.random_weights import random_params, random_text
+from sds_jax.priors.loading import published
+from sds_jax.priors.loading.checkpoint import COMPONENTS, abstract_params, load_on_device, open_component
+from sds_jax.priors.loading.files import CheckpointError, read_json
+from sds_jax.priors.loading.random_weights import random_params, random_text
+from sds_jax.priors.loading.sources import Source, find
+from sds_jax.priors.loading.text import TextEncoder, open_text_encoder
 from sds_jax.priors.sight import LAYOUTS, Sight, open_sight, random_sight
-from sds_jax.priors.sources import Source, find
 from sds_jax.priors.spaces import Space, latent_space, pixel_space
-from sds_jax.priors.text import TextEncoder, open_text_encoder
 from sds_jax.types import Array, DenoiseFn, EncodeFn, Params, Schedule
 from sds_jax.views.cameras import CAMERA_DIM, RAY_DIM, ray_features
 

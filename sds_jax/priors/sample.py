@@ -18,7 +18,7 @@ from PIL import Image
 
 from sds_jax import compilation
 from sds_jax.priors.ddim import ddim
-from sds_jax.priors.files import write_atomically
+from sds_jax.priors.loading.files import write_atomically
 from sds_jax.priors.prior import Prior, build
 from sds_jax.priors.sample_views import elevation_of, read_picture, sample_views
 from sds_jax.types import Array, Params

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from sds_jax import compilation
 from sds_jax.priors.ddim import ddim
-from sds_jax.priors.decoding import PictureError, decode
+from sds_jax.priors.loading.decoding import PictureError, decode
 from sds_jax.priors.prior import Prior
 from sds_jax.priors.sight import Seen, null
 from sds_jax.types import Array, Params

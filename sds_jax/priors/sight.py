@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sds_jax.priors import clip_pixels
-from sds_jax.priors.checkpoint import Stored, load_on_device, open_component
-from sds_jax.priors.files import CheckpointError
-from sds_jax.priors.pose_layers import CCProjection, with_pose
-from sds_jax.priors.random_weights import random_tokens
-from sds_jax.priors.sources import Source, is_stable_zero123
+from sds_jax.priors.loading import clip_pixels
+from sds_jax.priors.loading.checkpoint import Stored, load_on_device, open_component
+from sds_jax.priors.loading.files import CheckpointError
+from sds_jax.priors.loading.random_weights import random_tokens
+from sds_jax.priors.loading.sources import Source, is_stable_zero123
+from sds_jax.priors.networks.pose_layers import CCProjection, with_pose
 from sds_jax.priors.spaces import Space, resized
 from sds_jax.types import Array, Params
 from sds_jax.views.poses import DISTANCE, FOV_Y, POSE_DIM, pose_features

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from sds_jax.priors.vae import AutoencoderKL, sample_latents
+from sds_jax.priors.networks.vae import AutoencoderKL, sample_latents
 from sds_jax.types import Array, EncodeFn, Params
 
 

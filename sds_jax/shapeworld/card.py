@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from sds_jax.priors import prior as prior_lib
-from sds_jax.priors.files import write_atomically, write_json
+from sds_jax.priors.loading.files import write_atomically, write_json
 from sds_jax.shapeworld import captions, score_prior
 
 

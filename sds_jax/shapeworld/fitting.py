@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 import tqdm
 
 from sds_jax import compilation
-from sds_jax.priors.files import write_atomically, write_json
+from sds_jax.priors.loading.files import write_atomically, write_json
 from sds_jax.shapeworld import flag_types
 from sds_jax.types import Array, Params, Schedule
 

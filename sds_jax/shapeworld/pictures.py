@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from sds_jax.priors.files import parse_json, write_atomically
+from sds_jax.priors.loading.files import parse_json, write_atomically
 from sds_jax.shapeworld import captions, dataset, scenes, tracer, view_dataset
 from sds_jax.types import Array, Camera
 from sds_jax.views import cameras, poses

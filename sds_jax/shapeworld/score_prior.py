@@ -22,7 +22,7 @@ import numpy as np
 from sds_jax import compilation
 from sds_jax.priors import prior as prior_lib, sample
 from sds_jax.priors.ddim import ddim
-from sds_jax.priors.files import CheckpointError, write_json
+from sds_jax.priors.loading.files import CheckpointError, write_json
 from sds_jax.shapeworld import captions, flag_types, scenes, solids, tracer
 from sds_jax.types import Camera, Params
 from sds_jax.views import cameras

@@ -19,7 +19,7 @@ import numpy as np
 from sds_jax import compilation
 from sds_jax.priors import prior as prior_lib, sight
 from sds_jax.priors.ddim import ddim
-from sds_jax.priors.files import CheckpointError, write_json
+from sds_jax.priors.loading.files import CheckpointError, write_json
 from sds_jax.shapeworld import captions, flag_types, scenes, solids, view_dataset
 from sds_jax.shapeworld.pictures import ORIGIN
 from sds_jax.shapeworld.score_prior import foreground, write_sheet

@@ -20,8 +20,10 @@ import numpy as np
 
 from sds_jax.diffusion import schedules
 from sds_jax.diffusion.schedules import add_noise
-from sds_jax.priors import checkpoint, clip, prior as prior_lib, spaces, tokenizers, unet
-from sds_jax.priors.files import read_json, write_json
+from sds_jax.priors import prior as prior_lib, spaces
+from sds_jax.priors.loading import checkpoint, tokenizers
+from sds_jax.priors.loading.files import read_json, write_json
+from sds_jax.priors.networks import clip, unet
 from sds_jax.shapeworld import captions, card, dataset, fitting, recipe, score_prior, tokenizer
 from sds_jax.shapeworld.tokenizer import MAX_TOKENS
 from sds_jax.types import Array, Params, Schedule

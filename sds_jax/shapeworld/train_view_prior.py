@@ -18,12 +18,13 @@ import numpy as np
 
 from sds_jax.diffusion import schedules
 from sds_jax.diffusion.schedules import add_noise
-from sds_jax.priors import checkpoint, sources, spaces
-from sds_jax.priors.clip_vision import CLIPVisionModelWithProjection
-from sds_jax.priors.files import write_json
+from sds_jax.priors import spaces
+from sds_jax.priors.loading import checkpoint, sources
+from sds_jax.priors.loading.files import write_json
+from sds_jax.priors.networks.clip_vision import CLIPVisionModelWithProjection
+from sds_jax.priors.networks.pose_layers import CCProjection, ElevationHead, with_pose
+from sds_jax.priors.networks.unet import UNet2DConditionModel
 from sds_jax.priors.prior import unet_input
-from sds_jax.priors.unet import UNet2DConditionModel
-from sds_jax.priors.pose_layers import CCProjection, ElevationHead, with_pose
 from sds_jax.shapeworld import dataset, fitting, recipe, view_card, view_dataset, view_recipe
 from sds_jax.types import Array, Params, Schedule
 from sds_jax.views import poses

@@ -6,7 +6,7 @@ import shutil
 from typing import Any
 
 from sds_jax.priors import prior as prior_lib
-from sds_jax.priors.files import write_atomically, write_json
+from sds_jax.priors.loading.files import write_atomically, write_json
 from sds_jax.shapeworld import captions, card, score_prior, score_view_prior
 
 

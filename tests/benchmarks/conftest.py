@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import checkpoint
-from sds_jax.priors.clip import CLIPTextModel
-from sds_jax.priors.unet import UNet2DConditionModel
+from sds_jax.priors.loading import checkpoint
+from sds_jax.priors.networks.clip import CLIPTextModel
+from sds_jax.priors.networks.unet import UNet2DConditionModel
 from sds_jax.shapeworld import captions, recipe, tokenizer
 from sds_jax.training import config as config_lib
 

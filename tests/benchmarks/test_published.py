@@ -9,7 +9,7 @@ import pytest
 
 from sds_jax.benchmarks import memory, peer, peer_prior, table, timing, workload
 from sds_jax.benchmarks import step as benchmark
-from sds_jax.priors import checkpoint
+from sds_jax.priors.loading import checkpoint
 from sds_jax.training import validation
 
 SMALL = {"render.height": 8, "render.width": 8, "render.num_samples": 4, "render.candidates": 8, "field.name": "mlp",

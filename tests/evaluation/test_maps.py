@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sds_jax.evaluation import image3d_modes
-from sds_jax.priors.decoding import PictureError
+from sds_jax.priors.loading.decoding import PictureError
 from sds_jax.shapeworld import pictures, tracer
 from sds_jax.training import image3d_config, reference
 from sds_jax.training.resume import ResumeError

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from sds_jax.io import pictures
-from sds_jax.priors.decoding import PictureError
 from sds_jax.io.pictures import Frame, read_map, read_picture
+from sds_jax.priors.loading.decoding import PictureError
 
 RED = (200, 40, 30)
 

@@ -45,7 +45,7 @@ def quick_jit(function, *args):
 
 def random_params(model, seed=0):
   """Parameters that all matter: no zero biases, no unit scales."""
-  from sds_jax.priors.checkpoint import abstract_params
+  from sds_jax.priors.loading.checkpoint import abstract_params
   rng = np.random.default_rng(seed)
   return flax.traverse_util.unflatten_dict({
     path: jnp.asarray((path[-1] == "scale") + rng.normal(size=leaf.shape) / np.sqrt(max(leaf.size, 1) ** 0.5),
@@ -66,7 +66,7 @@ def write_tokenizer(folder, **config):
 @pytest.fixture(scope="session")
 def unet():
   """(config, module, params)"""
-  from sds_jax.priors.unet import UNet2DConditionModel
+  from sds_jax.priors.networks.unet import UNet2DConditionModel
   model = UNet2DConditionModel.from_config(UNET)
   return UNET, model, random_params(model)
 
@@ -74,7 +74,7 @@ def unet():
 @pytest.fixture(scope="session")
 def clip():
   """(config, module, params)"""
-  from sds_jax.priors.clip import CLIPTextModel
+  from sds_jax.priors.networks.clip import CLIPTextModel
   model = CLIPTextModel.from_config(CLIP)
   return CLIP, model, random_params(model)
 
@@ -82,7 +82,7 @@ def clip():
 @pytest.fixture(scope="session")
 def prior_folder(unet, clip, tmp_path_factory):
   """A whole prior: 8x8 images, blocks of 2x2, v-prediction, told the camera."""
-  from sds_jax.priors.checkpoint import write_component
+  from sds_jax.priors.loading.checkpoint import write_component
   folder = tmp_path_factory.mktemp("prior")
   write_component(folder / "unet", "unet", unet[0], unet[2], dtype=jnp.float32)
   write_component(folder / "text_encoder", "clip_text", clip[0], clip[2], dtype=jnp.float32)
@@ -117,7 +117,7 @@ SD_SCHEDULER = dict(
 @pytest.fixture(scope="session")
 def sd_folder(clip, tmp_path_factory):
   """A whole latent prior, as Stable Diffusion's but tiny: 16x16 images, 8x8x4 latents."""
-  from sds_jax.priors.checkpoint import COMPONENTS, write_component
+  from sds_jax.priors.loading.checkpoint import COMPONENTS, write_component
   folder = tmp_path_factory.mktemp("sd")
   for name, config in (("unet", SD_UNET), ("vae", SD_VAE)):
     params = random_params(COMPONENTS[name].network.from_config(config), seed=len(name))
@@ -152,7 +152,7 @@ def zero123_index(kind):
 @pytest.fixture(scope="session")
 def zero123_folders(tmp_path_factory):
   """{class of the pipeline: folder}: Zero-1-to-3 but for its sizes, 16x16 images, 8x8x4 latents; the same weights."""
-  from sds_jax.priors.checkpoint import COMPONENTS, write_component
+  from sds_jax.priors.loading.checkpoint import COMPONENTS, write_component
   parts = dict(unet=SD_UNET | dict(in_channels=8, cross_attention_dim=768), vae=SD_VAE, image_encoder=VISION)
   folders = {kind: tmp_path_factory.mktemp("zero123") for kind in PROJECTIONS}
   rng = np.random.default_rng(0)

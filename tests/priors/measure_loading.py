@@ -23,7 +23,7 @@ def memory():
 def measure(folder, kind, dtype):
   """Loads as `prior.build` does; looks at the memory every millisecond."""
   import jax
-  from sds_jax.priors import checkpoint
+  from sds_jax.priors.loading import checkpoint
   jax.block_until_ready(jax.device_put(1.0))
   _, places = checkpoint.open_component(folder, kind, dtype)
   before, seen, done = memory(), [], threading.Event()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sds_jax.priors import checkpoint, names
-from sds_jax.priors.files import CheckpointError
+from sds_jax.priors.loading import checkpoint, names
+from sds_jax.priors.loading.files import CheckpointError
 
 FILE = "diffusion_pytorch_model.safetensors"
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors.clip import CLIPTextModel
+from sds_jax.priors.networks.clip import CLIPTextModel
 
 IDS = np.array([[3, 1, 4, 1, 5, 9, 2, 6]])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sds_jax.priors.decoding import PictureError, decode
+from sds_jax.priors.loading.decoding import PictureError, decode
 
 
 def png(width, height, depth, kind, rows):

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import dot_product
-from sds_jax.priors.dot_product import choose_implementation, cudnn_obstacle, dot_product_attention
+from sds_jax.priors.networks import dot_product
+from sds_jax.priors.networks.dot_product import choose_implementation, cudnn_obstacle, dot_product_attention
 
 B, T, S, HEADS, D = 2, 7, 5, 3, 4
 

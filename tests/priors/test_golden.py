@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sds_jax.priors import checkpoint, t5_stream
+from sds_jax.priors.loading import checkpoint, t5_stream
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

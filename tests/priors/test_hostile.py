@@ -11,8 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sds_jax
-from sds_jax.priors import checkpoint, hub, prior, sources
-from sds_jax.priors.files import LARGEST_TEXT, CheckpointError
+from sds_jax.priors import prior
+from sds_jax.priors.loading import checkpoint, hub, sources
+from sds_jax.priors.loading.files import LARGEST_TEXT, CheckpointError
 
 UNET, INDEX = "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors.index.json"
 CONFIG, VOCABULARY = "unet/config.json", "tokenizer/vocab.json"

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import attention, checkpoint, layers
-from sds_jax.priors.unet import UNet2DConditionModel
+from sds_jax.priors.loading import checkpoint
+from sds_jax.priors.networks import attention, layers
+from sds_jax.priors.networks.unet import UNet2DConditionModel
 
 
 def published(width):

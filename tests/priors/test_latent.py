@@ -11,8 +11,9 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from sds_jax.priors import checkpoint, prior as prior_lib, sample, sources, spaces
-from sds_jax.priors.files import CheckpointError
+from sds_jax.priors import prior as prior_lib, sample, spaces
+from sds_jax.priors.loading import checkpoint, sources
+from sds_jax.priors.loading.files import CheckpointError
 
 SCALE = 0.18215
 IF_UNET = dict(

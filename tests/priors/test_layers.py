@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import layers
-from sds_jax.priors.dot_product import dot_product_attention
+from sds_jax.priors.networks import layers
+from sds_jax.priors.networks.dot_product import dot_product_attention
 
 
 def draw(*shape, seed=0):

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sds_jax.priors import checkpoint
-from sds_jax.priors.files import CheckpointError
+from sds_jax.priors.loading import checkpoint
+from sds_jax.priors.loading.files import CheckpointError
 
 TENSORS, SHAPE = 24, (256, 1024)
 

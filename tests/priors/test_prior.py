@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import checkpoint, prior as prior_lib, sources, spaces
-from sds_jax.priors.files import CheckpointError
-from sds_jax.priors.unet import UNet2DConditionModel
+from sds_jax.priors import prior as prior_lib, spaces
+from sds_jax.priors.loading import checkpoint, sources
+from sds_jax.priors.loading.files import CheckpointError
+from sds_jax.priors.networks.unet import UNet2DConditionModel
 from sds_jax.views import cameras
 
 

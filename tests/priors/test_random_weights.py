@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import checkpoint, prior as prior_lib, published, random_weights, sources
+from sds_jax.priors import prior as prior_lib
+from sds_jax.priors.loading import checkpoint, published, random_weights, sources
 from sds_jax.views import poses
 
 SD15 = dict(dtype=jnp.bfloat16, random_weights=True)

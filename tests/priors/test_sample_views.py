@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 
 from sds_jax.priors import prior as prior_lib, sample, sample_views, sight as sight_lib, spaces
-from sds_jax.priors.sources import Source
+from sds_jax.priors.loading.sources import Source
 from sds_jax.views import poses
 
 

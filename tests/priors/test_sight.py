@@ -11,9 +11,10 @@ from PIL import Image
 import pytest
 
 from sds_jax.diffusion import guidance
-from sds_jax.priors import clip_pixels, prior as prior_lib, sight as sight_lib, spaces
-from sds_jax.priors.pose_layers import CCProjection
-from sds_jax.priors.sources import Source
+from sds_jax.priors import prior as prior_lib, sight as sight_lib, spaces
+from sds_jax.priors.loading import clip_pixels
+from sds_jax.priors.loading.sources import Source
+from sds_jax.priors.networks.pose_layers import CCProjection
 from sds_jax.views import cameras, poses
 
 FOLDER = Path("nowhere")

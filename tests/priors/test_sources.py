@@ -12,8 +12,9 @@ import huggingface_hub.errors
 import jax.numpy as jnp
 import pytest
 
-from sds_jax.priors import hub as hub_lib, prior as prior_lib, sources
-from sds_jax.priors.files import CheckpointError
+from sds_jax.priors import prior as prior_lib
+from sds_jax.priors.loading import hub as hub_lib, sources
+from sds_jax.priors.loading.files import CheckpointError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model",
@@ -249,7 +250,7 @@ def test_a_folder_goes_before_a_hub_id(prior_folder, tmp_path, monkeypatch):
 
 
 def test_huggingface_hub_is_found_in_a_fresh_process():
-  code = "from sds_jax.priors import hub; print(hub.default_hub().cache)"
+  code = "from sds_jax.priors.loading import hub; print(hub.default_hub().cache)"
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
   assert done.returncode == 0 and done.stdout.strip() == huggingface_hub.constants.HF_HUB_CACHE, done.stderr
 

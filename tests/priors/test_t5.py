@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sds_jax.priors import checkpoint, t5_stream
-from sds_jax.priors.files import CheckpointError
-from sds_jax.priors.t5 import T5EncoderModel
-from sds_jax.priors.t5_bias import attention_bias, position_buckets
+from sds_jax.priors.loading import checkpoint, t5_stream
+from sds_jax.priors.loading.files import CheckpointError
+from sds_jax.priors.networks.t5 import T5EncoderModel
+from sds_jax.priors.networks.t5_bias import attention_bias, position_buckets
 
 T5 = dict(model_type="t5", vocab_size=30, d_model=12, d_kv=5, d_ff=20, num_layers=2, num_heads=2,
           relative_attention_num_buckets=8, relative_attention_max_distance=20, feed_forward_proj="gated-gelu",

@@ -7,8 +7,8 @@ import pytest
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
-from sds_jax.priors.files import CheckpointError
-from sds_jax.priors.t5_tokenizer import load_t5_tokenizer
+from sds_jax.priors.loading.files import CheckpointError
+from sds_jax.priors.loading.t5_tokenizer import load_t5_tokenizer
 
 PIECES = ["<pad>", "</s>", "<unk>", "\u2581", "\u2581a", "\u2581red", "\u2581cube", "s", "c", "u", "b", "e", "A"]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sds_jax.priors import text as text_lib
+from sds_jax.priors.loading import text as text_lib
 
 PROMPTS = ["a red cube", "a blue cone", ""]
 

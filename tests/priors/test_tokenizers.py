@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from sds_jax.priors.files import CheckpointError
-from sds_jax.priors.tokenizers import load_tokenizer
+from sds_jax.priors.loading.files import CheckpointError
+from sds_jax.priors.loading.tokenizers import load_tokenizer
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
-from sds_jax.priors import checkpoint
-from sds_jax.priors.files import CheckpointError
-from sds_jax.priors.vae import AutoencoderKL, sample_latents
+from sds_jax.priors.loading import checkpoint
+from sds_jax.priors.loading.files import CheckpointError
+from sds_jax.priors.networks.vae import AutoencoderKL, sample_latents
 
 CONFIG = dict(
   _class_name="AutoencoderKL", _diffusers_version="0.42", act_fn="silu", in_channels=3, out_channels=3,

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import checkpoint, hub, pose_layers, prior as prior_lib, sight as sight_lib
-from sds_jax.priors.files import CheckpointError
+from sds_jax.priors import prior as prior_lib, sight as sight_lib
+from sds_jax.priors.loading import checkpoint, hub
+from sds_jax.priors.loading.files import CheckpointError
+from sds_jax.priors.networks import pose_layers
 from sds_jax.views import poses
 
 KINDS = ("Zero123Pipeline", "Zero1to3StableDiffusionPipeline")

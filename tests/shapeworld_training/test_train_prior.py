@@ -10,7 +10,8 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file
 
-from sds_jax.priors import checkpoint, prior as prior_lib
+from sds_jax.priors import prior as prior_lib
+from sds_jax.priors.loading import checkpoint
 from sds_jax.shapeworld import captions, card, fitting, recipe, tokenizer, train_prior
 
 STEPS = dict(steps=4, batch_size=2, warmup=1, log_every=1, save_every=2, sheet_every=100, seed=3)

@@ -8,7 +8,8 @@ import pytest
 from flax import traverse_util
 
 from sds_jax.diffusion import schedules
-from sds_jax.priors import checkpoint, prior as prior_lib
+from sds_jax.priors import prior as prior_lib
+from sds_jax.priors.loading import checkpoint
 from sds_jax.shapeworld import fitting, score_view_prior, train_view_prior, view_card, view_dataset, view_recipe
 
 SETTINGS = dict(view_recipe.TRAINING, drop_condition=0.0)

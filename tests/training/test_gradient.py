@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sds_jax.fields.background import plain_colour
-from sds_jax.priors.checkpoint import read_component
+from sds_jax.priors.loading.checkpoint import read_component
 from sds_jax.views import cameras, lights
 
 RATE = 1e3

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import attention, layers, names
+from sds_jax.priors.loading import names
+from sds_jax.priors.networks import attention, layers
 
 
 def ported(module, state, *inputs):

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from sds_jax.priors import checkpoint
+from sds_jax.priors.loading import checkpoint
 
 
 @pytest.mark.parametrize("skip", [1, 3])

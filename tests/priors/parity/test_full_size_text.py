@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import checkpoint, t5_stream
-from sds_jax.priors.published import CLIP_L, OPEN_CLIP_H, T5_XXL
+from sds_jax.priors.loading import checkpoint, t5_stream
+from sds_jax.priors.loading.published import CLIP_L, OPEN_CLIP_H, T5_XXL
 
 pytestmark = [pytest.mark.full_size, pytest.mark.timeout(3600)]
 

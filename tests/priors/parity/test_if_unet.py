@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import checkpoint, names
-from sds_jax.priors.unet import UNet2DConditionModel
+from sds_jax.priors.loading import checkpoint, names
+from sds_jax.priors.networks.unet import UNet2DConditionModel
 
 BASE = dict(sample_size=8, in_channels=3, out_channels=6, mid_block_type="UNetMidBlock2DSimpleCrossAttn",
             down_block_types=["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import checkpoint
+from sds_jax.priors.loading import checkpoint
 
 BASE = dict(sample_size=8, in_channels=5, out_channels=3, down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
             up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"], block_out_channels=[16, 32], layers_per_block=1,

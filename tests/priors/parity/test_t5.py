@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import checkpoint, t5_stream
-from sds_jax.priors.t5_bias import position_buckets
-from sds_jax.priors.t5_tokenizer import load_t5_tokenizer
+from sds_jax.priors.loading import checkpoint, t5_stream
+from sds_jax.priors.loading.t5_tokenizer import load_t5_tokenizer
+from sds_jax.priors.networks.t5_bias import position_buckets
 
 BASE = dict(vocab_size=50, d_model=24, d_kv=10, d_ff=40, num_layers=2, num_heads=3, relative_attention_num_buckets=12,
             relative_attention_max_distance=30, layer_norm_epsilon=1e-4)

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 
-from sds_jax.priors.tokenizers import load_tokenizer
+from sds_jax.priors.loading.tokenizers import load_tokenizer
 
 TEXTS = [
   "", "a red cube", "A Red CUBE!!", "  two\t\nspaces ", "bed", "a DSLR photo of a squirrel, 4k", "don't we'll it's",

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sds_jax.priors import checkpoint, vae
+from sds_jax.priors.loading import checkpoint
+from sds_jax.priors.networks import vae
 
 FILE = "diffusion_pytorch_model.safetensors"
 CONFIGS = {

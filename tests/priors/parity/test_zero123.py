@@ -15,7 +15,8 @@ from PIL import Image
 import pytest
 
 from sds_jax.diffusion import guidance
-from sds_jax.priors import checkpoint, clip_pixels, prior as prior_lib, published, sight as sight_lib
+from sds_jax.priors import prior as prior_lib, sight as sight_lib
+from sds_jax.priors.loading import checkpoint, clip_pixels, published
 from sds_jax.views import poses
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sds_jax.priors import names
+from sds_jax.priors.loading import names
 from sds_jax.types import Array, Params
 
 

@@ -15,9 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sds_jax.priors.checkpoint import load, open_component
-from sds_jax.priors.t5 import RMSNorm, T5Block, T5EncoderModel
-from sds_jax.priors.t5_bias import attention_bias
+from sds_jax.priors.loading.checkpoint import load, open_component
+from sds_jax.priors.networks.t5 import RMSNorm, T5Block, T5EncoderModel
+from sds_jax.priors.networks.t5_bias import attention_bias
 from sds_jax.types import Array, Params
 
 ReadPart = Callable[..., Params]

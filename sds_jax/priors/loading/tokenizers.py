@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
-from sds_jax.priors.files import CheckpointError, is_there, read_json, read_text
+from sds_jax.priors.loading.files import CheckpointError, is_there, read_json, read_text
 
 _WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 """What CLIP's tokenizer takes for a word (arXiv:2103.00020, reference implementation)."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sds_jax.priors.config_check import Options, read_fields
+from sds_jax.priors.networks.config_check import Options, read_fields
 
-from sds_jax.priors.layers import ACTIVATIONS
+from sds_jax.priors.networks.layers import ACTIVATIONS
 
 _FREE = frozenset({
   "in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block", "norm_num_groups",

@@ -12,11 +12,11 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sds_jax.priors.attention import AddedKVAttention, TextTimeEmbedding, Transformer2DModel
-from sds_jax.priors.layers import (ACTIVATIONS, GroupNorm, ResnetBlock2D, TimestepEmbedding, conv,
-                                   sinusoidal_embedding)
-from sds_jax.priors.unet_blocks import MidBlock, ModuleFactory, Stage
-from sds_jax.priors.unet_config import check_unet_config, per_block
+from sds_jax.priors.networks.attention import AddedKVAttention, TextTimeEmbedding, Transformer2DModel
+from sds_jax.priors.networks.layers import (ACTIVATIONS, GroupNorm, ResnetBlock2D, TimestepEmbedding, conv,
+                                            sinusoidal_embedding)
+from sds_jax.priors.networks.unet_blocks import MidBlock, ModuleFactory, Stage
+from sds_jax.priors.networks.unet_config import check_unet_config, per_block
 from sds_jax.types import Array
 
 _BY_RESNET = ("Resnet", "Simple")

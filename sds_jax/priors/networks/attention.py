@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sds_jax.priors.dot_product import dot_product_attention
-from sds_jax.priors.layers import GroupNorm, LayerNorm, conv
+from sds_jax.priors.networks.dot_product import dot_product_attention
+from sds_jax.priors.networks.layers import GroupNorm, LayerNorm, conv
 from sds_jax.types import Array
 
 Dtype = Any

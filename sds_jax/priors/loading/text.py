@@ -22,11 +22,11 @@ import numpy as np
 import safetensors
 from safetensors.numpy import load_file, save_file
 
-from sds_jax.priors.checkpoint import COMPONENTS, load_on_device, open_component, weight_files
-from sds_jax.priors.files import read_json, write_atomically
-from sds_jax.priors.t5_stream import encode_in_layers, open_parts
-from sds_jax.priors.t5_tokenizer import T5Tokenizer, load_t5_tokenizer
-from sds_jax.priors.tokenizers import CLIPTokenizer, load_tokenizer
+from sds_jax.priors.loading.checkpoint import COMPONENTS, load_on_device, open_component, weight_files
+from sds_jax.priors.loading.files import read_json, write_atomically
+from sds_jax.priors.loading.t5_stream import encode_in_layers, open_parts
+from sds_jax.priors.loading.t5_tokenizer import T5Tokenizer, load_t5_tokenizer
+from sds_jax.priors.loading.tokenizers import CLIPTokenizer, load_tokenizer
 from sds_jax.types import Array
 
 _VERSION = "1"

@@ -6,7 +6,7 @@ from typing import Any, Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sds_jax.priors.layers import Downsample2D, Upsample2D
+from sds_jax.priors.networks.layers import Downsample2D, Upsample2D
 from sds_jax.types import Array
 
 ModuleFactory = Callable[..., nn.Module]

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sds_jax.priors.config_check import Options, read_fields
+from sds_jax.priors.networks.config_check import Options, read_fields
 
 _FREE = frozenset({
   "sample_size", "in_channels", "out_channels", "center_input_sample", "flip_sin_to_cos", "freq_shift",

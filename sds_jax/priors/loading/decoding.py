@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sds_jax.priors.files import CheckpointError, check_file
+from sds_jax.priors.loading.files import CheckpointError, check_file
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 LARGEST_FILE = 2**28

@@ -8,8 +8,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sds_jax.priors.clip import CLIPEncoder
-from sds_jax.priors.layers import LayerNorm
+from sds_jax.priors.networks.clip import CLIPEncoder
+from sds_jax.priors.networks.layers import LayerNorm
 from sds_jax.types import Array
 
 _NO_EFFECT = frozenset({

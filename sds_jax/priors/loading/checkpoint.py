@@ -21,14 +21,15 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from sds_jax.priors import names
-from sds_jax.priors.clip import CLIPTextModel
-from sds_jax.priors.clip_vision import CLIPVisionModelWithProjection
-from sds_jax.priors.files import CheckpointError, check_header, is_there, read_json, write_atomically, write_json
-from sds_jax.priors.pose_layers import CCProjection, ElevationHead
-from sds_jax.priors.t5 import T5EncoderModel
-from sds_jax.priors.unet import UNet2DConditionModel
-from sds_jax.priors.vae import AutoencoderKL
+from sds_jax.priors.loading import names
+from sds_jax.priors.loading.files import (CheckpointError, check_header, is_there, read_json, write_atomically,
+                                          write_json)
+from sds_jax.priors.networks.clip import CLIPTextModel
+from sds_jax.priors.networks.clip_vision import CLIPVisionModelWithProjection
+from sds_jax.priors.networks.pose_layers import CCProjection, ElevationHead
+from sds_jax.priors.networks.t5 import T5EncoderModel
+from sds_jax.priors.networks.unet import UNet2DConditionModel
+from sds_jax.priors.networks.vae import AutoencoderKL
 from sds_jax.types import Params
 
 _DTYPES = ("F64", "F32", "F16", "BF16")

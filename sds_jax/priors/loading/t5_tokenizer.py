@@ -11,8 +11,8 @@ import warnings
 import numpy as np
 import tokenizers
 
-from sds_jax.priors.files import LARGEST_TEXT, CheckpointError, check_file, is_there, read_json
-from sds_jax.priors.sentencepiece import load_unigram
+from sds_jax.priors.loading.files import LARGEST_TEXT, CheckpointError, check_file, is_there, read_json
+from sds_jax.priors.loading.sentencepiece import load_unigram
 
 _CLASSES = ("T5Tokenizer", "T5TokenizerFast")
 

@@ -13,7 +13,7 @@ import struct
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
-from sds_jax.priors.files import LARGEST_TEXT, CheckpointError, check_file
+from sds_jax.priors.loading.files import LARGEST_TEXT, CheckpointError, check_file
 
 _UNIGRAM, _UNKNOWN = 1, 2
 """model_type of the trainer's settings; type of the piece that stands for what has none."""

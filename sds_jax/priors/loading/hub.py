@@ -10,8 +10,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from sds_jax.priors.checkpoint import COMPONENTS, NO_PICKLES, PICKLES, VARIANTS, index_names, variant_name, weight_files
-from sds_jax.priors.files import CheckpointError, read_json
+from sds_jax.priors.loading.checkpoint import (COMPONENTS, NO_PICKLES, PICKLES, VARIANTS, index_names, variant_name,
+                                               weight_files)
+from sds_jax.priors.loading.files import CheckpointError, read_json
 
 PROJECTIONS = ("clip_camera_projection", "cc_projection")
 """Published and our own name of the component that only priors have that are told a picture."""

@@ -18,9 +18,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sds_jax.priors.attention import to_heads
-from sds_jax.priors.dot_product import dot_product_attention
-from sds_jax.priors.t5_bias import attention_bias
+from sds_jax.priors.networks.attention import to_heads
+from sds_jax.priors.networks.dot_product import dot_product_attention
+from sds_jax.priors.networks.t5_bias import attention_bias
 from sds_jax.types import Array
 
 _NO_EFFECT = frozenset({

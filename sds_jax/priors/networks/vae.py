@@ -12,10 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sds_jax.priors.attention import to_heads
-from sds_jax.priors.dot_product import dot_product_attention
-from sds_jax.priors.layers import Downsample2D, GroupNorm, ResnetBlock2D, Upsample2D, conv
-from sds_jax.priors.vae_config import check_vae_config
+from sds_jax.priors.networks.attention import to_heads
+from sds_jax.priors.networks.dot_product import dot_product_attention
+from sds_jax.priors.networks.layers import Downsample2D, GroupNorm, ResnetBlock2D, Upsample2D, conv
+from sds_jax.priors.networks.vae_config import check_vae_config
 from sds_jax.types import Array
 
 EPS = 1e-6

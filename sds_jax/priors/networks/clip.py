@@ -9,9 +9,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sds_jax.priors.attention import to_heads
-from sds_jax.priors.dot_product import dot_product_attention
-from sds_jax.priors.layers import ACTIVATIONS, LayerNorm
+from sds_jax.priors.networks.attention import to_heads
+from sds_jax.priors.networks.dot_product import dot_product_attention
+from sds_jax.priors.networks.layers import ACTIVATIONS, LayerNorm
 from sds_jax.types import Array
 
 _NO_EFFECT = frozenset({

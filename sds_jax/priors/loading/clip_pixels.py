@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sds_jax.priors.files import CheckpointError, read_json
+from sds_jax.priors.loading.files import CheckpointError, read_json
 from sds_jax.types import Array
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

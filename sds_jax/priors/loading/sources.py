@@ -12,9 +12,9 @@ import os
 import re
 from typing import Any
 
-from sds_jax.priors import published
-from sds_jax.priors.files import CheckpointError, read_json
-from sds_jax.priors.hub import Hub, Unavailable, choose_files, default_hub, missing_files
+from sds_jax.priors.loading import published
+from sds_jax.priors.loading.files import CheckpointError, read_json
+from sds_jax.priors.loading.hub import Hub, Unavailable, choose_files, default_hub, missing_files
 
 HUB_IDS: dict[str, tuple[str, ...]] = {
   # runwayml/stable-diffusion-v1-5 was deleted in August 2024. The first is the copy that the hub's own people keep.
