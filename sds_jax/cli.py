@@ -43,7 +43,7 @@ def _fail(error: Exception | str, status: int = EXIT_MISTAKE) -> None:
 def _leave(status: int) -> None:
   """End the process; of several that are at work together at once, for they would wait for each other."""
   from sds_jax import hosts
-  hosts.abandon(status)
+  hosts.exit_now(status)
   sys.exit(status)
 
 
@@ -92,7 +92,7 @@ def _innermost(error: BaseException, kind: type[Exception]) -> Exception | None:
 def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: float) -> None:
   """Check everything, then do what `mode` says."""
   from sds_jax import hosts
-  from sds_jax.io import exhausted, lock
+  from sds_jax.io import resource_errors, lock
   from sds_jax.io.files import DamagedFileError
   from sds_jax.priors.loading.decoding import PictureError
   from sds_jax.priors.loading.files import CheckpointError
@@ -136,7 +136,7 @@ def _run(config: ConfigDict | None, mode: str, workdir: str | None, started: flo
           file=sys.stderr)
     sys.exit(EXIT_INTERRUPTED)
   except Exception as error:
-    line = str(error) if isinstance(error, mistakes) else exhausted.explain(error, folder, mode, job)
+    line = str(error) if isinstance(error, mistakes) else resource_errors.explain(error, folder, mode, job)
     if os.environ.get("SDS_JAX_TRACEBACK") or not (line or isinstance(error, OSError)):
       raise
     _fail(line or error)
@@ -160,7 +160,7 @@ def _join(config: Any, workdir: str | None, held: contextlib.ExitStack) -> tuple
     held.enter_context(lock.hold(folder))
     return given
 
-  given = hosts.together(lambda: prepare() if hosts.is_first() else {})
+  given = hosts.run_on_all(lambda: prepare() if hosts.is_first() else {})
   if not hosts.is_first():
     sys.stdout = open(os.devnull, "w", encoding="utf-8")
   return folder, given

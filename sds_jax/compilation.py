@@ -46,12 +46,12 @@ def use_cache() -> None:
 
 
 def keep_memory() -> None:
-  """On CPUs: what one step frees stays in the process for the next one (`keep_freed`)."""
+  """On CPUs: what one step frees stays in the process for the next one (`disable_malloc_trim`)."""
   if jax.default_backend() == "cpu":
-    keep_freed()
+    disable_malloc_trim()
 
 
-def keep_freed() -> None:
+def disable_malloc_trim() -> None:
   """Tells glibc not to give freed memory back to the kernel; without effect on other C libraries.
 
   By default large buffers go back at once and are faulted in again, page by page: in 150 default steps 1.4 million page

@@ -23,7 +23,7 @@ class HostError(RuntimeError):
   """Processes that cannot work together; the message is one line that says why."""
 
 
-def launched(environment: Mapping[str, str] = os.environ) -> bool:
+def has_launcher(environment: Mapping[str, str] = os.environ) -> bool:
   """Whether this process is one of several of Slurm (srun), Open MPI (mpirun) or a TPU slice that says so."""
   counts = [environment.get("SLURM_STEP_NUM_TASKS", "1") if "SLURM_STEP_NODELIST" in environment else "1",
             environment.get("OMPI_COMM_WORLD_SIZE", "1")]
@@ -50,7 +50,7 @@ def start(coordinator: str | None = None, processes: int | None = None, number: 
       raise HostError(f"--coordinator={coordinator}, --num_processes={processes} and --process_id={number} go "
                       "together: HOST:PORT of process 0, how many processes there are, and which of them this is, "
                       "from 0 on")
-  elif not (always or launched()):
+  elif not (always or has_launcher()):
     return
   try:
     jax.distributed.initialize(coordinator, processes, number, initialization_timeout=WAIT_S)
@@ -64,31 +64,31 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-def any_of(flag: bool) -> bool:
+def any_process(flag: bool) -> bool:
   """Whether the flag is up in any process; all of them have to ask."""
   if jax.process_count() == 1:
     return flag
   return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
-def all_well(problem: Exception | None) -> None:
+def raise_on_all(problem: Exception | None) -> None:
   """Raises `problem`, or where another process has one a HostError: none goes on alone and waits for ever."""
-  if any_of(problem is not None):
+  if any_process(problem is not None):
     raise problem or HostError("another process had to stop; its message says why")
 
 
-def together(function: Callable[[], T]) -> T:
+def run_on_all(function: Callable[[], T]) -> T:
   """What the function gives, of which any process may despair: then all stop, with its message in that process."""
   result, problem = None, None
   try:
     result = function()
   except Exception as error:
     problem = error
-  all_well(problem)
+  raise_on_all(problem)
   return result
 
 
-def from_first(tree: Any) -> Any:
+def broadcast(tree: Any) -> Any:
   """Process 0's numbers in every process: a tree of arrays, alike in structure, shapes and dtypes everywhere."""
   if jax.process_count() == 1:
     return tree
@@ -96,7 +96,7 @@ def from_first(tree: Any) -> Any:
   return jax.tree.map(lambda leaf, like: np.asarray(leaf).astype(like.dtype), told, tree)
 
 
-def as_first_finds(like: Any, find: Callable[[], Any]) -> Any:
+def broadcast_result(like: Any, find: Callable[[], Any]) -> Any:
   """What `find` gives in process 0, which alone calls it, in every process; where it despairs, all stop.
 
   Args:
@@ -108,11 +108,11 @@ def as_first_finds(like: Any, find: Callable[[], Any]) -> Any:
       found = find()
     except (ValueError, OSError) as error:
       problem = error
-  all_well(problem)
-  return from_first(found)
+  raise_on_all(problem)
+  return broadcast(found)
 
 
-def abandon(status: int) -> None:
+def exit_now(status: int) -> None:
   """End a process of several at once: the others would be waited for, and they wait for this one."""
   if jax.distributed.is_initialized():
     sys.stdout.flush()
@@ -120,7 +120,7 @@ def abandon(status: int) -> None:
     os._exit(status)
 
 
-def leave() -> bool:
+def shut_down() -> bool:
   """Part from the others, all at the same time: whether this is process 0, which does alone what is left to do."""
   first = is_first()
   if jax.process_count() > 1:

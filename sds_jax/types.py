@@ -29,7 +29,7 @@ EncodeFn: TypeAlias = Callable[[Params, Array, Array], Array]
 FieldFn: TypeAlias = Callable[[Params, Array], "FieldOutput"]
 """(params, points [N, 3] in world units) -> FieldOutput."""
 
-Generator: TypeAlias = Callable[[Params, Array], Array]
+GeneratorFn: TypeAlias = Callable[[Params, Array], Array]
 """(params, key) -> image; anything differentiable in its parameters."""
 
 

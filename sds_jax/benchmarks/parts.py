@@ -38,7 +38,7 @@ def image(work: Workload, params: Params, grid: Any, draws: Draws) -> Array:
 def wanted_samples(work: Workload, grid: Any, draws: Draws) -> Array:
   """How many samples the step would evaluate if its budget had no end [] int32."""
   height, width = work.config.render.height, work.config.render.width
-  rays = jax.vmap(lambda camera: cameras.rays(camera, height, width))(draws.cameras)
+  rays = jax.vmap(lambda camera: cameras.camera_rays(camera, height, width))(draws.cameras)
   rays = Rays(rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3))
   options = work.scene.options
   distances, _ = sampling.even_steps(rays, options.bound, options.candidates, draws.jitter)

@@ -262,5 +262,5 @@ class Process:
 
 def _serve(connection: Any, module: str, content: dict[str, Any], threads: int) -> None:
   """In the new process only: here torch is imported."""
-  compilation.keep_freed()  # as on our side
+  compilation.disable_malloc_trim()  # as on our side
   importlib.import_module(f"sds_jax.benchmarks.{module}").serve(connection, content, threads)

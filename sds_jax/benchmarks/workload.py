@@ -193,7 +193,7 @@ def draw(work: Workload, step: Array) -> Draws:
   progress = step.astype(jnp.float32) / config.training.steps
   cams, azimuth, elevation = step_lib._draw_cameras(scene, keys["views"], index)
   own = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(keys["rest"], i), 3))(index)
-  rays = jax.vmap(lambda camera: cameras.rays(camera, height, width))(cams)
+  rays = jax.vmap(lambda camera: cameras.camera_rays(camera, height, width))(cams)
   behind = None
   if config.background.name not in LEARNT:
     behind = jax.vmap(lambda key, d: scene.background.apply({}, key, d.reshape(-1, 3)))(

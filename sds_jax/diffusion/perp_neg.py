@@ -6,7 +6,7 @@ away from the object as well. So of its direction only the part perpendicular to
   eps_hat = eps_u + s [d + sum_i w_i (d_i - <d_i, d> / |d|^2 d)],   d = eps_c - eps_u,  d_i = eps_i - eps_u,  w_i <= 0
 
 `steer` gives eps_u + [...], which takes the place of eps_c in either convention of classifier-free guidance. Which
-texts and weights a view gets is in `views.perp_neg`.
+texts and weights a view gets is in `views.perp_neg_weights`.
 """
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def attempt(original: Path, folder: Path, rng: random.Random) -> tuple[str, str,
   said = io.StringIO()
   try:
     with contextlib.redirect_stderr(said), Checkpoints(folder) as checkpoints:
-      found = checkpoints.newest(make_state(0))
+      found = checkpoints.restore_newest(make_state(0))
   except Exception as error:  # whatever it is, it is the finding
     return kind, OUTCOMES[2], f"{kind} of {file.relative_to(step)}: {type(error).__name__}: {error}"
   story = f"{kind} of {file.relative_to(step)}: {found and found[0]}, {said.getvalue()!r}"

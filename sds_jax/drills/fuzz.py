@@ -132,7 +132,7 @@ def judge(status: int, words: list[str], root: Path, new: set[Path], allowed: li
   if stray:
     return f"outside of the run's folder there is now {sorted(map(str, stray))[:5]}"
   half = [path for path in new if folder and path.is_relative_to(folder) and (".tmp" in path.suffixes or
-          path.name.startswith(".") and path.name != lock.NAME or "orbax-checkpoint-tmp" in path.name)]
+          path.name.startswith(".") and path.name != lock.FILE_NAME or "orbax-checkpoint-tmp" in path.name)]
   return f"half-written: {sorted(map(str, half))[:5]}" if half else ""
 
 

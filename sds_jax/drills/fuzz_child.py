@@ -12,7 +12,7 @@ from huggingface_hub import constants  # noqa: F401
 
 from sds_jax import cli
 from sds_jax.evaluation import image2d_modes, modes  # noqa: F401
-from sds_jax.io import board  # noqa: F401
+from sds_jax.io import tensorboard  # noqa: F401
 
 
 def run(words: list[str], root: Path, compiled: Path) -> None:

@@ -32,7 +32,7 @@ from sds_jax.drills import killed_run, tiny
 from sds_jax.drills.killed_run import INTERVAL, STEPS
 from sds_jax.io.checkpoints import Checkpoints
 
-PRELOADED = ["sds_jax.drills.killed_run", "sds_jax.training.image2d", "sds_jax.priors.prior", "sds_jax.io.board",
+PRELOADED = ["sds_jax.drills.killed_run", "sds_jax.training.image2d", "sds_jax.priors.prior", "sds_jax.io.tensorboard",
              "jaxlib.mlir.dialects.mhlo"]
 """What a run imports, at once or late; the last JAX does at its first lowering, for a fifth of the time of a start."""
 POLL = 0.0005
@@ -173,7 +173,8 @@ def problems(folder: Path, reference: list[bytes], losses: list[int]) -> list[st
 def final_bits(folder: Path) -> list[bytes]:
   """All bytes of the state after the last step."""
   with Checkpoints(folder / "checkpoints") as checkpoints:
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(checkpoints.restore(STEPS, checkpoints.like(STEPS)))]
+    state = checkpoints.restore(STEPS, checkpoints.abstract_state(STEPS))
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
 
 
 def drill(runs: int, seed: int, job: str, show: Callable[[str], None] = print) -> collections.Counter[str]:

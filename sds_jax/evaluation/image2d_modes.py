@@ -24,7 +24,7 @@ def train(config: Config, folder: Path, started: float) -> None:
   print(f"{config.prompt!r} by {config.generator.name} with seed {config.seed}; everything goes to {folder}")
   studio = image2d.make_studio(config)
   layout = layout_lib.make_layout(config, config.generator.particles * studio.generator.frames)
-  prior, prior_params = hosts.together(lambda: modes.load_prior(config, layout))
+  prior, prior_params = hosts.run_on_all(lambda: modes.load_prior(config, layout))
   modes.print_choices(config, prior)
   pictures = image2d_outputs.make_pictures(studio)
 
@@ -34,7 +34,7 @@ def train(config: Config, folder: Path, started: float) -> None:
   if hosts.is_first():
     (folder / "progress").mkdir(exist_ok=True)
   result = loop.train(config, folder, prior, prior_params, on_render, jobs.pictures(studio, prior), layout)
-  if not hosts.leave():
+  if not hosts.shut_down():
     return
   timings = dict(load_s=result.started - started, **result.timings)
   _export(studio, pictures, result.state, folder, timings, started)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from sds_jax import compilation, hosts
 from sds_jax.evaluation import image_scores, modes
-from sds_jax.io import files, images, pictures
+from sds_jax.io import files, images, photos
 from sds_jax.priors.loading.files import write_atomically
 from sds_jax.priors.prior import Prior
 from sds_jax.shapeworld import pictures as samples
@@ -43,7 +43,7 @@ class Taken(NamedTuple):
     shown: what the steps want of it, float32: `picture` [S, S, 4], colours times opacity, and opacity; and of the maps
       that are given `depth` (or `disparity`) [S, S, 2] and `normals` [S, S, 4], as `reference.losses` has them.
   """
-  picture: pictures.Picture
+  picture: photos.Photo
   shown: dict[str, np.ndarray]
 
 
@@ -55,11 +55,11 @@ def train(config: Config, folder: Path, started: float, taken: Taken | None = No
   """
   compilation.prepare()
   print(f"{config.image} with seed {config.seed}; everything goes to {folder}")
-  shown = hosts.as_first_finds(_shapes(config), lambda: taken.shown)
+  shown = hosts.broadcast_result(_shapes(config), lambda: taken.shown)
   layout = layout_lib.make_layout(config)
   prior, words, params = load_priors(config, layout)
   modes.print_choices(config, prior)
-  told = hosts.from_first(hosts.together(lambda: see(config, prior, shown)))
+  told = hosts.broadcast(hosts.run_on_all(lambda: see(config, prior, shown)))
   scene = step_lib.make_scene(config)
   view = outputs.make_view(scene)
 
@@ -72,7 +72,7 @@ def train(config: Config, folder: Path, started: float, taken: Taken | None = No
     jobs.image3d(config, prior, words, told), check=lambda workdir: check_same(config, workdir),
     keep=lambda workdir: keep_picture(config, workdir, taken.picture, told))
   result = loop.train(config, folder, prior, params, on_render, job=job, layout=layout)
-  if not hosts.leave():
+  if not hosts.shut_down():
     return
   timings = dict(load_s=result.started - started, **result.timings)
   _export(scene, result.state, folder, timings, view)
@@ -112,14 +112,14 @@ def take(config: Config) -> Taken:
     PictureError: one of them can't be used.
   """
   size = _size(config)
-  picture = pictures.read_picture(config.image, size, config.picture.framing, config.picture.background)
+  picture = photos.read_photo(config.image, size, config.picture.framing, config.picture.background)
   opacity = picture.opacity[..., None]
   shown = dict(picture=np.concatenate([picture.rgb - (1.0 - opacity), opacity], -1))
   for name, (path, channels) in _maps(config).items():
-    values, known = pictures.read_map(path, picture.frame, size, channels)
+    values, known = photos.read_map(path, picture.frame, size, channels)
     values, known = (2.0 * values - 1.0 if name == "normals" else values), known[..., None] * opacity
     if known.sum() < LEAST_KNOWN * opacity.sum():
-      raise pictures.PictureError(f"{path} is transparent where {config.image} shows the object")
+      raise photos.PictureError(f"{path} is transparent where {config.image} shows the object")
     shown[name] = np.concatenate([values * known, known], -1)
   return Taken(picture, {name: np.asarray(values, np.float32) for name, values in shown.items()})
 
@@ -149,14 +149,14 @@ def load_priors(config: Config, layout: layout_lib.Layout | None = None) -> tupl
     ConfigError: a prior does not do, or can't estimate the elevation, or has never seen views from such a camera.
     CheckpointError: files are missing or damaged.
   """
-  prior, weights = hosts.together(lambda: modes.open_prior(config))
+  prior, weights = hosts.run_on_all(lambda: modes.open_prior(config))
   words = None
   if config.loss.words != (0.0,):
-    words, more = hosts.together(lambda: modes.open_prior(image3d.words_config(config), group="words"))
+    words, more = hosts.run_on_all(lambda: modes.open_prior(image3d.words_config(config), group="words"))
   _check_sight(config, prior)
-  params = hosts.together(lambda: modes.load_weights(weights, layout))
+  params = hosts.run_on_all(lambda: modes.load_weights(weights, layout))
   if words:
-    params["words"] = hosts.together(lambda: modes.load_weights(more, layout))
+    params["words"] = hosts.run_on_all(lambda: modes.load_weights(more, layout))
   return prior, words, params
 
 
@@ -206,7 +206,7 @@ def check_same(config: Config, folder: Path) -> None:
           f"{before or 'which was none'}; give another --workdir, or use --config.resume=never to start anew there")
 
 
-def keep_picture(config: Config, folder: Path, picture: pictures.Picture, told: image3d.Told) -> None:
+def keep_picture(config: Config, folder: Path, picture: photos.Photo, told: image3d.Told) -> None:
   """Put the picture as it was taken, and what is known of it, into the run's folder."""
   opacity = picture.opacity[..., None]
   straight = np.where(opacity > 0, (picture.rgb - 1.0 + opacity) / np.maximum(opacity, 1e-6), 1.0)
@@ -223,7 +223,7 @@ def keep_picture(config: Config, folder: Path, picture: pictures.Picture, told: 
                         frame=picture.frame._asdict()), folder / ABOUT)
 
 
-def stored_picture(folder: Path) -> pictures.Picture:
+def stored_picture(folder: Path) -> photos.Photo:
   """The picture as a run took it, and how it had been moved.
 
   Raises:
@@ -235,8 +235,8 @@ def stored_picture(folder: Path) -> pictures.Picture:
   with Image.open(folder / INPUT) as image:
     rgba = np.asarray(image.convert("RGBA"), np.float32) / 255.0
   opacity = rgba[..., 3]
-  return pictures.Picture(rgba[..., :3] * opacity[..., None] + (1.0 - opacity[..., None]), opacity,
-                          pictures.Frame(**about["frame"]))
+  return photos.Photo(rgba[..., :3] * opacity[..., None] + (1.0 - opacity[..., None]), opacity,
+                          photos.Frame(**about["frame"]))
 
 
 def _export(scene: step_lib.Scene, state: TrainState, folder: Path, timings: dict[str, float],
@@ -248,8 +248,8 @@ def _export(scene: step_lib.Scene, state: TrainState, folder: Path, timings: dic
       scene.config, dict(azimuth=jnp.float32(about["azimuth"]), elevation=jnp.float32(about["elevation"]))))
   out = view(state, camera, 1.0)
   size = out.rgb.shape[0]
-  given = pictures.resized(picture.rgb, size)
-  mask = np.repeat(pictures.resized(picture.opacity[..., None], size), 3, -1)
+  given = photos.resize_square(picture.rgb, size)
+  mask = np.repeat(photos.resize_square(picture.opacity[..., None], size), 3, -1)
   rows = [[given, mask], [out.rgb, np.repeat(out.opacity[..., None], 3, -1)]]
   beside = images.write_png(images.tile_rows(rows, ["picture", "object"], titles=("", "colour", "opacity")),
                             folder / "reference.png")

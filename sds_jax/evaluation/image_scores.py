@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sds_jax.evaluation import scores
-from sds_jax.io.pictures import Picture, resized
+from sds_jax.io.photos import Photo, resize_square
 from sds_jax.shapeworld import captions, pictures, solids
 from sds_jax.shapeworld.pictures import Truth
 from sds_jax.shapeworld.score_prior import colour_name
@@ -36,7 +36,7 @@ def unseen(azimuth: float) -> np.ndarray:
   return np.cos(np.arctan2(position[:, 1], position[:, 0]) - azimuth) < 0.0
 
 
-def score(scene: Scene, state: TrainState, truth: Truth, picture: Picture, azimuth: float,
+def score(scene: Scene, state: TrainState, truth: Truth, picture: Photo, azimuth: float,
           elevation: float) -> dict[str, Any]:
   """All scores of one object.
 
@@ -83,9 +83,9 @@ def score(scene: Scene, state: TrainState, truth: Truth, picture: Picture, azimu
       **scores.flags(opacity, filled))
 
 
-def psnr(image: np.ndarray, picture: Picture) -> float:
+def psnr(image: np.ndarray, picture: Photo) -> float:
   """Peak signal to noise ratio in dB of a render [S, S, 3] on white and a picture, which is brought to its size."""
-  error = np.mean((image - resized(picture.rgb, len(image))) ** 2)
+  error = np.mean((image - resize_square(picture.rgb, len(image))) ** 2)
   return -10.0 * math.log10(max(float(error), 10.0 ** (-BEST_PSNR / 10.0)))
 
 

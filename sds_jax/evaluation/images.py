@@ -25,7 +25,7 @@ from sds_jax import compilation
 from sds_jax.evaluation import image3d_modes, image_scores
 from sds_jax.evaluation.repeated import Repeated
 from sds_jax.evaluation.shapeworld import or_one_line
-from sds_jax.io import files, images, pictures
+from sds_jax.io import files, images, photos
 from sds_jax.priors.prior import Prior
 from sds_jax.shapeworld import captions, pictures as samples, solids
 from sds_jax.training import image3d_config, jobs, outputs, validation
@@ -97,9 +97,9 @@ def run_set(config: ml_collections.FrozenConfigDict, priors: tuple[Prior, Prior 
             plain=all(kind in solids.PLAIN for _, kind in spec.parts), seconds=seconds,
             told_elevation_deg=float(np.degrees(told["elevation"])), **found))
         with open(folder / "records.jsonl", "a", encoding="utf-8") as log:  # kept should a later run fail
-          log.write(json.dumps(files.plain(records[-1])) + "\n")
+          log.write(json.dumps(files.to_jsonable(records[-1])) + "\n")
         strip = outputs.render_row(view, config, state, 6)
-        first = pictures.resized(picture.rgb, config.export.image_size)
+        first = photos.resize_square(picture.rgb, config.export.image_size)
         images.write_png(np.concatenate([first, strip[:first.shape[0]]], axis=1), folder / f"{number:03d}-{seed}.png")
         bar.update()
         bar.write(f"{found['silhouette_iou']:.3f} iou  {found['unseen_iou']:.3f} unseen  "

@@ -32,7 +32,7 @@ def train(config: Config, folder: Path, started: float) -> None:
   compilation.prepare()
   print(f"{config.prompt!r} with seed {config.seed}; everything goes to {folder}")
   layout = layout_lib.make_layout(config, particles.count(config))
-  prior, prior_params = hosts.together(lambda: load_prior(config, layout))
+  prior, prior_params = hosts.run_on_all(lambda: load_prior(config, layout))
   print_choices(config, prior)
   scene = step_lib.make_scene(config)
   view = outputs.make_view(scene)
@@ -44,7 +44,7 @@ def train(config: Config, folder: Path, started: float) -> None:
   if hosts.is_first():
     (folder / "progress").mkdir(exist_ok=True)
   result = loop.train(config, folder, prior, prior_params, on_render, layout=layout)
-  if not hosts.leave():
+  if not hosts.shut_down():
     return
   timings = dict(load_s=result.started - started, **result.timings)
   export_state(scene, result.state, folder, timings, view)

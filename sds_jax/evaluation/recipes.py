@@ -46,7 +46,7 @@ def run_config(frozen: ml_collections.FrozenConfigDict, specs: Sequence[captions
   Raises:
     ConfigError, CheckpointError: as `modes.load_prior`.
   """
-  made = files.plain(dict(config=frozen.to_dict(), versions=outputs.versions(),
+  made = files.to_jsonable(dict(config=frozen.to_dict(), versions=outputs.versions(),
                           prior=_fingerprint(frozen.prior.path or frozen.prior.name),
                           runs=[(captions.caption(spec), seed) for spec in specs for seed in seeds]))
   stored = files.read_json(folder / "records.json")

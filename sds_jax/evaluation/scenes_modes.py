@@ -29,10 +29,10 @@ def train(config: Config, folder: Path, started: float) -> None:
     Diverged: of some scene, when the others are finished and written.
   """
   compilation.prepare()
-  prompts = hosts.together(lambda: scenes_lib.read_prompts(config.prompts_file))
+  prompts = hosts.run_on_all(lambda: scenes_lib.read_prompts(config.prompts_file))
   scenes, layout = scenes_lib.make_scenes(prompts, config.seed), layout_lib.scenes_layout(config, len(prompts))
   print(f"{len(prompts)} prompts of {config.prompts_file} with seed {config.seed}; everything goes to {folder}")
-  prior, prior_params = hosts.together(lambda: modes.load_prior(config, layout, prompts))
+  prior, prior_params = hosts.run_on_all(lambda: modes.load_prior(config, layout, prompts))
   modes.print_choices(config, prior)
   scene = step_lib.make_scene(config)
   view = outputs.make_view(scene)
@@ -43,7 +43,7 @@ def train(config: Config, folder: Path, started: float) -> None:
       images.write_png(row, folder / name / "progress" / f"{step:06d}.png")
 
   result = loop.train(config, folder, prior, prior_params, on_render, jobs.many(config, prior, scenes), layout)
-  if not hosts.leave():
+  if not hosts.shut_down():
     return
   timings = dict(load_s=result.started - started, **result.timings)
   for number, name in enumerate(scenes.folders):
@@ -76,13 +76,13 @@ def _store(config: Config, folder: Path, state: TrainState) -> None:
 def _hand_out(config: Config, folder: Path, stored: dict[str, list[str]]) -> None:
   """Give each scene its part of the run's newest checkpoint, unless it has it: a run may have been stopped."""
   with Checkpoints(folder / "checkpoints", config.training.keep_checkpoints) as checkpoints:
-    found = checkpoints.newest(lambda there: there)
+    found = checkpoints.restore_newest(lambda there: there)
   if found is None:
     return
   step, state = found
   for number, (prompt, name) in enumerate(zip(stored["prompts"], stored["folders"])):
     with Checkpoints(folder / name / "checkpoints", config.training.keep_checkpoints) as own:
-      if own.latest() == step:
+      if own.latest_step() == step:
         continue
       own.clear()
       one = {part: tree if part == "step" else jax.tree.map(lambda leaf: np.asarray(leaf)[number], tree)

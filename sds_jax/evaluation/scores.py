@@ -47,7 +47,7 @@ def truth_silhouettes(scene: scenes.Scene, angles: Array, scales: Array) -> Arra
 
   def pose(inputs):
     angle, scale = inputs
-    turned = cameras.turned(shots, angle, scale)
+    turned = cameras.camera_of_turned_object(shots, angle, scale)
     return jax.lax.map(lambda camera: tracer.silhouette(scene, camera, SIZE, 1) > 0.5, turned)
 
   return jax.lax.map(pose, (angles, scales))
@@ -56,7 +56,7 @@ def truth_silhouettes(scene: scenes.Scene, angles: Array, scales: Array) -> Arra
 @jax.jit
 def truth_albedo(scene: scenes.Scene, angle: Array) -> tuple[Array, Array]:
   """Albedo [16, SIZE, SIZE, 3] and mask of the caption's scene turned by `angle`, as the scoring cameras see it."""
-  return traced(scene, cameras.turned(scoring_cameras(), angle, jnp.float32(1.0)), jnp.zeros(3), 1.0)
+  return traced(scene, cameras.camera_of_turned_object(scoring_cameras(), angle, jnp.float32(1.0)), jnp.zeros(3), 1.0)
 
 
 def traced(scene: scenes.Scene, shots: Camera, light: Array, ambient: Array | float) -> tuple[Array, Array]:

@@ -95,7 +95,7 @@ def run_set(job: Job, specs: Sequence[captions.Spec], seeds: Sequence[int], fold
             plain=all(kind in solids.PLAIN for _, kind in spec.parts), seconds=seconds, **found))
         if folder:
           with open(folder / "records.jsonl", "a", encoding="utf-8") as log:  # kept should a later run fail
-            log.write(json.dumps(files.plain(records[-1])) + "\n")
+            log.write(json.dumps(files.to_jsonable(records[-1])) + "\n")
           name = f"{files.prompt_slug(prompt)}-{seed}.png"
           images.write_png(outputs.render_row(view, job.config, state, 6), folder / name)
         bar.update()

@@ -44,7 +44,7 @@ def make_texture(size: int, shape: str = "cube", extent: float = 0.4, resolution
     return jax.tree.map(lambda leaf: leaf[None], drawn)
 
   def seen(painted: Array, view: Camera, background: Array) -> Array:
-    hit, chart, uv = surface(cameras.rays(view, size, size), extent)
+    hit, chart, uv = surface(cameras.camera_rays(view, size, size), extent)
     return jnp.where(hit[..., None], surfaces.lookup(painted, chart, uv, closed), background[None, None])
 
   def apply(params: Params, key: Array) -> Array:

@@ -58,15 +58,15 @@ class Checkpoints:
     self.wait()
     return self._steps()
 
-  def latest(self) -> int | None:
+  def latest_step(self) -> int | None:
     """The newest of `steps`, or None."""
     return max(self.steps(), default=None)
 
   def clear(self) -> None:
     """Delete all of them: a run that starts anew must not be taken for the old one, whose last step may be later."""
-    self.drop_after(-1)
+    self.delete_after(-1)
 
-  def drop_after(self, step: int) -> None:
+  def delete_after(self, step: int) -> None:
     """Delete those of later steps."""
     late = [other for other in self.steps() if other > step]
     for other in reversed(late):
@@ -95,7 +95,7 @@ class Checkpoints:
     json.dumps(about)  # what is not JSON shows here, not in the background
     self._pending = self._thread.submit(self._write, step, leaves, about)
 
-  def about(self, step: int) -> dict[str, Any]:
+  def metadata(self, step: int) -> dict[str, Any]:
     """What `save` was told, as JSON gives it back.
 
     Raises:
@@ -103,7 +103,7 @@ class Checkpoints:
     """
     return self._record(step)["about"]
 
-  def like(self, step: int) -> dict[str, Any]:
+  def abstract_state(self, step: int) -> dict[str, Any]:
     """What the checkpoint is made of: nested dictionaries (of any container) of `jax.ShapeDtypeStruct`, on the first
     device. Raises as `restore`."""
     return records.nest({tuple(said["path"]): records.abstract(said) for said in self._record(step)["leaves"].values()})
@@ -129,13 +129,14 @@ class Checkpoints:
       placed.append(records.place(arrays[name], said, leaf))
     return jax.tree.unflatten(jax.tree.structure(like), placed)
 
-  def newest(self, like: Any, accept: Callable[[dict[str, Any]], bool] = lambda about: True) -> tuple[int, Any] | None:
+  def restore_newest(self, like: Any,
+                     accept: Callable[[dict[str, Any]], bool] = lambda about: True) -> tuple[int, Any] | None:
     """(step, state) of the newest one that is whole and whose `about` is accepted, or None.
 
     Damaged ones on the way are moved to `<folder>/damaged/`, and a line on stderr says so.
 
     Args:
-      like: of `restore`; or a function that makes it of what `self.like(step)` gives.
+      like: of `restore`; or a function that makes it of what `self.abstract_state(step)` gives.
 
     Raises:
       SchemaError: one is whole and accepted, but does not fit `like`, or has another SCHEMA.
@@ -143,8 +144,8 @@ class Checkpoints:
     made = callable(like) and jax.tree_util.all_leaves([like])  # a state that can be called has leaves of its own
     for step in reversed(self.steps()):
       try:
-        if accept(self.about(step)):
-          return step, self.restore(step, like(self.like(step)) if made else like)
+        if accept(self.metadata(step)):
+          return step, self.restore(step, like(self.abstract_state(step)) if made else like)
       except DamagedCheckpointError as error:
         self._set_aside(step, error)
     return None

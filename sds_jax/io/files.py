@@ -48,12 +48,12 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     file.flush()
 
 
-def plain(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
   """`value` as what JSON can hold: array scalars to Python's, arrays to lists, NaN and infinities to None."""
   if isinstance(value, Mapping):
-    return {str(k): plain(v) for k, v in value.items()}
+    return {str(k): to_jsonable(v) for k, v in value.items()}
   if isinstance(value, (list, tuple)):
-    return [plain(v) for v in value]
+    return [to_jsonable(v) for v in value]
   if value is None or isinstance(value, (str, bool, int)):
     return value
   if isinstance(value, float):
@@ -63,12 +63,12 @@ def plain(value: Any) -> Any:
   array = np.asarray(value)
   if array.dtype.kind == "V":  # bfloat16 and its like are void types to numpy
     array = array.astype(np.float64)
-  return plain(array.tolist()) if array.dtype.kind in "biufU" else str(value)
+  return to_jsonable(array.tolist()) if array.dtype.kind in "biufU" else str(value)
 
 
 def write_json(data: Any, path: str | os.PathLike) -> Path:
-  """Writes `data` (through `plain`) as indented UTF-8 JSON, atomically; returns the path."""
-  text = json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False)
+  """Writes `data` (through `to_jsonable`) as indented UTF-8 JSON, atomically; returns the path."""
+  text = json.dumps(to_jsonable(data), indent=2, ensure_ascii=False, allow_nan=False)
   with atomic_write(path) as file:
     file.write(text.encode("utf-8", "replace") + b"\n")
   return Path(path)
@@ -118,7 +118,7 @@ def append_metrics(path: str | os.PathLike, step: int, values: Mapping[str, Any]
   The line goes out in one write, so a reader never sees half of it unless the machine stops; what such a stop left
   behind (a last line without its end) is cut off first.
   """
-  line = json.dumps({"step": int(step), **plain(values)}, allow_nan=False) + "\n"
+  line = json.dumps({"step": int(step), **to_jsonable(values)}, allow_nan=False) + "\n"
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   with open(path, "ab+", buffering=0) as file:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import filelock
 
-NAME = ".lock"
+FILE_NAME = ".lock"
 """The lock's file. It stays: who waits for it and who comes new must mean the same file."""
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
@@ -33,7 +33,7 @@ def hold(folder: str | os.PathLike) -> Iterator[None]:
     LockedError: another run holds it.
     OSError: the lock's file cannot be made, since the folder is read-only, say.
   """
-  path = Path(folder) / NAME
+  path = Path(folder) / FILE_NAME
   holder = _holder(path)  # read before: some versions of filelock empty the file when they try it
   lock = filelock.FileLock(path)
   try:

@@ -14,7 +14,7 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 import trimesh
 
-from sds_jax.io.files import atomic_write, plain
+from sds_jax.io.files import atomic_write, to_jsonable
 
 CURVE_POINTS = 400
 _MEDIA = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
@@ -26,7 +26,7 @@ def write_report(folder: str | os.PathLike, prompt: str, *, mesh: trimesh.Trimes
                  renders_note: str = "", metrics: Sequence[Mapping[str, Any]] = (),
                  config: Mapping[str, Any] | None = None, timings: Mapping[str, float] | None = None,
                  versions: Mapping[str, str] | None = None, scores: Mapping[str, Any] | None = None,
-                 beside: str | os.PathLike | None = None) -> Path:
+                 comparison: str | os.PathLike | None = None) -> Path:
   """Writes folder/report.html, atomically; returns its path. What is None or empty is left out of the page.
 
   Everything is inside the file (media as base64, own style and scripts) and the page forbids itself the network by its
@@ -38,12 +38,12 @@ def write_report(folder: str | os.PathLike, prompt: str, *, mesh: trimesh.Trimes
     metrics: records of `read_metrics`; every numeric key but "step" becomes a curve of <= 400 points.
     config: nested is fine, shown as dotted names. timings: keys ending in _s are seconds.
     scores: a few numbers, shown large.
-    beside: .png, the picture that the object was made from beside the object.
+    comparison: .png, the picture that the object was made from beside the object.
   """
   folder = Path(folder)
   curves = metric_curves(metrics)
   sections = [_hero(mesh, turntable),
-              _sheet("From the picture", "the picture, and the object from the same side", beside,
+              _sheet("From the picture", "the picture, and the object from the same side", comparison,
                      "The picture and the object", "beside"),
               _sheet("Renders", renders_note, renders, "The object from several sides"),
               _scores(scores), _curves(curves), _tables(timings, versions), _config(config)]
@@ -83,7 +83,7 @@ def metric_curves(metrics: Sequence[Mapping[str, Any]], points: int = CURVE_POIN
   names = dict.fromkeys(key for record in metrics for key in record if key != "step")
   curves = []
   for name in names:
-    pairs = [(r["step"], plain(r[name])) for r in metrics if name in r]
+    pairs = [(r["step"], to_jsonable(r[name])) for r in metrics if name in r]
     if not all(v is None or _is_number(v) for _, v in pairs) or all(v is None for _, v in pairs):
       continue
     kept = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, min(points, len(pairs))).round().astype(int))]
@@ -120,7 +120,7 @@ def _scores(scores: Mapping[str, Any] | None) -> str:
   if not scores:
     return ""
   tiles = "".join(f"<div><dt>{html.escape(_words(k))}</dt><dd>{html.escape(_text(v))}</dd></div>"
-                  for k, v in plain(scores).items())
+                  for k, v in to_jsonable(scores).items())
   return f'<section><h2>Scores</h2><dl class="scores">{tiles}</dl></section>'
 
 
@@ -131,7 +131,7 @@ def _curves(curves: list) -> str:
 def _tables(timings: Mapping[str, float] | None, versions: Mapping[str, str] | None) -> str:
   cards = [f"<section><h2>{title}</h2>{_table(rows)}</section>" for title, rows in (
     ("Timings", {_words(k.removesuffix("_s")): _duration(v) if k.endswith("_s") else v
-                 for k, v in plain(timings or {}).items()}),
+                 for k, v in to_jsonable(timings or {}).items()}),
     ("Versions", versions or {})) if rows]
   return f'<div class="tables">{"".join(cards)}</div>' if cards else ""
 
@@ -139,7 +139,7 @@ def _tables(timings: Mapping[str, float] | None, versions: Mapping[str, str] | N
 def _config(config: Mapping[str, Any] | None) -> str:
   if not config:
     return ""
-  rows = _table(dict(_flatten(plain(config))))
+  rows = _table(dict(_flatten(to_jsonable(config))))
   return f'<section><details><summary>Configuration</summary><div class="columns">{rows}</div></details></section>'
 
 

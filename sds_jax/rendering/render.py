@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from sds_jax.fields.field import with_difference_normals, with_normals
 from sds_jax.rendering import compositing, occupancy, sampling, shading
 from sds_jax.rendering.occupancy import Occupancy
-from sds_jax.rendering.together import any_of_batch
+from sds_jax.rendering.batching import any_of_batch
 from sds_jax.types import Array, Camera, FieldFn, FieldOutput, Params, Rays, RenderOutput
-from sds_jax.views.cameras import rays as camera_rays
+from sds_jax.views.cameras import camera_rays
 from sds_jax.views.lights import Shading
 
 

@@ -113,7 +113,7 @@ class Pose(NamedTuple):
   Attributes:
     azimuth, elevation: radians.
     distance, fov_y: world units, radians.
-    scale, shift: of `io.pictures.Frame`.
+    scale, shift: of `io.photos.Frame`.
   """
   azimuth: float
   elevation: float
@@ -132,8 +132,8 @@ def in_truth(shots: Camera, truth: Truth, pose: Pose) -> Camera:
   other sides of itself.
   """
   angle, scale, move = _motion(truth, pose)
-  return cameras.turned(shots.replace(position=shots.position - jnp.broadcast_to(move, shots.position.shape)),
-                        jnp.float32(angle), jnp.float32(scale))
+  moved = shots.replace(position=shots.position - jnp.broadcast_to(move, shots.position.shape))
+  return cameras.camera_of_turned_object(moved, jnp.float32(angle), jnp.float32(scale))
 
 
 def points_in_truth(points: np.ndarray, truth: Truth, pose: Pose) -> np.ndarray:

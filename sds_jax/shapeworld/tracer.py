@@ -42,7 +42,7 @@ class Hit:
 
 
 def _pixel_rays(camera: Camera, size: int) -> Rays:
-  return jax.tree.map(lambda leaf: leaf.reshape(-1, 3), cameras.rays(camera, size, size))
+  return jax.tree.map(lambda leaf: leaf.reshape(-1, 3), cameras.camera_rays(camera, size, size))
 
 
 def _bounds(rays: Rays) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ from sds_jax.priors.prior import Prior, check_words
 from sds_jax.training import config as config_lib, estimator_state, view_conditions
 from sds_jax.training.config import scalar_spec
 from sds_jax.types import Array, Camera, Params
-from sds_jax.views import cameras, perp_neg, prompts
+from sds_jax.views import cameras, perp_neg_weights, prompts
 
 Text = dict[str, Array]
 
@@ -162,8 +162,8 @@ def _by_direction(texts: Array, azimuth: Array, elevation: Array, view_words: st
 def perp_neg_sides(cond: dict[str, dict[str, Array]], text: Text, azimuth: Array, elevation: Array,
                    flavour: str, scale: Array) -> dict[str, Any]:
   """`cond`, `negatives` and `weights` of the views that `cond` is of, as Perp-Neg has them."""
-  mix, weights = perp_neg.FLAVOURS[flavour](azimuth, elevation)
+  mix, weights = perp_neg_weights.VARIANTS[flavour](azimuth, elevation)
   chosen = jnp.einsum("bv,vtd->btd", mix.astype(text["views"].dtype), text["views"])
   told = lambda words: dict(cond["cond"], text=jnp.broadcast_to(words, chosen.shape))  # noqa: E731
-  negatives = tuple(told(text["views"][view][None]) for view in perp_neg.NEGATIVES)
+  negatives = tuple(told(text["views"][view][None]) for view in perp_neg_weights.NEGATIVES)
   return dict(cond=told(chosen), negatives=negatives, weights=scale * weights)

@@ -28,8 +28,8 @@ def default() -> ConfigDict:
   config.picture = ConfigDict(dict(
       elevation_deg="auto",  # from where it was taken, a number; auto: as the prior estimates it
       azimuth_deg=0.0,  # of its camera; 0 is the front of the world
-      framing="auto",  # auto, centre or keep: io/pictures.py
-      background="auto",  # how the object is told from what is behind it: io/pictures.py
+      framing="auto",  # auto, centre or keep: io/photos.py
+      background="auto",  # how the object is told from what is behind it: io/photos.py
       # Maps of the same picture, for loss.depth and loss.normals; "": none. Grey: depth, light where it is far
       # ("depth": Omnidata, ZoeDepth) or near ("disparity": MiDaS, Depth Anything). Colours: normals, 255 (n + 1) / 2,
       # where x is to the right, y up, and z towards the camera (OpenGL's). What is transparent is not known.

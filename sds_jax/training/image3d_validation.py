@@ -28,14 +28,14 @@ def told_elevation(setting: str) -> float | None:
 
 def checks() -> dict[str, Check]:
   """Dotted name -> check."""
-  from sds_jax.io import pictures
+  from sds_jax.io import photos
   return {
       "image": (lambda v: bool(v.strip()) and "\0" not in v, "the path of a picture"),
       "prompt": (lambda v: len(v) <= 10_000, "a text of at most 10,000 characters (empty: none)"),
       "picture.elevation_deg": (_is_elevation, "auto, or a number of degrees from -89 to 89"),
       "picture.azimuth_deg": number(-360.0, 360.0),
-      "picture.framing": one_of(pictures.FRAMINGS),
-      "picture.background": one_of(pictures.BACKGROUNDS),
+      "picture.framing": one_of(photos.FRAMINGS),
+      "picture.background": one_of(photos.BACKGROUND_METHODS),
       "picture.depth_is": one_of(("depth", "disparity")),
       "words.guidance_scale": scalar(-1000.0, 1000.0),
       **{f"loss.{name}": scalar(0.0) for name in ("rgb", "mask", "depth", "normals", "smoothness", "words")},

@@ -90,8 +90,8 @@ class Journal:
 
 def _board(folder: Path, first: int) -> Any:
   """TensorBoard's part, imported late: tensorboardX imports torch where it is installed, which takes seconds."""
-  from sds_jax.io.board import Board
-  return Board(folder, first)
+  from sds_jax.io.tensorboard import EventWriter
+  return EventWriter(folder, first)
 
 
 def summary(metrics: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -75,7 +75,7 @@ def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, 
     state = layout.put_state(_first_state(config, workdir, checkpoints, like, new, prior, job))
     fixed = (prior_params, layout.put_text(text), layout.put(key))
     recovery = Recovery(config, workdir, checkpoints, layout, like, new, job.scenes)
-    step_fns, compile_seconds = hosts.together(lambda: _compile(job, layout, state, fixed))
+    step_fns, compile_seconds = hosts.run_on_all(lambda: _compile(job, layout, state, fixed))
     with _sheets(config, workdir, job, layout, state, fixed) as on_guidance:
       started = time.perf_counter()
       run = _Run(config, workdir, layout, fixed, _folders(workdir, job), recovery, looks=[
@@ -122,7 +122,7 @@ def _first_state(config: ml_collections.FrozenConfigDict, workdir: Path, checkpo
           old.unlink(missing_ok=True)  # of the objects before this run
     return state
 
-  return hosts.as_first_finds(like, find)
+  return hosts.broadcast_result(like, find)
 
 
 def _compile(job: Job, layout: Layout, state: TrainState, fixed: tuple) -> tuple[list[Callable | None], float]:
@@ -202,7 +202,7 @@ class _Run:
     """Whether to stop after this step. Several processes ask each other, but not at every step."""
     if jax.process_count() == 1:
       return bool(stop)
-    return done % self.config.training.log_every == 0 and hosts.any_of(bool(stop))
+    return done % self.config.training.log_every == 0 and hosts.any_process(bool(stop))
 
   def _look(self, state: TrainState, done: int) -> None:
     due = [look for every, look in self.looks

@@ -136,7 +136,7 @@ def write_outputs(scene: Scene, view: ViewFn, state: TrainState, workdir: Path, 
     _forget(workdir, "mesh.glb", "mesh.obj")
   timings = dict(timings, export_s=time.perf_counter() - started)
   report.write_report(
-      workdir, title_of(config), mesh=surface, beside=beside, turntable=written.get("turntable"),
+      workdir, title_of(config), mesh=surface, comparison=beside, turntable=written.get("turntable"),
       renders=written["renders"],
       renders_note="colour, normals, depth and opacity from eight azimuths, front first",
       metrics=files.read_metrics(workdir / "metrics.jsonl"), config=config.to_dict(), timings=timings,

@@ -101,11 +101,11 @@ class Recovery:
       drop: whether the checkpoints after it are deleted.
     """
     def find() -> TrainState:
-      found = (self.checkpoints.newest(self.like, lambda about: about["in_a_row"][number] == 0)
-               or self.checkpoints.newest(self.like))
+      found = (self.checkpoints.restore_newest(self.like, lambda about: about["in_a_row"][number] == 0)
+               or self.checkpoints.restore_newest(self.like))
       good = found[1] if found else self.new()
       if drop:
-        self.checkpoints.drop_after(int(good.step))
+        self.checkpoints.delete_after(int(good.step))
       return good
 
-    return hosts.as_first_finds(self.like, find)
+    return hosts.broadcast_result(self.like, find)

@@ -76,7 +76,7 @@ def depth(out: RenderOutput, told: dict[str, Any], behind: Array, shot: Camera) 
   pictures tell no scale (SparseGS, Magic123)."""
   size = out.rgb.shape[1]
   axis = -shot.rotation[0, :, 2]
-  found = out.depth[0] * (cameras.rays(jax.tree.map(lambda leaf: leaf[0], shot), size, size).directions @ axis)
+  found = out.depth[0] * (cameras.camera_rays(jax.tree.map(lambda leaf: leaf[0], shot), size, size).directions @ axis)
   if "disparity" in told:
     found = 1.0 / jnp.maximum(found, 0.1)
   true, known = _map_at(told["disparity" if "disparity" in told else "depth"], size)

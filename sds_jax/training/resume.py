@@ -28,7 +28,7 @@ def first_state(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoi
   """
   if config.resume == "never":
     checkpoints.clear()
-  there = checkpoints.latest() is not None
+  there = checkpoints.latest_step() is not None
   if there:
     check_same_object(config, workdir, checkpoints)
     job.check(workdir)
@@ -70,7 +70,7 @@ def newest(checkpoints: Checkpoints, like: TrainState, workdir: Path,
     return dataclasses.replace(like, estimator=there.get("estimator")) if whatever_estimator else like
 
   try:
-    return checkpoints.newest(of)
+    return checkpoints.restore_newest(of)
   except SchemaError as error:
     raise ResumeError(f"the newest checkpoint in {workdir} does not fit these settings ({str(error).splitlines()[0]}); "
                       "use --config.resume=never or another --workdir") from error
@@ -92,7 +92,7 @@ def source_of(config: ml_collections.FrozenConfigDict, job: Job) -> TrainState |
 
   with Checkpoints(folder / "checkpoints", config.training.keep_checkpoints) as checkpoints:
     try:
-      found = checkpoints.newest(of)
+      found = checkpoints.restore_newest(of)
     except (SchemaError, KeyError) as error:
       raise ResumeError(f"{named} cannot be edited with these settings, its field or generator, grid and particles "
                         f"must be the same: {str(error).splitlines()[0]}") from error
@@ -109,7 +109,7 @@ def check_same_object(config: ml_collections.FrozenConfigDict, workdir: Path, ch
     before = workspace.stored_config(workdir, {})
   else:  # someone has deleted it; the checkpoint knows, too
     with contextlib.suppress(DamagedCheckpointError):
-      before = ConfigDict(checkpoints.about(checkpoints.latest()).get("config", {}))
+      before = ConfigDict(checkpoints.metadata(checkpoints.latest_step()).get("config", {}))
   if not before:
     return
   for name in ("prompt", "seed"):

@@ -237,7 +237,7 @@ def _render(scene: Scene, params: Params, grid: Any, cams: Camera, shading: Shad
   height, width = scene.config.render.height, scene.config.render.width
   keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(index)
   light = jax.vmap(lambda k, p: lights.sample_light(k, p, scene.lights))(keys[:, 0], cams.position)
-  rays = jax.vmap(lambda camera: cameras.rays(camera, height, width))(cams)
+  rays = jax.vmap(lambda camera: cameras.camera_rays(camera, height, width))(cams)
   behind = jax.vmap(lambda k, d: scene.background.apply(params["background"], k, d.reshape(-1, 3)))(
       keys[:, 1], rays.directions).reshape(rays.directions.shape)
 

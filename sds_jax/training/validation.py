@@ -18,7 +18,7 @@ from sds_jax.training import (
     choices, config as config_lib, defaults, distil, estimator_checks, image2d_validation, image3d_validation)
 from sds_jax.training.checks import (
     Check, ConfigError, above, finite, number, one_of, scalar, scalar_values, span, whole)
-from sds_jax.views import perp_neg
+from sds_jax.views import perp_neg_weights
 
 
 _FOLDERS = ("workdir", "prior.path", "words.path", "distillation.source")
@@ -148,7 +148,7 @@ def _run_checks() -> dict[str, Check]:
       "distillation.guidance_convention": one_of(guidance.CONVENTIONS),
       "distillation.guidance_scale": scalar(-1000.0, 1000.0),
       "distillation.guidance_rescale": scalar(0.0, 1.0),
-      "distillation.perp_neg": one_of(("none", *perp_neg.FLAVOURS)),
+      "distillation.perp_neg": one_of(("none", *perp_neg_weights.VARIANTS)),
       "distillation.perp_neg_scale": scalar(0.0, 100.0),
       "distillation.t_min": scalar(0.0, 1.0),
       "distillation.t_max": scalar(0.0, 1.0),

@@ -108,7 +108,7 @@ def sample_cameras(step_key: Array, indices: Array, n_views: int,
   return jax.vmap(one)(indices)
 
 
-def rays(camera: Camera, height: int, width: int) -> Rays:
+def camera_rays(camera: Camera, height: int, width: int) -> Rays:
   """Rays [height, width] of one camera through its pixel centres, row 0 on top; directions of unit length."""
   x = (jnp.arange(width, dtype=jnp.float32) + 0.5 - width / 2) / height
   y = (height / 2 - jnp.arange(height, dtype=jnp.float32) - 0.5) / height
@@ -155,13 +155,13 @@ def ray_features(features: Array, size: int) -> Array:
   elevation = jnp.arcsin(jnp.clip(direction[2], -1.0, 1.0))
   position = direction * (features[13] + _MEAN_DISTANCE)
   camera = Camera(position, look_at(position, jnp.zeros(3), _upward(azimuth, elevation)), features[14] + _MEAN_FOCAL)
-  cast = rays(camera, size, size)
+  cast = camera_rays(camera, size, size)
   nearest = cast.origins - jnp.sum(cast.origins * cast.directions, -1, keepdims=True) * cast.directions
   waves = [wave(k * jnp.pi * nearest) for k in (1, 2) for wave in (jnp.sin, jnp.cos)]
   return known * jnp.concatenate([nearest, cast.directions, *waves], axis=-1)
 
 
-def turned(camera: Camera, angle: Array, scale: Array) -> Camera:
+def camera_of_turned_object(camera: Camera, angle: Array, scale: Array) -> Camera:
   """The camera that sees an object as `camera` [...] sees it turned by `angle` (radians, about z) and scaled."""
   c, s = jnp.cos(angle), jnp.sin(angle)
   zero, one = jnp.zeros_like(c), jnp.ones_like(c)

@@ -30,8 +30,8 @@ def finish(*processes):
 
 def final(folder):
   with Checkpoints(folder / "checkpoints") as checkpoints:
-    step = checkpoints.latest()
-    return step, jax.device_get(checkpoints.restore(step, checkpoints.like(step)))
+    step = checkpoints.latest_step()
+    return step, jax.device_get(checkpoints.restore(step, checkpoints.abstract_state(step)))
 
 
 def test_two_processes_are_one(start, tiny_flags, tmp_path):
@@ -81,13 +81,13 @@ def test_flags_that_do_not_go_together(command, tiny_flags, tmp_path, flags):
     ({"OMPI_COMM_WORLD_SIZE": "2"}, True), ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
     ({"TPU_WORKER_HOSTNAMES": "a,b"}, True), ({"TPU_WORKER_HOSTNAMES": "localhost"}, False)], ids=str)
 def test_launchers_are_recognised(environment, expected):
-  assert hosts.launched(environment) == expected
+  assert hosts.has_launcher(environment) == expected
 
 
 def test_one_process_agrees_with_itself():
-  assert hosts.is_first() and hosts.any_of(True) and not hosts.any_of(False) and hosts.leave()
+  assert hosts.is_first() and hosts.any_process(True) and not hosts.any_process(False) and hosts.shut_down()
   tree = dict(a=np.ones(2))
-  assert hosts.from_first(tree) is tree
-  hosts.all_well(None)
+  assert hosts.broadcast(tree) is tree
+  hosts.raise_on_all(None)
   with pytest.raises(OSError, match="mine"):
-    hosts.all_well(OSError("mine"))
+    hosts.raise_on_all(OSError("mine"))

@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from sds_jax.evaluation import modes
-from sds_jax.io import board, files
+from sds_jax.io import tensorboard, files
 from sds_jax.training import layout
 
 DEVICE = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\nLive buffers:\n ...")
@@ -65,7 +65,7 @@ def in_the_metrics(patch):
 
 
 def in_the_curves(patch):
-  patch.setattr(board.RecordWriter, "write", raiser(FULL, board.RecordWriter.write, after=12))
+  patch.setattr(tensorboard.RecordWriter, "write", raiser(FULL, tensorboard.RecordWriter.write, after=12))
 
 
 def in_the_outputs(patch):

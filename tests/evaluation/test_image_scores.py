@@ -9,7 +9,7 @@ import pytest
 
 from sds_jax.evaluation import image_scores, scores
 from sds_jax.fields.field import Field
-from sds_jax.io.pictures import Frame, Picture
+from sds_jax.io.photos import Frame, Photo
 from sds_jax.shapeworld import pictures, scenes
 from sds_jax.training import config as config_lib, step as step_lib
 from sds_jax.training.state import TrainState
@@ -43,7 +43,7 @@ def picture_of(truth, frame=Frame()):
   """The picture that the truth's own camera takes, as the run reads it when nothing is moved."""
   image = pictures.render_picture(truth, 64).astype(np.float32) / 255
   rgb, opacity = image[..., :3], image[..., 3]
-  return Picture(rgb * opacity[..., None] + 1 - opacity[..., None], opacity, frame)
+  return Photo(rgb * opacity[..., None] + 1 - opacity[..., None], opacity, frame)
 
 
 @pytest.fixture(scope="module")

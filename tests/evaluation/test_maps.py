@@ -28,7 +28,7 @@ def scene(tmp_path_factory):
   shot = pictures.picture_camera(truth)
   distance, normals, mask = trace(truth, shot, FINE)
   axis = -np.asarray(shot.rotation)[:, 2]
-  depth = distance * (np.asarray(cameras.rays(shot, FINE, FINE).directions) @ axis)
+  depth = distance * (np.asarray(cameras.camera_rays(shot, FINE, FINE).directions) @ axis)
   for name, values in (("depth", depth), ("disparity", 1.0 / np.maximum(depth, 0.1))):
     low, high = values[mask].min(), values[mask].max()
     grey = np.where(mask, (values - low) / (high - low), 0.5)  # what is behind is no part of it
@@ -47,7 +47,7 @@ def scene(tmp_path_factory):
 
 def trace(truth, shot, size):
   """Distances [S, S], normals [S, S, 3] and mask [S, S] of the exact scene."""
-  flat = jax.tree.map(lambda leaf: leaf.reshape(-1, 3), cameras.rays(shot, size, size))
+  flat = jax.tree.map(lambda leaf: leaf.reshape(-1, 3), cameras.camera_rays(shot, size, size))
   hit = jax.device_get(jax.jit(tracer.trace)(pictures.truth_scene(truth), flat))
   return (hit.distance.reshape(size, size), hit.normals.reshape(size, size, 3), hit.mask.reshape(size, size))
 

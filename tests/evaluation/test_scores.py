@@ -136,7 +136,7 @@ def test_turned_cameras_see_a_turned_object():
   """Rays of the camera that `turned` gives, turned back, are those of the camera it was given."""
   camera = jax.tree.map(lambda leaf: leaf[3], scores.scoring_cameras())
   angle = 0.7
-  other = cameras.turned(camera, jnp.float32(angle), jnp.float32(2.0))
+  other = cameras.camera_of_turned_object(camera, jnp.float32(angle), jnp.float32(2.0))
   turn = np.array([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]])
   np.testing.assert_allclose(2.0 * turn @ np.asarray(other.position), camera.position, atol=1e-5)
   np.testing.assert_allclose(turn @ np.asarray(other.rotation), camera.rotation, atol=1e-5)

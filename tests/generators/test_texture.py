@@ -82,7 +82,7 @@ def test_a_plain_texture_is_plain_on_the_disc_and_its_camera_is_told():
   key = jax.random.key(2)
   image = np.asarray(generator.apply(params, key))[0]
   camera = jax.tree.map(lambda leaf: leaf[0], generator.cameras(key))
-  hit, _, _ = surfaces.sphere(cameras.rays(camera, 24, 24), 0.5)
+  hit, _, _ = surfaces.sphere(cameras.camera_rays(camera, 24, 24), 0.5)
   np.testing.assert_allclose(image[np.asarray(hit)], 0.5, atol=1e-6)
   outside = image[~np.asarray(hit)]
   assert 10 < np.asarray(hit).sum() < 400 and np.ptp(outside, axis=0).max() == 0.0

@@ -70,17 +70,17 @@ def test_errors_of_the_block_let_go(tmp_path):
   for _ in range(2):
     with pytest.raises(KeyError), lock.hold(tmp_path):
       raise KeyError
-  assert [path.name for path in tmp_path.iterdir()] == [lock.NAME]
+  assert [path.name for path in tmp_path.iterdir()] == [lock.FILE_NAME]
 
 
 @pytest.mark.parametrize("written", ["", "{", "[1]", '{"pid": 3}', "\x00" * 9])
 def test_a_lock_that_does_not_say_whose_it_is(tmp_path, written):
-  with filelock.FileLock(tmp_path / lock.NAME):
-    (tmp_path / lock.NAME).write_text(written)
+  with filelock.FileLock(tmp_path / lock.FILE_NAME):
+    (tmp_path / lock.FILE_NAME).write_text(written)
     with pytest.raises(lock.LockedError, match=f"^{tmp_path} is in use by another run; wait"), lock.hold(tmp_path):
       pytest.fail("held twice")
   with lock.hold(tmp_path):
-    assert f'"pid": {os.getpid()}' in (tmp_path / lock.NAME).read_text()
+    assert f'"pid": {os.getpid()}' in (tmp_path / lock.FILE_NAME).read_text()
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock")])
@@ -98,7 +98,7 @@ def test_file_systems_without_locks(tmp_path, monkeypatch, capsys, error):
 
 def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
   """The system's own error comes out, and is not taken for another run's lock."""
-  refused = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / lock.NAME))
+  refused = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / lock.FILE_NAME))
 
   def refuse(*_, **__):
     raise refused

@@ -108,7 +108,7 @@ def test_a_smaller_budget_is_taken_where_it_is_enough(few, enough):
     jax.debug.callback(lambda total: taken.append(int(total)), jnp.int32(points.shape[0]))
     return FIELD.apply(params, points)
 
-  rays = jax.tree.map(lambda x: x.reshape(-1, 3), jax.vmap(lambda c: cameras.rays(c, 8, 8))(CAMERAS))
+  rays = jax.tree.map(lambda x: x.reshape(-1, 3), jax.vmap(lambda c: cameras.camera_rays(c, 8, 8))(CAMERAS))
   jax.block_until_ready(render_rays(watched, PARAMS, rays, jnp.ones_like(rays.origins),
                                     options=dataclasses.replace(OPTIONS, few=few)))
   jax.effects_barrier()
@@ -127,7 +127,7 @@ def test_gradient_is_that_of_finite_differences():
 def test_normals_face_the_camera_and_front_is_lit():
   options = dataclasses.replace(OPTIONS, normals="analytic")
   out, _ = render(options=options, light=CAMERAS.position, shade=LIT)
-  rays = jax.vmap(lambda c: cameras.rays(c, 8, 8))(CAMERAS)
+  rays = jax.vmap(lambda c: cameras.camera_rays(c, 8, 8))(CAMERAS)
   towards = -np.sum(np.asarray(out.normals * rays.directions), axis=-1)
   solid = np.asarray(out.opacity) > 0.8
   assert solid.sum() >= 8 and (towards[solid] > 0.3).all()

@@ -120,7 +120,7 @@ def test_shading_of_a_ball_is_lambertian():
   light, ambient = np.array([1.0, 2.0, 1.5]), 0.3
   camera = _camera(20.0, 15.0)
   image, coverage = _image("a pink sphere", camera, ambient, tuple(light))
-  rays = jax.device_get(cameras.rays(camera, 64, 64))
+  rays = jax.device_get(cameras.camera_rays(camera, 64, 64))
   origin, directions = rays.origins[0, 0].astype(np.float64), rays.directions.astype(np.float64)
   along = directions @ origin
   depth = -along - np.sqrt(np.maximum(along**2 - (origin @ origin - 0.36), 0))

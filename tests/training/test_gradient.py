@@ -38,7 +38,7 @@ def draws(scene, views, key):
   eps_key = jax.random.split(key_distil)[1]
   keys = jax.vmap(lambda b: jax.random.split(jax.random.fold_in(key_rest, b), 3))(jnp.arange(views))
   lit = jax.vmap(lambda k, position: lights.sample_light(k, position, scene.lights))(keys[:, 0], cams.position)
-  rays = jax.tree.map(lambda leaf: leaf.reshape(-1, 3), jax.vmap(lambda c: cameras.rays(c, 16, 16))(cams))
+  rays = jax.tree.map(lambda leaf: leaf.reshape(-1, 3), jax.vmap(lambda c: cameras.camera_rays(c, 16, 16))(cams))
   of_rays = dict(origins=rays.origins, directions=rays.directions, light=jnp.repeat(lit, 256, axis=0),
                  background=jnp.repeat(jax.vmap(plain_colour)(keys[:, 1]), 256, axis=0),
                  jitter=jax.vmap(lambda k: jax.random.uniform(k, (256,)))(keys[:, 2]).reshape(-1))

@@ -55,7 +55,7 @@ def test_orbit_is_upright_and_continuous_over_the_pole():
 def test_rays_meet_the_points_that_project_to_their_pixels():
   height, width = 6, 10
   camera = cameras.orbit(0.7, 0.4, 2.5, 0.9, target=(0.1, -0.2, 0.05))
-  rays = jax.tree.map(np.asarray, cameras.rays(camera, height, width))
+  rays = jax.tree.map(np.asarray, cameras.camera_rays(camera, height, width))
   np.testing.assert_allclose(np.linalg.norm(rays.directions, axis=-1), 1.0, atol=1e-6)
   points = (rays.origins + 1.7 * rays.directions).astype(np.float64).reshape(-1, 3)
   world_to_camera = np.eye(4)
@@ -70,7 +70,7 @@ def test_rays_meet_the_points_that_project_to_their_pixels():
 
 def test_front_view_has_left_of_object_on_the_right():
   # Seen from +x with z up, +y is to the viewer's right.
-  rays = cameras.rays(cameras.orbit(0.0, 0.0, 2.0, 0.8), 4, 4)
+  rays = cameras.camera_rays(cameras.orbit(0.0, 0.0, 2.0, 0.8), 4, 4)
   assert rays.directions[0, 3, 1] > 0 and rays.directions[0, 3, 2] > 0 and rays.directions[3, 0, 1] < 0
 
 
@@ -168,7 +168,7 @@ def test_ray_features_are_those_of_the_camera_s_rays(azimuth, elevation):
   camera = cameras.orbit(azimuth, elevation, 2.6, 0.8)
   told = cameras.ray_features(cameras.camera_features(camera), 5)
   assert told.shape == (5, 5, cameras.RAY_DIM)
-  cast = cameras.rays(camera, 5, 5)
+  cast = cameras.camera_rays(camera, 5, 5)
   for row, column in np.ndindex(5, 5):
     origin, direction = np.asarray(cast.origins[row, column]), np.asarray(cast.directions[row, column])
     # The nearest point by brute force along the ray.

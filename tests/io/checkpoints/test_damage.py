@@ -18,7 +18,7 @@ from sds_jax.io.checkpoints import Checkpoints, DamagedCheckpointError, SchemaEr
 def test_another_structure_is_no_damage(copy, capfd, change, message, make_state):
   with Checkpoints(copy) as there:
     with pytest.raises(SchemaError, match=message) as caught:
-      there.newest(change(make_state(0)))
+      there.restore_newest(change(make_state(0)))
     assert "\n" not in str(caught.value) and there.steps() == [3, 6]
   assert capfd.readouterr().err == ""
 
@@ -34,12 +34,12 @@ def test_another_schema_is_told(copy, make_state):
   assert seal(record) == record
   path.write_text(json.dumps(seal({**record, "schema": 2, "written_by": {"sds_jax": "9.9"}})))
   with Checkpoints(copy) as there, pytest.raises(SchemaError, match="schema 2 and was written by sds_jax 9.9; this is"):
-    there.newest(make_state(0))
+    there.restore_newest(make_state(0))
   (copy / "6" / "default").mkdir()
   for name in ("state", "record"):
     shutil.rmtree(copy / "6" / name)
   with Checkpoints(copy) as there, pytest.raises(SchemaError, match="before there were any"):
-    there.newest(make_state(0))
+    there.restore_newest(make_state(0))
 
 
 def lose_record(step):
@@ -86,18 +86,18 @@ def lose_all(step):
 def test_damage_is_set_aside(copy, capfd, harm, reason, make_state, bits):
   harm(copy / "6")
   with Checkpoints(copy) as there:
-    assert there.latest() == 6
+    assert there.latest_step() == 6
     with pytest.raises(DamagedCheckpointError, match=reason):
       there.restore(6, make_state(0))
-    step, state = there.newest(make_state(0))
+    step, state = there.restore_newest(make_state(0))
     assert step == 3 and bits(state) == bits(make_state(3)) and there.steps() == [3]
     said = capfd.readouterr().err
     assert said.startswith("warning: the checkpoint of step 6 in ") and said.count("\n") == 1
     assert str(copy / "damaged" / "6") in said
     there.save(6, make_state(66), {})  # the place is free again
-    assert bits(there.newest(make_state(0))[1]) == bits(make_state(66)) and there.steps() == [3, 6]
+    assert bits(there.restore_newest(make_state(0))[1]) == bits(make_state(66)) and there.steps() == [3, 6]
     harm(copy / "6")
-    assert there.newest(make_state(0))[0] == 3 and sorted(os.listdir(copy / "damaged")) == ["6", "6-2"]
+    assert there.restore_newest(make_state(0))[0] == 3 and sorted(os.listdir(copy / "damaged")) == ["6", "6-2"]
   assert not issubclass(DamagedCheckpointError, ValueError)
 
 
@@ -105,12 +105,12 @@ def test_all_damaged_is_none(copy, capfd, make_state):
   for step in (3, 6):
     lose_record(copy / str(step))
   with Checkpoints(copy) as there:
-    assert there.newest(make_state(0)) is None
+    assert there.restore_newest(make_state(0)) is None
   assert capfd.readouterr().err.count("warning: ") == 2
 
 
 def test_accept(copy, make_state):
   with Checkpoints(copy) as there:
-    assert there.newest(make_state(0), lambda about: about["at"] < 6)[0] == 3
-    assert there.newest(make_state(0), lambda about: False) is None
+    assert there.restore_newest(make_state(0), lambda about: about["at"] < 6)[0] == 3
+    assert there.restore_newest(make_state(0), lambda about: False) is None
     assert there.steps() == [3, 6]

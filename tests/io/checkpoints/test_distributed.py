@@ -23,18 +23,18 @@ if number == 0:
     for step in (1, 2, 3):
       there.save(step, state, dict(at=step))
     assert there.steps() == [2, 3]
-    there.drop_after(2)
+    there.delete_after(2)
     (there._folder / "2" / "record" / "record.json").rename(there._folder / "2" / "record" / "elsewhere")
-    assert there.newest(state) is None
+    assert there.restore_newest(state) is None
     there.save(4, state, {})
-    step, back = there.newest(state)
+    step, back = there.restore_newest(state)
     assert step == 4 and np.array_equal(back["x"], state["x"]) and np.array_equal(back["y"], state["y"])
     assert (back["key"] == state["key"]).all()
 # The other process has come here at once: had it been waited for above, this would hang.
 multihost_utils.sync_global_devices("saved")
 with Checkpoints(folder) as there:
   whole = NamedSharding(Mesh(np.array(jax.devices()), ("x",)), PartitionSpec("x"))
-  x = there.restore(4, dict(there.like(4), x=jax.ShapeDtypeStruct((6,), jnp.float32, sharding=whole)))["x"]
+  x = there.restore(4, dict(there.abstract_state(4), x=jax.ShapeDtypeStruct((6,), jnp.float32, sharding=whole)))["x"]
 for shard in x.addressable_shards:
   assert np.array_equal(np.asarray(shard.data), np.arange(6.0)[shard.index])
 assert len(x.addressable_shards) == 1 and x.shape == (6,)

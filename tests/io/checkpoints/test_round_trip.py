@@ -17,8 +17,8 @@ from sds_jax.io.checkpoints import Checkpoints, SchemaError
 def test_everything_comes_back(two, make_state, bits):
   with Checkpoints(two) as there:
     back = there.restore(6, make_state(0))
-    assert there.steps() == [3, 6] and there.latest() == 6 and there.about(6)["at"] == 6
-    assert there.about(6) == dict(at=6, prompt="a \u2028 c\u00fbbe\ud800", sizes=[1, 2], note=None)
+    assert there.steps() == [3, 6] and there.latest_step() == 6 and there.metadata(6)["at"] == 6
+    assert there.metadata(6) == dict(at=6, prompt="a \u2028 c\u00fbbe\ud800", sizes=[1, 2], note=None)
   assert jax.tree.structure(back) == jax.tree.structure(make_state(6))
   assert bits(back) == bits(make_state(6)) != bits(make_state(3))
   assert isinstance(back.extra[2], np.ndarray) and isinstance(back.params["w"], jax.Array)
@@ -60,7 +60,7 @@ def test_any_number_of_devices(two, tmp_path, count, make_state, bits):
 
 def test_like_restores_what_is_there(two, make_state, bits):
   with Checkpoints(two) as there:
-    like = there.like(6)
+    like = there.abstract_state(6)
     back = there.restore(6, like)
   assert back["params"].keys() == {"w", "half", "hollow"} and like["params"]["half"].dtype == jnp.bfloat16
   assert sorted(bits(back)) == sorted(bits(make_state(6)))
@@ -94,18 +94,18 @@ def test_retention(tmp_path):
     assert there.steps() == [10, 20, 25, 30]
     there.save(20, dict(x=np.float32(-1)), {})  # there already
     assert there.restore(20, dict(x=np.float32(0)))["x"] == 20
-    there.drop_after(20)
+    there.delete_after(20)
     assert there.steps() == [10, 20]
     there.save(25, dict(x=np.float32(26)), {})
     assert there.restore(25, dict(x=np.float32(0)))["x"] == 26
     there.clear()
-    assert there.steps() == [] and there.latest() is None and there.newest(dict(x=np.float32(0))) is None
+    assert there.steps() == [] and there.latest_step() is None and there.restore_newest(dict(x=np.float32(0))) is None
   assert os.listdir(tmp_path) == []
 
 
 def test_looking_makes_nothing(tmp_path):
   with Checkpoints(tmp_path / "none") as there:
-    assert there.latest() is None and there.newest({}) is None
+    assert there.latest_step() is None and there.restore_newest({}) is None
     with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 3; it has \[\]"):
       there.restore(3, {})
   assert not (tmp_path / "none").exists()

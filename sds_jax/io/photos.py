@@ -12,18 +12,18 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from sds_jax.io import backgrounds
+from sds_jax.io import matting
 from sds_jax.priors.loading.decoding import Decoded, PictureError, decode
 
 FRAMINGS = ("auto", "centre", "keep")
-BACKGROUNDS = ("auto", "alpha", "plain", "rembg")
-FILL = 0.6
+BACKGROUND_METHODS = ("auto", "alpha", "plain", "rembg")
+CENTRED_SIDE = 0.6
 """The longest side of a centred object, as a fraction of the frame."""
 AUTO_FILL, AUTO_MIDDLE = (0.35, 0.85), 0.12
 """`auto` keeps an object whose longest side is so large, and the middle of whose box is that near to the frame's."""
-VISIBLE = 0.1
+MIN_OPACITY = 0.1
 """Opacity from which on a pixel shows the object."""
-FEWEST = 8
+MIN_PIXELS = 8
 """Pixels that an object has to have, in the file and in the frame."""
 _LARGEST_SIDE = 2048
 """A picture is looked at with no more pixels a side than this, or than twice the size that is asked for."""
@@ -42,7 +42,7 @@ class Frame(NamedTuple):
   aspect: float | None = None
 
 
-class Picture(NamedTuple):
+class Photo(NamedTuple):
   """An object as a picture shows it.
 
   Attributes:
@@ -55,7 +55,7 @@ class Picture(NamedTuple):
   frame: Frame
 
 
-class Map(NamedTuple):
+class PhotoMap(NamedTuple):
   """What is known of a picture's pixels besides their colour.
 
   Attributes:
@@ -66,15 +66,15 @@ class Map(NamedTuple):
   opacity: np.ndarray
 
 
-def read_picture(path: str | os.PathLike, size: int, framing: str = "auto", background: str = "auto") -> Picture:
+def read_photo(path: str | os.PathLike, size: int, framing: str = "auto", background: str = "auto") -> Photo:
   """Reads the picture of an object; prints a line about each thing that its user may want to know.
 
   Args:
     path: a file of `decoding.FORMATS`.
     size: pixels a side of what comes out.
-    framing: "centre" moves the middle of the object's box to the middle and makes its longest side FILL of the frame;
-      "keep" leaves it; "auto" leaves it where it lies wholly within the picture and as AUTO_FILL and AUTO_MIDDLE ask,
-      and else centres it.
+    framing: "centre" moves the middle of the object's box to the middle and makes its longest side CENTRED_SIDE of the
+      frame; "keep" leaves it; "auto" leaves it where it lies wholly within the picture and as AUTO_FILL and
+      AUTO_MIDDLE ask, and else centres it.
     background: what tells the object. "alpha": the file's transparency; "plain": the one colour of the border; "rembg":
       the network of that library; "auto": the first of them that there is.
 
@@ -82,24 +82,24 @@ def read_picture(path: str | os.PathLike, size: int, framing: str = "auto", back
     PictureError: the file cannot be read (see `decoding.decode`), `framing` or `background` is none of the above, the
       background cannot be taken out, or hardly anything is left.
   """
-  for name, value, legal in (("framing", framing, FRAMINGS), ("background", background, BACKGROUNDS)):
+  for name, value, legal in (("framing", framing, FRAMINGS), ("background", background, BACKGROUND_METHODS)):
     if value not in legal:
       raise PictureError(f"{name}={value!r} is none of {', '.join(legal)}")
   colours, opacity = _object(path, decode(path, max(_LARGEST_SIDE, 2 * size)), background)
-  mask = backgrounds.without_specks(opacity > VISIBLE)
-  if mask.sum() < FEWEST:
+  mask = matting.remove_specks(opacity > MIN_OPACITY)
+  if mask.sum() < MIN_PIXELS:
     raise PictureError(f"{path} shows no object: {mask.sum()} pixels are left without the background, at least "
-                       f"{FEWEST} are needed; give a larger picture, or another background than {background!r}")
+                       f"{MIN_PIXELS} are needed; give a larger picture, or another background than {background!r}")
   frame = _frame(path, mask, framing)
   colours, opacity = _moved_with_opacity(colours, opacity, frame, size)
-  if (opacity > VISIBLE).sum() < FEWEST:
-    where = f"{path} shows an object of fewer than {FEWEST} pixels at size={size} and framing={framing!r}"
-    raise PictureError(f"{where}: it is too long and thin" if frame.scale > 1.0 or _longest(mask) >= FILL else
+  if (opacity > MIN_OPACITY).sum() < MIN_PIXELS:
+    where = f"{path} shows an object of fewer than {MIN_PIXELS} pixels at size={size} and framing={framing!r}"
+    raise PictureError(f"{where}: it is too long and thin" if frame.scale > 1.0 or _longest(mask) >= CENTRED_SIDE else
                        f"{where}; framing='centre' makes it larger")
-  return Picture(colours * opacity[..., None] + (1.0 - opacity[..., None]), opacity, frame)
+  return Photo(colours * opacity[..., None] + (1.0 - opacity[..., None]), opacity, frame)
 
 
-def read_map(path: str | os.PathLike, frame: Frame, size: int, channels: int) -> Map:
+def read_map(path: str | os.PathLike, frame: Frame, size: int, channels: int) -> PhotoMap:
   """Reads a map of depth (one channel) or of normals (three) that belongs to a picture, and moves it as that was moved.
 
   Values are those of the file, 0..255 or 0..65535 as [0, 1] (of colours 8 bits are kept); transparent pixels play no
@@ -120,9 +120,9 @@ def read_map(path: str | os.PathLike, frame: Frame, size: int, channels: int) ->
     raise PictureError(f"{path} is {width / height:.3g} times as wide as it is high, its picture {frame.aspect:.3g} "
                        f"times; a map has to show the same as the picture")
   known = decoded.opacity > 0.5
-  if known.sum() < FEWEST:
-    raise PictureError(f"{path} is known at {known.sum()} pixels, the others being transparent; at least {FEWEST} are "
-                       "needed")
+  if known.sum() < MIN_PIXELS:
+    raise PictureError(f"{path} is known at {known.sum()} pixels, the others being transparent; at least "
+                       f"{MIN_PIXELS} are needed")
   values = decoded.premultiplied
   grey = bool(np.abs(values - values[..., :1]).max() <= 2.5 / 255)  # JPEG's colours are not quite grey
   if channels not in (1, 3):
@@ -133,10 +133,10 @@ def read_map(path: str | os.PathLike, frame: Frame, size: int, channels: int) ->
     raise PictureError(f"{path} has one value all over, which tells nothing of depth")
   if channels == 3 and grey:
     raise PictureError(f"{path} is grey; a map of {channels} channels needs colours")
-  return Map(*_moved_with_opacity(values[..., :channels], decoded.opacity, frame, size))
+  return PhotoMap(*_moved_with_opacity(values[..., :channels], decoded.opacity, frame, size))
 
 
-def resized(image: np.ndarray, size: int) -> np.ndarray:
+def resize_square(image: np.ndarray, size: int) -> np.ndarray:
   """A square image [S, S, C] at [size, size, C] float32, averaged over areas where that is smaller."""
   return _moved(image, Frame(), size)
 
@@ -149,21 +149,21 @@ def _object(path: str | os.PathLike, decoded: Decoded, background: str) -> tuple
     raise PictureError(f"{path} has no transparent pixels, which background='alpha' needs; use 'plain' or 'rembg'")
   if background == "alpha" or (background == "auto" and transparent):
     return decoded.premultiplied, decoded.opacity
-  colour, share = backgrounds.border_colour(rgb)
+  colour, share = matting.border_colour(rgb)
   name = "#" + "".join(f"{round(float(255 * c)):02x}" for c in colour)
-  if background == "plain" and share < backgrounds.PLAIN_SHARE:
+  if background == "plain" and share < matting.PLAIN_SHARE:
     raise PictureError(f"{path} has no plain background, which background='plain' needs: {share:.0%} of its border is "
-                       f"of one colour ({name}), at least {backgrounds.PLAIN_SHARE:.0%} has to be; use 'rembg'")
-  if background == "plain" or (background == "auto" and share >= backgrounds.PLAIN_SHARE):
+                       f"of one colour ({name}), at least {matting.PLAIN_SHARE:.0%} has to be; use 'rembg'")
+  if background == "plain" or (background == "auto" and share >= matting.PLAIN_SHARE):
     print(f"{path}: its background is taken out by its plain colour {name}; where that takes too much, give a picture "
           f"with a transparent background, or background='rembg'")
-    return backgrounds.key_out(rgb, colour)
+    return matting.matte_by_colour(rgb, colour)
   try:
-    opacity = backgrounds.remove_by_network(rgb)
-  except backgrounds.BackgroundError as error:
+    opacity = matting.matte_by_network(rgb)
+  except matting.MattingError as error:
     raise PictureError(f"{path} has a background that is neither transparent nor plain, and {error}"
                        if background == "auto" else f"{path}: {error}") from error
-  print(f"{path}: its background is taken out by the network {backgrounds.NETWORK} of rembg")
+  print(f"{path}: its background is taken out by the network {matting.NETWORK} of rembg")
   return rgb * opacity[..., None], opacity
 
 
@@ -182,7 +182,7 @@ def _frame(path: str | os.PathLike, mask: np.ndarray, framing: str) -> Frame:
   fits = not cut and AUTO_FILL[0] <= longest <= AUTO_FILL[1] and max(map(abs, middle)) <= AUTO_MIDDLE
   if framing == "keep" or (framing == "auto" and fits):
     return Frame(aspect=aspect)
-  scale = FILL / longest
+  scale = CENTRED_SIDE / longest
   return Frame(float(scale), (float(-scale * middle[0]), float(-scale * middle[1])), aspect)
 
 

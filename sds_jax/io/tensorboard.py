@@ -19,7 +19,7 @@ FLUSH_S = 30.0
 """After so many seconds what was written is flushed to the disk."""
 
 
-class Board:
+class EventWriter:
   """A file of events. Whatever the system cannot write is an OSError of the call that notices."""
 
   def __init__(self, folder: str | os.PathLike, first: int):

@@ -25,7 +25,7 @@ NETWORK = "u2net"
 """The network that rembg loads: Apache-2.0, 176 MB. rembg's own choice, bria-rmbg, may not be used commercially."""
 
 
-class BackgroundError(ValueError):
+class MattingError(ValueError):
   """The background could not be taken out; the message says why and what helps, and does not name the picture."""
 
 
@@ -37,7 +37,7 @@ def border_colour(rgb: np.ndarray) -> tuple[np.ndarray, float]:
   return colour, float((np.abs(border - colour).max(-1) <= TOLERANCE).mean())
 
 
-def without_specks(mask: np.ndarray) -> np.ndarray:
+def remove_specks(mask: np.ndarray) -> np.ndarray:
   """A bool mask [H, W] without the parts that have less than SPECK of the largest one's area."""
   labels, count = ndimage.label(mask, _EVERYWHERE)
   if count <= 1:
@@ -47,7 +47,7 @@ def without_specks(mask: np.ndarray) -> np.ndarray:
   return (areas >= SPECK * areas.max())[labels]
 
 
-def key_out(rgb: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def matte_by_colour(rgb: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """The object of a picture [H, W, 3] on a background of one `colour` [3]: (premultiplied [H, W, 3], opacity [H, W]).
 
   Background is what has its colour and either reaches the border or is a hole, which is flatter and larger than the
@@ -57,7 +57,7 @@ def key_out(rgb: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np.ndarray
   """
   difference = np.abs(rgb - colour).max(-1)
   background = _background(rgb, difference <= TOLERANCE, colour)
-  solid = without_specks(~background)
+  solid = remove_specks(~background)
   inner = ~ndimage.binary_dilation(~solid, _EVERYWHERE, iterations=2)
   # The fringe beyond the tolerance belongs to the edge too: a pixel of which the object covers a twentieth.
   edge = ndimage.binary_dilation(solid, _EVERYWHERE) & ~inner
@@ -84,17 +84,17 @@ def _background(rgb: np.ndarray, alike: np.ndarray, colour: np.ndarray) -> np.nd
   return keep[labels]
 
 
-def remove_by_network(rgb: np.ndarray) -> np.ndarray:
+def matte_by_network(rgb: np.ndarray) -> np.ndarray:
   """Opacity [H, W] float32 of the object in a picture [H, W, 3], by `rembg`, which fetches its network once.
 
   Raises:
-    BackgroundError: the library is not installed, or the network can be neither found nor fetched.
+    MattingError: the library is not installed, or the network can be neither found nor fetched.
   """
   try:
     with contextlib.redirect_stdout(io.StringIO()):  # where it finds no onnxruntime, it prints a page
       import rembg  # an extra: large, and most pictures do without
   except (ImportError, SystemExit) as error:  # and would end the process
-    raise BackgroundError(
+    raise MattingError(
       "the library rembg, which would take it out, is not installed: pip install 'sds_jax[background]', or give a "
       "picture with a transparent or a plain background") from error
   try:
@@ -102,7 +102,7 @@ def remove_by_network(rgb: np.ndarray) -> np.ndarray:
     mask = rembg.remove(Image.fromarray(np.rint(rgb * 255.0).astype(np.uint8)), session=session, only_mask=True)
   except Exception as error:  # of pooch, requests, onnxruntime: whatever keeps the network from being there
     reason = textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__
-    raise BackgroundError(
+    raise MattingError(
       f"rembg could not use its network {NETWORK} ({reason}): connect once so that it can be fetched, or put "
       f"{NETWORK}.onnx into the folder that the environment variable U2NET_HOME names, or give a picture with a "
       f"transparent or a plain background") from error

@@ -11,7 +11,7 @@ from jax.extend.core import jaxprs_in_params
 from sds_jax.rendering import render as render_lib
 from sds_jax.rendering.occupancy import Occupancy
 from sds_jax.rendering.render import RenderOptions, render_views
-from sds_jax.rendering.together import any_of_batch
+from sds_jax.rendering.batching import any_of_batch
 from sds_jax.types import FieldOutput
 from sds_jax.views import cameras
 from sds_jax.views.lights import LAMBERTIAN, Shading

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.io import exhausted
+from sds_jax.io import resource_errors
 from sds_jax.training import defaults
 
 FULL = "[Errno 28] No space left on device"
@@ -37,7 +37,7 @@ def chained(last, *earlier):
   (chained(OSError("event loop"), KeyError("x"), OSError(errno.ENOSPC, "No space left on device")), (FULL,)),
 ])
 def test_what_has_run_out(error, parts):
-  line = exhausted.explain(error)
+  line = resource_errors.explain(error)
   assert all(part in line for part in parts) and "\n" not in line, line
 
 
@@ -46,13 +46,13 @@ def test_what_has_run_out(error, parts):
   FileNotFoundError(errno.ENOENT, "No such file or directory", "x"),
   PermissionError(errno.EACCES, "Permission denied", "/elsewhere/unet.safetensors")])
 def test_other_errors_are_not_explained(error, tmp_path):
-  assert exhausted.explain(error, tmp_path) is None
+  assert resource_errors.explain(error, tmp_path) is None
 
 
 def test_permissions_of_the_own_folder(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   refused = PermissionError(errno.EACCES, "Permission denied", os.path.join("run", ".abc.tmp.png"))
-  line = exhausted.explain(refused, exhausted.Path("run"))
+  line = resource_errors.explain(refused, resource_errors.Path("run"))
   assert "the folder run cannot be written to any more" in line and "Permission denied" in line
 
 
@@ -60,28 +60,28 @@ def test_the_rest_depends_on_what_was_done(tmp_path):
   error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: x")
   for step in ("9", "10", ".tmp"):
     (tmp_path / "checkpoints" / step).mkdir(parents=True)
-  assert exhausted.explain(error, tmp_path).endswith("; the same command then goes on from step 10")
+  assert resource_errors.explain(error, tmp_path).endswith("; the same command then goes on from step 10")
   for mode, words in (("export", "export.image_size"), ("train", "training.views")):
-    assert words in exhausted.explain(error, tmp_path, mode, "image2d")
-  assert "render" not in exhausted.explain(error, tmp_path, "train", "image2d")
-  assert "goes on" not in exhausted.explain(error, tmp_path, "export")
+    assert words in resource_errors.explain(error, tmp_path, mode, "image2d")
+  assert "render" not in resource_errors.explain(error, tmp_path, "train", "image2d")
+  assert "goes on" not in resource_errors.explain(error, tmp_path, "export")
 
 
 @pytest.mark.parametrize("job", defaults.DEFAULTS)
 def test_every_job_knows_what_needs_less(job):
-  assert "config.training.views" in exhausted.explain(MemoryError(), None, "train", job)
+  assert "config.training.views" in resource_errors.explain(MemoryError(), None, "train", job)
 
 
 def test_a_chain_that_bites_its_tail():
   one, two = KeyError("one"), KeyError("two")
   one.__cause__, two.__cause__ = two, one
-  assert exhausted.explain(one) is None
+  assert resource_errors.explain(one) is None
 
 
 def test_the_words_are_those_of_jax_and_numpy():
   with pytest.raises(jax.errors.JaxRuntimeError) as device:
     jax.jit(lambda: jnp.zeros(1 << 44, jnp.float32) + 1)().block_until_ready()
-  assert exhausted.explain(device.value).startswith("the device has run out of memory (RESOURCE_EXHAUSTED")
+  assert resource_errors.explain(device.value).startswith("the device has run out of memory (RESOURCE_EXHAUSTED")
   with pytest.raises(MemoryError) as host:
     np.ones(1 << 48)
-  assert exhausted.explain(host.value).startswith("this machine has run out of memory (Unable to allocate")
+  assert resource_errors.explain(host.value).startswith("this machine has run out of memory (Unable to allocate")

@@ -7,7 +7,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
-from sds_jax.io import board
+from sds_jax.io import tensorboard
 
 
 def events(path):
@@ -24,7 +24,7 @@ def events(path):
 
 
 def test_what_is_written_is_read(tmp_path):
-  writer = board.Board(tmp_path, 3)
+  writer = tensorboard.EventWriter(tmp_path, 3)
   writer.add(3, dict(loss=0.5, grad=2.0))
   writer.add(7, dict(loss=0.25))
   writer.close()
@@ -42,17 +42,17 @@ def test_what_is_written_is_read(tmp_path):
 def test_no_file_is_written_twice(tmp_path, monkeypatch):
   """Files of one second, or of a clock that was put back."""
   for now in (2e9, 2e9, 2e9 - 3600, 2e9):
-    monkeypatch.setattr(board.time, "time", lambda now=now: now)
-    board.Board(tmp_path, 1).close()
+    monkeypatch.setattr(tensorboard.time, "time", lambda now=now: now)
+    tensorboard.EventWriter(tmp_path, 1).close()
   assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_it_is_flushed_now_and_then(tmp_path, monkeypatch):
-  writer, now = board.Board(tmp_path, 1), time.monotonic()
+  writer, now = tensorboard.EventWriter(tmp_path, 1), time.monotonic()
   (path,) = tmp_path.iterdir()
   writer.add(1, dict(loss=1.0))
   assert not path.stat().st_size
-  monkeypatch.setattr(board.time, "monotonic", lambda: now + 2 * board.FLUSH_S)
+  monkeypatch.setattr(tensorboard.time, "monotonic", lambda: now + 2 * tensorboard.FLUSH_S)
   writer.add(2, dict(loss=1.0))
   assert len(events(path)) == 4
   writer.close()
@@ -60,9 +60,9 @@ def test_it_is_flushed_now_and_then(tmp_path, monkeypatch):
 
 def test_a_full_disk_is_an_error_of_the_call(tmp_path):
   """/dev/full takes nothing. The call says so, and closing says it once more at most."""
-  writer = board.Board(tmp_path, 1)
+  writer = tensorboard.EventWriter(tmp_path, 1)
   writer._writer.close()
-  writer._writer = board.RecordWriter("/dev/full")
+  writer._writer = tensorboard.RecordWriter("/dev/full")
   with pytest.raises(OSError) as caught:
     for step in range(1000):
       writer.add(step, dict(loss=1.0))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sds_jax.io import pictures
-from sds_jax.io.pictures import Frame, read_map, read_picture
+from sds_jax.io import photos
+from sds_jax.io.photos import Frame, read_map, read_photo
 from sds_jax.priors.loading.decoding import PictureError
 
 RED = (200, 40, 30)
@@ -37,7 +37,7 @@ def edges(opacity):
 def test_at_its_own_size_pixels_stay_what_they_are(tmp_path):
   rng = np.random.default_rng(0)
   rgb, alpha = rng.integers(0, 256, (32, 32, 3)), rng.integers(0, 256, (32, 32))
-  found = read_picture(save(tmp_path / "x.png", rgb.astype(np.uint8), alpha), 32, framing="keep")
+  found = read_photo(save(tmp_path / "x.png", rgb.astype(np.uint8), alpha), 32, framing="keep")
   opacity = alpha / 255
   np.testing.assert_allclose(found.opacity, opacity, atol=1e-6)
   np.testing.assert_allclose(found.rgb, rgb / 255 * opacity[..., None] + 1 - opacity[..., None], atol=1e-6)
@@ -49,7 +49,7 @@ def test_colours_under_transparent_pixels_do_not_bleed(tmp_path, size):
   rgb = np.zeros((64, 64, 3), np.uint8) + np.uint8([0, 255, 0])
   alpha = box(64, 64, 13, 49, 17, 50)
   rgb[alpha > 0] = RED
-  found = read_picture(save(tmp_path / "x.png", rgb, alpha), size)
+  found = read_photo(save(tmp_path / "x.png", rgb, alpha), size)
   colour = (found.rgb - 1 + found.opacity[..., None]) / np.maximum(found.opacity, 1e-6)[..., None]
   assert (np.abs(colour * 255 - RED).max(-1) < 3)[found.opacity > 0.05].all()
   assert found.opacity.sum() / size**2 == pytest.approx(36 * 33 / 64**2, rel=0.02)
@@ -61,7 +61,7 @@ def test_a_large_picture_is_averaged_over_areas(tmp_path):
   alpha = box(4500, 30, 1000, 3500, 0, 30)
   rgb = np.zeros((4500, 30, 3), np.uint8)
   rgb[::2] = (240, 120, 60)
-  found = read_picture(save(tmp_path / "x.png", rgb, alpha), 256, framing="keep")
+  found = read_photo(save(tmp_path / "x.png", rgb, alpha), 256, framing="keep")
   total = (1 - found.rgb).sum((0, 1)) / 256**2  # white less the picture
   np.testing.assert_allclose(total, 2500 * 30 / 4500**2 * (1 - np.array([120, 60, 30]) / 255), rtol=0.05)
 
@@ -71,7 +71,7 @@ def test_a_large_picture_is_averaged_over_areas(tmp_path):
   ((100, 100), (49, 55, 1, 5))])
 def test_centred(tmp_path, shape, corners):
   """The longest side becomes 60% of the frame, in the middle; the frame says where each point went."""
-  found = read_picture(save(tmp_path / "x.png", RED, box(*shape, *corners)), 128, framing="centre")
+  found = read_photo(save(tmp_path / "x.png", RED, box(*shape, *corners)), 128, framing="centre")
   top, bottom, left, right = corners
   half = 0.3 * np.array([bottom - top, right - left]) / max(bottom - top, right - left)
   expected = [0.5 - half[0], 0.5 + half[0], 0.5 - half[1], 0.5 + half[1]]
@@ -89,14 +89,14 @@ def test_centred(tmp_path, shape, corners):
   ids=["well placed", "large", "too large", "too small", "a little aside", "too far aside", "cut off"])
 def test_auto_leaves_what_is_well_placed(tmp_path, capsys, corners, kept):
   path = save(tmp_path / "x.png", RED, box(100, 100, *corners))
-  found = read_picture(path, 64)
+  found = read_photo(path, 64)
   assert (found.frame[:2] == (1.0, (0.0, 0.0))) == kept
-  assert found.frame == read_picture(path, 64, framing="keep" if kept else "centre").frame
+  assert found.frame == read_photo(path, 64, framing="keep" if kept else "centre").frame
   assert ("reaches the edge" in capsys.readouterr().out) == (corners[0] == 0)
 
 
 def test_what_is_not_square_is_padded_with_nothing(tmp_path):
-  found = read_picture(save(tmp_path / "x.png", RED, box(40, 80, 10, 30, 20, 60)), 80, framing="keep")
+  found = read_photo(save(tmp_path / "x.png", RED, box(40, 80, 10, 30, 20, 60)), 80, framing="keep")
   np.testing.assert_allclose(found.opacity, np.pad(box(40, 80, 10, 30, 20, 60), ((20, 20), (0, 0))) / 255, atol=1e-6)
 
 
@@ -118,21 +118,21 @@ def test_a_plain_background_is_taken_out(tmp_path, capsys, colour, ending, hard,
     rgb[(abs(x - left) < 2) & (abs(y - 64) < 3)] = spot
   picture = np.rint(cover * rgb + (1 - cover) * np.array(colour)).astype(np.uint8)
   path = save(tmp_path / f"x.{ending}", picture, **({"quality": 92} if ending == "jpg" else {}))
-  found = read_picture(path, 128)
+  found = read_photo(path, 128)
   said = capsys.readouterr().out
   assert "taken out by its plain colour" in said and ("#%02x%02x%02x" % colour in said or ending == "jpg")
   wrong = np.abs(found.opacity - cover[..., 0])
   assert wrong.mean() < hard and wrong[(cover[..., 0] > 0) & (cover[..., 0] < 1)].mean() < soft
   on_white = cover * rgb / 255 + 1 - cover
   assert np.abs(found.rgb - on_white).mean() < 2 * hard and found.frame.scale == 1.0
-  np.testing.assert_array_equal(read_picture(path, 128, background="plain").rgb, found.rgb)
+  np.testing.assert_array_equal(read_photo(path, 128, background="plain").rgb, found.rgb)
 
 
 def test_dust_is_no_part_of_the_object(tmp_path):
   picture = np.full((200, 200, 3), 255, np.uint8)
   picture[60:140, 70:130] = RED
   picture[3, 3] = (90, 90, 90)
-  found = read_picture(save(tmp_path / "x.png", picture), 200)
+  found = read_photo(save(tmp_path / "x.png", picture), 200)
   assert found.frame.scale == 1.0 and found.opacity[3, 3] == 0.0 and found.opacity.sum() == 80 * 60
 
 
@@ -152,7 +152,7 @@ def test_without_rembg_it_says_what_to_do(tmp_path, monkeypatch, broken):
   monkeypatch.setitem(sys.modules, "rembg", broken)
   for background in ("auto", "rembg"):
     with pytest.raises(PictureError) as error:
-      read_picture(path, 16, background=background)
+      read_photo(path, 16, background=background)
     said = str(error.value)
     assert all(text in said for text in (str(path), "transparent", "plain")) and "\n" not in said
     assert ("sds_jax[background]" in said) if broken is None else ("no route to host" in said and "U2NET_HOME" in said)
@@ -164,7 +164,7 @@ def test_rembg_that_would_end_the_process_counts_as_absent(tmp_path, monkeypatch
   monkeypatch.syspath_prepend(tmp_path)
   monkeypatch.delitem(sys.modules, "rembg", raising=False)
   with pytest.raises(PictureError, match="is not installed"):
-    read_picture(noisy(tmp_path)[0], 16)
+    read_photo(noisy(tmp_path)[0], 16)
   assert capsys.readouterr().out == ""
 
 
@@ -176,7 +176,7 @@ def test_rembg_is_asked_for_the_mask_of_a_free_network(tmp_path, monkeypatch, ca
   fake = types.SimpleNamespace(new_session="session of {}".format, remove=remove)
   monkeypatch.setitem(sys.modules, "rembg", fake)
   path, picture = noisy(tmp_path)
-  found = read_picture(path, 40)
+  found = read_photo(path, 40)
   expected = np.full((40, 40, 3), 1.0)
   expected[10:30, 12:28] = picture[10:30, 12:28] / 255
   np.testing.assert_allclose(found.rgb, expected, atol=1e-6)
@@ -197,7 +197,7 @@ def test_rembg_itself(tmp_path, monkeypatch):
   inside = (x - 64) ** 2 + (y - 60) ** 2 < 30**2
   dark = np.random.default_rng(0).integers(0, 60, (128, 128, 3))
   path = save(tmp_path / "x.png", np.where(inside[..., None], [240, 60, 20], dark).astype(np.uint8))
-  found = read_picture(path, 128, framing="keep")
+  found = read_photo(path, 128, framing="keep")
   assert found.opacity[inside].mean() > 0.85 and found.opacity[~inside].mean() < 0.25
   assert np.abs(found.rgb[60, 64] - np.array([240, 60, 20]) / 255).max() < 0.15
 
@@ -208,7 +208,7 @@ def test_rembg_itself(tmp_path, monkeypatch):
   (dict(background="alpha"), "has no transparent pixels"), (dict(background="plain"), "has no plain background")])
 def test_settings_that_will_not_do(tmp_path, settings, problem):
   with pytest.raises(PictureError, match=problem):
-    read_picture(noisy(tmp_path)[0], 16, **settings)
+    read_photo(noisy(tmp_path)[0], 16, **settings)
 
 
 @pytest.mark.parametrize("shape, corners, settings", [
@@ -219,7 +219,7 @@ def test_settings_that_will_not_do(tmp_path, settings, problem):
 def test_too_little_to_see(tmp_path, shape, corners, settings):
   path = save(tmp_path / "x.png", RED, box(*shape, *corners))
   with pytest.raises(PictureError, match="shows (no object|an object of fewer)") as error:
-    read_picture(path, 32, **settings)
+    read_photo(path, 32, **settings)
   assert str(path) in str(error.value) and "\n" not in str(error.value)
   if "an object of fewer" in str(error.value):  # what helps, and not what has been done
     assert ("'centre' makes it larger" in str(error.value)) == (shape == (400, 400))
@@ -227,13 +227,13 @@ def test_too_little_to_see(tmp_path, shape, corners, settings):
 
 def test_a_uniform_picture_shows_nothing(tmp_path):
   with pytest.raises(PictureError, match="shows no object: 0 pixels"):
-    read_picture(save(tmp_path / "x.png", np.full((30, 30, 3), 200, np.uint8)), 16)
+    read_photo(save(tmp_path / "x.png", np.full((30, 30, 3), 200, np.uint8)), 16)
 
 
 @pytest.mark.parametrize("size", [32, 100])
 def test_maps_move_with_their_picture(tmp_path, size):
   """Each pixel of a ramp of 16 bits comes out with the value of the place that it shows; the map may be larger."""
-  picture = read_picture(save(tmp_path / "x.png", RED, box(60, 120, 5, 45, 60, 110)), size, framing="centre")
+  picture = read_photo(save(tmp_path / "x.png", RED, box(60, 120, 5, 45, 60, 110)), size, framing="centre")
   y, x = np.mgrid[:120, :240]
   ramp = (x * 200 + y * 50).astype(np.uint16)
   Image.fromarray(ramp).save(tmp_path / "depth.png")
@@ -293,6 +293,6 @@ def test_maps_that_will_not_do(tmp_path):
 def test_resized_is_the_mean_over_areas():
   image = np.random.default_rng(0).random((64, 64, 3)).astype(np.float32)
   image = np.repeat(np.repeat(image, 4, 0), 4, 1)
-  found = pictures.resized(image, 64)
+  found = photos.resize_square(image, 64)
   np.testing.assert_allclose(found.mean((0, 1)), image.mean((0, 1)), atol=2e-3)
-  assert np.abs(found - image[2::4, 2::4]).mean() < 0.1 and np.array_equal(pictures.resized(image, 256), image)
+  assert np.abs(found - image[2::4, 2::4]).mean() < 0.1 and np.array_equal(photos.resize_square(image, 256), image)

@@ -60,7 +60,7 @@ def threestudio(azimuth: Array, elevation: Array) -> tuple[Array, Array]:
   return jnp.where(above, overhead, _mix(front, side, back)), jnp.where(above, 0.0, weights)
 
 
-FLAVOURS: dict[str, Callable[[Array, Array], tuple[Array, Array]]] = {
+VARIANTS: dict[str, Callable[[Array, Array], tuple[Array, Array]]] = {
     "stable_dreamfusion": stable_dreamfusion, "threestudio": threestudio}
 """Name -> (azimuth, elevation) -> (mix, weights)."""
 
