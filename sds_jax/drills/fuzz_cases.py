@@ -12,10 +12,10 @@ from sds_jax.diffusion import timesteps, weightings
 from sds_jax.drills import tiny
 from sds_jax.fields import background, field
 from sds_jax.generators import catalogue
-from sds_jax.shapeworld import pictures as samples
+from sds_jax.shapeworld import sample_photos
 from sds_jax.training import config as config_lib, distil, image2d_config, image3d_config
 
-Draw = Callable[[random.Random, "Job"], list[str]]
+Draw = Callable[[random.Random, "FuzzJob"], list[str]]
 """(where chance comes from, what the base is) -> arguments behind those of the base."""
 
 HUGE = "9" * 5000
@@ -83,7 +83,7 @@ ARGUMENTS = ["x", "pixels,cppn", "dreamfusion,threestudio_sd", "sd15", "a/b",
 """Behind the colon of --config, without the base; none of them is legal where there is no connection."""
 
 
-class Job:
+class FuzzJob:
   """A file of settings with the base that tries start from, and all its settings by dotted name."""
 
   def __init__(self, file: Path, reference: ConfigDict, base: Mapping[str, Any]):
@@ -95,7 +95,7 @@ class Job:
     return chance.choice([name for name, value in self.settings.items() if type(value) in kinds])
 
 
-def jobs(configs: Path, scratch: Path) -> list[Job]:
+def jobs(configs: Path, scratch: Path) -> list[FuzzJob]:
   """The jobs of configs/text.py, image2d.py and image.py, tiny and of one step, of what `write_files` has written."""
   prior = scratch / PRIOR
   common = {"prior.path": prior, "prompt": "a red cube", "training.steps": 1, "training.log_every": 1,
@@ -104,9 +104,9 @@ def jobs(configs: Path, scratch: Path) -> list[Job]:
   # Unshaded, for the second derivatives of shading are most of what there is to compile.
   scene = {**tiny.SETTINGS, **common, "training.views": 1, "shading.lambertian": 0.0, "occupancy.every": 0}
   seen = {**scene, "prior.path": scratch / VIEW_PRIOR, "image": scratch / PICTURE, "prompt": ""}
-  return [Job(configs / "text.py", config_lib.default(), scene),
-          Job(configs / "image2d.py", image2d_config.default(), pictures),
-          Job(configs / "image.py", image3d_config.default(), seen)]
+  return [FuzzJob(configs / "text.py", config_lib.default(), scene),
+          FuzzJob(configs / "image2d.py", image2d_config.default(), pictures),
+          FuzzJob(configs / "image.py", image3d_config.default(), seen)]
 
 
 PRIOR, VIEW_PRIOR, PICTURE = "prior", "view_prior", "picture.png"
@@ -116,7 +116,7 @@ def write_files(scratch: Path) -> None:
   """What the bases of `jobs` want: a prior that is told words, one that is told a picture, and a picture."""
   tiny.write_prior(scratch / PRIOR)
   tiny.write_view_prior(scratch / VIEW_PRIOR)
-  samples.write_picture(samples.draw_truth(0, caption="a red cube"), 32, scratch / PICTURE)
+  sample_photos.write_photo(sample_photos.draw_truth(0, caption="a red cube"), 32, scratch / PICTURE)
 
 
 def tries(configs: Path, scratch: Path, num: int, seed: int, strange: float) -> Iterator[list[str]]:
@@ -145,73 +145,73 @@ def tries(configs: Path, scratch: Path, num: int, seed: int, strange: float) -> 
     yield given if draw is _argument else [f"--config={job.file}", *job.base, *given]
 
 
-def _wrong_value(chance: random.Random, job: Job) -> list[str]:
+def _wrong_value(chance: random.Random, job: FuzzJob) -> list[str]:
   kind = chance.choice(list(WRONG))
   return [f"--config.{job.names(chance, kind)}={chance.choice(WRONG[kind])}"]
 
 
-def _strange_value(chance: random.Random, job: Job) -> list[str]:
+def _strange_value(chance: random.Random, job: FuzzJob) -> list[str]:
   kind = chance.choice(list(STRANGE))
   return [f"--config.{job.names(chance, kind)}={chance.choice(STRANGE[kind])}"]
 
 
-def _any_value(chance: random.Random, job: Job) -> list[str]:
+def _any_value(chance: random.Random, job: FuzzJob) -> list[str]:
   """A value that is made for a setting of another type."""
   name, kind = chance.choice(list(job.settings)), chance.choice(list(WRONG))
   return [f"--config.{name}={chance.choice(WRONG[kind])}"]
 
 
-def _two_values(chance: random.Random, job: Job) -> list[str]:
+def _two_values(chance: random.Random, job: FuzzJob) -> list[str]:
   return _strange_value(chance, job) + _wrong_value(chance, job)
 
 
-def _choice(chance: random.Random, job: Job) -> list[str]:
+def _choice(chance: random.Random, job: FuzzJob) -> list[str]:
   name = chance.choice([name for name in NAMES if name in job.settings])
   return [f"--config.{name}={chance.choice(NAMES[name])}"]
 
 
-def _prompt(chance: random.Random, job: Job) -> list[str]:
+def _prompt(chance: random.Random, job: FuzzJob) -> list[str]:
   name = chance.choice([TEXTS[0]] * 4 + TEXTS[1:])
   return [f"--config.{name}={chance.choice(PROMPTS)}"]
 
 
-def _free_prompt(chance: random.Random, job: Job) -> list[str]:
+def _free_prompt(chance: random.Random, job: FuzzJob) -> list[str]:
   return [*_prompt(chance, job), "--config.prior.allow_unknown_words=True"]
 
 
-def _default_folder(chance: random.Random, job: Job) -> list[str]:
+def _default_folder(chance: random.Random, job: FuzzJob) -> list[str]:
   return _free_prompt(chance, job)
 
 
-def _prior_path(chance: random.Random, job: Job) -> list[str]:
+def _prior_path(chance: random.Random, job: FuzzJob) -> list[str]:
   return [f"--config.prior.path={chance.choice(PATHS[1:])}"]
 
 
-def _prior_name(chance: random.Random, job: Job) -> list[str]:
+def _prior_name(chance: random.Random, job: FuzzJob) -> list[str]:
   return ["--config.prior.path=", f"--config.prior.name={chance.choice(PATHS)}"]
 
 
-def _picture(chance: random.Random, job: Job) -> list[str]:
+def _picture(chance: random.Random, job: FuzzJob) -> list[str]:
   """A path that is no picture; of a job without pictures a mistake."""
   name = chance.choice(["image", "image", "picture.depth", "picture.normals"])
   return [f"--config.{name}={chance.choice(PATHS[1:])}", "--config.loss.depth=(1.0,)"]
 
 
-def _source(chance: random.Random, job: Job) -> list[str]:
+def _source(chance: random.Random, job: FuzzJob) -> list[str]:
   return [f"--config.distillation.estimator={chance.choice(['dds', 'pds'])}",
           f"--config.distillation.source={chance.choice(PATHS)}"]
 
 
-def _workdir(chance: random.Random, job: Job) -> list[str]:
+def _workdir(chance: random.Random, job: FuzzJob) -> list[str]:
   folder = chance.choice(WORKDIRS)
   return chance.choice([[f"--workdir={folder}"], ["--workdir=", f"--config.workdir={folder}"]])
 
 
-def _flag(chance: random.Random, job: Job) -> list[str]:
+def _flag(chance: random.Random, job: FuzzJob) -> list[str]:
   return list(chance.choice(FLAGS))
 
 
-def _argument(chance: random.Random, job: Job) -> list[str]:
+def _argument(chance: random.Random, job: FuzzJob) -> list[str]:
   return [f"--config={job.file}:{chance.choice(ARGUMENTS)}"]
 
 

@@ -22,7 +22,7 @@ from ml_collections import config_flags
 from sds_jax import compilation
 from sds_jax.evaluation import modes
 from sds_jax.evaluation.recipes import run_config
-from sds_jax.evaluation.shapeworld import Job, Record, draw_captions, or_one_line
+from sds_jax.evaluation.shapeworld import Job, Record, draw_captions, exit_on_user_error
 from sds_jax.io import files
 from sds_jax.shapeworld import captions
 from sds_jax.training import config as config_lib, outputs, validation
@@ -175,7 +175,7 @@ def main() -> None:
     print(table(scores, read_times(folder)))
     print(f"renders, records and table lie in {folder}")
 
-  app.run(lambda argv: or_one_line(lambda: action(argv)))
+  app.run(lambda argv: exit_on_user_error(lambda: action(argv)))
 
 
 if __name__ == "__main__":

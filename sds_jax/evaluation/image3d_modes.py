@@ -21,7 +21,7 @@ from sds_jax.evaluation import image_scores, modes
 from sds_jax.io import files, images, photos
 from sds_jax.priors.loading.files import write_atomically
 from sds_jax.priors.prior import Prior
-from sds_jax.shapeworld import pictures as samples
+from sds_jax.shapeworld import sample_photos
 from sds_jax.training import (
     image3d, image3d_validation, jobs, layout as layout_lib, loop, outputs, reference, step as step_lib, workspace)
 from sds_jax.training.checks import ConfigError
@@ -93,10 +93,10 @@ def evaluate(config: Config, folder: Path, started: float) -> None:
     ConfigError: the picture does not say which, so there is no ground truth.
   """
   picture, about = stored_picture(folder), files.read_json(folder / ABOUT)
-  truth = samples.read_truth(folder / about["original"])
+  truth = sample_photos.read_truth(folder / about["original"])
   if truth is None:
     raise ConfigError(f"--mode=evaluate has no ground truth for config.image={config.image!r}: it is no picture of "
-                      "python -m sds_jax.shapeworld.pictures, which keep the scene that they show")
+                      "python -m sds_jax.shapeworld.sample_photos, which keep the scene that they show")
   scene, state = modes.restore(config, folder)
   scores = image_scores.score(scene, state, truth, picture, about["azimuth"], about["elevation"])
   files.write_json(scores, folder / "scores.json")

@@ -4,7 +4,7 @@ The pose is known, so there is no search: in the run the picture's camera stands
 object is the scene turned so that it looks from there as it does in the picture. A picture that was moved in its frame
 makes the right object larger or smaller, and moves it in the plane through the origin that faces the picture's camera,
 and so does a camera of the run that is another than the sample pictures'; perspective makes that exact to first order
-only (`shapeworld.pictures.in_truth`).
+only (`shapeworld.sample_photos.cameras_to_scene_frame`).
 
 An object has the colours of its picture, light included. They are compared with the scene in the picture's light.
 """
@@ -19,8 +19,8 @@ import numpy as np
 
 from sds_jax.evaluation import scores
 from sds_jax.io.photos import Photo, resize_square
-from sds_jax.shapeworld import captions, pictures, solids
-from sds_jax.shapeworld.pictures import Truth
+from sds_jax.shapeworld import captions, sample_photos, solids
+from sds_jax.shapeworld.sample_photos import Truth
 from sds_jax.shapeworld.score_prior import colour_name
 from sds_jax.training.state import TrainState
 from sds_jax.training.step import Scene
@@ -56,14 +56,14 @@ def score(scene: Scene, state: TrainState, truth: Truth, picture: Photo, azimuth
     in all those views is not asked for), empty, full.
   """
   distance, fov_y = scene.config.camera.distance[0], math.radians(scene.config.camera.fov_deg[0])
-  pose = pictures.Pose(azimuth, elevation, distance, fov_y, picture.frame.scale, picture.frame.shift)
-  exact, reference = pictures.truth_scene(truth), cameras.orbit(azimuth, elevation, distance, fov_y)
+  pose = sample_photos.PhotoPose(azimuth, elevation, distance, fov_y, picture.frame.scale, picture.frame.shift)
+  exact, reference = sample_photos.truth_scene(truth), cameras.orbit(azimuth, elevation, distance, fov_y)
   shots = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), scores.scoring_cameras(),
                        jax.tree.map(lambda leaf: leaf[None], reference))
   rgb, opacity = scores.object_views(scene, state, shots)
   at_picture = rgb[-1] + (1.0 - opacity[-1][..., None])  # on white
   rgb, opacity = rgb[:-1], opacity[:-1]
-  shots = pictures.in_truth(scores.scoring_cameras(), truth, pose)
+  shots = sample_photos.cameras_to_scene_frame(scores.scoring_cameras(), truth, pose)
   light = np.array(truth.light, np.float32)
   lit, inside = jax.device_get(_traced(exact, shots, light, np.float32(truth.ambient)))
   albedo, _ = jax.device_get(_traced(exact, shots, light, np.float32(1.0)))
@@ -77,7 +77,7 @@ def score(scene: Scene, state: TrainState, truth: Truth, picture: Photo, azimuth
       reference_psnr=psnr(at_picture, picture),
       silhouette_iou=float(by_view.mean()), worst_view_iou=float(by_view.min()),
       seen_iou=float(by_view[~hidden].mean()), unseen_iou=float(by_view[hidden].mean()),
-      volume_iou=scores.volume_iou(exact, pictures.points_in_truth(points, truth, pose), solid),
+      volume_iou=scores.volume_iou(exact, sample_photos.points_to_scene_frame(points, truth, pose), solid),
       colour_error=error, colours_right=_colours_right(spec, albedo, inside, seen, colour),
       unseen_colours_right=_colours_right(spec, albedo[hidden], inside[hidden], seen[hidden], colour[hidden]),
       **scores.flags(opacity, filled))

@@ -3,9 +3,9 @@ r"""Image-to-3D over many sample pictures and seeds, scored against the exact sc
     python -m sds_jax.evaluation.images --pictures=12 --seeds=3 --out=image_scores
     python -m sds_jax.evaluation.images --pictures=12 --config.loss.sds="(0.0,)"      # without the prior of views
 
-Pictures are those of `python -m sds_jax.shapeworld.pictures`: singles, stacks and things with a front, half of them
-with a colour and shape that training never shows. The step is compiled once for all of them. Settings are overridden as
-for `run.py`.
+Pictures are those of `python -m sds_jax.shapeworld.sample_photos`: singles, stacks and things with a front, half of
+them with a colour and shape that training never shows. The step is compiled once for all of them. Settings are
+overridden as for `run.py`.
 """
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ import tqdm
 from sds_jax import compilation
 from sds_jax.evaluation import image3d_modes, image_scores
 from sds_jax.evaluation.repeated import Repeated
-from sds_jax.evaluation.shapeworld import or_one_line
+from sds_jax.evaluation.shapeworld import exit_on_user_error
 from sds_jax.io import files, images, photos
 from sds_jax.priors.prior import Prior
-from sds_jax.shapeworld import captions, pictures as samples, solids
+from sds_jax.shapeworld import captions, sample_photos, solids
 from sds_jax.training import image3d_config, jobs, outputs, validation
 from sds_jax.training.checks import ConfigError
 from sds_jax.types import Params
@@ -49,7 +49,7 @@ COLUMNS = {
 """Title -> score, of which the mean is shown, and how."""
 
 
-def draw_pictures(count: int, seed: int) -> list[samples.Truth]:
+def draw_pictures(count: int, seed: int) -> list[sample_photos.Truth]:
   """`count` truths, one single, one stack and one thing with a front in turn, every other one never seen."""
   kinds: dict[int, Callable[[captions.Spec], bool]] = {
       0: lambda spec: len(spec.parts) == 1 and spec.parts[0][1] in solids.PLAIN,
@@ -57,7 +57,7 @@ def draw_pictures(count: int, seed: int) -> list[samples.Truth]:
       2: lambda spec: spec.parts[0][1] not in solids.PLAIN}
   found, index = [], 0
   while len(found) < count:
-    truth = samples.draw_truth(seed, index)
+    truth = sample_photos.draw_truth(seed, index)
     index += 1
     spec = captions.parse(truth.caption)
     if kinds[len(found) % 3](spec) and captions.is_held_out(spec) == (len(found) // 3 % 2 == 1):
@@ -66,7 +66,7 @@ def draw_pictures(count: int, seed: int) -> list[samples.Truth]:
 
 
 def run_set(config: ml_collections.FrozenConfigDict, priors: tuple[Prior, Prior | None, Params],
-            truths: Sequence[samples.Truth], seeds: Sequence[int], folder: Path) -> list[Record]:
+            truths: Sequence[sample_photos.Truth], seeds: Sequence[int], folder: Path) -> list[Record]:
   """Scores of every picture with every seed; pictures and a strip of renders of each go to `folder`.
 
   Args:
@@ -78,7 +78,7 @@ def run_set(config: ml_collections.FrozenConfigDict, priors: tuple[Prior, Prior 
   records, view = [], outputs.make_view(maker.scene)
   with tqdm.tqdm(total=len(truths) * len(seeds), desc="runs") as bar:
     for number, truth in enumerate(truths):
-      path = samples.write_picture(truth, 256, folder / f"{number:03d}.png")
+      path = sample_photos.write_photo(truth, 256, folder / f"{number:03d}.png")
       own = ml_collections.ConfigDict(config.to_dict())
       own.image = str(path)
       own.prompt = truth.caption if words else ""
@@ -119,7 +119,7 @@ def table(records: Sequence[Record]) -> str:
   return "\n".join(lines)
 
 
-def _run(config: ml_collections.ConfigDict, truths: Sequence[samples.Truth], seeds: Sequence[int],
+def _run(config: ml_collections.ConfigDict, truths: Sequence[sample_photos.Truth], seeds: Sequence[int],
          folder: Path) -> None:
   """The set, its records and its table, in `folder`."""
   compilation.prepare()
@@ -147,7 +147,7 @@ def main() -> None:
   draw = flags.DEFINE_integer("draw", 1, "seed of the drawing of pictures")
   out = flags.DEFINE_string("out", "image_scores", "folder of the table, the records, pictures and renders")
 
-  app.run(lambda argv: or_one_line(lambda: _run(
+  app.run(lambda argv: exit_on_user_error(lambda: _run(
     config.value, draw_pictures(count.value, draw.value), range(seeds.value), Path(out.value))))
 
 

@@ -18,7 +18,7 @@ from absl import app, flags
 
 from sds_jax import compilation
 from sds_jax.evaluation import modes
-from sds_jax.evaluation.shapeworld import Job, Record, draw_captions, or_one_line, run_set
+from sds_jax.evaluation.shapeworld import Job, Record, draw_captions, exit_on_user_error, run_set
 from sds_jax.io import files
 from sds_jax.priors.loading.sources import shipped_folder
 from sds_jax.shapeworld import captions
@@ -106,7 +106,7 @@ def main() -> None:
     print(table(found))
     print(f"renders, records and table lie in {folder}")
 
-  app.run(lambda argv: or_one_line(lambda: run(argv)))
+  app.run(lambda argv: exit_on_user_error(lambda: run(argv)))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def scoring_cameras() -> Camera:
 
 
 @jax.jit
-def truth_silhouettes(scene: scenes.Scene, angles: Array, scales: Array) -> Array:
+def truth_silhouettes(scene: scenes.SolidScene, angles: Array, scales: Array) -> Array:
   """bool [P, 16, SIZE, SIZE]: the caption's scene in every pose (angle [P], scale [P])."""
   shots = scoring_cameras()
 
@@ -54,12 +54,12 @@ def truth_silhouettes(scene: scenes.Scene, angles: Array, scales: Array) -> Arra
 
 
 @jax.jit
-def truth_albedo(scene: scenes.Scene, angle: Array) -> tuple[Array, Array]:
+def truth_albedo(scene: scenes.SolidScene, angle: Array) -> tuple[Array, Array]:
   """Albedo [16, SIZE, SIZE, 3] and mask of the caption's scene turned by `angle`, as the scoring cameras see it."""
   return traced(scene, cameras.camera_of_turned_object(scoring_cameras(), angle, jnp.float32(1.0)), jnp.zeros(3), 1.0)
 
 
-def traced(scene: scenes.Scene, shots: Camera, light: Array, ambient: Array | float) -> tuple[Array, Array]:
+def traced(scene: scenes.SolidScene, shots: Camera, light: Array, ambient: Array | float) -> tuple[Array, Array]:
   """The exact scene as cameras [V] see it: colours [V, SIZE, SIZE, 3] over black, bool mask [V, SIZE, SIZE].
 
   Args:
@@ -128,7 +128,7 @@ def score(scene: Scene, state: TrainState, spec: captions.Spec) -> dict[str, Any
       rotation_deg=float(np.degrees(angles[best])), scale=float(scales[best_scale]))
 
 
-def _fit(truth: scenes.Scene, mask: np.ndarray, angles: np.ndarray, scales: np.ndarray) -> np.ndarray:
+def _fit(truth: scenes.SolidScene, mask: np.ndarray, angles: np.ndarray, scales: np.ndarray) -> np.ndarray:
   """IoU [P, 16] of the object's silhouettes with the scene's in each pose."""
   return iou(np.asarray(truth_silhouettes(truth, angles, scales)), mask[None])
 
@@ -151,14 +151,14 @@ def solid_points(scene: Scene, state: TrainState) -> tuple[np.ndarray, np.ndarra
   return points, solid, float(solid[ball].mean())
 
 
-def volume_iou(truth: scenes.Scene, points: np.ndarray, solid: np.ndarray) -> float:
+def volume_iou(truth: scenes.SolidScene, points: np.ndarray, solid: np.ndarray) -> float:
   """IoU of the exact scene's inside and what is `solid` [N], at points [N, 3] in the scene's own frame."""
   inside = in_chunks(lambda p: np.asarray(_distance(truth, jnp.asarray(p, jnp.float32))), points) < 0
   return float((inside & solid).sum() / max((inside | solid).sum(), 1))
 
 
 @jax.jit
-def _distance(truth: scenes.Scene, points: Array) -> Array:
+def _distance(truth: scenes.SolidScene, points: Array) -> Array:
   return scenes.sdf(truth, points)[0]
 
 
@@ -167,7 +167,7 @@ def flags(opacity: np.ndarray, filled: float) -> dict[str, bool]:
   return dict(empty=bool((opacity > 0.5).mean() < 0.005), full=bool(filled > 0.8))
 
 
-def _colours(truth: scenes.Scene, spec: captions.Spec, angle: float, rgb: np.ndarray,
+def _colours(truth: scenes.SolidScene, spec: captions.Spec, angle: float, rgb: np.ndarray,
              opacity: np.ndarray) -> tuple[float, bool]:
   """Mean absolute RGB error on the overlap, and whether every part's mean colour is nearest to its own name."""
   albedo, inside = jax.device_get(truth_albedo(truth, jnp.float32(angle)))

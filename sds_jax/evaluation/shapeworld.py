@@ -137,8 +137,11 @@ def _run(config: ml_collections.ConfigDict, specs: Sequence[captions.Spec], seed
   print(f"renders, records and table lie in {folder}")
 
 
-def or_one_line(action: Callable[[], None]) -> None:
-  """Does it; what was wrong with the settings or the disk ends the process with one line and status 2."""
+def exit_on_user_error(action: Callable[[], None]) -> None:
+  """Calls action; ValueError and OSError become one stderr line and status 2.
+
+  With SDS_JAX_TRACEBACK set in the environment the exception is raised instead.
+  """
   logging.set_verbosity(logging.ERROR)  # JAX tells of each backend that is not here
   try:
     action()
@@ -157,7 +160,7 @@ def main() -> None:
   draw = flags.DEFINE_integer("draw", 1, "seed of the drawing of captions")
   out = flags.DEFINE_string("out", "shapeworld_scores", "folder of the table, the records and the renders")
 
-  app.run(lambda argv: or_one_line(lambda: _run(
+  app.run(lambda argv: exit_on_user_error(lambda: _run(
     config.value, draw_captions(prompts.value, draw.value), range(seeds.value), Path(out.value))))
 
 

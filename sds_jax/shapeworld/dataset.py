@@ -20,7 +20,7 @@ import numpy as np
 import tqdm
 
 from sds_jax.shapeworld import captions, flag_types, scenes, tracer
-from sds_jax.shapeworld.scenes import Scene
+from sds_jax.shapeworld.scenes import SolidScene
 from sds_jax.types import Array, Camera
 from sds_jax.views import cameras, lights, prompts
 
@@ -42,7 +42,7 @@ BATCH = 32
 
 
 @flax.struct.dataclass
-class Setting:
+class ImageSetup:
   """All of an image but its scene: camera, angles (radians, before jitter), light position [3], intensities [], [3]."""
   camera: Camera
   azimuth: Array
@@ -60,21 +60,21 @@ def sample_background(key: Array) -> Array:
   return jnp.clip(grey + jax.random.uniform(key_tint, (3,), minval=-TINT, maxval=TINT), 0.0, 1.0)
 
 
-def sample_setting(key: Array) -> Setting:
+def sample_image_setup(key: Array) -> ImageSetup:
   """A random camera, light and background; consumes `key` (an example's own)."""
   key_camera, key_light, key_mode, key_ambient, key_background = jax.random.split(key, 5)
   camera, azimuth, elevation = cameras.sample_camera(key_camera)
   ambient = jax.random.uniform(key_ambient, minval=AMBIENT[0], maxval=AMBIENT[1])
   ambient = jnp.where(jax.random.bernoulli(key_mode, ALBEDO_ONLY), jnp.ones_like(ambient), ambient)
-  return Setting(camera, azimuth, elevation, lights.sample_light(key_light, camera.position), ambient, 1.0 - ambient,
+  return ImageSetup(camera, azimuth, elevation, lights.sample_light(key_light, camera.position), ambient, 1.0 - ambient,
                  sample_background(key_background))
 
 
 @jax.jit
-def _render_batch(seed: Array, indices: Array, batch: Scene) -> tuple[Array, Array, Array]:
+def _render_batch(seed: Array, indices: Array, batch: SolidScene) -> tuple[Array, Array, Array]:
   """Images [B, H, W, 3] uint8, camera features [B, CAMERA_DIM] and view indices [B] of scenes [B]."""
   keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(indices)
-  settings = jax.vmap(sample_setting)(keys)
+  settings = jax.vmap(sample_image_setup)(keys)
 
   def one(inputs):
     scene, setting = inputs

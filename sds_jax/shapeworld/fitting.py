@@ -27,7 +27,7 @@ LossFn = Callable[[Params, Batch, Array], Array]
 
 
 @flax.struct.dataclass
-class TrainState:
+class PriorTrainState:
   """What a checkpoint of the training holds."""
   step: Array
   params: Params
@@ -50,9 +50,9 @@ def make_optimizer(steps: int, settings: Mapping[str, Any]) -> optax.GradientTra
                      optax.adamw(rate, b2=0.99, weight_decay=settings["weight_decay"]))
 
 
-def new_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+def new_state(params: Params, optimizer: optax.GradientTransformation) -> PriorTrainState:
   """The state before the first step, on the first device."""
-  state = TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=jax.tree.map(jnp.copy, params),
+  state = PriorTrainState(step=jnp.zeros((), jnp.int32), params=params, ema=jax.tree.map(jnp.copy, params),
                      opt_state=optimizer.init(params))
   return jax.device_put(state, jax.devices()[0])  # as restored ones are: a resumed run has the same program
 
@@ -78,9 +78,9 @@ def clean_image_loss(x_hat: Array, x: Array, schedule: Schedule, t: Array, max_w
 
 
 def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation,
-              ema_decay: float) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
+              ema_decay: float) -> Callable[[PriorTrainState, Batch, Array], tuple[PriorTrainState, dict[str, Array]]]:
   """The training step (state, batch, key) -> (state, metrics); `key` is the run's, the same at every step."""
-  def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Array]]:
+  def step(state: PriorTrainState, batch: Batch, key: Array) -> tuple[PriorTrainState, dict[str, Array]]:
     loss, grads = jax.value_and_grad(loss_fn)(state.params, batch, jax.random.fold_in(key, state.step))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -88,7 +88,7 @@ def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation,
     n = state.step.astype(jnp.float32)
     decay = jnp.minimum(ema_decay, (1.0 + n) / (10.0 + n))
     ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema, params)
-    return (TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state),
+    return (PriorTrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state),
             dict(loss=loss, grad_norm=optax.tree.norm(grads)))
 
   return jax.jit(step, donate_argnums=0, compiler_options=compilation.unet_options())
@@ -109,9 +109,9 @@ def batches(data: Mapping[str, np.ndarray], batch_size: int, seed: int,
       step += 1
 
 
-def fit(out: pathlib.Path, state: TrainState, step_fn: Callable[..., tuple[TrainState, dict[str, Array]]],
+def fit(out: pathlib.Path, state: PriorTrainState, step_fn: Callable[..., tuple[PriorTrainState, dict[str, Array]]],
         data: Mapping[str, np.ndarray], settings: Mapping[str, Any], seed: int, *,
-        look: Callable[[TrainState], None], log_every: int, save_every: int, sheet_every: int) -> TrainState:
+        look: Callable[[PriorTrainState], None], log_every: int, save_every: int, sheet_every: int) -> PriorTrainState:
   """The steps that are left, from `out`'s newest checkpoint or `state`; returns the last state.
 
   Draws a progress bar; every number is also a line of `out`/metrics.jsonl.
@@ -147,13 +147,14 @@ def fit(out: pathlib.Path, state: TrainState, step_fn: Callable[..., tuple[Train
   return state
 
 
-def has_begun(out: pathlib.Path) -> bool:
+def has_checkpoint(out: pathlib.Path) -> bool:
   """Whether there is a checkpoint to go on from."""
   # A save that was cut off leaves a folder of a longer name.
   return any(path.name.isdecimal() for path in (out / "checkpoints").glob("*"))
 
 
-def check_same_run(path: pathlib.Path, settings: dict[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
+def check_same_settings(path: pathlib.Path, settings: dict[str, Any],
+                        defaults: Mapping[str, Any] | None = None) -> None:
   """Keep the settings of a run beside it; refuse to go on with others (but for the number of steps).
 
   Args:
@@ -169,7 +170,7 @@ def check_same_run(path: pathlib.Path, settings: dict[str, Any], defaults: Mappi
                        f"{before.get(name)!r}; use the same or another --out")
 
 
-def command(train: Callable[..., pathlib.Path], description: str, defaults: Mapping[str, Any], out: str) -> None:
+def run_recipe(train: Callable[..., pathlib.Path], description: str, defaults: Mapping[str, Any], out: str) -> None:
   """The command line of a recipe, its flags named as the arguments of its `train`, after the folder `out`."""
   parser = argparse.ArgumentParser(description=description)
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(out), help="folder of the run")

@@ -10,7 +10,7 @@ def positive(text: str) -> int:
 
 
 def seed(text: str) -> int:
-  """The seed of a data set or a run; from 2^31 on are the roots of pictures and scores (`pictures.ORIGIN`)."""
+  """The seed of a data set or a run; from 2^31 on are the roots of pictures and scores (`sample_photos.ROOT_SEED`)."""
   return _whole(text, 0, "from 0 to 2^31 - 1", 2**31 - 1)
 
 

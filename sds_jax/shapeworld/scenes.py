@@ -25,7 +25,7 @@ SCENE_RADIUS = 0.8
 
 
 @flax.struct.dataclass
-class Scene:
+class SolidScene:
   """Up to two solids. Leading batch axes are allowed on every leaf.
 
   Attributes:
@@ -40,17 +40,17 @@ class Scene:
   scale: Array
 
 
-def _local(scene: Scene, slot: int, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array]:
+def _local(scene: SolidScene, slot: int, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array]:
   offset, scale = scene.offset[slot], scene.scale[slot]
   return (x - offset[0]) / scale, (y - offset[1]) / scale, (z - offset[2]) / scale
 
 
-def _slot_distance(scene: Scene, slot: int, x: Array, y: Array, z: Array) -> Array:
+def _slot_distance(scene: SolidScene, slot: int, x: Array, y: Array, z: Array) -> Array:
   branches = [*solids.DISTANCES.values(), lambda x, y, z: jnp.full_like(x, FAR)]
   return scene.scale[slot] * jax.lax.switch(scene.kind[slot], branches, *_local(scene, slot, x, y, z))
 
 
-def distance(scene: Scene, x: Array, y: Array, z: Array) -> Array:
+def distance(scene: SolidScene, x: Array, y: Array, z: Array) -> Array:
   """Signed distance [N] of one scene at coordinates x, y, z (each [N], world units); a lower bound, Lipschitz 1.
 
   `lax.switch` runs one branch a slot as long as the scene is not vmapped: use `lax.map` over scenes.
@@ -58,20 +58,20 @@ def distance(scene: Scene, x: Array, y: Array, z: Array) -> Array:
   return jnp.minimum(_slot_distance(scene, 0, x, y, z), _slot_distance(scene, 1, x, y, z))
 
 
-def _slot_albedo(scene: Scene, slot: int, x: Array, y: Array, z: Array) -> Array:
+def _slot_albedo(scene: SolidScene, slot: int, x: Array, y: Array, z: Array) -> Array:
   branches = [*solids.PAINTS.values(), solids.PAINTS["sphere"]]
   weight, colour = jax.lax.switch(scene.kind[slot], branches, *_local(scene, slot, x, y, z))
   weight = weight[:, None]
   return (1.0 - weight) * scene.albedo[slot][None] + weight * colour
 
 
-def albedo(scene: Scene, x: Array, y: Array, z: Array) -> Array:
+def albedo(scene: SolidScene, x: Array, y: Array, z: Array) -> Array:
   """Albedo [N, 3] of the solid nearest to each point, at coordinates x, y, z (each [N], world units)."""
   first_is_nearer = _slot_distance(scene, 0, x, y, z) <= _slot_distance(scene, 1, x, y, z)
   return jnp.where(first_is_nearer[:, None], _slot_albedo(scene, 0, x, y, z), _slot_albedo(scene, 1, x, y, z))
 
 
-def sdf(scene: Scene, points: Array) -> tuple[Array, Array]:
+def sdf(scene: SolidScene, points: Array) -> tuple[Array, Array]:
   """Signed distance [N] and albedo [N, 3] of one scene at points [N, 3], world units."""
   x, y, z = points[:, 0], points[:, 1], points[:, 2]
   return distance(scene, x, y, z), albedo(scene, x, y, z)
@@ -131,19 +131,19 @@ def stacking(top: str, bottom: str) -> tuple[float, float, float]:
   return float(scale), float(scale * lift - SUNK - middle), float(-middle)
 
 
-def scene_from_spec(spec: Spec) -> Scene:
+def scene_from_spec(spec: Spec) -> SolidScene:
   """The scene (numpy leaves) that a spec describes; the first part is the upper one."""
   kinds = [solids.KINDS.index(kind) for _, kind in spec.parts]
   colours = [solids.COLOURS[colour] for colour, _ in spec.parts]
   scale, *heights = stacking(spec.parts[0][1], spec.parts[1][1]) if len(spec.parts) == 2 else (1.0, 0.0, 0.0)
-  return Scene(
+  return SolidScene(
     kind=np.array((kinds + [NONE])[:2], np.int32),
     albedo=np.array((colours + [(0.0, 0.0, 0.0)])[:2], np.float32),
     offset=np.array([[0.0, 0.0, height] for height in heights], np.float32),
     scale=np.full((2,), scale, np.float32))
 
 
-def scene_from_caption(caption: str) -> Scene:
+def scene_from_caption(caption: str) -> SolidScene:
   """The scene (numpy leaves) of a caption such as "a green cone on top of a blue cylinder".
 
   Raises:
@@ -152,6 +152,6 @@ def scene_from_caption(caption: str) -> Scene:
   return scene_from_spec(parse(caption))
 
 
-def stack_scenes(scenes: list[Scene]) -> Scene:
+def stack_scenes(scenes: list[SolidScene]) -> SolidScene:
   """One scene with a leading axis [B] from B scenes."""
   return jax.tree.map(lambda *leaves: np.stack(leaves), *scenes)

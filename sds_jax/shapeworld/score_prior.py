@@ -69,12 +69,12 @@ def alternatives(spec: captions.Spec) -> list[captions.Spec]:
 
 
 @jax.jit
-def _masks(batch: scenes.Scene, camera: Camera) -> jax.Array:
+def _masks(batch: scenes.SolidScene, camera: Camera) -> jax.Array:
   return jax.lax.map(lambda scene: tracer.silhouette(scene, camera, 64, 1) > 0.5, batch)
 
 
 @jax.jit
-def _albedo(scene: scenes.Scene, camera: Camera) -> tuple[jax.Array, jax.Array]:
+def _albedo(scene: scenes.SolidScene, camera: Camera) -> tuple[jax.Array, jax.Array]:
   return tracer.render(scene, camera, camera.position, 1.0, 0.0, jnp.zeros(3), 64, 1)
 
 

@@ -21,14 +21,14 @@ from sds_jax.priors import prior as prior_lib, sight
 from sds_jax.priors.ddim import ddim
 from sds_jax.priors.loading.files import CheckpointError, write_json
 from sds_jax.shapeworld import captions, flag_types, scenes, solids, view_dataset
-from sds_jax.shapeworld.pictures import ORIGIN
+from sds_jax.shapeworld.sample_photos import ROOT_SEED
 from sds_jax.shapeworld.score_prior import foreground, write_sheet
 from sds_jax.types import Array, Params
 from sds_jax.views import poses
 
 SIZE = 64
 """Of the traced views, pixels a side."""
-SEED = np.uint32(ORIGIN + 1)
+SEED = np.uint32(ROOT_SEED + 1)
 """Of the scenes: no training set's, and not that of sample pictures."""
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sds_jax.shapeworld import scenes
-from sds_jax.shapeworld.scenes import Scene
+from sds_jax.shapeworld.scenes import SolidScene
 from sds_jax.types import Array, Camera, Rays
 from sds_jax.views import cameras
 
@@ -53,7 +53,7 @@ def _bounds(rays: Rays) -> tuple[Array, Array]:
   return jnp.maximum(along - half, 0.0), jnp.where(square > 0, along + half, -1.0)
 
 
-def _march(scene: Scene, rays: Rays) -> tuple[Array, Array]:
+def _march(scene: SolidScene, rays: Rays) -> tuple[Array, Array]:
   """(distance [R], hit [R] bool): steps all rays until each has arrived or left, `MAX_STEPS` at the most."""
   ox, oy, oz = (rays.origins[:, i] for i in range(3))
   dx, dy, dz = (rays.directions[:, i] for i in range(3))
@@ -76,7 +76,7 @@ def _march(scene: Scene, rays: Rays) -> tuple[Array, Array]:
   return t, (gap < GRAZING) & (t < far)
 
 
-def _normals(scene: Scene, x: Array, y: Array, z: Array) -> Array:
+def _normals(scene: SolidScene, x: Array, y: Array, z: Array) -> Array:
   """Outward unit normals [N, 3]: differences at the corners of a tetrahedron, finite at edges and apexes too."""
   corners = jnp.array([[1.0, -1.0, -1.0], [-1.0, -1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, 1.0, 1.0]])
   taps = [(axis[None] + TAP * corner[:, None]).ravel() for axis, corner in zip((x, y, z), corners.T)]
@@ -84,7 +84,7 @@ def _normals(scene: Scene, x: Array, y: Array, z: Array) -> Array:
   return gradient / jnp.maximum(jnp.linalg.norm(gradient, axis=-1, keepdims=True), 1e-12)
 
 
-def trace(scene: Scene, rays: Rays) -> Hit:
+def trace(scene: SolidScene, rays: Rays) -> Hit:
   """Where rays [R] first meet one scene (see `Hit`); rays may start inside or outside of the scene's ball."""
   t, mask = _march(scene, rays)
   points = rays.origins + t[:, None] * rays.directions
@@ -97,7 +97,7 @@ def _pool(values: Array, size: int, factor: int) -> Array:
   return values.reshape(size, factor, size, factor, values.shape[-1]).mean(axis=(1, 3))
 
 
-def render(scene: Scene, camera: Camera, light_position: Array, ambient: Array | float, diffuse: Array | float,
+def render(scene: SolidScene, camera: Camera, light_position: Array, ambient: Array | float, diffuse: Array | float,
            background: Array, size: int = 64, supersample: int = 2) -> tuple[Array, Array]:
   """An anti-aliased image of one scene under a point light (DreamFusion, eq. 8: Lambertian, no shadows).
 
@@ -128,7 +128,7 @@ def render(scene: Scene, camera: Camera, light_position: Array, ambient: Array |
   return _pool(rgb, size, supersample), coverage
 
 
-def silhouette(scene: Scene, camera: Camera, size: int = 64, supersample: int = 2) -> Array:
+def silhouette(scene: SolidScene, camera: Camera, size: int = 64, supersample: int = 2) -> Array:
   """Coverage [size, size] in [0, 1] of one scene: `render` without the shading."""
   _, mask = _march(scene, _pixel_rays(camera, size * supersample))
   return _pool(mask[:, None].astype(jnp.float32), size, supersample)[..., 0]

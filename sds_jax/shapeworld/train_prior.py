@@ -119,9 +119,9 @@ def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None,
           save_every: int = 500, sheet_every: int = 2000, **overrides: Any) -> pathlib.Path:
   """Train from `out`'s newest checkpoint, or the prior `init`, or nothing; returns the folder of the finished prior."""
   settings = {**recipe.TRAINING, **overrides}
-  given = read_params(init) if init and not fitting.has_begun(out) else None
+  given = read_params(init) if init and not fitting.has_checkpoint(out) else None
   out.mkdir(parents=True, exist_ok=True)
-  fitting.check_same_run(out / "settings.json", {**settings, "seed": seed, "init": str(init) if init else None,
+  fitting.check_same_settings(out / "settings.json", {**settings, "seed": seed, "init": str(init) if init else None,
                                                  "weights": dataset.WEIGHTS})
   images = out / "images.npz"
   if not images.exists():
@@ -141,10 +141,10 @@ def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None,
   loss_fn = make_loss(networks, schedules.schedule_from_config(recipe.SCHEDULER), settings, null_ids)
   params = given or jax.jit(lambda k: init_params(k, networks))(jax.random.key(seed))
 
-  def export(state: fitting.TrainState) -> None:
+  def export(state: fitting.PriorTrainState) -> None:
     write_prior(out / "prior", jax.device_get(state.ema), vocab_size, special)
 
-  def look(state: fitting.TrainState) -> None:
+  def look(state: fitting.PriorTrainState) -> None:
     export(state)
     sample_sheet(out / f"samples_{int(state.step):06d}.png", out / "prior", seed)
 
@@ -159,7 +159,7 @@ def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None,
 
 def main() -> None:
   """Command line of the recipe."""
-  fitting.command(train, "Train the text prior that ships with sds_jax.", recipe.TRAINING, "prior_run")
+  fitting.run_recipe(train, "Train the text prior that ships with sds_jax.", recipe.TRAINING, "prior_run")
 
 
 if __name__ == "__main__":

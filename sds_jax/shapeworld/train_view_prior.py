@@ -146,13 +146,13 @@ def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None,
   """Train from `out`'s newest checkpoint, the view prior `init`, or the text prior; returns the finished folder."""
   settings = {**view_recipe.TRAINING, **overrides}
   networks = make_networks()
-  if fitting.has_begun(out) or not init:
+  if fitting.has_checkpoint(out) or not init:
     _, unet = checkpoint.read_component(sources.shipped_folder() / "unet", "unet")
     params = init_params(jax.random.key(seed), networks, unet)
   else:
     params = read_params(init)
   out.mkdir(parents=True, exist_ok=True)
-  fitting.check_same_run(out / "settings.json", {**settings, "seed": seed, "init": str(init) if init else None,
+  fitting.check_same_settings(out / "settings.json", {**settings, "seed": seed, "init": str(init) if init else None,
                                                  "weights": view_dataset.WEIGHTS}, view_recipe.TRAINING)
   images = out / "images.npz"
   if not images.exists():
@@ -173,7 +173,7 @@ def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None,
 
 def main() -> None:
   """Command line of the recipe."""
-  fitting.command(train, "Train the view prior that ships with sds_jax.", view_recipe.TRAINING, "view_prior_run")
+  fitting.run_recipe(train, "Train the view prior that ships with sds_jax.", view_recipe.TRAINING, "view_prior_run")
 
 
 if __name__ == "__main__":

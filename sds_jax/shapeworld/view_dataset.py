@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sds_jax.shapeworld import captions, dataset, flag_types, scenes, solids, tracer
-from sds_jax.shapeworld.scenes import Scene
+from sds_jax.shapeworld.scenes import SolidScene
 from sds_jax.types import Array
 from sds_jax.views import cameras, lights, poses
 
@@ -64,20 +64,20 @@ def sample_place(key: Array) -> tuple[Array, Array]:
   return size, jax.random.uniform(key_shift, (3,), minval=-SHIFT, maxval=SHIFT)
 
 
-def placed(scene: Scene, size: Array | float, shift: Array) -> Scene:
+def placed(scene: SolidScene, size: Array | float, shift: Array) -> SolidScene:
   """A scene made `size` times as large and then moved by `shift` [3], world units."""
   return scene.replace(offset=size * scene.offset + shift[None], scale=size * scene.scale)
 
 
-def place(key: Array, scene: Scene) -> Scene:
+def place(key: Array, scene: SolidScene) -> SolidScene:
   """A scene a little smaller, and not quite in the middle. Consumes `key`."""
   return placed(scene, *sample_place(key))
 
 
 @jax.jit
-def render_batch(seed: Array, indices: Array, batch: Scene) -> tuple[Array, Array]:
+def render_batch(seed: Array, indices: Array, batch: SolidScene) -> tuple[Array, Array]:
   """Images [B, VIEWS, H, W, 4] uint8, colours times opacity and opacity; azimuths and elevations [B, VIEWS, 2]."""
-  def one(inputs: tuple[Array, Scene]) -> tuple[Array, Array]:
+  def one(inputs: tuple[Array, SolidScene]) -> tuple[Array, Array]:
     index, scene = inputs
     key_views, key_light, key_place = jax.random.split(jax.random.fold_in(jax.random.key(seed), index), 3)
     azimuth, elevation = sample_views(key_views)

@@ -7,7 +7,7 @@ takes a network takes them: `score_distillation`, `guided`, a training step.
   >>> from sds_jax import guided, schedule_from_config, score_distillation
   >>> schedule = schedule_from_config(dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
   >>> cats, dogs = laws.gaussian(jnp.zeros(2), 0.1), laws.gaussian(jnp.ones(2), 0.1)
-  >>> params = with_null(laws.stack([cats, dogs]), jnp.array([0.5, 0.5]))
+  >>> params = with_null_label(laws.stack([cats, dogs]), jnp.array([0.5, 0.5]))
   >>> denoise = guided(vp_denoiser(schedule), "diffusers", 7.5)
   >>> cond = dict(cond=jnp.array([1]), uncond=jnp.array([2]))       # a dog, and anything (the label after the last)
   >>> x = jnp.zeros((1, 2))
@@ -24,7 +24,7 @@ from sds_jax.testbed.laws import Mixture
 from sds_jax.types import Array, DenoiseFn, Schedule
 
 
-def with_null(given: Mixture, shares: Array) -> Mixture:
+def with_null_label(given: Mixture, shares: Array) -> Mixture:
   """The laws of Y labels and, as label Y, that of anything at all, which a guided network is asked for as well.
 
   Args:
@@ -33,7 +33,7 @@ def with_null(given: Mixture, shares: Array) -> Mixture:
 
   >>> import jax.numpy as jnp
   >>> from sds_jax.testbed.laws import gaussian, stack
-  >>> both = with_null(stack([gaussian(jnp.zeros(1), 1.0), gaussian(jnp.ones(1), 1.0)]), jnp.array([0.5, 0.5]))
+  >>> both = with_null_label(stack([gaussian(jnp.zeros(1), 1.0), gaussian(jnp.ones(1), 1.0)]), jnp.array([0.5, 0.5]))
   >>> print(both.weights)
   [[1.  0. ]
    [1.  0. ]
@@ -58,7 +58,7 @@ def vp_denoiser(schedule: Schedule) -> DenoiseFn:
   [[2. 2.]]
   """
   def denoise(params: Mixture, z: Array, t: Array, cond: Array | None) -> Array:
-    return _each(laws.noise_given, params, z, schedule.alpha[t], schedule.sigma[t], cond)
+    return _each(laws.expected_noise, params, z, schedule.alpha[t], schedule.sigma[t], cond)
 
   return denoise
 
@@ -77,7 +77,7 @@ def flow_velocity(params: Mixture, z: Array, t: Array, cond: Array | None) -> Ar
   [[2. 2.]]
   """
   def velocity(law: Mixture, z: Array, a: Array, s: Array) -> Array:
-    return (z - laws.clean_given(law, z, a, s)) / s  # eps = (z - (1 - t) x) / t
+    return (z - laws.expected_clean(law, z, a, s)) / s  # eps = (z - (1 - t) x) / t
 
   return _each(velocity, params, z, 1.0 - t, t, cond)
 

@@ -17,14 +17,14 @@ from sds_jax.diffusion.estimators import ESTIMATORS
 from sds_jax.diffusion.guidance import guided
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.diffusion.weightings import WEIGHTINGS
-from sds_jax.testbed import divergence, laws
+from sds_jax.testbed import kl_divergence, laws
 from sds_jax.testbed.denoisers import vp_denoiser
 from sds_jax.testbed.laws import Mixture
-from sds_jax.testbed.published import SETTINGS
-from sds_jax.testbed.worlds import NULL, WANTED, WIDE, law_of
+from sds_jax.testbed.estimator_settings import SETTINGS
+from sds_jax.testbed.toy_laws import NULL, TARGET, WIDE, law_of
 from sds_jax.types import Array, Schedule
 
-LawOf = Callable[[Array], Mixture]
+ParticleLawFn = Callable[[Array], Mixture]
 """Particles [N, D] -> the law that VSD's second network takes them to be of."""
 
 
@@ -54,8 +54,8 @@ def gradient(name: str, world: Mixture, schedule: Schedule, omega: Array | float
   """w(t) residual [D] of one particle, as `score_distillation` would inject it.
 
   Args:
-    name: a name of `ESTIMATORS`, run as `published.SETTINGS` says.
-    world: leaves [4, ...], of `worlds`.
+    name: a name of `ESTIMATORS`, run as `estimator_settings.SETTINGS` says.
+    world: leaves [4, ...], of `toy_laws`.
     schedule: its noise.
     omega: guidance in DreamFusion's convention; 0 is none.
     x, t, eps: [D], [] integer, [D].
@@ -67,10 +67,10 @@ def gradient(name: str, world: Mixture, schedule: Schedule, omega: Array | float
 
   Example: where SDS rests under omega = 2, at 1 + omega, noise of either sign cancels; CSD goes on outwards from there.
     >>> from sds_jax.diffusion.schedules import flow_schedule
-    >>> from sds_jax.testbed import worlds
+    >>> from sds_jax.testbed import toy_laws
     >>> x, key, crowd = jnp.array([3.0]), jax.random.key(0), laws.gaussian(jnp.ones(1), 0.3)
-    >>> one = lambda name, eps: gradient(name, worlds.two_gaussians(), flow_schedule(1000), 2.0, x, jnp.int32(500), eps,
-    ...                                  key, start=x, crowd=crowd, progress=0.5)
+    >>> one = lambda name, eps: gradient(name, toy_laws.two_gaussians(), flow_schedule(1000), 2.0, x, jnp.int32(500),
+    ...                                  eps, key, start=x, crowd=crowd, progress=0.5)
     >>> for name in ("sds", "csd"):
     ...   both = jax.jit(lambda eps: one(name, eps) + one(name, -eps))(jnp.ones(1))
     ...   print(name, bool(jnp.abs(both[0]) < 1e-4), bool(both[0] < -0.1))
@@ -78,7 +78,7 @@ def gradient(name: str, world: Mixture, schedule: Schedule, omega: Array | float
     csd False True
   """
   label = lambda y: jnp.full((1,), y)  # noqa: E731
-  cond = dict(cond=label(WANTED), uncond=label(WIDE if name == "bridge" else NULL))
+  cond = dict(cond=label(TARGET), uncond=label(WIDE if name == "bridge" else NULL))
   nothing = dict(cond=label(NULL), uncond=label(NULL))
   low = schedule_value(SETTINGS[name].t_min, progress)
   options = {
@@ -116,8 +116,8 @@ def field(name: str, world: Mixture, schedule: Schedule, omega: Array | float, k
 
   Example: uphill on either side of what is wanted, N(1, 0.3^2); a step goes the other way.
     >>> from sds_jax.diffusion.schedules import flow_schedule
-    >>> from sds_jax.testbed import worlds
-    >>> world, schedule = worlds.two_gaussians(), flow_schedule(1000)
+    >>> from sds_jax.testbed import toy_laws
+    >>> world, schedule = toy_laws.two_gaussians(), flow_schedule(1000)
     >>> points, crowd = jnp.array([[-1.0], [3.0]]), laws.gaussian(jnp.zeros(1), 1.0)
     >>> found = jax.jit(lambda key: field("sds", world, schedule, 0.0, key, points, crowd, draws=16))
     >>> print(jnp.sign(found(jax.random.key(0)))[:, 0])
@@ -132,7 +132,7 @@ def field(name: str, world: Mixture, schedule: Schedule, omega: Array | float, k
 
 
 def descend(name: str, world: Mixture, schedule: Schedule, omega: Array | float, key: Array, start: Array,
-            steps: int = 800, rate: float = 0.05, law: LawOf = blurred) -> tuple[Array, Array]:
+            steps: int = 800, rate: float = 0.05, law: ParticleLawFn = blurred) -> tuple[Array, Array]:
   """Particles that follow the estimator, by Adam with a learning rate that falls linearly to 0.
 
   Args:
@@ -147,8 +147,8 @@ def descend(name: str, world: Mixture, schedule: Schedule, omega: Array | float,
 
   Example: with omega = 2, SDS comes to rest at 1 + omega, and CSD nowhere.
     >>> from sds_jax.diffusion.schedules import flow_schedule
-    >>> from sds_jax.testbed import worlds
-    >>> world, key, start = worlds.two_gaussians(), jax.random.key(0), jnp.array([[0.0], [2.0]])
+    >>> from sds_jax.testbed import toy_laws
+    >>> world, key, start = toy_laws.two_gaussians(), jax.random.key(0), jnp.array([[0.0], [2.0]])
     >>> for name in ("sds", "csd"):
     ...   ends, moving = descend(name, world, flow_schedule(1000), 2.0, key, start, 200, 0.1)
     ...   print(name, bool(jnp.allclose(ends, 3.0, atol=0.2)), bool(moving < 0.3))
@@ -179,7 +179,7 @@ def against_t(name: str, world: Mixture, schedule: Schedule, key: Array, points:
   """Mean and variance of `gradient` without guidance against t, beside the exact gradient of the divergence.
 
   The mean over the noise is a quadrature, so it has no error of sampling; what else is drawn is averaged over `draws`.
-  Exact is (sigma_t / alpha_t) w(t) d/dx KL, as `divergence` has it (arXiv:2209.14988, eq. 4).
+  Exact is (sigma_t / alpha_t) w(t) d/dx KL, as `kl_divergence` has it (arXiv:2209.14988, eq. 4).
 
   Args:
     world: of one dimension.
@@ -192,11 +192,11 @@ def against_t(name: str, world: Mixture, schedule: Schedule, key: Array, points:
 
   Example: SDS's mean is the gradient of the divergence; that of CSD is another.
     >>> from sds_jax.diffusion.schedules import flow_schedule
-    >>> from sds_jax.testbed import worlds
+    >>> from sds_jax.testbed import toy_laws
     >>> schedule, crowd = flow_schedule(1000), laws.gaussian(jnp.zeros(1), 1.0)
     >>> points, key = jnp.array([[-0.5], [2.5]]), jax.random.key(0)
     >>> for name in ("sds", "csd"):
-    ...   found = jax.jit(lambda key: against_t(name, worlds.line(), schedule, key, points, crowd, 3, 24, 1))(key)
+    ...   found = jax.jit(lambda key: against_t(name, toy_laws.line(), schedule, key, points, crowd, 3, 24, 1))(key)
     ...   print(name, bool(jnp.allclose(found["mean"], found["exact"], rtol=0.02, atol=1e-4)))
     sds True
     csd False
@@ -206,7 +206,7 @@ def against_t(name: str, world: Mixture, schedule: Schedule, key: Array, points:
   eps = jnp.asarray(nodes_at[:, None], jnp.float32)
   keys = jax.random.split(key, (nodes, draws))
   seeds = jnp.arange(nodes * draws).reshape(nodes, draws)
-  wanted = law_of(world, WANTED)
+  wanted = law_of(world, TARGET)
   weight = WEIGHTINGS[SETTINGS[name].weighting]
 
   def at(t: Array) -> tuple[Array, Array, Array]:
@@ -218,7 +218,7 @@ def against_t(name: str, world: Mixture, schedule: Schedule, key: Array, points:
       points, eps, keys, seeds)
     mean = found.mean(-1) @ weights
     variance = ((found - mean[:, None, None]) ** 2).mean(-1) @ weights
-    exact = jax.vmap(lambda x: divergence.expected_residual(wanted, x, schedule.alpha[t], schedule.sigma[t]))(points)
+    exact = jax.vmap(lambda x: kl_divergence.expected_residual(wanted, x, schedule.alpha[t], schedule.sigma[t]))(points)
     return mean, variance, weight(schedule, t) * exact[:, 0]
 
   fractions = np.linspace(*span(name), times)

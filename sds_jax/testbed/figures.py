@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sds_jax.testbed import laws, suite, worlds
-from sds_jax.testbed.suite import Found
+from sds_jax.testbed import laws, suite, toy_laws
+from sds_jax.testbed.suite import Measurements
 
 PLAIN, GUIDED, EXACT, FAINT = "#2a6fdb", "#d9730d", "#16191f", "#8b93a0"
 COLOURS = ("#2a6fdb", "#d9730d", "#2f9e5b", "#b3361f", "#7a4fbf", "#8a6d3b", "#c2458f", "#5c6470", "#a3a51f", "#1798a6")
@@ -54,7 +54,7 @@ def data_uri(figure: Any, dots: int = 110) -> str:
   return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def of_estimator(found: Found) -> Any:
+def of_estimator(found: Measurements) -> Any:
   """Field, end points, bias and noise, and behaviour against guidance of one estimator; a figure.
 
   Args:
@@ -74,7 +74,7 @@ def of_estimator(found: Found) -> Any:
   return figure
 
 
-def all_ends(every: dict[str, Found]) -> Any:
+def all_ends(every: dict[str, Measurements]) -> Any:
   """End points of every estimator, small, five to a row; a figure.
 
   Args:
@@ -96,7 +96,7 @@ def all_ends(every: dict[str, Found]) -> Any:
   return figure
 
 
-def all_guidance(every: dict[str, Found]) -> Any:
+def all_guidance(every: dict[str, Measurements]) -> Any:
   """Where each estimator comes to rest as guidance grows, all on the same axes; a figure.
 
   Args:
@@ -198,9 +198,9 @@ def _density(axis: Any) -> None:
   x = np.linspace(-3.2, 6.2, 150)
   y = np.linspace(-4.0, 4.0, 130)
   points = jnp.asarray(np.stack(np.meshgrid(x, y), -1).reshape(-1, 2), jnp.float32)
-  for label, colours, filled in ((worlds.WANTED, ("#e8ebf0", "#cfd5de", "#b2bbc8"), True),
-                                 (worlds.OTHER, ("#c9ced6",), False)):
-    law = worlds.law_of(worlds.plane(), label)
+  for label, colours, filled in ((toy_laws.TARGET, ("#e8ebf0", "#cfd5de", "#b2bbc8"), True),
+                                 (toy_laws.OTHER, ("#c9ced6",), False)):
+    law = toy_laws.law_of(toy_laws.plane(), label)
     values = np.exp(np.asarray(jax.vmap(lambda p: laws.log_density(law, p, 1.0, 1e-2))(points))).reshape(130, 150)
     draw = axis.contourf if filled else axis.contour
     levels = values.max() * np.array([0.02, 0.2, 0.6, 1.01]) if filled else [values.max() * 0.1]
@@ -209,7 +209,7 @@ def _density(axis: Any) -> None:
   axis.spines[:].set_visible(False)
 
 
-def _field(axis: Any, found: Found) -> None:
+def _field(axis: Any, found: Measurements) -> None:
   """Arrows downhill, as long as the fourth root of what they are: fields span orders of magnitude."""
   _density(axis)
   points, push = found["points"], -found["field"]
@@ -220,7 +220,7 @@ def _field(axis: Any, found: Found) -> None:
   axis.set(title="Expected step, no guidance", xlim=(-3.4, 4.0), ylim=(-3.6, 3.6))
 
 
-def _ends(axis: Any, found: Found) -> None:
+def _ends(axis: Any, found: Measurements) -> None:
   """End points with and without guidance; those outside are drawn as triangles at the edge."""
   _density(axis)
   low, high = np.array([-3.1, -3.9]), np.array([6.1, 3.9])
@@ -233,9 +233,9 @@ def _ends(axis: Any, found: Found) -> None:
               label=None if (~outside).any() else f"{label} (beyond)")
 
 
-def _against_t(axis: Any, found: Found) -> None:
+def _against_t(axis: Any, found: Measurements) -> None:
   """Error against the exact gradient, its direction, and noise."""
-  curves = suite.per_time(found)
+  curves = suite.curves_over_time(found)
   for key, colour, style, label in (("noise", PLAIN, "-", "noise: deviation / mean"),
                                     ("error", GUIDED, "-", "error of the mean"),
                                     ("turned", EXACT, "--", "1 - cosine (turned)")):
@@ -245,7 +245,7 @@ def _against_t(axis: Any, found: Found) -> None:
   axis.legend(loc="upper right", fontsize=8)
 
 
-def _guidance(axis: Any, found: Found) -> None:
+def _guidance(axis: Any, found: Measurements) -> None:
   """Where particles rest as guidance grows, beside SDS's closed form."""
   omega, still = np.array(suite.OMEGAS), found["moving"] >= suite.STILL_MOVING
   axis.axhspan(0.7, 1.3, color="#dfe3e9", zorder=0)

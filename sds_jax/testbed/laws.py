@@ -5,7 +5,7 @@ s^2. So everything that a diffusion model has to learn has a closed form, for an
 can be held against the truth rather than against another estimate.
 
   >>> law = gaussian(jnp.array([0.5]), 0.1)                        # every "image" is one number, about 0.5
-  >>> eps_hat = noise_given(law, jnp.array([1.0]), 0.6, 0.8)       # E[eps | z = 1] at a = 0.6, s = 0.8
+  >>> eps_hat = expected_noise(law, jnp.array([1.0]), 0.6, 0.8)       # E[eps | z = 1] at a = 0.6, s = 0.8
   >>> print(f"{eps_hat[0]:.4f}")
   0.8701
 """
@@ -30,7 +30,7 @@ class Mixture:
 
   Example: where z is nothing but noise, the best guess of x is the mean of the law.
     >>> law = Mixture(jnp.array([0.25, 0.75]), jnp.array([[-1.0], [1.0]]), jnp.array([0.1, 0.3]))
-    >>> print(f"{clean_given(law, jnp.array([0.7]), 0.0, 1.0)[0]:.2f}")
+    >>> print(f"{expected_clean(law, jnp.array([0.7]), 0.0, 1.0)[0]:.2f}")
     0.50
   """
   weights: Array
@@ -118,10 +118,10 @@ def log_density(law: Mixture, z: Array, a: Array | float, s: Array | float) -> A
   return jax.nn.logsumexp(_components(law, z, jnp.asarray(a), jnp.asarray(s))[2])
 
 
-def noise_given(law: Mixture, z: Array, a: Array | float, s: Array | float) -> Array:
+def expected_noise(law: Mixture, z: Array, a: Array | float, s: Array | float) -> Array:
   """E[eps | z] [...], what a perfect network predicts: -s times the gradient of `log_density` with respect to z.
 
-  >>> print(noise_given(dataset(jnp.zeros((1, 2))), jnp.ones(2), 0.6, 0.5))  # one point at 0: z = 0.5 eps
+  >>> print(expected_noise(dataset(jnp.zeros((1, 2))), jnp.ones(2), 0.6, 0.5))  # one point at 0: z = 0.5 eps
   [2. 2.]
   """
   gap, variance, logits = _components(law, z, jnp.asarray(a), jnp.asarray(s))
@@ -129,10 +129,10 @@ def noise_given(law: Mixture, z: Array, a: Array | float, s: Array | float) -> A
   return s * jnp.tensordot(share, gap, axes=1)
 
 
-def clean_given(law: Mixture, z: Array, a: Array | float, s: Array | float) -> Array:
+def expected_clean(law: Mixture, z: Array, a: Array | float, s: Array | float) -> Array:
   """E[x | z] [...], also where a = 0 (then z says nothing, and it is the mean of the law).
 
-  >>> print(clean_given(dataset(jnp.full((1, 2), 3.0)), jnp.ones(2), 0.6, 0.8))
+  >>> print(expected_clean(dataset(jnp.full((1, 2), 3.0)), jnp.ones(2), 0.6, 0.8))
   [3. 3.]
   """
   gap, variance, logits = _components(law, z, jnp.asarray(a), jnp.asarray(s))

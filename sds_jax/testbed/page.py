@@ -9,8 +9,8 @@ from typing import Any
 from sds_jax.diffusion.estimators import ESTIMATORS
 from sds_jax.diffusion.linear import ROWS
 from sds_jax.testbed import figures, suite
-from sds_jax.testbed.published import SETTINGS
-from sds_jax.testbed.suite import Found
+from sds_jax.testbed.estimator_settings import SETTINGS
+from sds_jax.testbed.suite import Measurements
 
 INTRODUCTION = """
 <p>Every estimator is given a perfect network: the data are mixtures of Gaussians, for which the noise in an image can
@@ -31,7 +31,7 @@ the end.</p>
 """
 
 
-def page(every: dict[str, Found], summaries: dict[str, dict[str, Any]], style: str, byline: str,
+def page(every: dict[str, Measurements], summaries: dict[str, dict[str, Any]], style: str, byline: str,
          shapeworld: str) -> bytes:
   """The whole page.
 
@@ -124,7 +124,7 @@ def wide_table(markdown: str) -> str:
   return f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
 
 
-def _of_estimator(name: str, found: Found) -> str:
+def _of_estimator(name: str, found: Measurements) -> str:
   """What it is, how it was run, and its figure."""
   first, *_ = (ROWS.get(name) or ESTIMATORS[name]).__doc__.splitlines()
   setting = SETTINGS[name]

@@ -23,10 +23,10 @@ from absl import app, flags
 from sds_jax import compilation
 from sds_jax.diffusion.estimators import ESTIMATORS
 from sds_jax.evaluation import estimators as scoring
-from sds_jax.evaluation.shapeworld import draw_captions, or_one_line
+from sds_jax.evaluation.shapeworld import draw_captions, exit_on_user_error
 from sds_jax.io import files
 from sds_jax.testbed import page, suite
-from sds_jax.testbed.suite import Found, Sizes
+from sds_jax.testbed.suite import Measurements, Sizes
 from sds_jax.training import config as config_lib, outputs
 
 COMMAND = "python -m sds_jax.testbed.study --run_shapeworld"
@@ -64,7 +64,7 @@ def write(names: Sequence[str], folder: Path, sizes: Sizes, scores: scoring.Scor
   return _write_page(every, summaries, scores, step_ms or {}, byline, folder)
 
 
-def _write_page(every: dict[str, Found], summaries: dict[str, dict[str, Any]], scores: scoring.Scores,
+def _write_page(every: dict[str, Measurements], summaries: dict[str, dict[str, Any]], scores: scoring.Scores,
                 step_ms: Mapping[str, float], byline: str, folder: Path) -> Path:
   style = resources.files("sds_jax.io").joinpath("report.css").read_text(encoding="utf-8")
   content = page.page(every, summaries, style, byline, _shapeworld(scores, step_ms))
@@ -151,7 +151,7 @@ def main() -> None:
     sizes = Sizes(particles.value, steps.value)
     print(f"done: {write(chosen.value, folder, sizes, scores, scoring.read_times(source))}")
 
-  app.run(lambda argv: or_one_line(lambda: action(argv)))
+  app.run(lambda argv: exit_on_user_error(lambda: action(argv)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sds_jax.diffusion.schedules import schedule_from_config
-from sds_jax.testbed import experiments, laws, worlds
+from sds_jax.testbed import experiments, laws, toy_laws
 from sds_jax.testbed.laws import Mixture
 
 OMEGAS = (0.0, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -19,7 +19,7 @@ STRONG = 7.5
 STILL_MOVING = 0.3
 """Particles that move more than this (see `experiments.descend`) have not come to rest."""
 
-Found = dict[str, np.ndarray]
+Measurements = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Sizes:
   times: int = 15
 
 
-def run(name: str, sizes: Sizes, seed: int = 0) -> Found:
+def run(name: str, sizes: Sizes, seed: int = 0) -> Measurements:
   """Every experiment with the estimator `name`, under Stable Diffusion's schedule of noise.
 
   Args:
@@ -73,21 +73,22 @@ def run(name: str, sizes: Sizes, seed: int = 0) -> Found:
 def _all(name: str, sizes: Sizes, key: jax.Array, start: jax.Array, points: jax.Array) -> dict[str, Any]:
   schedule = schedule_from_config(dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
   cloud_key, field_key, t_key, rest_key, numbers_key = jax.random.split(key, 5)
-  plane, steps = worlds.plane(), sizes.steps
+  plane, steps = toy_laws.plane(), sizes.steps
   ends, moving = jax.vmap(lambda omega: experiments.descend(name, plane, schedule, omega, cloud_key, start, steps))(
     jnp.array([0.0, STRONG]))
   field = experiments.field(name, plane, schedule, 0.0, field_key, points, experiments.blurred(start), sizes.draws)
   line = jnp.linspace(-1.5, 3.0, 10)[:, None]
-  curves = experiments.against_t(name, worlds.line(), schedule, t_key, line, laws.gaussian(jnp.zeros(1), 1.2),
+  curves = experiments.against_t(name, toy_laws.line(), schedule, t_key, line, laws.gaussian(jnp.zeros(1), 1.2),
                                  sizes.times)
   numbers = 0.3 * jax.random.normal(numbers_key, (32, 1))
   rest, rest_moving = jax.vmap(lambda omega: experiments.descend(
-    name, worlds.two_gaussians(), schedule, omega, rest_key, numbers, steps, law=experiments.fitted))(jnp.array(OMEGAS))
+    name, toy_laws.two_gaussians(), schedule, omega, rest_key, numbers, steps, law=experiments.fitted))(
+    jnp.array(OMEGAS))
   return dict(curves, ends=ends[0], guided_ends=ends[1], cloud_moving=moving, field=field,
               rest=jnp.median(rest[..., 0], axis=1), moving=rest_moving)
 
 
-def per_time(found: Found) -> dict[str, np.ndarray]:
+def curves_over_time(found: Measurements) -> dict[str, np.ndarray]:
   """Bias and noise against t.
 
   Args:
@@ -100,7 +101,7 @@ def per_time(found: Found) -> dict[str, np.ndarray]:
 
   Example: twice the exact gradient is wrong in its length, and right in its direction.
     >>> exact = np.array([[1.0, -2.0]])
-    >>> curves = per_time(dict(mean=2 * exact, exact=exact, variance=np.zeros((1, 2))))
+    >>> curves = curves_over_time(dict(mean=2 * exact, exact=exact, variance=np.zeros((1, 2))))
     >>> print(curves["error"].round(3), abs(curves["turned"]).round(3), curves["noise"])
     [1.] [0.] [0.]
   """
@@ -112,7 +113,7 @@ def per_time(found: Found) -> dict[str, np.ndarray]:
               noise=np.sqrt(found["variance"].sum(1)) / np.maximum(size, 1e-20))
 
 
-def spread_of(points: np.ndarray, law: Mixture) -> dict[str, float]:
+def compare_with_law(points: np.ndarray, law: Mixture) -> dict[str, float]:
   """How a cloud [N, 2] compares with the law that was wanted.
 
   Returns:
@@ -121,8 +122,8 @@ def spread_of(points: np.ndarray, law: Mixture) -> dict[str, float]:
     modes have a third of their due or more.
 
   Example: a cloud that has collapsed to one of three modes.
-    >>> law = worlds.law_of(worlds.plane(), worlds.WANTED)
-    >>> print(spread_of(np.tile([2.0, 0.0], (50, 1)), law))
+    >>> law = toy_laws.law_of(toy_laws.plane(), toy_laws.TARGET)
+    >>> print(compare_with_law(np.tile([2.0, 0.0], (50, 1)), law))
     {'near': 1.0, 'spread': 0.0, 'width': 0.0, 'modes': 1}
   """
   weights, means, stds = (np.asarray(leaf, np.float64) for leaf in (law.weights, law.means, law.stds))
@@ -140,7 +141,7 @@ def spread_of(points: np.ndarray, law: Mixture) -> dict[str, float]:
               width=float(np.sqrt(within / own)), modes=int(sum(due)))
 
 
-def summary(found: Found) -> dict[str, Any]:
+def summary(found: Measurements) -> dict[str, Any]:
   """Numbers and curves of one estimator for the records: short, with four digits, JSON can hold it.
 
   `bias` is the mean over t of `turned`, and `relative_variance` the variance over the squared mean; times count by how
@@ -154,16 +155,16 @@ def summary(found: Found) -> dict[str, Any]:
     >>> print(numbers["bias"] < 0.01, numbers["at_rest"], numbers["guidance"]["omega"])
     True False [0.0, 1.0, 2.5, 5.0, 7.5, 10.0]
   """
-  curves = per_time(found)
+  curves = curves_over_time(found)
   size = np.linalg.norm(found["mean"], axis=1)
-  wanted = worlds.law_of(worlds.plane(), worlds.WANTED)
+  wanted = toy_laws.law_of(toy_laws.plane(), toy_laws.TARGET)
   strong = OMEGAS.index(STRONG)
   short = lambda values: [float(f"{v:.4g}") for v in values]  # noqa: E731
   return dict(
     bias=float(f"{(curves['turned'] * size).sum() / size.sum():.3g}"),
     relative_variance=float(f"{found['variance'].sum() / (found['mean'] ** 2).sum():.3g}"),
     rest_at_strong=float(f"{found['rest'][strong]:.4g}"), at_rest=bool(found["moving"][strong] < STILL_MOVING),
-    **{name: float(f"{v:.3g}") for name, v in spread_of(found["ends"], wanted).items()},
+    **{name: float(f"{v:.3g}") for name, v in compare_with_law(found["ends"], wanted).items()},
     cloud_at_rest=bool(found["cloud_moving"][0] < STILL_MOVING),
     curves=dict(t=short(found["t"]), **{name: short(values) for name, values in curves.items()}),
     guidance=dict(omega=list(OMEGAS), rest=short(found["rest"]), moving=short(found["moving"])))

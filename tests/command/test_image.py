@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sds_jax.shapeworld import pictures
+from sds_jax.shapeworld import sample_photos
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +17,8 @@ def image_config(tiny_view_prior):
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
   """A sample picture, which holds its truth."""
-  truth = pictures.draw_truth(3, 0, "a red house", 40.0, 20.0)
-  return pictures.write_picture(truth, 64, tmp_path_factory.mktemp("pictures") / "house.png")
+  truth = sample_photos.draw_truth(3, 0, "a red house", 40.0, 20.0)
+  return sample_photos.write_photo(truth, 64, tmp_path_factory.mktemp("pictures") / "house.png")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_it_is_scored_against_the_scene_of_its_picture(start, made):
 def test_another_picture_does_not_go_on_with_this_ones_run(start, image_config, flags_of, made, tmp_path):
   folder, _ = made
   before = {name: (folder / name).read_bytes() for name in ("input.png", "picture.json", "original.png")}
-  other = pictures.write_picture(pictures.draw_truth(4, 0, "a blue cone"), 64, tmp_path / "house.png")
+  other = sample_photos.write_photo(sample_photos.draw_truth(4, 0, "a blue cone"), 64, tmp_path / "house.png")
   assert "another picture" in refused(start, *flags_of, f"--config.image={other}", f"--workdir={folder}",
                                       config=image_config)
   assert "config.seed=9" in refused(start, *flags_of, f"--config.image={other}", f"--workdir={folder}",

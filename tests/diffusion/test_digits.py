@@ -9,7 +9,7 @@ from sds_jax.diffusion.distillation import score_distillation
 from sds_jax.diffusion.guidance import guided
 from sds_jax.diffusion.timesteps import to_index
 from sds_jax.testbed import laws
-from sds_jax.testbed.denoisers import vp_denoiser, with_null
+from sds_jax.testbed.denoisers import vp_denoiser, with_null_label
 
 GLYPHS = """
 111 010 111 111 101 111 111 111 111 111
@@ -37,7 +37,7 @@ def world():
   """The data, and laws of the ten labels and of none."""
   data = pictures()
   given = laws.stack([laws.dataset(jnp.asarray(images), STD) for images in data.astype(np.float32)])
-  return data, with_null(given, jnp.full(CLASSES, 0.1))
+  return data, with_null_label(given, jnp.full(CLASSES, 0.1))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.testbed import divergence, laws
+from sds_jax.testbed import kl_divergence, laws
 
 MODES, WEIGHTS = (-1.0, 1.0), (0.4, 0.6)
 LAW = laws.Mixture(jnp.array(WEIGHTS), jnp.array(MODES)[:, None], jnp.full(2, 0.1))
@@ -16,7 +16,7 @@ HIGH, LOW = 950, 100
 def slope(schedule):
   """(x [N], t [] integer) -> the expected residual at each x [N], jitted."""
   def one(x, t):
-    return divergence.expected_residual(LAW, x[None], schedule.alpha[t], schedule.sigma[t])[0]
+    return kl_divergence.expected_residual(LAW, x[None], schedule.alpha[t], schedule.sigma[t])[0]
   return jax.jit(jax.vmap(one, in_axes=(0, None)))
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from sds_jax.diffusion.distillation import score_distillation
 from sds_jax.diffusion.guidance import guided
-from sds_jax.testbed import denoisers, divergence, laws
+from sds_jax.testbed import denoisers, kl_divergence, laws
 
 SAMPLES = 100_000
 TIMES = (300, 700)
@@ -20,7 +20,7 @@ def law(weights, means, stds):
 
 
 GIVEN = laws.stack([law([0.5, 0.3, 0.2], [-1.0, 0.4, 1.5], [0.15, 0.3, 0.1]), law([0.6, 0.4], [-0.3, 2.0], [0.4, 0.2])])
-PARAMS = laws.stack([*(jax.tree.map(lambda leaf: leaf[y], denoisers.with_null(GIVEN, jnp.array([0.4, 0.6])))
+PARAMS = laws.stack([*(jax.tree.map(lambda leaf: leaf[y], denoisers.with_null_label(GIVEN, jnp.array([0.4, 0.6])))
                        for y in range(3)), laws.gaussian(jnp.array([0.9]), 0.3)])
 
 
@@ -30,7 +30,7 @@ def pull(schedule):
   @jax.jit
   def of(label, x, t):
     one = jax.tree.map(lambda leaf: leaf[label], PARAMS)
-    return divergence.expected_residual(one, jnp.reshape(x, 1), schedule.alpha[t], schedule.sigma[t])[0]
+    return kl_divergence.expected_residual(one, jnp.reshape(x, 1), schedule.alpha[t], schedule.sigma[t])[0]
   return lambda label, t, x=AT: float(of(jnp.int32(label), jnp.float32(x), jnp.int32(t)))
 
 

@@ -9,7 +9,7 @@ from sds_jax.diffusion.estimators import ESTIMATORS
 from sds_jax.diffusion.guidance import guided
 from sds_jax.diffusion.reparameterized import velocity_denoiser
 from sds_jax.diffusion.schedules import flow_schedule, schedule_from_config
-from sds_jax.testbed import divergence, laws
+from sds_jax.testbed import kl_divergence, laws
 from sds_jax.testbed.denoisers import flow_velocity
 
 SAMPLES = 100_000
@@ -125,7 +125,7 @@ def test_rfds_descends_the_divergence_along_the_straight_path(tau):
                               estimator="rfds")[0]
 
   found = SAMPLES * np.asarray(jax.jit(jax.grad(loss_fn))(x), np.float64)
-  slope = float(jax.grad(lambda x: divergence.kl(MIXED, x, 1 - tau, tau))(jnp.array([-0.4]))[0])
+  slope = float(jax.grad(lambda x: kl_divergence.kl(MIXED, x, 1 - tau, tau))(jnp.array([-0.4]))[0])
   expected, error = tau / (1 - tau) ** 2 * slope, found.std() / np.sqrt(SAMPLES)
   assert abs(found.mean() - expected) < 4 * error
   assert abs(expected) > 20 * error

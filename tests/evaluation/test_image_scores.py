@@ -10,7 +10,7 @@ import pytest
 from sds_jax.evaluation import image_scores, scores
 from sds_jax.fields.field import Field
 from sds_jax.io.photos import Frame, Photo
-from sds_jax.shapeworld import pictures, scenes
+from sds_jax.shapeworld import sample_photos, scenes
 from sds_jax.training import config as config_lib, step as step_lib
 from sds_jax.training.state import TrainState
 from sds_jax.training.validation import validate
@@ -18,7 +18,7 @@ from sds_jax.types import FieldOutput
 
 AZIMUTH, ELEVATION = math.radians(-50.0), math.radians(20.0)
 """Where the run has its picture."""
-TRUTH = pictures.Truth("a green cone on top of a blue cylinder", 100.0, 20.0, (0.5, 1.1, 0.4), 1.0, 0.9,
+TRUTH = sample_photos.Truth("a green cone on top of a blue cylinder", 100.0, 20.0, (0.5, 1.1, 0.4), 1.0, 0.9,
                        (0.03, -0.02, 0.01))
 HOUSE, BALL = TRUTH._replace(caption="a yellow house"), TRUTH._replace(caption="an orange sphere", ambient=0.4)
 DENSITY, SHARPNESS, MARGIN = 150.0, 0.003, 0.008
@@ -41,7 +41,7 @@ def apply(params, points):
 
 def picture_of(truth, frame=Frame()):
   """The picture that the truth's own camera takes, as the run reads it when nothing is moved."""
-  image = pictures.render_picture(truth, 64).astype(np.float32) / 255
+  image = sample_photos.render_photo(truth, 64).astype(np.float32) / 255
   rgb, opacity = image[..., :3], image[..., 3]
   return Photo(rgb * opacity[..., None] + 1 - opacity[..., None], opacity, frame)
 
@@ -58,7 +58,7 @@ def judge():
               back_colour=(0.0, 0.0, 0.0), shown=None, picture=None, ambient=None, camera=(2.7, 46.0)):
       number = lambda value: jnp.asarray(value, jnp.float32)  # noqa: E731
       ambient = truth.ambient if ambient is None else ambient
-      params = dict(scene=pictures.truth_scene(shown or truth), light=number(truth.light), scale=number(scale),
+      params = dict(scene=sample_photos.truth_scene(shown or truth), light=number(truth.light), scale=number(scale),
                     ambient=number(ambient), move=number(move), density=number(DENSITY * solid),
                     angle=number(AZIMUTH - math.radians(truth.azimuth_deg + turn)), fog=number(fog),
                     behind=number(behind), back_colour=number(back_colour))

@@ -7,7 +7,7 @@ import pytest
 from sds_jax.evaluation import image3d_modes, images
 from sds_jax.evaluation.repeated import Repeated
 from sds_jax.priors import prior as prior_lib
-from sds_jax.shapeworld import captions, pictures, solids
+from sds_jax.shapeworld import captions, sample_photos, solids
 from sds_jax.training import image3d_config, jobs, loop
 from sds_jax.training.validation import validate
 
@@ -34,7 +34,7 @@ def test_the_table_has_means_and_the_worst_view():
 def test_a_run_of_the_table_is_that_of_the_command(tiny_view_prior, tiny_settings, tmp_path, devices):
   config = image3d_config.default()
   tiny = {name: value for name, value in tiny_settings.items() if name != "prompt"}
-  path = pictures.write_picture(pictures.draw_truth(5, caption="a red cube"), 64, tmp_path / "cube.png")
+  path = sample_photos.write_photo(sample_photos.draw_truth(5, caption="a red cube"), 64, tmp_path / "cube.png")
   config.update_from_flattened_dict({**tiny, "parallel.devices": devices, "training.views": devices,
                                      "image": str(path), "seed": 3})
   config = validate(config)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sds_jax.evaluation import image3d_modes
 from sds_jax.priors.loading.decoding import PictureError
-from sds_jax.shapeworld import pictures, tracer
+from sds_jax.shapeworld import sample_photos, tracer
 from sds_jax.training import image3d_config, reference
 from sds_jax.training.resume import ResumeError
 from sds_jax.types import RenderOutput
@@ -23,9 +23,9 @@ SIZE, FINE = 64, 256
 def scene(tmp_path_factory):
   """(folder with picture.png and its exact maps, what a perfect render of the picture's view is, its camera)."""
   folder = tmp_path_factory.mktemp("maps")
-  truth = pictures.draw_truth(3, 0, "a red house", 40.0, 20.0)
-  pictures.write_picture(truth, FINE, folder / "picture.png")
-  shot = pictures.picture_camera(truth)
+  truth = sample_photos.draw_truth(3, 0, "a red house", 40.0, 20.0)
+  sample_photos.write_photo(truth, FINE, folder / "picture.png")
+  shot = sample_photos.photo_camera(truth)
   distance, normals, mask = trace(truth, shot, FINE)
   axis = -np.asarray(shot.rotation)[:, 2]
   depth = distance * (np.asarray(cameras.camera_rays(shot, FINE, FINE).directions) @ axis)
@@ -48,7 +48,7 @@ def scene(tmp_path_factory):
 def trace(truth, shot, size):
   """Distances [S, S], normals [S, S, 3] and mask [S, S] of the exact scene."""
   flat = jax.tree.map(lambda leaf: leaf.reshape(-1, 3), cameras.camera_rays(shot, size, size))
-  hit = jax.device_get(jax.jit(tracer.trace)(pictures.truth_scene(truth), flat))
+  hit = jax.device_get(jax.jit(tracer.trace)(sample_photos.truth_scene(truth), flat))
   return (hit.distance.reshape(size, size), hit.normals.reshape(size, size, 3), hit.mask.reshape(size, size))
 
 

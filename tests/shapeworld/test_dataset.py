@@ -18,7 +18,7 @@ def examples():
 def settings():
   """The settings of the first 4,096 examples of data set 5."""
   keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(5), i))(np.arange(4096, dtype=np.uint32))
-  return jax.device_get(jax.jit(jax.vmap(dataset.sample_setting))(keys))
+  return jax.device_get(jax.jit(jax.vmap(dataset.sample_image_setup))(keys))
 
 
 def test_shapes_and_types(examples):

@@ -33,11 +33,11 @@ def test_batches_cover_the_data_once_an_epoch():
 
 
 def test_a_save_that_was_cut_off_is_no_beginning(tmp_path):
-  assert not fitting.has_begun(tmp_path)
+  assert not fitting.has_checkpoint(tmp_path)
   (tmp_path / "checkpoints" / "500.orbax-checkpoint-tmp").mkdir(parents=True)
-  assert not fitting.has_begun(tmp_path)
+  assert not fitting.has_checkpoint(tmp_path)
   (tmp_path / "checkpoints" / "500").mkdir()
-  assert fitting.has_begun(tmp_path)
+  assert fitting.has_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("read, text, legal", [
@@ -117,11 +117,11 @@ def test_a_run_that_was_killed_ends_as_the_whole_one(run, tmp_path, monkeypatch,
   looked = []
   whole = run(tmp_path / "whole", look=lambda state: looked.append(int(state.step)), sheet_every=2)
   assert looked == [2]  # and not after the last step
-  assert not fitting.has_begun(tmp_path / "killed")
+  assert not fitting.has_checkpoint(tmp_path / "killed")
   monkeypatch.setattr(fitting, "batches", until_killed)
   with pytest.raises(Killed):
     run(tmp_path / "killed")
-  assert fitting.has_begun(tmp_path / "killed")
+  assert fitting.has_checkpoint(tmp_path / "killed")
   monkeypatch.setattr(fitting, "batches", feed)
   resumed = run(tmp_path / "killed")
   assert "going on from step 2" in capsys.readouterr().out
@@ -151,10 +151,10 @@ def test_the_average_forgets_its_start_quickly():
 
 def test_a_run_goes_on_with_its_own_settings_only(tmp_path):
   path = tmp_path / "settings.json"
-  fitting.check_same_run(path, dict(SETTINGS, seed=1))
-  fitting.check_same_run(path, dict(SETTINGS, seed=1, steps=9))  # longer is the same run
+  fitting.check_same_settings(path, dict(SETTINGS, seed=1))
+  fitting.check_same_settings(path, dict(SETTINGS, seed=1, steps=9))  # longer is the same run
   with pytest.raises(ValueError, match="seed=2, but the run in .* was begun with 1"):
-    fitting.check_same_run(path, dict(SETTINGS, seed=2))
+    fitting.check_same_settings(path, dict(SETTINGS, seed=2))
   with pytest.raises(ValueError, match="more=3, but the run in .* was begun with 2"):
-    fitting.check_same_run(path, dict(SETTINGS, seed=1, more=3), dict(more=2))
-  fitting.check_same_run(path, dict(SETTINGS, seed=1, more=3), dict(more=3))
+    fitting.check_same_settings(path, dict(SETTINGS, seed=1, more=3), dict(more=2))
+  fitting.check_same_settings(path, dict(SETTINGS, seed=1, more=3), dict(more=3))

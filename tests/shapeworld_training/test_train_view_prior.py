@@ -128,7 +128,7 @@ def test_a_run_leaves_a_prior_and_goes_on(tiny_view_recipe, examples, tmp_path, 
       name: jax.tree.structure(tree) for name, tree in random_params().items()}
   with pytest.raises(ValueError, match="begun with"), jax.numpy_dtype_promotion("standard"):
     train_view_prior.train(tmp_path, **dict(options, batch_size=4))
-  assert fitting.has_begun(tmp_path)
+  assert fitting.has_checkpoint(tmp_path)
 
 
 def test_scores_are_for_priors_of_the_size_of_the_truth(tiny_view_prior, tmp_path, monkeypatch, capsys):

@@ -6,9 +6,9 @@ import pytest
 
 from sds_jax import guided, schedule_from_config, score_distillation
 from sds_jax.diffusion.estimators import ESTIMATORS
-from sds_jax.testbed import experiments, laws, suite, worlds
+from sds_jax.testbed import experiments, laws, suite, toy_laws
 from sds_jax.testbed.denoisers import vp_denoiser
-from sds_jax.testbed.published import SETTINGS
+from sds_jax.testbed.estimator_settings import SETTINGS
 
 SCHEDULE = schedule_from_config(dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
 STD = 0.3
@@ -23,8 +23,8 @@ def gradient(name, world, omega, x, t, eps, seed=0, **changes):
 def end(name, omega, law=experiments.blurred, count=24):
   """(end points, how much they move) of numbers in the world of two Gaussians."""
   start = STD * jax.random.normal(jax.random.key(1), (count, 1))
-  run = jax.jit(lambda: experiments.descend(name, worlds.two_gaussians(STD), SCHEDULE, omega, jax.random.key(2), start,
-                                            300, 0.1, law))
+  run = jax.jit(lambda: experiments.descend(name, toy_laws.two_gaussians(STD), SCHEDULE, omega, jax.random.key(2),
+                                            start, 300, 0.1, law))
   x, moving = run()
   return np.asarray(x)[:, 0], float(moving)
 
@@ -61,7 +61,7 @@ def test_width_of_the_data_is_recovered_by_vsd_alone():
 def test_mean_and_variance_of_a_gaussian(name):
   """eps_hat = s (z - a m) / v: mean s a (x - m) / v, variance (s^2 / v - 1)^2; (s^2 / v)^2 with the noise left in."""
   points = jnp.array([[0.2], [2.0]])
-  found = experiments.against_t(name, worlds.two_gaussians(STD), SCHEDULE, jax.random.key(0), points,
+  found = experiments.against_t(name, toy_laws.two_gaussians(STD), SCHEDULE, jax.random.key(0), points,
                                 laws.gaussian(jnp.zeros(1), 1.0), times=4, nodes=16, draws=2)
   t = (np.asarray(found["t"]) * 1000).astype(int)
   a, s = np.asarray(SCHEDULE.alpha)[t, None], np.asarray(SCHEDULE.sigma)[t, None]
@@ -75,8 +75,8 @@ def test_mean_and_variance_of_a_gaussian(name):
 
 @pytest.mark.parametrize("name", ["sds", "csd", "ldiff", "ism"])
 def test_the_gradient_is_that_of_score_distillation(name):
-  world, x, omega, t = worlds.plane(), jnp.array([[0.4, -0.9]]), 2.0, jnp.array([300])
-  cond = dict(cond=jnp.array([worlds.WANTED]), uncond=jnp.array([worlds.NULL]))
+  world, x, omega, t = toy_laws.plane(), jnp.array([[0.4, -0.9]]), 2.0, jnp.array([300])
+  cond = dict(cond=jnp.array([toy_laws.TARGET]), uncond=jnp.array([toy_laws.NULL]))
   expected, aux = jax.grad(lambda x: score_distillation(
     guided(vp_denoiser(SCHEDULE), "dreamfusion", omega), world, SCHEDULE, x, jax.random.key(5), cond, t=t,
     estimator=name, weighting=SETTINGS[name].weighting), has_aux=True)(x)
@@ -87,7 +87,7 @@ def test_the_gradient_is_that_of_score_distillation(name):
 
 def test_sources_and_noises_are_a_particles_own():
   """DDS begins as CSD, and differs once the particle has left; CDS has one noise for each seed."""
-  world, x, eps, t = worlds.plane(), jnp.array([0.4, -0.9]), jnp.array([0.3, 0.1]), jnp.int32(300)
+  world, x, eps, t = toy_laws.plane(), jnp.array([0.4, -0.9]), jnp.array([0.3, 0.1]), jnp.int32(300)
   at_start = gradient("dds", world, 0.0, x, t, eps)
   np.testing.assert_allclose(at_start, gradient("csd", world, 0.0, x, t, eps), rtol=1e-5)
   assert not np.allclose(at_start, gradient("dds", world, 0.0, x, t, eps, start=x + 0.5), rtol=0.05)
@@ -99,13 +99,13 @@ def test_sources_and_noises_are_a_particles_own():
 def test_the_field_points_at_the_wanted_mode():
   """Downhill of SDS; far on either side of all that is wanted."""
   points = jnp.array([[-3.0, 0.0], [6.0, 0.0]])
-  found = experiments.field("sds", worlds.plane(), SCHEDULE, 0.0, jax.random.key(0), points,
+  found = experiments.field("sds", toy_laws.plane(), SCHEDULE, 0.0, jax.random.key(0), points,
                             laws.gaussian(jnp.zeros(2), 1.0), draws=64)
   assert found[0, 0] < -0.05 and found[1, 0] > 0.05 and float(jnp.abs(found[:, 1]).max()) < 0.1
 
 
 def test_two_gaussians_know_nothing_of_each_other():
   """The null label's law is the other Gaussian alone: what the closed form rests on."""
-  law = worlds.law_of(worlds.two_gaussians(STD), worlds.NULL)
+  law = toy_laws.law_of(toy_laws.two_gaussians(STD), toy_laws.NULL)
   np.testing.assert_allclose(laws.log_density(law, jnp.array([0.5]), 1.0, 0.4),
                              laws.log_density(laws.gaussian(jnp.zeros(1), STD), jnp.array([0.5]), 1.0, 0.4), rtol=1e-5)

@@ -6,7 +6,7 @@ import pytest
 import scipy.integrate
 
 from sds_jax.diffusion.schedules import schedule_from_config
-from sds_jax.testbed import denoisers, divergence, laws
+from sds_jax.testbed import denoisers, kl_divergence, laws
 
 A, S = 0.6, 0.8
 
@@ -35,7 +35,8 @@ def slow(law, z, a, s):
 
 def test_against_a_loop(law):
   z = np.random.default_rng(1).normal(size=(2, 2))
-  found = [f(law, jnp.asarray(z, jnp.float32), A, S) for f in (laws.log_density, laws.noise_given, laws.clean_given)]
+  functions = (laws.log_density, laws.expected_noise, laws.expected_clean)
+  found = [f(law, jnp.asarray(z, jnp.float32), A, S) for f in functions]
   for got, expected in zip(found, slow(law, z, A, S)):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(A * found[2] + S * found[1], z, atol=1e-5)  # z = a E[x | z] + s E[eps | z]
@@ -45,7 +46,7 @@ def test_against_a_loop(law):
 
 def test_pure_noise_says_nothing_about_the_data(law):
   mean = np.tensordot(np.asarray(law.weights), np.asarray(law.means), axes=1)
-  np.testing.assert_allclose(laws.clean_given(law, jnp.ones((2, 2)), 0.0, 1.0), mean, atol=1e-6)
+  np.testing.assert_allclose(laws.expected_clean(law, jnp.ones((2, 2)), 0.0, 1.0), mean, atol=1e-6)
 
 
 def test_draws_are_of_the_law(law):
@@ -60,7 +61,7 @@ def test_draws_are_of_the_law(law):
 def test_labels_and_the_law_of_anything():
   """A label's law is its own; the last label's is that of all, empty components without effect."""
   one, two = laws.dataset(jnp.array([[0.0], [1.0]]), 0.1), laws.gaussian(jnp.array([3.0]), 0.2)
-  params = denoisers.with_null(laws.stack([one, two]), jnp.array([0.25, 0.75]))
+  params = denoisers.with_null_label(laws.stack([one, two]), jnp.array([0.25, 0.75]))
   assert params.weights.shape == (3, 4)
   schedule = schedule_from_config(dict(beta_schedule="linear"))
   z, t = jnp.array([[0.7], [0.7], [0.7]]), jnp.array([100, 100, 100])
@@ -88,8 +89,8 @@ def test_divergence_of_a_gaussian_in_closed_form():
   v = A**2 * c**2 + S**2
   expected = np.log(v / S**2) + S**2 / v - 1 + A**2 * float(jnp.sum((x - m) ** 2)) / (2 * v)
   law = laws.gaussian(m, c)
-  np.testing.assert_allclose(divergence.kl(law, x, A, S, 24), expected, rtol=1e-5)
-  np.testing.assert_allclose(divergence.expected_residual(law, x, A, S, 24), S * A * (x - m) / v, rtol=1e-4)
+  np.testing.assert_allclose(kl_divergence.kl(law, x, A, S, 24), expected, rtol=1e-5)
+  np.testing.assert_allclose(kl_divergence.expected_residual(law, x, A, S, 24), S * A * (x - m) / v, rtol=1e-4)
 
 
 def test_divergence_of_a_mixture_by_another_quadrature():
@@ -103,8 +104,8 @@ def test_divergence_of_a_mixture_by_another_quadrature():
     return q * (np.log(q) - np.log(p))
 
   exact = lambda x: scipy.integrate.quad(integrand, A * x - 9 * S, A * x + 9 * S, args=(x,), epsabs=1e-11)[0]  # noqa: E731
-  np.testing.assert_allclose(divergence.kl(law, jnp.array([-0.4]), A, S), exact(-0.4), rtol=1e-4)
+  np.testing.assert_allclose(kl_divergence.kl(law, jnp.array([-0.4]), A, S), exact(-0.4), rtol=1e-4)
   slope = (exact(-0.4 + 1e-4) - exact(-0.4 - 1e-4)) / 2e-4
-  np.testing.assert_allclose(divergence.expected_residual(law, jnp.array([-0.4]), A, S), S / A * slope, rtol=1e-3)
+  np.testing.assert_allclose(kl_divergence.expected_residual(law, jnp.array([-0.4]), A, S), S / A * slope, rtol=1e-3)
   with pytest.raises(ValueError, match=r"x has shape \(3,\); the quadrature is for \[1\] or \[2\]"):
-    divergence.kl(law, jnp.zeros(3), A, S)
+    kl_divergence.kl(law, jnp.zeros(3), A, S)

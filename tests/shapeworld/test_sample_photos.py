@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from sds_jax.shapeworld import captions, pictures, scenes, view_dataset
+from sds_jax.shapeworld import captions, sample_photos, scenes, view_dataset
 from sds_jax.views import cameras, poses
 
 SIZE = 48
@@ -31,7 +31,7 @@ def seen_at(points, azimuth, elevation):
 
 def command(monkeypatch, capsys, *args):
   monkeypatch.setattr(sys, "argv", ["pictures", *args])
-  pictures.main()
+  sample_photos.main()
   return capsys.readouterr().out
 
 
@@ -40,9 +40,9 @@ def test_the_command_shows_the_truth(tmp_path, monkeypatch, capsys, inside):
   path = tmp_path / "new" / "house.png"
   said = command(monkeypatch, capsys, "--caption=A red house, side view", "--azimuth_deg=30", "--elevation_deg=20",
                  "--seed=5", f"--size={SIZE}", f"--out={path}")
-  truth = pictures.read_truth(path)
+  truth = sample_photos.read_truth(path)
   assert truth.caption == "a red house" and truth[1:3] == (30.0, 20.0) and str(path) in said
-  assert truth == pictures.draw_truth(5, 0, "a red house", 30.0, 20.0)
+  assert truth == sample_photos.draw_truth(5, 0, "a red house", 30.0, 20.0)
   assert 0.8 <= truth.size <= 1.0 and max(map(abs, truth.shift)) <= 0.04 and (0.4 <= truth.ambient <= 1.0)
   image = np.asarray(Image.open(path))
   assert image.shape == (SIZE, SIZE, 4) and image.dtype == np.uint8
@@ -62,11 +62,11 @@ def test_a_folder_of_them(tmp_path, monkeypatch, capsys):
   """Every other one has a pair that training never shows; each is the same whatever the number of them."""
   command(monkeypatch, capsys, "--num=4", f"--size={SIZE}", "--seed=3", f"--out={tmp_path / 'a'}")
   files = sorted((tmp_path / "a").iterdir())
-  truths = [pictures.read_truth(path) for path in files]
+  truths = [sample_photos.read_truth(path) for path in files]
   assert [path.name for path in files] == ["000.png", "001.png", "002.png", "003.png"]
   assert [captions.is_held_out(captions.parse(truth.caption)) for truth in truths] == [False, True, False, True]
   assert len({truth.azimuth_deg for truth in truths}) == 4 and all(-10 <= t.elevation_deg <= 50 for t in truths)
-  assert truths[2] == pictures.draw_truth(3, 2)
+  assert truths[2] == sample_photos.draw_truth(3, 2)
   opaque = [np.asarray(Image.open(path))[..., 3] > 127 for path in files]
   assert all(0.02 < mask.mean() < 0.5 and not (mask[0] | mask[-1] | mask[:, 0] | mask[:, -1]).any() for mask in opaque)
 
@@ -80,7 +80,7 @@ def test_keys_are_those_of_no_training_image():
               np.asarray(jax.random.key_data(fold(jax.random.key(seed), indices))).tolist()}
   ours = {data(jax.random.fold_in(jax.random.fold_in(jax.random.key(np.uint32(2**31)), seed), index))
           for seed in (0, 1, 5) for index in range(3)}
-  assert pictures.ORIGIN == 2**31 and len(ours) == 9 and not training & ours
+  assert sample_photos.ROOT_SEED == 2**31 and len(ours) == 9 and not training & ours
 
 
 def test_placing_is_drawing_and_placing():
@@ -99,8 +99,8 @@ def test_placing_is_drawing_and_placing():
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
   """(path, truth, the chunk's values) of one picture."""
-  truth = pictures.draw_truth(1, 0, "a pink mug")
-  path = pictures.write_picture(truth, SIZE, tmp_path_factory.mktemp("written") / "mug.png")
+  truth = sample_photos.draw_truth(1, 0, "a pink mug")
+  path = sample_photos.write_photo(truth, SIZE, tmp_path_factory.mktemp("written") / "mug.png")
   with Image.open(path) as image:
     image.load()
     return path, truth, json.loads(image.text["shapeworld"])
@@ -118,11 +118,11 @@ def rewrite(path, out, text, pixels=lambda image: image, **options):
 def test_a_truth_outlives_another_compression_but_not_a_change(tmp_path, written):
   path, truth, values = written
   text = json.dumps(values)
-  assert pictures.read_truth(rewrite(path, tmp_path / "x.png", text)) == truth
-  assert pictures.read_truth(rewrite(path, tmp_path / "x.png", text, zip=True)) == truth
+  assert sample_photos.read_truth(rewrite(path, tmp_path / "x.png", text)) == truth
+  assert sample_photos.read_truth(rewrite(path, tmp_path / "x.png", text, zip=True)) == truth
   for change in (lambda i: i.crop((4, 4, 44, 44)), lambda i: i.rotate(90), lambda i: i.resize((96, 96)),
                  lambda i: i.convert("RGB")):
-    assert pictures.read_truth(rewrite(path, tmp_path / "x.png", text, change)) is None
+    assert sample_photos.read_truth(rewrite(path, tmp_path / "x.png", text, change)) is None
 
 
 @pytest.mark.parametrize("change", [
@@ -132,13 +132,13 @@ def test_a_truth_outlives_another_compression_but_not_a_change(tmp_path, written
   dict(size=50.0), dict(shift=[0.0, 0.0, 0.5]), dict(shift={"x": 1}), dict(pixels="0" * 64), dict(more=1)], ids=str)
 def test_what_a_truth_cannot_say(tmp_path, written, change):
   path, _, values = written
-  assert pictures.read_truth(rewrite(path, tmp_path / "x.png", json.dumps({**values, **change}))) is None
+  assert sample_photos.read_truth(rewrite(path, tmp_path / "x.png", json.dumps({**values, **change}))) is None
 
 
 @pytest.mark.parametrize("text", [
   None, "", "{", "[]", "null", "[" * 3000, "{}", "\0", "x" * 200_000, "9" * 4000], ids=lambda text: str(text)[:6])
 def test_what_is_no_truth(tmp_path, written, text):
-  assert pictures.read_truth(rewrite(written[0], tmp_path / "x.png", text)) is None
+  assert sample_photos.read_truth(rewrite(written[0], tmp_path / "x.png", text)) is None
 
 
 def test_other_files_have_no_truth(tmp_path, written):
@@ -146,9 +146,9 @@ def test_other_files_have_no_truth(tmp_path, written):
   (tmp_path / "text.png").write_text("hello")
   Image.new("RGB", (8, 8)).save(tmp_path / "x.jpg")
   for name in ("cut.png", "text.png", "x.jpg", "none.png", "."):
-    assert pictures.read_truth(tmp_path / name) is None
+    assert sample_photos.read_truth(tmp_path / name) is None
   bomb = rewrite(written[0], tmp_path / "bomb.png", "x" * 20_000_000, zip=True)
-  assert bomb.stat().st_size < 200_000 and pictures.read_truth(bomb) is None
+  assert bomb.stat().st_size < 200_000 and sample_photos.read_truth(bomb) is None
 
 
 @pytest.mark.parametrize("args, problem", [
@@ -163,30 +163,31 @@ def test_mistakes(tmp_path, monkeypatch, capsys, args, problem):
   assert error.value.code == 2 and problem in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-TRUTH = pictures.Truth("a red house", 130.0, 25.0, (1.0, 0.0, 0.0), 0.5, 0.9, (0.0, 0.02, 0.01))
+TRUTH = sample_photos.Truth("a red house", 130.0, 25.0, (1.0, 0.0, 0.0), 0.5, 0.9, (0.0, 0.02, 0.01))
 
 
 def test_the_run_s_picture_camera_is_the_truth_s():
   run = cameras.orbit(math.radians(-40.0), math.radians(25.0), poses.DISTANCE, poses.FOV_Y)
-  found = pictures.in_truth(run, TRUTH, pictures.Pose(math.radians(-40.0), math.radians(25.0)))
-  for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(pictures.picture_camera(TRUTH)), strict=True):
+  pose = sample_photos.PhotoPose(math.radians(-40.0), math.radians(25.0))
+  found = sample_photos.cameras_to_scene_frame(run, TRUTH, pose)
+  for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(sample_photos.photo_camera(TRUTH)), strict=True):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_a_moved_picture_moves_what_it_shows():
   """In the plane that faces the camera, exactly; and cameras and points of a run agree wherever they are."""
   azimuth, elevation, frame = math.radians(-40.0), math.radians(25.0), (1.3, (0.06, -0.1))
-  pose = pictures.Pose(azimuth, elevation, scale=frame[0], shift=frame[1])
+  pose = sample_photos.PhotoPose(azimuth, elevation, scale=frame[0], shift=frame[1])
   towards, right, up = axes(azimuth, elevation)
   rng = np.random.default_rng(0)
   flat = rng.uniform(-0.5, 0.5, (20, 2)) @ np.stack([right, up])
-  back = pictures.points_in_truth(flat, TRUTH, pose)
+  back = sample_photos.points_to_scene_frame(flat, TRUTH, pose)
   before = seen_at(back, math.radians(TRUTH.azimuth_deg), math.radians(TRUTH.elevation_deg))
   np.testing.assert_allclose(1.3 * before + frame[1], seen_at(flat, azimuth, elevation), atol=1e-5)
   points = rng.uniform(-0.5, 0.5, (20, 3))
   shot = jax.tree.map(lambda leaf: jnp.stack([leaf]), cameras.orbit(1.0, 0.7, poses.DISTANCE, poses.FOV_Y))
-  camera = jax.tree.map(lambda leaf: np.asarray(leaf[0]), pictures.in_truth(shot, TRUTH, pose))
-  local = (pictures.points_in_truth(points, TRUTH, pose) - camera.position) @ camera.rotation
+  camera = jax.tree.map(lambda leaf: np.asarray(leaf[0]), sample_photos.cameras_to_scene_frame(shot, TRUTH, pose))
+  local = (sample_photos.points_to_scene_frame(points, TRUTH, pose) - camera.position) @ camera.rotation
   projected = camera.focal * local[:, :2] / -local[:, 2:] * [1, -1]
   np.testing.assert_allclose(projected, seen_at(points, 1.0, 0.7), atol=1e-5)
 
@@ -196,7 +197,7 @@ def test_another_camera_s_object_fills_as_much_of_its_frame():
   azimuth, elevation, distance, fov_y = math.radians(-40.0), math.radians(25.0), 3.8, math.radians(20.0)
   towards, right, up = axes(azimuth, elevation)
   flat = np.random.default_rng(0).uniform(-0.3, 0.3, (20, 2)) @ np.stack([right, up])
-  back = pictures.points_in_truth(flat, TRUTH, pictures.Pose(azimuth, elevation, distance, fov_y))
+  back = sample_photos.points_to_scene_frame(flat, TRUTH, sample_photos.PhotoPose(azimuth, elevation, distance, fov_y))
   before = seen_at(back, math.radians(TRUTH.azimuth_deg), math.radians(TRUTH.elevation_deg))
   across = flat @ np.stack([right, -up], -1)
   np.testing.assert_allclose(before, across / (2 * distance * math.tan(fov_y / 2)), atol=1e-5)

@@ -1,12 +1,12 @@
 r"""Sample pictures for image-to-3D: a ShapeWorld scene with transparency, and the truth about it in the same file.
 
-    python -m sds_jax.shapeworld.pictures --caption="a red house" --azimuth_deg=30 --seed=5 --size=256 --out=house.png
-    python -m sds_jax.shapeworld.pictures --num=12 --seed=1 --out=pictures
+    python -m sds_jax.shapeworld.sample_photos --caption="a red house" --azimuth_deg=30 --seed=5 --out=house.png
+    python -m sds_jax.shapeworld.sample_photos --num=12 --seed=1 --out=pictures
 
 Scenes, cameras and lights are drawn as for the training images of the view prior (`view_dataset`), but are never those
-of one: where a data set has its seed, all keys have `ORIGIN`, and only below it the seed that is given. Every other one
-of several pictures shows a colour and shape that no training image does. A picture depends on the seed, its number and
-what was told of it, not on the others.
+of one: where a data set has its seed, all keys have `ROOT_SEED`, and only below it the seed that is given. Every
+other one of several pictures shows a colour and shape that no training image does. A picture depends on the seed, its
+number and what was told of it, not on the others.
 """
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sds_jax.shapeworld import captions, dataset, scenes, tracer, view_dataset
 from sds_jax.types import Array, Camera
 from sds_jax.views import cameras, poses
 
-ORIGIN = 2**31
+ROOT_SEED = 2**31
 """The root of all keys, where a data set has its seed; those of training sets are below."""
 SIZES = (16, 1024)
 """Least and largest size of a picture, pixels a side."""
@@ -71,7 +71,7 @@ def draw_truth(seed: int, index: int = 0, caption: str | None = None, azimuth_de
   if not 0 <= seed < 2**32:
     raise ValueError(f"seed={seed} is not in 0..{2**32 - 1}")
   if caption is None:
-    rng = np.random.default_rng([ORIGIN, seed, index])
+    rng = np.random.default_rng([ROOT_SEED, seed, index])
     spec = captions.sample_spec(rng, dataset.TWO_PARTS, held_out=index % 2 == 1, weights=view_dataset.WEIGHTS)
   else:
     spec = captions.Spec(captions.parse(caption).parts)  # view words say nothing that the angles do not
@@ -90,24 +90,24 @@ def draw_truth(seed: int, index: int = 0, caption: str | None = None, azimuth_de
 @jax.jit
 def _draw(seed: Array, index: Array) -> tuple[Array, ...]:
   """Azimuth, elevation [], light [3], ambient, size [], shift [3], drawn as `view_dataset` draws them."""
-  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(np.uint32(ORIGIN)), seed), index)
+  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(np.uint32(ROOT_SEED)), seed), index)
   key_views, key_light, key_place = jax.random.split(key, 3)
   azimuth, elevation = view_dataset.sample_views(key_views)
   return azimuth[0], elevation[0], *view_dataset.sample_light(key_light), *view_dataset.sample_place(key_place)
 
 
-def truth_scene(truth: Truth) -> scenes.Scene:
+def truth_scene(truth: Truth) -> scenes.SolidScene:
   """The exact scene of a picture, in its own frame."""
   scene = scenes.scene_from_caption(truth.caption)
   return view_dataset.placed(scene, np.float32(truth.size), np.array(truth.shift, np.float32))
 
 
-def picture_camera(truth: Truth) -> Camera:
+def photo_camera(truth: Truth) -> Camera:
   """The camera [] that took the picture, in the scene's own frame."""
   return cameras.orbit(math.radians(truth.azimuth_deg), math.radians(truth.elevation_deg), poses.DISTANCE, poses.FOV_Y)
 
 
-class Pose(NamedTuple):
+class PhotoPose(NamedTuple):
   """Where the picture's camera stands in a run, looking at the origin, and how the picture was moved in its frame.
 
   Attributes:
@@ -123,7 +123,7 @@ class Pose(NamedTuple):
   shift: tuple[float, float] = (0.0, 0.0)
 
 
-def in_truth(shots: Camera, truth: Truth, pose: Pose) -> Camera:
+def cameras_to_scene_frame(shots: Camera, truth: Truth, pose: PhotoPose) -> Camera:
   """Cameras [...] of a run, in the frame of the scene: they see `truth_scene` as they see the right object in the run.
 
   The object is the scene turned about z. Where the picture was moved in its frame, or its camera is another one in the
@@ -136,13 +136,13 @@ def in_truth(shots: Camera, truth: Truth, pose: Pose) -> Camera:
   return cameras.camera_of_turned_object(moved, jnp.float32(angle), jnp.float32(scale))
 
 
-def points_in_truth(points: np.ndarray, truth: Truth, pose: Pose) -> np.ndarray:
+def points_to_scene_frame(points: np.ndarray, truth: Truth, pose: PhotoPose) -> np.ndarray:
   """Points [N, 3] of the run in the frame of the scene."""
   angle, scale, move = _motion(truth, pose)
   return np.asarray(scenes.rotate_points_z(jnp.asarray(points - move, jnp.float32), -angle)) / np.float32(scale)
 
 
-def _motion(truth: Truth, pose: Pose) -> tuple[float, float, np.ndarray]:
+def _motion(truth: Truth, pose: PhotoPose) -> tuple[float, float, np.ndarray]:
   """By what the scene is turned about z, radians, scaled, and then moved [3], world units, to be the run's object."""
   camera = cameras.orbit(pose.azimuth, pose.elevation, pose.distance, pose.fov_y)
   right, up = np.asarray(camera.rotation)[:, 0], np.asarray(camera.rotation)[:, 1]
@@ -152,22 +152,22 @@ def _motion(truth: Truth, pose: Pose) -> tuple[float, float, np.ndarray]:
   return pose.azimuth - math.radians(truth.azimuth_deg), scale, move.astype(np.float32)
 
 
-def render_picture(truth: Truth, size: int) -> np.ndarray:
+def render_photo(truth: Truth, size: int) -> np.ndarray:
   """The picture [size, size, 4] uint8: colours, and opacity."""
-  rgb, opacity = jax.device_get(_render(truth_scene(truth), picture_camera(truth), jnp.array(truth.light),
+  rgb, opacity = jax.device_get(_render(truth_scene(truth), photo_camera(truth), jnp.array(truth.light),
                                         jnp.float32(truth.ambient), size))
   colours = np.where(opacity[..., None] > 0, rgb / np.maximum(opacity, 1e-3)[..., None], 0.0)  # of the object alone
   return np.rint(np.clip(np.dstack([colours, opacity]), 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
 @functools.partial(jax.jit, static_argnums=4)
-def _render(scene: scenes.Scene, camera: Camera, light: Array, ambient: Array, size: int) -> tuple[Array, Array]:
+def _render(scene: scenes.SolidScene, camera: Camera, light: Array, ambient: Array, size: int) -> tuple[Array, Array]:
   return tracer.render(scene, camera, light, ambient, 1.0 - ambient, jnp.zeros(3), size)
 
 
-def write_picture(truth: Truth, size: int, path: str | os.PathLike) -> Path:
+def write_photo(truth: Truth, size: int, path: str | os.PathLike) -> Path:
   """Renders a picture into a PNG file that holds its truth, whole or not at all; makes the folder. Returns the path."""
-  path, pixels = Path(path), render_picture(truth, size)
+  path, pixels = Path(path), render_photo(truth, size)
   info = PngImagePlugin.PngInfo()
   info.add_text(CHUNK, json.dumps(dict(truth._asdict(), pixels=_digest(pixels))))
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ def write_picture(truth: Truth, size: int, path: str | os.PathLike) -> Path:
 
 
 def read_truth(path: str | os.PathLike) -> Truth | None:
-  """The truth about a picture that `write_picture` has written; None of any other file.
+  """The truth about a picture that `write_photo` has written; None of any other file.
 
   None too where the text is damaged, says what `draw_truth` does not, or belongs to other pixels, as after the picture
   was cropped or painted over by a program that keeps texts.
@@ -246,7 +246,7 @@ def main() -> None:
   try:
     for index in range(args.num or 1):
       truth = draw_truth(args.seed, index, args.caption, args.azimuth_deg, args.elevation_deg)
-      path = write_picture(truth, args.size, out if args.num is None else out / f"{index:03d}.png")
+      path = write_photo(truth, args.size, out if args.num is None else out / f"{index:03d}.png")
       print(f"{path}: {truth.caption}, azimuth {truth.azimuth_deg:.1f}, elevation {truth.elevation_deg:.1f} degrees")
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)

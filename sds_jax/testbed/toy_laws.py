@@ -1,4 +1,4 @@
-"""Small worlds for estimators: laws of four labels, of which a perfect network can be asked any.
+"""Small toy_laws for estimators: laws of four labels, of which a perfect network can be asked any.
 
 Each world is a `Mixture` with leaves [4, ...]: what the prompt says, something else, a wide and shapeless law (for
 negative prompts), and the null label: the first two, forgotten which.
@@ -8,10 +8,10 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from sds_jax.testbed import laws
-from sds_jax.testbed.denoisers import with_null
+from sds_jax.testbed.denoisers import with_null_label
 from sds_jax.testbed.laws import Mixture
 
-WANTED, OTHER, WIDE, NULL = range(4)
+TARGET, OTHER, WIDE, NULL = range(4)
 """The labels."""
 
 
@@ -21,7 +21,7 @@ def plane() -> Mixture:
   Returns:
     Leaves [4, K], [4, K, 2], [4, K].
 
-  >>> print([int((plane().weights[label] > 0).sum()) for label in (WANTED, OTHER, WIDE, NULL)])  # components of each
+  >>> print([int((plane().weights[label] > 0).sum()) for label in (TARGET, OTHER, WIDE, NULL)])  # components of each
   [3, 2, 1, 5]
   """
   wanted = laws.dataset(jnp.array([[1.5, 1.5], [2.2, 0.0], [1.5, -1.5]]), 0.25)
@@ -35,7 +35,7 @@ def line() -> Mixture:
   Returns:
     Leaves [4, K], [4, K, 1], [4, K].
 
-  >>> wanted = law_of(line(), WANTED)
+  >>> wanted = law_of(line(), TARGET)
   >>> print(wanted.means[:2, 0], wanted.stds[:2])
   [0.6 1.8] [0.25 0.4 ]
   """
@@ -56,17 +56,17 @@ def two_gaussians(std: float = 0.3) -> Mixture:
 
   Example: omega = 2. In an image at 3 without noise, z = 0.6 * 3, the guided prediction sees none.
     >>> world, z = two_gaussians(), jnp.array([1.8])
-    >>> wanted, null = (laws.noise_given(law_of(world, label), z, 0.6, 0.8) for label in (WANTED, NULL))
+    >>> wanted, null = (laws.expected_noise(law_of(world, label), z, 0.6, 0.8) for label in (TARGET, NULL))
     >>> print(bool(jnp.allclose(wanted + 2.0 * (wanted - null), 0.0, atol=1e-4)))
     True
   """
   wanted, other = laws.gaussian(jnp.ones(1), std), laws.gaussian(jnp.zeros(1), std)
   wide = laws.gaussian(jnp.zeros(1), 4 * std)
-  return with_null(laws.stack([wanted, other, wide]), jnp.array([0.0, 1.0, 0.0]))
+  return with_null_label(laws.stack([wanted, other, wide]), jnp.array([0.0, 1.0, 0.0]))
 
 
 def _world(wanted: Mixture, other: Mixture, wide: Mixture) -> Mixture:
-  return with_null(laws.stack([wanted, other, wide]), jnp.array([0.5, 0.5, 0.0]))
+  return with_null_label(laws.stack([wanted, other, wide]), jnp.array([0.5, 0.5, 0.0]))
 
 
 def law_of(world: Mixture, label: int) -> Mixture:
@@ -79,7 +79,7 @@ def law_of(world: Mixture, label: int) -> Mixture:
   Returns:
     Leaves [K, ...].
 
-  >>> print(law_of(two_gaussians(), WANTED).weights, law_of(two_gaussians(), NULL).weights)
+  >>> print(law_of(two_gaussians(), TARGET).weights, law_of(two_gaussians(), NULL).weights)
   [1. 0. 0.] [0. 1. 0.]
   """
   return Mixture(world.weights[label], world.means[label], world.stds[label])
