@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -45,16 +46,22 @@ class Legal(NamedTuple):
 
   Attributes:
     test: returns whether a value, which has been through `convert`, is legal. May raise TypeError or ValueError for no.
-    words: names the legal values; completes the sentence "it must be ...".
+    words: names the legal values; completes the sentence "it must be ...". A function where the names may grow.
     convert: brings a value into its final form.
     loose: whether values of several types are legal, so that the type of the default does not bind.
     text: whether values must be valid text; folders need not be.
+    scheduled: whether the value is a scheduled number, which may change over the run.
   """
   test: Callable[[Any], bool]
-  words: str
+  words: str | Callable[[], str]
   convert: Callable[[Any], Any] = lambda value: value
   loose: bool = False
   text: bool = True
+  scheduled: bool = False
+
+  def describe(self) -> str:
+    """Returns the legal values in words, as of now."""
+    return self.words() if callable(self.words) else self.words
 
 
 def finite(value: Any) -> bool:
@@ -80,14 +87,14 @@ def below(low: float, high: float, words: str = "") -> Legal:
 
 
 def whole(low: int, high: int = 10**9, words: str = "") -> Legal:
-  """Allows whole numbers within limits."""
-  described = f"a whole number from {low} to {high}" if high < 10**9 else f"a whole number of at least {low}"
+  """Allows whole numbers within limits; without `high` errors name the lower limit only."""
+  described = f"a whole number from {low} to {high}" if high != 10**9 else f"a whole number of at least {low}"
   return Legal(lambda v: low <= v <= high, described + words)
 
 
 def one_of(names: Iterable[str], words: str = "") -> Legal:
-  """Allows one of the names; `names` is looked at anew for every value."""
-  return Legal(lambda v: v in names, "one of " + ", ".join(names) + words)
+  """Allows one of the names; a mutable `names` may grow later."""
+  return Legal(lambda v: v in names, lambda: "one of " + ", ".join(names) + words)
 
 
 def switch() -> Legal:
@@ -95,14 +102,25 @@ def switch() -> Legal:
   return Legal(lambda v: isinstance(v, bool), "True or False")
 
 
-def sentence(longest: int = 10_000, words: str = "") -> Legal:
-  """Allows text of at most `longest` characters."""
-  return Legal(lambda v: len(v) <= longest, f"a text of at most {longest:,} characters{words}")
+def sentence(longest: int = 10_000, words: str = "", empty: bool = True) -> Legal:
+  """Allows text of at most `longest` characters; `empty` tells whether blank text is legal."""
+  described = f"a text of at most {longest:,} characters" if empty else f"a text of 1 to {longest:,} characters"
+  return Legal(lambda v: len(v) <= longest and (empty or bool(v.strip())), described + words)
 
 
-def folder() -> Legal:
-  """Allows any path, also bytes that are no text."""
-  return Legal(lambda v: isinstance(v, str), "a path", text=False)
+def folder(words: str = "") -> Legal:
+  """Allows any path of a folder, also bytes that are no text."""
+  return Legal(lambda v: isinstance(v, str), "the path of a folder" + words, text=False)
+
+
+def file(words: str = "", empty: bool = True) -> Legal:
+  """Allows any path of a file that is text and has no NUL; `empty` tells whether blank text is legal."""
+  return Legal(lambda v: (empty or bool(v.strip())) and "\0" not in v, "the path of a file" + words)
+
+
+def even(low: int, high: int) -> Legal:
+  """Allows even whole numbers within limits."""
+  return Legal(lambda v: low <= v <= high and v % 2 == 0, f"an even number from {low} to {high}")
 
 
 def span(low: float, high: float, words: str = "") -> Legal:
@@ -118,7 +136,7 @@ def scheduled_values(spec: Any) -> list[float] | None:
   if not spec or not all(isinstance(p, tuple) and len(p) == 2 and all(map(finite, p)) for p in spec):
     return None
   places = [p for p, _ in spec]
-  rising = all(a < b for a, b in zip(places, places[1:]))
+  rising = all(a < b for a, b in itertools.pairwise(places))
   return [v for _, v in spec] if rising and 0.0 <= places[0] and places[-1] <= 1.0 else None
 
 
@@ -141,15 +159,16 @@ def scheduled(low: float, high: float = math.inf, words: str = "") -> Legal:
 
   limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
   return Legal(test, f"a constant v or points ((p0, v0), (p1, v1), ...) with fractions p of the run rising within "
-               f"[0, 1] and values {limits}{words}", _plain, loose=True)
+               f"[0, 1] and values {limits}{words}", _plain, loose=True, scheduled=True)
 
 
 def or_auto(legal: Legal) -> Legal:
   """Allows "auto" (or an empty tuple) besides the legal values."""
   def convert(value: Any) -> Any:
-    return AUTO if value == AUTO or value == () else legal.convert(value)
+    return AUTO if value in (AUTO, (), []) else legal.convert(value)
 
-  return Legal(lambda v: v == AUTO or legal.test(v), f"{AUTO}, or {legal.words}", convert, loose=True)
+  return Legal(lambda v: v == AUTO or legal.test(v), lambda: f"{AUTO}, or {legal.describe()}", convert, loose=True,
+               scheduled=legal.scheduled)
 
 
 def setting(default: Any, legal: Legal, meaning: str) -> Any:
@@ -234,7 +253,7 @@ def replaced(settings: T, changes: dict[str, Any]) -> T:
   return settings
 
 
-def read(reference: T, config: ConfigDict, prefix: str = "config", ranges: bool = True) -> T:
+def read(reference: T, config: ConfigDict, prefix: str = "config", ranges: bool = True, relations: bool = True) -> T:
   """Checks a `ConfigDict` and returns it as the group that `reference` is of.
 
   Names and types are checked, then ranges, then the relations within each group.
@@ -244,28 +263,33 @@ def read(reference: T, config: ConfigDict, prefix: str = "config", ranges: bool 
     config: the values; every field of the group must be there.
     prefix: of the settings' names in errors.
     ranges: whether ranges and relations are checked, not only names and types.
+    relations: whether relations are checked, too; otherwise `check_relations` does so later.
 
   Raises:
     ConfigError: the first mistake.
   """
   _check_names_and_types(config, reference, prefix)
   settings = _build(reference, config, prefix, ranges)
-  if ranges:
-    for problem in _relations(settings, prefix):
-      raise ConfigError(problem)
+  if ranges and relations:
+    check_relations(settings, prefix)
   return settings
+
+
+def check_relations(settings: Any, prefix: str = "config") -> None:
+  """Raises ConfigError if two settings contradict each other: first within the inner groups, the tree's own last."""
+  for problem in _relations(settings, prefix):
+    raise ConfigError(problem)
 
 
 def check_name(path: str, reference: Any, prefix: str = "config") -> None:
   """Raises ConfigError unless the dotted `path` is a setting of `reference`, naming the nearest setting."""
-  value = reference
+  value, whole_path = reference, f"{prefix}.{path}"
   for name in path.split("."):
     known = [field.name for field in dataclasses.fields(value)] if is_group(value) else []
     if name not in known:
       near = difflib.get_close_matches(name, known, n=1)
       hint = (f"did you mean {prefix}.{near[0]}?" if near else
               f"known here: {', '.join(sorted(known))}" if known else f"{prefix} has no settings inside")
-      whole_path = f"{prefix.split('.')[0]}.{path}"
       raise ConfigError(f"{whole_path} is not a setting; {hint}")
     value, prefix = getattr(value, name), f"{prefix}.{name}"
 
@@ -286,7 +310,7 @@ def describe(settings: Any, prefix: str = "") -> Iterator[Described]:
       yield Described(name, None, None, (value.__doc__ or "").strip().split("\n")[0])
       yield from describe(value, f"{name}.")
     else:
-      yield Described(name, value, field.metadata["legal"].words, field.metadata["meaning"])
+      yield Described(name, value, field.metadata["legal"].describe(), field.metadata["meaning"])
 
 
 def _check_names_and_types(config: ConfigDict, reference: Any, prefix: str) -> None:
@@ -325,7 +349,7 @@ def _build(reference: T, config: ConfigDict, prefix: str, ranges: bool) -> T:
     except (TypeError, ValueError, OverflowError):  # a tuple with a string inside, say, or 10**400
       fine = not ranges
     if not fine:
-      raise ConfigError(f"{path}={given!r} is not legal: it must be {legal.words}")
+      raise ConfigError(f"{path}={given!r} is not legal: it must be {legal.describe()}")
     values[field.name] = float(value) if isinstance(default, float) and finite(value) else value
   return type(reference)(**values)
 

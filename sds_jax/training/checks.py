@@ -5,14 +5,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from sds_jax.schema import ConfigError  # noqa: F401
+
 Check = tuple[Callable[[Any], bool], str]
 """(is the value legal?, what is legal)"""
-
-
-
-class ConfigError(ValueError):
-  """A setting that cannot be used. The message is one line: field, value, what is legal, how to mend it."""
-
 
 def finite(value: Any) -> bool:
   """Whether a value is a finite number, and no bool."""
