@@ -1,4 +1,4 @@
-"""From a density field to a coloured, watertight mesh: marching cubes, floaters out, GLB and OBJ files."""
+"""Turns a density field into a coloured, watertight mesh, and writes the mesh as GLB and OBJ files."""
 from __future__ import annotations
 
 import math
@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Callable
 
-import mcubes
 import numpy as np
 import trimesh
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+from skimage.measure import marching_cubes
 
 from sds_jax.io.files import atomic_write
 
@@ -20,21 +20,22 @@ PointFn = Callable[[np.ndarray], np.ndarray]
 CHUNK = 65536
 AUTO_DEPTH = 1.0 / 4.0
 """The `auto` threshold asks for half opacity within this fraction of `bound`. Fields of a short run are soft: a thinner
-wall would put the surface far inside of what the renders show."""
+wall would put the surface far inside of the rendered silhouette."""
 
 
 def extract_mesh(density_fn: PointFn, colour_fn: PointFn, resolution: int = 128, bound: float = 0.8,
                  threshold: float | str = "auto", min_part: float = 0.02, chunk: int = CHUNK) -> trimesh.Trimesh:
-  """The surface density = threshold within the cube [-bound, bound]^3, coloured, in the world frame (z up).
+  """Extracts the surface density = threshold within the cube [-bound, bound]^3, coloured, in the world frame (z up).
 
-  Watertight, faces outwards. The surface is found on the opacity 1 - 2^(-density / threshold), whose level is 1/2: the
-  same level set, but linear interpolation between grid points stays fair when a density jumps from 0 to thousands.
-  Parts of less than `min_part` of the largest one's volume are floaters and go, closed cavities inside too.
+  The mesh is watertight and its faces point outwards. The surface is found on the opacity 1 - 2^(-density / threshold),
+  whose level is 1/2: the level set is the same, but linear interpolation between grid points stays fair when a density
+  jumps from 0 to thousands. Parts of less than `min_part` of the largest part's volume are floaters and are removed;
+  so are closed cavities.
 
   Args:
     density_fn: [N, 3] -> [N], called with N = chunk always, so that a jitted function compiles once.
-    colour_fn: [N, 3] -> [N, 3] in [0, 1] as displayed (sRGB); asked half a voxel inside the surface.
-    resolution: grid points a side, resolution^3 * 8 bytes of memory.
+    colour_fn: [N, 3] -> [N, 3] in [0, 1] as displayed (sRGB); evaluated half a voxel inside the surface.
+    resolution: grid points a side. The grids take resolution^3 * 8 bytes of memory, the surface takes its own.
     threshold: density per world unit, or "auto" (see `auto_threshold`).
 
   Raises:
@@ -47,10 +48,14 @@ def extract_mesh(density_fn: PointFn, colour_fn: PointFn, resolution: int = 128,
   if not level > 0.0:
     raise ValueError(f"threshold must be a density > 0 or 'auto', got {threshold!r}")
   _check_level(density, level)
-  opacity = 1.0 - np.exp2(-density / level)
-  vertices, faces = mcubes.marching_cubes(np.pad(opacity, 1), 0.5)  # the zero shell closes what touches the bound
+  opacity = _padded_opacity(density, level)
+  del density  # marching cubes needs memory of its own
+  # Lewiner's variant leaves holes where opacities are 0 and 1 only or hit the level; Lorensen's never does.
+  vertices, faces, _, _ = marching_cubes(opacity, 0.5, method="lorensen", gradient_direction="ascent")
+  del opacity
   voxel = 2.0 * bound / (resolution - 1)
-  mesh = trimesh.Trimesh((vertices - 1.0) * voxel - bound, faces.astype(np.int64), process=False)
+  vertices = (vertices.astype(np.float64) - 1.0) * voxel - bound
+  mesh = trimesh.Trimesh(vertices, faces.astype(np.int64), process=False)
   mesh = remove_floaters(mesh, min_part)
   inside = np.asarray(mesh.vertices - 0.5 * voxel * mesh.vertex_normals, np.float32)
   colours = np.clip(np.nan_to_num(in_chunks(colour_fn, inside, chunk)), 0.0, 1.0)
@@ -60,24 +65,29 @@ def extract_mesh(density_fn: PointFn, colour_fn: PointFn, resolution: int = 128,
 
 
 def grid_density(density_fn: PointFn, resolution: int, bound: float, chunk: int = CHUNK) -> np.ndarray:
-  """Densities [resolution] * 3 (axes x, y, z) on the grid over [-bound, bound]^3, ends included; float64.
+  """Computes densities [resolution] * 3 (axes x, y, z; float32) on the grid over [-bound, bound]^3, ends included.
 
   Raises:
-    ValueError: where any is NaN or infinite.
+    ValueError: where any density is NaN or infinite.
   """
   if resolution < 2:
     raise ValueError(f"resolution is the number of grid points a side, at least 2, got {resolution}")
+  shape = (resolution,) * 3
   axis = np.linspace(-bound, bound, resolution, dtype=np.float32)
-  points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
-  density = np.asarray(in_chunks(density_fn, points, chunk), np.float64).reshape((resolution,) * 3)
+  density = np.empty(resolution ** 3, np.float32)
+  for start in range(0, len(density), chunk):  # the points of the whole grid would take three times its memory
+    stop = min(start + chunk, len(density))
+    points = np.stack([axis[i] for i in np.unravel_index(np.arange(start, stop), shape)], axis=-1)
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is reported below
+      density[start:stop] = in_chunks(density_fn, points, chunk)
   if not np.isfinite(density).all():
     raise ValueError("the field has densities that are NaN or infinite: the run diverged; lower the learning rate or "
                      "resume from an earlier checkpoint")
-  return density
+  return density.reshape(shape)
 
 
 def in_chunks(fn: PointFn, points: np.ndarray, chunk: int = CHUNK) -> np.ndarray:
-  """fn over points [N, 3], `chunk` rows a call; the last call is filled up with zeros, so fn sees one shape only."""
+  """Evaluates fn over points [N, 3], `chunk` rows a call; zeros fill up the last call, so fn sees one shape only."""
   outputs = []
   for start in range(0, len(points), chunk):
     part = points[start:start + chunk]
@@ -86,11 +96,19 @@ def in_chunks(fn: PointFn, points: np.ndarray, chunk: int = CHUNK) -> np.ndarray
   return np.concatenate(outputs)
 
 
-def auto_threshold(density: np.ndarray, bound: float) -> float:
-  """The density at which a wall of thickness L = AUTO_DEPTH * bound is half opaque: 1 - exp(-density L) = 1/2.
+def _padded_opacity(density: np.ndarray, level: float) -> np.ndarray:
+  """Returns 1 - 2^(-density / level) [resolution + 2] * 3, float32, in a shell of zeros that closes the surface."""
+  opacity = np.zeros([size + 2 for size in density.shape], np.float32)
+  for slab, result in zip(density, opacity[1:-1, 1:-1, 1:-1]):  # float64 a slab at a time, to save memory
+    result[...] = 1.0 - np.exp2(-slab.astype(np.float64) / level)
+  return opacity
 
-  It does not depend on the grid, so a finer grid gives the same surface. A soft field that never gets there, yet looks
-  solid because it is thick, gets half of its greatest density instead.
+
+def auto_threshold(density: np.ndarray, bound: float) -> float:
+  """Returns the density at which a wall of thickness L = AUTO_DEPTH * bound is half opaque: 1 - exp(-density L) = 1/2.
+
+  The threshold does not depend on the grid, so a finer grid gives the same surface. A soft field that never reaches the
+  threshold, yet looks solid because it is thick, gets half of its greatest density instead.
 
   Raises:
     ValueError: even the whole cube filled with the greatest density would be less than half opaque (an empty field).
@@ -103,7 +121,7 @@ def auto_threshold(density: np.ndarray, bound: float) -> float:
 
 
 def remove_floaters(mesh: trimesh.Trimesh, min_part: float = 0.02) -> trimesh.Trimesh:
-  """Keeps the connected parts whose signed volume is >= `min_part` of the largest; cavities (negative volume) go."""
+  """Keeps the connected parts with signed volume >= `min_part` of the largest; drops cavities (negative volume)."""
   faces = mesh.faces
   count = len(mesh.vertices)
   edges = np.concatenate([faces[:, :2], faces[:, 1:]])
@@ -121,8 +139,8 @@ def remove_floaters(mesh: trimesh.Trimesh, min_part: float = 0.02) -> trimesh.Tr
 def write_mesh(mesh: trimesh.Trimesh, folder: str | os.PathLike) -> tuple[Path, Path]:
   """Writes mesh.glb and mesh.obj (colours at the vertices) into `folder`, each atomically; returns both paths.
 
-  Both keep the world frame (z up, front on +x) and the displayed (sRGB) colours, so that `trimesh.load(path,
-  force="mesh")` gives back what the scores were computed on. Viewers that take glTF's y for up show the GLB lying.
+  Both files keep the world frame (z up, front on +x) and the displayed (sRGB) colours, so that `trimesh.load(path,
+  force="mesh")` returns the mesh that the scores were computed on. Viewers that take glTF's y for up show the GLB lying.
   """
   glb, obj = Path(folder) / "mesh.glb", Path(folder) / "mesh.obj"
   with atomic_write(glb) as file:

@@ -1,10 +1,12 @@
 import json
 import math
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
 import trimesh
+from scipy.spatial import cKDTree
 
 from sds_jax.io import mesh
 
@@ -42,6 +44,48 @@ def test_a_density_that_jumps_does_not_swell_the_object():
   """Linear interpolation between 0 and 5000 at a level of 10 would put the surface on the outer grid points (+8 %)."""
   solid = mesh.extract_mesh(lambda p: 5000.0 * (np.linalg.norm(p, axis=1) < 0.5), WHITE, resolution=64, threshold=10.0)
   assert outward(solid) and solid.volume == pytest.approx(4 / 3 * math.pi * 0.5 ** 3, rel=0.03)
+
+
+@pytest.mark.parametrize("values", [(0.0, 1.0), (0.0, 0.25, 0.5, 0.75, 1.0)])
+def test_noise_is_watertight(values):
+  """Every ambiguous cell occurs; with the second set of values, many grid points lie exactly on the level."""
+  rng = np.random.default_rng(0)
+  density = rng.choice(-np.log2(np.maximum(1.0 - np.array(values), 1e-9)), 12 ** 3).astype(np.float32)
+  seen = iter(density)
+  solid = mesh.extract_mesh(lambda p: np.fromiter(seen, np.float32, len(p)), WHITE, 12, threshold=1.0, min_part=-10.0,
+                            chunk=144)
+  assert outward(solid) and len(solid.faces) > 3000
+
+
+def test_vertices_are_the_crossings_of_the_grid_edges():
+  """Marching cubes has one vertex on each edge of the grid whose ends lie on two sides of the level."""
+  density = sphere([0.1, -0.2, 0.15], 0.4, width=0.2)
+  solid = mesh.extract_mesh(density, WHITE, resolution=24, threshold=500.0)
+  grid = mesh.grid_density(density, 24, 0.8).astype(np.float64)
+  opacity, voxel, crossings = 1.0 - np.exp2(-grid / 500.0), 1.6 / 23, []
+  for axis in range(3):
+    before, after = np.take(opacity, range(23), axis), np.take(opacity, range(1, 24), axis)
+    where = np.argwhere((before < 0.5) != (after < 0.5))
+    low, high = (values[tuple(where.T)] for values in (before, after))
+    where = where.astype(float)
+    where[:, axis] += (0.5 - low) / (high - low)
+    crossings.append(where * voxel - 0.8)
+  crossings = np.concatenate(crossings)
+  distance, nearest = cKDTree(solid.vertices).query(crossings)
+  assert len(crossings) == len(solid.vertices) == len(set(nearest)) and distance.max() < 1e-4 * voxel
+
+
+def test_memory_of_the_grids():
+  """Eight bytes a grid point while the surface is small; a tenth is left for slabs, chunks and the shell."""
+  density = sphere([0, 0, 0], 0.1)
+  mesh.extract_mesh(density, WHITE, resolution=32)
+  tracemalloc.start()
+  try:
+    mesh.extract_mesh(density, WHITE, resolution=128, threshold=500.0, chunk=1024)
+    _, peak = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert peak < 1.1 * 8 * 128 ** 3
 
 
 def test_torus_keeps_its_hole_and_its_axis():
