@@ -35,7 +35,8 @@ import jax
 import jax.numpy as jnp
 
 from sds_jax.diffusion import timesteps
-from sds_jax.diffusion.estimators import ESTIMATORS, Estimator
+from sds_jax.diffusion.estimators import Estimator, find
+from sds_jax.diffusion.estimators.base import EstimateFn
 from sds_jax.diffusion.schedules import draw_noise, per_example
 from sds_jax.diffusion.weightings import WEIGHTINGS, WeightFn
 from sds_jax.types import Array, DenoiseFn, Params, Schedule
@@ -123,7 +124,8 @@ class DistillationAux:
 
 def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, key: Array, cond: Any, *,
                        t: Array | None = None, t_range: timesteps.TRange = (0.02, 0.98), index: Array | None = None,
-                       weighting: str | WeightFn = "sigma2", estimator: str | Estimator = "sds",
+                       weighting: str | WeightFn = "sigma2",
+                       estimator: str | Estimator | EstimateFn = "sds",
                        options: Mapping[str, Any] | None = None, scale: Array | float = 1.0,
                        clip_norm: Array | float | None = None,
                        antithetic: bool = False) -> tuple[Array, DistillationAux]:
@@ -146,8 +148,9 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
     index: [B] integer, the examples' indices in the whole batch; 0 .. B-1 where None. Where a batch is laid out over
       devices, give the global ones, and the draws won't depend on the layout.
     weighting: a name in `WEIGHTINGS`, or a function (schedule, t [B]) -> [B].
-    estimator: a name in `estimators.ESTIMATORS`, or a function of the signature told there.
-    options: the estimator's own, by name; no gradient.
+    estimator: a name in `estimators.ESTIMATORS` or "package.module:NAME", an `Estimator`, or a function with the
+      signature that `estimators` describes.
+    options: keyword arguments of the estimator's function, by name; no gradient.
     scale: multiplies the gradient, a scalar or [B]; may be traced.
     clip_norm: if given, an example's scale w(t) residual is shortened to at most this norm; may be traced.
     antithetic: whether examples 2 i and 2 i + 1 get eps and -eps (static).
@@ -156,8 +159,9 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
     (loss, aux): loss is 0.0 of shape [] and only its gradient has a meaning; aux is a `DistillationAux`.
 
   Raises:
-    ValueError: unknown weighting or estimator, or what the estimator says of its arguments.
-    TypeError: an option that the estimator does not have, or the lack of one.
+    ValueError: unknown weighting or estimator; an estimator with a second term (`Estimator.term`), which belongs at
+      another array than x; or an error of the estimator about its arguments.
+    TypeError: an option that the estimator does not have, or a missing option.
 
   >>> from sds_jax.diffusion.schedules import flow_schedule
   >>> denoise = lambda params, z, t, cond: jnp.zeros_like(z)  # sees no noise at all
@@ -166,7 +170,7 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
   >>> print(bool(jnp.allclose(grad, -0.5**2 * aux.eps)))  # w(t) = sigma^2 = 1/4
   True
   """
-  estimate, weight_fn = _named(estimator, ESTIMATORS, "estimator"), _named(weighting, WEIGHTINGS, "weighting")
+  estimate, weight_fn = _function_of(estimator), _weight_of(weighting)
   batch = x.shape[0]
   index = jnp.arange(batch) if index is None else index
   t_key, eps_key, own_key = jax.random.split(key, 3)
@@ -185,10 +189,19 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
   return inject(x, jax.lax.stop_gradient(gradient / batch)), jax.lax.stop_gradient(aux)
 
 
-def _named(choice: Any, known: Mapping[str, Any], what: str) -> Any:
-  """A function that is given, or the one of this name."""
-  if callable(choice):
-    return choice
-  if choice not in known:
-    raise ValueError(f"{what} {choice!r} is not known; legal: {', '.join(known)}, or a function")
-  return known[choice]
+def _function_of(estimator: str | Estimator | EstimateFn) -> EstimateFn:
+  record = find(estimator) if isinstance(estimator, str) else estimator
+  if not isinstance(record, Estimator):
+    return record
+  if record.term is not None:
+    raise ValueError(f"estimator {record.name!r} has a second term, at another array than x: give record.fn for the term "
+                     "at x, and inject record.second_term yourself")
+  return record.fn
+
+
+def _weight_of(weighting: str | WeightFn) -> WeightFn:
+  if callable(weighting):
+    return weighting
+  if weighting not in WEIGHTINGS:
+    raise ValueError(f"weighting {weighting!r} is not known; legal: {', '.join(WEIGHTINGS)}, or a function")
+  return WEIGHTINGS[weighting]

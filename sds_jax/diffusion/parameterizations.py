@@ -11,10 +11,12 @@ Rectified flow (arXiv:2209.03003), z = (1 - t) x0 + t eps with velocity u = dz/d
 """
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from sds_jax.diffusion.schedules import per_example
-from sds_jax.types import Array, Schedule
+from sds_jax.types import Array, DenoiseFn, Params, Schedule
 
 
 def _coefficients(schedule: Schedule, z: Array, t: Array) -> tuple[Array, Array]:
@@ -166,3 +168,26 @@ def flow_from_eps(z: Array, t: Array, eps: Array) -> Array:
   [[-1. -1.]]
   """
   return _divide_or_zero(eps - z, 1 - per_example(t, z))
+
+
+def velocity_denoiser(velocity_fn: DenoiseFn, schedule: Schedule) -> DenoiseFn:
+  """Returns the noise predictor of a network that predicts the velocity eps - x of a straight path.
+
+  Args:
+    velocity_fn: (params, z [B, ...], time [B] float32 in (0, 1], cond) -> velocity [B, ...].
+    schedule: of `schedules.flow_schedule`; sigma[t] is the time of the integer t.
+
+  Returns:
+    A DenoiseFn, for `score_distillation` and `guidance.guided`.
+
+  Example:
+    >>> from sds_jax.diffusion.schedules import flow_schedule
+    >>> denoise = velocity_denoiser(lambda params, z, time, cond: jnp.zeros_like(z), flow_schedule(4))
+    >>> print(denoise(None, jnp.ones((1, 2)), jnp.array([1]), None))
+    [[1. 1.]]
+  """
+  def denoise(params: Params, z: Array, t: Array, cond: Any) -> Array:
+    time = schedule.sigma[t]
+    return eps_from_flow(z, time, velocity_fn(params, z, time, cond))
+
+  return denoise

@@ -5,6 +5,7 @@ network knows of the others. Everything is a pure function of a key.
 """
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -13,8 +14,8 @@ import numpy as np
 import optax
 
 from sds_jax.diffusion import timesteps
-from sds_jax.diffusion.estimators import ESTIMATORS
-from sds_jax.diffusion.guidance import guided
+from sds_jax.diffusion.estimators import ESTIMATORS, Moment
+from sds_jax.diffusion.guidance import NO_GUIDANCE, guided
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.diffusion.weightings import WEIGHTINGS
 from sds_jax.testbed import kl_divergence, laws
@@ -54,7 +55,7 @@ def gradient(name: str, world: Mixture, schedule: Schedule, omega: Array | float
   """w(t) residual [D] of one particle, as `score_distillation` would inject it.
 
   Args:
-    name: a name of `ESTIMATORS`, run as `estimator_settings.SETTINGS` says.
+    name: a name in `estimator_settings.SETTINGS`.
     world: leaves [4, ...], of `toy_laws`.
     schedule: its noise.
     omega: guidance in DreamFusion's convention; 0 is none.
@@ -78,17 +79,20 @@ def gradient(name: str, world: Mixture, schedule: Schedule, omega: Array | float
     csd False True
   """
   label = lambda y: jnp.full((1,), y)  # noqa: E731
-  cond = dict(cond=label(TARGET), uncond=label(WIDE if name == "bridge" else NULL))
-  nothing = dict(cond=label(NULL), uncond=label(NULL))
-  low = schedule_value(SETTINGS[name].t_min, progress)
-  options = {
-    "vsd": dict(score_fn=vp_denoiser(schedule), score_params=crowd),
-    "dds": dict(source_x=start[None], source_cond=nothing), "pds": dict(source_x=start[None], source_cond=nothing),
-    "asd": dict(t_min=low), "sdi": dict(inversion_scale=-omega), "cds": dict(noise_seed=seed)}.get(name, {})
-  if name == "nfsd":
+  record, setting = ESTIMATORS[name], SETTINGS[name]
+  cond = dict(cond=label(TARGET), uncond=label(WIDE if "pair" in record.needs else NULL))
+  if "negative" in record.needs:
     cond["negative"] = label(WIDE)
+  moment = Moment(progress, seed, t_low=schedule_value(setting.t_min, progress), guidance_scale=omega,
+                  neutral_scale=NO_GUIDANCE["dreamfusion"], schedule=schedule, inputs=dict(
+                    score_fn=vp_denoiser(schedule), score_params=crowd, score_cond=None, source_x=start[None],
+                    source_cond=dict(cond=label(NULL), uncond=label(NULL))))
+  options = dataclasses.replace(record.options(), **setting.options)
+  # The function's own defaults stand for the options, whose published values change over a run that has stages.
+  named = {field.name for field in dataclasses.fields(options)}
+  arguments = {key: value for key, value in record.keywords(options, moment).items() if key not in named}
   denoise = guided(vp_denoiser(schedule), "dreamfusion", omega)
-  residual, _ = ESTIMATORS[name](denoise, world, schedule, x[None], t[None], eps[None], cond, key[None], **options)
+  residual, _ = record.fn(denoise, world, schedule, x[None], t[None], eps[None], cond, key[None], **arguments)
   return WEIGHTINGS[SETTINGS[name].weighting](schedule, t) * residual[0]
 
 

@@ -7,7 +7,6 @@ from importlib import resources
 from typing import Any
 
 from sds_jax.diffusion.estimators import ESTIMATORS
-from sds_jax.diffusion.linear import ROWS
 from sds_jax.testbed import figures, suite
 from sds_jax.testbed.estimator_settings import SETTINGS
 from sds_jax.testbed.suite import Measurements
@@ -126,7 +125,7 @@ def wide_table(markdown: str) -> str:
 
 def _of_estimator(name: str, found: Measurements) -> str:
   """What it is, how it was run, and its figure."""
-  first, *_ = (ROWS.get(name) or ESTIMATORS[name]).__doc__.splitlines()
+  first, *_ = ESTIMATORS[name].fn.__doc__.splitlines()
   setting = SETTINGS[name]
   ranges = f"t from {_scalar(setting.t_min)} to {_scalar(setting.t_max)}"
   if setting.t_min == setting.t_max:

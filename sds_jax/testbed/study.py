@@ -21,11 +21,11 @@ import tqdm
 from absl import app, flags
 
 from sds_jax import compilation
-from sds_jax.diffusion.estimators import ESTIMATORS
 from sds_jax.evaluation import estimators as scoring
 from sds_jax.evaluation.shapeworld import draw_captions, exit_on_user_error
 from sds_jax.io import files
 from sds_jax.testbed import page, suite
+from sds_jax.testbed.estimator_settings import SETTINGS
 from sds_jax.testbed.suite import Measurements, Sizes
 from sds_jax.training import config as config_lib, outputs
 
@@ -39,7 +39,7 @@ def write(names: Sequence[str], folder: Path, sizes: Sizes, scores: scoring.Scor
   """Runs the exact experiments of `names` and writes records, table and page into `folder`; the page's path.
 
   Args:
-    names: of `ESTIMATORS`.
+    names: in `estimator_settings.SETTINGS`.
     scores: of runs in three dimensions; may be {}.
     step_ms: milliseconds of a step of each of these, where known.
 
@@ -126,7 +126,7 @@ def main() -> None:
       python -m sds_jax.testbed.study --estimators=sds,csd --particles=50 --steps=300 --out=quick
   """
   out = flags.DEFINE_string("out", "study", "folder of the page, the records and the table")
-  chosen = flags.DEFINE_list("estimators", ",".join(ESTIMATORS), f"of {', '.join(ESTIMATORS)}")
+  chosen = flags.DEFINE_list("estimators", ",".join(SETTINGS), f"of {', '.join(SETTINGS)}")
   particles = flags.DEFINE_integer("particles", Sizes.particles, "in the plane", lower_bound=10)
   steps = flags.DEFINE_integer("steps", Sizes.steps, "of each descent", lower_bound=10)
   shapeworld = flags.DEFINE_string("shapeworld", "", "records of runs in three dimensions: a folder or a file")

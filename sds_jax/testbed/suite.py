@@ -48,7 +48,7 @@ def run(name: str, sizes: Sizes, seed: int = 0) -> Measurements:
   """Every experiment with the estimator `name`, under Stable Diffusion's schedule of noise.
 
   Args:
-    name: of `estimators.ESTIMATORS`.
+    name: in `estimator_settings.SETTINGS`.
     sizes: what is computed, all static: each costs a compilation.
     seed: of every key; they are made here.
 

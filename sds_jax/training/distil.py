@@ -11,7 +11,7 @@ import ml_collections
 from sds_jax.diffusion import guidance, timesteps
 from sds_jax.diffusion.distillation import DistillationAux, inject, score_distillation
 from sds_jax.diffusion.estimators import ESTIMATORS
-from sds_jax.diffusion.hifa import image_residual
+from sds_jax.diffusion.estimators.hifa import image_residual
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.diffusion.schedules import per_example
 from sds_jax.diffusion.variational import score_loss
@@ -21,7 +21,7 @@ from sds_jax.training import score_network
 from sds_jax.training.config import scalar_spec
 from sds_jax.types import Array, Params
 
-NAMES = (*ESTIMATORS, "hifa")
+NAMES = tuple(ESTIMATORS)
 """What `distillation.estimator` may be. HiFA is SDS with a second term, in the space of pictures."""
 
 Config = ml_collections.FrozenConfigDict

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from sds_jax.diffusion.estimators import ESTIMATORS
+from sds_jax.diffusion.estimators.linear import bridge, csd, linear, nfsd, score, sds
 from sds_jax.diffusion.guidance import guided
-from sds_jax.diffusion.linear import ROWS, linear
 
+ROWS = dict(sds=sds, score=score, csd=csd, nfsd=nfsd, bridge=bridge)
 BATCH, OMEGA = 7, 6.5
 TIMES = np.array([0, 60, 199, 200, 201, 640, 999])
 GUIDANCE = [("dreamfusion", OMEGA), ("diffusers", 1 + OMEGA)]

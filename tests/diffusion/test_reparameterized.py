@@ -7,7 +7,7 @@ import pytest
 from sds_jax.diffusion.distillation import score_distillation
 from sds_jax.diffusion.estimators import ESTIMATORS
 from sds_jax.diffusion.guidance import guided
-from sds_jax.diffusion.reparameterized import velocity_denoiser
+from sds_jax.diffusion.parameterizations import velocity_denoiser
 from sds_jax.diffusion.schedules import flow_schedule, schedule_from_config
 from sds_jax.testbed import kl_divergence, laws
 from sds_jax.testbed.denoisers import flow_velocity

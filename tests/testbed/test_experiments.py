@@ -30,7 +30,7 @@ def end(name, omega, law=experiments.blurred, count=24):
 
 
 def test_every_estimator_has_a_setting():
-  assert list(SETTINGS) == list(ESTIMATORS)
+  assert list(SETTINGS) == [name for name in ESTIMATORS if name != "hifa"]  # whose second term is at latents' images
   assert experiments.span("sds") == (0.02, 0.98) and experiments.span("asd") == (0.02, 0.98)
   assert experiments.span("cds") == (0.1, 0.7)
 

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from sds_jax.diffusion.estimators import ESTIMATORS
 from sds_jax.testbed import study, suite
+from sds_jax.testbed.estimator_settings import SETTINGS
 from sds_jax.testbed.suite import Sizes
 
 SMALL = Sizes(particles=12, steps=20, draws=4, grid=3, times=3)
@@ -62,13 +62,13 @@ def test_a_real_study_of_two(tmp_path):
 def test_the_page_has_every_estimator_and_needs_no_network(tmp_path, monkeypatch):
   monkeypatch.setattr(study.suite, "run", made_up)
   monkeypatch.setattr(study.page.figures, "data_uri", lambda figure: "data:image/png;base64,AA==")  # drawing takes long
-  scores = {name: [dict(RECORD, seconds=30.0 + i)] for i, name in enumerate(ESTIMATORS)}
-  text = study.write(list(ESTIMATORS), tmp_path, SMALL, scores).read_text(encoding="utf-8")
+  scores = {name: [dict(RECORD, seconds=30.0 + i)] for i, name in enumerate(SETTINGS)}
+  text = study.write(list(SETTINGS), tmp_path, SMALL, scores).read_text(encoding="utf-8")
   page = Page(text)
-  assert page.open == [] and [name for name in page.sections if name] == list(ESTIMATORS)
+  assert page.open == [] and [name for name in page.sections if name] == list(SETTINGS)
   assert "default-src 'none'" in text and not re.search(r"""(src|href)=["']?(https?:|//|/|\.)""", text)
   assert "{{" not in text and "<td>0.800</td>" in text and study.COMMAND not in text
-  assert all(f'href="#{name}"' in text for name in ESTIMATORS)
+  assert all(f'href="#{name}"' in text for name in SETTINGS)
 
 
 def test_records_of_runs_are_found(tmp_path):
