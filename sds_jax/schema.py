@@ -151,6 +151,11 @@ def _plain(spec: Any) -> Any:
   return spec
 
 
+SCHEDULED_FORM = ("a constant v or points ((p0, v0), (p1, v1), ...) with fractions p of the run rising within [0, 1] "
+                  "and values")
+"""The form of a scheduled number, in errors."""
+
+
 def scheduled(low: float, high: float = math.inf, words: str = "") -> Legal:
   """Allows a number that may change over the run, with all its values within limits."""
   def test(spec: Any) -> bool:
@@ -158,8 +163,7 @@ def scheduled(low: float, high: float = math.inf, words: str = "") -> Legal:
     return values is not None and all(low <= v <= high for v in values)
 
   limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
-  return Legal(test, f"a constant v or points ((p0, v0), (p1, v1), ...) with fractions p of the run rising within "
-               f"[0, 1] and values {limits}{words}", _plain, loose=True, scheduled=True)
+  return Legal(test, f"{SCHEDULED_FORM} {limits}{words}", _plain, loose=True, scheduled=True)
 
 
 def or_auto(legal: Legal) -> Legal:

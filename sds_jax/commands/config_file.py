@@ -1,0 +1,78 @@
+"""The user's file of settings: found, executed once, and its errors told in one line."""
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from sds_jax.schema import ConfigError
+
+_MODULE = "sds_jax_config_file"
+"""Name of the user's file as a module."""
+
+
+class UsageError(ValueError):
+  """A command line that cannot be used. The message may have several lines; the command joins them."""
+
+
+def load(specification: str) -> ConfigDict:
+  """Executes a file of settings once and returns the settings of its function `get_config`.
+
+  Args:
+    specification: FILE, or FILE:WORDS, which calls get_config(WORDS).
+
+  Raises:
+    ConfigError: the settings' own error, such as a recipe that is not known.
+    UsageError: there is no such file, the file or its function raises, or the function returns no `ConfigDict`. With
+      the environment variable SDS_JAX_TRACEBACK the error of the file itself.
+  """
+  path, *words = specification.split(":", 1)
+  try:
+    config = _execute(path).get_config(*words)
+  except ConfigError:
+    raise
+  except Exception as error:  # whatever the user's code raises
+    if os.environ.get("SDS_JAX_TRACEBACK"):
+      raise
+    # An error that led to this one says more: a settings error that a library wrapped, say.
+    cause = _first(error, ConfigError)
+    if cause is not None:
+      raise cause from error
+    raise UsageError(f"--config={specification}: {_described(error, path)}") from error
+  if not isinstance(config, ConfigDict):
+    raise UsageError(f"--config={specification}: get_config returns {type(config).__name__}: it must return a "
+                     "ConfigDict, such as sds_jax.settings.defaults('text3d')")
+  return config
+
+
+def _execute(path: str) -> ModuleType:
+  if "\0" in path or not Path(path).is_file():
+    raise FileNotFoundError(f"there is no file {path!r}; give a file of settings, such as configs/text.py")
+  loader = importlib.machinery.SourceFileLoader(_MODULE, path)
+  spec = importlib.util.spec_from_file_location(_MODULE, path, loader=loader)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[_MODULE] = module  # where dataclasses and pickles of the file look for it
+  loader.exec_module(module)
+  if not callable(getattr(module, "get_config", None)):
+    raise AttributeError(f"{path} has no function get_config: it must return the settings")
+  return module
+
+
+def _described(error: Exception, path: str) -> str:
+  """Returns an error in words: its type, but of the plain kinds, its message, and its line in the user's file."""
+  name = "" if isinstance(error, (OSError, AttributeError)) else f"{type(error).__name__}: "
+  lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+  return f"{name}{error}" + (f" (line {lines[-1]} of {path})" if lines else "")
+
+
+def _first(error: BaseException, kind: type[Exception]) -> Any:
+  """Returns the earliest error of a kind that led to `error`, or None."""
+  earlier = _first(error.__context__, kind) if error.__context__ else None
+  return earlier or (error if isinstance(error, kind) else None)

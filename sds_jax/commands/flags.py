@@ -1,0 +1,220 @@
+"""The command line: settings and flags as values, every mistake as one error. Nothing here is read from `sys.argv`.
+
+The forms `--config=FILE:WORDS`, `--config FILE`, `--config.a.b=value`, `--config.a.b value` and `--flagfile=FILE` are
+legal, with one dash or two. The file of settings is executed exactly once.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from absl import flags, logging  # noqa: F401 (logging defines --verbosity)
+from ml_collections import ConfigDict, config_flags
+
+from sds_jax import schema, settings
+from sds_jax.commands import config_file
+from sds_jax.commands.config_file import UsageError
+from sds_jax.schema import ConfigError
+
+MODES = ("train", "export", "render", "evaluate")
+"""Legal values of --mode."""
+
+_HELP = f"""usage: run.py --config=FILE[:WORDS] [--config.NAME=VALUE ...] [--workdir=FOLDER]
+       run.py --mode=export|render|evaluate --workdir=FOLDER
+
+  --config=FILE[:WORDS]    file of settings, such as configs/text.py or configs/text.py:sd15
+  --config.NAME=VALUE      a setting, such as --config.prompt="a red cube" or --config.training.steps=100
+  --mode=MODE              {', '.join(MODES)}; all but train need the --workdir of a run
+  --workdir=FOLDER         folder of the run; runs/<prompt or photo>-<seed> where not given
+  --flagfile=FILE          a text file with a flag a line
+  --coordinator=HOST:PORT  address of process 0, for a job of several processes
+  --num_processes=N        how many processes there are, with --coordinator
+  --process_id=I           the number of this process, from 0 on
+  --distributed            ask the cluster for the other processes (Google Cloud TPU slices)
+  --verbosity=N            of the log; with 0 libraries log warnings and errors, too
+
+The settings with their legal values are in sds_jax/settings.
+"""
+_HINT = ("settings are given as --config=configs/text.py --config.name=value; legal names and types are in "
+         "sds_jax/settings")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+  """A command line that has been read.
+
+  Attributes:
+    config: the settings of the file of --config, overrides included; not yet validated. None without --config.
+    overrides: the settings that were given one by one, dotted name -> value.
+    mode: a name in MODES.
+    workdir: folder of the run, or None.
+    coordinator, num_processes, process_id, distributed: of a job of several processes.
+    verbose: whether --verbosity was given.
+  """
+  config: ConfigDict | None
+  overrides: dict[str, Any]
+  mode: str
+  workdir: str | None
+  coordinator: str | None
+  num_processes: int | None
+  process_id: int | None
+  distributed: bool
+  verbose: bool
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+  """Reads a command line.
+
+  Without --config the overrides are of the settings that are stored in the folder --workdir.
+
+  Args:
+    argv: name of the program and its arguments.
+
+  Raises:
+    UsageError: the arguments cannot be read, or the file of settings does not work.
+    ConfigError: a name or a value is no setting; names are checked before anything else.
+    SystemExit: help was asked for, and has been printed.
+  """
+  if set(argv[1:]) & {"--help", "-help", "-h", "-?", "--helpfull", "--helpshort"}:
+    print(_HELP, end="")
+    raise SystemExit(0)
+  try:
+    arguments = flags.FlagValues().read_flags_from_files(list(argv[1:]), force_gnu=True)
+  except (flags.Error, OSError, ValueError) as error:
+    _raise_usage_error(error)
+  specification, arguments = take_config(arguments)
+  config = None if specification is None else config_file.load(specification)
+  base = _stored(take_value(arguments, "workdir")) if config is None else config
+  name = take_value(arguments, "config.distillation.estimator")
+  if name is not None and isinstance(base.get("distillation"), ConfigDict):  # whose options may be flags, too
+    with base.distillation.ignore_type():
+      base.distillation.estimator = name
+  settings.add_users_options(base)
+  arguments = joined(arguments, settings.reference(base))
+  found = _parse_flags([argv[0], *arguments], base)
+  overrides = dict(config_flags.get_override_values(found["config"]))
+  if found.mode not in MODES:
+    raise UsageError(f"--mode={found.mode} is not legal: it must be one of {', '.join(MODES)}")
+  return Arguments(None if config is None else found.config, overrides, found.mode, found.workdir, found.coordinator,
+                   found.num_processes, found.process_id, found.distributed, bool(found["verbosity"].present))
+
+
+def take_config(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+  """Returns the last value of --config, or None, and the arguments without --config.
+
+  Raises:
+    UsageError: --config has no value.
+
+  >>> take_config(["--config=a.py", "--mode=train", "-config", "b.py:sd15"])
+  ('b.py:sd15', ['--mode=train'])
+  """
+  value, rest, todo = None, [], list(arguments)
+  while todo:
+    argument = todo.pop(0)
+    if argument == "--":
+      return value, [*rest, argument, *todo]
+    if argument in ("-config", "--config"):
+      if not todo:
+        raise UsageError(f"--config has no value; {_HINT}")
+      value = todo.pop(0)
+    elif re.match("--?config=", argument):
+      value = argument.split("=", 1)[1]
+    else:
+      rest.append(argument)
+  return value, rest
+
+
+def take_value(arguments: Sequence[str], name: str) -> str | None:
+  """Returns the last value of a flag among the arguments, or None.
+
+  >>> take_value(["--workdir=a", "--workdir", "b"], "workdir")
+  'b'
+  """
+  value = None
+  for argument, following in zip(arguments, [*arguments[1:], None]):
+    if re.fullmatch(f"--?{re.escape(name)}", argument):
+      value = following
+    elif re.match(f"--?{re.escape(name)}=", argument):
+      value = argument.split("=", 1)[1]
+  return value
+
+
+def joined(arguments: Sequence[str], reference: Any) -> list[str]:
+  """Returns the arguments with `--config.a value` as `--config.a=value`, where a value may be of several types.
+
+  The flags of such settings would take no separate value, since True and False are legal for their parser.
+
+  Raises:
+    ConfigError: an argument names no setting of `reference`.
+  """
+  done, todo = [], list(arguments)
+  while todo:
+    argument = todo.pop(0)
+    match = re.fullmatch(r"--?(no)?config\.([^=]*)(=.*)?", argument, re.DOTALL)
+    if argument == "--":
+      return [*done, argument, *todo]
+    if match:
+      schema.check_name(match[2], reference)
+    apart = match and not match[1] and match[3] is None and todo and not todo[0].startswith("--")
+    if apart and _takes_several_types(reference, match[2]):
+      argument = f"{argument}={todo.pop(0)}"
+    done.append(argument)
+  return done
+
+
+def _takes_several_types(reference: Any, path: str) -> bool:
+  *groups, last = path.split(".")
+  for group in groups:
+    reference = getattr(reference, group)
+  field = next(field for field in dataclasses.fields(reference) if field.name == last)
+  return "legal" in field.metadata and field.metadata["legal"].loose
+
+
+def _stored(workdir: str | None) -> ConfigDict:
+  """Returns defaults of the task, and with the estimator, of the run in a folder; of text-to-3D without a run."""
+  try:
+    stored = json.loads((Path(workdir or "") / "config.json").read_text(encoding="utf-8"))["config"]
+    task, estimator = stored["job"], stored["distillation"]["estimator"]
+    config = settings.defaults(task)
+    config.distillation.estimator = estimator
+    return config
+  except (OSError, ValueError, KeyError, TypeError):  # no run, or a damaged one, which is told later
+    return settings.defaults()
+
+
+def _parse_flags(argv: list[str], config: ConfigDict) -> flags.FlagValues:
+  """Returns all flags with their values; `config` gets the overrides."""
+  values = flags.FlagValues()
+  flags.DEFINE_string("mode", "train", "", flag_values=values)
+  flags.DEFINE_string("workdir", None, "", flag_values=values)
+  flags.DEFINE_string("coordinator", None, "", flag_values=values)
+  flags.DEFINE_integer("num_processes", None, "", flag_values=values)
+  flags.DEFINE_integer("process_id", None, "", flag_values=values)
+  flags.DEFINE_bool("distributed", False, "", flag_values=values)
+  for name in set(flags.FLAGS) - set(values):  # absl's own, such as --verbosity; short names come with the long ones
+    if flags.FLAGS[name].name == name:
+      values[name] = flags.FLAGS[name]
+  try:
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    rest = values(argv)
+  except ConfigError:
+    raise
+  except Exception as error:  # ml_collections raises many kinds for values that cannot be read
+    _raise_usage_error(error)
+  if len(rest) > 1:
+    raise UsageError(f"unexpected argument {rest[1]!r}; settings are given as --config.name=value, a prompt with "
+                     "spaces in quotes")
+  flags.FLAGS.mark_as_parsed()
+  return values
+
+
+def _raise_usage_error(error: Exception) -> NoReturn:
+  if os.environ.get("SDS_JAX_TRACEBACK"):
+    raise error
+  name = "" if isinstance(error, (flags.Error, OSError, ValueError)) else f"{type(error).__name__}: "
+  raise UsageError(f"{name}{error} ({_HINT})") from error

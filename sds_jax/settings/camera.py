@@ -1,0 +1,27 @@
+"""Settings of the cameras that views are rendered from: `camera`."""
+from __future__ import annotations
+
+import dataclasses
+
+from sds_jax.schema import Legal, Span, number, setting, span, switch
+
+_FOCAL = span(0.1, 20.0)
+_FOCAL_OR_NONE = Legal(lambda v: v == (0.0, 0.0) or _FOCAL.test(v),
+                       f"(0.0, 0.0): fov_deg counts, or {_FOCAL.describe()}", tuple)
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraSettings:
+  """The distribution of cameras: each view of a step draws one around the object, at any azimuth.
+
+  Distances are in world units, in which the object lies within a ball of radius `field.bound` around the origin.
+  """
+  elevation_deg: Span = setting((-10.0, 90.0), span(-90.0, 90.0), "angle above the horizon, degrees")
+  distance: Span = setting((2.4, 3.0), span(1.0, 100.0), "distance of the camera from the origin, world units")
+  fov_deg: Span = setting((42.0, 50.0), span(5.0, 150.0), "vertical field of view, degrees")
+  focal: Span = setting((0.0, 0.0), _FOCAL_OR_NONE,
+                        "if set: focal length over image height, drawn evenly; fov_deg is then for outputs only")
+  position_jitter: float = setting(0.05, number(0.0, 1.0), "half-width of a uniform shift of the camera, world units")
+  target_std: float = setting(0.02, number(0.0, 1.0), "standard deviation of the point looked at, world units")
+  up_std: float = setting(0.01, number(0.0, 1.0), "standard deviation of the up vector's components")
+  stratified: bool = setting(True, switch(), "spread the azimuths of a step's views evenly, instead of independently")

@@ -1,0 +1,50 @@
+"""Settings of the frozen diffusion models: `prior`, and of image-to-3D `words`."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from sds_jax.priors.loading import published
+from sds_jax.schema import Scheduled, folder, one_of, scheduled, sentence, setting, switch
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorSettings:
+  """The diffusion model that distillation learns from: its name or folder, precision and memory."""
+  name: str = setting("shapeworld", sentence(), "a shipped or published prior, a hub id 'owner/name', or a folder")
+  path: str = setting("", folder(" (empty: `name` counts)"), "a folder in diffusers format, in place of `name`")
+  dtype: str = setting("float32", one_of(("float32", "bfloat16")), "precision of the prior's weights and activations")
+  random_weights: bool = setting(False, switch(), "random weights in the shapes of `name`; reads no file; for timing")
+  vae_remat: bool = setting(False, switch(), "recompute the VAE encoder in its gradient: less memory, more time")
+  allow_unknown_words: bool = setting(False, switch(), "accept prompts with words that a small prior never saw")
+
+  def relations(self, path: str) -> Iterator[str]:
+    """Yields contradictions within the group."""
+    if self.random_weights and (self.path or self.name not in published.PRIORS):
+      yield (f"{path}.random_weights={self.random_weights!r} needs the name of a published prior, not {path}."
+             f"{'path' if self.path else 'name'}={self.path or self.name!r}: set {path}.name to one of "
+             f"{', '.join(published.PRIORS)}, or random_weights to False")
+
+
+@dataclasses.dataclass(frozen=True)
+class WordsSettings:
+  """The second prior, conditioned on `prompt` (Magic123, arXiv:2306.17843); used where `loss.words` is not 0."""
+  prior: str = setting("shapeworld", sentence(), "a text-conditioned prior: a name, a hub id 'owner/name', or a folder")
+  path: str = setting("", folder(" (empty: `prior` counts)"), "a folder in diffusers format, in place of `prior`")
+  guidance_scale: Scheduled = setting(3.0, scheduled(-1000.0, 1000.0), "s of eps_u + s (eps_c - eps_u)")
+
+
+def prior_mismatch(task: str, takes_images: bool) -> str:
+  """Returns why a prior does not suit the task, to follow the prior's name in an error; "" where the prior suits.
+
+  Args:
+    task: value of the setting `job`.
+    takes_images: whether the prior is conditioned on an image instead of a text.
+  """
+  if takes_images == (task == "image3d"):
+    return ""
+  if takes_images:
+    return ("is conditioned on an image, not on text: use configs/image.py instead, or a prior that is conditioned on "
+            "text")
+  return ("is conditioned on text, not on an image: use configs/image.py:shapeworld-views, or another prior that is "
+          "conditioned on an image, instead")

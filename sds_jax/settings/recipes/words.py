@@ -1,0 +1,30 @@
+"""The words behind the colon of --config=FILE:WORDS."""
+from __future__ import annotations
+
+from sds_jax.schema import ConfigError
+from sds_jax.settings.generator import is_users_own
+
+
+def split(words: str) -> list[str]:
+  """Returns the words between commas, without blanks.
+
+  >>> split(" dreamfusion , sd15")
+  ['dreamfusion', 'sd15']
+  """
+  return [word.strip() for word in words.split(",") if word.strip()]
+
+
+def take_generator(words: str) -> tuple[str | None, str]:
+  """Returns a generator of the user's own, package.module:function, or None; and the other words, joined again.
+
+  Raises:
+    ConfigError: there are two generators.
+
+  >>> take_generator("sd15,my_module:make")
+  ('my_module:make', 'sd15')
+  """
+  given = split(words)
+  own = [word for word in given if is_users_own(word)]
+  if len(own) > 1:
+    raise ConfigError(f"{words!r} names more than one generator ({', '.join(own)}): keep one")
+  return (own[0] if own else None), ",".join(word for word in given if word not in own)
