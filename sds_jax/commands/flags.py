@@ -96,12 +96,13 @@ def parse(argv: Sequence[str]) -> Arguments:
       base.distillation.estimator = name
   settings.add_users_options(base)
   arguments = joined(arguments, settings.reference(base))
-  found = _parse_flags([argv[0], *arguments], base)
-  overrides = dict(config_flags.get_override_values(found["config"]))
-  if found.mode not in MODES:
-    raise UsageError(f"--mode={found.mode} is not legal: it must be one of {', '.join(MODES)}")
-  return Arguments(None if config is None else found.config, overrides, found.mode, found.workdir, found.coordinator,
-                   found.num_processes, found.process_id, found.distributed, bool(found["verbosity"].present))
+  values = _parse_flags([argv[0], *arguments], base)
+  if values.mode not in MODES:
+    raise UsageError(f"--mode={values.mode} is not legal: it must be one of {', '.join(MODES)}")
+  return Arguments(
+      config=None if config is None else values.config, overrides=config_flags.get_override_values(values["config"]),
+      mode=values.mode, workdir=values.workdir, coordinator=values.coordinator, num_processes=values.num_processes,
+      process_id=values.process_id, distributed=values.distributed, verbose=bool(values["verbosity"].present))
 
 
 def take_config(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -183,7 +184,7 @@ def _stored(workdir: str | None) -> ConfigDict:
     config = settings.defaults(task)
     config.distillation.estimator = estimator
     return config
-  except (OSError, ValueError, KeyError, TypeError):  # no run, or a damaged one, which is told later
+  except (OSError, ValueError, KeyError, TypeError):  # no run, or a damaged run, which the command reports
     return settings.defaults()
 
 

@@ -33,10 +33,15 @@ def tuples(value):
 
 
 @pytest.fixture(scope="session")
-def frozen():
+def stored():
+  """The contents of FROZEN."""
+  return json.loads(FROZEN.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def frozen(stored):
   """What -> task (or kind of prior) -> ...: values in today's form."""
   trees = {task: tree() for task, tree in settings.TREES.items()}
-  stored = json.loads(FROZEN.read_text(encoding="utf-8"))
 
   def modern(tree, values):
     return {name: legal_of(tree, name).convert(tuples(value)) for name, value in values.items()}

@@ -27,6 +27,19 @@ def read(config):
 
 
 @pytest.mark.parametrize("task", settings.TREES)
+def test_runs_stored_before_can_be_used_again(stored, task):
+  """Their constants are [v], their open values [], and they lack the settings that are new."""
+  config = settings.defaults(task)
+  for name, value in stored["defaults"][task].items():
+    *groups, last = name.split(".")
+    target = config
+    for group in groups:
+      target = target[group]
+    target[last] = tuple(value) if isinstance(value, list) else value
+  assert settings.validate(config) == settings.validate(settings.defaults(task))
+
+
+@pytest.mark.parametrize("task", settings.TREES)
 def test_words_stand_for_the_settings_of_before(frozen, flatten, task):
   before = frozen["defaults"][task] | NEW[task]
   for words, changes in frozen["words"][task].items():

@@ -22,7 +22,9 @@ TUNED: dict[str, dict[str, Any]] = {
 }
 """Generator -> settings for its gradients and its speed, by dotted name."""
 
-_LEGAL = f"{', '.join(GENERATORS)}, or package.module:function"
+
+def _legal() -> str:
+  return f"{', '.join(GENERATORS)}, or package.module:function"
 
 
 def of_generator(name: str = "pixels") -> ConfigDict:
@@ -52,7 +54,7 @@ def from_words(words: str) -> ConfigDict:
   others = [word for word in given if word not in names]
   if recipes := [word for word in others if word in text3d.RECIPES]:
     raise ConfigError(f"{words!r}: {recipes[0]} is a recipe of objects, for configs/text.py; images take a generator "
-                      f"({_LEGAL}) and a prior")
+                      f"({_legal()}) and a prior")
   if len(names) > 1:
     raise ConfigError(f"{words!r} names more than one generator ({', '.join(names)}): keep one")
   config = of_generator(names[0] if names else "pixels")
@@ -68,4 +70,4 @@ def _prior_of(words: str, others: list[str]) -> ConfigDict:
   except ConfigError as error:
     problem = error
   # Raised out here, for the command reports the error that came first.
-  raise ConfigError(f"{words!r}: no generator (legal: {_LEGAL}), and {problem}")
+  raise ConfigError(f"{words!r}: no generator (legal: {_legal()}), and {problem}")

@@ -24,7 +24,7 @@ def take_generator(words: str) -> tuple[str | None, str]:
   ('my_module:make', 'sd15')
   """
   given = split(words)
-  own = [word for word in given if is_users_own(word)]
-  if len(own) > 1:
-    raise ConfigError(f"{words!r} names more than one generator ({', '.join(own)}): keep one")
-  return (own[0] if own else None), ",".join(word for word in given if word not in own)
+  generators = [word for word in given if is_users_own(word)]
+  if len(generators) > 1:
+    raise ConfigError(f"{words!r} names more than one generator ({', '.join(generators)}): keep one")
+  return (generators[0] if generators else None), ",".join(word for word in given if word not in generators)
