@@ -131,7 +131,7 @@ the former told a picture."""
 @pytest.fixture
 def tiny_published(monkeypatch):
   """The published priors of this test are tiny ones; they are made with random weights."""
-  from sds_jax.priors.loading import published
+  from sds_jax.priors import published
   monkeypatch.setattr(published, "PRIORS", TINY_PUBLISHED)
   return TINY_PUBLISHED
 
@@ -139,8 +139,7 @@ def tiny_published(monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_latent():
   """(prior, its parameters): a latent prior of a few thousand random parameters, as `sd15` is with random weights."""
-  from sds_jax.priors import prior
-  from sds_jax.priors.loading import published
+  from sds_jax.priors import prior, published
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(published, "PRIORS", TINY_PUBLISHED)
     return prior.build("sd15", random_weights=True)

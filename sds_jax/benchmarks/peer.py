@@ -30,8 +30,8 @@ from sds_jax.benchmarks import parts, timing, workload
 from sds_jax.benchmarks.workload import Draws, Workload
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.diffusion.weightings import WEIGHTINGS
-from sds_jax.priors.loading.sources import shipped_folder
 from sds_jax.priors.prior import unet_input
+from sds_jax.priors.sources import shipped_folder
 from sds_jax.training import step as step_lib
 from sds_jax.training.config import scalar_spec
 from sds_jax.training.state import TrainState

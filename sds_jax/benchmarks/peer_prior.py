@@ -21,7 +21,8 @@ import numpy as np
 from sds_jax import compilation
 from sds_jax.benchmarks import peer, timing
 from sds_jax.benchmarks.workload import Draws, Workload
-from sds_jax.priors.loading import checkpoint, published
+from sds_jax.priors import published
+from sds_jax.priors.loading import checkpoint
 from sds_jax.training import step as step_lib, update
 from sds_jax.training.distil import distil
 from sds_jax.types import Array, Params

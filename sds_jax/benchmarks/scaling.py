@@ -24,8 +24,7 @@ from sds_jax.benchmarks import flops, timing, workload
 from sds_jax.benchmarks.collectives import collectives
 from sds_jax.benchmarks.runs import Run
 from sds_jax.io import files
-from sds_jax.priors import prior as prior_lib
-from sds_jax.priors.loading import published
+from sds_jax.priors import prior as prior_lib, published
 from sds_jax.training import config as config_lib, jobs, layout as layout_lib, step as step_lib, validation
 
 MFU = 0.4

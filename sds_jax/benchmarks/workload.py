@@ -18,8 +18,7 @@ from sds_jax.benchmarks import timing
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.diffusion.schedules import draw_noise
 from sds_jax.fields.background import LEARNT
-from sds_jax.priors import prior as prior_lib
-from sds_jax.priors.loading import published
+from sds_jax.priors import prior as prior_lib, published
 from sds_jax.training import conditions, config as config_lib, distil, recipes, step as step_lib, update
 from sds_jax.training.config import scalar_spec
 from sds_jax.training.state import TrainState

@@ -53,7 +53,8 @@ def write_prior(folder: str | os.PathLike) -> Path:
   clip = dict(_CLIP, vocab_size=len(vocabulary), **tokenizer.special_ids(folder / "tokenizer"))
   _write_parts(folder, ("unet", "unet", _UNET), ("text_encoder", "clip_text", clip))
   write_json(folder / "model_index.json", dict(
-      pixel_unshuffle=4, image_size=16, camera_dim=16, vocabulary=sorted(captions.WORDS)))
+      pixel_unshuffle=4, image_size=16, camera_dim=16, vocabulary=sorted(captions.WORDS),
+      captions=captions.GRAMMAR.as_dict()))
   return folder
 
 

@@ -20,7 +20,7 @@ from sds_jax import compilation
 from sds_jax.evaluation import modes
 from sds_jax.evaluation.shapeworld import Job, Record, draw_captions, exit_on_user_error, run_set
 from sds_jax.io import files
-from sds_jax.priors.loading.sources import shipped_folder
+from sds_jax.priors.sources import shipped_folder
 from sds_jax.shapeworld import captions
 from sds_jax.training import outputs, recipes as recipes_lib, validation
 

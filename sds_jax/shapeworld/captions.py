@@ -12,14 +12,14 @@ from typing import Mapping
 
 import numpy as np
 
+from sds_jax.priors.captions import VIEWS as VIEWS
+from sds_jax.priors.captions import CaptionError as CaptionError
+from sds_jax.priors.captions import Grammar
 from sds_jax.shapeworld import solids
-from sds_jax.views import prompts
 
-VIEWS: tuple[str, ...] = tuple(f"{view} view" for view in prompts.VIEWS)
-ARTICLES: tuple[str, ...] = ("a", "an", "the")
-JOINT: tuple[str, ...] = ("on", "top", "of")
-WORDS: frozenset[str] = frozenset(
-  {*solids.COLOURS, *solids.KINDS, *ARTICLES, *JOINT, *itertools.chain(*(view.split() for view in VIEWS))})
+GRAMMAR = Grammar(tuple(solids.COLOURS), tuple(solids.KINDS), tuple(solids.PLAIN))
+"""The words of the captions; the prior's model_index.json holds them too."""
+WORDS: frozenset[str] = GRAMMAR.words
 """Every word that a caption can have."""
 
 Part = tuple[str, str]
@@ -42,45 +42,13 @@ class Spec:
   view: str | None = None
 
 
-class CaptionError(ValueError):
-  """A caption that is not of the grammar; the message says what is."""
-
-  def __init__(self, problem: str):
-    super().__init__(
-      f"{problem}. ShapeWorld knows the shapes {', '.join(solids.KINDS)} and the colours {', '.join(solids.COLOURS)}. "
-      f"Write one object, \"a red cube\", or put one of {', '.join(solids.PLAIN)} on top of another: "
-      f"\"a green cone on top of a blue cylinder\".")
-
-
-def _parse_part(words: list[str], text: str) -> Part:
-  words = words[1:] if words and words[0] in ARTICLES else words
-  if len(words) != 2 or words[0] not in solids.COLOURS or words[1] not in solids.KINDS:
-    raise CaptionError(f"cannot read {text!r}: an object is a colour and a shape, not {' '.join(words)!r}")
-  return words[0], words[1]
-
-
 def parse(text: str) -> Spec:
-  """Reads a caption; tolerant of case, of articles, of extra spaces, of a final full stop and of a missing comma.
+  """Reads a caption (`Grammar.parse`).
 
   Raises:
     CaptionError: a word is unknown (it is named), or the words don't make one object or one on top of another.
   """
-  words = text.lower().replace(",", " , ").strip().rstrip(".").split()
-  for word in words:
-    if word not in WORDS and word != ",":
-      raise CaptionError(f"unknown word {word!r} in {text!r}")
-  view = " ".join(words[-2:])
-  view = view if view in VIEWS else None
-  words = words[:-2] if view else words
-  words = words[:-1] if words and words[-1] == "," else words
-  cut = next((i for i in range(len(words)) if tuple(words[i:i + 3]) == JOINT), None)
-  if cut is None:
-    return Spec((_parse_part(words, text),), view)
-  parts = (_parse_part(words[:cut], text), _parse_part(words[cut + 3:], text))
-  for _, kind in parts:
-    if kind not in solids.PLAIN:
-      raise CaptionError(f"a {kind} cannot be stacked, in {text!r}")
-  return Spec(parts, view)
+  return Spec(*GRAMMAR.parse(text))
 
 
 def caption(spec: Spec, view: str | None = None) -> str:

@@ -105,7 +105,7 @@ def write_prior(folder: pathlib.Path, params: Params, vocab_size: int, special: 
                text_encoder=["transformers", "CLIPTextModel"], tokenizer=["transformers", "CLIPTokenizer"],
                scheduler=["diffusers", "DDIMScheduler"], image_size=recipe.IMAGE_SIZE,
                pixel_unshuffle=recipe.PIXEL_UNSHUFFLE, camera_dim=CAMERA_DIM, ray_dim=RAY_DIM,
-               vocabulary=sorted(captions.WORDS))
+               vocabulary=sorted(captions.WORDS), captions=captions.GRAMMAR.as_dict())
   write_json(folder / "model_index.json", index)
 
 

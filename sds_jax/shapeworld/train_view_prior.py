@@ -18,8 +18,8 @@ import numpy as np
 
 from sds_jax.diffusion import schedules
 from sds_jax.diffusion.schedules import add_noise
-from sds_jax.priors import spaces
-from sds_jax.priors.loading import checkpoint, sources
+from sds_jax.priors import sources, spaces
+from sds_jax.priors.loading import checkpoint
 from sds_jax.priors.loading.files import write_json
 from sds_jax.priors.networks.clip_vision import CLIPVisionModelWithProjection
 from sds_jax.priors.networks.pose_layers import CCProjection, ElevationHead, with_pose

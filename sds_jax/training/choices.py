@@ -27,7 +27,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sds_jax.priors.loading import sources
+from sds_jax.priors import sources
 from sds_jax.training import workspace
 
 OPEN = {"weighting": "auto", "guidance_convention": "auto", "guidance_scale": (), "t_min": (), "t_max": (),

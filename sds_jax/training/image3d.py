@@ -16,7 +16,7 @@ import ml_collections
 from ml_collections import ConfigDict
 
 from sds_jax.diffusion.scalars import schedule_value
-from sds_jax.priors.loading import published
+from sds_jax.priors import published
 from sds_jax.priors.prior import Prior
 from sds_jax.training import conditions, config as config_lib, losses, reference, step as step_lib, update
 from sds_jax.training.config import scalar_spec

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sds_jax.priors.loading import sources
+from sds_jax.priors import sources
 from sds_jax.training import config as config_lib
 from sds_jax.training.checks import ConfigError
 

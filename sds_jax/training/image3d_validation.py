@@ -6,7 +6,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from sds_jax.priors.loading import sources
+from sds_jax.priors import sources
 from sds_jax.training.checks import Check, finite, number, one_of, scalar
 
 WITHOUT_WORDS = ("sds", "score", "ldiff", "sjc", "rfds", "csd", "nfsd", "vsd", "asd", "ism", "sdi", "cds", "hifa")

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from sds_jax.diffusion import guidance, timesteps, weightings
 from sds_jax.fields import background, field
-from sds_jax.priors.loading import published, sources
+from sds_jax.priors import published, sources
 from sds_jax.training import (
     choices, config as config_lib, defaults, distil, estimator_checks, image2d_validation, image3d_validation)
 from sds_jax.training.checks import (

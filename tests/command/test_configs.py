@@ -5,8 +5,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from sds_jax.priors import prior as priors
-from sds_jax.priors.loading import published
+from sds_jax.priors import prior as priors, published
 from sds_jax.training import conditions, config as config_lib, recipes, step as step_lib, validation
 
 PATH = Path(__file__).resolve().parents[2] / "configs" / "text.py"

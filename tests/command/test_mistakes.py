@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from sds_jax.io import lock
-from sds_jax.priors.loading import hub, sources
+from sds_jax.priors import sources
+from sds_jax.priors.loading import hub
 
 TEXT = "--config=configs/text.py"
 ONE = "--config.parallel.devices=1"  # of the eight that tests have

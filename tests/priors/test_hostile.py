@@ -11,8 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sds_jax
-from sds_jax.priors import prior
-from sds_jax.priors.loading import checkpoint, hub, sources
+from sds_jax.priors import prior, sources
+from sds_jax.priors.base import Options
+from sds_jax.priors.loading import checkpoint, hub
 from sds_jax.priors.loading.files import LARGEST_TEXT, CheckpointError
 
 UNET, INDEX = "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors.index.json"
@@ -154,7 +155,7 @@ def test_an_index_names_files_beside_it(folder, name):
   shard(folder, name)
   message = refusal(folder)
   assert str(folder / INDEX) in message and "expected the name of a file beside it" in message
-  assert hub.missing_files(folder) == [UNET]  # a cached copy like this one counts as broken
+  assert sources.missing(folder) == [UNET]  # a cached copy like this one counts as broken
 
 
 def test_a_shard_that_is_a_pipe(folder):
@@ -186,7 +187,7 @@ def test_names_of_priors(name, monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   offline = hub.Hub(tmp_path / "hub", *[lambda *_: pytest.fail("asked the hub")] * 2)
   with pytest.raises((CheckpointError, OSError)) as caught:
-    prior._open_folder(sources.find(name, "float32", offline), "float32", False, False)
+    prior._open_folder(sources.find(name, "float32", offline), Options())
   assert "\n" not in str(caught.value)
 
 

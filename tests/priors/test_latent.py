@@ -11,8 +11,8 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from sds_jax.priors import prior as prior_lib, sample, spaces
-from sds_jax.priors.loading import checkpoint, sources
+from sds_jax.priors import prior as prior_lib, sample, sources, spaces
+from sds_jax.priors.loading import checkpoint
 from sds_jax.priors.loading.files import CheckpointError
 
 SCALE = 0.18215
@@ -135,7 +135,7 @@ def test_learned_variance_is_left_out(latent, kind, expected):
   space = spaces.pixel_space(4)
   unet = SimpleNamespace(apply=lambda variables, z, t, text, labels: jnp.concatenate([0.5 * z, 9 + 0 * z], axis=-1))
   scheduler = dict(IF_SCHEDULER, prediction_type=kind)
-  prior = prior_lib.make_prior(sources.Source("x", None), {}, space, unet, None, scheduler)
+  prior = prior_lib.make_prior(sources.Source("x", None), space, unet, scheduler)
   z, t = jnp.ones((1, 4, 4, 3)), jnp.asarray([400])
   eps = prior.denoise(dict(unet=None), z, t, dict(text=None))
   alpha, sigma = float(prior.schedule.alpha[400]), float(prior.schedule.sigma[400])

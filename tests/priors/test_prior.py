@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import prior as prior_lib, spaces
-from sds_jax.priors.loading import checkpoint, sources
+from sds_jax.priors import prior as prior_lib, sources, spaces
+from sds_jax.priors.loading import checkpoint
 from sds_jax.priors.loading.files import CheckpointError
 from sds_jax.priors.networks.unet import UNet2DConditionModel
 from sds_jax.views import cameras
@@ -107,8 +107,8 @@ def test_rays_follow_the_image_at_the_input(built, random_params, quick_jit, pri
   params = dict(unet=random_params(unet))
   scheduler = json.loads((prior_folder / "scheduler" / "scheduler_config.json").read_text())
   index = dict(camera_dim=cameras.CAMERA_DIM, ray_dim=cameras.RAY_DIM)
-  prior = prior_lib.make_prior(built[0].source, index, spaces.pixel_space(8, 2), unet, None,
-                               scheduler | dict(prediction_type="epsilon"))
+  prior = prior_lib.make_prior(built[0].source, spaces.pixel_space(8, 2), unet,
+                               scheduler | dict(prediction_type="epsilon"), **index)
   assert (prior.x_shape, prior.ray_dim) == ((4, 4, 12), cameras.RAY_DIM)
   z, t, text = draw(2, 4, 4, 12), jnp.asarray([3, 40]), draw(2, 8, 12, seed=1)
   features = cameras.camera_features(cameras.orbit(0.4, 0.3, 2.6, 0.8))

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import prior as prior_lib
-from sds_jax.priors.loading import checkpoint, published, random_weights, sources
+from sds_jax.priors import prior as prior_lib, published, sources
+from sds_jax.priors.families import deepfloyd, stable_diffusion, zero123
+from sds_jax.priors.loading import checkpoint, files, random_weights
 from sds_jax.views import poses
 
 SD15 = dict(dtype=jnp.bfloat16, random_weights=True)
@@ -18,10 +19,8 @@ SD15 = dict(dtype=jnp.bfloat16, random_weights=True)
 @pytest.fixture
 def nothing_to_read(monkeypatch):
   """Whoever looks for a file of a prior fails."""
-  for module, names in ((prior_lib, ("find", "read_json", "open_component", "open_text_encoder", "load_on_device")),
-                        (sources, ("default_hub",))):
-    for name in names:
-      monkeypatch.setattr(module, name, lambda *args, **kwargs: pytest.fail("a file is looked for"))
+  for module, name in ((prior_lib, "find"), (prior_lib, "read_json"), (files, "check_file"), (sources, "default_hub")):
+    monkeypatch.setattr(module, name, lambda *args, **kwargs: pytest.fail("a file is looked for"))
 
 
 @pytest.mark.parametrize("name", ["sd15", "if-m", "zero123"])
@@ -125,12 +124,12 @@ def test_every_published_name_has_shapes():
 
 
 @pytest.mark.parametrize("kind, config, millions", [
-  ("unet", published.SD1_UNET, 859.52), ("vae", published.SD_VAE, 83.65),
+  ("unet", stable_diffusion.SD1_UNET, 859.52), ("vae", stable_diffusion.SD_VAE, 83.65),
   *(pytest.param("unet", config, millions, marks=pytest.mark.full_size) for config, millions in (
-    (published.SD2_UNET, 865.91), (published.IF_M_UNET, 371.61), (published.IF_L_UNET, 935.37),
-    (published.IF_XL_UNET, 4304.70), (published.ZERO123_UNET, 859.53))),
-  pytest.param("image_encoder", published.CLIP_L_VISION, 303.97, marks=pytest.mark.full_size),
-  ("cc_projection", published.CAMERA_PROJECTION, 0.59)])
+    (stable_diffusion.SD2_UNET, 865.91), (deepfloyd.IF_M_UNET, 371.61), (deepfloyd.IF_L_UNET, 935.37),
+    (deepfloyd.IF_XL_UNET, 4304.70), (zero123.ZERO123_UNET, 859.53))),
+  pytest.param("image_encoder", zero123.CLIP_L_VISION, 303.97, marks=pytest.mark.full_size),
+  ("cc_projection", zero123.CAMERA_PROJECTION, 0.59)])
 def test_published_numbers_of_parameters(kind, config, millions):
   shapes = checkpoint.abstract_params(checkpoint.COMPONENTS[kind].network.from_config(config))
   assert abs(sum(math.prod(leaf.shape) for leaf in shapes.values()) / 1e6 - millions) < 0.01

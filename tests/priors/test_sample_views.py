@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 
 from sds_jax.priors import prior as prior_lib, sample, sample_views, sight as sight_lib, spaces
-from sds_jax.priors.loading.sources import Source
+from sds_jax.priors.sources import Source
 from sds_jax.views import poses
 
 
@@ -35,7 +35,7 @@ def asked(monkeypatch):
   def build(name, dtype):
     scheduler = dict(num_train_timesteps=10, beta_schedule="squaredcos_cap_v2", prediction_type="epsilon")
     sight = Sight(None, 0, "polar", see) if name == "views" else None
-    return prior_lib.make_prior(Source(name, None), {}, spaces.pixel_space(16), None, None, scheduler, sight), {}
+    return prior_lib.make_prior(Source(name, None), spaces.pixel_space(16), None, scheduler, sight=sight), {}
 
   monkeypatch.setattr(sample, "build", build)
   monkeypatch.setattr(sample_views, "ddim", draw)

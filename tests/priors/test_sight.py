@@ -12,9 +12,10 @@ import pytest
 
 from sds_jax.diffusion import guidance
 from sds_jax.priors import prior as prior_lib, sight as sight_lib, spaces
+from sds_jax.priors.families import zero123
 from sds_jax.priors.loading import clip_pixels
-from sds_jax.priors.loading.sources import Source
 from sds_jax.priors.networks.pose_layers import CCProjection
+from sds_jax.priors.sources import Source
 from sds_jax.views import cameras, poses
 
 FOLDER = Path("nowhere")
@@ -81,8 +82,8 @@ def test_null_and_guidance_with_both_conditions():
   scheduler = dict(num_train_timesteps=10, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
                    prediction_type="epsilon")
   sight = sight_lib.Sight(CCProjection(5, 3), 0, "polar", None)
-  prior = prior_lib.make_prior(Source("probe", None), {}, spaces.Space(16, (2, 2, 4), None, None, None, None), Probe(),
-                               None, scheduler, sight)
+  prior = prior_lib.make_prior(Source("probe", None), spaces.Space(16, (2, 2, 4), None, None, None, None), Probe(),
+                               scheduler, sight=sight)
   rng = np.random.default_rng(0)
   z, x = rng.normal(size=(2, 3, 2, 2, 4)).astype(np.float32)
   text = rng.normal(size=(3, 1, 3)).astype(np.float32)
@@ -123,7 +124,7 @@ def test_tell(pose, camera_dim, tokens):
 
 def test_random_sight():
   """Without a file: another picture gives other numbers; and a picture of another size is brought to the prior's."""
-  sight = sight_lib.random_sight(Source("zero123", None), CCProjection(9, 6), spaces.pixel_space(4))
+  sight = sight_lib.random_sight(CCProjection(9, 6), "distance", spaces.pixel_space(4))
   one, same, other = (sight.see(jnp.full((size, size, 3), value)) for size, value in ((4, 0.0), (8, 0.0), (4, 0.5)))
   assert {name: leaf.shape for name, leaf in one.items()} == dict(tokens=(1, 5), x=(4, 4, 3), elevation=())
   for name in ("tokens", "x"):
@@ -194,7 +195,7 @@ def test_normaliser(tmp_path):
   (dict(pose="distance"), Source("stable-zero123", FOLDER), "distance"),
   (dict(pose="polar"), Source("zero123", FOLDER), "polar")])
 def test_what_the_fourth_number_is(index, source, expected):
-  assert sight_lib.fourth_number(index, source) == expected
+  assert zero123.pose(index, source) == expected
 
 
 def test_a_second_picture_compiles_nothing(tiny_view_prior):

@@ -12,10 +12,12 @@ import huggingface_hub.errors
 import jax.numpy as jnp
 import pytest
 
-from sds_jax.priors import prior as prior_lib
-from sds_jax.priors.loading import hub as hub_lib, sources
+from sds_jax.priors import prior as prior_lib, sources
+from sds_jax.priors.families import deepfloyd, stable_diffusion
+from sds_jax.priors.loading import hub as hub_lib
 from sds_jax.priors.loading.files import CheckpointError
 
+SD, IF = stable_diffusion.files({}), deepfloyd.files({})
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model",
            "safety_checker": "model"}
@@ -39,14 +41,14 @@ def weights(variant):
 
 @pytest.mark.parametrize("dtype, variant", [(jnp.float32, ""), (jnp.bfloat16, ".fp16"), ("float16", ".fp16")])
 def test_only_what_is_needed_is_chosen(dtype, variant):
-  assert sorted(hub_lib.choose_files(LISTING, dtype)) == sorted(SMALL + weights(variant))
+  assert sorted(hub_lib.choose_files(LISTING, SD, dtype)) == sorted(SMALL + weights(variant))
 
 
 def test_full_weights_do_where_there_are_no_others():
   listing = [name for name in LISTING if "fp16" not in name]
-  assert sorted(hub_lib.choose_files(listing, jnp.bfloat16)) == sorted(SMALL + weights(""))
+  assert sorted(hub_lib.choose_files(listing, SD, jnp.bfloat16)) == sorted(SMALL + weights(""))
   listing = [name for name in LISTING if not name.endswith(".safetensors") or "fp16" in name]
-  assert sorted(hub_lib.choose_files(listing, jnp.float32)) == sorted(SMALL + weights(".fp16"))
+  assert sorted(hub_lib.choose_files(listing, SD, jnp.float32)) == sorted(SMALL + weights(".fp16"))
 
 
 @pytest.mark.parametrize("index", ["model.safetensors.index.fp16.json", "model.fp16.safetensors.index.json"])
@@ -56,26 +58,27 @@ def test_shards(index):
 
   full = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
           "model.safetensors.index.json"]
-  assert of_text_encoder(hub_lib.choose_files(T5, jnp.bfloat16)) == full  # fp16 shards are of no use without an index
+  # fp16 shards are of no use without an index
+  assert of_text_encoder(hub_lib.choose_files(T5, IF, jnp.bfloat16)) == full
   half = ["config.json", "model.fp16-00001-of-00002.safetensors", "model.fp16-00002-of-00002.safetensors", index]
-  assert of_text_encoder(hub_lib.choose_files([*T5, f"text_encoder/{index}"], jnp.bfloat16)) == sorted(half)
-  assert of_text_encoder(hub_lib.choose_files([*T5, f"text_encoder/{index}"], jnp.float32)) == full
-  assert "tokenizer/spiece.model" in hub_lib.choose_files(T5, jnp.float32)
+  assert of_text_encoder(hub_lib.choose_files([*T5, f"text_encoder/{index}"], IF, jnp.bfloat16)) == sorted(half)
+  assert of_text_encoder(hub_lib.choose_files([*T5, f"text_encoder/{index}"], IF, jnp.float32)) == full
+  assert "tokenizer/spiece.model" in hub_lib.choose_files(T5, IF, jnp.float32)
 
 
 def test_listings_that_will_not_do():
   pickled = [name.replace("unet/diffusion_pytorch_model.safetensors", "unet/old.bin") for name in T5]
   with pytest.raises(hub_lib.Unavailable, match="unet/ has no diffusion_pytorch_model.safetensors, only old.bin; "
                                                 "pickles are not read, since they can run code: .*save_pretrained"):
-    hub_lib.choose_files(pickled, jnp.float32)
+    hub_lib.choose_files(pickled, IF, jnp.float32)
   with pytest.raises(hub_lib.Unavailable, match="no model_index.json"):
-    hub_lib.choose_files(["config.json", "model.safetensors"], jnp.float32)
+    hub_lib.choose_files(["config.json", "model.safetensors"], SD, jnp.float32)
   with pytest.raises(hub_lib.Unavailable, match="there is no unet/, no text_encoder/$"):
-    hub_lib.choose_files([name for name in T5 if not name.startswith(("unet", "text_encoder"))], jnp.float32)
-  for listing, needed in ((T5, "tokenizer/spiece.model"), (LISTING, "tokenizer/merges.txt")):
-    with pytest.raises(hub_lib.Unavailable, match="tokenizer/ has nothing that is read: neither vocab.json with "
-                                                  "merges.txt nor tokenizer.json nor spiece.model"):
-      hub_lib.choose_files([name for name in listing if name != needed], jnp.float32)
+    hub_lib.choose_files([name for name in T5 if not name.startswith(("unet", "text_encoder"))], IF, jnp.float32)
+  for listing, files, needed, expected in ((T5, IF, "spiece.model", "tokenizer.json or spiece.model"),
+                                           (LISTING, SD, "merges.txt", "vocab.json with merges.txt")):
+    with pytest.raises(hub_lib.Unavailable, match=f"tokenizer/ has nothing that is read: expected {expected}$"):
+      hub_lib.choose_files([name for name in listing if name != f"tokenizer/{needed}"], files, jnp.float32)
 
 
 class FakeHub:
@@ -103,7 +106,7 @@ class FakeHub:
       blob, link = base / "blobs" / name.replace("/", "_"), base / "snapshots" / COMMIT / name
       for path in (blob, link):
         path.parent.mkdir(parents=True, exist_ok=True)
-      blob.write_text('{"vae": 1}' if name == "model_index.json" else "{}")
+      blob.write_text('{"_class_name": "StableDiffusionPipeline"}' if name == "model_index.json" else "{}")
       if not link.exists():
         link.symlink_to(os.path.relpath(blob, link.parent))
     (base / "refs").mkdir(exist_ok=True)
@@ -133,8 +136,9 @@ def test_the_first_source_that_answers(tmp_path, capsys):
   source = sources.find("sd15", jnp.bfloat16, fake.hub)
   folder = tmp_path / f"models--{TWO.replace('/', '--')}" / "snapshots" / COMMIT
   assert source == sources.Source("sd15", folder, TWO, COMMIT)
-  assert fake.asked == [(ONE, "main"), (TWO, "main")] and [repo for repo, _ in fake.fetched] == [TWO]
-  assert sorted(fake.fetched[0][1]) == sorted(SMALL + weights(".fp16"))
+  assert fake.asked == [(ONE, "main"), (TWO, "main")] and [repo for repo, _ in fake.fetched] == [TWO, TWO]
+  assert fake.fetched[0][1] == ["model_index.json"]  # says which other files are needed
+  assert sorted(fake.fetched[1][1]) == sorted(SMALL + weights(".fp16"))
   assert f"files of {TWO}" in capsys.readouterr().out
   assert source.as_dict() == dict(name="sd15", folder=str(source.folder), repo=TWO, revision=COMMIT)
   assert str(source) == f"{TWO} at {COMMIT}"
@@ -198,27 +202,27 @@ def test_a_download_that_was_broken_off(tmp_path):
   with pytest.raises(CheckpointError, match="earlier download vae/diffusion_pytorch_model.safetensors is missing in "):
     sources.find("sd15", jnp.float32, fake.hub)
   fake.repos[ONE] = LISTING
-  assert sources.find("sd15", jnp.float32, fake.hub).folder == folder and len(fake.fetched) == 1
+  assert sources.find("sd15", jnp.float32, fake.hub).folder == folder and len(fake.fetched) == 2
 
 
 def test_missing_files(tmp_path):
   fake = FakeHub(tmp_path, {})
   sharded = [name for name in SMALL + weights("") if name != "unet/diffusion_pytorch_model.safetensors"]
   folder = fake.store(ONE, "main", sharded)
-  assert hub_lib.missing_files(folder) == ["unet/diffusion_pytorch_model.safetensors"]
+  assert sources.missing(folder) == ["unet/diffusion_pytorch_model.safetensors"]
   shard = "diffusion_pytorch_model-00001-of-00001.safetensors"
   index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
   index.write_text('{"weight_map": {"a": "%s"}}' % shard)
-  assert hub_lib.missing_files(folder) == [f"unet/{shard}"]
+  assert sources.missing(folder) == [f"unet/{shard}"]
   (folder / "unet" / shard).symlink_to("nowhere")  # a blob that is gone
-  assert hub_lib.missing_files(folder) == [f"unet/{shard}"]
+  assert sources.missing(folder) == [f"unet/{shard}"]
   (folder / "unet" / shard).unlink()
   (folder / "unet" / shard).write_text("")
-  assert hub_lib.missing_files(folder) == []
+  assert sources.missing(folder) == []
   (folder / "tokenizer" / "merges.txt").unlink()
-  assert hub_lib.missing_files(folder) == ["tokenizer/vocab.json with merges.txt or tokenizer.json or spiece.model"]
+  assert sources.missing(folder) == ["tokenizer/vocab.json with merges.txt"]
   shutil.rmtree(folder / "tokenizer")
-  assert hub_lib.missing_files(folder) == ["tokenizer"]
+  assert sources.missing(folder) == ["tokenizer"]
 
 
 def test_a_symlinked_cache_is_read(prior_folder, tmp_path, monkeypatch):

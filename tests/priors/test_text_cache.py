@@ -28,15 +28,15 @@ def reads(monkeypatch):
 
 @pytest.fixture(scope="module")
 def encoder(prior_folder):
-  return text_lib.open_text_encoder(prior_folder, "clip_text", jnp.float32)
+  return text_lib.open_clip_text(prior_folder, jnp.float32)
 
 
 def test_once(encoder, clip, cache, reads, quick_jit):
-  first = encoder(PROMPTS)
+  first = encoder(PROMPTS)["text"]
   assert first.dtype == jnp.float32 and len(reads) == 1 and len(list(cache.iterdir())) == 1
   expected = quick_jit(clip[1].apply, {"params": clip[2]}, jnp.asarray(encoder.tokenizer(PROMPTS)))
   np.testing.assert_allclose(first, expected, atol=1e-5)
-  again = encoder(PROMPTS)
+  again = encoder(PROMPTS)["text"]
   assert isinstance(again, jax.Array) and len(reads) == 1
   np.testing.assert_array_equal(again, first)
   encoder(PROMPTS[:2])
@@ -46,10 +46,10 @@ def test_once(encoder, clip, cache, reads, quick_jit):
 def test_names_stand_for_all_that_matters(encoder, prior_folder, tmp_path):
   ids = encoder.tokenizer(PROMPTS)
   names = {encoder._key(ids, None), encoder._key(ids, np.ones(ids.shape, bool)), encoder._key(ids[::-1], None)}
-  names.add(text_lib.open_text_encoder(prior_folder, "clip_text", jnp.bfloat16)._key(ids, None))
+  names.add(text_lib.open_clip_text(prior_folder, jnp.bfloat16)._key(ids, None))
   copy = tmp_path / "copy"
   shutil.copytree(prior_folder, copy)
-  same = text_lib.open_text_encoder(copy, "clip_text", jnp.float32)
+  same = text_lib.open_clip_text(copy, jnp.float32)
   assert same._key(ids, None) == encoder._key(ids, None)
   weights = copy / "text_encoder" / "model.safetensors"
   tensors = load_file(weights)
@@ -86,13 +86,13 @@ def test_large_files_are_known_by_pieces(tmp_path, monkeypatch):
   (lambda path: save_file({"text": np.zeros((3, 8, 11), np.float32)}, path),
    r"float32 \[3, 8, 11\], not float32 \[3, 8, 12\]")])
 def test_a_damaged_file_is_made_again(encoder, cache, reads, damage, words):
-  first = encoder(PROMPTS)
+  first = encoder(PROMPTS)["text"]
   damage(next(cache.iterdir()))
   with pytest.warns(UserWarning, match=words):
-    again = encoder(PROMPTS)
+    again = encoder(PROMPTS)["text"]
   np.testing.assert_array_equal(again, first)
   assert len(reads) == 2
-  encoder(PROMPTS)
+  encoder(PROMPTS)["text"]
   assert len(reads) == 2 and len(list(cache.iterdir())) == 1
 
 
@@ -100,7 +100,7 @@ def test_a_cache_that_can_t_be_written(encoder, tmp_path, monkeypatch):
   (tmp_path / "file").write_text("")
   monkeypatch.setenv("SDS_JAX_CACHE", str(tmp_path / "file"))
   with pytest.warns(UserWarning, match="can't be kept for the next run in .*file/text"):
-    assert encoder(["a cube"]).shape == (1, 8, 12)
+    assert encoder(["a cube"])["text"].shape == (1, 8, 12)
 
 
 def test_where_it_is(monkeypatch, tmp_path):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import prior as prior_lib, sight as sight_lib
+from sds_jax.priors import prior as prior_lib, sight as sight_lib, sources
+from sds_jax.priors.families import zero123
 from sds_jax.priors.loading import checkpoint, hub
 from sds_jax.priors.loading.files import CheckpointError
 from sds_jax.priors.networks import pose_layers
@@ -69,7 +70,7 @@ def test_resizing_is_the_pipelines(zero123_folders):
   for kind in KINDS:
     prior, _ = prior_lib.open_prior(zero123_folders[kind])
     encoder, params = checkpoint.read_component(zero123_folders[kind] / "image_encoder", "image_encoder")
-    resized = sight_lib.LAYOUTS[kind].resize(picture[None], 12)
+    resized = zero123.RESIZE[kind](picture[None], 12)
     pixels = (resized - jnp.asarray([[[[0.48145466, 0.4578275, 0.40821073]]]])) / jnp.asarray(
       [[[[0.26862954, 0.26130258, 0.27577711]]]])
     tokens.append(prior.sight.see(picture)["tokens"])
@@ -103,7 +104,7 @@ CAMERA = "clip_camera_projection"
    "weights, 'distance' for Zero-1-to-3's"),
   (lambda p: edit(p / "model_index.json", _class_name="Zero123PlusPipeline"),
    "{p}/model_index.json: _class_name='Zero123PlusPipeline' is not supported; supported: 'StableDiffusionPipeline' "
-   "(1.x and 2.x), 'IFPipeline' (the first stage), 'Zero123Pipeline' and 'Zero1to3StableDiffusionPipeline', and "
+   "(1.x and 2.x), 'IFPipeline' (the first stage), 'Zero123Pipeline' and 'Zero1to3StableDiffusionPipeline', "
    "folders of ours with the key pixel_unshuffle"),
   (lambda p: edit(p / "unet" / "config.json", in_channels=4), "{p}: the U-Net's in_channels is 4, expected 8"),
   (lambda p: edit(p / "unet" / "config.json", cross_attention_dim=32),
@@ -159,32 +160,37 @@ def listing(variants=("", ".fp16", ".fp16_ema"), projection=CAMERA):
           *(f"{folder}/{stem}{v}.safetensors" for folder, stem in stems.items() for v in variants)]
 
 
+def files_of(projection):
+  kind = next(kind for kind, name in zero123.PROJECTIONS.items() if name == projection)
+  return zero123.files(dict(_class_name=kind))
+
+
 @pytest.mark.parametrize("projection", [CAMERA, "cc_projection"])
 @pytest.mark.parametrize("dtype, variant", [(jnp.float32, ""), (jnp.bfloat16, ".fp16")])
 def test_what_is_fetched(projection, dtype, variant):
   left_out = (".gitattributes", "README.md", f"{projection}/zero123.py", "safety_checker/config.json",
               "safety_checker/model.safetensors")
   wanted = [name for name in listing((variant,), projection) if name not in left_out]
-  assert sorted(hub.choose_files(listing(projection=projection), dtype)) == sorted(wanted)
+  assert sorted(hub.choose_files(listing(projection=projection), files_of(projection), dtype)) == sorted(wanted)
 
 
 def test_repositories_that_will_not_do():
   bins = [name.replace(".safetensors", ".bin") if name.startswith("cc_projection") else name
           for name in listing(("",), "cc_projection")]
   with pytest.raises(hub.Unavailable) as caught:
-    hub.choose_files(bins, jnp.float32)
+    hub.choose_files(bins, files_of("cc_projection"), jnp.float32)
   assert str(caught.value) == "cc_projection/ " + PICKLE
   without = [name for name in listing() if not name.startswith((CAMERA, "unet"))]
   with pytest.raises(hub.Unavailable, match="^there is no unet/, no clip_camera_projection/$"):
-    hub.choose_files(without, jnp.float32)
+    hub.choose_files(without, files_of(CAMERA), jnp.float32)
 
 
 def test_a_download_that_was_broken_off(zero123_folders, tmp_path):
   for kind, folder in zero123_folders.items():
-    assert hub.missing_files(folder) == []
+    assert sources.missing(folder) == []
     shutil.copytree(folder, tmp_path / kind)
   (tmp_path / KINDS[0] / "image_encoder" / "model.safetensors").unlink()
   (tmp_path / KINDS[0] / CAMERA / "config.json").unlink()
-  assert hub.missing_files(tmp_path / KINDS[0]) == ["image_encoder/model.safetensors", f"{CAMERA}/config.json"]
+  assert sources.missing(tmp_path / KINDS[0]) == ["image_encoder/model.safetensors", f"{CAMERA}/config.json"]
   shutil.rmtree(tmp_path / KINDS[1] / "vae")
-  assert hub.missing_files(tmp_path / KINDS[1]) == ["vae/config.json"]
+  assert sources.missing(tmp_path / KINDS[1]) == ["vae/config.json"]

@@ -5,8 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sds_jax.priors import prior as prior_lib
-from sds_jax.priors.loading import sources
+from sds_jax.priors import prior as prior_lib, sources
 from sds_jax.shapeworld import captions, recipe, score_prior
 
 FOLDER = sources.shipped_folder()

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import prior as prior_lib
-from sds_jax.priors.loading import sources
+from sds_jax.priors import prior as prior_lib, sources
 from sds_jax.shapeworld import score_view_prior, view_recipe
 from sds_jax.views.cameras import CAMERA_DIM
 

@@ -48,7 +48,13 @@ NO_PICKLES = ("pickles are not read, since they can run code: take the safetenso
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-  """One kind of network in a checkpoint: its class, how its weight files are called, and its name table."""
+  """A kind of network as checkpoints store it, one folder a network.
+
+  Attributes:
+    network: linen module class with `from_config(config, **fields)` and `example_inputs()`.
+    stem: file name of its weights, without variant and suffix.
+    table: how its parameters are named in checkpoints.
+  """
   network: Any
   stem: str
   table: names.NameTable
@@ -71,51 +77,34 @@ COMPONENTS = {
   "t5": Component(T5EncoderModel, "model", names.T5),
   "vae": Component(AutoencoderKL, "diffusion_pytorch_model", names.VAE),
 }
+"""The networks of this package by name; a family with another network passes a `Component` of its own."""
+
+
+def component(kind: str | Component) -> Component:
+  """Returns the component itself, or the entry of COMPONENTS with that name."""
+  return COMPONENTS[kind] if isinstance(kind, str) else kind
 
 
 def abstract_params(model: nn.Module) -> dict[names.Path, jax.ShapeDtypeStruct]:
-  """{Flax path: shape and dtype} of a network's parameters; allocates nothing.
+  """Returns {Flax path: shape and dtype} of a network's parameters; allocates nothing.
 
   Raises:
-    TypeError: the network is of no class in COMPONENTS.
+    TypeError: the class of the network lacks the method `example_inputs`.
   """
-  if isinstance(model, (CLIPTextModel, T5EncoderModel)):
-    inputs = (jax.ShapeDtypeStruct((1, 1), jnp.int32),)
-  elif isinstance(model, UNet2DConditionModel):
-    inputs = _unet_inputs(model)
-  elif isinstance(model, CLIPVisionModelWithProjection):
-    inputs = (_floats(1, model.image_size, model.image_size, model.num_channels),)
-  elif isinstance(model, (CCProjection, ElevationHead)):
-    inputs = (_floats(1, model.in_features),)
-  elif isinstance(model, AutoencoderKL):
-    size = 2 ** (len(model.block_out_channels) - 1)
-    inputs = (_floats(1, size, size, model.in_channels),)
-  else:
-    raise TypeError(f"{type(model).__name__} is no network that checkpoints are read for")
-  tree = jax.eval_shape(lambda *inputs: model.init(jax.random.key(0), *inputs), *inputs)["params"]
+  if not hasattr(model, "example_inputs"):
+    raise TypeError(f"{type(model).__name__} has no method example_inputs() and so cannot be read from a checkpoint")
+  tree = jax.eval_shape(lambda *inputs: model.init(jax.random.key(0), *inputs), *model.example_inputs())["params"]
   return traverse_util.flatten_dict(tree)
 
 
-def _unet_inputs(model: UNet2DConditionModel) -> tuple[Any, ...]:
-  size = 2 ** (len(model.block_out_channels) - 1)
-  labels = {None: None, "timestep": _floats(1)}.get(
-    model.class_embed_type, _floats(1, model.projection_class_embeddings_input_dim or 0))
-  return (_floats(1, size, size, model.in_channels), jax.ShapeDtypeStruct((1,), jnp.int32),
-          _floats(1, 1, model.text_dim), labels)
-
-
-def _floats(*shape: int) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
-def read_component(folder: str | os.PathLike, kind: str, dtype: Any = jnp.float32,
+def read_component(folder: str | os.PathLike, kind: str | Component, dtype: Any = jnp.float32,
                    **options: Any) -> tuple[nn.Module, Params]:
   """The network and the parameters in a component folder (`unet/`, `text_encoder/`, `vae/`).
 
   Args:
     folder: holds config.json and `<stem>.safetensors`; or shards with `<stem>.safetensors.index.json`; or either as
       one of VARIANTS (`<stem>.fp16.safetensors`). The first that exists in this order is read.
-    kind: a key of COMPONENTS.
+    kind: a key of COMPONENTS, or a component.
     dtype: of the parameters and of the network's activations.
     **options: further fields of the network that no config.json has (`remat`, say).
 
@@ -130,14 +119,14 @@ def read_component(folder: str | os.PathLike, kind: str, dtype: Any = jnp.float3
   return model, load_on_device(places, dtype)
 
 
-def open_component(folder: str | os.PathLike, kind: str, dtype: Any = jnp.float32,
+def open_component(folder: str | os.PathLike, kind: str | Component, dtype: Any = jnp.float32,
                    **options: Any) -> tuple[nn.Module, dict[names.Path, Stored]]:
   """`read_component` up to the weights: (linen module, where each of its parameters stands), from headers alone."""
-  component, folder = COMPONENTS[kind], Path(folder)
+  part, folder = component(kind), Path(folder)
   if not folder.is_dir():
     raise CheckpointError(f"{folder} does not exist or is no folder")
-  model = component.network.from_config(read_json(folder / "config.json"), dtype=dtype, **options)
-  return model, locate(weight_files(folder, component.stem), model, component.table)
+  model = part.network.from_config(read_json(folder / "config.json"), dtype=dtype, **options)
+  return model, locate(weight_files(folder, part.stem), model, part.table)
 
 
 def locate(files: list[Path], model: nn.Module, table: names.NameTable) -> dict[names.Path, Stored]:
@@ -264,7 +253,7 @@ def _shape_problem(name: str, found: tuple[int, ...], expected: tuple[int, ...])
   return f"{name} is {list(found)} in the file, {list(expected)} in the network{hint}"
 
 
-def write_component(folder: str | os.PathLike, kind: str, config: Mapping[str, Any], params: Params,
+def write_component(folder: str | os.PathLike, kind: str | Component, config: Mapping[str, Any], params: Params,
                     dtype: Any = jnp.float16) -> None:
   """Writes a component folder that `read_component`, diffusers and transformers open.
 
@@ -272,7 +261,7 @@ def write_component(folder: str | os.PathLike, kind: str, config: Mapping[str, A
 
   Args:
     folder: made when absent; files in it are replaced.
-    kind: a key of COMPONENTS.
+    kind: a key of COMPONENTS, or a component.
     config: what config.json shall hold.
     params: parameter tree of the network that `config` describes.
     dtype: of the file, float16 or float32.
@@ -280,17 +269,17 @@ def write_component(folder: str | os.PathLike, kind: str, config: Mapping[str, A
   Raises:
     ValueError: `config` is not supported, `params` are not those of its network, or a value is not finite in `dtype`.
   """
-  component, folder = COMPONENTS[kind], Path(folder)
-  expected = abstract_params(component.network.from_config(config))
+  part, folder = component(kind), Path(folder)
+  expected = abstract_params(part.network.from_config(config))
   flat = traverse_util.flatten_dict(params)
   _compare(folder, {"/".join(path): jnp.shape(value) for path, value in flat.items()},
            {"/".join(path): value.shape for path, value in expected.items()})
   tensors = {}
   for path, value in flat.items():
-    name = names.checkpoint_name(path, component.table)
+    name = names.checkpoint_name(path, part.table)
     tensors[name] = _as_stored(name, names.to_checkpoint(path, np.asarray(value)), dtype)
   folder.mkdir(parents=True, exist_ok=True)
-  write_atomically(folder / f"{component.stem}.safetensors",
+  write_atomically(folder / f"{part.stem}.safetensors",
                    lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
   write_json(folder / "config.json", dict(config))
 

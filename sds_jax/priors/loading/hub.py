@@ -1,7 +1,7 @@
-"""The Hugging Face hub, as far as priors need it: which files there are, which of them to fetch, what went wrong."""
+"""The Hugging Face hub: list a repository, choose the files that a prior needs, fetch them, explain failures."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import errno
 from pathlib import Path
@@ -10,31 +10,31 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from sds_jax.priors.loading.checkpoint import (COMPONENTS, NO_PICKLES, PICKLES, VARIANTS, index_names, variant_name,
+from sds_jax.priors.loading.checkpoint import (NO_PICKLES, PICKLES, VARIANTS, Component, index_names, variant_name,
                                                weight_files)
-from sds_jax.priors.loading.files import CheckpointError, read_json
+from sds_jax.priors.loading.files import CheckpointError
 
-PROJECTIONS = ("clip_camera_projection", "cc_projection")
-"""Published and our own name of the component that only priors have that are told a picture."""
-_NEEDED = {True: ("unet", "image_encoder"), False: ("unet", "text_encoder")}
-"""Folders with weights, by whether a prior is told a picture; those that are also have one of PROJECTIONS."""
-_OPTIONAL = ("vae", "elevation_head")
+INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
+"""Files of every prior."""
 
-STEMS = {name: COMPONENTS[kind].stem for name, kind in (
-  ("unet", "unet"), ("text_encoder", "clip_text"), ("vae", "vae"), ("image_encoder", "image_encoder"),
-  *((name, "cc_projection") for name in PROJECTIONS), ("elevation_head", "elevation_head"))}
-"""Folders with weights in a prior's folder -> how the weight files in them are called. A text encoder's are called the
-same whichever it is."""
-
-_SMALL = re.compile(r"model_index\.json|scheduler/scheduler_config\.json")
-_INPUTS = {True: re.compile(r"feature_extractor/preprocessor_config\.json"),
-           False: re.compile(r"tokenizer/(vocab|merges|tokenizer|tokenizer_config|special_tokens_map|added_tokens)"
-                             r"\.(json|txt)|tokenizer/spiece\.model")}
-"""Files that say how what a prior is told goes in, by whether it is a picture."""
-_TOKENIZERS = (("vocab.json", "merges.txt"), ("tokenizer.json",), ("spiece.model",))
-"""Files that a tokenizer is made of, CLIP's and T5's; one of these sets has to be there."""
 _NO_ANSWER = {"ConnectError", "ConnectionError", "ConnectTimeout", "LocalEntryNotFoundError", "NetworkError",
               "OfflineModeIsEnabled", "ProxyError", "ReadTimeout", "Timeout", "TimeoutException"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+  """The files of a prior's folder that a family reads, beside INDEX and SCHEDULER.
+
+  Attributes:
+    components: {folder: component}; each folder has config.json and one set of weights.
+    optional: like `components`; a prior may lack these folders.
+    small: further files, relative to the prior's folder, which are fetched where they exist.
+    tokenizers: sets of file names; one set must be complete in `tokenizer/`. (): the family needs no tokenizer.
+  """
+  components: Mapping[str, Component]
+  optional: Mapping[str, Component] = dataclasses.field(default_factory=dict)
+  small: frozenset[str] = frozenset()
+  tokenizers: tuple[tuple[str, ...], ...] = ()
 
 
 class Unavailable(Exception):
@@ -114,56 +114,51 @@ def explain(error: BaseException, repo: str) -> Unavailable:
   return Unavailable(" ".join(f"{type(error).__name__}: {error}".split())[:300])
 
 
-def choose_files(names: Iterable[str], dtype: Any) -> list[str]:
-  """Of a repository's files those that a prior is read from: one set of weights for each network, and small files.
+def choose_files(names: Iterable[str], files: Files, dtype: Any) -> list[str]:
+  """Returns the files to fetch: one set of weights for each network, and the small files.
 
   Args:
-    names: of all files.
-    dtype: in which the weights are wanted: 16 bits prefer the variants of 16 bits, 32 bits the full ones.
+    names: all files of the repository.
+    files: the files that the family reads.
+    dtype: of the weights that are wanted: 16 bits prefer the variants of 16 bits, 32 bits the full files.
 
   Raises:
-    Unavailable: a network or its safetensors are missing, or, of a prior that is told a text, a tokenizer that can be
-      read, or model_index.json.
+    Unavailable: the repository lacks model_index.json, a network, a network's safetensors or a tokenizer.
   """
   names = sorted(names)
-  if "model_index.json" not in names:
-    raise Unavailable("it is no model in diffusers' format: there is no model_index.json")
-  there = {name.split("/")[0] for name in names if "/" in name}
-  projection = next((name for name in PROJECTIONS if name in there), None)
-  sighted = projection is not None or "image_encoder" in there and "text_encoder" not in there
-  needed = (*_NEEDED[sighted], *((projection or PROJECTIONS[0],) if sighted else ()))
-  lacking = [folder for folder in needed if folder not in there]
+  if INDEX not in names:
+    raise Unavailable(f"it is no model in diffusers' format: there is no {INDEX}")
+  folders = {name.split("/")[0] for name in names if "/" in name}
+  lacking = [folder for folder in files.components if folder not in folders]
   if lacking:
     raise Unavailable(f"there is no {'/, no '.join(lacking)}/")
-  if not sighted and not _has_tokenizer(names, "tokenizer/"):
-    raise Unavailable(f"tokenizer/ has nothing that is read: neither {_said(_TOKENIZERS, ' nor ')}")
-  half = jnp.dtype(dtype).itemsize == 2
-  folders = [*needed, *(folder for folder in _OPTIONAL if folder in there)]
-  configs = {f"{folder}/config.json" for folder in folders}
-  chosen = [name for name in names if name in configs or _SMALL.fullmatch(name) or _INPUTS[sighted].fullmatch(name)]
-  for folder in folders:
-    own = [name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")]
-    sets = (_weights(own, STEMS[folder], variant) for variant in ((*VARIANTS, "") if half else ("", *VARIANTS)))
-    weights = next(filter(None, sets), None)
+  if not _has_tokenizer({name.removeprefix("tokenizer/") for name in names if name.startswith("tokenizer/")}, files):
+    raise Unavailable(f"tokenizer/ has nothing that is read: expected {_list_tokenizers(files)}")
+  components = {**files.components, **{name: part for name, part in files.optional.items() if name in folders}}
+  small = {INDEX, SCHEDULER, *files.small, *(f"{folder}/config.json" for folder in components)}
+  chosen = [name for name in names if name in small]
+  variants = (*VARIANTS, "") if jnp.dtype(dtype).itemsize == 2 else ("", *VARIANTS)
+  for folder, component in components.items():
+    inside = [name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")]
+    weights = next(filter(None, (_weights(inside, component.stem, variant) for variant in variants)), None)
     if not weights:
-      pickles = [name for name in own if Path(name).suffix in PICKLES]
-      raise Unavailable(f"{folder}/ has no {STEMS[folder]}.safetensors"
+      pickles = [name for name in inside if Path(name).suffix in PICKLES]
+      raise Unavailable(f"{folder}/ has no {component.stem}.safetensors"
                         + (f", only {', '.join(pickles)}; {NO_PICKLES}" if pickles else ""))
     chosen += [f"{folder}/{name}" for name in weights]
   return chosen
 
 
-def _has_tokenizer(names: Iterable[str], prefix: str = "") -> bool:
-  names = set(names)
-  return any(all(prefix + name in names for name in needed) for needed in _TOKENIZERS)
+def _has_tokenizer(names: set[str], files: Files) -> bool:
+  return not files.tokenizers or any(names.issuperset(needed) for needed in files.tokenizers)
 
 
-def _said(sets: Iterable[tuple[str, ...]], join: str) -> str:
-  return join.join(" with ".join(needed) for needed in sets)
+def _list_tokenizers(files: Files) -> str:
+  return " or ".join(" with ".join(needed) for needed in files.tokenizers)
 
 
 def _weights(names: list[str], stem: str, variant: str) -> list[str]:
-  """The file, or the shards and their index, of one variant among the files of a component; [] if there are none."""
+  """Returns the file, or the shards and their index, of one variant of a component's weights; [] without such."""
   whole = variant_name(f"{stem}.safetensors", variant)
   if whole in names:
     return [whole]
@@ -172,21 +167,25 @@ def _weights(names: list[str], stem: str, variant: str) -> list[str]:
   return [name for name in names if shard.fullmatch(name)] + index if index else []
 
 
-def missing_files(folder: Path) -> list[str]:
-  """What a prior's folder lacks, as after a download that was broken off; [] when it is whole."""
-  wanted = [folder / "model_index.json", folder / "scheduler" / "scheduler_config.json"]
-  index = read_json(wanted[0]) if wanted[0].is_file() else {}
-  projection = next((name for name in PROJECTIONS if name in index), None)
-  sighted = projection is not None
-  for name in (*_NEEDED[sighted], *filter(None, [projection]), *(name for name in _OPTIONAL if name in index)):
+def missing_files(folder: Path, index: Mapping[str, Any], files: Files) -> list[str]:
+  """Returns the files that a prior's folder lacks, as after an interrupted download; [] for a complete folder.
+
+  Args:
+    folder: the prior's folder.
+    index: its model_index.json; names the optional components that the prior has.
+    files: the files that the family reads.
+  """
+  wanted = [folder / INDEX, folder / SCHEDULER]
+  optional = {name: component for name, component in files.optional.items() if name in index}
+  for name, component in {**files.components, **optional}.items():
     wanted.append(folder / name / "config.json")
     try:
-      wanted += weight_files(folder / name, STEMS[name]) if (folder / name).is_dir() else []
-    except CheckpointError:  # none at all, or no index to tell which
-      wanted.append(folder / name / f"{STEMS[name]}.safetensors")
+      wanted += weight_files(folder / name, component.stem) if (folder / name).is_dir() else []
+    except CheckpointError:  # no weights, or a damaged index of shards
+      wanted.append(folder / name / f"{component.stem}.safetensors")
   tokenizer = folder / "tokenizer"
-  if not sighted and not tokenizer.is_dir():
+  if files.tokenizers and not tokenizer.is_dir():
     wanted.append(tokenizer)
-  elif not sighted and not _has_tokenizer(path.name for path in tokenizer.iterdir() if path.exists()):
-    wanted.append(tokenizer / _said(_TOKENIZERS, " or "))
+  elif files.tokenizers and not _has_tokenizer({path.name for path in tokenizer.iterdir() if path.exists()}, files):
+    wanted.append(tokenizer / _list_tokenizers(files))
   return [str(path.relative_to(folder)) for path in wanted if not path.exists()]

@@ -4,7 +4,7 @@ What they compute means nothing, but it is finite in bfloat16, and it takes as l
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import hashlib
 import math
 import zlib
@@ -45,6 +45,15 @@ def random_params(shapes: Params, seed: int = 0) -> Params:
 def _fan_in(path: names.Path, shape: tuple[int, ...]) -> int:
   """How many inputs each output of a kernel has; of an embedding, its length."""
   return math.prod(shape[:-1]) if path[-1] == "kernel" else shape[-1]
+
+
+TEXT_TOKENS = 77
+"""Number of tokens of a prompt in all published families."""
+
+
+def random_text_encoder(width: int) -> Callable[[Sequence[str]], dict[str, Array]]:
+  """Returns (prompts) -> {"text": [n, TEXT_TOKENS, width]}, see `random_text`."""
+  return lambda prompts: {"text": random_text(prompts, TEXT_TOKENS, width)}
 
 
 def random_text(prompts: Sequence[str], tokens: int, width: int) -> Array:

@@ -1,12 +1,12 @@
-"""Text, once: prompts become embeddings before a run, and the encoder's parameters are gone again.
+"""Text encoders with a cache of embeddings on disk.
 
-A text encoder is opened by its files' headers alone. Its parameters are read when prompts come that were never encoded
-before, and kept no longer than that takes. What came out is kept on disk, under a name made of everything that it
-depends on: the encoder's configuration and weights, the dtype, and the tokens.
+A text encoder is opened from its files' headers alone. Its parameters are read when a batch of prompts is not in the
+cache, and are dropped after encoding. The name of a cached file is a digest of everything that the embeddings depend
+on: the encoder's configuration and weights, the dtype, and the tokens.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import hashlib
 import json
@@ -22,99 +22,133 @@ import numpy as np
 import safetensors
 from safetensors.numpy import load_file, save_file
 
-from sds_jax.priors.loading.checkpoint import COMPONENTS, load_on_device, open_component, weight_files
-from sds_jax.priors.loading.files import read_json, write_atomically
+from sds_jax.priors.loading.checkpoint import load_on_device, open_component, weight_files
+from sds_jax.priors.loading.files import CheckpointError, read_json, write_atomically
 from sds_jax.priors.loading.t5_stream import encode_in_layers, open_parts
-from sds_jax.priors.loading.t5_tokenizer import T5Tokenizer, load_t5_tokenizer
-from sds_jax.priors.loading.tokenizers import CLIPTokenizer, load_tokenizer
+from sds_jax.priors.loading.t5_tokenizer import load_t5_tokenizer
+from sds_jax.priors.loading.tokenizers import load_tokenizer
 from sds_jax.types import Array
 
 _VERSION = "1"
-"""Part of every name in the cache; to be raised when the same files would give other embeddings."""
+"""Part of every cached file's name; raise the number when the same files would give other embeddings."""
 
 _PIECES, _PIECE_BYTES = 256, 65536
-"""Of a weight file so many pieces, evenly spread, stand for all of it; smaller files are looked at whole."""
+"""Number and size of the evenly spread pieces of a weight file that are hashed; smaller files are hashed whole."""
+
+_TOKENIZER_FILES = frozenset(f"tokenizer/{name}.json" for name in (
+  "tokenizer", "tokenizer_config", "special_tokens_map", "added_tokens"))
+CLIP_TOKENIZER: tuple[tuple[str, ...], ...] = (("vocab.json", "merges.txt"),)
+"""Sets of files in `tokenizer/` one of which `open_clip_text` needs."""
+CLIP_TOKENIZER_FILES = _TOKENIZER_FILES | {"tokenizer/vocab.json", "tokenizer/merges.txt"}
+"""All files in `tokenizer/` that `open_clip_text` may read."""
+T5_TOKENIZER: tuple[tuple[str, ...], ...] = (("tokenizer.json",), ("spiece.model",))
+"""Sets of files in `tokenizer/` one of which `open_t5` needs."""
+T5_TOKENIZER_FILES = _TOKENIZER_FILES | {"tokenizer/spiece.model"}
+"""All files in `tokenizer/` that `open_t5` may read."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoder:
-  """Callable: n prompts -> embeddings [n, T, D] float32.
+  """Callable: n prompts -> {name: embeddings [n, ...] float32}.
 
   Attributes:
-    folder: the component's; says which encoder it is.
-    kind: a key of `checkpoint.COMPONENTS`, "clip_text" or "t5".
+    folder: the component's folder, with config.json and weights.
+    kind: name of the encoder's kind, part of the cache's digest.
     model: the network.
-    tokenizer: its tokenizer.
-    encode: (ids [n, T], mask [n, T] or None) -> [n, T, D]; reads the parameters and drops them.
+    tokenizer: (prompts) -> ids [n, T], or (ids, mask [n, T]).
+    shapes: {name: shape of one prompt's embeddings}.
+    encode: (ids, mask or None) -> {name: [n, ...]}; reads the parameters and drops them.
+    stem: file name of the weights, without variant and suffix.
   """
   folder: Path
   kind: str
   model: nn.Module
-  tokenizer: CLIPTokenizer | T5Tokenizer
-  encode: Callable[[np.ndarray, np.ndarray | None], Array]
+  tokenizer: Callable[[Sequence[str]], Any]
+  shapes: Mapping[str, tuple[int, ...]]
+  encode: Callable[[np.ndarray, np.ndarray | None], dict[str, Array]]
+  stem: str = "model"
 
-  @property
-  def width(self) -> int:
-    """D."""
-    return self.model.hidden_size if self.kind == "clip_text" else self.model.d_model
-
-  def __call__(self, prompts: Sequence[str]) -> Array:
-    """From the cache, or computed and put there. Reads files, so not for use under jit.
+  def __call__(self, prompts: Sequence[str]) -> dict[str, Array]:
+    """Reads the embeddings from the cache, or computes and stores them. Reads files, so not for use under jit.
 
     Raises:
-      CheckpointError: the weights, which were there when the encoder was opened, no longer are.
+      CheckpointError: the weights have disappeared since the encoder was opened.
     """
-    ids, mask = self.tokenizer(prompts) if self.kind == "t5" else (self.tokenizer(prompts), None)
-    place = cache_folder() / f"{self._key(ids, mask)}.safetensors"
-    stored = _read(place, (*ids.shape, self.width))
+    tokens = self.tokenizer(prompts)
+    ids, mask = tokens if isinstance(tokens, tuple) else (tokens, None)
+    path = cache_folder() / f"{self._key(ids, mask)}.safetensors"
+    stored = _read(path, {name: (len(ids), *shape) for name, shape in self.shapes.items()})
     if stored is not None:
-      return jnp.asarray(stored)
-    embedded = self.encode(ids, mask).astype(jnp.float32)
-    _write(place, np.asarray(embedded))
+      return {name: jnp.asarray(array) for name, array in stored.items()}
+    embedded = {name: array.astype(jnp.float32) for name, array in self.encode(ids, mask).items()}
+    _write(path, {name: np.asarray(array) for name, array in embedded.items()})
     return embedded
 
   def _key(self, ids: np.ndarray, mask: np.ndarray | None) -> str:
-    """A digest of all that the embeddings depend on."""
+    """Returns a digest of everything that the embeddings depend on."""
     config = read_json(self.folder / "config.json")
-    files = [_identity(path) for path in weight_files(self.folder, COMPONENTS[self.kind].stem)]
-    said = [_VERSION, self.kind, config, jnp.dtype(self.model.dtype).name, files, ids.tolist(),
-            None if mask is None else mask.tolist()]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    files = [_identity(path) for path in weight_files(self.folder, self.stem)]
+    facts = [_VERSION, self.kind, config, jnp.dtype(self.model.dtype).name, files, ids.tolist(),
+             None if mask is None else mask.tolist()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def open_text_encoder(folder: Path, kind: str, dtype: Any) -> TextEncoder:
-  """The encoder in `text_encoder/` and `tokenizer/` of a prior's folder; reads no weights.
+def open_clip_text(folder: Path, dtype: Any) -> TextEncoder:
+  """Opens the CLIP text encoder in `text_encoder/` and `tokenizer/` of a prior's folder; reads no weights.
+
+  Encoding puts the whole encoder onto the device.
 
   Args:
-    folder: the prior's.
-    kind: "clip_text", which goes onto the device as a whole, or "t5", which goes there block by block.
+    folder: the prior's folder.
     dtype: of parameters and activations.
 
+  Returns:
+    An encoder that gives {"text": [n, T, D]}.
+
   Raises:
-    CheckpointError: a file is missing or damaged, or the weights' names or shapes are not the network's.
-    ValueError: config.json asks for something that isn't supported.
+    CheckpointError: a file is missing or damaged, the weights' names or shapes are not the network's, or encoder and
+      tokenizer do not fit each other.
+    ValueError: config.json asks for something that is not supported.
   """
-  place = folder / "text_encoder"
-  if kind == "t5":
-    model, read = open_parts(place, dtype)
-    tokenizer = load_t5_tokenizer(folder / "tokenizer")
-    return TextEncoder(place, kind, model, tokenizer,
-                       lambda ids, mask: encode_in_layers(read, model, jnp.asarray(ids), jnp.asarray(mask, jnp.int32)))
-  model, places = open_component(place, kind, dtype)
+  model, places = open_component(folder / "text_encoder", "clip_text", dtype)
+  tokenizer = load_tokenizer(folder / "tokenizer")
+  tokens = tokenizer.backend.get_vocab_size()
+  if model.vocab_size != tokens:
+    raise CheckpointError(f"{folder}: the text encoder's vocab_size is {model.vocab_size}, expected {tokens}")
+  if tokenizer.length > model.max_position_embeddings:
+    raise CheckpointError(f"{folder}: the tokenizer gives {tokenizer.length} tokens, the text encoder takes "
+                          f"{model.max_position_embeddings}")
   apply = jax.jit(lambda params, ids: model.apply({"params": params}, ids))
-  return TextEncoder(place, kind, model, load_tokenizer(folder / "tokenizer"),
-                     lambda ids, mask: apply(load_on_device(places, dtype), jnp.asarray(ids)))
+  return TextEncoder(folder / "text_encoder", "clip_text", model, tokenizer,
+                     {"text": (tokenizer.length, model.hidden_size)},
+                     lambda ids, mask: {"text": apply(load_on_device(places, dtype), jnp.asarray(ids))})
+
+
+def open_t5(folder: Path, dtype: Any) -> TextEncoder:
+  """Opens the T5 encoder in `text_encoder/` and `tokenizer/` of a prior's folder; reads no weights.
+
+  Encoding puts one block at a time onto the device (`t5_stream`). Arguments, result and errors are those of
+  `open_clip_text`.
+  """
+  model, read = open_parts(folder / "text_encoder", dtype)
+  tokenizer = load_t5_tokenizer(folder / "tokenizer")
+
+  def encode(ids: np.ndarray, mask: np.ndarray | None) -> dict[str, Array]:
+    return {"text": encode_in_layers(read, model, jnp.asarray(ids), jnp.asarray(mask, jnp.int32))}
+
+  return TextEncoder(folder / "text_encoder", "t5", model, tokenizer, {"text": (tokenizer.length, model.d_model)},
+                     encode)
 
 
 def cache_folder() -> Path:
-  """`$SDS_JAX_CACHE/text`; without that variable `sds_jax/text` in $XDG_CACHE_HOME or ~/.cache."""
+  """Returns `$SDS_JAX_CACHE/text`, or `sds_jax/text` in $XDG_CACHE_HOME or ~/.cache where SDS_JAX_CACHE is unset."""
   if os.environ.get("SDS_JAX_CACHE"):
     return Path(os.environ["SDS_JAX_CACHE"]) / "text"
   return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sds_jax" / "text"
 
 
 def _identity(path: Path) -> list[Any]:
-  """A weight file's name, size and the digest of pieces of it (all of it, for a small one)."""
+  """Returns a weight file's name, its size and the digest of pieces of the file (of the whole file, if small)."""
   size, digest = path.stat().st_size, hashlib.sha256()
   with open(path, "rb") as file:
     if size <= _PIECES * _PIECE_BYTES:
@@ -126,26 +160,29 @@ def _identity(path: Path) -> list[Any]:
   return [path.name, size, digest.hexdigest()]
 
 
-def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-  """Embeddings of the given shape; None where there are none, or, with a warning, something else."""
+def _read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray] | None:
+  """Returns the embeddings of these names and shapes; None where the file is missing or, with a warning, damaged."""
   if not path.is_file():
     return None
   try:
-    array = load_file(path)["text"]
-    if array.shape == shape and array.dtype == np.float32:
-      return array
-    problem = f"{array.dtype} {list(array.shape)}, not float32 {list(shape)}"
+    arrays = load_file(path)
+    different = [f"{name} is {arrays[name].dtype} {list(arrays[name].shape)}, not float32 {list(shape)}"
+                 for name, shape in shapes.items()
+                 if arrays[name].shape != shape or arrays[name].dtype != np.float32]
+    if not different:
+      return {name: arrays[name] for name in shapes}
+    problem = "; ".join(different)
   except (safetensors.SafetensorError, KeyError, OSError) as error:
     problem = error
   warnings.warn(f"the stored embeddings in {path} are damaged and made again: {problem}", stacklevel=3)
   return None
 
 
-def _write(path: Path, array: np.ndarray) -> None:
-  """Stores embeddings; what can't be stored is only warned of."""
+def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+  """Stores embeddings; warns where the disk refuses."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda temporary: save_file({"text": array}, temporary))
+    write_atomically(path, lambda temporary: save_file(dict(arrays), temporary))
   except (OSError, safetensors.SafetensorError) as error:
     warnings.warn(f"the embeddings of the prompts can't be kept for the next run in {path.parent}: {error}",
                   stacklevel=3)

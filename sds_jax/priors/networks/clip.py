@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from sds_jax.priors.networks.attention import to_heads
@@ -144,6 +145,10 @@ class CLIPTextModel(nn.Module):
       raise ValueError(f"CLIPTextModel config: hidden_act={config['hidden_act']!r} is not supported; "
                        f"supported: {', '.join(map(repr, _ACTS))}")
     return cls(**{key: value for key, value in config.items() if key in known}, **overrides)
+
+  def example_inputs(self) -> tuple[Any, ...]:
+    """Returns inputs of the smallest legal shapes, for tracing the parameters."""
+    return (jax.ShapeDtypeStruct((1, 1), jnp.int32),)
 
   @nn.compact
   def __call__(self, input_ids: Array) -> Array:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from sds_jax.priors.networks.clip import CLIPEncoder
@@ -86,6 +87,10 @@ class CLIPVisionModelWithProjection(nn.Module):
       raise ValueError(f"CLIPVisionModelWithProjection config: hidden_act={config['hidden_act']!r} is not supported; "
                        f"supported: {', '.join(map(repr, _ACTS))}")
     return cls(**{key: value for key, value in config.items() if key in known}, **overrides)
+
+  def example_inputs(self) -> tuple[Any, ...]:
+    """Returns inputs of the smallest legal shapes, for tracing the parameters."""
+    return (jax.ShapeDtypeStruct((1, self.image_size, self.image_size, self.num_channels), jnp.float32),)
 
   @nn.compact
   def __call__(self, pixels: Array) -> Array:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from sds_jax.types import Array
@@ -41,6 +42,10 @@ class CCProjection(nn.Module):
     first, second = (_width({**keys, **config}, key, "CCProjection") for key in keys)
     return cls(*((first + second, first) if kind == "CLIPCameraProjection" else (first, second)), **overrides)
 
+  def example_inputs(self) -> tuple[Any, ...]:
+    """Returns inputs of the smallest legal shapes, for tracing the parameters."""
+    return (jax.ShapeDtypeStruct((1, self.in_features), jnp.float32),)
+
   @nn.compact
   def __call__(self, x: Array) -> Array:
     return nn.Dense(self.out_features, dtype=self.dtype, name="projection")(x)
@@ -59,6 +64,10 @@ class ElevationHead(nn.Dense):
       ValueError: it is missing or no positive integer.
     """
     return cls(in_features=_width(config, "in_features", "ElevationHead"), **overrides)
+
+  def example_inputs(self) -> tuple[Any, ...]:
+    """Returns inputs of the smallest legal shapes, for tracing the parameters."""
+    return (jax.ShapeDtypeStruct((1, self.in_features), jnp.float32),)
 
 
 def _width(config: Mapping[str, Any], key: str, name: str) -> int:

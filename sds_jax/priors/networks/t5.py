@@ -180,6 +180,10 @@ class T5EncoderModel(nn.Module):
     return dict(heads=self.num_heads, d_kv=self.d_kv, d_ff=self.d_ff, proj=self.feed_forward_proj,
                 epsilon=self.layer_norm_epsilon)
 
+  def example_inputs(self) -> tuple[Any, ...]:
+    """Returns inputs of the smallest legal shapes, for tracing the parameters."""
+    return (jax.ShapeDtypeStruct((1, 1), jnp.int32),)
+
   @nn.compact
   def __call__(self, input_ids: Array, attention_mask: Array | None = None) -> Array:
     """input_ids [B, T] integers, any T -> last hidden state [B, T, d_model].

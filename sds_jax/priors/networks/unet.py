@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from sds_jax.priors.networks.attention import AddedKVAttention, TextTimeEmbedding, Transformer2DModel
@@ -86,6 +87,17 @@ class UNet2DConditionModel(nn.Module):
   def text_dim(self) -> int:
     """Width of the text that the network takes; it projects that to `cross_attention_dim` when they are two things."""
     return self.encoder_hid_dim or self.cross_attention_dim
+
+  def example_inputs(self) -> tuple[Any, ...]:
+    """Returns inputs of the smallest legal shapes, for tracing the parameters."""
+    def floats(*shape: int) -> jax.ShapeDtypeStruct:
+      return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    size = 2 ** (len(self.block_out_channels) - 1)
+    labels = {None: None, "timestep": floats(1)}.get(
+      self.class_embed_type, floats(1, self.projection_class_embeddings_input_dim or 0))
+    return (floats(1, size, size, self.in_channels), jax.ShapeDtypeStruct((1,), jnp.int32),
+            floats(1, 1, self.text_dim), labels)
 
   @nn.compact
   def __call__(self, sample: Array, timesteps: Array, encoder_hidden_states: Array,

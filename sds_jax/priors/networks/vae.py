@@ -194,6 +194,11 @@ class AutoencoderKL(nn.Module):
     """
     return cls(**check_vae_config(config), **overrides)
 
+  def example_inputs(self) -> tuple[Any, ...]:
+    """Returns inputs of the smallest legal shapes, for tracing the parameters."""
+    size = 2 ** (len(self.block_out_channels) - 1)
+    return (jax.ShapeDtypeStruct((1, size, size, self.in_channels), jnp.float32),)
+
   def setup(self) -> None:
     """Names the parts."""
     shared = dict(

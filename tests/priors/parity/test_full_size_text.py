@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sds_jax.priors.families.deepfloyd import T5_XXL
+from sds_jax.priors.families.stable_diffusion import CLIP_L, OPEN_CLIP_H
 from sds_jax.priors.loading import checkpoint, t5_stream
-from sds_jax.priors.loading.published import CLIP_L, OPEN_CLIP_H, T5_XXL
 
 pytestmark = [pytest.mark.full_size, pytest.mark.timeout(3600)]
 

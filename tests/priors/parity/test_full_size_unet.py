@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sds_jax.priors.families.deepfloyd import IF_M_UNET
+from sds_jax.priors.families.stable_diffusion import SD1_UNET, SD2_UNET
 from sds_jax.priors.loading import checkpoint, names
-from sds_jax.priors.loading.published import IF_M_UNET, SD1_UNET, SD2_UNET
 from sds_jax.priors.networks.unet import UNet2DConditionModel
 
 pytestmark = [pytest.mark.full_size, pytest.mark.timeout(3600)]

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sds_jax.priors.families.stable_diffusion import SD_VAE
 from sds_jax.priors.loading import checkpoint
-from sds_jax.priors.loading.published import SD_VAE
 
 pytestmark = [pytest.mark.full_size, pytest.mark.timeout(3600)]
 

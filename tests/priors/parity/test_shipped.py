@@ -3,8 +3,7 @@ import jax
 import numpy as np
 import pytest
 
-from sds_jax.priors import prior as prior_lib
-from sds_jax.priors.loading import sources
+from sds_jax.priors import prior as prior_lib, sources
 from sds_jax.priors.loading.checkpoint import read_component
 from sds_jax.shapeworld import recipe
 

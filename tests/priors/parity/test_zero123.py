@@ -15,8 +15,9 @@ from PIL import Image
 import pytest
 
 from sds_jax.diffusion import guidance
-from sds_jax.priors import prior as prior_lib, sight as sight_lib
-from sds_jax.priors.loading import checkpoint, clip_pixels, published
+from sds_jax.priors import prior as prior_lib, published, sight as sight_lib
+from sds_jax.priors.families import stable_diffusion, zero123
+from sds_jax.priors.loading import checkpoint, clip_pixels
 from sds_jax.views import poses
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -24,14 +25,15 @@ FROM, VIEWS, TIMES, SCALE = 15.0, ((40.0, 200.0), (-5.0, 330.0)), (321, 800), 3.
 """Elevation of the picture, (elevation, azimuth) of the views, degrees; noise levels; guidance."""
 
 SMALL = dict(
-  unet=published.ZERO123_UNET | dict(sample_size=8, block_out_channels=[32, 64], layers_per_block=1,
-                                     upcast_attention=None,  # so in folders of the conversion script
-                                     down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
-                                     up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"], norm_num_groups=8),
-  vae=published.SD_VAE | dict(block_out_channels=[8, 16], down_block_types=["DownEncoderBlock2D"] * 2, sample_size=16,
-                              up_block_types=["UpDecoderBlock2D"] * 2, layers_per_block=1, norm_num_groups=4),
-  image_encoder=published.CLIP_L_VISION | dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-                                               num_attention_heads=2, image_size=14, patch_size=7))
+  unet=zero123.ZERO123_UNET | dict(
+    sample_size=8, block_out_channels=[32, 64], layers_per_block=1, norm_num_groups=8,
+    upcast_attention=None,  # so in folders of the conversion script
+    down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"]),
+  vae=stable_diffusion.SD_VAE | dict(
+    block_out_channels=[8, 16], down_block_types=["DownEncoderBlock2D"] * 2, sample_size=16,
+    up_block_types=["UpDecoderBlock2D"] * 2, layers_per_block=1, norm_num_groups=4),
+  image_encoder=zero123.CLIP_L_VISION | dict(
+    hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=14, patch_size=7))
 FULL = published.PRIORS["zero123"]
 
 
@@ -93,7 +95,7 @@ def theirs(torch, diffusers, transformers, folder, kind, configs, picture, z):
   token = encoder(pixels).image_embeds[:, None]
   encoder.save_pretrained(folder / "image_encoder", max_shard_size="1GB")  # which is what writing takes beside it
   del encoder
-  component = sight_lib.LAYOUTS[kind].projection
+  component = zero123.PROJECTIONS[kind]
   layer, linear = camera_layer(torch, diffusers, kind)
   turn = np.radians([azimuth for _, azimuth in VIEWS])
   pose = np.stack([np.radians([FROM - elevation for elevation, _ in VIEWS]), np.sin(turn), np.cos(turn),
@@ -109,7 +111,7 @@ def theirs(torch, diffusers, transformers, folder, kind, configs, picture, z):
   z, latents = to_torch(torch, z), latent.repeat(2, 1, 1, 1)
   noise_u, noise_c = unet(torch.cat([torch.cat([z, z]), torch.cat([torch.zeros_like(latents), latents])], dim=1),
                           torch.tensor(TIMES * 2), torch.cat([torch.zeros_like(text), text])).sample.chunk(2)
-  diffusers.DDIMScheduler(**{**published.SD_SCHEDULER, "clip_sample": False, "steps_offset": 1,
+  diffusers.DDIMScheduler(**{**stable_diffusion.SD_SCHEDULER, "clip_sample": False, "steps_offset": 1,
                              "set_alpha_to_one": False}).save_pretrained(folder / "scheduler")
   (folder / "model_index.json").write_text(json.dumps(
     {"_class_name": kind, component: ["zero123", type(layer).__name__], "safety_checker": [None, None],

@@ -1,0 +1,200 @@
+"""Parts that families share: opening networks, checking that they fit, and a prior around a U-Net."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sds_jax.diffusion.parameterizations import EPS_FROM
+from sds_jax.diffusion.schedules import prediction_type_from_config, schedule_from_config
+from sds_jax.priors.base import Cond, Config, Prior, Weights, accept_any_prompt, network_shapes
+from sds_jax.priors.loading.checkpoint import Component, Stored, component, load_on_device, open_component
+from sds_jax.priors.loading.files import CheckpointError, read_json
+from sds_jax.priors.loading.random_weights import random_params
+from sds_jax.priors.loading.source import Source
+from sds_jax.priors.loading.text import TextEncoder
+from sds_jax.priors.networks.unet import UNet2DConditionModel
+from sds_jax.priors.sight import Sight
+from sds_jax.priors.spaces import Space
+from sds_jax.types import Array, Params
+from sds_jax.views.cameras import CAMERA_DIM, RAY_DIM, ray_features
+
+
+class StoredNetworks:
+  """The networks of a prior's folder, opened one by one; `weights` reads the parameters of all of them.
+
+  Attributes:
+    networks: {name: linen module}, by the names of their parameters.
+    places: {name: where each parameter is stored}.
+  """
+
+  def __init__(self, folder: Path, dtype: Any):
+    self.folder, self.dtype = folder, dtype
+    self.networks: dict[str, nn.Module] = {}
+    self.places: dict[str, dict[Any, Stored]] = {}
+
+  def open(self, name: str, kind: str | Component | None = None, folder: str | None = None, **fields: Any) -> nn.Module:
+    """Opens a network from its files' headers and returns the module.
+
+    Args:
+      name: of its parameters: `params[name]`.
+      kind: its component (None: `checkpoint.COMPONENTS[name]`).
+      folder: below the prior's folder (None: `name`).
+      **fields: further fields of the module, as `vae_remat`.
+    """
+    network, places = open_component(self.folder / (folder or name), kind or name, self.dtype, **fields)
+    self.networks[name], self.places[name] = network, places
+    return network
+
+  def weights(self) -> Weights:
+    """Returns the weights; `load` reads them array by array."""
+    return Weights(self.networks, self.dtype, lambda put=None: {
+      name: load_on_device(places, self.dtype, put) for name, places in self.places.items()})
+
+
+class RandomNetworks:
+  """Networks of published shapes with random parameters, with the interface of `StoredNetworks`."""
+
+  def __init__(self, configs: Mapping[str, Config], dtype: Any):
+    self.configs, self.dtype = configs, dtype
+    self.networks: dict[str, nn.Module] = {}
+
+  def open(self, name: str, kind: str | Component | None = None, **fields: Any) -> nn.Module:
+    """Returns the network that `configs[name]` describes."""
+    network = component(kind or name).network.from_config(self.configs[name], dtype=self.dtype, **fields)
+    self.networks[name] = network
+    return network
+
+  def weights(self) -> Weights:
+    """Returns the weights; `load` draws them (`random_weights.random_params`)."""
+    def load(put: Callable[[Any], Array] | None = None) -> Params:
+      return {name: jax.tree.map(put or jax.device_put, random_params(network_shapes(network, self.dtype)))
+              for name, network in self.networks.items()}
+
+    return Weights(self.networks, self.dtype, load)
+
+
+def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
+               text: Callable[[Sequence[str]], Mapping[str, Array]] | None = None, sight: Sight | None = None,
+               camera_dim: int = 0, ray_dim: int = 0, vocabulary: frozenset[str] | None = None,
+               check_prompt: Callable[..., None] = accept_any_prompt) -> Prior:
+  """Returns the prior of a U-Net with cross-attention.
+
+  Args:
+    source: where its files come from.
+    space: the space in which it diffuses.
+    unet: linen module with the inputs of `UNet2DConditionModel`; its parameters are `params["unet"]`. Output channels
+      beyond those of x (a learned variance, arXiv:2102.09672) are dropped.
+    scheduler: content of a scheduler_config.json.
+    text: (prompts: n strings) -> {"text": [n, T, D]}; None for a prior that is conditioned on a photo.
+    sight: how the prior is conditioned on a photo; None for a prior that is conditioned on a prompt.
+    camera_dim, ray_dim, vocabulary, check_prompt: see `Prior`.
+  """
+  schedule, prediction_type = schedule_from_config(scheduler), prediction_type_from_config(scheduler)
+
+  def embed(prompts: Sequence[str]) -> Array:
+    if text is None:
+      raise ValueError(f"the prior {source.name!r} is told a picture, not words: use it with configs/image.py")
+    check_words(prompts, vocabulary)
+    return text(prompts)["text"]
+
+  def denoise(params: Params, z_t: Array, t: Array, cond: Cond) -> Array:
+    labels = _camera_features(cond, z_t.shape[0], camera_dim)
+    x = jnp.concatenate([z_t, cond["x"].astype(z_t.dtype)], axis=-1) if sight else z_t
+    prediction = unet.apply({"params": params["unet"]}, unet_input(x, labels, ray_dim), t, cond["text"], labels)
+    prediction = prediction[..., :z_t.shape[-1]].astype(z_t.dtype)
+    return EPS_FROM[prediction_type](schedule, z_t, t, prediction)
+
+  return Prior(source.name, space.image_size, space.x_shape, space.bound, schedule, prediction_type, embed,
+               space.encode, space.decode, denoise, source, sight, vocabulary, check_prompt, camera_dim, ray_dim)
+
+
+def unet_input(x: Array, camera: Array | None, ray_dim: int) -> Array:
+  """Appends the rays of the pixels to x [B, h, h, C] for a network that takes rays: [B, h, h, C + ray_dim].
+
+  Args:
+    x: z_t, perhaps with the photo's channels behind.
+    camera: [B, camera_dim] features; unused where ray_dim is 0.
+    ray_dim: channels of the rays; 0: x is returned as given.
+  """
+  if not ray_dim:
+    return x
+  rays = jax.vmap(lambda features: ray_features(features, x.shape[1]))(camera)
+  return jnp.concatenate([x, rays.astype(x.dtype)], axis=-1)
+
+
+def _camera_features(cond: Cond, batch: int, camera_dim: int) -> Array | None:
+  """Returns [B, camera_dim]; zeros (unknown) when cond has no camera; None for a prior without cameras."""
+  camera = cond.get("camera")
+  if not camera_dim:
+    if camera is not None:
+      raise ValueError("cond has a camera, but this prior can't be told one (camera_dim is 0)")
+    return None
+  return jnp.zeros((batch, camera_dim)) if camera is None else camera
+
+
+def check_words(prompts: Sequence[str], vocabulary: frozenset[str] | None) -> None:
+  """Raises ValueError when a prompt has a word outside the vocabulary; None accepts every word."""
+  if vocabulary is None:
+    return
+  for prompt in prompts:
+    unknown = sorted(set(re.findall(r"\w+", prompt.lower())) - vocabulary)
+    if unknown:
+      raise ValueError(f"the prior doesn't know {', '.join(map(repr, unknown))} in {prompt!r}; it knows: "
+                       f"{', '.join(sorted(vocabulary))}")
+
+
+def read_scheduler(source: Source) -> Config:
+  """Returns the content of the scheduler's config file."""
+  return read_json(source.folder / "scheduler" / "scheduler_config.json")
+
+
+def check_unet(folder: Path, unet: UNet2DConditionModel, space: Space, images: int = 1, camera_dim: int = 0,
+               ray_dim: int = 0) -> None:
+  """Raises CheckpointError when the U-Net does not fit the space and the conditions.
+
+  Args:
+    folder: the prior's folder, for the message.
+    unet: the network.
+    space: the space in which the prior diffuses.
+    images: how many x the network's input has: 1, or 2 with a photo's x behind z_t.
+    camera_dim, ray_dim: see `Prior`.
+  """
+  channels = space.x_shape[-1]
+  if unet.class_embed_type not in (None, "projection"):
+    raise CheckpointError(f"{folder}: the U-Net's class_embed_type={unet.class_embed_type!r} wants something beside "
+                          "noise level, text and camera; supported: null, 'projection' (of a camera)")
+  labels = unet.projection_class_embeddings_input_dim if unet.class_embed_type == "projection" else 0
+  check_facts(
+    folder,
+    ("ray_dim", ray_dim, RAY_DIM if ray_dim else 0),
+    ("camera_dim with rays", camera_dim, CAMERA_DIM if ray_dim else camera_dim),
+    ("the U-Net's in_channels", unet.in_channels, images * channels + ray_dim),
+    ("the side of x modulo what the U-Net halves it by", space.x_shape[0] % 2 ** (len(unet.block_out_channels) - 1), 0),
+    ("camera_dim", camera_dim, labels))
+  if unet.out_channels != 2 * channels:  # the second half is a learned variance
+    check_facts(folder, ("the U-Net's out_channels", unet.out_channels, channels))
+
+
+def check_text(folder: Path, unet: UNet2DConditionModel, text: TextEncoder) -> None:
+  """Raises CheckpointError when the text encoder's width is not the one that the U-Net attends to."""
+  check_facts(folder, ("the text encoder's width", text.shapes["text"][-1], unet.text_dim))
+
+
+def check_facts(folder: Path, *facts: tuple[str, Any, Any]) -> None:
+  """Raises CheckpointError for the first of the facts (name, value, expected value) whose values differ."""
+  for name, value, expected in facts:
+    if value != expected:
+      raise CheckpointError(f"{folder}: {name} is {value}, expected {expected}")
+
+
+def positive_integer(path: Path, key: str, value: Any) -> int:
+  """Returns `value`, or raises CheckpointError when `value` is no positive integer."""
+  if not isinstance(value, int) or value < 1:
+    raise CheckpointError(f"{path}: {key}={value!r} should be a positive integer")
+  return value

@@ -1,0 +1,168 @@
+"""Records of a prior: the prior itself, its weights, and the family that opens both."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+
+from sds_jax.priors.loading.checkpoint import abstract_params
+from sds_jax.priors.loading.hub import Files
+from sds_jax.priors.loading.source import Source
+from sds_jax.priors.sight import Sight
+from sds_jax.types import Array, DenoiseFn, EncodeFn, Params, Schedule
+
+Cond = Mapping[str, Array]
+"""Conditions of B images, leaves [B, ...]. Today's families have `text` [B, T, D], the tokens for cross-attention (of
+a prompt, or of a photo and a pose); perhaps `camera` [B, camera_dim] (zeros: unknown); and `x` [B, *x_shape] of the
+photo, for a prior that is conditioned on a photo (zeros: no photo)."""
+
+Config = Mapping[str, Any]
+"""The content of a config.json, scheduler_config.json or model_index.json."""
+
+
+class PromptError(ValueError):
+  """A prompt that the prior does not understand.
+
+  Attributes:
+    view_words: whether the prior understands the prompt, but not the view words that the job appends.
+  """
+
+  def __init__(self, message: str, view_words: bool = False):
+    super().__init__(message)
+    self.view_words = view_words
+
+
+def accept_any_prompt(prompt: str, view_words: bool = False) -> None:
+  """Accepts every prompt: the check of a prior that knows a natural language."""
+  del prompt, view_words
+
+
+@dataclasses.dataclass(frozen=True)
+class Prior:
+  """A frozen diffusion model of images, without its parameters.
+
+  Attributes:
+    name: the name, hub id or folder that the prior was opened by.
+    image_size: height and width of its images.
+    x_shape: shape of one x, the array that the prior diffuses.
+    x_bound: upper bound of |x| over all images; None for latents, which have no bound.
+    schedule: the noise schedule of its training.
+    prediction_type: output of its network: "epsilon", "v_prediction" or "sample" (`denoise` always returns eps).
+    embed: (prompts: n strings) -> [n, T, D] float32. Reads the text encoder from the prior's folder, or the embeddings
+      from the cache, so not for use under jit. Raises ValueError for a word outside the vocabulary; warns when a
+      prompt is cut.
+    encode: (params, image [B, H, H, 3] in [0, 1], key) -> x [B, *x_shape] float32; images of other sizes are resized.
+      A pixel-space prior uses neither params nor key; a latent prior consumes the key.
+    decode: (params, x [B, *x_shape]) -> image [B, image_size, image_size, 3] in [0, 1].
+    denoise: (params, z_t [B, *x_shape], t [B] integer, cond) -> eps_hat, shaped like z_t.
+    source: where its files come from.
+    sight: how the prior is conditioned on a photo, in which case `embed` raises ValueError; None: on a prompt.
+    vocabulary: the words that the prior knows, or None for a prior that knows a natural language.
+    check_prompt: (prompt, view_words=False) -> None. Raises PromptError for an object's description that the prior
+      does not understand. view_words: whether the job will append words for the view ("front view").
+    camera_dim: length of the camera features among its conditions; 0: the prior takes no camera.
+    ray_dim: channels of rays that `denoise` computes from the camera features and adds to the network's input; 0: none.
+  """
+  name: str
+  image_size: int
+  x_shape: tuple[int, ...]
+  x_bound: float | None
+  schedule: Schedule
+  prediction_type: str
+  embed: Callable[[Sequence[str]], Array]
+  encode: EncodeFn
+  decode: Callable[[Params, Array], Array]
+  denoise: DenoiseFn
+  source: Source
+  sight: Sight | None = None
+  vocabulary: frozenset[str] | None = None
+  check_prompt: Callable[..., None] = accept_any_prompt
+  camera_dim: int = 0
+  ray_dim: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """A prior's parameters before they are loaded.
+
+  Attributes:
+    networks: {name: linen module}, the networks of the parameters.
+    dtype: dtype of the parameters.
+    load: (put=jax.device_put) -> the parameters {name: tree}, read or drawn; each array goes through `put` as soon as
+      it exists, and the host keeps no copy.
+  """
+  networks: Mapping[str, nn.Module]
+  dtype: Any
+  load: Callable[..., Params]
+
+  @property
+  def shapes(self) -> Params:
+    """Returns the tree of `jax.ShapeDtypeStruct`; allocates nothing."""
+    return {name: network_shapes(network, self.dtype) for name, network in self.networks.items()}
+
+
+def network_shapes(network: nn.Module, dtype: Any) -> Params:
+  """Returns the tree of a network's parameters in `dtype`, as `jax.ShapeDtypeStruct`."""
+  flat = abstract_params(network)
+  return traverse_util.unflatten_dict({path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in flat.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """The caller's choices in opening a prior.
+
+  Attributes:
+    dtype: of parameters and of the networks' activations; inputs and outputs of `Prior`'s functions are float32.
+    any_words: whether a prior with a vocabulary accepts prompts with other words.
+    vae_remat: whether the gradient through the VAE's encoder recomputes the inside of its blocks: less memory, slower.
+  """
+  dtype: Any = jnp.float32
+  any_words: bool = False
+  vae_remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+  """A published prior.
+
+  Attributes:
+    repos: repositories on the hub with the same weights, the likeliest first.
+    configs: {component: content of its config.json} of its networks by `checkpoint.COMPONENTS`' names, and `scheduler`.
+  """
+  repos: tuple[str, ...]
+  configs: Mapping[str, Config]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """A kind of prior: how its folders are recognised, which files they have, and how they are opened.
+
+  Attributes:
+    name: for messages.
+    layout: the folders that `matches` accepts, for the error that lists the supported ones.
+    matches: (model_index.json) -> whether a folder is of this family. At most one family matches a folder.
+    files: (model_index.json) -> the files that `open` and the text encoder read.
+    open: (source, model_index.json, options) -> the prior and its weights; reads no weights. Raises CheckpointError
+      when a file is missing or damaged, or when parts do not fit each other; ValueError for unsupported settings.
+    random: (source, configs, options) -> a prior of a published prior's shapes with random weights; reads no file.
+      None: the family has no published shapes.
+    published: {name: published prior}.
+    shipped: {name: folder below `sds_jax`} of the priors in this package.
+    takes_photo: whether the priors are conditioned on a photo and a pose in place of a prompt.
+    small: whether the priors are of ShapeWorld's size, for which training has settings of its own.
+  """
+  name: str
+  layout: str
+  matches: Callable[[Config], bool]
+  files: Callable[[Config], Files]
+  open: Callable[[Source, Config, Options], tuple[Prior, Weights]]
+  random: Callable[[Source, Mapping[str, Config], Options], tuple[Prior, Weights]] | None = None
+  published: Mapping[str, Published] = dataclasses.field(default_factory=dict)
+  shipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  takes_photo: bool = False
+  small: bool = False

@@ -1,0 +1,157 @@
+"""Names of priors, and where their files are: in the package, in a folder, or on the Hugging Face hub.
+
+A published prior is looked up in several repositories, since such repositories move and vanish. A complete copy in the
+local cache is taken without a connection; else the needed files, and no others, are fetched.
+"""
+from __future__ import annotations
+
+from importlib import resources
+import os
+from pathlib import Path
+import re
+from typing import Any
+
+from sds_jax.priors import families
+from sds_jax.priors.families import family_of, family_of_published, family_of_shipped
+from sds_jax.priors.families.zero123 import is_stable_zero123 as is_stable_zero123
+from sds_jax.priors.loading.files import CheckpointError, read_json
+from sds_jax.priors.loading.hub import INDEX, Hub, Unavailable, choose_files, default_hub, missing_files
+from sds_jax.priors.loading.source import Source as Source
+
+HUB_IDS: dict[str, tuple[str, ...]] = {
+  name: prior.repos for family in families.FAMILIES for name, prior in family.published.items()}
+"""Names of published priors -> repositories with the same weights, the likeliest first."""
+
+SHIPPED: dict[str, str] = {name: folder for family in families.FAMILIES for name, folder in family.shipped.items()}
+"""Names of the priors in this package -> their folders below `sds_jax`."""
+
+SHIPPED_VIEWS = "shapeworld-views"
+"""The prior in this package that is conditioned on a photo."""
+
+_HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+def shipped_folder(name: str = "shapeworld") -> Path:
+  """Returns the folder of a prior in this package."""
+  return Path(str(resources.files("sds_jax"))) / SHIPPED[name]
+
+
+def is_name(word: str) -> bool:
+  """Returns whether a word can name a prior: in this package, published, on the hub, or an existing folder."""
+  return word in SHIPPED or word in HUB_IDS or "/" in word or Path(os.path.expanduser(word)).is_dir()
+
+
+def is_small(name: str) -> bool:
+  """Returns whether a prior is of ShapeWorld's size, before any file is fetched.
+
+  Args:
+    name: a name, a hub id (False) or a folder.
+
+  Raises:
+    CheckpointError: the folder's model_index.json cannot be read.
+  """
+  if name in SHIPPED:
+    return family_of_shipped(name).small
+  index = Path(os.path.expanduser(name)) / INDEX
+  if not index.is_file():
+    return False
+  content = read_json(index)
+  return any(family.small and family.matches(content) for family in families.FAMILIES)
+
+
+def takes_pictures(name: str) -> bool | None:
+  """Returns whether a prior is conditioned on a photo, before any file is fetched; None: only its files can tell."""
+  listed = next((listed for listed, repos in HUB_IDS.items() if name in repos), name)
+  family = family_of_shipped(name) or family_of_published(listed)
+  return family.takes_photo if family else None
+
+
+def published_names(pictures: bool) -> list[str]:
+  """Returns the names in HUB_IDS of priors that are conditioned on a photo, or of those conditioned on a prompt."""
+  return [name for name in HUB_IDS if takes_pictures(name) == pictures]
+
+
+def find(name: str, dtype: Any, hub: Hub | None = None) -> Source:
+  """Returns the source of a prior, and downloads its files where they are missing.
+
+  Args:
+    name: a name in SHIPPED, a folder, a name in HUB_IDS, or a hub id.
+    dtype: of the weights that are wanted; for 16 bits, files of 16 bits are preferred.
+    hub: the model hub and its local cache (None: those of huggingface_hub, with its environment variables).
+
+  Raises:
+    CheckpointError: the prior does not exist or cannot be downloaded; one line names the reason and the remedy.
+  """
+  try:
+    folder = shipped_folder(name) if name in SHIPPED else Path(name).expanduser()
+  except RuntimeError as error:  # "~somebody" whom this machine doesn't know
+    raise CheckpointError(f"the prior {name!r}: {error}") from error
+  if folder.is_dir():
+    return _describe(name, folder)
+  if name in SHIPPED:
+    raise CheckpointError(f"the prior {name!r} is not in this installation: {folder} does not exist")
+  match = _HUB_ID.fullmatch(name)
+  if name not in HUB_IDS and not match:
+    raise CheckpointError(f"the prior {name!r} is neither a name ({', '.join(map(repr, [*SHIPPED, *HUB_IDS]))}) "
+                          "nor a folder that exists nor a hub id ('owner/name')")
+  repos = HUB_IDS.get(name) or (match["repo"],)
+  revision = match["revision"] if match and match["revision"] else "main"
+  return _from_hub(name, repos, revision, dtype, hub or default_hub())
+
+
+def _from_hub(name: str, repos: tuple[str, ...], revision: str, dtype: Any, hub: Hub) -> Source:
+  """Returns the first of `repos` with a complete copy in the cache; else the first that can be fetched."""
+  lacking: dict[str, list[str]] = {}
+  for repo in repos:
+    folder = hub.cached(repo, revision)
+    if folder:
+      lacking[repo] = missing(folder)
+      if not lacking[repo]:
+        return Source(name, folder, repo, folder.name)
+  problems = []
+  for repo in repos:
+    try:
+      folder = _fetch(repo, revision, dtype, hub)
+      return Source(name, folder, repo, folder.name)
+    except (Unavailable, CheckpointError) as error:
+      files = lacking.get(repo, [])[:3]
+      where = f" in {hub.cached(repo, revision)}"
+      also = f" (of an earlier download {', '.join(files)} is missing{where})" if files else ""
+      problems.append(f"{repo}: {error}{also}")
+      if isinstance(error, Unavailable) and error.everywhere:
+        break
+  here = "" if name in HUB_IDS else f"there is no folder {name!r} here, and from the hub "
+  raise CheckpointError(f"the prior {name!r} can't be had: {here}{'; '.join(problems)}. A folder of it that you have "
+                        "can be named instead: --config.prior.path=FOLDER")
+
+
+def _fetch(repo: str, revision: str, dtype: Any, hub: Hub) -> Path:
+  """Downloads the files that the repository's family reads; returns their folder."""
+  names = hub.list_files(repo, revision)
+  if INDEX not in names:
+    raise Unavailable(f"it is no model in diffusers' format: there is no {INDEX}")
+  folder = hub.fetch(repo, revision, [INDEX])  # says which family, and so which files
+  index = read_json(folder / INDEX)
+  chosen = choose_files(names, family_of(folder, index).files(index), dtype)
+  print(f"fetching {len(chosen)} files of {repo} ...", flush=True)
+  folder = hub.fetch(repo, revision, chosen)
+  lacking = missing(folder)
+  if lacking:
+    raise Unavailable(f"the download left out {', '.join(lacking)}; run it again")
+  return folder
+
+
+def missing(folder: Path) -> list[str]:
+  """Returns the files that a folder lacks (`hub.missing_files`)."""
+  if not (folder / INDEX).is_file():
+    return [INDEX]
+  index = read_json(folder / INDEX)
+  return missing_files(folder, index, family_of(folder, index).files(index))
+
+
+def _describe(name: str, folder: Path) -> Source:
+  """Returns the source of a folder; with repository and commit, when the folder is in a hub cache."""
+  if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+    repo = folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+    return Source(name, folder, repo, folder.name)
+  return Source(name, folder)
