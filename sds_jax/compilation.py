@@ -1,4 +1,4 @@
-"""How programs are compiled and run: XLA's persistent cache, options that suit a U-Net on CPUs, memory kept."""
+"""How programs are compiled and run: XLA's persistent cache, compiler options for U-Nets on CPUs, freed memory."""
 from __future__ import annotations
 
 import ctypes
@@ -12,10 +12,8 @@ import jaxlib
 
 
 def cache_folder() -> Path:
-  """`$XDG_CACHE_HOME/sds_jax/...`, its name made of jaxlib's version, the backend and the processor.
-
-  An executable from another jaxlib or another kind of processor would be rejected, or worse, run.
-  """
+  """Returns `$XDG_CACHE_HOME/sds_jax/xla-<jaxlib version>-<backend>-<digest of the processor>`."""
+  # An executable from another jaxlib or another kind of processor would be rejected, or worse, run.
   base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
   try:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -27,35 +25,42 @@ def cache_folder() -> Path:
 
 
 def prepare() -> None:
-  """What the commands do before they compile (the benchmark has a cache of its own): `use_cache`, `keep_memory`."""
+  """Calls `use_cache` and `keep_memory`; every command does so before compiling.
+
+  The benchmark skips `use_cache`, because the benchmark has a cache folder of its own.
+  """
   use_cache()
   keep_memory()
 
 
 def use_cache() -> None:
-  """Turn the cache on, unless the user has set JAX_COMPILATION_CACHE_DIR or its folder cannot be made."""
+  """Turns on XLA's persistent cache.
+
+  Does nothing when the user has set JAX_COMPILATION_CACHE_DIR or the cache folder cannot be made.
+  """
   if jax.config.jax_compilation_cache_dir:
     return
   try:
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-  except (OSError, RuntimeError):  # the latter where nobody knows of a home
+  except (OSError, RuntimeError):  # Path.home raises RuntimeError where the user has no home folder
     return
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def keep_memory() -> None:
-  """On CPUs: what one step frees stays in the process for the next one (`disable_malloc_trim`)."""
+  """Keeps memory freed by a step in the process for the next step. CPUs only."""
   if jax.default_backend() == "cpu":
     disable_malloc_trim()
 
 
 def disable_malloc_trim() -> None:
-  """Tells glibc not to give freed memory back to the kernel; without effect on other C libraries.
+  """Tells glibc to keep freed memory; has no effect on other C libraries.
 
-  By default large buffers go back at once and are faulted in again, page by page: in 150 default steps 1.4 million page
-  faults instead of 0.3 million, and on two cores 98 ms a step instead of 51 (the best of each).
+  By default glibc returns large buffers to the kernel at once, and every reuse faults the pages in again: 150 default
+  steps cause 1.4 million page faults instead of 0.3 million, and a step takes 98 ms instead of 51 ms on two cores
+  (the best of each).
   """
   if platform.libc_ver()[0] != "glibc":
     return
@@ -65,15 +70,16 @@ def disable_malloc_trim() -> None:
 
 
 def unet_options() -> dict[str, str] | None:
-  """Options for `jax.jit(..., compiler_options=...)` of a program that runs a U-Net; None where there are none.
+  """Returns `compiler_options` for a `jax.jit` of a program with a U-Net, or None.
 
-  On CPUs XLA hands convolutions to YNNPACK; on maps as small as a U-Net's Eigen is faster: on two cores four images
-  through the shipped U-Net took 31 ms instead of 46, the default step 160 ms instead of 192. An XLA that does not know
-  the option is left alone.
+  On CPUs XLA hands convolutions to YNNPACK by default. Eigen is faster on maps as small as those of a U-Net: on two
+  cores four images through the shipped U-Net took 31 ms instead of 46 ms, and the default step 160 ms instead of
+  192 ms. Returns None on other backends and for an XLA without the option.
   """
   if jax.default_backend() != "cpu":
     return None
   options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+  # XLA checks option names only when compiling, so compile an empty program.
   try:
     jax.jit(lambda: 0, compiler_options=options).lower().compile()
   except (RuntimeError, ValueError):

@@ -1,7 +1,7 @@
-"""Several processes, one job: starting it, who writes, and what all of them have to agree on.
+"""Several processes in one run: starting them, sharing results, stopping together.
 
-Every process runs the same command. Process 0 alone writes and prints; what it reads of the run's own folder it tells
-the others, so they need not see that folder. With one process all of this costs nothing.
+Every process runs the same command. Process 0 alone writes, prints and reads the run's folder, and broadcasts the
+results; other processes need no access to the folder. With one process every function here is free.
 """
 from __future__ import annotations
 
@@ -16,69 +16,73 @@ from jax.experimental import multihost_utils
 
 T = TypeVar("T")
 WAIT_S = 120
-"""How long the processes wait for each other at the start."""
+"""Seconds for which a process waits for the others at the start."""
 
 
 class HostError(RuntimeError):
-  """Processes that cannot work together; the message is one line that says why."""
+  """Processes that cannot work together; the message is one line with the reason."""
 
 
 def has_launcher(environment: Mapping[str, str] = os.environ) -> bool:
-  """Whether this process is one of several of Slurm (srun), Open MPI (mpirun) or a TPU slice that says so."""
+  """Returns whether Slurm (srun), Open MPI (mpirun) or a TPU slice started several processes."""
+  # Within an allocation but outside srun Slurm sets SLURM_NTASKS, too; only srun sets SLURM_STEP_NODELIST.
   counts = [environment.get("SLURM_STEP_NUM_TASKS", "1") if "SLURM_STEP_NODELIST" in environment else "1",
             environment.get("OMPI_COMM_WORLD_SIZE", "1")]
   workers = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
   return any(count.isdigit() and int(count) > 1 for count in counts) or len(workers) > 1
 
 
-def start(coordinator: str | None = None, processes: int | None = None, number: int | None = None,
+def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None,
           always: bool = False) -> None:
-  """Join the other processes, if there are any. To be called before anything touches a device.
+  """Joins the other processes, if any. Must be called before anything touches a device.
 
   Args:
-    coordinator: "host:port" of process 0, told to all; with `processes`, how many there are, and `number`, which one
-      this is. None: what Slurm, Open MPI or the TPU slice say.
-    always: ask them even where nothing in the environment says that there are others (a TPU slice on Google Cloud).
+    coordinator: "host:port" of process 0; None for the values of Slurm, Open MPI or the TPU slice. Give
+      `num_processes` and `process_id` along with a coordinator.
+    num_processes: number of processes in the run.
+    process_id: number of this process, from 0 on.
+    always: look for other processes even without a launcher in the environment (a TPU slice on Google Cloud).
 
   Raises:
-    HostError: the three do not go together, or nobody says who the others are. (Where the others do not come within
-      WAIT_S, JAX ends the process.)
+    HostError: the three values contradict each other, or no value names the other processes. (When the other
+      processes do not connect within WAIT_S, JAX ends the process.)
   """
-  given = (coordinator, processes, number)
+  given = (coordinator, num_processes, process_id)
   if any(value is not None for value in given):
-    if any(value is None for value in given) or not 0 <= number < processes or ":" not in coordinator:
-      raise HostError(f"--coordinator={coordinator}, --num_processes={processes} and --process_id={number} go "
-                      "together: HOST:PORT of process 0, how many processes there are, and which of them this is, "
-                      "from 0 on")
+    if any(value is None for value in given) or not 0 <= process_id < num_processes or ":" not in coordinator:
+      raise HostError(f"--coordinator={coordinator}, --num_processes={num_processes} and --process_id={process_id} "
+                      "must be given together: HOST:PORT of process 0, the number of processes, and the number of "
+                      "this process, from 0 to num_processes - 1")
   elif not (always or has_launcher()):
     return
   try:
-    jax.distributed.initialize(coordinator, processes, number, initialization_timeout=WAIT_S)
+    jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=WAIT_S)
   except (ValueError, RuntimeError) as error:
-    raise HostError(f"the processes cannot find each other ({str(error).splitlines()[0]}); say who they are with "
+    raise HostError(f"the processes cannot find each other ({str(error).splitlines()[0]}); name them with "
                     "--coordinator=HOST:PORT --num_processes=N --process_id=I") from error
 
 
 def is_first() -> bool:
-  """Whether this process is the one that writes and prints."""
+  """Returns whether this process is process 0, which writes and prints."""
   return jax.process_index() == 0
 
 
 def any_process(flag: bool) -> bool:
-  """Whether the flag is up in any process; all of them have to ask."""
+  """Returns whether the flag is true in any process. Every process must call."""
   if jax.process_count() == 1:
     return flag
   return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def raise_on_all(problem: Exception | None) -> None:
-  """Raises `problem`, or where another process has one a HostError: none goes on alone and waits for ever."""
+  """Raises `problem`, or a HostError when only another process has a problem."""
+  # A process that carried on alone would wait for ever in the next collective.
   if any_process(problem is not None):
-    raise problem or HostError("another process had to stop; its message says why")
+    raise problem or HostError("another process had to stop; the message of that process says why")
 
 
 def run_on_all(function: Callable[[], T]) -> T:
-  """What the function gives, of which any process may despair: then all stop, with its message in that process."""
+  """Calls `function` in every process; if any raises, all raise."""
   result, problem = None, None
   try:
     result = function()
@@ -89,31 +93,39 @@ def run_on_all(function: Callable[[], T]) -> T:
 
 
 def broadcast(tree: Any) -> Any:
-  """Process 0's numbers in every process: a tree of arrays, alike in structure, shapes and dtypes everywhere."""
-  if jax.process_count() == 1:
-    return tree
-  told = multihost_utils.broadcast_one_to_all(jax.tree.map(np.asarray, tree))
-  return jax.tree.map(lambda leaf, like: np.asarray(leaf).astype(like.dtype), told, tree)
-
-
-def broadcast_result(like: Any, find: Callable[[], Any]) -> Any:
-  """What `find` gives in process 0, which alone calls it, in every process; where it despairs, all stop.
+  """Returns process 0's arrays in every process.
 
   Args:
-    like: a tree of the same structure, shapes and dtypes (`jax.ShapeDtypeStruct` will do).
+    tree: arrays; structure, shapes and dtypes must agree in all processes.
   """
-  found, problem = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like), None
+  if jax.process_count() == 1:
+    return tree
+  values = multihost_utils.broadcast_one_to_all(jax.tree.map(np.asarray, tree))
+  # The broadcast runs on devices, where 64-bit leaves become 32-bit ones unless jax_enable_x64 is set.
+  return jax.tree.map(lambda leaf, like: np.asarray(leaf).astype(like.dtype), values, tree)
+
+
+def broadcast_result(like: Any, function: Callable[[], Any]) -> Any:
+  """Calls `function` in process 0 and returns the result in every process.
+
+  Args:
+    like: a tree of the result's structure, shapes and dtypes (`jax.ShapeDtypeStruct` will do).
+    function: may raise ValueError or OSError; then all processes raise.
+  """
+  # Every process must enter the broadcast with a tree of the same shapes.
+  result, problem = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like), None
   if is_first():
     try:
-      found = find()
+      result = function()
     except (ValueError, OSError) as error:
       problem = error
   raise_on_all(problem)
-  return broadcast(found)
+  return broadcast(result)
 
 
 def exit_now(status: int) -> None:
-  """End a process of several at once: the others would be waited for, and they wait for this one."""
+  """Ends this process at once when the run has several."""
+  # A regular exit waits for the other processes, which wait for this one.
   if jax.distributed.is_initialized():
     sys.stdout.flush()
     sys.stderr.flush()
@@ -121,7 +133,7 @@ def exit_now(status: int) -> None:
 
 
 def shut_down() -> bool:
-  """Part from the others, all at the same time: whether this is process 0, which does alone what is left to do."""
+  """Disconnects all processes at the same time; returns whether this process is process 0."""
   first = is_first()
   if jax.process_count() > 1:
     jax.distributed.shutdown()

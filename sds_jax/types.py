@@ -1,13 +1,13 @@
-"""The data that passes between the rooms, and the functions that plug into them.
+"""Shared data types and function signatures.
 
-Everything here is a frozen pytree (arrays as leaves) or a callable alias. Shape letters used in the whole package:
+Every type here is a frozen pytree (arrays as leaves) or a callable alias. Shape letters used in the whole package:
 
   B  images (views) in a batch        R  rays             N  points
   H, W  image height and width        S  samples on a ray  C  channels
 
-World: right-handed, z up, the object inside the unit ball, its front facing +x. A camera at azimuth 0 stands on the
-+x side and so looks at the front; azimuth grows counter-clockwise seen from above; angles are radians.
-Images are float32 NHWC in [0, 1]; what a prior sees is in [-1, 1].
+World: right-handed, z up, the object inside the unit ball, the object's front facing +x. A camera at azimuth 0 is on
+the +x side and so shows the front; azimuth grows counter-clockwise seen from above; angles are radians.
+Images are float32 NHWC in [0, 1]; a prior's inputs are in [-1, 1].
 """
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ DenoiseFn: TypeAlias = Callable[[Params, Array, Array, Any], Array]
 """(params, z_t [B, ...], t [B] integer index, cond pytree) -> eps_hat [B, ...], the predicted noise."""
 
 EncodeFn: TypeAlias = Callable[[Params, Array, Array], Array]
-"""(params, image [B, H, W, 3] in [0, 1], key) -> x [B, ...], the space in which the prior diffuses."""
+"""(params, image [B, H, W, 3] in [0, 1], key) -> x [B, ...] in the prior's diffusion space."""
 
 FieldFn: TypeAlias = Callable[[Params, Array], "FieldOutput"]
 """(params, points [N, 3] in world units) -> FieldOutput."""
 
 GeneratorFn: TypeAlias = Callable[[Params, Array], Array]
-"""(params, key) -> image; anything differentiable in its parameters."""
+"""(params, key) -> image; differentiable in the parameters."""
 
 
 @flax.struct.dataclass
@@ -39,9 +39,9 @@ class Camera:
 
   Attributes:
     position: [3], world units.
-    rotation: [3, 3], orthonormal; its columns are the camera's right, up and backward axes in the world (the camera
-      looks along minus the third column).
-    focal: [], focal length divided by the image height (so 0.5 / tan(fov_y / 2)).
+    rotation: [3, 3], orthonormal; the columns are the camera's right, up and backward axes in the world (the line of
+      sight is minus the third column).
+    focal: [], focal length divided by the image height, 0.5 / tan(fov_y / 2).
   """
   position: Array
   rotation: Array
@@ -57,21 +57,21 @@ class Rays:
 
 @flax.struct.dataclass
 class FieldOutput:
-  """What a field says of points: density [N] >= 0 (per world unit) and albedo [N, 3] in [0, 1]."""
+  """A field's values at points: density [N] >= 0 (per world unit) and albedo [N, 3] in [0, 1]."""
   density: Array
   albedo: Array
 
 
 @flax.struct.dataclass
 class RenderOutput:
-  """What a renderer says of rays, for leading axes [...] (flat rays, or an image's H, W).
+  """A renderer's values for rays, with leading axes [...] (flat rays, or an image's H, W).
 
   Attributes:
     rgb: [..., 3] in [0, 1], composited over the background.
     opacity: [...] in [0, 1], the sum of the weights.
-    depth: [...], world units; expected distance along the ray of what was hit (0 where nothing was).
-    normals: [..., 3], weighted sum of outward unit normals (zeros when they were not asked for).
-    orientation: [...], sum_i stop_gradient(w_i) max(0, n_i . v)^2, the paper's penalty on back-facing normals.
+    depth: [...], world units; expected distance along the ray of the visible surface (0 where the ray hits nothing).
+    normals: [..., 3], weighted sum of outward unit normals (zeros when RenderOptions.normals is "none").
+    orientation: [...], sum_i stop_gradient(w_i) max(0, n_i . v)^2, DreamFusion's penalty on back-facing normals.
   """
   rgb: Array
   opacity: Array
