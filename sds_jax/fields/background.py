@@ -1,4 +1,4 @@
-"""What is behind the object: a colour for every ray."""
+"""Backgrounds behind the object: a colour for every ray."""
 from __future__ import annotations
 
 import dataclasses
@@ -14,23 +14,36 @@ from sds_jax.types import Array, Params
 
 @dataclasses.dataclass(frozen=True)
 class Background:
-  """Two functions: init(key) -> params, and apply(params, key, directions [R, 3] of one view) -> colours [R, 3].
+  """A background as two functions.
 
-  `key` is the view's own; "plain" consumes it, and so does one that is at times replaced by a random colour.
+  Attributes:
+    init: key -> params.
+    apply: (params, key, directions [R, 3] of one view) -> colours [R, 3]. The key is the view's key; `plain` and
+      `with_random_colour` consume the key, the other backgrounds ignore the key.
   """
   init: Callable[[Array], Params]
   apply: Callable[[Params, Array, Array], Array]
 
 
 def plain_colour(key: Array) -> Array:
-  """A random nearly grey colour [3]: U(0.35, 1) plus a tint U(-0.08, 0.08) of each channel, clipped to [0, 1]."""
+  """Draws a nearly grey colour [3].
+
+  U(0.35, 1) for the grey plus a tint U(-0.08, 0.08) for each channel, clipped to [0, 1]. Consumes `key`.
+  """
   key_grey, key_tint = jax.random.split(key)
   grey = jax.random.uniform(key_grey, minval=0.35, maxval=1.0)
   return jnp.clip(grey + jax.random.uniform(key_tint, (3,), minval=-0.08, maxval=0.08), 0.0, 1.0)
 
 
 class DirectionMLP(nn.Module):
-  """DreamFusion's environment map: a small MLP of the encoded ray direction [R, 3], giving colours [R, 3] in [0, 1]."""
+  """DreamFusion's environment map: a small MLP of the encoded ray direction.
+
+  Directions [R, 3] -> colours [R, 3] in [0, 1].
+
+  Attributes:
+    hidden, depth: width and number of the hidden layers.
+    num_octaves: frequencies 2^l, l < num_octaves, of the positional encoding.
+  """
   hidden: int = 32
   depth: int = 1
   num_octaves: int = 3
@@ -44,13 +57,13 @@ class DirectionMLP(nn.Module):
 
 
 class HarmonicMLP(nn.Module):
-  """An environment map as instant-ngp's followers have it: spherical harmonics of the ray direction and a small MLP.
+  """An environment map of instant-ngp's kind: a small MLP of the ray direction's spherical harmonics.
 
   Directions [R, 3] -> colours [R, 3] in [0, 1].
 
   Attributes:
-    degree: of the encoding, which has degree^2 values (threestudio 3, DreamFusionAcc 4).
-    hidden, depth: size of the hidden layers and their number (threestudio 16 and 2, DreamFusionAcc 16 and 1).
+    degree: number of bands of the encoding, degree^2 values (threestudio 3, DreamFusionAcc 4).
+    hidden, depth: width and number of the hidden layers (threestudio 16 and 2, DreamFusionAcc 16 and 1).
   """
   degree: int = 3
   hidden: int = 16
@@ -65,41 +78,45 @@ class HarmonicMLP(nn.Module):
 
 
 def white() -> Background:
-  """White everywhere."""
+  """Returns a white background without parameters."""
   return Background(lambda key: {}, lambda params, key, directions: jnp.ones_like(directions))
 
 
 def plain() -> Background:
-  """One `plain_colour` a view, so that the object cannot hide in it nor paint it."""
+  """Returns a background with a random `plain_colour` for each view.
+
+  The colour changes with every view, so the object can neither hide in the background nor draw on the background.
+  """
   return Background(
     lambda key: {}, lambda params, key, directions: jnp.broadcast_to(plain_colour(key)[None], directions.shape))
 
 
 def mlp(**options) -> Background:
-  """`DirectionMLP` with these attributes, learnt with the object."""
-  return _learnt(DirectionMLP(**options))
+  """Returns a learnt `DirectionMLP` background; `options` are the module's attributes."""
+  return _from_network(DirectionMLP(**options))
 
 
 def harmonics(**options) -> Background:
-  """`HarmonicMLP` with these attributes, learnt with the object."""
-  return _learnt(HarmonicMLP(**options))
+  """Returns a learnt `HarmonicMLP` background; `options` are the module's attributes."""
+  return _from_network(HarmonicMLP(**options))
 
 
-def _learnt(network: nn.Module) -> Background:
+def _from_network(network: nn.Module) -> Background:
   return Background(
     lambda key: network.init(key, jnp.zeros((1, 3)))["params"],
     lambda params, key, directions: network.apply({"params": params}, directions))
 
 
-def at_times_random(background: Background, probability: float) -> Background:
-  """The same background, but with this probability a view has one colour, uniform in [0, 1]^3, instead (threestudio).
+def with_random_colour(background: Background, probability: float) -> Background:
+  """Replaces the background of a view by a random colour with this probability.
 
-  A learnt background that is sometimes not there can't stand in for the object.
+  As in threestudio. The colour is uniform in [0, 1]^3. A learnt background that is missing in some views cannot stand in for the object.
   """
   def apply(params: Params, key: Array, directions: Array) -> Array:
-    key_whether, key_colour = jax.random.split(key)
+    key_replace, key_colour = jax.random.split(key)
     colour = jnp.broadcast_to(jax.random.uniform(key_colour, (1, 3)), directions.shape)
-    return jnp.where(jax.random.bernoulli(key_whether, probability), colour,
+    # Both sides are computed: the network is small, and a branch would not stay a branch under vmap.
+    return jnp.where(jax.random.bernoulli(key_replace, probability), colour,
                      background.apply(params, key, directions))
 
   return Background(background.init, apply)
@@ -108,21 +125,21 @@ def at_times_random(background: Background, probability: float) -> Background:
 BACKGROUNDS: dict[str, Callable[..., Background]] = {
   "plain": plain, "white": white, "mlp": mlp, "harmonics": harmonics}
 LEARNT = ("mlp", "harmonics")
-"""Those of BACKGROUNDS that have parameters."""
+"""The names in BACKGROUNDS whose background has parameters."""
 
 
 def make_background(name: str, random_colour: float = 0.0, **options) -> Background:
-  """A background by its name in BACKGROUNDS.
+  """Builds a background by name.
 
   Args:
     name: key of BACKGROUNDS.
-    random_colour: probability that a view has one random colour instead (`at_times_random`).
-    **options: attributes of the network of a learnt one.
+    random_colour: probability of one random colour for a whole view (`with_random_colour`).
+    **options: attributes of the network, for a name in LEARNT.
 
   Raises:
-    ValueError: the name is unknown.
+    ValueError: `name` is not in BACKGROUNDS.
   """
   if name not in BACKGROUNDS:
     raise ValueError(f"unknown background {name!r}; known: {', '.join(sorted(BACKGROUNDS))}")
   background = BACKGROUNDS[name](**options)
-  return at_times_random(background, random_colour) if random_colour else background
+  return with_random_colour(background, random_colour) if random_colour else background

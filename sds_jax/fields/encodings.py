@@ -11,33 +11,37 @@ from sds_jax.types import Array
 
 
 def positional_encoding(points: Array, num_octaves: int, base: float = math.pi, identity: bool = True) -> Array:
-  """sin and cos of base 2^l x for l < num_octaves: [N, 3] -> [N, 3 * (identity + 2 num_octaves)].
+  """Returns sin and cos of base 2^l x for l < num_octaves.
 
-  Order: the point itself (where `identity`), then for each octave the sines of x, y, z and their cosines.
+  [N, 3] -> [N, 3 * (identity + 2 num_octaves)], in the order: the point (if `identity`), then for each octave the
+  sines of x, y, z and the cosines of x, y, z.
   """
   return integrated_positional_encoding(points, jnp.zeros((), points.dtype), num_octaves, base, identity)
 
 
 def integrated_positional_encoding(points: Array, variance: Array, num_octaves: int, base: float = math.pi,
                                    identity: bool = True) -> Array:
-  """The mean of the positional encoding over Gaussians N(point, variance I): mip-NeRF, eq. 13-14.
+  """Returns the mean positional encoding of Gaussians N(point, variance I); mip-NeRF, eq. 13-14.
 
-  E[sin(w x)] = sin(w mean) exp(-w^2 variance / 2), so an octave fades out once it varies within the Gaussian.
+  E[sin(w x)] = sin(w mean) exp(-w^2 variance / 2): an octave fades out once the octave varies within the Gaussian.
 
   Args:
     points: [N, D] means, world units.
     variance: [] or [N], world units squared.
-    num_octaves: how many frequencies base 2^l, l = 0, 1, ...
-    base: lowest angular frequency.
-    identity: whether the mean itself comes first.
+    num_octaves: number of frequencies base 2^l, l = 0, 1, ...
+    base: lowest angular frequency, radians per world unit.
+    identity: whether the means are part of the encoding (in front).
 
   Returns:
     [N, D * (identity + 2 num_octaves)].
   """
   dims = points.shape[-1]
+  # Frequencies are NumPy constants; only the points and the variance are traced.
   frequency = np.repeat(base * 2.0**np.arange(num_octaves), 2 * dims)
   phase = np.tile(np.repeat([0.0, 0.5], dims), num_octaves)  # cos a = sin(a + pi / 2)
   to_half_turns = np.tile(np.eye(dims), 2 * num_octaves) * frequency[None] / math.pi
+  # Phases in half turns, for sin_pi. One product makes all octaves; a TF32 or bfloat16 product would lose the phase of
+  # the highest octaves, hence HIGHEST.
   half_turns = jnp.dot(points, jnp.asarray(to_half_turns, points.dtype), precision=jax.lax.Precision.HIGHEST)
   damping = jnp.exp(jnp.asarray(-0.5 * frequency**2, points.dtype)[None] * jnp.reshape(variance, (-1, 1)))
   waves = sin_pi(half_turns + jnp.asarray(phase, points.dtype)[None]) * damping
@@ -45,31 +49,33 @@ def integrated_positional_encoding(points: Array, variance: Array, num_octaves: 
 
 
 def sin_pi(z: Array) -> Array:
-  """sin(pi z), elementwise: the nearest half turn is taken off, then the Taylor series to z^11 (error below 1e-7).
+  """Computes sin(pi z) elementwise, with an error below 1e-7.
 
-  Ten times as fast on CPU as `jnp.sin`, which took half the time of a small field: XLA computes that one by scalar
-  code with a path for huge arguments.
+  Subtracts the nearest half turn and evaluates the Taylor series up to z^11. On CPUs ten times as fast as `jnp.sin`,
+  which took half the time of a small field: XLA compiles `jnp.sin` to scalar code with a path for huge arguments.
   """
   turn = jnp.round(z)
   r = z - turn
-  series = jnp.zeros_like(r)
+  series = jnp.zeros_like(r)  # by Horner's scheme in r^2
   for k in reversed(range(6)):
     series = (-1)**k * math.pi**(2 * k + 1) / math.factorial(2 * k + 1) + r * r * series
-  odd = turn - 2 * jnp.floor(turn / 2)
+  odd = turn - 2 * jnp.floor(turn / 2)  # sin(pi (r + turn)) = (-1)^turn sin(pi r)
   return (1 - 2 * odd) * r * series
 
 
 def spherical_harmonics(directions: Array, degree: int) -> Array:
-  """Real spherical harmonics of all bands below `degree` (1 to 4) of unit vectors: [N, 3] -> [N, degree^2].
+  """Returns the real spherical harmonics of unit vectors: [N, 3] -> [N, degree^2].
 
-  Orthonormal over the sphere; within a band in order m = -l .. l, with the signs of the usual Cartesian forms.
+  All bands l < `degree`, orthonormal over the sphere. Within a band the order is m = -l .. l, with the signs of the
+  usual Cartesian forms (no Condon-Shortley phase).
 
   Raises:
-    ValueError: another degree.
+    ValueError: `degree` is not 1, 2, 3 or 4.
   """
   if not 1 <= degree <= 4:
     raise ValueError(f"degree must be 1 to 4, not {degree}")
   x, y, z = directions[:, 0], directions[:, 1], directions[:, 2]
+  # Each entry is (square of the norm times pi, polynomial in x, y, z).
   bands = [
       [(1 / 4, jnp.ones_like(x))],
       [(3 / 4, y), (3 / 4, z), (3 / 4, x)],

@@ -1,4 +1,4 @@
-"""From a network's logits to a bounded field: density activation, blob, bound, normals; fields by name."""
+"""Bounded fields from networks: density activation, initial blob, bound, normals; fields by name."""
 from __future__ import annotations
 
 import dataclasses
@@ -23,7 +23,8 @@ _MAX_LOGIT = 12.0
 
 
 def _exp(logit: Array) -> Array:
-  """exp, clipped: no density is worth more than e^12 and float32 must not overflow."""
+  """Returns exp(logit), at most e^12."""
+  # A density of e^12 is opaque within any step; beyond e^88 float32 overflows.
   return jnp.exp(jnp.minimum(logit, _MAX_LOGIT))
 
 
@@ -31,17 +32,24 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"exp": _exp, "softplus": nn.
 
 
 def gaussian_blob(points: Array, scale: float, radius: float) -> Array:
-  """DreamFusion's initial density (Appendix A.2), [N]: scale exp(-|x|^2 / (2 radius^2)); paper: 5 and 0.2."""
+  """Returns DreamFusion's initial density (Appendix A.2) [N]: scale exp(-|x|^2 / (2 radius^2)).
+
+  Paper: scale 5, radius 0.2.
+  """
   return scale * jnp.exp(-jnp.sum(points**2, axis=-1) / (2 * radius**2))
 
 
 def linear_blob(points: Array, scale: float, radius: float) -> Array:
-  """Magic3D's initial density (arXiv 2211.10440), [N]: scale (1 - |x| / radius); paper: 10 and 0.5."""
+  """Returns Magic3D's initial density (arXiv 2211.10440) [N]: scale (1 - |x| / radius).
+
+  Paper: scale 10, radius 0.5.
+  """
+  # 1e-12 under the root: the derivative of sqrt at 0 is infinite, and 0 * inf would be NaN.
   return scale * (1 - jnp.sqrt(jnp.sum(points**2, axis=-1) + 1e-12) / radius)
 
 
 def no_blob(points: Array, scale: float, radius: float) -> Array:
-  """No initial density: zeros [N]."""
+  """Returns zeros [N]."""
   del scale, radius
   return jnp.zeros_like(points[:, 0])
 
@@ -52,7 +60,13 @@ BLOBS: dict[str, Callable[[Array, float, float], Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-  """A field as two functions: init(key) -> params, and apply(params, points [N, 3], variance=None) -> FieldOutput."""
+  """A field as two functions.
+
+  Attributes:
+    init: key -> params. Consumes the key.
+    apply: (params, points [N, 3] in world units, variance [] or [N] or None) -> FieldOutput.
+    bound: radius of the ball outside which the density is 0, world units.
+  """
   init: Callable[[Array], Params]
   apply: Callable[..., FieldOutput]
   bound: float
@@ -67,20 +81,21 @@ def make_field(name: str, *, bound: float = 0.8, density: str = "softplus", blob
 
   Args:
     name: key of FIELDS.
-    bound: radius of the ball outside of which there is nothing, world units.
+    bound: radius of the ball outside which the density is 0, world units.
     density: key of ACTIVATIONS, the function act.
-    blob, blob_scale, blob_radius: key of BLOBS and its constants; what the object starts from. DreamFusion: "gaussian",
-      5, 0.2 with density "exp"; Magic3D: "linear", 10, 0.5 with "softplus".
-    density_bias: added to the logit.
+    blob: key of BLOBS, the initial density.
+    blob_scale, blob_radius: constants of the blob. DreamFusion: "gaussian", 5, 0.2 with density "exp"; Magic3D:
+      "linear", 10, 0.5 with "softplus".
+    density_bias: constant added to the logit.
     **options: attributes of the network.
 
   Raises:
-    ValueError: an unknown name, density activation or blob.
+    ValueError: `name`, `density` or `blob` is unknown.
   """
   _check(name, FIELDS, "field")
   _check(density, ACTIVATIONS, "density activation")
   _check(blob, BLOBS, "blob")
-  if name == "hashgrid":
+  if name == "hashgrid":  # the grid covers the cube around the ball; the other networks have no bound
     options = {"bound": bound, **options}
   network = FIELDS[name](**options)
 
@@ -89,24 +104,30 @@ def make_field(name: str, *, bound: float = 0.8, density: str = "softplus", blob
 
   def apply(params: Params, points: Array, variance: Array | None = None) -> FieldOutput:
     logit, albedo = network.apply({"params": params}, points, variance)
+    # The blob is added to the logit and not to the density, so that training can also take density away.
     logit = logit + density_bias + BLOBS[blob](points, blob_scale, blob_radius)
-    return FieldOutput(ACTIVATIONS[density](logit) * inside(points, bound), jax.nn.sigmoid(albedo))
+    return FieldOutput(ACTIVATIONS[density](logit) * ball_mask(points, bound), jax.nn.sigmoid(albedo))
 
   return Field(init, apply, bound)
 
 
-def inside(points: Array, bound: float, margin: float = 0.05) -> Array:
-  """1 inside the ball, 0 outside, with a smoothstep in the outermost share `margin` of the radius; [N]."""
+def ball_mask(points: Array, bound: float, margin: float = 0.05) -> Array:
+  """Returns 1 inside the ball and 0 outside, with a smooth edge; [N].
+
+  The edge is a smoothstep over the outermost share `margin` of the radius.
+  """
   radius = jnp.sqrt(jnp.sum(points**2, axis=-1) + 1e-12)
   rise = jnp.clip((1 - radius / bound) / margin, 0.0, 1.0)
   return rise * rise * (3 - 2 * rise)
 
 
 def with_normals(field: FieldFn, params: Params, points: Array) -> tuple[FieldOutput, Array]:
-  """The field and its outward unit normals n = -grad density / |grad density| [N, 3], by automatic differentiation.
+  """Computes the field and its unit normals [N, 3] by automatic differentiation.
 
-  Differentiable in turn where the network is twice differentiable. Where the gradient vanishes, so does the normal.
+  Outward normals n = -grad density / |grad density|, and 0 where the gradient vanishes. The normals are differentiable in `params`
+  where the network is twice differentiable (smooth activations, smoothstep weights).
   """
+  # Points are independent, so one pullback of ones gives the gradient of every point.
   density, pullback, albedo = jax.vjp(lambda p: _density_first(field(params, p)), points, has_aux=True)
   gradient, = pullback(jnp.ones_like(density))
   return FieldOutput(density, albedo), safe_normalize(-gradient)
@@ -114,14 +135,18 @@ def with_normals(field: FieldFn, params: Params, points: Array) -> tuple[FieldOu
 
 def with_difference_normals(field: FieldFn, params: Params, points: Array,
                             step: float = 1e-2) -> tuple[FieldOutput, Array]:
-  """The field and its normals [N, 3] by forward differences of width `step` (world units): three more densities."""
+  """Computes the field and the normals [N, 3] by forward differences.
+
+  `step` is the width of the differences in world units. Costs three more evaluations of the field.
+  """
   out = field(params, points)
+  # Forward, not central: the value at the point is needed anyway, so three evaluations suffice instead of six.
   offsets = [field(params, points + step * jnp.eye(3, dtype=points.dtype)[axis][None]).density for axis in range(3)]
   return out, safe_normalize(-(jnp.stack(offsets, axis=-1) - out.density[:, None]) / step)
 
 
 def safe_normalize(vectors: Array, epsilon: float = 1e-6) -> Array:
-  """v / sqrt(|v|^2 + epsilon^2), so that zero vectors stay zero and every gradient is finite."""
+  """Computes v / sqrt(|v|^2 + epsilon^2); zero vectors stay zero, with a finite gradient."""
   return vectors * jax.lax.rsqrt(jnp.sum(vectors**2, axis=-1, keepdims=True) + epsilon**2)
 
 

@@ -9,42 +9,50 @@ import jax.numpy as jnp
 
 from sds_jax.types import Array, Params
 
+# The first factor is 1, so that neighbours along x share cache lines (instant-ngp, section 3).
 _PRIMES = (1, 2654435761, 805459861)
 _CORNERS = tuple((i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1))
 
 
 def level_resolutions(levels: int, coarsest: int, finest: int) -> tuple[int, ...]:
-  """Cells along an axis at each level, in geometric progression (eq. 2-3)."""
+  """Returns the cells along an axis at each level, a geometric progression (eq. 2-3)."""
+  # 1e-6 before flooring: coarsest * growth^level may come out just below a whole number.
   growth = (finest / coarsest)**(1 / max(levels - 1, 1))
   return tuple(int(math.floor(coarsest * growth**level + 1e-6)) for level in range(levels))
 
 
 def table_rows(resolution: int, log2_table: int) -> int:
-  """Rows of a level's table: one a vertex where they all fit, else 2^log2_table."""
+  """Returns the rows of a level's table: one a vertex if all fit, else 2^log2_table."""
   return min((resolution + 1)**3, 2**log2_table)
 
 
 def vertex_row(vertex: Array, resolution: int, log2_table: int) -> Array:
-  """Row [...] of integer vertices [..., 3] uint32: their own in a dense level, else the spatial hash (eq. 4)."""
+  """Returns the table rows [...] of vertices [..., 3] uint32.
+
+  A dense level has one row for each vertex; other levels use the spatial hash of eq. 4.
+  """
   if (resolution + 1)**3 <= 2**log2_table:
     side = resolution + 1
     return (vertex[..., 0] * side + vertex[..., 1]) * side + vertex[..., 2]
+  # uint32 products wrap around, as in the reference implementation.
   x, y, z = (vertex[..., axis] * jnp.uint32(prime) for axis, prime in enumerate(_PRIMES))
   return (x ^ y ^ z) & jnp.uint32(2**log2_table - 1)
 
 
 def interpolate(table: Array, positions: Array, resolution: int, log2_table: int, smooth: bool) -> Array:
-  """Features [N, F] of one level at `positions` [N, 3] in [0, 1].
+  """Interpolates the features [N, F] of one level at `positions` [N, 3] in [0, 1].
 
-  With `smooth`, fractions pass through 3 w^2 - 2 w^3, so that first derivatives are continuous and the second does not
-  vanish inside a cell (instant-ngp, Appendix A); otherwise plain trilinear.
+  Trilinear without `smooth`. With `smooth`, fractions pass through 3 w^2 - 2 w^3: first derivatives are continuous and
+  second derivatives do not vanish inside a cell (instant-ngp, Appendix A).
   """
   scaled = positions * resolution
+  # Clipped to the last cell, so that position 1 lies inside a cell and not in the next one.
   lowest = jnp.clip(jnp.floor(jax.lax.stop_gradient(scaled)), 0, resolution - 1)
   fraction = scaled - lowest
   if smooth:
     fraction = fraction * fraction * (3 - 2 * fraction)
   lowest = lowest.astype(jnp.uint32)
+  # Corner by corner: gathering all eight at once would hold an [N, 8, F] array.
   total = jnp.zeros((positions.shape[0], table.shape[1]), table.dtype)
   for corner in _CORNERS:
     row = vertex_row(lowest + jnp.array(corner, jnp.uint32)[None], resolution, log2_table)
@@ -55,33 +63,35 @@ def interpolate(table: Array, positions: Array, resolution: int, log2_table: int
 
 
 def open_levels(params: Params, number: Array) -> Params:
-  """Parameters of a `HashGridField` in which only the `number` [] coarsest levels count; the others give zeros.
+  """Returns the parameters of a `HashGridField` with only the `number` [] coarsest levels.
 
-  An encoding is linear in its table, so a level whose table is nought is one whose features are masked, and its table
-  gets no gradient (the progressive bands of Neuralangelo, arXiv 2306.03092, and of threestudio). Parts of a level round
-  down.
+  The tables of finer levels are multiplied by zero. The encoding is linear in the tables, so the features of those
+  levels are zero and the tables get no gradient (the progressive bands of Neuralangelo, arXiv 2306.03092, and of
+  threestudio). A fraction of a level rounds down.
   """
-  def counts(name):
+  # Multiplied, not cut off: `number` is traced, and shapes must stay static.
+  def is_open(name):
+    # 1e-3: a schedule in float32 may reach a whole number from just below.
     return (int(name.removeprefix("level_")) < jnp.floor(number + 1e-3)).astype(jnp.float32)
 
-  tables = {name: table * counts(name) for name, table in params["HashGrid_0"].items()}
+  tables = {name: table * is_open(name) for name, table in params["HashGrid_0"].items()}
   return {**params, "HashGrid_0": tables}
 
 
 def _small_uniform(key: Array, shape: tuple[int, ...]) -> Array:
-  """Uniform in +-1e-4, as instant-ngp starts its features."""
+  """Draws initial features uniform in [-1e-4, 1e-4], as instant-ngp."""
   return jax.random.uniform(key, shape, jnp.float32, -1e-4, 1e-4)
 
 
 class HashGrid(nn.Module):
-  """Encoding of points [N, 3] in [-bound, bound] as the features of all levels, [N, levels * features].
+  """A multiresolution hash encoding: points [N, 3] in [-bound, bound] -> features [N, levels * features].
 
   Attributes:
-    levels, features: number of levels, and features a level.
+    levels, features: number of levels, and of features per level.
     coarsest, finest: cells along an axis at the first and the last level.
-    log2_table: log2 of the most rows a level may have; levels with more vertices are hashed.
+    log2_table: log2 of the largest number of rows of a level; levels with more vertices are hashed.
     bound: half-width of the cube, world units.
-    smooth: smoothstep instead of trilinear weights; needed for derivatives of normals.
+    smooth: smoothstep instead of trilinear weights; needed to differentiate normals.
   """
   levels: int = 8
   features: int = 2
@@ -103,9 +113,13 @@ class HashGrid(nn.Module):
 
 
 class HashGridField(nn.Module):
-  """Hash grid followed by a small MLP; returns (density logit [N], albedo logits [N, 3]).
+  """A hash grid followed by a small MLP: points [N, 3] -> (density logit [N], albedo logits [N, 3]).
 
   One dense level is a plain feature grid: `levels=1, coarsest=R, finest=R`.
+
+  Attributes:
+    levels, features, coarsest, finest, log2_table, bound, smooth: see `HashGrid`.
+    hidden, depth: width and number of the MLP's hidden layers.
   """
   levels: int = 8
   features: int = 2
@@ -119,7 +133,7 @@ class HashGridField(nn.Module):
 
   @nn.compact
   def __call__(self, points: Array, variance: Array | None = None) -> tuple[Array, Array]:
-    del variance  # a grid has no band to damp
+    del variance  # only the positional encoding of the MLPs can be averaged over a Gaussian
     x = HashGrid(self.levels, self.features, self.coarsest, self.finest, self.log2_table, self.bound,
                  self.smooth)(points)
     for _ in range(self.depth):

@@ -1,4 +1,7 @@
-"""Fields that are multilayer perceptrons of encoded points. Each returns (density logit [N], albedo logits [N, 3])."""
+"""Fields that are multilayer perceptrons of encoded points.
+
+Each module maps points [N, 3] to (density logit [N], albedo logits [N, 3]).
+"""
 from __future__ import annotations
 
 import math
@@ -11,12 +14,13 @@ from sds_jax.types import Array
 
 
 class MLPField(nn.Module):
-  """A small plain MLP, quick on a CPU: encoding, `depth` layers of `hidden` units with `activation`, one output layer.
+  """A small plain MLP of the positional encoding, quick on a CPU.
 
   Attributes:
-    hidden, depth: size of the hidden layers and their number.
-    num_octaves, base: frequencies of the positional encoding.
-    activation: "relu", "silu" or "softplus". relu has no second derivative, so analytic normals want a smooth one.
+    hidden, depth: width and number of the hidden layers.
+    num_octaves, base: frequencies base 2^l, l < num_octaves, of the positional encoding.
+    activation: "relu", "silu" or "softplus". Losses on analytic normals differentiate twice, and the second derivative
+      of relu is 0: prefer a smooth activation.
   """
   hidden: int = 32
   depth: int = 2
@@ -39,9 +43,9 @@ class PaperMLPField(nn.Module):
 
   Attributes:
     hidden, blocks: width and number of the residual blocks (paper: 128 and 5).
-    num_octaves, base: frequencies base 2^l (paper: 8 octaves from 2^0).
-    variance: of the Gaussian around a point whose mean encoding is taken, where the caller gives none; world units
-      squared (the paper's, at the end of a run).
+    num_octaves, base: frequencies base 2^l, l < num_octaves (paper: 8 octaves from 2^0).
+    variance: variance of the Gaussian around each point for calls without a variance, world units squared. The default
+      is the paper's value at the end of training.
   """
   hidden: int = 128
   blocks: int = 5

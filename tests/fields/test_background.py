@@ -1,4 +1,4 @@
-"""Backgrounds."""
+"""Backgrounds: ranges, distributions, and the learnt networks against numpy."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +21,7 @@ def test_every_background_gives_a_colour_for_each_ray(name):
     assert (colours == 1).all()
 
 
-def test_plain_is_grey_with_a_tint_and_the_views_own():
+def test_plain_colours_are_grey_with_a_tint():
   colours = np.asarray(jax.vmap(plain_colour)(jax.random.split(jax.random.key(0), 4000)))
   assert colours.min() >= 0.35 - 0.08 and colours.max() <= 1.0
   assert np.ptp(colours, axis=1).max() <= 0.16 and np.ptp(colours, axis=1).mean() > 0.05
@@ -39,7 +39,7 @@ def test_harmonics_are_an_mlp_of_the_harmonics_of_the_direction(degree, depth):
   params = jax.tree.map(np.asarray, background.init(jax.random.key(2)))
   assert [params[f"Dense_{i}"]["kernel"].shape for i in range(depth + 1)] == [
     *[(degree**2, 16), (16, 16)][:depth], (16, 3)]
-  x = np.asarray(spherical_harmonics(jnp.asarray(DIRECTIONS), degree))  # tested on its own
+  x = np.asarray(spherical_harmonics(jnp.asarray(DIRECTIONS), degree))  # tested in test_encodings
   for i in range(depth):
     x = np.maximum(x @ params[f"Dense_{i}"]["kernel"] + params[f"Dense_{i}"]["bias"], 0)
   x = x @ params[f"Dense_{depth}"]["kernel"] + params[f"Dense_{depth}"]["bias"]
@@ -47,17 +47,17 @@ def test_harmonics_are_an_mlp_of_the_harmonics_of_the_direction(degree, depth):
   np.testing.assert_allclose(colours, 1 / (1 + np.exp(-x)), atol=1e-5)
 
 
-def test_a_random_colour_now_and_then():
+def test_random_colour_replaces_the_given_share_of_views():
   background = make_background("mlp", random_colour=0.3)
   params = background.init(jax.random.key(0))
   directions = jnp.asarray(DIRECTIONS)
   learnt = np.asarray(make_background("mlp").apply(params, jax.random.key(9), directions))
   draw = jax.jit(jax.vmap(lambda key: background.apply(params, key, directions)))
-  seen = np.asarray(draw(jax.random.split(jax.random.key(1), 2000)))
-  flat = np.ptp(seen, axis=1).max(axis=1) == 0
+  drawn = np.asarray(draw(jax.random.split(jax.random.key(1), 2000)))
+  flat = np.ptp(drawn, axis=1).max(axis=1) == 0
   assert flat.mean() == pytest.approx(0.3, abs=0.04)
-  np.testing.assert_allclose(seen[~flat], np.broadcast_to(learnt, seen[~flat].shape), atol=1e-6)
-  colours = seen[flat][:, 0]
-  assert colours.min() < 0.02 and colours.max() > 0.98  # all of [0, 1]^3, each channel on its own
+  np.testing.assert_allclose(drawn[~flat], np.broadcast_to(learnt, drawn[~flat].shape), atol=1e-6)
+  colours = drawn[flat][:, 0]
+  assert colours.min() < 0.02 and colours.max() > 0.98  # uniform in [0, 1]^3 with independent channels
   np.testing.assert_allclose(colours.mean(0), 0.5, atol=0.05)
   assert abs(np.corrcoef(colours.T) - np.eye(3)).max() < 0.15

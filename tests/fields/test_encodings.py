@@ -1,4 +1,4 @@
-"""Encodings against their formula and against Monte Carlo."""
+"""Encodings against the formulas, Monte Carlo and SciPy."""
 import math
 
 import jax
@@ -43,19 +43,19 @@ def test_integrated_encoding_is_the_mean_over_the_gaussian():
   expected = np.stack([reference(cloud, octaves, 2.0).mean(0) for cloud in clouds])
   encoded = encodings.integrated_positional_encoding(jnp.asarray(POINTS), jnp.float32(variance), octaves, 2.0)
   np.testing.assert_allclose(encoded, expected, atol=8e-3)
-  assert np.abs(reference(POINTS, octaves, 2.0) - expected).max() > 0.2  # undamped would not pass
+  assert np.abs(reference(POINTS, octaves, 2.0) - expected).max() > 0.2  # the undamped encoding would fail
 
 
-def test_variance_may_differ_between_points():
+def test_variance_may_vary_by_point():
   variances = jnp.linspace(0.0, 0.02, 7)
-  together = encodings.integrated_positional_encoding(jnp.asarray(POINTS), variances, 4)
+  batched = encodings.integrated_positional_encoding(jnp.asarray(POINTS), variances, 4)
   for i in range(7):
     alone = encodings.integrated_positional_encoding(jnp.asarray(POINTS[i:i + 1]), variances[i], 4)
-    np.testing.assert_allclose(together[i], alone[0], atol=1e-5)
+    np.testing.assert_allclose(batched[i], alone[0], atol=1e-5)
 
 
 def harmonic(band, order, directions):
-  """A real spherical harmonic from Legendre's functions, whose Condon-Shortley sign is taken off."""
+  """Computes a real spherical harmonic from Legendre's functions, without the Condon-Shortley phase."""
   x, y, z = directions.T.astype(np.float64)
   m, azimuth = abs(order), np.arctan2(y, x)
   norm = math.sqrt((2 * band + 1) / (4 * math.pi) * math.factorial(band - m) / math.factorial(band + m))
@@ -63,12 +63,12 @@ def harmonic(band, order, directions):
   return (-1)**m * norm * special.lpmv(m, band, z) * wave * (math.sqrt(2) if order else 1)
 
 
-def test_spherical_harmonics():
+def test_spherical_harmonics_equal_scipy():
   directions = np.random.default_rng(3).normal(size=(50, 3)).astype(np.float32)
   directions /= np.linalg.norm(directions, axis=1, keepdims=True)
   expected = [harmonic(band, order, directions) for band in range(4) for order in range(-band, band + 1)]
-  found = encodings.spherical_harmonics(jnp.asarray(directions), 4)
-  np.testing.assert_allclose(found, np.stack(expected, axis=1), atol=2e-6)
+  harmonics = encodings.spherical_harmonics(jnp.asarray(directions), 4)
+  np.testing.assert_allclose(harmonics, np.stack(expected, axis=1), atol=2e-6)
   assert encodings.spherical_harmonics(jnp.asarray(directions), 3).shape == (50, 9)
   with pytest.raises(ValueError, match="degree must be 1 to 4, not 5"):
     encodings.spherical_harmonics(jnp.asarray(directions), 5)

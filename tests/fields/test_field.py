@@ -13,7 +13,7 @@ POINTS = np.random.default_rng(0).uniform(-0.7, 0.7, (200, 3)).astype(np.float32
 
 
 def ball(params, points):
-  """A soft ball of radius 0.5, whose normals are known: x / |x|."""
+  """Evaluates a soft ball of radius 0.5, with normals x / |x|."""
   radius = jnp.sqrt(jnp.sum(points**2, axis=-1))
   return FieldOutput(params * jax.nn.sigmoid((0.5 - radius) * 20), jnp.full_like(points, 0.5))
 
@@ -39,7 +39,7 @@ def test_every_field_is_bounded_and_well_formed(name):
   (dict(density="exp", blob="none", density_bias=-1.0), lambda r: np.full_like(r, np.exp(-1.0))),
 ], ids=["dreamfusion", "magic3d", "none"])
 def test_initial_density_is_the_blob(options, expected):
-  field = make_field("hashgrid", **SMALL["hashgrid"], **options)  # features start near 0, so that the logit does too
+  field = make_field("hashgrid", **SMALL["hashgrid"], **options)  # the initial features and so the logits are near 0
   inner = POINTS[np.linalg.norm(POINTS, axis=1) < 0.7]
   density = field.apply(field.init(jax.random.key(0)), jnp.asarray(inner)).density
   np.testing.assert_allclose(density, expected(np.linalg.norm(inner, axis=1)), rtol=2e-3)
@@ -70,7 +70,7 @@ def test_normals_of_a_ball_point_outward(with_normals, tolerance):
   np.testing.assert_allclose(out.density, ball(jnp.float32(30.0), jnp.asarray(shell)).density, rtol=1e-6)
 
 
-def test_gradient_through_analytic_normals_is_that_of_differences():
+def test_gradient_through_analytic_normals_equals_finite_differences():
   field = make_field("mlp", hidden=8)
   params, points = field.init(jax.random.key(1)), jnp.asarray(POINTS[:20] * 0.5)
   target = jnp.asarray(np.random.default_rng(1).normal(size=(20, 3)), jnp.float32)

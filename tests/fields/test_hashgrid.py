@@ -1,4 +1,4 @@
-"""The hash grid against loops over vertices, and its derivatives against finite differences in float64."""
+"""The hash grid against loops over vertices, the derivatives against finite differences in float64."""
 import itertools
 
 import jax
@@ -12,7 +12,7 @@ RNG = np.random.default_rng(0)
 
 
 def loop(table, position, resolution, log2_table, smooth):
-  """One point, one vertex at a time, in Python's own integers."""
+  """Interpolates one point, vertex by vertex, with Python's unbounded integers."""
   scaled = position.astype(np.float64) * resolution
   lowest = np.minimum(np.floor(scaled), resolution - 1).astype(int)
   w = scaled - lowest
@@ -72,23 +72,23 @@ def test_first_and_second_derivatives_in_float64():
     np.testing.assert_allclose(gradient(table, point), numeric, rtol=1e-7)
     numeric = jnp.stack([(gradient(table, point + e) - gradient(table, point - e)) / (2 * h) for e in steps], axis=1)
     np.testing.assert_allclose(hessian(table, point), numeric, rtol=1e-6, atol=1e-6)
-    # d/dtable of |d value / dx|^2, what a loss on normals needs
+    # d/dtable of |d value / dx|^2, as in a loss on normals.
     square = jax.jit(lambda table: jnp.sum(jax.grad(value, 1)(table, point)**2))
     numeric = (square(table + h * direction) - square(table - h * direction)) / (2 * h)
     np.testing.assert_allclose(jnp.sum(jax.grad(square)(table) * direction), numeric, rtol=1e-6)
     assert abs(numeric) > 1e-2
 
 
-@pytest.mark.parametrize("number, left", [(1.0, 1), (1.9, 1), (2.0, 2), (3.0, 3)])
-def test_closed_levels_give_zeros_and_get_no_gradient(number, left):
-  """As if the features of the levels beyond were cut off behind the encoding."""
+@pytest.mark.parametrize("number, open_count", [(1.0, 1), (1.9, 1), (2.0, 2), (3.0, 3)])
+def test_masked_levels_give_zeros_and_get_no_gradient(number, open_count):
+  """Compares with an MLP in numpy after zeroing the masked levels' features."""
   sizes = dict(levels=3, features=2, coarsest=3, finest=12, log2_table=9, bound=0.8)
   field = hashgrid.HashGridField(**sizes, hidden=4, depth=1)
   points = jnp.asarray(RNG.uniform(-0.8, 0.8, (5, 3)), jnp.float32)
   params = field.init(jax.random.key(0), points)["params"]
   params = {**params, "HashGrid_0": jax.tree.map(lambda t: 1e4 * t, params["HashGrid_0"])}
   features = np.array(hashgrid.HashGrid(**sizes).apply({"params": params["HashGrid_0"]}, points))  # tested above
-  features[:, 2 * left:] = 0
+  features[:, 2 * open_count:] = 0
   first, last = jax.tree.map(np.asarray, (params["Dense_0"], params["Dense_1"]))
   x = features @ first["kernel"] + first["bias"]
   x = x / (1 + np.exp(-x)) @ last["kernel"] + last["bias"]
@@ -98,4 +98,4 @@ def test_closed_levels_give_zeros_and_get_no_gradient(number, left):
 
   np.testing.assert_allclose(albedo(params), x[:, 1:], atol=1e-4)
   gradient = jax.grad(lambda p: jnp.sum(albedo(p)**2))(params)["HashGrid_0"]
-  assert [bool(jnp.any(gradient[f"level_{i}"] != 0)) for i in range(3)] == [i < left for i in range(3)]
+  assert [bool(jnp.any(gradient[f"level_{i}"] != 0)) for i in range(3)] == [i < open_count for i in range(3)]
