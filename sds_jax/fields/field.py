@@ -124,8 +124,8 @@ def ball_mask(points: Array, bound: float, margin: float = 0.05) -> Array:
 def with_normals(field: FieldFn, params: Params, points: Array) -> tuple[FieldOutput, Array]:
   """Computes the field and its unit normals [N, 3] by automatic differentiation.
 
-  Outward normals n = -grad density / |grad density|, and 0 where the gradient vanishes. The normals are differentiable in `params`
-  where the network is twice differentiable (smooth activations, smoothstep weights).
+  Outward normals n = -grad density / |grad density|, and 0 where the gradient vanishes. The normals are differentiable
+  in `params` where the network is twice differentiable (smooth activations, smoothstep weights).
   """
   # Points are independent, so one pullback of ones gives the gradient of every point.
   density, pullback, albedo = jax.vjp(lambda p: _density_first(field(params, p)), points, has_aux=True)

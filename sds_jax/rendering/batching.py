@@ -1,4 +1,4 @@
-"""Branches that stay branches under `vmap`."""
+"""A predicate for branches that stay branches under `vmap`."""
 from __future__ import annotations
 
 from typing import Any
@@ -11,15 +11,15 @@ from sds_jax.types import Array
 
 @jax.custom_batching.custom_vmap
 def any_of_batch(predicate: Array) -> Array:
-  """A predicate [] bool; under `vmap` whether it holds for any of the batch, the same for all.
+  """Returns the predicate [] bool, or under `vmap` the batch's "any".
 
-  `lax.cond` with a batched predicate computes both branches for everybody. Where a branch only saves work, asking
-  whether anybody wants the other one keeps it a branch, for scenes that are made together. No gradient passes.
+  Under `vmap`, `lax.cond` with a batched predicate computes both branches for every element. For a branch that only
+  saves work, an unbatched "any" keeps the branch: either all elements skip the work or none. Not differentiable.
   """
   return predicate
 
 
 @any_of_batch.def_vmap
 def _any(size: int, batched: list[bool], predicate: Array) -> tuple[Any, bool]:
-  # Through the rule again, for a vmap around this one.
+  # Calls the decorated function, so that an outer vmap applies the rule again.
   return any_of_batch(jnp.any(predicate)), False

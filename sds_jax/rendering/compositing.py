@@ -8,21 +8,32 @@ from sds_jax.types import Array
 
 
 def transmittance(optical_depth: Array) -> Array:
-  """T_i = exp(-sum_{j<i} sigma_j delta_j) for optical depths sigma delta [S, R] ordered from the camera: [S, R]."""
+  """Computes the transmittance before each interval.
+
+  T_i = exp(-sum_{j<i} sigma_j delta_j).
+
+  Args:
+    optical_depth: [S, R], sigma_i delta_i, ordered from the camera.
+
+  Returns:
+    [S, R].
+  """
   return jnp.exp(-exclusive_sum(optical_depth))
 
 
 def weights(optical_depth: Array) -> Array:
-  """w_i = T_i (1 - exp(-sigma_i delta_i)), the share of the ray that ends in interval i: [S, R] -> [S, R]."""
+  """Computes the compositing weights [S, R] from optical depths [S, R].
+
+  w_i = T_i (1 - exp(-sigma_i delta_i)) is the share of the ray's light from interval i.
+  """
+  # expm1 keeps the digits of thin intervals, where 1 - exp(-x) cancels in float32.
   return transmittance(optical_depth) * -jnp.expm1(-optical_depth)
 
 
 def exclusive_sum(values: Array) -> Array:
-  """Sum of the entries before each one, along axis 0 of [S, R].
-
-  As a product with a strictly triangular matrix: S is small, so this beats a scan on every backend and transposes to
-  another such product.
-  """
+  """Sums the preceding entries along axis 0 of [S, R]."""
+  # A product with a strictly triangular matrix: S is small, so the product beats a scan on every backend, and the
+  # transpose for the gradient is another such product. HIGHEST: TF32 or bfloat16 would round the optical depths.
   steps = values.shape[0]
   before = jnp.tri(steps, k=-1, dtype=values.dtype)
   return jnp.dot(before, values, precision=jax.lax.Precision.HIGHEST)

@@ -1,8 +1,8 @@
 """Volume rendering with a fixed budget of field evaluations: pack, evaluate, composite.
 
-Candidate samples lie evenly on every ray; those inside the bounding ball and in occupied cells are packed, nearest
-first, into an array of fixed size for each view; the field sees only these arrays. Shapes stay static while rays that
-miss the object cost nothing, and no view depends on which others are rendered with it.
+Candidate samples lie evenly on every ray. Candidates inside the bounding ball and in occupied cells are packed,
+nearest first, into an array of fixed size for each view, and the field is evaluated on these arrays only. Shapes stay
+static, rays past the object cost nothing, and a view does not depend on the other views of the batch.
 """
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from sds_jax.views.lights import Shading
 
 @dataclasses.dataclass(frozen=True)
 class RenderOptions:
-  """What is fixed at compile time.
+  """Render options, static at compile time.
 
   Attributes:
-    bound: radius of the ball that holds the scene, world units.
-    candidates: S, places looked at on each ray; their spacing is 2 bound / S.
-    samples: K, field evaluations a ray, on average over the rays of a view: its budget is K times their number. At
-      most S.
-    normals: "none", "analytic" or "difference" (forward differences). Needed to shade.
+    bound: radius of the ball around the scene, world units.
+    candidates: S, candidate samples on each ray, with spacing 2 bound / S.
+    samples: K <= S, field evaluations per ray, averaged over the rays of a view: a view of R rays has a budget of K R.
+    normals: "none", "analytic" or "difference" (forward differences). Shading needs normals.
     difference_step: width of the differences, world units.
-    occupied_depth: cells whose optical depth over one spacing is below this are skipped (instant-ngp: 0.01).
-    few: another budget, smaller than `samples`, taken when it is enough for what all views want: on CPUs passes over
-      arrays that are mostly empty cost as much as the field. None for accelerators, whose programs should not branch.
-    block_points: how many points the field sees at a time, recomputed in the backward pass, so that activations stay
-      in cache; blocks without samples are skipped. None (all at once, nothing recomputed) is for accelerators.
+    occupied_depth: cells with an optical depth over one spacing below `occupied_depth` are skipped (instant-ngp: 0.01).
+    few: a second budget K, smaller than `samples`, for steps in which every view's samples fit: on CPUs, passes over
+      mostly empty arrays cost as much as the field. None on accelerators, whose programs should not branch.
+    block_points: points per block of the field's evaluation. Blocks are recomputed in the backward pass, so that
+      activations stay in cache; blocks without samples are skipped. None on accelerators: a single block, nothing
+      recomputed.
   """
   bound: float = 0.8
   candidates: int = 48
@@ -58,31 +58,32 @@ class RenderOptions:
 def render_rays(field: FieldFn, params: Params, rays: Rays, background: Array, jitter: Array | None = None, *,
                 options: RenderOptions = RenderOptions(), grid: Occupancy | None = None, light: Array | None = None,
                 shade: Shading | None = None, views: int = 1) -> tuple[RenderOutput, Array]:
-  """Renders rays.
+  """Renders rays; differentiable in `params`.
 
   Args:
-    field, params: what is rendered; differentiable in `params`.
-    rays: [R].
+    field, params: the field and the field's parameters.
+    rays: [R], ordered by view.
     background: [R, 3], colours behind the object.
-    jitter: [R] in [0, 1), where in its interval each ray samples; None for midpoints.
+    jitter: [R] in [0, 1), the position of each ray's samples within their intervals; None for midpoints.
     options: static.
     grid: occupancy over [-bound, bound]^3; None for the whole ball.
-    light: [R, 3] light positions, world units; with `shade`.
-    shade: the step's shading; None for bare albedo, which needs neither light nor normals.
-    views: how many views the rays are of, one after the other, R / views of them each; each has its own budget.
+    light: [R, 3] light positions, world units; needed with `shade`.
+    shade: the shading of the training step; None for bare albedo, without light or normals.
+    views: number of views; each view has R / views rays and a budget of its own.
 
   Returns:
-    RenderOutput of [R], and the fraction [] of wanted samples that the budget had no room for (the farthest ones), a
-    mean over the views; a view that wants none has lost none.
+    RenderOutput of [R], and the fraction [] of samples beyond the budget (the farthest ones are dropped), averaged over
+    the views; 0 for a view without samples.
 
   Raises:
-    ValueError: shading was asked for without a light or normals.
+    ValueError: `shade` is given without a light or with options.normals="none".
   """
   if shade is not None and (light is None or options.normals == "none"):
     raise ValueError("shading needs a light and options.normals other than 'none'")
   count = rays.origins.shape[0]
   jitter = jnp.full((count,), 0.5, rays.origins.dtype) if jitter is None else jitter
   distances, widths = sampling.even_steps(rays, options.bound, options.candidates, jitter)
+  # Sample-major [S, R / V] within a view: packing in this order drops the farthest samples of all rays first.
   wanted = _wanted(rays, distances, grid, options).reshape(-1, views, count // views).swapaxes(0, 1)  # [V, S, R / V]
 
   def within(budget: int) -> tuple[RenderOutput, Array]:
@@ -91,6 +92,7 @@ def render_rays(field: FieldFn, params: Params, rays: Rays, background: Array, j
 
   if options.few is None:
     return within(options.samples)
+  # `any_of_batch` keeps the cond a branch when scenes are vmapped.
   most = jnp.max(jnp.sum(wanted, axis=(1, 2), dtype=jnp.int32))
   return jax.lax.cond(any_of_batch(most > options.few * (count // views)),
                       lambda: within(options.samples), lambda: within(options.few))
@@ -99,18 +101,25 @@ def render_rays(field: FieldFn, params: Params, rays: Rays, background: Array, j
 def _render_packed(field: FieldFn, params: Params, rays: Rays, background: Array, distances: Array, widths: Array,
                    wanted: Array, budget: int, options: RenderOptions, light: Array | None,
                    shade: Shading | None) -> tuple[RenderOutput, Array]:
-  """`render_rays` with room for `budget` of each view's `wanted` samples (bool [V, S, R / V]) at `distances` [S, R]."""
+  """Renders rays with `budget` samples per view.
+
+  The arguments are those of `render_rays`, and `distances` [S, R] and `widths` [R] of `sampling.even_steps`, and
+  `wanted` bool [V, S, R / V] of `_wanted`.
+  """
   count, pixels = rays.origins.shape[0], wanted.shape[2]
   place, kept, overflow = jax.vmap(lambda mask: occupancy.pack(mask.reshape(-1), budget))(wanted)
   valid = (jnp.arange(budget, dtype=jnp.int32)[None] < kept[:, None]).reshape(-1)
+  # Unused places read ray 0 and write nowhere (index out of range), so that every array keeps its static size.
   first = jnp.arange(wanted.shape[0], dtype=jnp.int32)[:, None] * pixels
   ray = jnp.where(valid, (first + place % pixels).reshape(-1), 0)
   index = jnp.where(valid, (place // pixels).reshape(-1) * count + ray, distances.size)
   t = distances.reshape(-1).at[index].get(mode="fill", fill_value=0.0)
   points = (rays.origins[ray] + t[:, None] * rays.directions[ray]) * valid[:, None].astype(t.dtype)
+  # No gradient flows to the sample positions: rays and jitter are not learnt.
   out, normals = _evaluate(field, params, jax.lax.stop_gradient(points), valid, options)
 
   depths = jnp.where(valid, out.density, 0.0) * widths[ray]
+  # The weights need each ray's samples in order, so scatter the optical depths back to [S, R] and gather the weights.
   table = jnp.zeros((distances.size,), depths.dtype).at[index].set(depths, mode="drop", unique_indices=True)
   weight = compositing.weights(table.reshape(distances.shape)).reshape(-1).at[index].get(mode="fill", fill_value=0.0)
   colour = out.albedo if shade is None else shading.shade(out.albedo, normals, points, light[ray], shade)
@@ -120,10 +129,18 @@ def _render_packed(field: FieldFn, params: Params, rays: Rays, background: Array
 def render_views(field: FieldFn, params: Params, cameras: Camera, height: int, width: int, background: Array,
                  keys: Array | None = None, *, options: RenderOptions = RenderOptions(), grid: Occupancy | None = None,
                  light: Array | None = None, shade: Shading | None = None) -> tuple[RenderOutput, Array]:
-  """Renders images [B, H, W] of cameras [B], each with its own sample budget.
+  """Renders images [B, H, W] of cameras [B].
 
-  `background` is [B, H, W, 3], `light` [B, 3], `keys` [B] the views' own keys, consumed to jitter the samples (None: no
-  jitter); all else as in `render_rays`.
+  The arguments not listed are those of `render_rays`. Each view has a sample budget of its own.
+
+  Args:
+    cameras: [B].
+    background: [B, H, W, 3].
+    keys: [B], a key for each view, consumed to jitter the samples; None for no jitter.
+    light: [B, 3], world units.
+
+  Returns:
+    The values of `render_rays`, with leading axes [B, H, W] instead of [R].
   """
   views, pixels = cameras.focal.shape[0], height * width
   rays = jax.vmap(lambda camera: camera_rays(camera, height, width))(cameras)
@@ -138,12 +155,13 @@ def render_views(field: FieldFn, params: Params, cameras: Camera, height: int, w
 def render_image(field: FieldFn, params: Params, camera: Camera, height: int, width: int, background: Array, *,
                  options: RenderOptions = RenderOptions(), grid: Occupancy | None = None, light: Array | None = None,
                  shade: Shading | None = None, rows: int = 64) -> RenderOutput:
-  """One image [H, W] for looking at, `rows` rows at a time, every wanted sample kept (no jitter, no budget).
+  """Renders a single image [H, W] without jitter and budget.
 
-  `background` is [H, W, 3] and `light` [3]; not meant to be differentiated.
+  Meant for outputs. Renders `rows` rows at a time, to bound the memory; not meant to be differentiated. `background` is
+  [H, W, 3], `light` [3] in world units; the other arguments are those of `render_rays`.
   """
   options = dataclasses.replace(options, samples=options.candidates, few=None)
-  everything = camera_rays(camera, height, width)
+  all_rays = camera_rays(camera, height, width)
   chunks = -(-height // rows)
 
   def chunked(x):
@@ -155,12 +173,15 @@ def render_image(field: FieldFn, params: Params, camera: Camera, height: int, wi
     lights = None if light is None else jnp.broadcast_to(light[None], behind.shape)
     return render_rays(field, params, rays, behind, options=options, grid=grid, light=lights, shade=shade)[0]
 
-  out = jax.lax.map(one, (jax.tree.map(chunked, everything), chunked(background)))
+  out = jax.lax.map(one, (jax.tree.map(chunked, all_rays), chunked(background)))
   return jax.tree.map(lambda x: x.reshape(chunks * rows, width, *x.shape[2:])[:height], out)
 
 
 def _wanted(rays: Rays, distances: Array, grid: Occupancy | None, options: RenderOptions) -> Array:
-  """bool [S, R]: the sample is in front of the camera, inside the ball and in an occupied cell."""
+  """Returns a bool [S, R] mask of the samples to evaluate.
+
+  Such samples are in front of the camera, inside the ball and in an occupied cell.
+  """
   points = tuple(rays.origins[None, :, axis] + distances * rays.directions[None, :, axis] for axis in range(3))
   wanted = (distances > 0) & (sum(p * p for p in points) < options.bound**2)
   if grid is None:
@@ -172,44 +193,51 @@ def _wanted(rays: Rays, distances: Array, grid: Occupancy | None, options: Rende
 
 def _evaluate(field: FieldFn, params: Params, points: Array, valid: Array,
               options: RenderOptions) -> tuple[FieldOutput, Array]:
-  """The field and its normals at `points` [N, 3], in blocks if so asked; only those that are `valid` [N] count."""
+  """Evaluates the field and the normals at `points` [N, 3].
 
-  def at(some):
+  Works in blocks of options.block_points. Blocks without a `valid` [N] point give zeros.
+  """
+
+  def evaluate(block_points):
     if options.normals == "analytic":
-      return with_normals(field, params, some)
+      return with_normals(field, params, block_points)
     if options.normals == "difference":
-      return with_difference_normals(field, params, some, options.difference_step)
-    return field(params, some), jnp.zeros_like(some)
+      return with_difference_normals(field, params, block_points, options.difference_step)
+    return field(params, block_points), jnp.zeros_like(block_points)
 
   block, total = options.block_points, points.shape[0]
   if block is None or total <= block:
-    return at(points)
+    return evaluate(points)
 
-  def nothing(some):
-    zero = jnp.sum(some) * 0  # derived from the points, so that under shard_map it varies over the same devices
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype) + zero, jax.eval_shape(at, some))
+  def zeros(block_points):
+    # Under shard_map both branches must vary over the same devices, so the zero is derived from the points.
+    zero = jnp.sum(block_points) * 0
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype) + zero, jax.eval_shape(evaluate, block_points))
 
+  # Recomputed in the backward pass, so that only the activations of a single block are held at a time.
   @jax.checkpoint
-  def one(counts, some):
-    return jax.lax.cond(counts, at, nothing, some)
+  def evaluate_block(any_valid, block_points):
+    return jax.lax.cond(any_valid, evaluate, zeros, block_points)
 
   blocks = -(-total // block)
-  some = jnp.pad(points, [(0, blocks * block - total), (0, 0)]).reshape(blocks, block, 3)
-  counts = jnp.any(jnp.pad(valid, (0, blocks * block - total)).reshape(blocks, block), axis=1)
-  out = jax.lax.map(lambda args: one(any_of_batch(args[0]), args[1]), (counts, some))
+  padded = jnp.pad(points, [(0, blocks * block - total), (0, 0)]).reshape(blocks, block, 3)
+  any_valid = jnp.any(jnp.pad(valid, (0, blocks * block - total)).reshape(blocks, block), axis=1)
+  out = jax.lax.map(lambda args: evaluate_block(any_of_batch(args[0]), args[1]), (any_valid, padded))
   return jax.tree.map(lambda x: x.reshape(blocks * block, *x.shape[2:])[:total], out)
 
 
 def _composite(weight: Array, colour: Array, t: Array, normals: Array, rays: Rays, ray: Array,
                background: Array) -> RenderOutput:
-  """Sums over the packed samples [N] of every ray: images from weights."""
+  """Composites packed samples [N] into pixels [R]."""
 
   def total(values):
     return jax.ops.segment_sum(weight[:, None] * values, ray, num_segments=background.shape[0])
 
+  # One segment sum for all channels instead of one each.
   sums = total(jnp.concatenate([colour, jnp.ones_like(t)[:, None], t[:, None], normals], axis=-1))
   opacity, hit = sums[:, 3], sums[:, 4]
   facing_away = jnp.maximum(jnp.sum(normals * rays.directions[ray], axis=-1), 0.0)
+  # The weights get no gradient (as in DreamFusion): the penalty turns normals and does not thin the density.
   orientation = jax.ops.segment_sum(
     jax.lax.stop_gradient(weight) * facing_away**2, ray, num_segments=background.shape[0])
   return RenderOutput(

@@ -1,4 +1,4 @@
-"""Where rays meet the bounding ball, and sample distances along them."""
+"""Intersections of rays with the bounding ball, and sample distances along rays."""
 from __future__ import annotations
 
 import jax.numpy as jnp
@@ -7,25 +7,30 @@ from sds_jax.types import Array, Rays
 
 
 def intersect_ball(rays: Rays, radius: float) -> tuple[Array, Array]:
-  """Distances (near, far) [R] >= 0 at which unit rays enter and leave the ball around the origin; equal on a miss."""
+  """Computes where unit rays enter and leave a ball.
+
+  The ball has the centre 0 and the given radius (world units). Returns distances (near, far) [R] >= 0, equal for rays
+  past the ball.
+  """
   closest = -jnp.sum(rays.origins * rays.directions, axis=-1)
   distance_squared = jnp.sum((rays.origins + closest[:, None] * rays.directions)**2, axis=-1)
+  # From the squared distance of the line to the centre: b^2 - 4 a c would cancel in float32 for distant cameras.
   half_chord = jnp.sqrt(jnp.maximum(radius**2 - distance_squared, 0.0))
   return jnp.maximum(closest - half_chord, 0.0), jnp.maximum(closest + half_chord, 0.0)
 
 
 def stratified(near: Array, far: Array, num_samples: int, jitter: Array) -> tuple[Array, Array]:
-  """One sample in each of `num_samples` equal intervals of [near, far].
+  """Places a sample in each of the equal intervals of [near, far].
 
-  A ray's samples share one offset (systematic sampling): unbiased, and one random number a ray instead of one a sample.
+  All samples of a ray share an offset (systematic sampling): unbiased, with a single random number per ray.
 
   Args:
-    near, far: [R].
+    near, far: [R], distances along the ray, world units.
     num_samples: S.
-    jitter: [R] in [0, 1), the place within the interval; 0.5 for midpoints.
+    jitter: [R] in [0, 1), the position within the interval; 0.5 for midpoints.
 
   Returns:
-    distances [S, R] and the intervals' widths [R].
+    distances [S, R] and the widths [R] of the intervals.
   """
   width = (far - near) / num_samples
   steps = jnp.arange(num_samples, dtype=near.dtype)
@@ -33,10 +38,20 @@ def stratified(near: Array, far: Array, num_samples: int, jitter: Array) -> tupl
 
 
 def even_steps(rays: Rays, radius: float, num_samples: int, jitter: Array) -> tuple[Array, Array]:
-  """Samples of one world-space width 2 radius / S for all rays, around the point closest to the origin.
+  """Places samples with the same spacing on all rays.
 
-  Rays that graze the ball then have fewer samples inside it than rays through its middle, and a budget shared by all
-  rays goes where there is volume. Returns distances [S, R] (some outside of the ball or negative) and widths [R].
+  The spacing is 2 radius / S, and the samples lie around the point of the ray closest to the origin. Rays near the rim
+  of the ball have fewer samples inside the ball than rays through the middle, so a budget shared by all rays goes to
+  the rays with more volume.
+
+  Args:
+    rays: [R], unit directions.
+    radius: of the bounding ball, world units.
+    num_samples: S.
+    jitter: [R] in [0, 1), the position within the interval.
+
+  Returns:
+    distances [S, R] (some outside the ball or negative) and widths [R].
   """
   closest = -jnp.sum(rays.origins * rays.directions, axis=-1)
   return stratified(closest - radius, closest + radius, num_samples, jitter)

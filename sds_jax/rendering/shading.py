@@ -1,4 +1,4 @@
-"""Colour of a point from its albedo, its normal and a light (DreamFusion, arXiv 2209.14988, Section 3.1)."""
+"""Shading of points by a point light (DreamFusion, arXiv 2209.14988, Section 3.1)."""
 from __future__ import annotations
 
 import jax.numpy as jnp
@@ -9,16 +9,20 @@ from sds_jax.views.lights import TEXTURELESS, Shading
 
 
 def shade(albedo: Array, normals: Array, points: Array, light: Array, shading: Shading) -> Array:
-  """rho (l_a + l_rho max(0, n . (l - mu) / |l - mu|)) [N, 3], with rho = 1 where the mode is textureless.
+  """Computes shaded colours [N, 3].
+
+  rho (l_a + l_rho max(0, n . (l - mu) / |l - mu|)): rho is the albedo, or 1 in the textureless mode; l_a and l_rho are
+  the ambient and diffuse intensities.
 
   Args:
     albedo: [N, 3] in [0, 1].
     normals: [N, 3] outward unit normals.
     points: [N, 3] mu, world units.
     light: [N, 3] light positions l, world units.
-    shading: the step's mode and intensities. (In albedo mode its intensities are 1 and 0, which leaves the albedo.)
+    shading: mode and intensities of the training step.
   """
   cosine = jnp.sum(normals * safe_normalize(light - points), axis=-1)
+  # The albedo mode needs no case of its own: the intensities are ambient 1 and diffuse 0.
   irradiance = shading.ambient + shading.diffuse * jnp.maximum(cosine, 0.0)
   reflectance = jnp.where(shading.mode == TEXTURELESS, jnp.ones_like(albedo), albedo)
   return reflectance * irradiance[:, None]

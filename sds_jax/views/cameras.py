@@ -1,7 +1,8 @@
-"""Pinhole cameras around the object: placing them, drawing them at random, casting their rays, describing them.
+"""Pinhole cameras around the object: placement, random draws, rays, and features for priors.
 
-Angles are radians. Azimuth 0 stands on the +x side and sees the object's front; it grows counter-clockwise seen from
-above (+z). Elevation 0 is the horizon and pi/2 straight above. Functions take one camera; callers vmap.
+Angles are radians. A camera at azimuth 0 is on the +x side and shows the object's front; azimuth grows
+counter-clockwise seen from above (+z). Elevation 0 is the horizon and pi/2 straight above. Functions take a single
+camera; callers vmap.
 """
 from __future__ import annotations
 
@@ -15,30 +16,31 @@ from jax.typing import ArrayLike
 from sds_jax.types import Array, Camera, Rays
 
 CAMERA_DIM = 16
-"""Length of `camera_features`, the vector that tells a prior where the camera stands."""
+"""Length of `camera_features`, a prior's camera condition."""
 
 RAY_DIM = 18
-"""Channels of `ray_features`, the image that tells a prior which line of space each of its pixels sees."""
+"""Channels of `ray_features`, a prior's condition with the ray of each pixel."""
 
 _MEAN_DISTANCE, _MEAN_FOCAL = 2.7, 1.15
 
 
 @dataclasses.dataclass(frozen=True)
 class CameraDistribution:
-  """Where random cameras stand (the structure of DreamFusion, Section 3.2, at this package's scale).
+  """The distribution of random cameras: DreamFusion's (Section 3.2) at this package's scale.
 
-  The defaults are made so that the ball of radius 0.8 lies inside the frame.
+  With the defaults the ball of radius 0.8 lies inside every frame.
 
   Attributes:
     elevation: (low, high), radians.
-    uniform_angle: probability of drawing the elevation uniformly in angle; otherwise uniformly in area on the sphere.
+    uniform_angle: probability of an elevation uniform in angle; otherwise the elevation is uniform in area on the
+      sphere.
     azimuth: (low, high), radians.
     distance: (low, high) from the origin, world units.
-    fov_y: (low, high), vertical field of view, radians; unused where focal is given.
+    fov_y: (low, high), vertical field of view, radians; unused with `focal`.
     focal: None, or (low, high) of the focal length over the image height, drawn uniformly.
-    position_jitter: half-width of the uniform offset of each coordinate of the position.
-    look_at_std: standard deviation of the point looked at, around the origin.
-    up_std: standard deviation added to the camera's up vector.
+    position_jitter: half-width of the uniform offset of each coordinate of the position, world units.
+    look_at_std: standard deviation of the target around the origin, world units.
+    up_std: standard deviation of the noise on the camera's up vector.
   """
   elevation: tuple[float, float] = (math.radians(-10.0), math.radians(90.0))
   uniform_angle: float = 0.5
@@ -52,20 +54,23 @@ class CameraDistribution:
 
   @classmethod
   def dreamfusion(cls) -> CameraDistribution:
-    """The constants of DreamFusion (arXiv 2209.14988, Section 3.2), for a scene bounded by a sphere of radius 1.4.
+    """Returns the constants of DreamFusion (arXiv 2209.14988, Section 3.2).
 
-    The paper writes N(0, 0.2 I); as in public implementations, 0.2 and 0.02 are taken as standard deviations.
+    For a scene bounded by a sphere of radius 1.4. The paper writes N(0, 0.2 I); as in public implementations, 0.2 and
+    0.02 are used as standard deviations.
     """
     return cls(distance=(1.0, 1.5), focal=(0.7, 1.35), position_jitter=0.1, look_at_std=0.2, up_std=0.02)
 
 
 def look_at(position: Array, target: Array, up: Array) -> Array:
-  """Rotation [3, 3] of a camera at `position` [3] that looks at `target` [3]; columns right, up, backward.
+  """Returns the rotation [3, 3] of a camera at `position` [3] towards `target` [3].
 
-  Where `up` [3] is parallel to the line of sight, the axis least parallel to it stands in.
+  The columns are right, up and backward. If `up` [3] is parallel to the line of sight, the coordinate axis least
+  parallel to the line of sight replaces `up`.
   """
   backward = _normalize(position - target)
   right = jnp.cross(up, backward)
+  # Chosen by jnp.where, so that the function stays differentiable and vmaps without a branch.
   spare_axis = jax.nn.one_hot(jnp.argmin(jnp.abs(backward)), 3, dtype=backward.dtype)
   parallel = jnp.sum(right**2) < 1e-8 * jnp.sum(up**2)
   right = _normalize(jnp.where(parallel, jnp.cross(spare_axis, backward), right))
@@ -74,7 +79,10 @@ def look_at(position: Array, target: Array, up: Array) -> Array:
 
 def orbit(azimuth: ArrayLike, elevation: ArrayLike, distance: ArrayLike, fov_y: ArrayLike,
           target: ArrayLike = (0.0, 0.0, 0.0)) -> Camera:
-  """A camera on a sphere around `target` [3] that looks at its centre, upright. Angles in radians, all scalars."""
+  """Returns an upright camera on a sphere around `target` [3], towards the centre.
+
+  The other arguments are scalars; angles in radians, distance in world units.
+  """
   azimuth, elevation, distance, fov_y, target = (
     jnp.asarray(value, jnp.float32) for value in (azimuth, elevation, distance, fov_y, target))
   position = target + distance * _direction(azimuth, elevation)
@@ -82,9 +90,10 @@ def orbit(azimuth: ArrayLike, elevation: ArrayLike, distance: ArrayLike, fov_y: 
 
 
 def sample_camera(key: Array, distribution: CameraDistribution = CameraDistribution()) -> tuple[Camera, Array, Array]:
-  """One random camera, its azimuth and its elevation (scalars, before the jitter of the position).
+  """Draws a random camera; returns the camera, the azimuth and the elevation.
 
-  Consumes `key`, a view's own key (`fold_in(step_key, global view index)`).
+  Azimuth and elevation are scalars, before the jitter of the position. Consumes `key`, the view's key
+  (`fold_in(step_key, global view index)`).
   """
   key_azimuth, key_rest = jax.random.split(key)
   return _place(key_rest, jax.random.uniform(key_azimuth), distribution)
@@ -92,26 +101,40 @@ def sample_camera(key: Array, distribution: CameraDistribution = CameraDistribut
 
 def sample_cameras(step_key: Array, indices: Array, n_views: int,
                    distribution: CameraDistribution = CameraDistribution()) -> tuple[Camera, Array, Array]:
-  """Cameras of the views `indices` [B] out of the step's `n_views`, evenly spread in azimuth.
+  """Draws the cameras of the views `indices` [B] of a step, evenly spread in azimuth.
 
-  View i stands at the fraction (u + i / n_views) mod 1 of the azimuth range, where u is drawn once from `step_key`
-  (two views are opposite each other); all else comes from `fold_in(step_key, i)`, so that a view does not depend on
-  which others are on the same device. Returns the cameras (leaves [B, ...]), azimuths [B] and elevations [B].
+  View i has the fraction (u + i / n_views) mod 1 of the azimuth range, with the same random u for all views of the
+  step (two views are opposite each other). All other draws use `fold_in(step_key, i)`, so a view does not depend on
+  the other views on the device.
+
+  Args:
+    step_key: consumed; the same on all devices.
+    indices: [B] int, global view indices in 0 .. n_views - 1.
+    n_views: number of views of the step, over all devices.
+    distribution: ranges of the draws.
+
+  Returns:
+    The cameras (leaves [B, ...]), azimuths [B] and elevations [B].
   """
-  offset = jax.random.uniform(jax.random.fold_in(step_key, n_views))  # no view has the index n_views
+  # No view has the index n_views, so no view reuses this key.
+  offset = jax.random.uniform(jax.random.fold_in(step_key, n_views))
 
-  def one(index):
+  def sample_view(index):
     fraction = jnp.mod(offset + index.astype(jnp.float32) / n_views, 1.0)
     _, key_rest = jax.random.split(jax.random.fold_in(step_key, index))
     return _place(key_rest, fraction, distribution)
 
-  return jax.vmap(one)(indices)
+  return jax.vmap(sample_view)(indices)
 
 
 def camera_rays(camera: Camera, height: int, width: int) -> Rays:
-  """Rays [height, width] of one camera through its pixel centres, row 0 on top; directions of unit length."""
+  """Returns the rays [height, width] of a camera through the pixel centres.
+
+  Row 0 is the top row; directions have unit length.
+  """
   x = (jnp.arange(width, dtype=jnp.float32) + 0.5 - width / 2) / height
   y = (height / 2 - jnp.arange(height, dtype=jnp.float32) - 0.5) / height
+  # x, too, is divided by the height: pixels are square, and the focal length is relative to the height.
   y, x = jnp.meshgrid(y, x, indexing="ij")
   local = jnp.stack([x / camera.focal, y / camera.focal, -jnp.ones_like(x)], axis=-1)
   directions = jnp.einsum("ij,hwj->hwi", camera.rotation, local, precision=jax.lax.Precision.HIGHEST)
@@ -119,21 +142,23 @@ def camera_rays(camera: Camera, height: int, width: int) -> Rays:
 
 
 def camera_features(camera: Camera) -> Array:
-  """What a prior is told of a camera: [..., CAMERA_DIM], smooth over the sphere of directions, poles included.
+  """Returns a prior's camera condition [..., CAMERA_DIM].
 
-  In order: unit direction d from the origin to the camera (3); for k = 1..4, sin(k azimuth) and cos(k azimuth), each
-  times cos(elevation)^min(k, 2) so that it fades out at the poles, where azimuth means nothing (8); sin and cos of
-  twice the elevation (2); distance - 2.7; focal - 1.15; 1.
+  Smooth over the sphere of directions, including the poles. In order: unit direction d from the origin to the camera
+  (3); for k = 1..4, sin(k azimuth) and cos(k azimuth), each times cos(elevation)^min(k, 2), which fades out at the
+  poles, where azimuth has no meaning (8); sin and cos of twice the elevation (2); distance - 2.7; focal - 1.15; 1.
   """
   distance = jnp.linalg.norm(camera.position, axis=-1)
   direction = camera.position / distance[..., None]
   x, y, z = jnp.moveaxis(direction, -1, 0)
+  # 1e-12 keeps the root differentiable at the poles, where x = y = 0.
   cos_elevation = jnp.sqrt(x * x + y * y + 1e-12)
   sin_1, cos_1 = y / cos_elevation, x / cos_elevation
   features, sin_k, cos_k = [x, y, z], sin_1, cos_1
   for k in range(1, 5):
     fade = cos_elevation**min(k, 2)
     features += [fade * sin_k, fade * cos_k]
+    # The angle addition theorem, instead of arctan2 and four pairs of sines and cosines.
     sin_k, cos_k = sin_k * cos_1 + cos_k * sin_1, cos_k * cos_1 - sin_k * sin_1
   features += [2 * z * cos_elevation, 1 - 2 * z * z]
   features += [distance - _MEAN_DISTANCE, camera.focal - _MEAN_FOCAL, jnp.ones_like(distance)]
@@ -141,15 +166,16 @@ def camera_features(camera: Camera) -> Array:
 
 
 def ray_features(features: Array, size: int) -> Array:
-  """The same camera, told pixel by pixel: [CAMERA_DIM] -> [size, size, RAY_DIM]; zeros for an unknown camera (zeros).
+  """Returns a camera condition pixel by pixel: [CAMERA_DIM] -> [size, size, RAY_DIM].
 
-  The camera is rebuilt from its `camera_features`, upright and looking at the origin. For the ray through each pixel's
-  centre, in order: the point p nearest to the origin (3); the unit direction (3); sin and cos of pi p and of
-  2 pi p (12). Rays as input channels are how networks that see one object from many sides are told the view
-  (arXiv:2106.02634 for light fields); that most of a silhouette is a function of p alone makes them quick to learn.
+  `features` are `camera_features`; zeros, the unknown camera, give zeros. The camera is rebuilt from the features,
+  upright and towards the origin. Channels of the ray through a pixel's centre, in order: the point p nearest to the
+  origin (3); the unit direction (3); sin and cos of pi p and of 2 pi p (12). Rays are the usual input channels of
+  networks for many views of an object (arXiv:2106.02634 for light fields). Most of a silhouette is a function of p
+  alone, so the channels are quick to learn from.
   """
-  known = features[15]
-  # Any direction will do for the unknown camera: its channels are multiplied by zero.
+  known = features[15]  # the constant 1 of camera_features; 0 for the unknown camera
+  # Without the offset the unknown camera's direction would be 0 / 0, and NaN times zero is NaN.
   direction = _normalize(features[:3] + jnp.array([0.0, 0.0, 1e-6]))
   azimuth = jnp.arctan2(direction[1], direction[0] + 1e-12)
   elevation = jnp.arcsin(jnp.clip(direction[2], -1.0, 1.0))
@@ -162,16 +188,21 @@ def ray_features(features: Array, size: int) -> Array:
 
 
 def camera_of_turned_object(camera: Camera, angle: Array, scale: Array) -> Camera:
-  """The camera that sees an object as `camera` [...] sees it turned by `angle` (radians, about z) and scaled."""
+  """Moves a camera instead of the object.
+
+  Returns the camera whose image of the object equals the image from `camera` [...] of the object after a turn by
+  `angle` (radians, about z) and a scaling by `scale`.
+  """
   c, s = jnp.cos(angle), jnp.sin(angle)
   zero, one = jnp.zeros_like(c), jnp.ones_like(c)
+  # The inverse rotation. The scale divides the position only: rays and focal length are invariant under scaling.
   back = jnp.stack([jnp.stack([c, s, zero]), jnp.stack([-s, c, zero]), jnp.stack([zero, zero, one])])
   return Camera(position=jnp.einsum("ij,...j->...i", back, camera.position) / scale,
                 rotation=jnp.einsum("ij,...jk->...ik", back, camera.rotation), focal=camera.focal)
 
 
 def _place(key: Array, azimuth_fraction: Array, distribution: CameraDistribution) -> tuple[Camera, Array, Array]:
-  """A camera at a given fraction of the azimuth range, all else drawn from `key`."""
+  """Draws a camera at a given fraction of the azimuth range. Consumes `key`."""
   key_uniform, key_normal = jax.random.split(key)
   u = jax.random.uniform(key_uniform, (7,))  # two draws instead of nine: each costs compile time
   target_noise, up_noise = jax.random.normal(key_normal, (2, 3))
@@ -189,26 +220,28 @@ def _place(key: Array, azimuth_fraction: Array, distribution: CameraDistribution
 
 
 def _elevation(kind: Array, u: Array, distribution: CameraDistribution) -> Array:
-  """A mixture of uniform in angle and uniform in area (uniform in sin(elevation)), from two uniform numbers."""
+  """Maps two uniform numbers to an elevation, uniform in angle or in area."""
   low, high = distribution.elevation
+  # Area on the sphere is uniform in sin(elevation) (Archimedes).
   in_area = jnp.arcsin(_between((math.sin(low), math.sin(high)), u))
   return jnp.where(kind < distribution.uniform_angle, _between((low, high), u), in_area)
 
 
 def _between(bounds: tuple[float, float], u: Array) -> Array:
-  """The number at the fraction u of the way from low to high."""
+  """Returns the number at the fraction u of the way from low to high."""
   low, high = bounds
   return low + u * (high - low)
 
 
 def _direction(azimuth: Array, elevation: Array) -> Array:
-  """Unit vector [3] from the origin towards (azimuth, elevation)."""
+  """Returns the unit vector [3] from the origin towards (azimuth, elevation)."""
   cos_elevation = jnp.cos(elevation)
   return jnp.stack([cos_elevation * jnp.cos(azimuth), cos_elevation * jnp.sin(azimuth), jnp.sin(elevation)])
 
 
 def _upward(azimuth: Array, elevation: Array) -> Array:
-  """Unit vector [3], the direction of growing elevation: the same upright camera as world up, but defined above too."""
+  """Returns the unit vector [3] in the direction of growing elevation."""
+  # Gives the same upright camera as world up, and stays defined straight above the object.
   sin_elevation = jnp.sin(elevation)
   return jnp.stack([-sin_elevation * jnp.cos(azimuth), -sin_elevation * jnp.sin(azimuth), jnp.cos(elevation)])
 

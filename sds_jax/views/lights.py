@@ -1,4 +1,4 @@
-"""Lights and shading modes, drawn at random as in DreamFusion (arXiv 2209.14988, Section 3.2)."""
+"""Random lights and shading modes, as in DreamFusion (arXiv 2209.14988, Section 3.2)."""
 from __future__ import annotations
 
 import dataclasses
@@ -10,21 +10,22 @@ import jax.numpy as jnp
 from sds_jax.types import Array
 
 ALBEDO, LAMBERTIAN, TEXTURELESS = 0, 1, 2
-"""Shading modes: bare colour; colour lit by a point light; white lit by a point light (so shape must explain)."""
+"""Shading modes: the bare albedo; the albedo lit by a point light; white lit by a point light, so that only the shape
+explains the image."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LightDistribution:
-  """Where lights stand and how often each shading mode is used. The defaults are the paper's.
+  """The distribution of lights and shading modes. The defaults are the paper's.
 
   Attributes:
     distance: (low, high) of the light's distance from the origin, world units.
-    direction_std: standard deviation of the point that gives the light's direction, around the camera's position.
-    shaded: probability of a lit mode, once the first part of training has passed.
-    textureless: probability that a lit step is textureless.
-    albedo_only: fraction of training, from its start, in which every step is albedo.
+    direction_std: standard deviation, world units, around the camera's position of the point in the light's direction.
+    shaded: probability of a lit mode after the `albedo_only` part of training.
+    textureless: probability of the textureless mode in a lit step.
+    albedo_only: fraction of training, from the start, with albedo steps only.
     ambient, diffuse: intensities of a lit step (an albedo step has ambient 1 and diffuse 0).
-    ambient_spread: how much light a lit step moves, at most, from diffuse to ambient; the amount is uniform.
+    ambient_spread: largest intensity moved from diffuse to ambient in a lit step; the amount is uniform.
   """
   distance: tuple[float, float] = (0.8, 1.5)
   direction_std: float = 1.0
@@ -38,15 +39,24 @@ class LightDistribution:
 
 @flax.struct.dataclass
 class Shading:
-  """How a step is shaded: mode (int32, one of ALBEDO, LAMBERTIAN, TEXTURELESS), ambient and diffuse intensities; []."""
+  """The shading of a training step.
+
+  Attributes:
+    mode: [] int32, ALBEDO, LAMBERTIAN or TEXTURELESS.
+    ambient, diffuse: [] intensities.
+  """
   mode: Array
   ambient: Array
   diffuse: Array
 
 
 def sample_light(key: Array, camera_position: Array, distribution: LightDistribution = LightDistribution()) -> Array:
-  """Position [3] of a point light in a direction around the camera's, in world units. Consumes `key` (a view's own)."""
+  """Draws the position [3] of a point light around the camera's direction.
+
+  World units. Consumes `key`, the view's key.
+  """
   key_direction, key_distance = jax.random.split(key)
+  # Gaussian around the camera, not uniform: most lights are on the camera's side of the object.
   towards = camera_position + distribution.direction_std * jax.random.normal(key_direction, (3,))
   low, high = distribution.distance
   distance = jax.random.uniform(key_distance, minval=low, maxval=high)
@@ -54,15 +64,20 @@ def sample_light(key: Array, camera_position: Array, distribution: LightDistribu
 
 
 def sample_shading(step_key: Array, progress: Array, distribution: LightDistribution = LightDistribution()) -> Shading:
-  """The shading of one step, the same for all its views, so that only one branch of a `lax.cond` runs.
+  """Draws the shading of a training step, the same for all views.
 
-  `progress` [] is the fraction of training done, in [0, 1]. Consumes `step_key`.
+  Args:
+    step_key: consumed.
+    progress: [] in [0, 1], completed fraction of training.
+    distribution: probabilities and intensities.
   """
+  # A mode per step and not per view: the predicate of a later `lax.cond` is then a scalar, and a single branch runs.
   key_shaded, key_textureless = jax.random.split(step_key)
   shaded = jax.random.bernoulli(key_shaded, distribution.shaded) & (progress >= distribution.albedo_only)
   textureless = jax.random.bernoulli(key_textureless, distribution.textureless)
   ambient, diffuse = jnp.float32(distribution.ambient), jnp.float32(distribution.diffuse)
   if distribution.ambient_spread:
+    # fold_in(2) is independent of the two keys above, so the modes are those of a run without ambient_spread.
     moved = distribution.ambient_spread * jax.random.uniform(jax.random.fold_in(step_key, 2))
     ambient, diffuse = ambient + moved, diffuse - moved
   lit_mode = jnp.where(textureless, jnp.int32(TEXTURELESS), jnp.int32(LAMBERTIAN))

@@ -1,8 +1,8 @@
-"""Where a view stands relative to the view that a picture was taken from, as pose-conditioned priors are told it.
+"""Relative poses: the condition of view priors, from the camera of an input photo to the camera of a new view.
 
-Zero-1-to-3 (arXiv:2303.11328, section 3.1) tells the polar angle's difference and the azimuth's by sine and cosine; its
-fourth number is the difference of distances, or, in Stable-Zero123, the polar angle of the picture itself. Polar angles
-are measured from straight above. All angles are radians.
+Zero-1-to-3 (arXiv:2303.11328, section 3.1) encodes the difference of the polar angles, and sine and cosine of the
+difference of the azimuths. The fourth number is the difference of the distances, or, in Stable-Zero123, the polar angle
+of the photo. Polar angles are measured from straight above. All angles are radians.
 """
 from __future__ import annotations
 
@@ -18,29 +18,38 @@ POSE_DIM = 4
 """Length of `relative_pose`."""
 
 DISTANCE, FOV_Y = 2.7, math.radians(46.0)
-"""The camera of the shipped view prior, world units and radians: the same in all its views, as with Zero-1-to-3."""
+"""The camera of the shipped view prior in all views, as with Zero-1-to-3; world units and radians."""
 
 
 def relative_pose(elevation: Array, azimuth: Array, from_elevation: Array, from_azimuth: Array) -> Array:
-  """[..., POSE_DIM]: polar angle less the picture's; sin and cos of the azimuth less the picture's; its polar angle.
+  """Returns the pose [..., POSE_DIM] of a view relative to a photo.
+
+  In order: polar angle minus the photo's polar angle; sine and cosine of azimuth minus the photo's azimuth; the photo's
+  polar angle.
 
   Args:
-    elevation, azimuth: [...] of the view that is asked for.
-    from_elevation, from_azimuth: [...] of the picture.
+    elevation, azimuth: [...] of the view, radians.
+    from_elevation, from_azimuth: [...] of the photo, radians.
   """
+  # Polar angle = pi / 2 - elevation, hence the swapped order of the elevations below.
   turn = azimuth - from_azimuth
   polar = jnp.pi / 2 - from_elevation
   return jnp.stack(jnp.broadcast_arrays(from_elevation - elevation, jnp.sin(turn), jnp.cos(turn), polar), axis=-1)
 
 
 def pose_camera(pose: Array) -> Camera:
-  """The camera [] of the view that a pose [POSE_DIM] asks for, where the picture's stands at azimuth 0."""
+  """Returns the camera [] of a pose [POSE_DIM], with the photo's camera at azimuth 0."""
   turn = jnp.arctan2(pose[1], pose[2])
   return cameras.orbit(turn, jnp.pi / 2 - pose[3] - pose[0], DISTANCE, FOV_Y)
 
 
 def pose_features(pose: Array) -> Array:
-  """`cameras.camera_features` [B, CAMERA_DIM] of poses [B, POSE_DIM]; zeros, the unknown camera, for zeros."""
+  """Returns `cameras.camera_features` [B, CAMERA_DIM] of poses [B, POSE_DIM].
+
+  A pose of zeros, the unknown camera, gives zeros.
+  """
+  # Zeros are replaced before the trigonometry: arctan2(0, 0) has a NaN gradient, and the last `where` would not mask
+  # a NaN.
   known = jnp.any(pose != 0.0, axis=-1, keepdims=True)
   safe = jnp.where(known, pose, jnp.array([[0.0, 0.0, 1.0, jnp.pi / 2]]))
   return jnp.where(known, cameras.camera_features(jax.vmap(pose_camera)(safe)), 0.0)

@@ -1,4 +1,4 @@
-"""Loops over rays and samples run long enough for LLVM's optimizations to pay."""
+"""Turns LLVM's optimizations on: loops over rays and samples run long enough to profit."""
 import jax
 import pytest
 

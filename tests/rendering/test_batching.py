@@ -1,4 +1,4 @@
-"""Views and scenes that are rendered together: none depends on the others, and branches stay branches."""
+"""Batches of views and scenes: each is independent of the others, and branches stay branches."""
 import dataclasses
 import functools
 
@@ -10,14 +10,14 @@ from jax.extend.core import jaxprs_in_params
 
 from sds_jax.rendering import render as render_lib
 from sds_jax.rendering.occupancy import Occupancy
-from sds_jax.rendering.render import RenderOptions, render_views
 from sds_jax.rendering.batching import any_of_batch
+from sds_jax.rendering.render import RenderOptions, render_views
 from sds_jax.types import FieldOutput
 from sds_jax.views import cameras
 from sds_jax.views.lights import LAMBERTIAN, Shading
 
 CAMERAS = jax.vmap(lambda azimuth, distance: cameras.orbit(azimuth, 0.3, distance, 0.8))(
-  jnp.array([0.1, 2.0, 3.0, 5.0]), jnp.array([1.2, 2.0, 2.7, 6.0]))  # the first wants ten times what the last wants
+  jnp.array([0.1, 2.0, 3.0, 5.0]), jnp.array([1.2, 2.0, 2.7, 6.0]))  # the first needs ten times the samples of the last
 KEYS = jax.random.split(jax.random.key(1), 4)
 BACKGROUND = jnp.full((4, 8, 8, 3), 0.7)
 LIT = Shading(jnp.int32(LAMBERTIAN), jnp.float32(0.1), jnp.float32(0.9))
@@ -25,12 +25,12 @@ OPTIONS = RenderOptions(candidates=24, samples=8, block_points=None)
 FEW = dataclasses.replace(OPTIONS, few=5, block_points=128)
 SCENES = jnp.array([4.0, 9.0, 2.0])
 GRIDS = Occupancy(jnp.zeros((3, 8, 8, 8)).at[0, :4].set(1.0).at[1, 3:5, 3:5, 3:5].set(1.0).at[2, 0, 0, 0].set(1.0))
-"""Of the three scenes one wants much, one little and one next to nothing."""
+"""The three scenes need many, few and almost no samples."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_fast():
-  """Against the room's conftest.py: here little is run."""
+  """Reverts the package's conftest.py: here compiling takes longer than running."""
   jax.config.update("jax_disable_most_optimizations", True)
   yield
   jax.config.update("jax_disable_most_optimizations", False)
@@ -47,13 +47,13 @@ def render(views, options, params=SCENES[0], grid=None):
 
 
 @pytest.mark.parametrize("few, block", [(None, None), (5, 100)])
-def test_a_view_is_the_same_in_any_company(few, block):
-  """The budget overflows for some and not for others; nobody pays for another's want."""
+def test_a_view_does_not_depend_on_the_rest_of_the_batch(few, block):
+  """Overflows the budget of some views only; the other views keep all samples."""
   draw = jax.jit(functools.partial(
     render, options=dataclasses.replace(OPTIONS, few=few, block_points=block, normals="analytic")))
-  together, overflow = draw(jnp.arange(4))
-  alone = [draw(jnp.array([i])) for i in range(4)]
-  lost = np.array([float(fraction) for _, fraction in alone])
+  batched, overflow = draw(jnp.arange(4))
+  single = [draw(jnp.array([i])) for i in range(4)]
+  lost = np.array([float(fraction) for _, fraction in single])
   assert lost.max() > 0.3 and lost.min() == 0
   np.testing.assert_allclose(overflow, lost.mean(), rtol=1e-6)
 
@@ -61,7 +61,7 @@ def test_a_view_is_the_same_in_any_company(few, block):
     whole, parts = np.asarray(whole), np.concatenate(parts)
     np.testing.assert_allclose(whole, parts, rtol=1e-6, atol=1e-6 * np.abs(whole).max())
 
-  jax.tree.map(compare, together, *(out for out, _ in alone))
+  jax.tree.map(compare, batched, *(out for out, _ in single))
 
 
 def loss(params, grid):
@@ -73,7 +73,7 @@ grad = jax.value_and_grad(loss)
 
 
 def scan_in_shards(params, grids):
-  """The gradient of each scene in a loop, of all scenes of a device at once, over the devices."""
+  """Computes each scene's gradient in a scan over a vmap over the scenes of a device, on three devices."""
   def local(params, grids):
     _, ran = jax.lax.scan(lambda carry, _: (carry, jax.vmap(grad)(params, grids)), 0, length=1)
     return jax.tree.map(lambda x: x[0], ran)
@@ -87,25 +87,25 @@ def grad_of_vmap(params, grids):
   return values, pullback(jnp.ones_like(values))[0]
 
 
-WAYS = dict(vmap=jax.vmap(grad), grad_of_vmap=grad_of_vmap, scan_in_shards=scan_in_shards)
+TRANSFORMS = dict(vmap=jax.vmap(grad), grad_of_vmap=grad_of_vmap, scan_in_shards=scan_in_shards)
 
 
 @pytest.fixture(scope="module")
-def one_by_one():
+def single_scenes():
   one = jax.jit(grad)
   each = [one(*jax.tree.map(lambda x: x[i], (SCENES, GRIDS))) for i in range(3)]
   assert len({round(float(value), 2) for value, _ in each}) == 3
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
 
-@pytest.mark.parametrize("way", ["grad_of_vmap", "scan_in_shards"])
-def test_scenes_together_are_the_scenes_one_by_one(way, one_by_one):
-  done = jax.jit(WAYS[way])(SCENES, GRIDS)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), done, one_by_one)
+@pytest.mark.parametrize("transform", ["grad_of_vmap", "scan_in_shards"])
+def test_batched_scenes_equal_single_scenes(transform, single_scenes):
+  done = jax.jit(TRANSFORMS[transform])(SCENES, GRIDS)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), done, single_scenes)
 
 
 def count(jaxpr, name):
-  """How many equations of this name there are, at any depth."""
+  """Counts the equations of this name, at any depth."""
   return sum((equation.primitive.name == name) + sum(count(inner, name) for inner in jaxprs_in_params(equation.params))
              for equation in jaxpr.eqns)
 
@@ -116,16 +116,16 @@ def counts(f, *args):
 
 
 def test_branches_stay_branches(monkeypatch):
-  """As many as for one scene alone; without the helper there are none, and each scene pays for all branches."""
-  alone = counts(grad, SCENES[0], jax.tree.map(lambda x: x[0], GRIDS))
-  assert alone["cond"] >= 6  # few or many, and blocks in each of them, forwards and backwards
-  assert counts(jax.vmap(grad), SCENES, GRIDS) == counts(scan_in_shards, SCENES, GRIDS) == alone
+  """Counts as many branches as for a single scene; without `any_of_batch` no branch is left."""
+  single = counts(grad, SCENES[0], jax.tree.map(lambda x: x[0], GRIDS))
+  assert single["cond"] >= 6  # the choice of the budget, and the blocks of both budgets, forwards and backwards
+  assert counts(jax.vmap(grad), SCENES, GRIDS) == counts(scan_in_shards, SCENES, GRIDS) == single
   recomputed = counts(grad_of_vmap, SCENES, GRIDS)
-  assert recomputed["cond"] >= alone["cond"]
+  assert recomputed["cond"] >= single["cond"]
   monkeypatch.setattr(render_lib, "any_of_batch", lambda predicate: predicate)
   jax.clear_caches()
-  for way in WAYS.values():
-    without = counts(way, SCENES, GRIDS)
+  for transform in TRANSFORMS.values():
+    without = counts(transform, SCENES, GRIDS)
     assert without["cond"] == 0 and without["select_n"] > recomputed["select_n"]
 
 

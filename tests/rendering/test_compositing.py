@@ -1,4 +1,4 @@
-"""The quadrature against Beer-Lambert, against a double loop, and where intervals are split."""
+"""The quadrature against Beer-Lambert, a double loop, and itself with split intervals."""
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,13 +19,13 @@ def test_weights_equal_the_double_loop():
   np.testing.assert_allclose(compositing.weights(jnp.asarray(DEPTHS)), expected, atol=1e-6)
 
 
-def test_a_slab_absorbs_as_beer_and_lambert_say():
+def test_a_homogeneous_slab_follows_beer_lambert():
   sigma, thickness, steps = 1.7, 0.9, 32
   weights = compositing.weights(jnp.full((steps, 1), sigma * thickness / steps))
   np.testing.assert_allclose(weights.sum(), 1 - np.exp(-sigma * thickness), rtol=1e-5)
 
 
-def test_weights_and_what_passes_sum_to_one():
+def test_weights_and_transmittance_sum_to_one():
   weights = compositing.weights(jnp.asarray(DEPTHS))
   np.testing.assert_allclose(weights.sum(0) + np.exp(-DEPTHS.sum(0)), 1.0, atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Packing against numpy; the grid against what the field holds."""
+"""Packing against numpy; the grid against a ball of known radius."""
 import functools
 
 import jax
@@ -37,7 +37,7 @@ def centres():
   return np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1)
 
 
-def test_new_grid_is_full_and_one_round_finds_the_ball():
+def test_a_new_grid_is_full_and_all_shares_once_find_the_ball():
   grid, radius = occupancy.full_grid(G), jnp.float32(0.4)
   assert occupancy.occupied_cells(grid, 0.3).all()
   for turn in range(4):
@@ -64,12 +64,12 @@ def test_a_thin_field_keeps_its_densest_cells():
   density = jnp.full((G,) * 3, 1e-6).at[5, 5, 5].set(1e-4)
   cells = np.asarray(occupancy.occupied_cells(occupancy.Occupancy(density), 0.3))
   expected = np.zeros((G,) * 3, bool)
-  expected[4:7, 4:7, 4:7] = True  # itself and its neighbours
+  expected[4:7, 4:7, 4:7] = True  # the cell and its neighbours
   np.testing.assert_array_equal(cells, expected)
 
 
 def test_look_up_finds_the_cell_of_a_point():
   cells = RNG.random((G, G, G)) < 0.5
   points = tuple(jnp.asarray(centres()[..., axis], jnp.float32) for axis in range(3))
-  found = occupancy.look_up(jnp.asarray(cells), points, BOUND)
-  np.testing.assert_array_equal(found, cells)
+  occupied = occupancy.look_up(jnp.asarray(cells), points, BOUND)
+  np.testing.assert_array_equal(occupied, cells)

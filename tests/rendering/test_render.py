@@ -1,4 +1,4 @@
-"""The renderer against a loop over rays and samples, and its options against each other."""
+"""The renderer against a loop over rays and samples, and the options against each other."""
 import dataclasses
 import functools
 
@@ -30,7 +30,7 @@ def render(params=PARAMS, options=OPTIONS, **kwargs):
 
 
 def colourful(params, points):
-  """Density and colour in closed form, for the loop."""
+  """Evaluates density and colour in closed form, as the loop below does."""
   density = params * jnp.exp(-6 * jnp.sum(points**2, axis=-1))
   return FieldOutput(density, 0.5 + 0.5 * jnp.sin(3 * points))
 
@@ -91,8 +91,8 @@ def test_blocks_change_neither_image_nor_gradient(normals):
 
 
 @pytest.mark.parametrize("few, enough", [(20, True), (3, False)])
-def test_a_smaller_budget_is_taken_where_it_is_enough(few, enough):
-  """Image and gradient are those of the whole budget either way; what the field sees tells which was taken."""
+def test_the_smaller_budget_is_used_when_sufficient(few, enough):
+  """Compares image and gradient with the full budget; the number of evaluated points shows the chosen budget."""
   results = []
   for options in (OPTIONS, dataclasses.replace(OPTIONS, few=few)):
     def loss(params):
@@ -102,20 +102,20 @@ def test_a_smaller_budget_is_taken_where_it_is_enough(few, enough):
     results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(PARAMS))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-4), *results)
   assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(results[0][1])) > 0.1
-  taken = []
+  evaluated = []
 
-  def watched(params, points):
-    jax.debug.callback(lambda total: taken.append(int(total)), jnp.int32(points.shape[0]))
+  def recording(params, points):
+    jax.debug.callback(lambda total: evaluated.append(int(total)), jnp.int32(points.shape[0]))
     return FIELD.apply(params, points)
 
   rays = jax.tree.map(lambda x: x.reshape(-1, 3), jax.vmap(lambda c: cameras.camera_rays(c, 8, 8))(CAMERAS))
-  jax.block_until_ready(render_rays(watched, PARAMS, rays, jnp.ones_like(rays.origins),
+  jax.block_until_ready(render_rays(recording, PARAMS, rays, jnp.ones_like(rays.origins),
                                     options=dataclasses.replace(OPTIONS, few=few)))
   jax.effects_barrier()
-  assert taken == [(few if enough else OPTIONS.samples) * rays.origins.shape[0]]
+  assert evaluated == [(few if enough else OPTIONS.samples) * rays.origins.shape[0]]
 
 
-def test_gradient_is_that_of_finite_differences():
+def test_gradient_equals_finite_differences():
   loss = jax.jit(lambda p: jnp.sum(jnp.sin(3 * render(p, dataclasses.replace(OPTIONS, block_points=200))[0].rgb)))
   direction = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape), PARAMS)
   exact = sum(jax.tree.leaves(jax.tree.map(lambda g, d: jnp.sum(g * d), jax.grad(loss)(PARAMS), direction)))
@@ -144,7 +144,7 @@ def test_bare_albedo_differentiates_no_density():
   assert bare.count(" logistic ") <= 1 + 2  # two hidden layers and the albedo, once each
 
 
-def test_occupancy_skips_only_what_is_empty():
+def test_occupancy_skips_only_empty_cells():
   grid = occupancy.full_grid(16)
   update = jax.jit(lambda grid, turn: occupancy.update(grid, FIELD.apply, PARAMS, KEYS[0], turn, bound=0.8))
   for turn in range(4):
@@ -178,14 +178,14 @@ def test_image_in_chunks_equals_the_view(rows):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[1], atol=1e-5), image, view)
 
 
-def test_view_does_not_depend_on_its_company():
+def test_a_view_does_not_depend_on_the_other_views():
   both, _ = render()
   one, _ = render_views(FIELD.apply, PARAMS, jax.tree.map(lambda x: x[1:], CAMERAS), 8, 8, BACKGROUND[1:], KEYS[1:],
                         options=OPTIONS)
   np.testing.assert_allclose(one.rgb[0], both.rgb[1], atol=1e-6)
 
 
-def test_under_shard_map_views_render_alike():
+def test_views_are_unchanged_under_shard_map():
   mesh = jax.make_mesh((2,), ("views",), axis_types=(jax.sharding.AxisType.Auto,))
   options = dataclasses.replace(OPTIONS, block_points=200)
   spec = jax.sharding.PartitionSpec("views")

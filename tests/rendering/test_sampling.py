@@ -44,7 +44,7 @@ def test_jitter_makes_the_integral_unbiased():
   estimate = np.sum(np.asarray(t)**4 * np.asarray(width)[None], axis=0)
   np.testing.assert_allclose(estimate.mean(), 0.2, atol=4 * estimate.std() / 4000**0.5)
   midpoints = sampling.stratified(near, far, count, jnp.full((4000,), 0.5))[0]
-  assert abs(np.sum(np.asarray(midpoints[:, 0])**4) / count - 0.2) > 0.015  # what no jitter would give
+  assert abs(np.sum(np.asarray(midpoints[:, 0])**4) / count - 0.2) > 0.015  # the error without jitter
 
 
 def test_even_steps_cover_the_ball_with_one_width():

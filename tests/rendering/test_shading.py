@@ -1,4 +1,4 @@
-"""Shading against the formula, a point at a time."""
+"""Shading against the formula, point by point."""
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.mark.parametrize("mode, ambient, diffuse", [
   (ALBEDO, 1.0, 0.0), (LAMBERTIAN, 0.1, 0.9), (TEXTURELESS, 0.1, 0.9)])
-def test_shade(mode, ambient, diffuse):
+def test_shade_equals_the_formula(mode, ambient, diffuse):
   albedo, points, light = RNG.random((50, 3)), RNG.normal(size=(50, 3)) * 0.4, RNG.normal(size=(50, 3)) * 1.5
   normals = RNG.normal(size=(50, 3))
   normals /= np.linalg.norm(normals, axis=1, keepdims=True)

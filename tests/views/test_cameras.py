@@ -1,4 +1,4 @@
-"""Cameras against their definitions, a projection written apart, and the distributions they claim."""
+"""Cameras against their definitions, an independent projection, and the stated distributions."""
 import dataclasses
 import math
 
@@ -15,19 +15,19 @@ N = 4000
 
 
 @pytest.fixture(scope="module")
-def many():
+def samples():
   keys = jax.random.split(jax.random.key(0), N)
   return jax.tree.map(np.asarray, jax.jit(jax.vmap(cameras.sample_camera))(keys))
 
 
-def test_rotations_are_orthonormal_and_right_handed(many):
-  rotation = many[0].rotation
+def test_rotations_are_orthonormal_and_right_handed(samples):
+  rotation = samples[0].rotation
   np.testing.assert_allclose(np.einsum("nij,nik->njk", rotation, rotation), np.tile(np.eye(3), (N, 1, 1)), atol=2e-6)
   np.testing.assert_allclose(np.linalg.det(rotation), 1.0, atol=2e-6)
 
 
 @pytest.mark.parametrize("up", [(0.0, 0.0, 1.0), (0.3, -0.2, 2.0)])
-def test_look_at_points_at_the_target_and_keeps_up_up(up):
+def test_look_at_points_at_the_target_and_is_upright(up):
   position, target, up = np.float32([1.0, -2.0, 0.7]), np.float32([0.1, 0.2, -0.3]), np.float32(up)
   right, top, backward = np.asarray(cameras.look_at(*map(jnp.asarray, (position, target, up)))).T
   np.testing.assert_allclose(np.cross(target - position, -backward), 0.0, atol=1e-6)
@@ -74,25 +74,25 @@ def test_front_view_has_left_of_object_on_the_right():
   assert rays.directions[0, 3, 1] > 0 and rays.directions[0, 3, 2] > 0 and rays.directions[3, 0, 1] < 0
 
 
-def test_azimuth_is_uniform(many):
-  counts, _ = np.histogram(many[1], bins=16, range=(0, 2 * np.pi))
+def test_azimuth_is_uniform(samples):
+  counts, _ = np.histogram(samples[1], bins=16, range=(0, 2 * np.pi))
   assert counts.sum() == N and stats.chisquare(counts).pvalue > 1e-3
 
 
-def test_elevation_mixes_uniform_angle_and_uniform_area(many):
+def test_elevation_mixes_uniform_angle_and_uniform_area(samples):
   low, high = np.deg2rad(-10.0), np.deg2rad(90.0)
   edges = np.linspace(low, high, 13)
   area = (np.sin(edges) - np.sin(low)) / (np.sin(high) - np.sin(low))
   angle = (edges - low) / (high - low)
-  counts, _ = np.histogram(many[2], bins=edges)
+  counts, _ = np.histogram(samples[2], bins=edges)
   assert counts.sum() == N
   assert stats.chisquare(counts, N * np.diff(0.5 * angle + 0.5 * area)).pvalue > 1e-3
-  assert stats.chisquare(counts, N * np.diff(angle)).pvalue < 1e-3  # neither alone
+  assert stats.chisquare(counts, N * np.diff(angle)).pvalue < 1e-3  # neither distribution alone fits
   assert stats.chisquare(counts, N * np.diff(area)).pvalue < 1e-3
 
 
-def test_distance_and_focal_are_within_their_ranges(many):
-  camera, azimuth, elevation = many
+def test_distance_and_focal_are_within_their_ranges(samples):
+  camera, azimuth, elevation = samples
   direction = np.stack([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)], 1)
   distance = np.sum(camera.position * direction, axis=1)
   assert 2.3 < distance.min() < 2.45 and 2.95 < distance.max() < 3.1
@@ -102,8 +102,8 @@ def test_distance_and_focal_are_within_their_ranges(many):
   assert stats.kstest(fov, stats.uniform(42, 8).cdf).pvalue > 1e-3
 
 
-def test_ball_of_radius_08_lies_in_every_frame(many):
-  camera = many[0]
+def test_ball_of_radius_08_lies_in_every_frame(samples):
+  camera = samples[0]
   centre = np.einsum("nij,ni->nj", camera.rotation, -camera.position)
   for axis in (0, 1):  # half-angle of the frame against direction and half-angle of the ball, in that axis's plane
     in_plane = np.hypot(centre[:, axis], centre[:, 2])
@@ -126,11 +126,11 @@ def stratified():
   return lambda indices: jax.tree.map(np.asarray, draw(jax.random.split(jax.random.key(5), 2000), jnp.array(indices)))
 
 
-def test_stratified_views_are_opposite_and_do_not_depend_on_their_company(stratified):
+def test_stratified_views_are_opposite_and_independent_of_order(stratified):
   camera, azimuth, elevation = stratified([0, 1])
   np.testing.assert_allclose(np.abs(azimuth[:, 0] - azimuth[:, 1]), np.pi, atol=1e-5)
   assert np.abs(elevation[:, 0] - elevation[:, 1]).mean() > 0.1
-  swapped, _, _ = stratified([1, 0])  # what another device, or another order, would draw
+  swapped, _, _ = stratified([1, 0])  # as on another device, or in another order
   np.testing.assert_array_equal(swapped.position[:, ::-1], camera.position)
   np.testing.assert_array_equal(swapped.rotation[:, ::-1], camera.rotation)
 
@@ -141,7 +141,7 @@ def test_stratified_azimuth_is_uniform_over_steps(stratified):
     assert stats.chisquare(np.histogram(azimuth[:, view], bins=16, range=(0, 2 * np.pi))[0]).pvalue > 1e-3
 
 
-def test_features_are_the_written_formula():
+def test_features_equal_the_documented_formula():
   azimuth, elevation, distance = 0.8, 0.35, 2.6
   c, s = math.cos(elevation), math.sin(elevation)
   expected = [c * math.cos(azimuth), c * math.sin(azimuth), s]
@@ -164,10 +164,10 @@ def test_features_are_continuous_at_the_pole_and_take_batches():
 
 
 @pytest.mark.parametrize("azimuth, elevation", [(0.0, 0.0), (2.5, 0.7), (-1.2, 1.4), (4.0, -0.17)])
-def test_ray_features_are_those_of_the_camera_s_rays(azimuth, elevation):
+def test_ray_features_describe_the_camera_rays(azimuth, elevation):
   camera = cameras.orbit(azimuth, elevation, 2.6, 0.8)
-  told = cameras.ray_features(cameras.camera_features(camera), 5)
-  assert told.shape == (5, 5, cameras.RAY_DIM)
+  channels = cameras.ray_features(cameras.camera_features(camera), 5)
+  assert channels.shape == (5, 5, cameras.RAY_DIM)
   cast = cameras.camera_rays(camera, 5, 5)
   for row, column in np.ndindex(5, 5):
     origin, direction = np.asarray(cast.origins[row, column]), np.asarray(cast.directions[row, column])
@@ -175,12 +175,12 @@ def test_ray_features_are_those_of_the_camera_s_rays(azimuth, elevation):
     along = origin + np.linspace(0, 6, 60001)[:, None] * direction
     nearest = along[np.argmin((along**2).sum(-1))]
     waves = [f(k * np.pi * nearest) for k in (1, 2) for f in (np.sin, np.cos)]
-    np.testing.assert_allclose(told[row, column], np.concatenate([nearest, direction, *waves]), atol=2e-3)
+    np.testing.assert_allclose(channels[row, column], np.concatenate([nearest, direction, *waves]), atol=2e-3)
 
 
 def test_rays_of_an_unknown_camera_are_zeros():
-  told = jax.vmap(lambda f: cameras.ray_features(f, 4))(jnp.zeros((2, cameras.CAMERA_DIM)))
-  np.testing.assert_array_equal(told, np.zeros((2, 4, 4, cameras.RAY_DIM)))
+  channels = jax.vmap(lambda f: cameras.ray_features(f, 4))(jnp.zeros((2, cameras.CAMERA_DIM)))
+  np.testing.assert_array_equal(channels, np.zeros((2, 4, 4, cameras.RAY_DIM)))
 
 
 def test_distribution_is_a_frozen_value():

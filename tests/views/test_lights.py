@@ -15,7 +15,7 @@ def test_light_distance_and_direction():
   distance = np.linalg.norm(position, axis=1)
   assert 0.8 <= distance.min() < 0.81 and 1.49 < distance.max() <= 1.5
   direction = position / distance[:, None]
-  # The mean direction of N(camera, I), drawn apart.
+  # The mean direction of N(camera, I), drawn with NumPy.
   reference = np.random.default_rng(0).normal(size=(200_000, 3)) + np.asarray(camera)
   reference /= np.linalg.norm(reference, axis=1, keepdims=True)
   np.testing.assert_allclose(direction.mean(0), reference.mean(0), atol=0.03)
@@ -39,8 +39,8 @@ def test_first_part_of_training_is_albedo_only():
   assert (np.asarray(draw(keys, jnp.float32(0.07))) != lights.ALBEDO).any()
 
 
-def test_some_of_the_diffuse_light_becomes_ambient():
-  """DreamFusionAcc: ambient 0.1 + 0.9 u. The mode is drawn as without."""
+def test_ambient_spread_moves_light_from_diffuse_to_ambient():
+  """Checks DreamFusionAcc's ambient 0.1 + 0.9 u; the modes equal those without a spread."""
   fixed, spread = lights.LightDistribution(), lights.LightDistribution(ambient_spread=0.9)
   keys = jax.random.split(jax.random.key(3), N)
   draw = lambda d: jax.tree.map(np.asarray, jax.jit(jax.vmap(  # noqa: E731

@@ -1,4 +1,4 @@
-"""Texts and weights of a direction against the published rules, written out in degrees, a view at a time."""
+"""Prompt mixes and negative weights against the published rules, written in degrees and view by view."""
 import math
 
 import jax.numpy as jnp
@@ -11,7 +11,10 @@ FRONT, SIDE, BACK, OVERHEAD = range(4)
 
 
 def slow_stable_dreamfusion(azimuth, elevation):
-  """({view: share of the positive text}, {view: weight of the negative text}); azimuth in -180 .. 180 degrees."""
+  """Returns ({view: share of the positive prompt}, {view: weight of the negative prompt}).
+
+  azimuth in -180 .. 180 degrees.
+  """
   if -90 <= azimuth < 90:
     r = 1 - azimuth / 90 if azimuth >= 0 else 1 + azimuth / 90
     against_front = 0.0 if r > 0.8 else -2 * math.exp(-2 * r)
@@ -42,26 +45,26 @@ AZIMUTHS = (-179.0, -135.0, -100.0, -91.0, -89.0, -75.0, -60.0, -10.0, 0.0, 5.0,
 DIRECTIONS = [(a, e) for a in AZIMUTHS for e in (-10.0, 30.0, 59.0, 61.0, 89.0)]
 
 
-@pytest.mark.parametrize("flavour", perp_neg_weights.VARIANTS)
+@pytest.mark.parametrize("variant", perp_neg_weights.VARIANTS)
 @pytest.mark.parametrize("turns", [-1, 0, 2])
-def test_against_the_published_rules(flavour, turns):
+def test_weights_equal_the_published_rules(variant, turns):
   azimuth, elevation = jnp.radians(jnp.float32(DIRECTIONS)).T
-  mix, weights = perp_neg_weights.VARIANTS[flavour](azimuth + 2 * np.pi * turns, elevation)
+  mix, weights = perp_neg_weights.VARIANTS[variant](azimuth + 2 * np.pi * turns, elevation)
   assert mix.shape == (len(DIRECTIONS), 4) and weights.shape == (len(DIRECTIONS), 2)
   for i, direction in enumerate(DIRECTIONS):
-    shares, against = SLOW[flavour](*direction)
+    shares, against = SLOW[variant](*direction)
     np.testing.assert_allclose(mix[i], [shares.get(view, 0.0) for view in range(4)], atol=1e-5, err_msg=direction)
     expected = [against[view] for view in perp_neg_weights.NEGATIVES]
     np.testing.assert_allclose(weights[i], expected, atol=3e-5, err_msg=direction)
 
 
-@pytest.mark.parametrize("flavour", perp_neg_weights.VARIANTS)
-def test_signs(flavour):
-  """No weight attracts, the front is pushed away hardest from behind, and a single view has a result too."""
+@pytest.mark.parametrize("variant", perp_neg_weights.VARIANTS)
+def test_no_weight_attracts(variant):
+  """Checks signs, the strongest weight against the front (from behind), and a single view."""
   azimuth = jnp.linspace(-np.pi, np.pi, 181)
-  mix, weights = perp_neg_weights.VARIANTS[flavour](azimuth, jnp.zeros(181))
+  mix, weights = perp_neg_weights.VARIANTS[variant](azimuth, jnp.zeros(181))
   assert float(weights.max()) < 2e-4
   assert int(jnp.argmin(weights[:, 0])) in (0, 180) or float(weights[0, 0]) == float(weights[:, 0].min())
   np.testing.assert_allclose(mix.sum(-1), 1.0, atol=1e-6)
-  assert [v.shape for v in perp_neg_weights.VARIANTS[flavour](jnp.float32(0.3), jnp.float32(0.1))] == [(4,), (2,)]
+  assert [v.shape for v in perp_neg_weights.VARIANTS[variant](jnp.float32(0.3), jnp.float32(0.1))] == [(4,), (2,)]
   assert [prompts.VIEWS[view] for view in perp_neg_weights.NEGATIVES] == ["front", "side"]

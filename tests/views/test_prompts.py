@@ -1,4 +1,4 @@
-"""View words at known places, and their weights."""
+"""View prompts at known directions, and the blending weights."""
 import math
 
 import jax.numpy as jnp
