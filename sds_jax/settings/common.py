@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from sds_jax.priors.loading import sources
+from sds_jax.priors import sources
 from sds_jax.schema import folder, group, one_of, sentence, setting, whole
 from sds_jax.settings.background import BackgroundSettings
 from sds_jax.settings.camera import CameraSettings

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from sds_jax.diffusion import estimators
-from sds_jax.priors.loading import sources
+from sds_jax.priors import sources
 from sds_jax.schema import file, group, one_of, replaced, sentence, setting
 from sds_jax.settings.camera import CameraSettings
 from sds_jax.settings.common import ObjectSettings, without_effect

@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from sds_jax.priors.loading import published
+from sds_jax.priors import published
 from sds_jax.schema import Scheduled, folder, one_of, scheduled, sentence, setting, switch
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from sds_jax.diffusion import estimators
-from sds_jax.priors.loading import sources
+from sds_jax.priors import sources
 from sds_jax.schema import ConfigError
 from sds_jax.settings.common import RunSettings
 

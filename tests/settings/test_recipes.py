@@ -3,7 +3,7 @@ import pytest
 
 from sds_jax import settings
 from sds_jax.generators.catalogue import GENERATORS
-from sds_jax.priors.loading import published
+from sds_jax.priors import published
 from sds_jax.settings import validate
 from sds_jax.settings.recipes import image2d, image3d, text3d
 

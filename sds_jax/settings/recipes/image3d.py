@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sds_jax.priors.loading import sources
+from sds_jax.priors import sources
 from sds_jax.schema import ConfigError
 from sds_jax.settings.recipes import text3d
 from sds_jax.settings.recipes.words import split, take_generator
