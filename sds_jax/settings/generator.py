@@ -2,13 +2,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-from sds_jax.generators import catalogue, surfaces
 from sds_jax.schema import Legal, above, even, finite, group, number, one_of, setting, whole
 
 FIELD = "field"
 """The name of the package's own 3D representation: the groups `field`, `background`, `render` and `occupancy`."""
+
+PLAIN = ("pixels", "fourier", "cppn", "siren", "gaussians")
+"""Parameterizations of one opaque image, which `symmetric` can mirror."""
+
+IMAGE_GENERATORS = (*PLAIN, "shared", "symmetric", "translucent", "texture")
+"""Parameterizations of images; each has a group of settings of the same name."""
+
+SOLIDS = ("sphere", "cube")
+"""Solids that have a texture."""
 
 _USERS_OWN = "package.module:function of your own"
 _STD, _DECAY = number(0.0, 100.0), number(0.0, 4.0)
@@ -19,8 +26,8 @@ def is_users_own(name: str) -> bool:
   return 0 < name.find(":") < len(name) - 1
 
 
-def _generator_name(names: Any) -> Legal:
-  return Legal(lambda v: v in names or is_users_own(v), lambda: f"one of {', '.join(names)}, or {_USERS_OWN}")
+def _generator_name(names: tuple[str, ...]) -> Legal:
+  return Legal(lambda v: v in names or is_users_own(v), f"one of {', '.join(names)}, or {_USERS_OWN}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +81,7 @@ class SharedSettings:
 @dataclasses.dataclass(frozen=True)
 class SymmetricSettings:
   """A mirrored image of another generator, with the settings of that generator's group."""
-  of: str = setting("fourier", one_of(catalogue.WRAPPABLE),
+  of: str = setting("fourier", one_of(PLAIN),
                     "the generator; cppn and siren need their own learning rates, too")
 
 
@@ -90,7 +97,7 @@ class TranslucentSettings:
 @dataclasses.dataclass(frozen=True)
 class TextureSettings:
   """The texture of a fixed solid, seen by random cameras."""
-  shape: str = setting("cube", one_of(surfaces.SURFACES), "the solid")
+  shape: str = setting("cube", one_of(SOLIDS), "the solid")
   extent: float = setting(0.4, above(0.0, 1.0), "radius of the sphere or half-width of the cube, world units")
   resolution: int = setting(32, whole(4, 2048), "height of the texture, or of each face, in texels")
   decay: float = setting(1.0, _DECAY, "coefficients are divided by frequency^decay")
@@ -111,7 +118,7 @@ _VIEWPOINT = Legal(lambda v: not v or (len(v) == 2 and all(map(finite, v)) and a
 @dataclasses.dataclass(frozen=True)
 class ImageGeneratorSettings:
   """The parameterization of the images that are optimized, and how many there are."""
-  name: str = setting("pixels", _generator_name(catalogue.GENERATORS), f"the parameterization, or {_USERS_OWN}")
+  name: str = setting("pixels", _generator_name(IMAGE_GENERATORS), f"the parameterization, or {_USERS_OWN}")
   size: int = setting(64, even(8, 1024), "side of the images that the prior sees, pixels")
   particles: int = setting(1, whole(1, 4096),
                            "independent images; training.views is a multiple of particles times frames")

@@ -2,8 +2,9 @@
 import pytest
 
 from sds_jax import schema, settings
+from sds_jax.generators import catalogue, surfaces
 from sds_jax.io import photos
-from sds_jax.settings import photo
+from sds_jax.settings import generator, photo
 from sds_jax.settings.recipes import image2d, image3d, text3d
 
 RECIPES = {"text3d": text3d, "image3d": image3d, "image2d": image2d}
@@ -48,6 +49,13 @@ def test_words_stand_for_the_settings_of_before(frozen, flatten, task):
 
 def test_legal_names_are_those_of_the_reader_of_photos():
   assert photo.FRAMINGS == photos.FRAMINGS and photo.BACKGROUND_METHODS == photos.BACKGROUND_METHODS
+
+
+def test_legal_names_are_those_of_the_generators():
+  assert set(generator.PLAIN) == set(catalogue.WRAPPABLE) and generator.SOLIDS == tuple(surfaces.SURFACES)
+  groups = {field.name for field in schema.dataclasses.fields(generator.ImageGeneratorSettings)
+            if "legal" not in field.metadata}
+  assert set(generator.IMAGE_GENERATORS) == set(catalogue.GENERATORS) == groups
 
 
 def test_scheduled_settings(flatten):

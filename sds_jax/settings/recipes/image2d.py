@@ -5,9 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sds_jax.generators.catalogue import GENERATORS
 from sds_jax.schema import ConfigError
-from sds_jax.settings.generator import is_users_own
+from sds_jax.settings.generator import IMAGE_GENERATORS, is_users_own
 from sds_jax.settings.recipes import text3d
 from sds_jax.settings.recipes.words import split
 from sds_jax.settings.trees import defaults
@@ -22,16 +21,14 @@ TUNED: dict[str, dict[str, Any]] = {
 }
 """Generator -> settings for its gradients and its speed, by dotted name."""
 
-
-def _legal() -> str:
-  return f"{', '.join(GENERATORS)}, or package.module:function"
+_LEGAL = f"{', '.join(IMAGE_GENERATORS)}, or package.module:function"
 
 
 def of_generator(name: str = "pixels") -> ConfigDict:
   """Returns the settings for a generator with the shipped prior; a fresh, unlocked `ConfigDict`.
 
   Args:
-    name: of `generators.catalogue.GENERATORS`, or package.module:function.
+    name: of IMAGE_GENERATORS, or package.module:function.
   """
   config = defaults("image2d")
   config.generator.name = name
@@ -43,18 +40,18 @@ def from_words(words: str) -> ConfigDict:
   """Returns the settings of "fourier", "fourier,sd15" or "sd15": at most one generator and one prior.
 
   Args:
-    words: a name of GENERATORS or package.module:function; "shapeworld", a name of `sources.HUB_IDS`, a hub id
+    words: a name of IMAGE_GENERATORS or package.module:function; "shapeworld", a name of `sources.HUB_IDS`, a hub id
       ("owner/name") or a folder.
 
   Raises:
     ConfigError: a word is neither, or there are two of a kind.
   """
   given = split(words)
-  names = [word for word in given if word in GENERATORS or is_users_own(word)]
+  names = [word for word in given if word in IMAGE_GENERATORS or is_users_own(word)]
   others = [word for word in given if word not in names]
   if recipes := [word for word in others if word in text3d.RECIPES]:
     raise ConfigError(f"{words!r}: {recipes[0]} is a recipe of objects, for configs/text.py; images take a generator "
-                      f"({_legal()}) and a prior")
+                      f"({_LEGAL}) and a prior")
   if len(names) > 1:
     raise ConfigError(f"{words!r} names more than one generator ({', '.join(names)}): keep one")
   config = of_generator(names[0] if names else "pixels")
@@ -70,4 +67,4 @@ def _prior_of(words: str, others: list[str]) -> ConfigDict:
   except ConfigError as error:
     problem = error
   # Raised out here, for the command reports the error that came first.
-  raise ConfigError(f"{words!r}: no generator (legal: {_legal()}), and {problem}")
+  raise ConfigError(f"{words!r}: no generator (legal: {_LEGAL}), and {problem}")
