@@ -2,8 +2,8 @@ r"""Training images of ShapeWorld: random scenes, cameras, lights and background
 
     python -m sds_jax.shapeworld.dataset --num=20000 --seed=0 --out=images.npz
 
-Cameras and lights come from the distributions that the trainer of objects draws from (`sds_jax.views`), so that the
-prior knows what it will be shown. An example depends on (seed, index) only.
+Cameras and lights come from the distributions of a text-to-3D run (`sds_jax.views`), so the prior learns from the views
+of its later use. An example depends on (seed, index) only.
 """
 from __future__ import annotations
 
@@ -25,25 +25,35 @@ from sds_jax.types import Array, Camera
 from sds_jax.views import cameras, lights, prompts
 
 IMAGE_SIZE = 64
-TWO_PARTS = 0.5
+STACKED_SHARE = 0.5
 """Share of stacked objects."""
-WEIGHTS = {"chair": 3.0, "house": 2.0, "pyramid": 1.5}
-"""How much more often than others the kinds are shown that a prior of equal shares drew badly."""
-VIEW_WORDS = 0.6
-"""Share of captions that say from where the object is seen."""
-ALBEDO_ONLY = 0.35
+# With equal frequencies a trained prior drew these kinds badly.
+KIND_WEIGHTS = {"chair": 3.0, "house": 2.0, "pyramid": 1.5}
+"""Kind -> frequency relative to the other kinds."""
+VIEW_WORDS_SHARE = 0.6
+"""Share of captions with view words."""
+ALBEDO_ONLY_SHARE = 0.35
 """Share of images without shading."""
 AMBIENT = (0.3, 0.7)
 """Range of the ambient light of a shaded image; the diffuse light is the rest to 1."""
 GREY, TINT = (0.35, 1.0), 0.08
-"""Range of the background's grey level, and how far each of its channels may leave it."""
+"""Range of the background's grey level, and the largest deviation of a channel from the grey level."""
+# XLA may round differently in a program of another batch size, and an image must depend on (seed, index) alone.
 BATCH = 32
-"""Images a call of the compiled renderer makes; fixed, so that an image does not depend on its neighbours."""
+"""Images per call of the compiled renderer."""
 
 
 @flax.struct.dataclass
 class ImageSetup:
-  """All of an image but its scene: camera, angles (radians, before jitter), light position [3], intensities [], [3]."""
+  """Camera, light and background of an image, without the scene.
+
+  Attributes:
+    camera: the jittered camera.
+    azimuth, elevation: [] radians, before the jitter.
+    light_position: [3] world units.
+    ambient, diffuse: [] intensities, sum 1.
+    background: [3] in [0, 1].
+  """
   camera: Camera
   azimuth: Array
   elevation: Array
@@ -54,72 +64,89 @@ class ImageSetup:
 
 
 def sample_background(key: Array) -> Array:
-  """A plain background colour [3]: a grey level with a slight tint, within [0, 1]. Consumes `key`."""
+  """Draws a background colour [3] in [0, 1]: a grey level with a slight tint.
+
+  Consumes `key`.
+  """
   key_grey, key_tint = jax.random.split(key)
   grey = jax.random.uniform(key_grey, (1,), minval=GREY[0], maxval=GREY[1])
   return jnp.clip(grey + jax.random.uniform(key_tint, (3,), minval=-TINT, maxval=TINT), 0.0, 1.0)
 
 
 def sample_image_setup(key: Array) -> ImageSetup:
-  """A random camera, light and background; consumes `key` (an example's own)."""
+  """Draws a camera, a light and a background; consumes `key` (one key per example)."""
   key_camera, key_light, key_mode, key_ambient, key_background = jax.random.split(key, 5)
   camera, azimuth, elevation = cameras.sample_camera(key_camera)
   ambient = jax.random.uniform(key_ambient, minval=AMBIENT[0], maxval=AMBIENT[1])
-  ambient = jnp.where(jax.random.bernoulli(key_mode, ALBEDO_ONLY), jnp.ones_like(ambient), ambient)
+  # Ambient 1 with diffuse 0 shows the albedo without shading.
+  ambient = jnp.where(jax.random.bernoulli(key_mode, ALBEDO_ONLY_SHARE), jnp.ones_like(ambient), ambient)
   return ImageSetup(camera, azimuth, elevation, lights.sample_light(key_light, camera.position), ambient, 1.0 - ambient,
                  sample_background(key_background))
 
 
 @jax.jit
 def _render_batch(seed: Array, indices: Array, batch: SolidScene) -> tuple[Array, Array, Array]:
-  """Images [B, H, W, 3] uint8, camera features [B, CAMERA_DIM] and view indices [B] of scenes [B]."""
-  keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(indices)
-  settings = jax.vmap(sample_image_setup)(keys)
+  """Renders scenes [B].
 
-  def one(inputs):
-    scene, setting = inputs
-    image, _ = tracer.render(scene, setting.camera, setting.light_position, setting.ambient, setting.diffuse,
-                             setting.background, IMAGE_SIZE)
+  Returns:
+    images [B, H, W, 3] uint8, camera features [B, CAMERA_DIM], view indices [B].
+  """
+  keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(indices)
+  setups = jax.vmap(sample_image_setup)(keys)
+
+  def render_example(inputs):
+    scene, setup = inputs
+    image, _ = tracer.render(scene, setup.camera, setup.light_position, setup.ambient, setup.diffuse,
+                             setup.background, IMAGE_SIZE)
     return jnp.round(image * 255.0).astype(jnp.uint8)
 
-  views = prompts.view_index(settings.azimuth, settings.elevation)
-  return jax.lax.map(one, (batch, settings)), cameras.camera_features(settings.camera), views
+  views = prompts.view_index(setups.azimuth, setups.elevation)
+  # `lax.map`, not `vmap`: a vmapped `lax.switch` would evaluate all solids for every scene.
+  return jax.lax.map(render_example, (batch, setups)), cameras.camera_features(setups.camera), views
 
 
 def _sample_text(seed: int, index: int) -> tuple[captions.Spec, bool]:
-  """What example `index` shows, and whether its caption has view words."""
+  """Draws the spec of example `index`, and whether its caption has view words."""
   rng = np.random.default_rng([seed, index])
-  return captions.sample_spec(rng, TWO_PARTS, held_out=False, weights=WEIGHTS), bool(rng.random() < VIEW_WORDS)
+  # The order of the two draws is part of the data set.
+  spec = captions.sample_spec(rng, STACKED_SHARE, held_out=False, weights=KIND_WEIGHTS)
+  return spec, bool(rng.random() < VIEW_WORDS_SHARE)
 
 
 def make_examples(seed: int, indices: Sequence[int]) -> dict[str, np.ndarray]:
-  """Examples number `indices` (n of them) of the data set `seed`.
+  """Renders n examples of the data set `seed`.
+
+  Args:
+    seed: of the data set, 0 .. 2^32 - 1.
+    indices: n indices of examples.
 
   Returns:
     images [n, 64, 64, 3] uint8, captions [n] strings, cameras [n, CAMERA_DIM] float32 (`cameras.camera_features`).
   """
   parts = []
   for start in range(0, len(indices), BATCH):
-    some = list(indices[start:start + BATCH])
-    texts = [_sample_text(seed, index) for index in some]
-    padding = BATCH - len(some)
+    chunk = list(indices[start:start + BATCH])
+    texts = [_sample_text(seed, index) for index in chunk]
+    # A short last batch repeats its last example, so that the renderer compiles once.
+    padding = BATCH - len(chunk)
     batch = scenes.stack_scenes([scenes.scene_from_spec(spec) for spec, _ in texts + texts[-1:] * padding])
-    padded = np.array(some + some[-1:] * padding, np.uint32)
+    padded = np.array(chunk + chunk[-1:] * padding, np.uint32)
     images, features, views = jax.device_get(_render_batch(np.uint32(seed), padded, batch))
-    words = [captions.caption(spec, captions.VIEWS[view] if told else None)
-             for (spec, told), view in zip(texts, views)]
-    parts.append(dict(images=images[:len(some)], captions=np.array(words), cameras=features[:len(some)]))
+    caption_texts = [captions.caption(spec, captions.VIEWS[view] if has_view_words else None)
+                     for (spec, has_view_words), view in zip(texts, views)]
+    parts.append(dict(images=images[:len(chunk)], captions=np.array(caption_texts), cameras=features[:len(chunk)]))
   return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def sample_example(seed: int, index: int) -> tuple[np.ndarray, str, np.ndarray]:
-  """Example `index` of the data set `seed`: image [64, 64, 3] uint8, caption, camera features [CAMERA_DIM]."""
+  """Renders an example: image [64, 64, 3] uint8, caption, camera features [CAMERA_DIM]."""
   example = make_examples(seed, [index])
   return example["images"][0], str(example["captions"][0]), example["cameras"][0]
 
 
 def _save(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-  """Writes an .npz under another name first, so that a file called `path` is always whole."""
+  """Writes an .npz file atomically."""
+  # The rename is atomic, so a file called `path` is always whole.
   draft = path.with_name(path.name + ".partial")
   with open(draft, "wb") as file:
     np.savez(file, **arrays)
@@ -128,10 +155,17 @@ def _save(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
 
 def make_dataset(num: int, seed: int, path: str | os.PathLike, chunk: int = 1000,
                  make: Callable[[int, Sequence[int]], dict[str, np.ndarray]] = make_examples) -> pathlib.Path:
-  """Renders examples 0 .. num - 1 of data set `seed` into an .npz file, which holds what `make` returns.
+  """Renders examples 0 .. num - 1 into an .npz file and returns its path.
 
-  Chunks of `chunk` examples lie in the folder `<path>.chunks` until all are there, so a killed run goes on where it
-  was; the file does not depend on the chunk size. Draws a progress bar.
+  Finished chunks stay in the folder `<path>.chunks` until the file is complete, so a killed run continues after its
+  last chunk. The file does not depend on the chunk size. Draws a progress bar.
+
+  Args:
+    num: number of examples.
+    seed: of the data set.
+    path: file to write.
+    chunk: examples per chunk.
+    make: (seed, indices) -> named arrays with a leading axis; the file holds these arrays.
   """
   path = pathlib.Path(path)
   folder = path.with_name(f"{path.name}.chunks")
@@ -154,13 +188,13 @@ def make_dataset(num: int, seed: int, path: str | os.PathLike, chunk: int = 1000
 
 
 def main() -> None:
-  """Command line: renders a data set."""
+  """Runs the command line: renders a data set."""
   parser = argparse.ArgumentParser(description="Render training images of ShapeWorld.")
   parser.add_argument("--num", type=flag_types.positive, default=20_000, help="number of examples")
   parser.add_argument("--seed", type=flag_types.seed, default=0, help="seed of the data set")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("images.npz"), help="file to write")
   args = parser.parse_args()
-  print(f"the images lie in {make_dataset(args.num, args.seed, args.out)}")
+  print(f"wrote the images to {make_dataset(args.num, args.seed, args.out)}")
 
 
 if __name__ == "__main__":

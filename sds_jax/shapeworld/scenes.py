@@ -1,4 +1,4 @@
-"""Scenes: one solid, or one on top of another, as arrays that stack, with their signed distance and albedo."""
+"""Scenes of a solid or a stack of two as stackable arrays, with their signed distance and albedo."""
 from __future__ import annotations
 
 import functools
@@ -13,26 +13,28 @@ from sds_jax.shapeworld.captions import Spec, parse
 from sds_jax.types import Array
 
 NONE = len(solids.KINDS)
-"""The kind index of an empty slot."""
+"""Kind index of an empty slot."""
 FAR = 10.0
-"""The distance to an empty slot."""
+"""Distance to an empty slot, world units."""
 PAIR_HEIGHT, MAX_PAIR_SCALE = 1.36, 0.7
-"""A stack is scaled to this height (world units), but its solids not beyond this scale."""
+"""Height of a scaled stack (world units), and the largest scale of its solids."""
 SUNK = 0.02
-"""How deep the upper of two solids is pressed into the lower, world units, so that they are one piece."""
+"""Depth of the upper solid in the lower, world units; the overlap joins both into a single piece."""
 SCENE_RADIUS = 0.8
-"""Every scene lies within the ball of this radius around the origin."""
+"""Radius of a ball around the origin with every scene inside, world units."""
 
 
 @flax.struct.dataclass
 class SolidScene:
-  """Up to two solids. Leading batch axes are allowed on every leaf.
+  """A scene of up to two solids.
+
+  Every leaf may have leading batch axes.
 
   Attributes:
-    kind: [2] int32, index into `solids.KINDS`; `NONE` for an empty slot.
-    albedo: [2, 3] in [0, 1], the colour of the body.
-    offset: [2, 3], world units.
-    scale: [2], size relative to the canonical solid.
+    kind: [2] int32, index into `solids.KINDS`, or `NONE` for an empty slot.
+    albedo: [2, 3] in [0, 1], colours of the bodies.
+    offset: [2, 3] positions, world units.
+    scale: [2] sizes relative to the canonical solids.
   """
   kind: Array
   albedo: Array
@@ -40,45 +42,56 @@ class SolidScene:
   scale: Array
 
 
-def _local(scene: SolidScene, slot: int, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array]:
+def _local_coordinates(scene: SolidScene, slot: int, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array]:
   offset, scale = scene.offset[slot], scene.scale[slot]
   return (x - offset[0]) / scale, (y - offset[1]) / scale, (z - offset[2]) / scale
 
 
 def _slot_distance(scene: SolidScene, slot: int, x: Array, y: Array, z: Array) -> Array:
   branches = [*solids.DISTANCES.values(), lambda x, y, z: jnp.full_like(x, FAR)]
-  return scene.scale[slot] * jax.lax.switch(scene.kind[slot], branches, *_local(scene, slot, x, y, z))
+  # Distances shrink with the coordinates, so the scale is multiplied back and the Lipschitz constant stays 1.
+  return scene.scale[slot] * jax.lax.switch(scene.kind[slot], branches, *_local_coordinates(scene, slot, x, y, z))
 
 
 def distance(scene: SolidScene, x: Array, y: Array, z: Array) -> Array:
-  """Signed distance [N] of one scene at coordinates x, y, z (each [N], world units); a lower bound, Lipschitz 1.
+  """Computes the signed distance [N] of a single scene.
 
-  `lax.switch` runs one branch a slot as long as the scene is not vmapped: use `lax.map` over scenes.
+  The distance is a lower bound with Lipschitz constant 1.
+
+  Args:
+    scene: without batch axes; use `lax.map` for many scenes, because a vmapped `lax.switch` runs every branch.
+    x, y, z: coordinates, each [N], world units.
   """
   return jnp.minimum(_slot_distance(scene, 0, x, y, z), _slot_distance(scene, 1, x, y, z))
 
 
 def _slot_albedo(scene: SolidScene, slot: int, x: Array, y: Array, z: Array) -> Array:
-  branches = [*solids.PAINTS.values(), solids.PAINTS["sphere"]]
-  weight, colour = jax.lax.switch(scene.kind[slot], branches, *_local(scene, slot, x, y, z))
+  branches = [*solids.PAINTS.values(), solids.PAINTS["sphere"]]  # the last branch serves empty slots
+  weight, colour = jax.lax.switch(scene.kind[slot], branches, *_local_coordinates(scene, slot, x, y, z))
   weight = weight[:, None]
   return (1.0 - weight) * scene.albedo[slot][None] + weight * colour
 
 
 def albedo(scene: SolidScene, x: Array, y: Array, z: Array) -> Array:
-  """Albedo [N, 3] of the solid nearest to each point, at coordinates x, y, z (each [N], world units)."""
+  """Returns the albedo [N, 3] of the solid nearest to each point.
+
+  Args:
+    scene: without batch axes.
+    x, y, z: coordinates, each [N], world units.
+  """
+  # Both albedos are computed and selected by `where`, since every point can have another nearest solid.
   first_is_nearer = _slot_distance(scene, 0, x, y, z) <= _slot_distance(scene, 1, x, y, z)
   return jnp.where(first_is_nearer[:, None], _slot_albedo(scene, 0, x, y, z), _slot_albedo(scene, 1, x, y, z))
 
 
 def sdf(scene: SolidScene, points: Array) -> tuple[Array, Array]:
-  """Signed distance [N] and albedo [N, 3] of one scene at points [N, 3], world units."""
+  """Computes signed distance [N] and albedo [N, 3] at points [N, 3], world units."""
   x, y, z = points[:, 0], points[:, 1], points[:, 2]
   return distance(scene, x, y, z), albedo(scene, x, y, z)
 
 
 def rotate_points_z(points: Array, azimuth: Array | float) -> Array:
-  """Points [..., 3] turned counter-clockwise (seen from above) about z by `azimuth` radians (scalar)."""
+  """Rotates points [..., 3] about z by `azimuth` radians, counter-clockwise from above."""
   cos, sin = jnp.cos(azimuth), jnp.sin(azimuth)
   x, y, z = points[..., 0], points[..., 1], points[..., 2]
   return jnp.stack([cos * x - sin * y, sin * x + cos * y, z], axis=-1)
@@ -93,7 +106,13 @@ def _roof(half: float, bottom: float, top: float, across: np.ndarray) -> np.ndar
 
 
 def _upper_surface(kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """Height of the upper surface of a plain solid over the ground points (x, y); -inf where it is not above them."""
+  """Returns the height of the upper surface of a plain solid; -inf outside the solid.
+
+  Args:
+    kind: of the solid.
+    x, y: ground points, world units of the canonical solid.
+  """
+  # The closed forms repeat `solids`, because a distance function does not give heights directly.
   rho, square = np.hypot(x, y), np.maximum(np.abs(x), np.abs(y))
   return {
     "sphere": lambda: _dome(solids.SPHERE_RADIUS, rho),
@@ -107,7 +126,8 @@ def _upper_surface(kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _lower_surface(kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """Height of the lower surface of a plain solid; +inf where it has none. Flat under a cone and a pyramid."""
+  """Returns the height of the lower surface of a plain solid; +inf outside the solid."""
+  # Cone and pyramid have flat bottoms; all other plain solids are symmetric about z = 0.
   upper = _upper_surface(kind, x, y)
   bottom = {"cone": solids.CONE_BOTTOM, "pyramid": solids.PYRAMID_BOTTOM}.get(kind)
   return -upper if bottom is None else np.where(np.isinf(upper), np.inf, bottom)
@@ -115,14 +135,18 @@ def _lower_surface(kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=None)
 def stacking(top: str, bottom: str) -> tuple[float, float, float]:
-  """How two plain solids stand one on the other: (scale of both, height of the upper's centre, of the lower's).
+  """Computes the placement of two plain solids in a stack.
 
-  The upper solid is let down along z until the first points touch (so a ball sits in a ring's hole, and a ring slips
-  over a cone), then sunk by `SUNK`; the pair is scaled to `PAIR_HEIGHT` or `MAX_PAIR_SCALE`, and centred.
+  The upper solid descends along z to the first contact (a ball rests in the hole of a ring, a ring slips over a cone),
+  then sinks by `SUNK`. The pair is scaled to `PAIR_HEIGHT`, at most by `MAX_PAIR_SCALE`, and centred.
+
+  Returns:
+    scale of both solids, height of the centre of the upper solid, height of the centre of the lower solid.
   """
   axis = np.linspace(-0.65, 0.65, 261)
   x, y = np.meshgrid(axis, axis)
   surfaces = [(_lower_surface(kind, x, y), _upper_surface(kind, x, y)) for kind in (bottom, top)]
+  # The contact height is the largest gap between the facing surfaces; -inf and +inf outside the solids drop out.
   lift = np.max(surfaces[0][1] - surfaces[1][0])
   low = min(np.min(surfaces[0][0]), lift + np.min(surfaces[1][0]))
   high = max(np.max(surfaces[0][1]), lift + np.max(surfaces[1][1]))
@@ -132,10 +156,14 @@ def stacking(top: str, bottom: str) -> tuple[float, float, float]:
 
 
 def scene_from_spec(spec: Spec) -> SolidScene:
-  """The scene (numpy leaves) that a spec describes; the first part is the upper one."""
+  """Builds the scene of a spec, with numpy leaves.
+
+  The first part of the spec is the upper solid.
+  """
   kinds = [solids.KINDS.index(kind) for _, kind in spec.parts]
   colours = [solids.COLOURS[colour] for colour, _ in spec.parts]
   scale, *heights = stacking(spec.parts[0][1], spec.parts[1][1]) if len(spec.parts) == 2 else (1.0, 0.0, 0.0)
+  # Single objects fill the second slot with `NONE`, so all scenes have the same shapes and stack.
   return SolidScene(
     kind=np.array((kinds + [NONE])[:2], np.int32),
     albedo=np.array((colours + [(0.0, 0.0, 0.0)])[:2], np.float32),
@@ -144,14 +172,14 @@ def scene_from_spec(spec: Spec) -> SolidScene:
 
 
 def scene_from_caption(caption: str) -> SolidScene:
-  """The scene (numpy leaves) of a caption such as "a green cone on top of a blue cylinder".
+  """Builds the scene of a caption, with numpy leaves.
 
   Raises:
-    CaptionError: the caption is not of the grammar.
+    CaptionError: the caption is outside the grammar.
   """
   return scene_from_spec(parse(caption))
 
 
 def stack_scenes(scenes: list[SolidScene]) -> SolidScene:
-  """One scene with a leading axis [B] from B scenes."""
+  """Stacks B scenes into leaves [B, ...]."""
   return jax.tree.map(lambda *leaves: np.stack(leaves), *scenes)

@@ -1,7 +1,8 @@
-"""The tokenizer of ShapeWorld's prior: CLIP's byte-level BPE (Sennrich et al. 2016; CLIP, 2021) with a tiny vocabulary.
+"""The tokenizer of the ShapeWorld prior: the byte-level BPE of CLIP with a tiny vocabulary.
 
-Each word of a caption is one token ("red</w>"); anything else falls back to single bytes, as in CLIP. The files are
-those of a `transformers.CLIPTokenizer`, so that the shipped prior takes the same path as Stable Diffusion.
+Each word of a caption is a single token ("red</w>"); other text falls back to single bytes, as in CLIP (BPE: Sennrich
+et al. 2016; CLIP: 2021). The files have the format of `transformers.CLIPTokenizer`, so the shipped prior and Stable
+Diffusion share the same code.
 """
 from __future__ import annotations
 
@@ -13,26 +14,24 @@ from sds_jax.shapeworld import captions
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_TOKENS = 20
-"""Length that prompts are padded to."""
+"""Length of a padded prompt, start and end tokens included."""
 END_OF_WORD = "</w>"
 
 
 def byte_alphabet() -> list[str]:
-  """The 256 printable characters that stand for bytes in GPT-2's and CLIP's vocabularies, in their order.
+  """Returns the 256 characters for bytes in the vocabularies of GPT-2 and CLIP, in their order.
 
-  Printable Latin-1 characters stand for themselves; the other bytes, in order, for the characters from U+0100 on.
+  A printable Latin-1 character stands for its own byte. The other bytes, in order, get the characters from U+0100 on.
   """
   printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
   hidden = [byte for byte in range(256) if byte not in printable]
   return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(hidden))]
 
 
-def merges(words: list[str]) -> list[tuple[str, str]]:
-  """Merge rules, most urgent first, under which BPE makes one token of each word.
-
-  A word gets rules only for the pieces that the rules so far leave of it. New rules come last, so they never change
-  what became of an earlier word: as long as that is not one token, an earlier rule fits and goes first.
-  """
+def make_merge_rules(words: list[str]) -> list[tuple[str, str]]:
+  """Builds BPE merge rules, highest priority first, with a single token for each word."""
+  # Each word adds rules only for the pieces left by earlier rules. New rules have the lowest priority, so an earlier
+  # word still merges by its own rules: until the word is a single token, some earlier rule fits.
   rules: list[tuple[str, str]] = []
   for word in words:
     pieces = apply_merges(word, rules)
@@ -43,13 +42,14 @@ def merges(words: list[str]) -> list[tuple[str, str]]:
 
 
 def apply_merges(word: str, rules: list[tuple[str, str]]) -> list[str]:
-  """The pieces that BPE makes of a word: the most urgent rule that fits is applied everywhere, again and again."""
+  """Splits a word into BPE pieces: applies the best matching rule everywhere, until no rule matches."""
   pieces = [*word[:-1], word[-1] + END_OF_WORD]
   rank = {rule: i for i, rule in enumerate(rules)}
   while len(pieces) > 1:
     best = min(zip(pieces, pieces[1:]), key=lambda pair: rank.get(pair, len(rank)))
     if best not in rank:
       break
+    # All occurrences of the best pair merge in a single pass, left to right, as in CLIP.
     joined, i = [], 0
     while i < len(pieces):
       fits = tuple(pieces[i:i + 2]) == best
@@ -60,22 +60,31 @@ def apply_merges(word: str, rules: list[tuple[str, str]]) -> list[str]:
 
 
 def build_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-  """(token -> id, merge rules): bytes, bytes that end a word, merged pieces, and the two special tokens last."""
-  rules = merges(sorted(captions.WORDS))
+  """Builds the vocabulary and the merge rules.
+
+  Returns:
+    token -> id (bytes, bytes at the end of a word, merged pieces, the two special tokens), and the merge rules.
+  """
+  rules = make_merge_rules(sorted(captions.WORDS))
   alphabet = byte_alphabet()
   pieces = [*alphabet, *(symbol + END_OF_WORD for symbol in alphabet), *(left + right for left, right in rules)]
+  # END comes last: the text pooling of CLIP takes the position of the largest id.
   tokens = [*dict.fromkeys(pieces), START, END]
   return {token: i for i, token in enumerate(tokens)}, rules
 
 
 def write_tokenizer(folder: str | os.PathLike) -> pathlib.Path:
-  """Writes vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json; returns the folder."""
+  """Writes the four files of the tokenizer and returns the folder.
+
+  The files are vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json.
+  """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   vocabulary, rules = build_vocabulary()
   special = dict(bos_token=START, eos_token=END, unk_token=END, pad_token=END)
   config = dict(tokenizer_class="CLIPTokenizer", add_prefix_space=False, do_lower_case=True, errors="replace",
                 model_max_length=MAX_TOKENS, **special)
+  # `CLIPTokenizer` skips the first line of merges.txt.
   lines = ["#version: 0.2", *(f"{left} {right}" for left, right in rules)]
   (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False) + "\n", encoding="utf-8")
   (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -85,7 +94,11 @@ def write_tokenizer(folder: str | os.PathLike) -> pathlib.Path:
 
 
 def special_ids(folder: str | os.PathLike) -> dict[str, int]:
-  """bos_token_id, eos_token_id and pad_token_id of the tokenizer in a folder, for a CLIPTextModel's config."""
+  """Reads bos_token_id, eos_token_id and pad_token_id, for the config of a CLIPTextModel.
+
+  Args:
+    folder: of the tokenizer.
+  """
   folder = pathlib.Path(folder)
   vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
   names = json.loads((folder / "special_tokens_map.json").read_text(encoding="utf-8"))

@@ -1,7 +1,8 @@
 """A sphere tracer for ShapeWorld: images, coverage and silhouettes of a scene from a pinhole camera.
 
-Sphere tracing (Hart 1996) steps along a ray by the signed distance, which cannot overshoot when it is a lower bound.
-Every function takes one scene and one camera; for many use `lax.map` (a vmapped `lax.switch` runs every branch).
+Sphere tracing (Hart 1996) steps along a ray by the signed distance. A lower bound of the distance cannot overshoot.
+Every function takes a single scene and a single camera; use `lax.map` for many (a vmapped `lax.switch` runs every
+branch).
 """
 from __future__ import annotations
 
@@ -15,23 +16,23 @@ from sds_jax.types import Array, Camera, Rays
 from sds_jax.views import cameras
 
 BOUND = scenes.SCENE_RADIUS + 0.02
-"""Radius of the ball in which rays march, world units."""
+"""Radius of the ball of the march, world units."""
 MAX_STEPS = 64
 TOLERANCE = 5e-4
-"""A ray has arrived when it is this near to the surface, world units."""
+"""Distance to the surface of a finished ray, world units."""
 GRAZING = 4e-3
-"""A ray that runs out of steps counts as a hit when it is this near."""
+"""Largest distance to the surface of a hit after the last step, world units."""
 TAP = 1e-3
-"""Offset of the four points from which a normal is taken, world units."""
+"""Offset of the four points of a normal, world units."""
 
 
 @flax.struct.dataclass
 class Hit:
-  """Where rays meet a scene.
+  """Intersections of rays with a scene.
 
   Attributes:
-    distance: [R], world units along the ray (meaningless where the ray misses).
-    mask: [R] bool, the ray hits.
+    distance: [R], world units along the ray; meaningless for rays without a hit.
+    mask: [R] bool, True for a hit.
     normals: [R, 3], unit, outward.
     albedo: [R, 3] in [0, 1].
   """
@@ -46,15 +47,21 @@ def _pixel_rays(camera: Camera, size: int) -> Rays:
 
 
 def _bounds(rays: Rays) -> tuple[Array, Array]:
-  """Distances [R] at which rays enter and leave the ball of radius `BOUND`; near > far where they miss it."""
+  """Returns the distances [R] of entry and exit of the ball; near > far for a miss."""
   along = -jnp.sum(rays.origins * rays.directions, axis=-1)
   square = BOUND**2 - jnp.sum(rays.origins**2, axis=-1) + along**2
+  # The clamp and far = -1 make a missing ray inactive without a NaN.
   half = jnp.sqrt(jnp.maximum(square, 0.0))
   return jnp.maximum(along - half, 0.0), jnp.where(square > 0, along + half, -1.0)
 
 
 def _march(scene: SolidScene, rays: Rays) -> tuple[Array, Array]:
-  """(distance [R], hit [R] bool): steps all rays until each has arrived or left, `MAX_STEPS` at the most."""
+  """Marches all rays to the surface or out of the ball, at most `MAX_STEPS` steps.
+
+  Returns:
+    distance [R], hit [R] bool.
+  """
+  # Separate coordinate vectors are contiguous; slices of [R, 3] inside the loop are not.
   ox, oy, oz = (rays.origins[:, i] for i in range(3))
   dx, dy, dz = (rays.directions[:, i] for i in range(3))
   near, far = _bounds(rays)
@@ -66,6 +73,7 @@ def _march(scene: SolidScene, rays: Rays) -> tuple[Array, Array]:
   def advance(state):
     step, t, last, active = state
     gap = scenes.distance(scene, ox + t * dx, oy + t * dy, oz + t * dz)
+    # Finished rays keep their gap and their distance, so extra steps for other rays do not change them.
     last = jnp.where(active, gap, last)
     active = active & (gap > TOLERANCE)
     t = jnp.where(active, t + gap, t)
@@ -73,11 +81,13 @@ def _march(scene: SolidScene, rays: Rays) -> tuple[Array, Array]:
 
   start = (jnp.int32(0), near, jnp.full_like(near, scenes.FAR), near < far)
   _, t, gap, _ = jax.lax.while_loop(unfinished, advance, start)
+  # Rays along a surface slow down and can run out of steps just before a hit.
   return t, (gap < GRAZING) & (t < far)
 
 
 def _normals(scene: SolidScene, x: Array, y: Array, z: Array) -> Array:
-  """Outward unit normals [N, 3]: differences at the corners of a tetrahedron, finite at edges and apexes too."""
+  """Computes outward unit normals [N, 3] by differences at the corners of a tetrahedron."""
+  # Unlike the automatic derivative, the differences stay finite at edges and apexes.
   corners = jnp.array([[1.0, -1.0, -1.0], [-1.0, -1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, 1.0, 1.0]])
   taps = [(axis[None] + TAP * corner[:, None]).ravel() for axis, corner in zip((x, y, z), corners.T)]
   gradient = scenes.distance(scene, *taps).reshape(4, -1).T @ corners
@@ -85,7 +95,10 @@ def _normals(scene: SolidScene, x: Array, y: Array, z: Array) -> Array:
 
 
 def trace(scene: SolidScene, rays: Rays) -> Hit:
-  """Where rays [R] first meet one scene (see `Hit`); rays may start inside or outside of the scene's ball."""
+  """Traces rays [R] to their first intersections with a scene.
+
+  Rays may start inside or outside the ball of the scene.
+  """
   t, mask = _march(scene, rays)
   points = rays.origins + t[:, None] * rays.directions
   x, y, z = points[:, 0], points[:, 1], points[:, 2]
@@ -93,19 +106,20 @@ def trace(scene: SolidScene, rays: Rays) -> Hit:
 
 
 def _pool(values: Array, size: int, factor: int) -> Array:
-  """Mean over factor x factor blocks: [(size factor)^2, C] -> [size, size, C]."""
+  """Averages over factor x factor blocks: [(size factor)^2, C] -> [size, size, C]."""
   return values.reshape(size, factor, size, factor, values.shape[-1]).mean(axis=(1, 3))
 
 
 def render(scene: SolidScene, camera: Camera, light_position: Array, ambient: Array | float, diffuse: Array | float,
            background: Array, size: int = 64, supersample: int = 2) -> tuple[Array, Array]:
-  """An anti-aliased image of one scene under a point light (DreamFusion, eq. 8: Lambertian, no shadows).
+  """Renders an anti-aliased image of a scene under a point light.
 
-  rgb = albedo (ambient + diffuse max(0, n . l)); ambient 1 with diffuse 0 is albedo only.
+  rgb = albedo (ambient + diffuse max(0, n . l)), Lambertian without shadows (DreamFusion, eq. 8). Ambient 1 with
+  diffuse 0 shows the albedo only.
 
   Args:
-    scene: one scene.
-    camera: one camera.
+    scene: without batch axes.
+    camera: without batch axes.
     light_position: [3], world units.
     ambient: [] in [0, 1].
     diffuse: [] in [0, 1].
@@ -123,12 +137,13 @@ def render(scene: SolidScene, camera: Camera, light_position: Array, ambient: Ar
   to_light = to_light / jnp.maximum(jnp.linalg.norm(to_light, axis=-1, keepdims=True), 1e-6)
   lambert = jnp.maximum(jnp.sum(hit.normals * to_light, axis=-1, keepdims=True), 0.0)
   rgb = jnp.clip(hit.albedo * (ambient + diffuse * lambert), 0.0, 1.0)
+  # The background enters before the pooling, so edge pixels blend object and background by coverage.
   rgb = jnp.where(hit.mask[:, None], rgb, background[None])
   coverage = _pool(hit.mask[:, None].astype(rgb.dtype), size, supersample)[..., 0]
   return _pool(rgb, size, supersample), coverage
 
 
 def silhouette(scene: SolidScene, camera: Camera, size: int = 64, supersample: int = 2) -> Array:
-  """Coverage [size, size] in [0, 1] of one scene: `render` without the shading."""
+  """Computes the coverage [size, size] in [0, 1], equal to the coverage of `render`."""
   _, mask = _march(scene, _pixel_rays(camera, size * supersample))
   return _pool(mask[:, None].astype(jnp.float32), size, supersample)[..., 0]

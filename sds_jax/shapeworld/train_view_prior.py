@@ -1,10 +1,10 @@
-r"""Train the view prior that ships with the package, on one machine, from the text prior that ships.
+r"""Trains the view prior shipped with the package, on a single machine, from the shipped text prior.
 
     python -m sds_jax.shapeworld.train_view_prior --out=view_prior_run
 
-renders the training images if they are not there yet (`<out>/images.npz`), trains the U-Net, the image encoder, the
-projection and the elevation's head together, and leaves in `<out>` what `train_prior` does. With `--init=FOLDER` it
-starts from the weights of a view prior of the same recipe instead.
+renders the training images unless `<out>/images.npz` exists, and trains the U-Net, the image encoder, the projection
+and the elevation head together. The folder `<out>` receives checkpoints, metrics and the prior, as with `train_prior`.
+With `--init=FOLDER` training starts from the weights of a view prior of the same recipe.
 """
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from sds_jax.views.cameras import CAMERA_DIM, RAY_DIM
 
 
 def make_networks() -> dict[str, nn.Module]:
-  """The networks of the recipe, by the names of their folders."""
+  """Builds the networks of the recipe: name of the folder -> network."""
   return dict(unet=UNet2DConditionModel.from_config(view_recipe.UNET),
               image_encoder=CLIPVisionModelWithProjection.from_config(view_recipe.IMAGE_ENCODER),
               cc_projection=CCProjection.from_config(view_recipe.PROJECTION),
@@ -40,9 +40,9 @@ def make_networks() -> dict[str, nn.Module]:
 
 
 def init_params(key: Array, networks: dict[str, nn.Module], text_unet: Params) -> Params:
-  """Float32 parameters: those of the text prior's U-Net, which takes no notice of the picture yet, all else fresh.
+  """Initialises float32 parameters from the U-Net of the text prior; consumes `key`.
 
-  Consumes `key`.
+  The photo has zero weights at the input of the U-Net. All other networks get random parameters.
   """
   size, width = recipe.IMAGE_SIZE, view_recipe.PROJECTION["in_features"]
   inputs = dict(image_encoder=jnp.zeros((1, size, size, 3)), cc_projection=jnp.zeros((1, 1, width)),
@@ -51,66 +51,91 @@ def init_params(key: Array, networks: dict[str, nn.Module], text_unet: Params) -
   params = {name: networks[name].init(k, x)["params"] for k, (name, x) in zip(keys, inputs.items())}
   kernel = text_unet["conv_in"]["kernel"]
   channels = 3 * recipe.PIXEL_UNSHUFFLE**2
+  # The input channels become z_t, photo, rays. With zero weights for the photo the U-Net starts as the text prior.
   blind = jnp.zeros((*kernel.shape[:2], channels, kernel.shape[3]))
   kernel = jnp.concatenate([kernel[:, :, :channels], blind, kernel[:, :, channels:]], axis=2)
   return params | dict(unet=dict(text_unet, conv_in=dict(text_unet["conv_in"], kernel=kernel)))
 
 
 def on_background(image: Array, background: Array) -> Array:
-  """Colours times opacity, and opacity, uint8 [B, H, W, 4] over colours [B, 3] in [0, 1]: [B, H, W, 3] in [0, 1]."""
+  """Composites images over plain backgrounds; returns [B, H, W, 3] in [0, 1].
+
+  Args:
+    image: [B, H, W, 4] uint8, colours times opacity, and opacity.
+    background: [B, 3] in [0, 1].
+  """
   image = image.astype(jnp.float32) / 255.0
   return image[..., :3] + (1.0 - image[..., 3:]) * background[:, None, None]
 
 
 def draw_pairs(batch: fitting.Batch, key: Array) -> tuple[Array, Array, Array, Array]:
-  """Pictures on white, other views on a plain background [B, H, W, 3] in [0, 1]; poses [B, 4], elevations [B] of the
-  pictures. Consumes `key`."""
+  """Draws a photo and another view of each scene; consumes `key`.
+
+  Args:
+    batch: images and angles of `view_dataset`.
+
+  Returns:
+    photos on white and views on plain backgrounds, each [B, H, W, 3] in [0, 1]; poses [B, 4] from photo to view;
+    elevations [B] of the photos, radians.
+  """
   count = len(batch["images"])
-  k_picture, k_view, k_background, k_white = jax.random.split(key, 4)
-  picture = jax.random.randint(k_picture, (count,), 0, view_dataset.PICTURES)
-  view = (picture + jax.random.randint(k_view, (count,), 1, view_dataset.VIEWS)) % view_dataset.VIEWS
+  k_photo, k_view, k_background, k_white = jax.random.split(key, 4)
+  photo = jax.random.randint(k_photo, (count,), 0, view_dataset.PHOTOS)
+  # An offset of 1 .. VIEWS - 1 never returns to the photo itself.
+  view = (photo + jax.random.randint(k_view, (count,), 1, view_dataset.VIEWS)) % view_dataset.VIEWS
   rows = jnp.arange(count)
   (azimuth, elevation), (other_azimuth, other_elevation) = (
-      jnp.moveaxis(batch["angles"][rows, which], -1, 0) for which in (picture, view))
+      jnp.moveaxis(batch["angles"][rows, which], -1, 0) for which in (photo, view))
   background = jax.vmap(dataset.sample_background)(jax.random.split(k_background, count))
+  # Runs composite over white as well as over random colours.
   background = jnp.where(jax.random.bernoulli(k_white, 0.3, (count, 1)), 1.0, background)
-  return (on_background(batch["images"][rows, picture], jnp.ones((count, 3))),
+  return (on_background(batch["images"][rows, photo], jnp.ones((count, 3))),
           on_background(batch["images"][rows, view], background),
           poses.relative_pose(other_elevation, other_azimuth, elevation, azimuth), elevation)
 
 
 def make_loss(networks: dict[str, nn.Module], schedule: Schedule, settings: dict[str, Any]) -> fitting.LossFn:
-  """The loss of a batch: images uint8 [B, VIEWS, 64, 64, 4] and angles [B, VIEWS, 2] of `view_dataset`."""
-  def run(name: str, params: Params, *inputs: Array, **named: Array) -> Array:
+  """Builds the loss of a batch.
+
+  The batch holds images uint8 [B, VIEWS, 64, 64, 4] and angles [B, VIEWS, 2] of `view_dataset`.
+
+  Args:
+    networks: result of `make_networks`.
+    schedule: of the noise.
+    settings: of the recipe; noise_power, drop_condition, max_loss_weight and elevation_weight are read here.
+  """
+  def apply(name: str, params: Params, *inputs: Array, **named: Array) -> Array:
     return networks[name].apply({"params": params[name]}, *inputs, **named)
 
   def loss_fn(params: Params, batch: fitting.Batch, key: Array) -> Array:
     k_pairs, k_t, k_eps, k_drop = jax.random.split(key, 4)
-    picture, image, pose, elevation = draw_pairs(batch, k_pairs)
-    given, x = (spaces.space_to_depth(2.0 * i - 1.0, recipe.PIXEL_UNSHUFFLE) for i in (picture, image))
+    photo, image, pose, elevation = draw_pairs(batch, k_pairs)
+    photo_patches, x = (spaces.space_to_depth(2.0 * i - 1.0, recipe.PIXEL_UNSHUFFLE) for i in (photo, image))
     t = fitting.draw_times(k_t, len(x), schedule, settings["noise_power"])
     z_t = add_noise(schedule, x, jax.random.normal(k_eps, x.shape), t)
-    tokens = run("image_encoder", params, 2.0 * picture - 1.0)
-    context = run("cc_projection", params, with_pose(tokens, pose))
-    told = 1.0 - jax.random.bernoulli(k_drop, settings["drop_condition"], (len(x),)).astype(jnp.float32)
-    camera = told[:, None] * poses.pose_features(pose)
-    z_in = jnp.concatenate([z_t, told[:, None, None, None] * given], axis=-1)
-    x_hat = run("unet", params, unet_input(z_in, camera, RAY_DIM), t, told[:, None, None] * context,
-                class_labels=camera)
-    seen_from = run("elevation_head", params, tokens[:, 0])[:, 0]
+    tokens = apply("image_encoder", params, 2.0 * photo - 1.0)
+    context = apply("cc_projection", params, with_pose(tokens, pose))
+    # Photo, tokens and camera are dropped together, because zeros in all inputs are the null condition of guidance.
+    keep = 1.0 - jax.random.bernoulli(k_drop, settings["drop_condition"], (len(x),)).astype(jnp.float32)
+    camera = keep[:, None] * poses.pose_features(pose)
+    z_in = jnp.concatenate([z_t, keep[:, None, None, None] * photo_patches], axis=-1)
+    x_hat = apply("unet", params, unet_input(z_in, camera, RAY_DIM), t, keep[:, None, None] * context,
+                  class_labels=camera)
+    # The elevation is learnt from every photo, dropped or not.
+    elevation_hat = apply("elevation_head", params, tokens[:, 0])[:, 0]
     return (fitting.clean_image_loss(x_hat, x, schedule, t, settings["max_loss_weight"])
-            + settings["elevation_weight"] * jnp.mean((seen_from - elevation) ** 2))
+            + settings["elevation_weight"] * jnp.mean((elevation_hat - elevation) ** 2))
 
   return loss_fn
 
 
 COMPONENTS = dict(unet=view_recipe.UNET, image_encoder=view_recipe.IMAGE_ENCODER, cc_projection=view_recipe.PROJECTION,
                   elevation_head=view_recipe.ELEVATION_HEAD)
-"""Folder of a network -> its config.json; each is of the kind of that name."""
+"""Folder of a network -> its config.json; the name is also the kind of the component."""
 
 
 def write_prior(folder: pathlib.Path, params: Params) -> None:
-  """Write the diffusers-format folder (float16 safetensors) that `priors.build` reads."""
+  """Writes the prior as a diffusers folder with float16 safetensors, readable by `priors.build`."""
   for name, config in COMPONENTS.items():
     checkpoint.write_component(folder / name, name, config, params[name], dtype=jnp.float16)
   for name in ("scheduler", "feature_extractor"):
@@ -127,33 +152,51 @@ def write_prior(folder: pathlib.Path, params: Params) -> None:
 
 
 def read_params(folder: pathlib.Path) -> Params:
-  """The float32 parameters in `folder`, a prior that this recipe has made.
+  """Reads float32 parameters from a prior of the recipe.
 
   Raises:
     CheckpointError: files are missing or damaged.
-    ValueError: they are of other networks.
+    ValueError: a network differs from the recipe.
   """
   params = {}
   for name, network in make_networks().items():
-    found, params[name] = checkpoint.read_component(folder / name, name)
-    if checkpoint.abstract_params(found) != checkpoint.abstract_params(network):
+    stored_network, params[name] = checkpoint.read_component(folder / name, name)
+    if checkpoint.abstract_params(stored_network) != checkpoint.abstract_params(network):
       raise ValueError(f"{folder / name} is not the network of sds_jax/shapeworld/view_recipe.py; train without --init")
   return params
 
 
 def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None, log_every: int = 50,
           save_every: int = 500, sheet_every: int = 2000, **overrides: Any) -> pathlib.Path:
-  """Train from `out`'s newest checkpoint, the view prior `init`, or the text prior; returns the finished folder."""
+  """Trains the view prior and returns the folder of the finished prior.
+
+  Training starts from the newest checkpoint in `out`, else from the view prior `init`, else from the shipped text
+  prior.
+
+  Args:
+    out: folder of the run.
+    seed: of images, initialisation and noise.
+    init: folder of a view prior of the same recipe, or None.
+    log_every, save_every, sheet_every: steps between records of the loss, checkpoints and exports.
+    **overrides: settings of `view_recipe.TRAINING`.
+
+  Raises:
+    CheckpointError: `init` is incomplete or damaged.
+    ValueError: `init` is of another recipe, or the run in `out` has other settings.
+  """
   settings = {**view_recipe.TRAINING, **overrides}
   networks = make_networks()
+  # A restored checkpoint replaces the parameters, so a resumed run needs only their structure.
   if fitting.has_checkpoint(out) or not init:
     _, unet = checkpoint.read_component(sources.shipped_folder() / "unet", "unet")
     params = init_params(jax.random.key(seed), networks, unet)
   else:
     params = read_params(init)
   out.mkdir(parents=True, exist_ok=True)
-  fitting.check_same_settings(out / "settings.json", {**settings, "seed": seed, "init": str(init) if init else None,
-                                                 "weights": view_dataset.WEIGHTS}, view_recipe.TRAINING)
+  # `view_recipe.TRAINING` supplies settings introduced after an older run began.
+  fitting.check_same_settings(out / "settings.json", {
+      **settings, "seed": seed, "init": str(init) if init else None, "weights": view_dataset.KIND_WEIGHTS},
+      view_recipe.TRAINING)
   images = out / "images.npz"
   if not images.exists():
     view_dataset.make_dataset(settings["num_images"], seed, images, settings["front_weight"], settings["chair_weight"])
@@ -163,7 +206,7 @@ def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None,
   loss_fn = make_loss(networks, schedules.schedule_from_config(recipe.SCHEDULER), settings)
   state = fitting.fit(out, fitting.new_state(params, optimizer),
                       fitting.make_step(loss_fn, optimizer, settings["ema_decay"]), data, settings, seed,
-                      look=lambda state: write_prior(out / "prior", jax.device_get(state.ema)),
+                      on_sheet=lambda state: write_prior(out / "prior", jax.device_get(state.ema)),
                       log_every=log_every, save_every=save_every, sheet_every=sheet_every)
   write_prior(out / "prior", jax.device_get(state.ema))
   print("scoring the prior for its card ...")
@@ -172,8 +215,8 @@ def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None,
 
 
 def main() -> None:
-  """Command line of the recipe."""
-  fitting.run_recipe(train, "Train the view prior that ships with sds_jax.", view_recipe.TRAINING, "view_prior_run")
+  """Runs the command line of the recipe."""
+  fitting.run_recipe(train, "Train the view prior shipped with sds_jax.", view_recipe.TRAINING, "view_prior_run")
 
 
 if __name__ == "__main__":

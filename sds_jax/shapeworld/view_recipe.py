@@ -1,14 +1,16 @@
 """The settings of the shipped view prior: networks, noise schedule, optimisation.
 
-It is Zero-1-to-3 (arXiv:2303.11328) made small. As there, the picture goes in twice: its pixels behind those of z_t at
-the U-Net's input, and through a CLIP image encoder, each token joined to the pose and projected (`cc_projection`), into
-cross-attention; zeros in place of all of it are the null condition. What is other:
+The prior is a small Zero-1-to-3 (arXiv:2303.11328). As in the paper, the photo enters twice: its pixels behind the
+channels of z_t at the input of the U-Net, and through a CLIP image encoder, whose tokens are joined to the pose and
+projected (`cc_projection`) into cross-attention. Zeros in place of both inputs are the null condition. Differences from
+the paper:
 
-  - there is no autoencoder, but 4x4 pixel patches as in the text prior (`recipe`), whose weights the U-Net starts from;
-  - cross-attention sees the tokens of the picture's 64 patches, not only the one of the whole, since a small network
-    has no picture of an object from one vector; the image encoder is small and learns along;
-  - the pose goes in also as the camera does into the text prior: as `class_labels` and as the rays of the patches;
-  - `elevation_head`, on the first token, tells from where a picture was taken, which the pose needs.
+  - 4x4 pixel patches as in the text prior (`recipe`) replace the autoencoder, and the U-Net starts from the weights of
+    the text prior;
+  - cross-attention reads the tokens of all 64 patches of the photo besides the global token, because a small network
+    cannot represent an object in a single vector; the image encoder is small and trained jointly;
+  - the pose also enters like the camera of the text prior: as `class_labels` and as the rays of the patches;
+  - `elevation_head`, on the first token, estimates the elevation of the photo, a part of the pose.
 """
 from __future__ import annotations
 
@@ -20,6 +22,7 @@ IMAGE_ENCODER = dict(
     intermediate_size=512, projection_dim=128, num_hidden_layers=3, num_attention_heads=4, num_channels=3,
     image_size=recipe.IMAGE_SIZE, patch_size=8, hidden_act="quick_gelu", layer_norm_eps=1e-5)
 
+# `out_features` is the width of the cross-attention in the text prior, the start of the U-Net.
 PROJECTION = dict(in_features=IMAGE_ENCODER["projection_dim"] + POSE_DIM,
                   out_features=recipe.UNET["cross_attention_dim"])
 
@@ -30,8 +33,9 @@ FEATURE_EXTRACTOR = dict(
     do_center_crop=False, do_rescale=True, do_normalize=True, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 UNET = dict(recipe.UNET, in_channels=recipe.UNET["in_channels"] + 3 * recipe.PIXEL_UNSHUFFLE**2)
-"""Of its input channels those of z_t come first, then those of the picture, then the rays."""
+"""Order of the input channels: z_t, the photo, the rays."""
 
+# The U-Net starts from the weights of the text prior, so both share the noise schedule.
 SCHEDULER = recipe.SCHEDULER
 
 TRAINING = dict(

@@ -1,4 +1,4 @@
-"""The solids of ShapeWorld written a second time, in numpy, as "is this point inside?"; no distances."""
+"""A second definition of the solids of ShapeWorld: numpy predicates "is the point inside?", without distances."""
 import numpy as np
 import pytest
 
@@ -37,7 +37,7 @@ def _snowman(x, y, z):
 
 @pytest.fixture(scope="session")
 def inside():
-  """Kind -> predicate of numpy coordinates x, y, z."""
+  """Returns kind -> predicate of numpy coordinates x, y, z."""
   return {
     "sphere": lambda x, y, z: x * x + y * y + z * z < 0.36,
     "cube": lambda x, y, z: np.maximum(np.maximum(abs(x), abs(y)), abs(z)) < 0.4,

@@ -1,4 +1,4 @@
-"""The grammar: every spec survives its caption, and what is not of it is named."""
+"""The grammar: every spec survives a round trip, and errors name the mistake."""
 import numpy as np
 import pytest
 
@@ -17,7 +17,7 @@ def test_round_trip_over_all_specs():
     assert {*captions.caption(spec, view).replace(",", "").split()} <= captions.WORDS
 
 
-def test_captions_read_well():
+def test_captions_are_plain_english():
   pair = Spec((("orange", "cone"), ("blue", "cylinder")))
   assert captions.caption(pair) == "an orange cone on top of a blue cylinder"
   assert captions.caption(Spec((("red", "house"),)), "back view") == "a red house, back view"
@@ -36,17 +36,17 @@ def test_parser_reads_view_words(text):
   assert captions.parse(text) == Spec((("red", "cube"), ("blue", "cone")), "side view")
 
 
-@pytest.mark.parametrize("text, named", [
+@pytest.mark.parametrize("text, mistake", [
   ("a red dog", "'dog'"), ("a crimson cube", "'crimson'"), ("a red cube under a blue cone", "'under'"),
   ("a cube", "'a cube'"), ("", "''"), ("a red cube a blue cone", "a colour and a shape"),
   ("a red cube on top of", "a colour and a shape"), ("a red, cube", "a colour and a shape"),
   ("a red cube on top of a blue cone on top of a pink torus", "a colour and a shape"),
   ("front view", "a colour and a shape"), ("a red mug on top of a blue cube", "a mug cannot be stacked")])
-def test_errors_name_the_problem_and_say_what_is_known(text, named):
+def test_errors_name_the_mistake_and_the_legal_words(text, mistake):
   with pytest.raises(CaptionError) as caught:
     captions.parse(text)
   message = str(caught.value)
-  assert named in message and isinstance(caught.value, ValueError)
+  assert mistake in message and isinstance(caught.value, ValueError)
   assert all(word in message for word in (*solids.COLOURS, *solids.KINDS, "on top of"))
 
 
@@ -56,23 +56,23 @@ def test_azimuth_is_fixed_by_fronts_only():
   assert not captions.azimuth_is_fixed(captions.parse("a red cube on top of a blue pyramid"))
 
 
-def test_held_out_pairs_leave_every_colour_and_kind_well_seen():
+def test_held_out_pairs_leave_every_colour_and_kind_frequent():
   pairs = {(colour, kind) for colour in solids.COLOURS for kind in solids.KINDS}
   assert HELD_OUT < pairs and 0.08 <= len(HELD_OUT) / len(pairs) <= 0.13
-  seen = pairs - HELD_OUT
+  shown = pairs - HELD_OUT
   for kind in solids.KINDS:
-    assert sum(pair[1] == kind for pair in seen) >= 6
+    assert sum(pair[1] == kind for pair in shown) >= 6
   for colour in solids.COLOURS:
-    assert sum(pair[0] == colour for pair in seen) >= 6
+    assert sum(pair[0] == colour for pair in shown) >= 6
 
 
-def test_samples_keep_to_their_side_of_the_split():
+def test_samples_respect_the_held_out_split():
   rng = np.random.default_rng(0)
   trained = [captions.sample_spec(rng, 0.5, held_out=False) for _ in range(4000)]
   assert not any(captions.is_held_out(spec) for spec in trained)
   assert all(spec.parts[0] in HELD_OUT for spec in (captions.sample_spec(rng, 0.5, held_out=True) for _ in range(500)))
-  two = np.mean([len(spec.parts) == 2 for spec in trained])
-  assert abs(two - 0.5) < 0.04
+  stacked_share = np.mean([len(spec.parts) == 2 for spec in trained])
+  assert abs(stacked_share - 0.5) < 0.04
   single = [spec.parts[0] for spec in trained if len(spec.parts) == 1]
   shares = [np.mean([kind == pair[1] for pair in single]) for kind in solids.KINDS]
   assert max(abs(np.array(shares) - 1 / 11)) < 0.03
@@ -80,7 +80,7 @@ def test_samples_keep_to_their_side_of_the_split():
     (colour, kind) for colour in solids.COLOURS for kind in solids.KINDS} - HELD_OUT
 
 
-def test_weights_say_how_often_a_kind_is_drawn():
+def test_weights_set_the_frequency_of_a_kind():
   rng = np.random.default_rng(0)
   weights = {"chair": 3.0, "cube": 2.0}
   drawn = [captions.sample_spec(rng, 0.5, weights=weights) for _ in range(6000)]
@@ -93,6 +93,6 @@ def test_weights_say_how_often_a_kind_is_drawn():
     assert abs(np.mean([kind == other for other in stacked]) - weights.get(kind, 1.0) / 8) < 0.02, kind
 
 
-def test_sampling_is_decided_by_the_generator():
+def test_sampling_depends_on_the_generator_only():
   draw = lambda seed: [captions.sample_spec(np.random.default_rng([seed, i])) for i in range(20)]  # noqa: E731
   assert draw(3) == draw(3) != draw(4)

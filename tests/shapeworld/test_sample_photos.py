@@ -1,4 +1,4 @@
-"""Sample pictures show what their truth says, and a truth is believed only where it belongs to its picture."""
+"""Sample photos match their ground truth, and a ground truth is read only with its own pixels."""
 import json
 import math
 import sys
@@ -17,31 +17,31 @@ FOCAL = 0.5 / math.tan(math.radians(23.0))
 
 
 def axes(azimuth, elevation):
-  """Position direction, right and up [3] of a camera that stands at (azimuth, elevation), by plain trigonometry."""
+  """Returns the direction to the camera, right and up [3] at (azimuth, elevation), by plain trigonometry."""
   ca, sa, ce, se = math.cos(azimuth), math.sin(azimuth), math.cos(elevation), math.sin(elevation)
   return np.array([ce * ca, ce * sa, se]), np.array([-sa, ca, 0.0]), np.array([-se * ca, -se * sa, ce])
 
 
-def seen_at(points, azimuth, elevation):
-  """(right, down) [N, 2] in fractions of the frame from its middle, of points [N, 3] seen from 2.7 away."""
+def project(points, azimuth, elevation):
+  """Projects points [N, 3] to (right, down) [N, 2], fractions of the frame from its centre, at distance 2.7."""
   towards, right, up = axes(azimuth, elevation)
   depth = 2.7 - points @ towards
   return FOCAL * np.stack([points @ right, -(points @ up)], -1) / depth[:, None]
 
 
 def command(monkeypatch, capsys, *args):
-  monkeypatch.setattr(sys, "argv", ["pictures", *args])
+  monkeypatch.setattr(sys, "argv", ["sample_photos", *args])
   sample_photos.main()
   return capsys.readouterr().out
 
 
-def test_the_command_shows_the_truth(tmp_path, monkeypatch, capsys, inside):
-  """Rays through the solids as tests/shapeworld/conftest.py writes them meet the house where it is opaque."""
+def test_the_command_renders_the_ground_truth(tmp_path, monkeypatch, capsys, inside):
+  """Compares the opacity with rays through the second definition in tests/shapeworld/conftest.py."""
   path = tmp_path / "new" / "house.png"
-  said = command(monkeypatch, capsys, "--caption=A red house, side view", "--azimuth_deg=30", "--elevation_deg=20",
+  output = command(monkeypatch, capsys, "--caption=A red house, side view", "--azimuth_deg=30", "--elevation_deg=20",
                  "--seed=5", f"--size={SIZE}", f"--out={path}")
   truth = sample_photos.read_truth(path)
-  assert truth.caption == "a red house" and truth[1:3] == (30.0, 20.0) and str(path) in said
+  assert truth.caption == "a red house" and truth[1:3] == (30.0, 20.0) and str(path) in output
   assert truth == sample_photos.draw_truth(5, 0, "a red house", 30.0, 20.0)
   assert 0.8 <= truth.size <= 1.0 and max(map(abs, truth.shift)) <= 0.04 and (0.4 <= truth.ambient <= 1.0)
   image = np.asarray(Image.open(path))
@@ -55,11 +55,11 @@ def test_the_command_shows_the_truth(tmp_path, monkeypatch, capsys, inside):
   opaque = image[..., 3] > 127
   assert (opaque & solid).sum() / (opaque | solid).sum() > 0.95
   red = image[opaque].astype(float)
-  assert np.median(red[:, 0] / red[:, 1:3].max(1)) > 4  # but for the door
+  assert np.median(red[:, 0] / red[:, 1:3].max(1)) > 4  # the door is a minority of the pixels
 
 
-def test_a_folder_of_them(tmp_path, monkeypatch, capsys):
-  """Every other one has a pair that training never shows; each is the same whatever the number of them."""
+def test_a_folder_of_photos(tmp_path, monkeypatch, capsys):
+  """Checks held-out pairs at odd indices, and independence of the number of photos."""
   command(monkeypatch, capsys, "--num=4", f"--size={SIZE}", "--seed=3", f"--out={tmp_path / 'a'}")
   files = sorted((tmp_path / "a").iterdir())
   truths = [sample_photos.read_truth(path) for path in files]
@@ -71,34 +71,34 @@ def test_a_folder_of_them(tmp_path, monkeypatch, capsys):
   assert all(0.02 < mask.mean() < 0.5 and not (mask[0] | mask[-1] | mask[:, 0] | mask[:, -1]).any() for mask in opaque)
 
 
-def test_keys_are_those_of_no_training_image():
-  """Those have the data set's seed, below 1000, where all of these have the same, larger number."""
+def test_keys_differ_from_all_training_images():
+  """Compares the keys with those of small seeds of data sets."""
   data = lambda key: tuple(np.asarray(jax.random.key_data(key)).tolist())  # noqa: E731
   fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
   indices = np.arange(2000, dtype=np.uint32)
   training = {tuple(row) for seed in (0, 1, 5, 999) for row in
               np.asarray(jax.random.key_data(fold(jax.random.key(seed), indices))).tolist()}
-  ours = {data(jax.random.fold_in(jax.random.fold_in(jax.random.key(np.uint32(2**31)), seed), index))
-          for seed in (0, 1, 5) for index in range(3)}
-  assert sample_photos.ROOT_SEED == 2**31 and len(ours) == 9 and not training & ours
+  photo_keys = {data(jax.random.fold_in(jax.random.fold_in(jax.random.key(np.uint32(2**31)), seed), index))
+                for seed in (0, 1, 5) for index in range(3)}
+  assert sample_photos.ROOT_SEED == 2**31 and len(photo_keys) == 9 and not training & photo_keys
 
 
-def test_placing_is_drawing_and_placing():
-  """What `sample_place` tells is what `place` does, which is what it did before it was taken apart."""
+def test_random_placement_applies_the_drawn_placement():
+  """Compares `place_at_random` with `sample_placement` and with the draws by hand."""
   key = jax.random.key(11)
-  size, shift = jax.device_get(view_dataset.sample_place(key))
+  size, shift = jax.device_get(view_dataset.sample_placement(key))
   scene = scenes.scene_from_caption("a green cone on top of a blue cylinder")
-  found = jax.device_get(view_dataset.place(key, scene))
-  one, two = jax.random.split(key)
-  assert size == np.asarray(jax.random.uniform(one, minval=0.8, maxval=1.0))
-  np.testing.assert_array_equal(shift, np.asarray(jax.random.uniform(two, (1, 3), minval=-0.04, maxval=0.04))[0])
-  np.testing.assert_allclose(found.offset, size * scene.offset + shift, rtol=1e-6)
-  np.testing.assert_allclose(found.scale, size * scene.scale, rtol=1e-6)
+  placed = jax.device_get(view_dataset.place_at_random(key, scene))
+  size_key, shift_key = jax.random.split(key)
+  assert size == np.asarray(jax.random.uniform(size_key, minval=0.8, maxval=1.0))
+  np.testing.assert_array_equal(shift, np.asarray(jax.random.uniform(shift_key, (1, 3), minval=-0.04, maxval=0.04))[0])
+  np.testing.assert_allclose(placed.offset, size * scene.offset + shift, rtol=1e-6)
+  np.testing.assert_allclose(placed.scale, size * scene.scale, rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-  """(path, truth, the chunk's values) of one picture."""
+  """Writes a photo; returns its path, its truth, and the values of its text chunk."""
   truth = sample_photos.draw_truth(1, 0, "a pink mug")
   path = sample_photos.write_photo(truth, SIZE, tmp_path_factory.mktemp("written") / "mug.png")
   with Image.open(path) as image:
@@ -115,7 +115,7 @@ def rewrite(path, out, text, pixels=lambda image: image, **options):
   return out
 
 
-def test_a_truth_outlives_another_compression_but_not_a_change(tmp_path, written):
+def test_a_truth_survives_compression_but_no_change_of_pixels(tmp_path, written):
   path, truth, values = written
   text = json.dumps(values)
   assert sample_photos.read_truth(rewrite(path, tmp_path / "x.png", text)) == truth
@@ -130,14 +130,14 @@ def test_a_truth_outlives_another_compression_but_not_a_change(tmp_path, written
   dict(azimuth_deg=float("nan")), dict(azimuth_deg=1e9), dict(elevation_deg="20"), dict(elevation_deg=True),
   dict(light=[1.0, 2.0]), dict(light=[0, 0, float("inf")]), dict(light=None), dict(ambient=-0.1), dict(size=0.0),
   dict(size=50.0), dict(shift=[0.0, 0.0, 0.5]), dict(shift={"x": 1}), dict(pixels="0" * 64), dict(more=1)], ids=str)
-def test_what_a_truth_cannot_say(tmp_path, written, change):
+def test_impossible_values_are_refused(tmp_path, written, change):
   path, _, values = written
   assert sample_photos.read_truth(rewrite(path, tmp_path / "x.png", json.dumps({**values, **change}))) is None
 
 
 @pytest.mark.parametrize("text", [
   None, "", "{", "[]", "null", "[" * 3000, "{}", "\0", "x" * 200_000, "9" * 4000], ids=lambda text: str(text)[:6])
-def test_what_is_no_truth(tmp_path, written, text):
+def test_other_texts_are_refused(tmp_path, written, text):
   assert sample_photos.read_truth(rewrite(written[0], tmp_path / "x.png", text)) is None
 
 
@@ -166,38 +166,38 @@ def test_mistakes(tmp_path, monkeypatch, capsys, args, problem):
 TRUTH = sample_photos.Truth("a red house", 130.0, 25.0, (1.0, 0.0, 0.0), 0.5, 0.9, (0.0, 0.02, 0.01))
 
 
-def test_the_run_s_picture_camera_is_the_truth_s():
+def test_the_photo_camera_of_a_run_maps_to_the_camera_of_the_truth():
   run = cameras.orbit(math.radians(-40.0), math.radians(25.0), poses.DISTANCE, poses.FOV_Y)
   pose = sample_photos.PhotoPose(math.radians(-40.0), math.radians(25.0))
-  found = sample_photos.cameras_to_scene_frame(run, TRUTH, pose)
-  for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(sample_photos.photo_camera(TRUTH)), strict=True):
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+  transformed = jax.tree.leaves(sample_photos.cameras_to_scene_frame(run, TRUTH, pose))
+  for leaf, expected in zip(transformed, jax.tree.leaves(sample_photos.photo_camera(TRUTH)), strict=True):
+    np.testing.assert_allclose(leaf, expected, atol=1e-5)
 
 
-def test_a_moved_picture_moves_what_it_shows():
-  """In the plane that faces the camera, exactly; and cameras and points of a run agree wherever they are."""
+def test_a_reframed_photo_moves_the_object():
+  """Checks the plane facing the camera exactly, and cameras against points of a run anywhere."""
   azimuth, elevation, frame = math.radians(-40.0), math.radians(25.0), (1.3, (0.06, -0.1))
   pose = sample_photos.PhotoPose(azimuth, elevation, scale=frame[0], shift=frame[1])
   towards, right, up = axes(azimuth, elevation)
   rng = np.random.default_rng(0)
   flat = rng.uniform(-0.5, 0.5, (20, 2)) @ np.stack([right, up])
   back = sample_photos.points_to_scene_frame(flat, TRUTH, pose)
-  before = seen_at(back, math.radians(TRUTH.azimuth_deg), math.radians(TRUTH.elevation_deg))
-  np.testing.assert_allclose(1.3 * before + frame[1], seen_at(flat, azimuth, elevation), atol=1e-5)
+  before = project(back, math.radians(TRUTH.azimuth_deg), math.radians(TRUTH.elevation_deg))
+  np.testing.assert_allclose(1.3 * before + frame[1], project(flat, azimuth, elevation), atol=1e-5)
   points = rng.uniform(-0.5, 0.5, (20, 3))
-  shot = jax.tree.map(lambda leaf: jnp.stack([leaf]), cameras.orbit(1.0, 0.7, poses.DISTANCE, poses.FOV_Y))
-  camera = jax.tree.map(lambda leaf: np.asarray(leaf[0]), sample_photos.cameras_to_scene_frame(shot, TRUTH, pose))
+  side = jax.tree.map(lambda leaf: jnp.stack([leaf]), cameras.orbit(1.0, 0.7, poses.DISTANCE, poses.FOV_Y))
+  camera = jax.tree.map(lambda leaf: np.asarray(leaf[0]), sample_photos.cameras_to_scene_frame(side, TRUTH, pose))
   local = (sample_photos.points_to_scene_frame(points, TRUTH, pose) - camera.position) @ camera.rotation
   projected = camera.focal * local[:, :2] / -local[:, 2:] * [1, -1]
-  np.testing.assert_allclose(projected, seen_at(points, 1.0, 0.7), atol=1e-5)
+  np.testing.assert_allclose(projected, project(points, 1.0, 0.7), atol=1e-5)
 
 
-def test_another_camera_s_object_fills_as_much_of_its_frame():
-  """What lies in the plane that faces the camera, seen with a long lens from afar, is where it is in the picture."""
+def test_the_object_fills_the_frame_of_another_camera_equally():
+  """Projects the plane facing a distant camera with a long lens to the same places of the photo."""
   azimuth, elevation, distance, fov_y = math.radians(-40.0), math.radians(25.0), 3.8, math.radians(20.0)
   towards, right, up = axes(azimuth, elevation)
   flat = np.random.default_rng(0).uniform(-0.3, 0.3, (20, 2)) @ np.stack([right, up])
   back = sample_photos.points_to_scene_frame(flat, TRUTH, sample_photos.PhotoPose(azimuth, elevation, distance, fov_y))
-  before = seen_at(back, math.radians(TRUTH.azimuth_deg), math.radians(TRUTH.elevation_deg))
+  before = project(back, math.radians(TRUTH.azimuth_deg), math.radians(TRUTH.elevation_deg))
   across = flat @ np.stack([right, -up], -1)
   np.testing.assert_allclose(before, across / (2 * distance * math.tan(fov_y / 2)), atol=1e-5)

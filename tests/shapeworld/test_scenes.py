@@ -1,4 +1,4 @@
-"""Scenes: what a caption describes stands where it should, in one piece and in the frame."""
+"""Scenes: objects of a caption have the right place, touch each other, and stay inside the frame."""
 import itertools
 
 import jax
@@ -16,14 +16,14 @@ compiled_sdf = jax.jit(scenes.sdf)
 
 
 def sdf(scene, points):
-  """`scenes.sdf` compiled once for all tests: the points are filled up to a fixed number."""
+  """Calls `scenes.sdf`, compiled once for all tests by padding the points to a fixed number."""
   distance, albedo = compiled_sdf(scene, np.concatenate([np.asarray(points, np.float32), POINTS])[:4096])
   return np.asarray(distance)[:len(points)], np.asarray(albedo)[:len(points)]
 
 
 @pytest.fixture(scope="module")
 def slices():
-  """Points [2, N] -> x, y, z of the half-planes y = 0 and y = x: where two solids on one axis touch first."""
+  """Returns x, y, z [2 N] of the half-planes y = 0 and y = x, the places of first contact of stacked solids."""
   radius, height = np.meshgrid(np.arange(0, 0.64, 0.005), np.arange(-0.75, 0.75, 0.005))
   radius, height = radius.ravel(), height.ravel()
   x = np.concatenate([radius, radius])
@@ -45,19 +45,19 @@ def test_stacked_solids_touch_and_are_in_the_frame(top, bottom, slices):
   assert slices[2][above < 0].mean() > slices[2][below < 0].mean()
 
 
-def test_ball_on_a_cone_is_balanced_on_its_apex():
+def test_ball_rests_on_the_apex_of_a_cone():
   scale, ball, cone = scenes.stacking("sphere", "cone")
   np.testing.assert_allclose(ball - 0.6 * scale, cone + 0.6 * scale - scenes.SUNK, atol=1e-6)
 
 
-def test_ring_slips_over_a_cone_until_it_fits():
+def test_ring_slips_over_a_cone_to_first_contact():
   scale, ring, cone = scenes.stacking("torus", "cone")
   normal = np.array([1.1, 0.5]) / np.hypot(1.1, 0.5)  # of the cone's side, in (radius, height)
   gap = normal @ np.array([0.43, (ring + scenes.SUNK - cone) / scale - 0.6]) - 0.19
   assert abs(gap) < 5e-3
 
 
-def test_caption_gives_the_colours_their_places():
+def test_first_colour_of_a_caption_is_on_top():
   scene = scenes.scene_from_caption("a green cube on top of a red sphere")
   scale, top, bottom = scenes.stacking("cube", "sphere")
   _, albedo = sdf(scene, np.array([[0, 0, top], [0, 0, bottom]], np.float32))

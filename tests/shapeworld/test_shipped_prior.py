@@ -1,4 +1,4 @@
-"""The prior that ships: small, whole, as the recipe describes it, and right about captions."""
+"""The shipped text prior is small, complete, equal to the recipe, and follows captions."""
 import json
 
 import jax
@@ -23,15 +23,15 @@ def test_is_at_most_25_megabytes_and_has_a_card():
   assert (FOLDER / "samples.png").is_file() and (FOLDER / "metrics.jsonl").is_file()
 
 
-def test_is_what_the_recipe_describes(shipped):
+def test_matches_the_recipe(shipped):
   prior, params = shipped
   assert prior.x_shape == (16, 16, 48) and prior.camera_dim == recipe.CAMERA_DIM
   assert prior.prediction_type == recipe.SCHEDULER["prediction_type"] and prior.vocabulary == captions.WORDS
   assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
 
 
-def test_samples_show_what_the_caption_says(shipped):
-  """A guard on the weights that ship, not their score: that is in the card, over 200 captions."""
+def test_samples_show_the_caption(shipped):
+  """Guards the shipped weights with 12 captions; the model card has the score over 200."""
   table, _ = score_prior.score(*shipped, num=12, seed=11, steps=8)
   floor = json.loads((FOLDER / "scores.json").read_text())
   assert table["colour_all"] >= floor["colour_all"] - 0.3 and table["iou_all"] >= floor["iou_all"] - 0.2

@@ -1,4 +1,4 @@
-"""The solids against closed-form volumes, a second definition, and what sphere tracing asks of a distance."""
+"""The solids against closed-form volumes, a second definition, and the conditions of sphere tracing."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +43,7 @@ def test_sign_agrees_with_a_second_definition(kind, inside):
 
 
 @pytest.mark.parametrize("kind", solids.KINDS)
-def test_distance_is_lipschitz_and_not_needlessly_short(kind):
+def test_distance_is_lipschitz_with_slope_1(kind):
   points = _points(30_000, 1.2, seed=2)
   step = np.random.default_rng(3).normal(size=points.shape).astype(np.float32)
   step *= np.random.default_rng(4).uniform(1e-2, 0.5, (len(points), 1)).astype(np.float32)
@@ -52,7 +52,7 @@ def test_distance_is_lipschitz_and_not_needlessly_short(kind):
   gradient = jax.vmap(jax.grad(lambda p: solids.DISTANCES[kind](*(p[i:i + 1] for i in range(3)))[0]))(points)
   slope = np.linalg.norm(np.asarray(gradient), axis=1)
   np.testing.assert_allclose(slope[np.isfinite(slope)], 1.0, atol=1e-3)
-  assert np.mean(np.isfinite(slope)) > 0.7  # the automatic derivative is not defined where a corner is nearest
+  assert np.mean(np.isfinite(slope)) > 0.7  # the automatic derivative is undefined nearest to a corner
 
 
 @pytest.mark.parametrize("kind", solids.KINDS)

@@ -1,4 +1,4 @@
-"""The tokenizer files: one token a word, bytes for the rest, and transformers agrees."""
+"""The tokenizer files: a token per word, bytes for other text, and agreement with transformers."""
 import json
 import warnings
 
@@ -6,7 +6,7 @@ import pytest
 
 from sds_jax.shapeworld import captions, tokenizer
 
-UNSEEN = ["dog", "cubes", "reddish", "topsphere", "x", "42"]
+UNKNOWN_WORDS = ["dog", "cubes", "reddish", "topsphere", "x", "42"]
 
 
 @pytest.fixture(scope="module")
@@ -14,12 +14,12 @@ def folder(tmp_path_factory):
   return tokenizer.write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
-def test_every_word_is_one_token_and_none_other():
+def test_only_words_of_captions_are_single_tokens():
   vocabulary, rules = tokenizer.build_vocabulary()
   for word in captions.WORDS:
     assert tokenizer.apply_merges(word, rules) == [word + "</w>"]
     assert word + "</w>" in vocabulary
-  for word in UNSEEN[:5]:
+  for word in UNKNOWN_WORDS[:5]:
     pieces = tokenizer.apply_merges(word, rules)
     assert "".join(pieces) == word + "</w>" and all(piece in vocabulary for piece in pieces)
     assert word == "x" or len(pieces) > 1
@@ -52,7 +52,7 @@ def test_transformers_reads_the_files(folder):
   ids = clip(text, padding="max_length", truncation=True)["input_ids"]
   expected = [vocabulary["<|startoftext|>"], *(vocabulary[word] for word in words), vocabulary["<|endoftext|>"]]
   assert ids == expected + [vocabulary["<|endoftext|>"]] * (20 - len(expected))
-  for word in UNSEEN[:5]:
+  for word in UNKNOWN_WORDS[:5]:
     assert clip.convert_ids_to_tokens(clip(word)["input_ids"])[1:-1] == tokenizer.apply_merges(word, rules)
 
 

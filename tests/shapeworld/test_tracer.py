@@ -28,7 +28,7 @@ def _image(text, camera, ambient=1.0, light=(0.0, 0.0, 5.0), background=GREY):
 
 
 def _rays(seed=0, n=1024):
-  """Rays from around towards the object, most of which come near it."""
+  """Draws rays from all sides towards the object."""
   rng = np.random.default_rng(seed)
   origins = rng.normal(size=(n, 3))
   origins *= 2.5 / np.linalg.norm(origins, axis=1, keepdims=True)
@@ -99,7 +99,7 @@ def test_rows_go_down_and_columns_to_the_right():
   assert np.mean(mirrored[:, ::-1] != coverage) < 0.03
 
 
-def test_fronts_are_seen_from_azimuth_0_and_backs_from_180():
+def test_fronts_face_azimuth_0_and_backs_face_180():
   for kind in ("house", "snowman"):
     front, back = (_image(f"a yellow {kind}", _camera(azimuth), background=np.ones(3, np.float32))[0]
                    for azimuth in (0.0, 180.0))

@@ -1,4 +1,4 @@
-"""Training images of the view prior: what they show, from where, in which light, and on what they depend."""
+"""Training images of the view prior: content, cameras, lights, and dependence on (seed, index)."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,10 +21,10 @@ def test_an_example_depends_on_its_seed_and_number_alone(examples):
 
 
 def test_views_are_of_one_scene_in_one_light(examples):
-  """Each view against the tracer, the scene's place and light drawn anew by hand; laid on white by hand."""
+  """Compares each view with the tracer; placement, light and white background are recomputed by hand."""
   number = 2
   keys = jax.random.split(jax.random.fold_in(jax.random.key(7), number), 3)
-  scene = view_dataset.place(keys[2], scenes.scene_from_caption(str(examples["captions"][number])))
+  scene = view_dataset.place_at_random(keys[2], scenes.scene_from_caption(str(examples["captions"][number])))
   light, ambient = view_dataset.sample_light(keys[1])
   render = jax.jit(lambda camera: tracer.render(scene, camera, light, ambient, 1.0 - ambient, jnp.ones(3)))
   for view, (azimuth, elevation) in zip(examples["images"][number] / 255.0, examples["angles"][number]):
@@ -33,16 +33,16 @@ def test_views_are_of_one_scene_in_one_light(examples):
     np.testing.assert_allclose(view[..., 3], opacity, atol=0.6 / 255)
 
 
-def test_pictures_are_taken_from_where_people_stand(examples):
+def test_elevations_of_photos_and_other_views(examples):
   angles = np.asarray(jax.vmap(lambda key: jnp.stack(view_dataset.sample_views(key), -1))(
       jax.random.split(jax.random.key(0), 400)))
-  low, high = np.degrees(view_dataset.PICTURE_ELEVATION)
-  pictures, others = (np.degrees(angles[:, part, 1]) for part in (slice(None, view_dataset.PICTURES),
-                                                                  slice(view_dataset.PICTURES, None)))
-  assert low <= pictures.min() < low + 3 and high - 3 < pictures.max() <= high
-  assert abs(pictures.mean() - (low + high) / 2) < 4 * (high - low) / np.sqrt(12 * pictures.size)  # 4 standard errors
+  low, high = np.degrees(view_dataset.PHOTO_ELEVATION)
+  photos, others = (np.degrees(angles[:, part, 1]) for part in (slice(None, view_dataset.PHOTOS),
+                                                                slice(view_dataset.PHOTOS, None)))
+  assert low <= photos.min() < low + 3 and high - 3 < photos.max() <= high
+  assert abs(photos.mean() - (low + high) / 2) < 4 * (high - low) / np.sqrt(12 * photos.size)  # 4 standard errors
   assert others.max() > 75 and others.min() > -10.1
   assert np.ptp(angles[..., 0]) > 6.2  # all the way round
-  for one in examples["images"]:  # wholly inside the frame
-    edges = np.concatenate([one[:, 0], one[:, -1], one[:, :, 0], one[:, :, -1]])
+  for views in examples["images"]:  # wholly inside the frame
+    edges = np.concatenate([views[:, 0], views[:, -1], views[:, :, 0], views[:, :, -1]])
     assert edges[..., 3].max() == 0

@@ -1,17 +1,17 @@
-"""A recipe of a few thousand parameters, and one data set for all runs."""
+"""A recipe of a few thousand parameters, and a data set shared by all runs."""
 import pytest
 
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
-  """images.npz with 64 examples of seed 0."""
+  """Writes images.npz with 64 examples of seed 0."""
   from sds_jax.shapeworld import dataset
   return dataset.make_dataset(64, 0, tmp_path_factory.mktemp("images") / "images.npz", chunk=64)
 
 
 @pytest.fixture
 def tiny_recipe(monkeypatch):
-  """The recipe's networks, made tiny; data, schedule and patches stay as they are."""
+  """Shrinks the networks of the recipe; data, schedule and patches stay the same."""
   from sds_jax.shapeworld import recipe
   unet = dict(block_out_channels=[8], down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"],
               norm_num_groups=4, cross_attention_dim=8, attention_head_dim=2)

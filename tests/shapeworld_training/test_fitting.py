@@ -1,4 +1,4 @@
-"""What the recipes share: batches, the optimiser, the step, and a loop that can be killed."""
+"""Shared parts of the recipes: batches, the optimiser, the step, and the resumable loop."""
 import argparse
 import json
 
@@ -18,21 +18,21 @@ def test_batches_cover_the_data_once_an_epoch():
   numbers = np.arange(10)
   data = dict(images=numbers, ids=numbers * 3, cameras=numbers * 2)
   feed = fitting.batches(data, 3, 7, 0)
-  seen = [next(feed) for _ in range(6)]
-  for epoch in (seen[:3], seen[3:]):
+  drawn = [next(feed) for _ in range(6)]
+  for epoch in (drawn[:3], drawn[3:]):
     images = np.concatenate([batch["images"] for batch in epoch])
     assert len(set(images)) == 9
-  assert not np.array_equal(seen[0]["images"], seen[3]["images"])
-  for batch in seen:
+  assert not np.array_equal(drawn[0]["images"], drawn[3]["images"])
+  for batch in drawn:
     assert batch.keys() == data.keys()
     np.testing.assert_array_equal(batch["ids"], batch["images"] * 3)
     np.testing.assert_array_equal(batch["cameras"], batch["images"] * 2)
   for first in (1, 3, 4):
     later = fitting.batches(data, 3, 7, first)
-    np.testing.assert_array_equal(next(later)["images"], seen[first]["images"])
+    np.testing.assert_array_equal(next(later)["images"], drawn[first]["images"])
 
 
-def test_a_save_that_was_cut_off_is_no_beginning(tmp_path):
+def test_an_interrupted_save_is_no_checkpoint(tmp_path):
   assert not fitting.has_checkpoint(tmp_path)
   (tmp_path / "checkpoints" / "500.orbax-checkpoint-tmp").mkdir(parents=True)
   assert not fitting.has_checkpoint(tmp_path)
@@ -44,13 +44,13 @@ def test_a_save_that_was_cut_off_is_no_beginning(tmp_path):
   (flag_types.positive, "0", "at least 1"), (flag_types.positive, "two", "at least 1"),
   (flag_types.seed, "-1", "from 0 to"), (flag_types.seed, str(2**31), "from 0 to")])
 def test_flags_out_of_range(read, text, legal):
-  with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is no whole number that is {legal}"):
+  with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a whole number {legal}"):
     read(text)
   assert (flag_types.positive("7"), flag_types.seed("0"), flag_types.seed(str(2**31 - 1))) == (7, 0, 2**31 - 1)
 
 
-def test_learning_rate_does_not_know_the_end_until_it_falls():
-  """Two lengths of run agree until the shorter one's fall begins; at the end the rate is zero."""
+def test_learning_rate_does_not_depend_on_the_length_before_the_decay():
+  """Compares runs of two lengths up to the decay of the shorter; the final rate is zero."""
   settings = dict(SETTINGS, warmup=4, decay=0.25)
   moves = {}
   with jax.numpy_dtype_promotion("standard"):
@@ -73,8 +73,8 @@ def test_times_of_a_batch_cover_all_levels_of_noise():
   assert denser.mean() > t.mean() + 100 and denser.max() <= 999
 
 
-def test_the_loss_of_clean_images_is_that_of_v_prediction():
-  """v = alpha eps - sigma x; between a prediction of x and x it differs by (x_hat - x) / sigma."""
+def test_the_loss_of_clean_images_equals_the_loss_of_v_prediction():
+  """Checks v = alpha eps - sigma x: an error x_hat - x changes v by (x_hat - x) / sigma."""
   schedule = schedules.schedule_from_config(recipe.SCHEDULER)
   x, eps, x_hat = (jax.random.normal(jax.random.key(i), (2, 4, 4, 3)) for i in range(3))
   t = jnp.asarray([500, 900])
@@ -92,17 +92,17 @@ def distance(params, batch, key):
 
 @pytest.fixture
 def run(monkeypatch):
-  """(folder, **options of `fit`) -> the last state of a fit of one number to ten."""
+  """Returns (folder, **options of `fit`) -> the last state of a fit of a number to ten examples."""
   with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and floats
     optimizer = fitting.make_optimizer(SETTINGS["steps"], SETTINGS)
     step = fitting.make_step(distance, optimizer, 0.99)
-    options = dict(look=lambda state: None, log_every=1, save_every=2, sheet_every=100)
+    options = dict(on_sheet=lambda state: None, log_every=1, save_every=2, sheet_every=100)
     yield lambda out, **changes: fitting.fit(
       out, fitting.new_state(dict(w=jnp.zeros(())), optimizer), step, dict(x=np.arange(10.0, dtype=np.float32)),
       SETTINGS, 3, **{**options, **changes})
 
 
-def test_a_run_that_was_killed_ends_as_the_whole_one(run, tmp_path, monkeypatch, capsys):
+def test_a_killed_run_ends_like_an_uninterrupted_run(run, tmp_path, monkeypatch, capsys):
   class Killed(Exception):
     pass
 
@@ -114,9 +114,9 @@ def test_a_run_that_was_killed_ends_as_the_whole_one(run, tmp_path, monkeypatch,
         raise Killed
       yield batch
 
-  looked = []
-  whole = run(tmp_path / "whole", look=lambda state: looked.append(int(state.step)), sheet_every=2)
-  assert looked == [2]  # and not after the last step
+  sheets = []
+  whole = run(tmp_path / "whole", on_sheet=lambda state: sheets.append(int(state.step)), sheet_every=2)
+  assert sheets == [2]  # and not after the last step
   assert not fitting.has_checkpoint(tmp_path / "killed")
   monkeypatch.setattr(fitting, "batches", until_killed)
   with pytest.raises(Killed):
@@ -125,8 +125,8 @@ def test_a_run_that_was_killed_ends_as_the_whole_one(run, tmp_path, monkeypatch,
   monkeypatch.setattr(fitting, "batches", feed)
   resumed = run(tmp_path / "killed")
   assert "going on from step 2" in capsys.readouterr().out
-  for found, expected in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
-    assert np.asarray(found).tobytes() == np.asarray(expected).tobytes()
+  for leaf, expected in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
+    assert np.asarray(leaf).tobytes() == np.asarray(expected).tobytes()
   logs = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
           for name in ("whole", "killed")]
   assert [line["step"] for line in logs[0]] == [1, 2, 3, 4]
@@ -135,7 +135,7 @@ def test_a_run_that_was_killed_ends_as_the_whole_one(run, tmp_path, monkeypatch,
 
 
 def test_the_average_forgets_its_start_quickly():
-  """The first step moves the average by nine tenths, later ones by 9 / (10 + n), until the decay is the one given."""
+  """Checks moves of the average by 9 / 10, then 9 / (10 + n), down to the given decay."""
   with jax.numpy_dtype_promotion("standard"):
     optimizer = optax.sgd(1.0)
     step = fitting.make_step(lambda params, batch, key: params["w"] * batch["slope"], optimizer, 0.2)
@@ -149,12 +149,12 @@ def test_the_average_forgets_its_start_quickly():
   np.testing.assert_allclose(averages, [first, second, 0.2 * second + 0.8 * 3.0], rtol=1e-6)
 
 
-def test_a_run_goes_on_with_its_own_settings_only(tmp_path):
+def test_a_run_continues_with_the_stored_settings_only(tmp_path):
   path = tmp_path / "settings.json"
   fitting.check_same_settings(path, dict(SETTINGS, seed=1))
-  fitting.check_same_settings(path, dict(SETTINGS, seed=1, steps=9))  # longer is the same run
-  with pytest.raises(ValueError, match="seed=2, but the run in .* was begun with 1"):
+  fitting.check_same_settings(path, dict(SETTINGS, seed=1, steps=9))  # the number of steps may change
+  with pytest.raises(ValueError, match="seed=2, but the run in .* was begun with seed=1"):
     fitting.check_same_settings(path, dict(SETTINGS, seed=2))
-  with pytest.raises(ValueError, match="more=3, but the run in .* was begun with 2"):
+  with pytest.raises(ValueError, match="more=3, but the run in .* was begun with more=2"):
     fitting.check_same_settings(path, dict(SETTINGS, seed=1, more=3), dict(more=2))
   fitting.check_same_settings(path, dict(SETTINGS, seed=1, more=3), dict(more=3))

@@ -1,4 +1,4 @@
-"""The judge of samples, on traced images of which it is known what they show."""
+"""Scores of samples, on traced images with known content."""
 import dataclasses
 import math
 
@@ -16,7 +16,7 @@ CAMERA = cameras.orbit(math.radians(35.0), math.radians(20.0), 2.7, math.radians
 
 @pytest.fixture(scope="module")
 def photograph():
-  """(caption, ambient, background) -> what a perfect prior would draw, [64, 64, 3]."""
+  """Returns (caption, ambient, background) -> the image [64, 64, 3] of a perfect prior."""
   draw = jax.jit(lambda scene, ambient, background: tracer.render(
     scene, CAMERA, CAMERA.position + jnp.asarray([0.0, 1.0, 1.0]), ambient, 1.0 - ambient, background, 64)[0])
   return lambda caption, ambient=0.5, background=(0.8, 0.82, 0.85): np.asarray(draw(
@@ -24,8 +24,8 @@ def photograph():
 
 
 def verdict(image, caption):
-  found = score_prior.judge(image, captions.parse(caption), CAMERA)
-  return found["colour"], found["shape"]
+  scores = score_prior.score_sample(image, captions.parse(caption), CAMERA)
+  return scores["colour"], scores["shape"]
 
 
 @pytest.mark.parametrize("caption", [
@@ -58,9 +58,9 @@ def test_nothing_and_noise_are_wrong():
   ("a yellow torus on top of a purple cube", (0.9, 0.9, 0.6))])
 def test_foreground_is_the_silhouette_whatever_its_contrast(photograph, caption, background):
   truth = np.asarray(tracer.silhouette(scenes.scene_from_caption(caption), CAMERA, 64)) > 0.5
-  found = score_prior.foreground(photograph(caption, background=background))
-  assert (found & truth).sum() / (found | truth).sum() > 0.92
-  assert 0.94 < found.sum() / truth.sum() < 1.08
+  mask = score_prior.foreground(photograph(caption, background=background))
+  assert (mask & truth).sum() / (mask | truth).sum() > 0.92
+  assert 0.94 < mask.sum() / truth.sum() < 1.08
 
 
 def test_alternatives_differ_in_one_shape():
@@ -77,14 +77,14 @@ def test_alternatives_differ_in_one_shape():
 def test_a_sheet_has_whole_rows(tmp_path, count, size):
   images = np.linspace(0.0, 1.0, count)[:, None, None, None] * np.ones((1, 4, 4, 3))
   score_prior.write_sheet(tmp_path / "sheet.png", images)
-  with Image.open(tmp_path / "sheet.png") as picture:
-    assert picture.size == size
-    pixels = np.asarray(picture)[::4, ::4, 0] / 255.0
+  with Image.open(tmp_path / "sheet.png") as sheet:
+    assert sheet.size == size
+    pixels = np.asarray(sheet)[::4, ::4, 0] / 255.0
   np.testing.assert_allclose(pixels.reshape(-1), images[:pixels.size, 0, 0, 0], atol=0.003)
 
 
-def test_cameras_are_those_from_which_shapes_can_be_told():
-  shots = score_prior.draw_cameras(jax.random.key(0), 64)
-  position = np.asarray(shots.position)
+def test_cameras_are_low_enough_to_distinguish_shapes():
+  views = score_prior.draw_cameras(jax.random.key(0), 64)
+  position = np.asarray(views.position)
   elevation = np.degrees(np.arcsin(position[:, 2] / np.linalg.norm(position, axis=-1)))
   assert position.shape == (64, 3) and elevation.min() > -3.0 and elevation.max() < 53.0

@@ -1,4 +1,4 @@
-"""The recipe of the shipped prior at a tiny size: it learns, goes on where it was stopped, and leaves a prior."""
+"""The recipe of the shipped prior at a tiny size: training learns, resumes after a kill, and writes a prior."""
 import json
 import os
 import shutil
@@ -18,7 +18,7 @@ STEPS = dict(steps=4, batch_size=2, warmup=1, log_every=1, save_every=2, sheet_e
 
 
 def random_params(networks):
-  """Parameters as `init_params` makes them, but by numpy: XLA takes half a minute to compile a network's own init."""
+  """Draws parameters in the layout of `init_params` by numpy; XLA compiles the init of a network for half a minute."""
   rng, trees = np.random.default_rng(0), []
   for network in networks:
     shapes = checkpoint.abstract_params(network)
@@ -30,7 +30,7 @@ def random_params(networks):
 
 @pytest.fixture
 def train(images, tiny_recipe, monkeypatch):
-  """(folder) -> the folder of the prior. Its scores are made up: scoring takes longer than all else here."""
+  """Returns (folder) -> the folder of the prior, with made-up scores, because scoring is slow."""
   table = {f"{name}_{group}": 0.5 for name in ("colour", "shape", "iou")
            for group in ("all", "seen", "never_seen", "single", "stacked")}
   monkeypatch.setattr(card.score_prior, "score", lambda *args, **options: (table, np.full((32, 64, 64, 3), 0.5)))
@@ -50,7 +50,7 @@ def weights(folder):
                                                       "text_encoder/model.safetensors")}
 
 
-def test_a_whole_run_and_one_that_was_killed(train, images, tmp_path, monkeypatch, capsys):
+def test_an_uninterrupted_run_and_a_killed_run(train, images, tmp_path, monkeypatch, capsys):
   made, make_step = [], fitting.make_step
 
   def once(*args):  # equal runs have equal steps, and a step takes long to compile
@@ -95,17 +95,17 @@ def test_a_whole_run_and_one_that_was_killed(train, images, tmp_path, monkeypatc
   lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines] == list(range(1, 5))
   for name, expected in weights(whole).items():
-    found = weights(resumed)[name]
-    assert all(found[key].tobytes() == value.tobytes() for key, value in expected.items()), name
+    stored = weights(resumed)[name]
+    assert all(stored[key].tobytes() == value.tobytes() for key, value in expected.items()), name
 
 
-def test_a_run_from_another_priors_weights(train, tiny_recipe, tmp_path, monkeypatch):
-  """No step is taken: what comes out is what went in, and the card says from where; other networks are refused."""
+def test_a_run_from_the_weights_of_another_prior(train, tiny_recipe, tmp_path, monkeypatch):
+  """Takes no step: weights pass through unchanged, the card names the source, other networks are refused."""
   networks = train_prior.make_networks(*vocabulary(tmp_path))
   train_prior.write_prior(tmp_path / "before", random_params(networks), *vocabulary(tmp_path))
   with pytest.raises(checkpoint.CheckpointError, match="nowhere"):
     train(tmp_path / "run", init=tmp_path / "nowhere")
-  assert os.listdir(tmp_path / "run") == ["images.npz"]  # nothing that would hold the corrected command up
+  assert os.listdir(tmp_path / "run") == ["images.npz"]  # nothing in the way of the corrected command
   monkeypatch.setattr(train_prior, "init_params", None)
   monkeypatch.setattr(fitting, "make_step", lambda *args: None)
   monkeypatch.setattr(fitting, "fit", lambda out, state, *args, **options: state)
@@ -113,8 +113,8 @@ def test_a_run_from_another_priors_weights(train, tiny_recipe, tmp_path, monkeyp
   (tmp_path / "run" / "metrics.jsonl").write_text("")
   after = train(tmp_path / "run", init=tmp_path / "before")
   for name, expected in weights(tmp_path / "before").items():
-    found = weights(after)[name]
-    assert all(found[key].tobytes() == value.tobytes() for key, value in expected.items()), name
+    stored = weights(after)[name]
+    assert all(stored[key].tobytes() == value.tobytes() for key, value in expected.items()), name
   assert (after / "README.md").read_text() == f"from {tmp_path / 'before'}"
   with pytest.raises(ValueError, match="init='.*before', but the run in .* was begun with|init=None, but the run in"):
     train(tmp_path / "run")
@@ -124,16 +124,17 @@ def test_a_run_from_another_priors_weights(train, tiny_recipe, tmp_path, monkeyp
 
 
 def vocabulary(folder):
-  """(size of the vocabulary, its special ids), as `train` has them."""
-  tokenizer.write_tokenizer(folder / "words")
-  return len(json.loads((folder / "words" / "vocab.json").read_text())), tokenizer.special_ids(folder / "words")
+  """Returns the size of the vocabulary and the special ids."""
+  tokenizer.write_tokenizer(folder / "tokenizer")
+  vocab = json.loads((folder / "tokenizer" / "vocab.json").read_text())
+  return len(vocab), tokenizer.special_ids(folder / "tokenizer")
 
 
-def falls_on_one_batch(step, words, images):
-  """Four times the same images and the same noise: the loss falls each time."""
+def falls_on_one_batch(step, vocabulary_and_ids, images):
+  """Tells whether the loss falls over four steps with the same images and the same noise."""
   settings = {**recipe.TRAINING, **STEPS}
   with jax.numpy_dtype_promotion("standard"), np.load(images) as data:
-    state = fitting.new_state(random_params(train_prior.make_networks(*words)),
+    state = fitting.new_state(random_params(train_prior.make_networks(*vocabulary_and_ids)),
                               fitting.make_optimizer(STEPS["steps"], settings))
     batch = dict(images=data["images"][:2], cameras=data["cameras"][:2], ids=np.full((2, 20), 7, np.int32))
     losses = []
@@ -144,7 +145,7 @@ def falls_on_one_batch(step, words, images):
   return losses[-1] < 0.99 * losses[0] and max(losses[1:]) <= losses[0]
 
 
-def test_fresh_parameters_are_those_of_the_networks(tiny_recipe):
+def test_initial_parameters_have_the_shapes_of_the_networks(tiny_recipe):
   networks = train_prior.make_networks(600, dict(bos_token_id=0, eos_token_id=1, pad_token_id=1))
   fresh = jax.eval_shape(lambda key: train_prior.init_params(key, networks), jax.random.key(0))
   assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), fresh) == jax.tree.map(
@@ -159,4 +160,4 @@ def test_no_held_out_pair_is_ever_shown(images):
   many = [captions.sample_spec(np.random.default_rng([5, i])) for i in range(2000)]
   assert not any(captions.is_held_out(spec) for spec in many)
   shown = {part for spec in many for part in spec.parts}
-  assert len(shown) == 88 - len(captions.HELD_OUT)  # all other pairs are
+  assert len(shown) == 88 - len(captions.HELD_OUT)  # all other pairs occur

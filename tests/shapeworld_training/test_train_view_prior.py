@@ -1,4 +1,4 @@
-"""The recipe of the view prior at a tiny size: pairs, the null condition, where it starts, what it leaves."""
+"""The recipe of the view prior at a tiny size: pairs, null condition, initial weights, and the written prior."""
 import sys
 
 import jax
@@ -40,15 +40,15 @@ def random_params():
           for name, network in train_view_prior.make_networks().items()}
 
 
-def test_pairs_are_of_two_views_of_a_scene(examples):
-  """Picture, view and pose found again among the scene's views; the picture is one that people take, on white."""
+def test_pairs_are_two_views_of_a_scene(examples):
+  """Identifies photo, view and pose among the views of the scene; the photo is on white."""
   batch = {name: jnp.asarray(examples[name]) for name in ("images", "angles")}
-  picture, view, pose, elevation = map(np.asarray, jax.jit(train_view_prior.draw_pairs)(batch, jax.random.key(2)))
+  photo, view, pose, elevation = map(np.asarray, jax.jit(train_view_prior.draw_pairs)(batch, jax.random.key(2)))
   on_white = examples["images"][..., :3] / 255.0 + 1.0 - examples["images"][..., 3:] / 255.0
-  for i in range(len(picture)):
-    p = int(np.abs(on_white[i] - picture[i]).mean((1, 2, 3)).argmin())
-    np.testing.assert_allclose(picture[i], on_white[i, p], atol=1e-5)
-    assert p < view_dataset.PICTURES and np.isclose(elevation[i], examples["angles"][i, p, 1])
+  for i in range(len(photo)):
+    p = int(np.abs(on_white[i] - photo[i]).mean((1, 2, 3)).argmin())
+    np.testing.assert_allclose(photo[i], on_white[i, p], atol=1e-5)
+    assert p < view_dataset.PHOTOS and np.isclose(elevation[i], examples["angles"][i, p, 1])
     background = view[i, 0, 0]
     alpha = examples["images"][i, ..., 3:] / 255.0
     shown = examples["images"][i, ..., :3] / 255.0 + (1.0 - alpha) * background
@@ -60,8 +60,8 @@ def test_pairs_are_of_two_views_of_a_scene(examples):
                                atol=1e-5)
 
 
-def test_without_a_condition_nothing_of_it_is_learnt(tiny_view_recipe, examples):
-  """All dropped: the loss has no gradient in the projection, and of the encoder only the elevation's."""
+def test_a_dropped_condition_has_no_gradient(tiny_view_recipe, examples):
+  """Drops all conditions: the projection has no gradient, the encoder only the gradient of the elevation."""
   batch = {name: jnp.asarray(examples[name]) for name in ("images", "angles")}
   networks, schedule = train_view_prior.make_networks(), schedules.schedule_from_config(view_recipe.SCHEDULER)
   params = random_params()
@@ -71,14 +71,14 @@ def test_without_a_condition_nothing_of_it_is_learnt(tiny_view_recipe, examples)
     grads = jax.jit(jax.grad(loss))(params, batch, jax.random.key(0))
     return {name: float(sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(grad))) for name, grad in grads.items()}
 
-  blind = gradient(drop_condition=1.0)
-  assert blind["cc_projection"] == 0.0 and blind["unet"] > 0.0 and blind["elevation_head"] > 0.0
-  told = gradient(drop_condition=0.0, elevation_weight=0.0)
-  assert told["cc_projection"] > 0.0 and told["image_encoder"] > 0.0 and told["elevation_head"] == 0.0
+  dropped = gradient(drop_condition=1.0)
+  assert dropped["cc_projection"] == 0.0 and dropped["unet"] > 0.0 and dropped["elevation_head"] > 0.0
+  kept = gradient(drop_condition=0.0, elevation_weight=0.0)
+  assert kept["cc_projection"] > 0.0 and kept["image_encoder"] > 0.0 and kept["elevation_head"] == 0.0
 
 
-def test_it_starts_from_the_text_prior(tiny_view_recipe):
-  """The picture's channels are put in between and weigh nothing; all else of the U-Net is that of the text prior."""
+def test_training_starts_from_the_text_prior(tiny_view_recipe):
+  """Checks zero weights for the photo channels; all other weights of the U-Net equal the text prior."""
   networks = train_view_prior.make_networks()
   rng = np.random.default_rng(1)
   text_unet = traverse_util.unflatten_dict({
@@ -96,7 +96,7 @@ def test_it_starts_from_the_text_prior(tiny_view_recipe):
   np.testing.assert_allclose(whole, without, rtol=1e-4, atol=1e-4)
 
 
-def test_a_run_leaves_a_prior_and_goes_on(tiny_view_recipe, examples, tmp_path, monkeypatch, capsys):
+def test_a_run_writes_a_prior_and_resumes(tiny_view_recipe, examples, tmp_path, monkeypatch, capsys):
   table = {f"{name}_all": 0.5 for name in ("iou", "colour_error", "elevation_error_deg")}
   monkeypatch.setattr(view_card.score_view_prior, "score",
                       lambda *args, **options: (table, np.full((6, 64, 192, 3), 0.5)))
@@ -119,9 +119,9 @@ def test_a_run_leaves_a_prior_and_goes_on(tiny_view_recipe, examples, tmp_path, 
   assert "going on from step 2" in capsys.readouterr().out
   assert "| all | 0.500 | 0.500 | 0.5 |" in (folder / "README.md").read_text(encoding="utf-8")
   prior, params = prior_lib.build(folder)
-  seen = prior.sight.see(jnp.ones((64, 64, 3)))
-  assert seen["tokens"].shape == (65, 8) and np.isfinite(seen["elevation"])
-  cond = prior.sight.tell(params, seen, jnp.array([[0.1, 0.0, 1.0, 1.2]]))
+  encoded = prior.sight.see(jnp.ones((64, 64, 3)))
+  assert encoded["tokens"].shape == (65, 8) and np.isfinite(encoded["elevation"])
+  cond = prior.sight.tell(params, encoded, jnp.array([[0.1, 0.0, 1.0, 1.2]]))
   assert prior.denoise(params, jnp.zeros((1, *prior.x_shape)), jnp.array([5]), cond).shape == (1, *prior.x_shape)
   again = train_view_prior.read_params(folder)
   assert {name: jax.tree.structure(tree) for name, tree in again.items()} == {
@@ -131,7 +131,7 @@ def test_a_run_leaves_a_prior_and_goes_on(tiny_view_recipe, examples, tmp_path, 
   assert fitting.has_checkpoint(tmp_path)
 
 
-def test_scores_are_for_priors_of_the_size_of_the_truth(tiny_view_prior, tmp_path, monkeypatch, capsys):
+def test_scores_refuse_priors_of_another_image_size(tiny_view_prior, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(sys, "argv", ["score", f"--prior={tiny_view_prior}", f"--out={tmp_path / 'scores'}"])
   with pytest.raises(SystemExit) as error:
     score_view_prior.main()
