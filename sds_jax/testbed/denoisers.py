@@ -1,7 +1,7 @@
-"""Perfect networks: noise predictors, and velocity predictors of rectified flows, for laws of `testbed.laws`.
+"""Perfect networks for laws of `testbed.laws`: noise predictors, and velocity predictors of rectified flows.
 
-They have the signature of any other network (`types.DenoiseFn`), the law taking the place of parameters, so whatever
-takes a network takes them: `score_distillation`, `guided`, a training step.
+A perfect network has the signature of a trained network (`types.DenoiseFn`), with a law in place of parameters, and
+works in `score_distillation`, in `guided`, and in a training step.
 
   >>> import jax.numpy as jnp
   >>> from sds_jax import guided, schedule_from_config, score_distillation
@@ -9,7 +9,7 @@ takes a network takes them: `score_distillation`, `guided`, a training step.
   >>> cats, dogs = laws.gaussian(jnp.zeros(2), 0.1), laws.gaussian(jnp.ones(2), 0.1)
   >>> params = with_null_label(laws.stack([cats, dogs]), jnp.array([0.5, 0.5]))
   >>> denoise = guided(vp_denoiser(schedule), "diffusers", 7.5)
-  >>> cond = dict(cond=jnp.array([1]), uncond=jnp.array([2]))       # a dog, and anything (the label after the last)
+  >>> cond = dict(cond=jnp.array([1]), uncond=jnp.array([2]))       # a dog, and the null label after the last
   >>> x = jnp.zeros((1, 2))
   >>> grad = jax.grad(lambda x: score_distillation(denoise, params, schedule, x, jax.random.key(0), cond)[0])(x)
   >>> print(bool((grad < 0).all()))                                 # towards the dogs
@@ -24,12 +24,17 @@ from sds_jax.testbed.laws import Mixture
 from sds_jax.types import Array, DenoiseFn, Schedule
 
 
-def with_null_label(given: Mixture, shares: Array) -> Mixture:
-  """The laws of Y labels and, as label Y, that of anything at all, which a guided network is asked for as well.
+def with_null_label(label_laws: Mixture, shares: Array) -> Mixture:
+  """Adds the null label Y, the law of x over random labels, to the laws of Y labels.
+
+  Classifier-free guidance evaluates the network under the null label as well.
 
   Args:
-    given: leaves [Y, ...], of `laws.stack`.
-    shares: [Y], how likely each label is; sum 1.
+    label_laws: leaves [Y, ...], result of `laws.stack`.
+    shares: [Y], probabilities of the labels, sum 1.
+
+  Returns:
+    leaves [Y + 1, ...].
 
   >>> import jax.numpy as jnp
   >>> from sds_jax.testbed.laws import gaussian, stack
@@ -40,15 +45,17 @@ def with_null_label(given: Mixture, shares: Array) -> Mixture:
    [0.5 0.5]]
   """
   labels = shares.shape[0]
-  return laws.stack([*(jax.tree.map(lambda leaf: leaf[y], given) for y in range(labels)), laws.union(given, shares)])
+  # `stack` pads the laws of the labels to the number of components of their union.
+  each = (jax.tree.map(lambda leaf: leaf[y], label_laws) for y in range(labels))
+  return laws.stack([*each, laws.union(label_laws, shares)])
 
 
 def vp_denoiser(schedule: Schedule) -> DenoiseFn:
-  """E[eps | z_t, y] for z_t = alpha_t x + sigma_t eps.
+  """Returns a perfect noise predictor E[eps | z_t, y] for z_t = alpha_t x + sigma_t eps.
 
   Returns:
     (params, z_t [B, ...], t [B] integer, cond) -> eps_hat [B, ...]. `params` are laws of labels (leaves [Y, ...]) and
-    `cond` a label [B] integer for each example; or one law, and `cond` None.
+    `cond` holds a label [B] integer for each example; or `params` is a single law and `cond` is None.
 
   >>> from sds_jax.diffusion.schedules import flow_schedule
   >>> import jax.numpy as jnp
@@ -58,16 +65,18 @@ def vp_denoiser(schedule: Schedule) -> DenoiseFn:
   [[2. 2.]]
   """
   def denoise(params: Mixture, z: Array, t: Array, cond: Array | None) -> Array:
-    return _each(laws.expected_noise, params, z, schedule.alpha[t], schedule.sigma[t], cond)
+    return _per_example(laws.expected_noise, params, z, schedule.alpha[t], schedule.sigma[t], cond)
 
   return denoise
 
 
 def flow_velocity(params: Mixture, z: Array, t: Array, cond: Array | None) -> Array:
-  """E[eps - x | z_t, y] for the straight path z_t = (1 - t) x + t eps (rectified flow, arXiv:2209.03003).
+  """Computes E[eps - x | z_t, y] for the straight path z_t = (1 - t) x + t eps.
+
+  The velocity of a rectified flow (arXiv:2209.03003).
 
   Args:
-    params, cond: as those of `vp_denoiser`'s result.
+    params, cond: as for the result of `vp_denoiser`.
     z: [B, ...].
     t: [B] float in (0, 1].
 
@@ -79,11 +88,12 @@ def flow_velocity(params: Mixture, z: Array, t: Array, cond: Array | None) -> Ar
   def velocity(law: Mixture, z: Array, a: Array, s: Array) -> Array:
     return (z - laws.expected_clean(law, z, a, s)) / s  # eps = (z - (1 - t) x) / t
 
-  return _each(velocity, params, z, 1.0 - t, t, cond)
+  return _per_example(velocity, params, z, 1.0 - t, t, cond)
 
 
-def _each(function, params: Mixture, z: Array, a: Array, s: Array, cond: Array | None) -> Array:
-  """function(law of the example's label, z, a, s), example by example."""
+def _per_example(function, params: Mixture, z: Array, a: Array, s: Array, cond: Array | None) -> Array:
+  """Calls function(law of the label, z, a, s) for each example."""
   if cond is None:
     return jax.vmap(function, in_axes=(None, 0, 0, 0))(params, z, a, s)
+  # The laws are closed over, not mapped: indexing inside vmap selects the law of each example.
   return jax.vmap(lambda z, a, s, y: function(jax.tree.map(lambda leaf: leaf[y], params), z, a, s))(z, a, s, cond)

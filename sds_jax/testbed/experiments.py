@@ -1,7 +1,7 @@
-"""Numerical experiments with one estimator and a perfect network: its field, its bias and noise, where particles end.
+"""Experiments with an estimator and a perfect network: gradient field, bias, variance, and end points of particles.
 
-A particle is a run of its own: an image of D numbers, with its own t, noise and keys, so that nothing but VSD's second
-network knows of the others. Everything is a pure function of a key.
+A particle is an independent run: an image of D numbers with its own t, noise and keys. Only the second network of VSD
+depends on all particles. Every function is pure and takes a key.
 """
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from sds_jax.testbed.toy_laws import NULL, TARGET, WIDE, law_of
 from sds_jax.types import Array, Schedule
 
 ParticleLawFn = Callable[[Array], Mixture]
-"""Particles [N, D] -> the law that VSD's second network takes them to be of."""
+"""Particles [N, D] -> their law in the second network of VSD."""
 
 
-def blurred(particles: Array) -> Mixture:
-  """The particles [N, D] themselves, each blurred by 0.1.
+def kernel_law(particles: Array) -> Mixture:
+  """Returns the law of particles [N, D], each blurred by 0.1.
 
-  >>> law = blurred(jnp.array([[0.0], [2.0]]))
+  >>> law = kernel_law(jnp.array([[0.0], [2.0]]))
   >>> print(law.means[:, 0], law.stds)
   [0. 2.] [0.1 0.1]
   """
   return laws.dataset(particles, 0.1)
 
 
-def fitted(particles: Array) -> Mixture:
-  """The Gaussian of the mean of particles [N, D] and of their spread, one number for all coordinates.
+def gaussian_law(particles: Array) -> Mixture:
+  """Fits a Gaussian with a common standard deviation to particles [N, D].
 
-  >>> law = fitted(jnp.array([[0.0], [2.0]]))
+  >>> law = gaussian_law(jnp.array([[0.0], [2.0]]))
   >>> print(law.means[:, 0], law.stds)
   [1.] [1.]
   """
@@ -50,30 +50,31 @@ def fitted(particles: Array) -> Mixture:
   return laws.gaussian(mean, jnp.sqrt(jnp.mean((particles - mean[None]) ** 2)))
 
 
-def gradient(name: str, world: Mixture, schedule: Schedule, omega: Array | float, x: Array, t: Array, eps: Array,
-             key: Array, *, start: Array, crowd: Mixture, progress: Array | float, seed: Array | int = 0) -> Array:
-  """w(t) residual [D] of one particle, as `score_distillation` would inject it.
+def gradient(name: str, label_laws: Mixture, schedule: Schedule, omega: Array | float, x: Array, t: Array, eps: Array,
+             key: Array, *, start: Array, particle_law: Mixture, progress: Array | float,
+             seed: Array | int = 0) -> Array:
+  """Computes w(t) residual [D] of a particle, the gradient of `score_distillation`.
 
   Args:
     name: a name in `estimator_settings.SETTINGS`.
-    world: leaves [4, ...], of `toy_laws`.
-    schedule: its noise.
-    omega: guidance in DreamFusion's convention; 0 is none.
+    label_laws: leaves [4, ...], of `toy_laws`.
+    schedule: of the noise.
+    omega: guidance in DreamFusion's convention; 0 means no guidance.
     x, t, eps: [D], [] integer, [D].
-    key: consumed by estimators that draw more.
-    start: [D], where the particle began, for DDS and PDS.
-    crowd: the law of all particles, for VSD.
-    progress: fraction of the run that is done, in [0, 1].
-    seed: of the noise that CDS keeps for the whole run.
+    key: consumed by estimators with further draws.
+    start: [D], the first position of the particle, the source of DDS and PDS.
+    particle_law: the law of all particles, the second network of VSD.
+    progress: finished fraction of the run, in [0, 1].
+    seed: of the fixed noise of CDS.
 
-  Example: where SDS rests under omega = 2, at 1 + omega, noise of either sign cancels; CSD goes on outwards from there.
+  Example: omega = 2. At 1 + omega, the point of rest of SDS, opposite noises cancel; CSD still moves outwards.
     >>> from sds_jax.diffusion.schedules import flow_schedule
     >>> from sds_jax.testbed import toy_laws
-    >>> x, key, crowd = jnp.array([3.0]), jax.random.key(0), laws.gaussian(jnp.ones(1), 0.3)
-    >>> one = lambda name, eps: gradient(name, toy_laws.two_gaussians(), flow_schedule(1000), 2.0, x, jnp.int32(500),
-    ...                                  eps, key, start=x, crowd=crowd, progress=0.5)
+    >>> x, key, law = jnp.array([3.0]), jax.random.key(0), laws.gaussian(jnp.ones(1), 0.3)
+    >>> at_x = lambda name, eps: gradient(name, toy_laws.two_gaussians(), flow_schedule(1000), 2.0, x, jnp.int32(500),
+    ...                                   eps, key, start=x, particle_law=law, progress=0.5)
     >>> for name in ("sds", "csd"):
-    ...   both = jax.jit(lambda eps: one(name, eps) + one(name, -eps))(jnp.ones(1))
+    ...   both = jax.jit(lambda eps: at_x(name, eps) + at_x(name, -eps))(jnp.ones(1))
     ...   print(name, bool(jnp.abs(both[0]) < 1e-4), bool(both[0] < -0.1))
     sds True False
     csd False True
@@ -85,76 +86,82 @@ def gradient(name: str, world: Mixture, schedule: Schedule, omega: Array | float
     cond["negative"] = label(WIDE)
   moment = Moment(progress, seed, t_low=schedule_value(setting.t_min, progress), guidance_scale=omega,
                   neutral_scale=NO_GUIDANCE["dreamfusion"], schedule=schedule, inputs=dict(
-                    score_fn=vp_denoiser(schedule), score_params=crowd, score_cond=None, source_x=start[None],
+                    score_fn=vp_denoiser(schedule), score_params=particle_law, score_cond=None, source_x=start[None],
                     source_cond=dict(cond=label(NULL), uncond=label(NULL))))
   options = dataclasses.replace(record.options(), **setting.options)
-  # The function's own defaults stand for the options, whose published values change over a run that has stages.
+  # Published values of options change over the stages of a run. A particle has no stages, so the defaults of the
+  # function serve instead.
   named = {field.name for field in dataclasses.fields(options)}
   arguments = {key: value for key, value in record.keywords(options, moment).items() if key not in named}
+  # Estimators take a batch; a particle is a batch of a single example.
   denoise = guided(vp_denoiser(schedule), "dreamfusion", omega)
-  residual, _ = record.fn(denoise, world, schedule, x[None], t[None], eps[None], cond, key[None], **arguments)
+  residual, _ = record.fn(denoise, label_laws, schedule, x[None], t[None], eps[None], cond, key[None], **arguments)
   return WEIGHTINGS[SETTINGS[name].weighting](schedule, t) * residual[0]
 
 
-def _drawn(name: str, world: Mixture, schedule: Schedule, omega: Array | float, key: Array, x: Array, start: Array,
-           crowd: Mixture, progress: Array | float, seed: Array | int) -> Array:
-  """`gradient` [D] with t, noise and the estimator's own draws from `key`."""
-  t_key, eps_key, own_key = jax.random.split(key, 3)
+def _random_gradient(name: str, label_laws: Mixture, schedule: Schedule, omega: Array | float, key: Array, x: Array,
+                     start: Array, particle_law: Mixture, progress: Array | float, seed: Array | int) -> Array:
+  """Computes `gradient` [D] with t, noise and further draws from `key`."""
+  t_key, eps_key, estimator_key = jax.random.split(key, 3)
   setting = SETTINGS[name]
   low, high = timesteps.annealed_range(setting.t_min, setting.t_max, progress, setting.warp)
   t = timesteps.to_index(low + (high - low) * jax.random.uniform(t_key), schedule.alpha.shape[0])
   eps = jax.random.normal(eps_key, x.shape, x.dtype)
-  return gradient(name, world, schedule, omega, x, t, eps, own_key, start=start, crowd=crowd, progress=progress,
-                  seed=seed)
+  return gradient(name, label_laws, schedule, omega, x, t, eps, estimator_key, start=start,
+                  particle_law=particle_law, progress=progress, seed=seed)
 
 
-def field(name: str, world: Mixture, schedule: Schedule, omega: Array | float, key: Array, points: Array,
-          crowd: Mixture, draws: int = 256) -> Array:
-  """Mean of `gradient` at each of `points` [P, D] over t, noise and the whole run; [P, D].
+def field(name: str, label_laws: Mixture, schedule: Schedule, omega: Array | float, key: Array, points: Array,
+          particle_law: Mixture, draws: int = 256) -> Array:
+  """Computes the mean gradient [P, D] at points [P, D] over t, noise and progress.
 
   Args:
-    key: consumed; all points share their draws.
-    points: taken for starts as well.
-    crowd: the law of the particles, for VSD.
+    name, label_laws, schedule, omega: as for `gradient`.
+    key: consumed; all points share the draws.
+    points: [P, D], also the starts of the particles.
+    particle_law: the law of the particles, for VSD.
     draws: number of draws (static).
 
-  Example: uphill on either side of what is wanted, N(1, 0.3^2); a step goes the other way.
+  Example: the gradient points away from the target N(1, 0.3^2); a step takes the opposite direction.
     >>> from sds_jax.diffusion.schedules import flow_schedule
     >>> from sds_jax.testbed import toy_laws
-    >>> world, schedule = toy_laws.two_gaussians(), flow_schedule(1000)
-    >>> points, crowd = jnp.array([[-1.0], [3.0]]), laws.gaussian(jnp.zeros(1), 1.0)
-    >>> found = jax.jit(lambda key: field("sds", world, schedule, 0.0, key, points, crowd, draws=16))
-    >>> print(jnp.sign(found(jax.random.key(0)))[:, 0])
+    >>> label_laws, schedule = toy_laws.two_gaussians(), flow_schedule(1000)
+    >>> points, law = jnp.array([[-1.0], [3.0]]), laws.gaussian(jnp.zeros(1), 1.0)
+    >>> mean = jax.jit(lambda key: field("sds", label_laws, schedule, 0.0, key, points, law, draws=16))
+    >>> print(jnp.sign(mean(jax.random.key(0)))[:, 0])
     [-1.  1.]
   """
-  def one(x: Array, key: Array, seed: Array) -> Array:
-    key, when = jax.random.split(key)
-    return _drawn(name, world, schedule, omega, key, x, x, crowd, jax.random.uniform(when), seed)
+  def single(x: Array, key: Array, seed: Array) -> Array:
+    key, progress_key = jax.random.split(key)
+    progress = jax.random.uniform(progress_key)
+    return _random_gradient(name, label_laws, schedule, omega, key, x, x, particle_law, progress, seed)
 
-  each = jax.vmap(jax.vmap(one, in_axes=(None, 0, 0)), in_axes=(0, None, None))
+  # Common draws for all points: the noise of the mean varies smoothly over the field.
+  each = jax.vmap(jax.vmap(single, in_axes=(None, 0, 0)), in_axes=(0, None, None))
   return each(points, jax.random.split(key, draws), jnp.arange(draws)).mean(1)
 
 
-def descend(name: str, world: Mixture, schedule: Schedule, omega: Array | float, key: Array, start: Array,
-            steps: int = 800, rate: float = 0.05, law: ParticleLawFn = blurred) -> tuple[Array, Array]:
-  """Particles that follow the estimator, by Adam with a learning rate that falls linearly to 0.
+def descend(name: str, label_laws: Mixture, schedule: Schedule, omega: Array | float, key: Array, start: Array,
+            steps: int = 800, rate: float = 0.05, law: ParticleLawFn = kernel_law) -> tuple[Array, Array]:
+  """Moves particles along an estimator by Adam with a linearly falling learning rate.
 
   Args:
+    name, label_laws, schedule, omega: as for `gradient`.
     key: consumed; step i uses fold_in(key, i).
     start: [N, D].
     steps, rate: number of steps (static), and the first learning rate.
-    law: for VSD; static.
+    law: the law of the particles for VSD (static).
 
   Returns:
-    (end points [N, D], how much they still move []): the median particle's way in the last fifth of the run, as a share
-    of the longest that Adam can go in a straight line there. Near 0 at rest, near 1 where it drifts for ever.
+    end points [N, D], and the residual motion []: the path of the median particle over the last fifth of the run, as a
+    share of the longest straight path of Adam. Near 0 for particles at rest, near 1 for a steady drift.
 
-  Example: with omega = 2, SDS comes to rest at 1 + omega, and CSD nowhere.
+  Example: with omega = 2, SDS comes to rest at 1 + omega, and CSD does not come to rest.
     >>> from sds_jax.diffusion.schedules import flow_schedule
     >>> from sds_jax.testbed import toy_laws
-    >>> world, key, start = toy_laws.two_gaussians(), jax.random.key(0), jnp.array([[0.0], [2.0]])
+    >>> label_laws, key, start = toy_laws.two_gaussians(), jax.random.key(0), jnp.array([[0.0], [2.0]])
     >>> for name in ("sds", "csd"):
-    ...   ends, moving = descend(name, world, flow_schedule(1000), 2.0, key, start, 200, 0.1)
+    ...   ends, moving = descend(name, label_laws, flow_schedule(1000), 2.0, key, start, 200, 0.1)
     ...   print(name, bool(jnp.allclose(ends, 3.0, atol=0.2)), bool(moving < 0.3))
     sds True True
     csd False False
@@ -163,78 +170,85 @@ def descend(name: str, world: Mixture, schedule: Schedule, omega: Array | float,
   seeds = jnp.arange(start.shape[0])
 
   def step(carry: tuple, i: Array) -> tuple[tuple, None]:
-    x, state, before = carry
+    x, state, last_fifth_start = carry
     keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(key, i), n))(seeds)
-    crowd, progress = law(x), i.astype(jnp.float32) / steps
-    pushed = jax.vmap(lambda k, x, begun, n: _drawn(name, world, schedule, omega, k, x, begun, crowd, progress, n))(
-      keys, x, start, seeds)
+    particle_law, progress = law(x), i.astype(jnp.float32) / steps
+    gradients = jax.vmap(lambda k, x, x_start, n: _random_gradient(
+      name, label_laws, schedule, omega, k, x, x_start, particle_law, progress, n))(keys, x, start, seeds)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes step counts and floats
-      updates, state = adam.update(pushed, state)
-    before = jnp.where(i == steps - steps // 5, x, before)
-    return (optax.apply_updates(x, updates), state, before), None
+      updates, state = adam.update(gradients, state)
+    last_fifth_start = jnp.where(i == steps - steps // 5, x, last_fifth_start)
+    return (optax.apply_updates(x, updates), state, last_fifth_start), None
 
-  (x, _, before), _ = jax.lax.scan(step, (start, adam.init(start), start), jnp.arange(steps))
+  (x, _, last_fifth_start), _ = jax.lax.scan(step, (start, adam.init(start), start), jnp.arange(steps))
+  # An Adam step moves a coordinate by at most the rate. The rate falls linearly, so the last fifth covers a triangle.
   longest = rate * steps * 0.5 * 0.2**2
-  return x, jnp.median(jnp.abs(x - before).max(-1)) / longest
+  return x, jnp.median(jnp.abs(x - last_fifth_start).max(-1)) / longest
 
 
-def against_t(name: str, world: Mixture, schedule: Schedule, key: Array, points: Array, crowd: Mixture,
-              times: int = 15, nodes: int = 48, draws: int = 24) -> dict[str, Array]:
-  """Mean and variance of `gradient` without guidance against t, beside the exact gradient of the divergence.
+def gradient_over_time(name: str, label_laws: Mixture, schedule: Schedule, key: Array, points: Array,
+                       particle_law: Mixture, times: int = 15, nodes: int = 48, draws: int = 24) -> dict[str, Array]:
+  """Computes mean and variance of the unguided gradient over t, and the exact gradient.
 
-  The mean over the noise is a quadrature, so it has no error of sampling; what else is drawn is averaged over `draws`.
-  Exact is (sigma_t / alpha_t) w(t) d/dx KL, as `kl_divergence` has it (arXiv:2209.14988, eq. 4).
+  The mean over the noise is a quadrature without sampling error; other draws are averaged over `draws`. The exact
+  gradient is (sigma_t / alpha_t) w(t) d/dx KL, see `kl_divergence` (arXiv:2209.14988, eq. 4).
 
   Args:
-    world: of one dimension.
+    name, schedule: as for `gradient`.
+    label_laws: leaves [4, ...], of numbers.
     key: consumed; every t has the same draws.
-    points: [P, 1], taken for starts as well.
+    points: [P, 1], also the starts of the particles.
+    particle_law: the law of the particles, for VSD.
     times, nodes, draws: sizes (static).
 
   Returns:
-    t [T], fractions of the schedule over the estimator's range; mean, variance and exact [T, P], all with w(t).
+    t [T], fractions of the schedule over the range of the estimator; mean, variance and exact [T, P], weighted by w(t).
 
-  Example: SDS's mean is the gradient of the divergence; that of CSD is another.
+  Example: the mean of SDS is the gradient of the divergence, the mean of CSD is not.
     >>> from sds_jax.diffusion.schedules import flow_schedule
     >>> from sds_jax.testbed import toy_laws
-    >>> schedule, crowd = flow_schedule(1000), laws.gaussian(jnp.zeros(1), 1.0)
+    >>> schedule, law = flow_schedule(1000), laws.gaussian(jnp.zeros(1), 1.0)
     >>> points, key = jnp.array([[-0.5], [2.5]]), jax.random.key(0)
     >>> for name in ("sds", "csd"):
-    ...   found = jax.jit(lambda key: against_t(name, toy_laws.line(), schedule, key, points, crowd, 3, 24, 1))(key)
-    ...   print(name, bool(jnp.allclose(found["mean"], found["exact"], rtol=0.02, atol=1e-4)))
+    ...   run = jax.jit(lambda key: gradient_over_time(name, toy_laws.line(), schedule, key, points, law, 3, 24, 1))
+    ...   curves = run(key)
+    ...   print(name, bool(jnp.allclose(curves["mean"], curves["exact"], rtol=0.02, atol=1e-4)))
     sds True
     csd False
   """
-  nodes_at, weights = np.polynomial.hermite_e.hermegauss(nodes)
+  # Probabilists' nodes and weights of sum 1: the weighted sum is the expectation over N(0, 1).
+  abscissae, weights = np.polynomial.hermite_e.hermegauss(nodes)
   weights = jnp.asarray(weights / weights.sum(), jnp.float32)
-  eps = jnp.asarray(nodes_at[:, None], jnp.float32)
+  eps = jnp.asarray(abscissae[:, None], jnp.float32)
   keys = jax.random.split(key, (nodes, draws))
   seeds = jnp.arange(nodes * draws).reshape(nodes, draws)
-  wanted = law_of(world, TARGET)
+  target = law_of(label_laws, TARGET)
   weight = WEIGHTINGS[SETTINGS[name].weighting]
 
   def at(t: Array) -> tuple[Array, Array, Array]:
-    def one(x: Array, eps: Array, key: Array, seed: Array) -> Array:
-      return gradient(name, world, schedule, 0.0, x, t, eps, key, start=x, crowd=crowd, progress=0.5, seed=seed)[0]
+    def single(x: Array, eps: Array, key: Array, seed: Array) -> Array:
+      return gradient(name, label_laws, schedule, 0.0, x, t, eps, key, start=x, particle_law=particle_law, progress=0.5,
+                      seed=seed)[0]
 
-    over_draws = jax.vmap(one, in_axes=(None, None, 0, 0))
-    found = jax.vmap(jax.vmap(over_draws, in_axes=(None, 0, 0, 0)), in_axes=(0, None, None, None))(
+    over_draws = jax.vmap(single, in_axes=(None, None, 0, 0))
+    values = jax.vmap(jax.vmap(over_draws, in_axes=(None, 0, 0, 0)), in_axes=(0, None, None, None))(
       points, eps, keys, seeds)
-    mean = found.mean(-1) @ weights
-    variance = ((found - mean[:, None, None]) ** 2).mean(-1) @ weights
-    exact = jax.vmap(lambda x: kl_divergence.expected_residual(wanted, x, schedule.alpha[t], schedule.sigma[t]))(points)
+    mean = values.mean(-1) @ weights  # values are [P, nodes, draws]
+    variance = ((values - mean[:, None, None]) ** 2).mean(-1) @ weights
+    exact = jax.vmap(lambda x: kl_divergence.expected_residual(target, x, schedule.alpha[t], schedule.sigma[t]))(points)
     return mean, variance, weight(schedule, t) * exact[:, 0]
 
-  fractions = np.linspace(*span(name), times)
+  fractions = np.linspace(*time_span(name), times)
   indices = timesteps.to_index(jnp.asarray(fractions, jnp.float32), schedule.alpha.shape[0])
+  # `lax.map` keeps the memory of a single t.
   mean, variance, exact = jax.lax.map(at, indices)
   return dict(t=jnp.asarray(fractions, jnp.float32), mean=mean, variance=variance, exact=exact)
 
 
-def span(name: str) -> tuple[float, float]:
-  """The smallest and the largest t of an estimator over its run, fractions of the schedule.
+def time_span(name: str) -> tuple[float, float]:
+  """Returns the smallest and the largest t of an estimator over its run, fractions of the schedule.
 
-  >>> print(span("sds"), span("cds"))
+  >>> print(time_span("sds"), time_span("cds"))
   (0.02, 0.98) (0.1, 0.7)
   """
   ends = [value for spec in (SETTINGS[name].t_min, SETTINGS[name].t_max)

@@ -1,6 +1,7 @@
-"""Figures of the study, as PNG data for a page that needs no other file. matplotlib (extra `study`) comes in late.
+"""Figures of the study, as PNG data inside a single HTML file.
 
-Blue is without guidance, orange with it; grey shades are the density of what is wanted.
+Blue is without guidance, orange with guidance; grey shades are the density of the target law. matplotlib (extra
+`study`) is imported on first use.
 """
 from __future__ import annotations
 
@@ -19,16 +20,22 @@ PLAIN, GUIDED, EXACT, FAINT = "#2a6fdb", "#d9730d", "#16191f", "#8b93a0"
 COLOURS = ("#2a6fdb", "#d9730d", "#2f9e5b", "#b3361f", "#7a4fbf", "#8a6d3b", "#c2458f", "#5c6470", "#a3a51f", "#1798a6")
 
 
-def new(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Any, np.ndarray]:
-  """(figure, axes [rows, columns]) of this size in inches, plain and without a window.
+def new_figure(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Any, np.ndarray]:
+  """Creates a figure without a window.
 
   Args:
-    options: of matplotlib's `Figure.subplots`.
+    rows, columns: of the axes.
+    width, height: inches.
+    **options: arguments of matplotlib's `Figure.subplots`.
 
-  >>> figure, axes = new(1, 2, 4.0, 3.0)
+  Returns:
+    figure, axes [rows, columns].
+
+  >>> figure, axes = new_figure(1, 2, 4.0, 3.0)
   >>> print(figure.get_size_inches(), axes.shape)
   [4. 3.] (1, 2)
   """
+  # matplotlib is optional and slow to import. `Figure` without pyplot keeps no global state and needs no display.
   from matplotlib import rc_context
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -42,10 +49,10 @@ def new(rows: int, columns: int, width: float, height: float, **options: Any) ->
 
 
 def data_uri(figure: Any, dots: int = 110) -> str:
-  """The figure as a PNG in a data URI, `dots` to the inch.
+  """Encodes a figure as a PNG data URI with `dots` per inch.
 
   >>> from PIL import Image
-  >>> kind, _, data = data_uri(new(1, 1, 2.0, 1.0)[0], dots=50).partition(",")
+  >>> kind, _, data = data_uri(new_figure(1, 1, 2.0, 1.0)[0], dots=50).partition(",")
   >>> print(kind, Image.open(io.BytesIO(base64.b64decode(data))).size)
   data:image/png;base64 (100, 50)
   """
@@ -54,72 +61,74 @@ def data_uri(figure: Any, dots: int = 110) -> str:
   return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def of_estimator(found: Measurements) -> Any:
-  """Field, end points, bias and noise, and behaviour against guidance of one estimator; a figure.
+def estimator_figure(measured: Measurements) -> Any:
+  """Draws field, end points, bias, noise and effect of guidance of an estimator.
 
   Args:
-    found: of `suite.run`.
+    measured: result of `suite.run`.
 
-  >>> figure = of_estimator(suite.run("sds", suite.Sizes(particles=4, steps=200, draws=4, grid=2, times=2)))
+  >>> figure = estimator_figure(suite.run("sds", suite.Sizes(particles=4, steps=200, draws=4, grid=2, times=2)))
   >>> print(len(figure.axes), figure.axes[3].get_legend_handles_labels()[1])
   4 ['closed form of SDS', 'end point', 'still moving']
   """
-  figure, axes = new(1, 4, 12.0, 3.3, width_ratios=(1, 1, 1.05, 1.05))
-  _field(axes[0, 0], found)
-  _ends(axes[0, 1], found)
-  axes[0, 1].set_title(f"Where {len(found['ends'])} particles end")
+  figure, axes = new_figure(1, 4, 12.0, 3.3, width_ratios=(1, 1, 1.05, 1.05))
+  _draw_field(axes[0, 0], measured)
+  _draw_end_points(axes[0, 1], measured)
+  axes[0, 1].set_title(f"End points of {len(measured['ends'])} particles")
   axes[0, 1].legend(loc="lower left", fontsize=7, handletextpad=0.2)
-  _against_t(axes[0, 2], found)
-  _guidance(axes[0, 3], found)
+  _draw_curves(axes[0, 2], measured)
+  _draw_guidance(axes[0, 3], measured)
   return figure
 
 
-def all_ends(every: dict[str, Measurements]) -> Any:
-  """End points of every estimator, small, five to a row; a figure.
+def end_points_figure(all_measured: dict[str, Measurements]) -> Any:
+  """Draws small panels with the end points of every estimator, five to a row.
 
   Args:
-    every: name -> found; start, ends and guided_ends [N, 2] are drawn.
+    all_measured: name -> start, ends and guided_ends [N, 2] of `suite.run`.
 
   >>> cloud = dict(start=np.zeros((2, 2)), ends=np.ones((2, 2)), guided_ends=np.full((2, 2), 9.0))
-  >>> figure = all_ends(dict.fromkeys(["sds", "csd", "nfsd", "vsd", "ism", "sdi"], cloud))
-  >>> print(len(figure.axes), "places, taken:", sum(axis.get_visible() for axis in figure.axes))
-  10 places, taken: 6
+  >>> figure = end_points_figure(dict.fromkeys(["sds", "csd", "nfsd", "vsd", "ism", "sdi"], cloud))
+  >>> print(len(figure.axes), "panels, visible:", sum(axis.get_visible() for axis in figure.axes))
+  10 panels, visible: 6
   """
-  columns = min(5, len(every))
-  figure, axes = new(-(-len(every) // columns), columns, 12.0, 2.45 * -(-len(every) // columns) + 0.3)
-  for axis in axes.flat[len(every):]:
+  columns = min(5, len(all_measured))
+  rows = -(-len(all_measured) // columns)  # rounded up
+  figure, axes = new_figure(rows, columns, 12.0, 2.45 * rows + 0.3)
+  for axis in axes.flat[len(all_measured):]:
     axis.set_visible(False)
-  for axis, (name, found) in zip(axes.flat, every.items()):
-    _ends(axis, found)
+  for axis, (name, measured) in zip(axes.flat, all_measured.items()):
+    _draw_end_points(axis, measured)
     axis.set_title(name)
   axes.flat[0].legend(loc="lower left", fontsize=7, handletextpad=0.2)
   return figure
 
 
-def all_guidance(every: dict[str, Measurements]) -> Any:
-  """Where each estimator comes to rest as guidance grows, all on the same axes; a figure.
+def guidance_figure(all_measured: dict[str, Measurements]) -> Any:
+  """Draws the points of rest of all estimators over guidance on common axes.
 
   Args:
-    every: name -> found; rest and moving [O] at `suite.OMEGAS` are drawn.
+    all_measured: name -> rest and moving [O] of `suite.run`, at `suite.OMEGAS`.
 
-  Example: lines that end at one height have their names together.
+  Example: lines with a common end share a label.
     >>> still = np.zeros(len(suite.OMEGAS))
-    >>> figure = all_guidance(dict(sds=dict(rest=1.0 + np.array(suite.OMEGAS), moving=still)))
+    >>> figure = guidance_figure(dict(sds=dict(rest=1.0 + np.array(suite.OMEGAS), moving=still)))
     >>> print([text.get_text() for text in figure.axes[0].texts])
     ['1 + omega, sds', 'the data']
   """
-  figure, axes = new(1, 1, 11.0, 5.2)
+  figure, axes = new_figure(1, 1, 11.0, 5.2)
   axis = axes[0, 0]
   omega = np.array(suite.OMEGAS)
   axis.plot(omega, 1.0 + omega, "--", color=EXACT, lw=1.4, zorder=1)
   labels = [(1.0 + omega[-1], "1 + omega", EXACT)]
-  for i, (name, found) in enumerate(every.items()):
+  for i, (name, measured) in enumerate(all_measured.items()):
+    # Ten colours, then the same colours with dotted lines.
     colour, style = COLOURS[i % len(COLOURS)], "-" if i < len(COLOURS) else ":"
-    axis.plot(omega, found["rest"], style, color=colour, lw=1.6)
-    still = found["moving"] >= suite.STILL_MOVING
-    axis.plot(omega[~still], found["rest"][~still], "o", color=colour, ms=5)
-    axis.plot(omega[still], found["rest"][still], "o", mfc="white", mec=colour, ms=5)
-    labels.append((float(found["rest"][-1]), name, colour))
+    axis.plot(omega, measured["rest"], style, color=colour, lw=1.6)
+    moving = measured["moving"] >= suite.STILL_MOVING
+    axis.plot(omega[~moving], measured["rest"][~moving], "o", color=colour, ms=5)
+    axis.plot(omega[moving], measured["rest"][moving], "o", mfc="white", mec=colour, ms=5)
+    labels.append((float(measured["rest"][-1]), name, colour))
   _label_ends(axis, omega[-1], labels)
   axis.axhspan(0.7, 1.3, color="#dfe3e9", zorder=0)
   axis.text(5.0, 1.0, "the data", fontsize=8, color="#5c6470", va="center", ha="center")
@@ -129,7 +138,7 @@ def all_guidance(every: dict[str, Measurements]) -> Any:
 
 
 def _label_ends(axis: Any, x: float, labels: list[tuple[float, str, str]]) -> None:
-  """Names beside the lines' ends; those of lines that end at about the same height stand together."""
+  """Writes names beside the ends of lines, joined for ends of nearly equal height."""
   gap = max(max(y for y, _, _ in labels) - min(y for y, _, _ in labels), 1.0) / 30.0
   groups: list[list[tuple[float, str, str]]] = []
   for label in sorted(labels):
@@ -144,18 +153,18 @@ def _label_ends(axis: Any, x: float, labels: list[tuple[float, str, str]]) -> No
     axis.text(x + 0.25, float(np.mean([y for y, _, _ in group])), text, color=colour, fontsize=9, va="center")
 
 
-def all_numbers(summaries: dict[str, dict[str, Any]]) -> Any:
-  """Bars of bias, relative variance, width and share of particles near a mode; a figure.
+def scores_figure(summaries: dict[str, dict[str, Any]]) -> Any:
+  """Draws bars of bias, relative variance, width and share of particles near a mode.
 
   Args:
-    summaries: name -> that of `suite.summary`.
+    summaries: name -> result of `suite.summary`.
 
   >>> sds = dict(bias=0.0, relative_variance=0.04, width=0.22, near=1.0)
-  >>> figure = all_numbers(dict(sds=sds, csd=dict(bias=0.2, relative_variance=0.11, width=10.3, near=0.0)))
+  >>> figure = scores_figure(dict(sds=sds, csd=dict(bias=0.2, relative_variance=0.11, width=10.3, near=0.0)))
   >>> print([text.get_text() for text in figure.axes[2].texts])  # widths; bars end at 2
   ['0.22', '10.30 (cut)']
   """
-  figure, axes = new(1, 4, 12.0, 0.27 * len(summaries) + 1.0, sharey=True)
+  figure, axes = new_figure(1, 4, 12.0, 0.27 * len(summaries) + 1.0, sharey=True)
   names = list(summaries)
   for axis, (key, title, limit) in zip(axes.flat, (
       ("bias", "bias (1 - cosine)", 1.0), ("relative_variance", "relative variance", 3.0),
@@ -163,6 +172,7 @@ def all_numbers(summaries: dict[str, dict[str, Any]]) -> Any:
     values = [summaries[name][key] for name in names]
     axis.barh(names, np.minimum(values, limit), color=PLAIN, height=0.66)
     for i, value in enumerate(values):
+      # A cut bar keeps its true value as text.
       beyond = " (cut)" if value > limit else ""
       axis.text(min(value, limit) + 0.02 * limit, i, f"{value:.2f}{beyond}", va="center", fontsize=8)
     axis.set(title=title, xlim=(0.0, 1.22 * limit))
@@ -172,17 +182,18 @@ def all_numbers(summaries: dict[str, dict[str, Any]]) -> Any:
   return figure
 
 
-def bars(names: list[str], columns: dict[str, list[float]]) -> Any:
-  """One panel of horizontal bars for each column, a row for each name; a figure.
+def bars_figure(names: list[str], columns: dict[str, list[float]]) -> Any:
+  """Draws a panel of horizontal bars for each column.
 
   Args:
-    columns: title -> one number for each of `names`.
+    names: of the rows.
+    columns: title -> a number for each name.
 
-  >>> figure = bars(["sds", "vsd"], {"silhouette IoU": [0.81, 0.79], "seconds a run": [30.0, 61.5]})
+  >>> figure = bars_figure(["sds", "vsd"], {"silhouette IoU": [0.81, 0.79], "seconds a run": [30.0, 61.5]})
   >>> print([text.get_text().strip() for text in figure.axes[1].texts])
   ['30', '61.5']
   """
-  figure, axes = new(1, len(columns), 12.0, 0.27 * len(names) + 1.0, sharey=True)
+  figure, axes = new_figure(1, len(columns), 12.0, 0.27 * len(names) + 1.0, sharey=True)
   for axis, (title, values) in zip(axes.flat, columns.items()):
     axis.barh(names, values, color=PLAIN, height=0.66)
     for i, value in enumerate(values):
@@ -193,14 +204,15 @@ def bars(names: list[str], columns: dict[str, list[float]]) -> Any:
   return figure
 
 
-def _density(axis: Any) -> None:
-  """Shades of the wanted law, and the outline of the other one."""
+def _draw_density(axis: Any) -> None:
+  """Draws shades of the target law and the outline of the other law."""
   x = np.linspace(-3.2, 6.2, 150)
   y = np.linspace(-4.0, 4.0, 130)
   points = jnp.asarray(np.stack(np.meshgrid(x, y), -1).reshape(-1, 2), jnp.float32)
   for label, colours, filled in ((toy_laws.TARGET, ("#e8ebf0", "#cfd5de", "#b2bbc8"), True),
                                  (toy_laws.OTHER, ("#c9ced6",), False)):
     law = toy_laws.law_of(toy_laws.plane(), label)
+    # The log density needs s > 0; at a = 1, s = 0.01 the noise is invisible beside modes of std 0.25.
     values = np.exp(np.asarray(jax.vmap(lambda p: laws.log_density(law, p, 1.0, 1e-2))(points))).reshape(130, 150)
     draw = axis.contourf if filled else axis.contour
     levels = values.max() * np.array([0.02, 0.2, 0.6, 1.01]) if filled else [values.max() * 0.1]
@@ -209,50 +221,52 @@ def _density(axis: Any) -> None:
   axis.spines[:].set_visible(False)
 
 
-def _field(axis: Any, found: Measurements) -> None:
-  """Arrows downhill, as long as the fourth root of what they are: fields span orders of magnitude."""
-  _density(axis)
-  points, push = found["points"], -found["field"]
-  size = np.linalg.norm(push, axis=1, keepdims=True)
-  arrows = push / np.maximum(size, 1e-12) * (size / max(size.max(), 1e-12)) ** 0.25
+def _draw_field(axis: Any, measured: Measurements) -> None:
+  """Draws arrows in the direction of a step."""
+  _draw_density(axis)
+  points, steps = measured["points"], -measured["field"]
+  size = np.linalg.norm(steps, axis=1, keepdims=True)
+  # Lengths are fourth roots, because fields span orders of magnitude.
+  arrows = steps / np.maximum(size, 1e-12) * (size / max(size.max(), 1e-12)) ** 0.25
   axis.quiver(points[:, 0], points[:, 1], arrows[:, 0], arrows[:, 1], color=PLAIN, angles="xy", scale_units="xy",
               scale=2.2, width=0.005)
   axis.set(title="Expected step, no guidance", xlim=(-3.4, 4.0), ylim=(-3.6, 3.6))
 
 
-def _ends(axis: Any, found: Measurements) -> None:
-  """End points with and without guidance; those outside are drawn as triangles at the edge."""
-  _density(axis)
+def _draw_end_points(axis: Any, measured: Measurements) -> None:
+  """Draws end points with and without guidance, with triangles at the edge for points outside."""
+  _draw_density(axis)
   low, high = np.array([-3.1, -3.9]), np.array([6.1, 3.9])
-  axis.plot(*found["start"].T, ".", ms=1.5, color=FAINT, alpha=0.5)
+  axis.plot(*measured["start"].T, ".", ms=1.5, color=FAINT, alpha=0.5)
   for key, colour, label in (("guided_ends", GUIDED, f"omega = {suite.STRONG}"), ("ends", PLAIN, "no guidance")):
-    outside = ((found[key] < low) | (found[key] > high)).any(1)
-    shown = np.clip(found[key], low, high)
+    outside = ((measured[key] < low) | (measured[key] > high)).any(1)
+    shown = np.clip(measured[key], low, high)
     axis.plot(*shown[~outside].T, "o", ms=3.2, mew=0, color=colour, alpha=0.55, label=label)
     axis.plot(*shown[outside].T, ">", ms=4, mew=0, color=colour, alpha=0.55,
               label=None if (~outside).any() else f"{label} (beyond)")
 
 
-def _against_t(axis: Any, found: Measurements) -> None:
-  """Error against the exact gradient, its direction, and noise."""
-  curves = suite.curves_over_time(found)
+def _draw_curves(axis: Any, measured: Measurements) -> None:
+  """Draws error, direction error and noise over t."""
+  curves = suite.curves_over_time(measured)
   for key, colour, style, label in (("noise", PLAIN, "-", "noise: deviation / mean"),
                                     ("error", GUIDED, "-", "error of the mean"),
                                     ("turned", EXACT, "--", "1 - cosine (turned)")):
-    axis.plot(found["t"], np.clip(curves[key], 1.2e-4, 90.0), style, color=colour, lw=1.6, label=label)
+    # Clipped to the logarithmic axis: exact estimators have error 0.
+    axis.plot(measured["t"], np.clip(curves[key], 1.2e-4, 90.0), style, color=colour, lw=1.6, label=label)
   axis.set(yscale="log", ylim=(1e-4, 5e3), xlim=(0.0, 1.0), xlabel="t, fraction of the schedule",
            title="Bias and noise against t")
   axis.legend(loc="upper right", fontsize=8)
 
 
-def _guidance(axis: Any, found: Measurements) -> None:
-  """Where particles rest as guidance grows, beside SDS's closed form."""
-  omega, still = np.array(suite.OMEGAS), found["moving"] >= suite.STILL_MOVING
+def _draw_guidance(axis: Any, measured: Measurements) -> None:
+  """Draws points of rest over guidance, beside the closed form of SDS."""
+  omega, moving = np.array(suite.OMEGAS), measured["moving"] >= suite.STILL_MOVING
   axis.axhspan(0.7, 1.3, color="#dfe3e9", zorder=0)
   axis.plot(omega, 1.0 + omega, "--", color=EXACT, lw=1.2, label="closed form of SDS")
-  axis.plot(omega, found["rest"], "-", color=GUIDED, lw=1.6)
-  axis.plot(omega[~still], found["rest"][~still], "o", color=GUIDED, ms=5, label="end point")
-  axis.plot(omega[still], found["rest"][still], "o", mfc="white", mec=GUIDED, ms=5, label="still moving")
+  axis.plot(omega, measured["rest"], "-", color=GUIDED, lw=1.6)
+  axis.plot(omega[~moving], measured["rest"][~moving], "o", color=GUIDED, ms=5, label="end point")
+  axis.plot(omega[moving], measured["rest"][moving], "o", mfc="white", mec=GUIDED, ms=5, label="still moving")
   axis.set(xlabel="guidance omega", title="End point (data: grey)",
-           ylim=(min(-1.0, found["rest"].min() - 1), max(12.0, found["rest"].max() + 1)))
+           ylim=(min(-1.0, measured["rest"].min() - 1), max(12.0, measured["rest"].max() + 1)))
   axis.legend(loc="best", fontsize=8)

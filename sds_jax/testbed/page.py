@@ -1,4 +1,4 @@
-"""The study's page: one HTML file with everything inside, in the look of a run's report."""
+"""The page of the study: a self-contained HTML file in the style of the report of a run."""
 from __future__ import annotations
 
 import html
@@ -12,129 +12,144 @@ from sds_jax.testbed.estimator_settings import SETTINGS
 from sds_jax.testbed.suite import Measurements
 
 INTRODUCTION = """
-<p>Every estimator is given a perfect network: the data are mixtures of Gaussians, for which the noise in an image can
-be told exactly, under a label and without one. What is seen here is therefore the estimator's own doing, and no
-network's. All run with the same guidance, and each with the weight w(t) and the range of t that its source has
-published, but for five ranges: those of <code>csd</code>, <code>bridge</code>, <code>vsd</code> and <code>ism</code>
-come down in the course of a published run, and stay as they are here (the first of the range, of <code>ism</code> the
-last), since a particle has no coarse stage and no fine one; <code>rfds</code> has the range of SDS, so that its weight
-alone tells the two apart.</p>
+<p>Every estimator has a perfect network: the data are mixtures of Gaussians, and the expected noise in an image has a
+closed form, under a label and under the null label. All effects on this page therefore come from the estimators, not
+from a network. All estimators run with the same guidance, each with its published weight w(t) and its published range
+of t, with five exceptions. Published runs lower the range of t for <code>csd</code>, <code>bridge</code>,
+<code>vsd</code> and <code>ism</code>; here the range is constant (the first range, for <code>ism</code> the last),
+because a particle has no coarse stage and no fine stage. <code>rfds</code> has the range of SDS, so that only the
+weight separates the two.</p>
 <p><b>Bias</b>: 1 minus the cosine between the expected gradient and the exact gradient of the divergence of the noisy
-image from the noisy data; each t counts by what it contributes, and no weight turns a direction. SDS has none by
-construction. <b>Relative variance</b>: variance over squared mean. <b>End</b>: the data are N(1, 0.3), what the null
-label knows N(0, 0.3); SDS rests at 1 + omega, which is its over-saturation. <b>Near a mode</b>, <b>modes</b>,
-<b>width</b>, <b>spread</b>: of particles in
-the plane without guidance, against the law that they should be draws of (width and spread: 1). Width counts points
-between two modes as well, so that it means something only beside the third column. <i>Moving</i>: not at rest at
-the end.</p>
+image from the noisy data, averaged over t by the size of the gradient; a weight w(t) changes no direction. SDS has no
+bias by construction. <b>Relative variance</b>: variance over squared mean. <b>End</b>: the data are N(1, 0.3) and the
+null label is N(0, 0.3); SDS rests at 1 + omega, its over-saturation. <b>Near a mode</b>, <b>modes</b>, <b>width</b>,
+<b>spread</b>: particles in the plane without guidance, compared with draws of the target law (width and spread: 1).
+Width also counts points between two modes, so read width together with the third column. <i>Moving</i>: not at rest
+at the end.</p>
 """
 
 
-def page(every: dict[str, Measurements], summaries: dict[str, dict[str, Any]], style: str, byline: str,
-         shapeworld: str) -> bytes:
-  """The whole page.
+def render_page(all_measured: dict[str, Measurements], summaries: dict[str, dict[str, Any]], style: str, byline: str,
+                shapeworld: str) -> bytes:
+  """Renders the whole page.
 
   Args:
-    every, summaries: of `suite.run` and `suite.summary`, by name.
-    style: CSS that the page begins with.
+    all_measured, summaries: name -> results of `suite.run` and `suite.summary`.
+    style: CSS of the page.
     byline: a line under the heading; text.
-    shapeworld: a section of the page, HTML (`shapeworld_section`).
+    shapeworld: result of `shapeworld_section` or `missing_records_section`; HTML.
 
   Returns:
     HTML, UTF-8.
 
-  Example: four sections of all estimators, and one of each.
-    >>> every = dict(sds=suite.run("sds", suite.Sizes(particles=4, steps=200, draws=4, grid=2, times=2)))
-    >>> text = page(every, dict(sds=suite.summary(every["sds"])), "", "1 estimator in 5 s", "").decode()
+  Example: four sections on all estimators, and a section for each estimator.
+    >>> measured = dict(sds=suite.run("sds", suite.Sizes(particles=4, steps=200, draws=4, grid=2, times=2)))
+    >>> text = render_page(measured, dict(sds=suite.summary(measured["sds"])), "", "1 estimator in 5 s", "").decode()
     >>> print(text.count("<section"), text.count("<img"), "https:" in text)
     5 4 False
   """
-  contents = "".join(f'<a href="#{name}"><code>{name}</code></a>' for name in every)
+  contents = "".join(f'<a href="#{name}"><code>{name}</code></a>' for name in all_measured)
   sections = [
-    section("What is compared", INTRODUCTION + f"<nav>{contents}</nav>"),
-    section("In numbers", wide_table(suite.table(summaries)) + image(figures.all_numbers(summaries), "Bars")),
-    section("Where particles end", image(figures.all_ends(every), "End points of every estimator"),
-            "grey dots: where they began; shades: what is wanted; rings: the other label"),
-    section("Guidance", image(figures.all_guidance(every), "End points against guidance"), "hollow: still moving"),
-    shapeworld, *(_of_estimator(name, found) for name, found in every.items())]
+    section("Comparison of the estimators", INTRODUCTION + f"<nav>{contents}</nav>"),
+    section("Numbers", wide_table(suite.table(summaries)) + figure_html(figures.scores_figure(summaries), "Bars")),
+    section("End points", figure_html(figures.end_points_figure(all_measured), "End points of every estimator"),
+            "grey dots: starts; shades: the target law; rings: the other label"),
+    section("Guidance", figure_html(figures.guidance_figure(all_measured), "End points against guidance"),
+            "hollow: still moving"),
+    shapeworld, *(_estimator_section(name, measured) for name, measured in all_measured.items())]
   template = resources.files("sds_jax.testbed").joinpath("study_template.html").read_text(encoding="utf-8")
+  # A single pass over the template, so braces in the inserted text are never expanded.
   values = dict(style=style, byline=html.escape(byline), body="\n".join(sections))
   return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template).encode("utf-8")
 
 
 def shapeworld_section(table: str, columns: dict[str, list[float]], names: list[str]) -> str:
-  """The section of runs in three dimensions: a Markdown table, and bars of some of its columns.
+  """Formats the section on runs in three dimensions: a table and bars.
 
   Args:
-    table: of `evaluation.estimators.table`.
-    columns: title -> one number for each of `names`.
+    table: result of `evaluation.estimators.table`, Markdown.
+    columns: title -> a number for each of `names`.
+    names: of the estimators.
 
   >>> body = shapeworld_section("| a |\\n|---|\\n| 0.8 |", dict(IoU=[0.8]), ["sds"])
   >>> print("<td>0.8</td>" in body, body.count("<img"))
   True 1
   """
   return section("The same estimators in three dimensions", wide_table(table)
-                 + image(figures.bars(names, columns), "Scores of every estimator"), "ShapeWorld, the prior that ships")
+                 + figure_html(figures.bars_figure(names, columns), "Scores of every estimator"),
+                 "ShapeWorld, the shipped prior")
 
 
-def missing_section(command: str) -> str:
-  """What stands in its place where there are no records.
+def missing_records_section(command: str) -> str:
+  """Formats the section on runs in three dimensions without records.
 
   Args:
-    command: what makes them; text.
+    command: a command creating the records; text.
 
-  >>> print("them: <code>make &gt; here</code>" in missing_section("make > here"))
+  >>> print("with: <code>make &gt; here</code>" in missing_records_section("make > here"))
   True
   """
   return section("The same estimators in three dimensions",
-                 f"<p>There are no records of runs yet. This makes them: <code>{html.escape(command)}</code></p>")
+                 f"<p>No records of runs exist yet. Create them with: <code>{html.escape(command)}</code></p>")
 
 
 def section(title: str, body: str, note: str = "", anchor: str = "") -> str:
-  """A card of the page; title and note are text, body is HTML.
+  """Formats a section of the page.
+
+  Args:
+    title, note: text, escaped here.
+    body: HTML.
+    anchor: id of the section, or "".
 
   >>> print(section("Bias & noise", "<p>None.</p>", "against t", anchor="sds"))
   <section id="sds"><h2>Bias &amp; noise <small>against t</small></h2><p>None.</p></section>
   """
   small = f" <small>{html.escape(note)}</small>" if note else ""
-  where = f' id="{anchor}"' if anchor else ""
-  return f"<section{where}><h2>{html.escape(title)}{small}</h2>{body}</section>"
+  attribute = f' id="{anchor}"' if anchor else ""
+  return f"<section{attribute}><h2>{html.escape(title)}{small}</h2>{body}</section>"
 
 
-def image(figure: Any, words: str) -> str:
-  """A figure (of matplotlib) with its description, which is text, inside the page; HTML.
+def figure_html(figure: Any, description: str) -> str:
+  """Embeds a matplotlib figure in HTML.
 
-  >>> print(image(figures.new(1, 1, 1.0, 1.0)[0], "x < y").split()[-3:])
+  Args:
+    figure: of matplotlib.
+    description: alternative text, escaped here.
+
+  >>> print(figure_html(figures.new_figure(1, 1, 1.0, 1.0)[0], "x < y").split()[-3:])
   ['alt="x', '&lt;', 'y"></div>']
   """
-  return f'<div class="scroll"><img class="sheet" src="{figures.data_uri(figure)}" alt="{html.escape(words)}"></div>'
+  source, text = figures.data_uri(figure), html.escape(description)
+  return f'<div class="scroll"><img class="sheet" src="{source}" alt="{text}"></div>'
 
 
 def wide_table(markdown: str) -> str:
-  """A Markdown table as HTML; `code` in cells stays code.
+  """Converts a Markdown table to HTML; `code` in cells stays code.
 
   >>> print(wide_table("| name |\\n|---|\\n| `sds` |"))
   <div class="wide"><table><tr><th>name</th></tr><tr><td><code>sds</code></td></tr></table></div>
   """
   lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in markdown.strip().splitlines()]
+  # Escaped before the backticks are replaced, so cells cannot contain HTML.
   cell = lambda text: re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text))  # noqa: E731
   head = "".join(f"<th>{cell(text)}</th>" for text in lines[0])
   rows = "".join("<tr>" + "".join(f"<td>{cell(text)}</td>" for text in line) + "</tr>" for line in lines[2:])
   return f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
 
 
-def _of_estimator(name: str, found: Measurements) -> str:
-  """What it is, how it was run, and its figure."""
+def _estimator_section(name: str, measured: Measurements) -> str:
+  """Formats the section of an estimator: description, settings and figure."""
+  # The first line of the docstring is the one-line description of the estimator.
   first, *_ = ESTIMATORS[name].fn.__doc__.splitlines()
   setting = SETTINGS[name]
   ranges = f"t from {_scalar(setting.t_min)} to {_scalar(setting.t_max)}"
   if setting.t_min == setting.t_max:
-    ranges = f"t {_scalar(setting.t_min)}, one for each moment of the run"
+    ranges = f"t {_scalar(setting.t_min)}, a fixed t at each moment of the run"
   note = f"w(t): {setting.weighting}; {ranges}" + (f" ({setting.warp})" if setting.warp != "linear" else "")
-  return section(name, f"<p>{html.escape(first)} {html.escape(setting.note)}</p>" + image(
-    figures.of_estimator(found), f"Field, end points, bias and guidance of {name}"), note, name)
+  return section(name, f"<p>{html.escape(first)} {html.escape(setting.note)}</p>" + figure_html(
+    figures.estimator_figure(measured), f"Field, end points, bias and guidance of {name}"), note, name)
 
 
 def _scalar(spec: Any) -> str:
-  """A constant, or the values that a schedule passes through."""
+  """Formats a constant, or the values of a schedule in order."""
   return f"{spec:g}" if isinstance(spec, float) else "(" + " -> ".join(f"{value:g}" for _, value in spec) + ")"

@@ -1,7 +1,7 @@
-"""Small toy_laws for estimators: laws of four labels, of which a perfect network can be asked any.
+"""Toy laws of four labels for experiments with estimators and perfect networks.
 
-Each world is a `Mixture` with leaves [4, ...]: what the prompt says, something else, a wide and shapeless law (for
-negative prompts), and the null label: the first two, forgotten which.
+Each function returns a `Mixture` with leaves [4, ...]: the law of the prompt (TARGET), another law (OTHER), a wide law
+without structure for negative prompts (WIDE), and the law of the null label (NULL), a mixture of TARGET and OTHER.
 """
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sds_jax.testbed.denoisers import with_null_label
 from sds_jax.testbed.laws import Mixture
 
 TARGET, OTHER, WIDE, NULL = range(4)
-"""The labels."""
+"""The four labels."""
 
 
 def plane() -> Mixture:
-  """Points of the plane: three modes of std 0.25 are wanted, two are something else.
+  """Returns laws of points in the plane: three target modes and two others, of std 0.25.
 
   Returns:
     Leaves [4, K], [4, K, 2], [4, K].
@@ -24,56 +24,61 @@ def plane() -> Mixture:
   >>> print([int((plane().weights[label] > 0).sum()) for label in (TARGET, OTHER, WIDE, NULL)])  # components of each
   [3, 2, 1, 5]
   """
-  wanted = laws.dataset(jnp.array([[1.5, 1.5], [2.2, 0.0], [1.5, -1.5]]), 0.25)
+  target = laws.dataset(jnp.array([[1.5, 1.5], [2.2, 0.0], [1.5, -1.5]]), 0.25)
   other = laws.dataset(jnp.array([[-1.5, 1.0], [-1.5, -1.0]]), 0.25)
-  return _world(wanted, other, laws.gaussian(jnp.zeros(2), 1.5))
+  return _four_laws(target, other, laws.gaussian(jnp.zeros(2), 1.5))
 
 
 def line() -> Mixture:
-  """Numbers: two modes of unequal width are wanted, one is something else; the divergence has a quadrature there.
+  """Returns laws of numbers: two target modes of unequal width and another mode.
+
+  In a single dimension `kl_divergence` has an exact quadrature.
 
   Returns:
     Leaves [4, K], [4, K, 1], [4, K].
 
-  >>> wanted = law_of(line(), TARGET)
-  >>> print(wanted.means[:2, 0], wanted.stds[:2])
+  >>> target = law_of(line(), TARGET)
+  >>> print(target.means[:2, 0], target.stds[:2])
   [0.6 1.8] [0.25 0.4 ]
   """
-  wanted = laws.Mixture(jnp.array([0.6, 0.4]), jnp.array([[0.6], [1.8]]), jnp.array([0.25, 0.4]))
-  return _world(wanted, laws.gaussian(jnp.array([-1.2]), 0.3), laws.gaussian(jnp.zeros(1), 1.3))
+  target = laws.Mixture(jnp.array([0.6, 0.4]), jnp.array([[0.6], [1.8]]), jnp.array([0.25, 0.4]))
+  return _four_laws(target, laws.gaussian(jnp.array([-1.2]), 0.3), laws.gaussian(jnp.zeros(1), 1.3))
 
 
 def two_gaussians(std: float = 0.3) -> Mixture:
-  """Numbers N(1, std^2), of which the null label knows nothing and says N(0, std^2): guidance in closed form.
+  """Returns laws of numbers with guidance in closed form.
 
-  With omega of DreamFusion's convention SDS comes to rest at 1 + omega, the zero of (1 + omega) (x - 1) - omega x.
+  The target is N(1, std^2) and the null label is N(0, std^2). With omega in DreamFusion's convention SDS comes to rest
+  at 1 + omega, the zero of (1 + omega) (x - 1) - omega x.
 
   Args:
-    std: of both, a number > 0.
+    std: standard deviation of both, > 0.
 
   Returns:
     Leaves [4, K], [4, K, 1], [4, K].
 
-  Example: omega = 2. In an image at 3 without noise, z = 0.6 * 3, the guided prediction sees none.
-    >>> world, z = two_gaussians(), jnp.array([1.8])
-    >>> wanted, null = (laws.expected_noise(law_of(world, label), z, 0.6, 0.8) for label in (TARGET, NULL))
-    >>> print(bool(jnp.allclose(wanted + 2.0 * (wanted - null), 0.0, atol=1e-4)))
+  Example: omega = 2. For an image at 3 without noise, z = 0.6 * 3, the guided prediction is 0.
+    >>> label_laws, z = two_gaussians(), jnp.array([1.8])
+    >>> target, null = (laws.expected_noise(law_of(label_laws, label), z, 0.6, 0.8) for label in (TARGET, NULL))
+    >>> print(bool(jnp.allclose(target + 2.0 * (target - null), 0.0, atol=1e-4)))
     True
   """
-  wanted, other = laws.gaussian(jnp.ones(1), std), laws.gaussian(jnp.zeros(1), std)
+  target, other = laws.gaussian(jnp.ones(1), std), laws.gaussian(jnp.zeros(1), std)
   wide = laws.gaussian(jnp.zeros(1), 4 * std)
-  return with_null_label(laws.stack([wanted, other, wide]), jnp.array([0.0, 1.0, 0.0]))
+  # The null label is OTHER alone: a mixture of both would have no closed form for the point of rest.
+  return with_null_label(laws.stack([target, other, wide]), jnp.array([0.0, 1.0, 0.0]))
 
 
-def _world(wanted: Mixture, other: Mixture, wide: Mixture) -> Mixture:
-  return with_null_label(laws.stack([wanted, other, wide]), jnp.array([0.5, 0.5, 0.0]))
+def _four_laws(target: Mixture, other: Mixture, wide: Mixture) -> Mixture:
+  # The wide law is for negative prompts only and no part of the data.
+  return with_null_label(laws.stack([target, other, wide]), jnp.array([0.5, 0.5, 0.0]))
 
 
-def law_of(world: Mixture, label: int) -> Mixture:
-  """The law of one label; components that only other labels have are there with weight 0.
+def law_of(label_laws: Mixture, label: int) -> Mixture:
+  """Returns the law of a single label; padding components have weight 0.
 
   Args:
-    world: leaves [Y, K, ...].
+    label_laws: leaves [Y, K, ...].
     label: 0 .. Y-1.
 
   Returns:
@@ -82,4 +87,4 @@ def law_of(world: Mixture, label: int) -> Mixture:
   >>> print(law_of(two_gaussians(), TARGET).weights, law_of(two_gaussians(), NULL).weights)
   [1. 0. 0.] [0. 1. 0.]
   """
-  return Mixture(world.weights[label], world.means[label], world.stds[label])
+  return Mixture(label_laws.weights[label], label_laws.means[label], label_laws.stds[label])

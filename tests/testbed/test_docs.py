@@ -1,4 +1,4 @@
-"""Every public function and class of the room has an example, and the examples run."""
+"""Every public function and class of the test bed has an example, and the examples run."""
 import pathlib
 
 import pytest
@@ -7,7 +7,7 @@ from sds_jax import testbed
 
 MODULES = sorted(path.stem for path in pathlib.Path(testbed.__file__).parent.glob("[a-z]*.py"))
 COMMANDS = {"study": ["main"]}
-"""What is run from a shell: its docstring has a line for it instead."""
+"""Commands: their docstrings show a shell command instead of an example."""
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,4 +1,4 @@
-"""The study's experiments against closed forms for Gaussians and against the distillation function itself."""
+"""The experiments of the study against closed forms for Gaussians and against `score_distillation`."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,14 +14,14 @@ SCHEDULE = schedule_from_config(dict(beta_schedule="scaled_linear", beta_start=0
 STD = 0.3
 
 
-def gradient(name, world, omega, x, t, eps, seed=0, **changes):
-  """One particle's gradient; the source of DDS and PDS is where it is."""
-  given = dict(start=x, crowd=laws.gaussian(jnp.zeros_like(x), 1.0), progress=0.5, seed=seed) | changes
-  return experiments.gradient(name, world, SCHEDULE, omega, x, t, eps, jax.random.key(3), **given)
+def gradient(name, label_laws, omega, x, t, eps, seed=0, **changes):
+  """Computes the gradient of a particle; the source of DDS and PDS is its own position."""
+  options = dict(start=x, particle_law=laws.gaussian(jnp.zeros_like(x), 1.0), progress=0.5, seed=seed) | changes
+  return experiments.gradient(name, label_laws, SCHEDULE, omega, x, t, eps, jax.random.key(3), **options)
 
 
-def end(name, omega, law=experiments.blurred, count=24):
-  """(end points, how much they move) of numbers in the world of two Gaussians."""
+def end(name, omega, law=experiments.kernel_law, count=24):
+  """Returns end points and residual motion of numbers under `toy_laws.two_gaussians`."""
   start = STD * jax.random.normal(jax.random.key(1), (count, 1))
   run = jax.jit(lambda: experiments.descend(name, toy_laws.two_gaussians(STD), SCHEDULE, omega, jax.random.key(2),
                                             start, 300, 0.1, law))
@@ -29,28 +29,29 @@ def end(name, omega, law=experiments.blurred, count=24):
   return np.asarray(x)[:, 0], float(moving)
 
 
-def test_every_estimator_has_a_setting():
-  assert list(SETTINGS) == [name for name in ESTIMATORS if name != "hifa"]  # whose second term is at latents' images
-  assert experiments.span("sds") == (0.02, 0.98) and experiments.span("asd") == (0.02, 0.98)
-  assert experiments.span("cds") == (0.1, 0.7)
+def test_every_estimator_has_settings():
+  # The second term of "hifa" needs an image behind latents, and particles have none.
+  assert list(SETTINGS) == [name for name in ESTIMATORS if name != "hifa"]
+  assert experiments.time_span("sds") == (0.02, 0.98) and experiments.time_span("asd") == (0.02, 0.98)
+  assert experiments.time_span("cds") == (0.1, 0.7)
 
 
 @pytest.mark.parametrize("name, omega", [("sds", 4.0), ("sjc", 2.0), ("rfds", 2.0), ("vsd", 2.0)])
 def test_guidance_saturates_as_the_closed_form_says(name, omega):
-  """The zero of (1 + omega) (x - 1) - omega x."""
-  x, moving = end(name, omega, experiments.fitted)
+  """Compares with 1 + omega, the zero of (1 + omega) (x - 1) - omega x."""
+  x, moving = end(name, omega, experiments.gaussian_law)
   np.testing.assert_allclose(np.median(x), 1.0 + omega, rtol=0.02)
   assert moving < suite.STILL_MOVING
 
 
 def test_classifier_score_distillation_never_rests():
-  """Two Gaussians of one width differ by a constant push."""
+  """Checks a steady drift: scores of two Gaussians of equal width differ by a constant."""
   x, moving = end("csd", 0.0)
   assert moving > 0.8 and np.median(x) > 10.0
 
 
 def test_width_of_the_data_is_recovered_by_vsd_alone():
-  wide, _ = end("vsd", 0.0, experiments.fitted)
+  wide, _ = end("vsd", 0.0, experiments.gaussian_law)
   narrow, _ = end("sds", 0.0)
   np.testing.assert_allclose(wide.std(), STD, rtol=0.05)
   np.testing.assert_allclose([wide.mean(), narrow.mean()], 1.0, atol=0.05)
@@ -59,53 +60,56 @@ def test_width_of_the_data_is_recovered_by_vsd_alone():
 
 @pytest.mark.parametrize("name", ["sds", "score"])
 def test_mean_and_variance_of_a_gaussian(name):
-  """eps_hat = s (z - a m) / v: mean s a (x - m) / v, variance (s^2 / v - 1)^2; (s^2 / v)^2 with the noise left in."""
+  """Compares with eps_hat = s (z - a m) / v.
+
+  The mean is s a (x - m) / v. The variance is (s^2 / v - 1)^2, or (s^2 / v)^2 without subtracting the noise.
+  """
   points = jnp.array([[0.2], [2.0]])
-  found = experiments.against_t(name, toy_laws.two_gaussians(STD), SCHEDULE, jax.random.key(0), points,
-                                laws.gaussian(jnp.zeros(1), 1.0), times=4, nodes=16, draws=2)
-  t = (np.asarray(found["t"]) * 1000).astype(int)
+  measured = experiments.gradient_over_time(name, toy_laws.two_gaussians(STD), SCHEDULE, jax.random.key(0), points,
+                                            laws.gaussian(jnp.zeros(1), 1.0), times=4, nodes=16, draws=2)
+  t = (np.asarray(measured["t"]) * 1000).astype(int)
   a, s = np.asarray(SCHEDULE.alpha)[t, None], np.asarray(SCHEDULE.sigma)[t, None]
   v = a**2 * STD**2 + s**2
   expected = s**2 * s * a * (np.asarray(points).T - 1.0) / v
-  np.testing.assert_allclose(found["mean"], expected, rtol=2e-3, atol=2e-5)
-  np.testing.assert_allclose(found["exact"], expected, rtol=2e-3, atol=2e-5)
-  left = s**2 / v - (name == "sds")
-  np.testing.assert_allclose(found["variance"], np.broadcast_to(s**4 * left**2, (4, 2)), rtol=5e-3, atol=1e-6)
+  np.testing.assert_allclose(measured["mean"], expected, rtol=2e-3, atol=2e-5)
+  np.testing.assert_allclose(measured["exact"], expected, rtol=2e-3, atol=2e-5)
+  slope = s**2 / v - (name == "sds")
+  np.testing.assert_allclose(measured["variance"], np.broadcast_to(s**4 * slope**2, (4, 2)), rtol=5e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sds", "csd", "ldiff", "ism"])
-def test_the_gradient_is_that_of_score_distillation(name):
-  world, x, omega, t = toy_laws.plane(), jnp.array([[0.4, -0.9]]), 2.0, jnp.array([300])
+def test_the_gradient_equals_score_distillation(name):
+  label_laws, x, omega, t = toy_laws.plane(), jnp.array([[0.4, -0.9]]), 2.0, jnp.array([300])
   cond = dict(cond=jnp.array([toy_laws.TARGET]), uncond=jnp.array([toy_laws.NULL]))
   expected, aux = jax.grad(lambda x: score_distillation(
-    guided(vp_denoiser(SCHEDULE), "dreamfusion", omega), world, SCHEDULE, x, jax.random.key(5), cond, t=t,
+    guided(vp_denoiser(SCHEDULE), "dreamfusion", omega), label_laws, SCHEDULE, x, jax.random.key(5), cond, t=t,
     estimator=name, weighting=SETTINGS[name].weighting), has_aux=True)(x)
-  found = gradient(name, world, omega, x[0], t[0], aux.eps[0])
-  assert float(jnp.abs(found).min()) > 1e-4
-  np.testing.assert_allclose(found, expected[0], rtol=1e-4)
+  actual = gradient(name, label_laws, omega, x[0], t[0], aux.eps[0])
+  assert float(jnp.abs(actual).min()) > 1e-4
+  np.testing.assert_allclose(actual, expected[0], rtol=1e-4)
 
 
-def test_sources_and_noises_are_a_particles_own():
-  """DDS begins as CSD, and differs once the particle has left; CDS has one noise for each seed."""
-  world, x, eps, t = toy_laws.plane(), jnp.array([0.4, -0.9]), jnp.array([0.3, 0.1]), jnp.int32(300)
-  at_start = gradient("dds", world, 0.0, x, t, eps)
-  np.testing.assert_allclose(at_start, gradient("csd", world, 0.0, x, t, eps), rtol=1e-5)
-  assert not np.allclose(at_start, gradient("dds", world, 0.0, x, t, eps, start=x + 0.5), rtol=0.05)
-  one, again, other = (gradient("cds", world, 0.0, x, t, eps, seed) for seed in (0, 0, 1))
-  np.testing.assert_array_equal(one, again)
-  assert not np.allclose(one, other, rtol=0.05)
+def test_each_particle_has_its_source_and_its_noise():
+  """Checks DDS equal to CSD at the start only, and a fixed noise of CDS for each seed."""
+  label_laws, x, eps, t = toy_laws.plane(), jnp.array([0.4, -0.9]), jnp.array([0.3, 0.1]), jnp.int32(300)
+  at_start = gradient("dds", label_laws, 0.0, x, t, eps)
+  np.testing.assert_allclose(at_start, gradient("csd", label_laws, 0.0, x, t, eps), rtol=1e-5)
+  assert not np.allclose(at_start, gradient("dds", label_laws, 0.0, x, t, eps, start=x + 0.5), rtol=0.05)
+  first, again, other = (gradient("cds", label_laws, 0.0, x, t, eps, seed) for seed in (0, 0, 1))
+  np.testing.assert_array_equal(first, again)
+  assert not np.allclose(first, other, rtol=0.05)
 
 
-def test_the_field_points_at_the_wanted_mode():
-  """Downhill of SDS; far on either side of all that is wanted."""
+def test_the_field_points_at_the_target():
+  """Checks the gradient of SDS far on either side of the target law."""
   points = jnp.array([[-3.0, 0.0], [6.0, 0.0]])
-  found = experiments.field("sds", toy_laws.plane(), SCHEDULE, 0.0, jax.random.key(0), points,
-                            laws.gaussian(jnp.zeros(2), 1.0), draws=64)
-  assert found[0, 0] < -0.05 and found[1, 0] > 0.05 and float(jnp.abs(found[:, 1]).max()) < 0.1
+  mean = experiments.field("sds", toy_laws.plane(), SCHEDULE, 0.0, jax.random.key(0), points,
+                           laws.gaussian(jnp.zeros(2), 1.0), draws=64)
+  assert mean[0, 0] < -0.05 and mean[1, 0] > 0.05 and float(jnp.abs(mean[:, 1]).max()) < 0.1
 
 
-def test_two_gaussians_know_nothing_of_each_other():
-  """The null label's law is the other Gaussian alone: what the closed form rests on."""
+def test_the_null_law_of_two_gaussians_is_the_other_gaussian():
+  """Checks the condition of the closed form of guidance."""
   law = toy_laws.law_of(toy_laws.two_gaussians(STD), toy_laws.NULL)
   np.testing.assert_allclose(laws.log_density(law, jnp.array([0.5]), 1.0, 0.4),
                              laws.log_density(laws.gaussian(jnp.zeros(1), STD), jnp.array([0.5]), 1.0, 0.4), rtol=1e-5)

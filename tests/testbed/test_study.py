@@ -1,4 +1,4 @@
-"""The study's page is whole, holds every estimator, and its command speaks plainly."""
+"""The page of the study is complete and has every estimator; mistakes on the command line give one-line errors."""
 import json
 import re
 import subprocess
@@ -18,7 +18,7 @@ RECORD = dict(silhouette_iou=0.8, volume_iou=0.7, colours_right=True, colour_err
 
 
 class Page(HTMLParser):
-  """Sections by id, sources of images, and tags that were left open."""
+  """Collects the ids of sections, the sources of images, and unclosed tags."""
 
   def __init__(self, text):
     super().__init__()
@@ -37,8 +37,8 @@ class Page(HTMLParser):
     assert self.open.pop() == tag
 
 
-def made_up(name, sizes):
-  """What `suite.run` would give, without the work."""
+def random_measurements(name, sizes):
+  """Returns random arrays in the layout of `suite.run`."""
   rng = np.random.default_rng(0)
   draw = lambda *shape: rng.normal(size=shape)  # noqa: E731
   return dict(start=draw(9, 2), ends=draw(9, 2), guided_ends=9 * draw(9, 2), points=draw(9, 2), field=draw(9, 2),
@@ -46,8 +46,8 @@ def made_up(name, sizes):
               rest=draw(len(suite.OMEGAS)), moving=np.zeros(len(suite.OMEGAS)), cloud_moving=np.zeros(2))
 
 
-def test_a_real_study_of_two(tmp_path):
-  path = study.write(["sds", "vsd"], tmp_path / "new", SMALL, {})
+def test_a_real_study_of_two_estimators(tmp_path):
+  path = study.write_study(["sds", "vsd"], tmp_path / "new", SMALL, {})
   page = Page(path.read_text(encoding="utf-8"))
   assert page.open == [] and [name for name in page.sections if name] == ["sds", "vsd"]
   assert len(page.images) == 5 and all(source.startswith("data:image/png;base64,") for source in page.images)
@@ -60,10 +60,10 @@ def test_a_real_study_of_two(tmp_path):
 
 
 def test_the_page_has_every_estimator_and_needs_no_network(tmp_path, monkeypatch):
-  monkeypatch.setattr(study.suite, "run", made_up)
+  monkeypatch.setattr(study.suite, "run", random_measurements)
   monkeypatch.setattr(study.page.figures, "data_uri", lambda figure: "data:image/png;base64,AA==")  # drawing takes long
   scores = {name: [dict(RECORD, seconds=30.0 + i)] for i, name in enumerate(SETTINGS)}
-  text = study.write(list(SETTINGS), tmp_path, SMALL, scores).read_text(encoding="utf-8")
+  text = study.write_study(list(SETTINGS), tmp_path, SMALL, scores).read_text(encoding="utf-8")
   page = Page(text)
   assert page.open == [] and [name for name in page.sections if name] == list(SETTINGS)
   assert "default-src 'none'" in text and not re.search(r"""(src|href)=["']?(https?:|//|/|\.)""", text)
@@ -71,12 +71,12 @@ def test_the_page_has_every_estimator_and_needs_no_network(tmp_path, monkeypatch
   assert all(f'href="#{name}"' in text for name in SETTINGS)
 
 
-def test_records_of_runs_are_found(tmp_path):
+def test_records_of_runs_are_loaded(tmp_path):
   (tmp_path / "records.json").write_text(json.dumps(dict(estimators=dict(sds=[RECORD]))))
-  for given in (tmp_path, tmp_path / "records.json"):
-    assert study.find_scores(str(given)) == dict(sds=[RECORD])
-  with pytest.raises(FileNotFoundError, match="--shapeworld=/nowhere: there are no records"):
-    study.find_scores("/nowhere")
+  for path in (tmp_path, tmp_path / "records.json"):
+    assert study.load_scores(str(path)) == dict(sds=[RECORD])
+  with pytest.raises(FileNotFoundError, match="--shapeworld=/nowhere: no records there"):
+    study.load_scores("/nowhere")
 
 
 @pytest.mark.parametrize("arguments, message", [
