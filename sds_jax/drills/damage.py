@@ -1,7 +1,8 @@
 """Damages checkpoints at random and restores: `python -m sds_jax.drills.damage --tries=100 --seed=0`.
 
-Each try takes a folder with two checkpoints and cuts, flips bits in or deletes one file of the newer one. What is then
-restored must be that one, bit for bit (the file did not matter), or the older one with a warning; all else is wrong.
+Each try copies a folder with two checkpoints and truncates, corrupts or deletes a file of the newer checkpoint. The
+restored checkpoint must be the newer, bit for bit (the file did not matter), or the older with a warning. Every other
+outcome is wrong.
 """
 from __future__ import annotations
 
@@ -23,18 +24,19 @@ import optax
 
 from sds_jax.io.checkpoints import Checkpoints
 
-OUTCOMES = ("the newer one", "the older one, with a warning", "WRONG")
+OUTCOMES = ("the newer checkpoint", "the older checkpoint, with a warning", "WRONG")
 OLDER, NEWER = 3, 6
+"""Steps of the two checkpoints."""
 
 
 def cut(file: Path, rng: random.Random) -> None:
-  """Leave a beginning of it only, which may be nothing."""
+  """Truncates a file at a random byte."""
   content = file.read_bytes()
   file.write_bytes(content[:rng.randrange(len(content))] if content else b"")
 
 
 def flip(file: Path, rng: random.Random) -> None:
-  """Flip one to eight bits; a file of no bytes gets one."""
+  """Flips one to eight bits of a file; an empty file first gets a zero byte."""
   content = bytearray(file.read_bytes()) or bytearray(1)
   for _ in range(rng.randint(1, 8)):
     content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
@@ -42,7 +44,7 @@ def flip(file: Path, rng: random.Random) -> None:
 
 
 def delete(file: Path, rng: random.Random) -> None:
-  """Delete it."""
+  """Deletes a file."""
   file.unlink()
 
 
@@ -50,7 +52,7 @@ KINDS: dict[str, Callable[[Path, random.Random], None]] = dict(cut=cut, flip=fli
 
 
 def make_state(seed: int) -> dict[str, Any]:
-  """A state of a run, small: parameters, Adam's state, numbers of two kinds; as numpy's arrays."""
+  """Draws a small training state of numpy arrays: parameters, Adam state, an integer, booleans, None."""
   rng = np.random.default_rng(seed)
   params = dict(grid=rng.normal(size=(16, 4)).astype(np.float32), mlp=dict(bias=rng.normal(size=8).astype(np.float32)))
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
@@ -60,43 +62,58 @@ def make_state(seed: int) -> dict[str, Any]:
 
 
 def bits(state: Any) -> list[bytes]:
-  """All bytes of a state."""
+  """Returns the bytes of all leaves of a state."""
   return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
 
 
 def attempt(original: Path, folder: Path, rng: random.Random) -> tuple[str, str, str]:
-  """(kind of damage, outcome, what happened, for a wrong one) of one try.
+  """Damages a copy of the checkpoints and restores.
 
   Args:
-    original: the two checkpoints; `folder` becomes a copy.
+    original: folder with the two checkpoints.
+    folder: becomes the damaged copy.
+    rng: chooses the file and the damage.
+
+  Returns:
+    kind of damage, outcome, description of the events.
   """
   shutil.copytree(original, folder)
   step = folder / str(NEWER)
   file = rng.choice(sorted(path for path in step.rglob("*") if path.is_file()))
   kind = rng.choice(sorted(KINDS))
   KINDS[kind](file, rng)
-  said = io.StringIO()
+  stderr = io.StringIO()
   try:
-    with contextlib.redirect_stderr(said), Checkpoints(folder) as checkpoints:
-      found = checkpoints.restore_newest(make_state(0))
-  except Exception as error:  # whatever it is, it is the finding
+    with contextlib.redirect_stderr(stderr), Checkpoints(folder) as checkpoints:
+      restored = checkpoints.restore_newest(make_state(0))
+  except Exception as error:  # any exception is a wrong outcome, never a reason to stop the drill
     return kind, OUTCOMES[2], f"{kind} of {file.relative_to(step)}: {type(error).__name__}: {error}"
-  story = f"{kind} of {file.relative_to(step)}: {found and found[0]}, {said.getvalue()!r}"
-  return kind, _judge(found, said.getvalue(), folder), story
+  story = f"{kind} of {file.relative_to(step)}: {restored and restored[0]}, {stderr.getvalue()!r}"
+  return kind, _outcome(restored, stderr.getvalue(), folder), story
 
 
-def _judge(found: tuple[int, Any] | None, said: str, folder: Path) -> str:
-  if found and found[0] == NEWER and bits(found[1]) == bits(make_state(NEWER)) and not said:
+def _outcome(restored: tuple[int, Any] | None, stderr: str, folder: Path) -> str:
+  if restored and restored[0] == NEWER and bits(restored[1]) == bits(make_state(NEWER)) and not stderr:
     return OUTCOMES[0]
-  warned = said.startswith(f"warning: the checkpoint of step {NEWER} ") and said.count("\n") == 1
+  warned = stderr.startswith(f"warning: the checkpoint of step {NEWER} ") and stderr.count("\n") == 1
+  # The damaged checkpoint must have moved out of the way, into the folder `damaged`.
   aside = (folder / "damaged" / str(NEWER)).is_dir() and not (folder / str(NEWER)).exists()
-  if found and found[0] == OLDER and bits(found[1]) == bits(make_state(OLDER)) and warned and aside:
+  if restored and restored[0] == OLDER and bits(restored[1]) == bits(make_state(OLDER)) and warned and aside:
     return OUTCOMES[1]
   return OUTCOMES[2]
 
 
 def drill(tries: int, seed: int, show: Callable[[str], None] = print) -> collections.Counter[tuple[str, str]]:
-  """{(kind of damage, outcome): how often}; wrong ones are told to `show` as they come."""
+  """Runs tries and counts their outcomes.
+
+  Args:
+    tries: number of tries.
+    seed: of the damage.
+    show: called with a description of each wrong outcome.
+
+  Returns:
+    {(kind of damage, outcome): count}.
+  """
   counts: collections.Counter[tuple[str, str]] = collections.Counter()
   with tempfile.TemporaryDirectory() as place:
     original = Path(place) / "original"
@@ -104,7 +121,7 @@ def drill(tries: int, seed: int, show: Callable[[str], None] = print) -> collect
       for step in (OLDER, NEWER):
         checkpoints.save(step, make_state(step), {})
     for number in range(tries):
-      # Its own generator for each, so that one can be repeated without the others.
+      # A generator per try: any try can be repeated without the others.
       kind, outcome, story = attempt(original, Path(place) / "copy", random.Random(f"{seed}/{number}"))
       counts[kind, outcome] += 1
       if outcome == OUTCOMES[2]:
@@ -114,17 +131,17 @@ def drill(tries: int, seed: int, show: Callable[[str], None] = print) -> collect
 
 
 def table(counts: collections.Counter[tuple[str, str]]) -> str:
-  """The counts, a line for each kind of damage."""
+  """Formats the counts as a text table with a line for each kind of damage."""
   rows = [("", *OUTCOMES), *((kind, *(str(counts[kind, outcome]) for outcome in OUTCOMES)) for kind in KINDS)]
   widths = [max(map(len, column)) for column in zip(*rows)]
   return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
 def main() -> None:
-  """Run the drill; exit status 1 where anything was wrong."""
+  """Runs the command line; exit status 1 after a wrong outcome."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--tries", type=int, default=100)
-  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--tries", type=int, default=100, help="number of tries")
+  parser.add_argument("--seed", type=int, default=0, help="seed of the damage")
   arguments = parser.parse_args()
   counts = drill(arguments.tries, arguments.seed)
   print(table(counts))

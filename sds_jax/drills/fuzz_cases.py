@@ -1,4 +1,4 @@
-"""Command lines that nobody should type, drawn at random: settings, prompts, folders, flags; wrong or only strange."""
+"""Random hostile command lines: wrong or unusual settings, prompts, folders and flags."""
 from __future__ import annotations
 
 import random
@@ -16,10 +16,10 @@ from sds_jax.shapeworld import sample_photos
 from sds_jax.training import config as config_lib, distil, image2d_config, image3d_config
 
 Draw = Callable[[random.Random, "FuzzJob"], list[str]]
-"""(where chance comes from, what the base is) -> arguments behind those of the base."""
+"""(random generator, base job) -> arguments after the arguments of the base."""
 
 HUGE = "9" * 5000
-"""More digits than Python turns into a number."""
+"""More digits than `int` accepts."""
 WRONG: dict[type, list[str]] = {
     int: ["one", "1.5", "", "nan", "True", "[]", "0x10", HUGE, "-" + HUGE, "(1,)", "1 2", "\x00", "None", "1e3", "∞"],
     float: ["near", "nan", "inf", "-inf", "", "()", "1,5", "--1", "0x1p3", "1e999", "\x00", "NaN", "None", "{}"],
@@ -30,7 +30,7 @@ WRONG: dict[type, list[str]] = {
             "(" * 300 + ")" * 300, "(1,)" + "\x00", "(True,)", "((0,0.1),(1,))", "(lambda: 1,)",
             "(1" + "0" * 400 + ",)", "[[[]]]", "__import__"],
 }
-"""Type of a setting -> values as typed that (nearly) no setting of the type takes."""
+"""Type of a setting -> values refused by (nearly) every setting of the type, as typed."""
 STRANGE: dict[type, list[str]] = {
     int: ["0", "1", "2", "3", "-1", "-0", "1_0", "٣", str(2**31), str(2**32), str(2**63), str(2**64), "1" + "0" * 30,
           str(-2**63), str(2**31 - 1)],
@@ -40,7 +40,7 @@ STRANGE: dict[type, list[str]] = {
     tuple: ["(0,)", "(1,)", "(0.5,)", "(-1,)", "(1e30,)", "(1e-30,)", "(1e308,)", "((0.0,0.1),(1.0,0.9))", "()",
             "((0,1e-3),(1e-9,1),(1,1))", "(0.5,0.5)", "(2,3)", "(1,2,3)", "[1.0]", f"({2**70},)", "((0.3,40),(0.6,8))"],
 }
-"""Values that are legal for some settings; never such as are legal and take for ever."""
+"""Type of a setting -> values legal for some settings; no value makes a legal run very long."""
 NAMES: dict[str, list[str]] = {
     "distillation.estimator": list(distil.NAMES), "distillation.weighting": list(weightings.WEIGHTINGS),
     "distillation.t_warp": [*timesteps.WARPS, "dreamtime"], "distillation.t_sampler": list(timesteps.SAMPLERS),
@@ -65,7 +65,7 @@ PATHS = ["", " ", ".", "~", "-", "/", "/dev/null", "/dev/null/x", "/dev/zero", "
          "a\0b", "x" * 300, "x/" * 3000, "a\nb", "a\"b'c", "\u202ex", "\U0001f600", "\udcff", "\ud800", "../x",
          "../../x", "owner/name", "https://host/x", "~nobody-here/x", "file", "loop", "<b>", "$(id)", "%00", "a/../b"]
 WORKDIRS = [path for path in PATHS if path not in ("/", "../../x", "~nobody-here/x")]
-"""Folders of the child's own; those that others share are none of the tries' business."""
+"""Folders private to a try; folders shared with other processes are excluded."""
 FLAGS = [
     ["--config.zzz=1"], ["--config.render.heigth=1"], ["--config.=1"], ["--config..a=1"], ["--config.prompt.x=1"],
     ["--config.render=1"], ["--config.camera={}"], ["--zzz"], ["--zzz=\ud800"], ["extra"], ["-"], ["\n"], ["\x00"],
@@ -80,148 +80,158 @@ FLAGS = [
 ARGUMENTS = ["x", "pixels,cppn", "dreamfusion,threestudio_sd", "sd15", "a/b",
              "\x00", "\nx", "../x", "x" * 5000, "\ud800", "\U0001f600", "a:b", ":", "::", "os:getcwd", "/dev/zero", "~",
              "/proc/self/mem", "file", "loop", "a\0b", "./.", "sd15,shapeworld", "owner/name@x", "-", "'", "{}"]
-"""Behind the colon of --config, without the base; none of them is legal where there is no connection."""
+"""Arguments after the colon of --config, without the base; all are refused without a network connection."""
 
 
 class FuzzJob:
-  """A file of settings with the base that tries start from, and all its settings by dotted name."""
+  """A file of settings, the base arguments of its tries, and all its settings by dotted name."""
 
   def __init__(self, file: Path, reference: ConfigDict, base: Mapping[str, Any]):
     self.file, self.settings = file, dict(_flat(reference))
     self.base = [f"--config.{name}={value}" for name, value in base.items()]
 
-  def names(self, chance: random.Random, *kinds: type) -> str:
-    """One setting, of one of these types."""
-    return chance.choice([name for name, value in self.settings.items() if type(value) in kinds])
+  def random_setting(self, rng: random.Random, *kinds: type) -> str:
+    """Draws the name of a setting with a value of the given types."""
+    # Exact types: bool is a subclass of int.
+    return rng.choice([name for name, value in self.settings.items() if type(value) in kinds])
 
 
 def jobs(configs: Path, scratch: Path) -> list[FuzzJob]:
-  """The jobs of configs/text.py, image2d.py and image.py, tiny and of one step, of what `write_files` has written."""
+  """Builds tiny jobs of a single step for configs/text.py, image2d.py and image.py.
+
+  Args:
+    configs: folder of the files.
+    scratch: folder of `write_files`.
+  """
   prior = scratch / PRIOR
   common = {"prior.path": prior, "prompt": "a red cube", "training.steps": 1, "training.log_every": 1,
             "training.render_every": 0, "optimizer.warmup_steps": 0}
   pictures = {**common, "generator.size": 16, "training.views": 1}
-  # Unshaded, for the second derivatives of shading are most of what there is to compile.
+  # Without shading: the second derivatives of shading dominate the compilation.
   scene = {**tiny.SETTINGS, **common, "training.views": 1, "shading.lambertian": 0.0, "occupancy.every": 0}
-  seen = {**scene, "prior.path": scratch / VIEW_PRIOR, "image": scratch / PICTURE, "prompt": ""}
+  from_photo = {**scene, "prior.path": scratch / VIEW_PRIOR, "image": scratch / PICTURE, "prompt": ""}
   return [FuzzJob(configs / "text.py", config_lib.default(), scene),
           FuzzJob(configs / "image2d.py", image2d_config.default(), pictures),
-          FuzzJob(configs / "image.py", image3d_config.default(), seen)]
+          FuzzJob(configs / "image.py", image3d_config.default(), from_photo)]
 
 
 PRIOR, VIEW_PRIOR, PICTURE = "prior", "view_prior", "picture.png"
 
 
 def write_files(scratch: Path) -> None:
-  """What the bases of `jobs` want: a prior that is told words, one that is told a picture, and a picture."""
+  """Writes the files of `jobs`: a text prior, a view prior and a photo."""
   tiny.write_prior(scratch / PRIOR)
   tiny.write_view_prior(scratch / VIEW_PRIOR)
   sample_photos.write_photo(sample_photos.draw_truth(0, caption="a red cube"), 32, scratch / PICTURE)
 
 
 def tries(configs: Path, scratch: Path, num: int, seed: int, strange: float) -> Iterator[list[str]]:
-  """`num` command lines (without the program's name), the same ones for the same seed.
+  """Yields `num` command lines without the program; equal seeds give equal command lines.
 
-  The first three are the bases themselves: were they refused, the others would prove nothing.
+  The first three are the plain bases of the three jobs.
 
   Args:
-    configs: the folder with text.py, image2d.py and image.py.
-    scratch: the folder of `write_files`.
-    strange: the share of those that may well be legal, so that they run through; the others are mistakes.
+    configs: folder with text.py, image2d.py and image.py.
+    scratch: folder of `write_files`.
+    num: number of command lines.
+    seed: of the draws.
+    strange: share of unusual, possibly legal command lines; the others are mistakes.
   """
-  known = jobs(configs, scratch)
+  # If the plain bases were refused, a refusal of all other tries would prove nothing.
+  bases = jobs(configs, scratch)
   for number in range(num):
-    chance = random.Random(f"{seed}/{number}")
-    job = chance.choice(known)
-    if number < len(known):
-      yield [f"--config={known[number].file}", *known[number].base, "--workdir=run"]
+    rng = random.Random(f"{seed}/{number}")
+    job = rng.choice(bases)
+    if number < len(bases):
+      yield [f"--config={bases[number].file}", *bases[number].base, "--workdir=run"]
       continue
-    kinds = _STRANGE if chance.random() < strange else _WRONG
-    draw = chance.choices(list(kinds), list(kinds.values()))[0]
-    argument = draw(chance, job)
-    given = argument if any(word.startswith("--workdir") for word in argument) else [*argument, "--workdir=run"]
-    if draw is _default_folder:
-      given = argument
-    yield given if draw is _argument else [f"--config={job.file}", *job.base, *given]
+    kinds = _STRANGE if rng.random() < strange else _WRONG
+    draw = rng.choices(list(kinds), list(kinds.values()))[0]
+    drawn = draw(rng, job)
+    arguments = drawn if any(word.startswith("--workdir") for word in drawn) else [*drawn, "--workdir=run"]
+    if draw is _default_folder:  # the only tries without a folder in the arguments
+      arguments = drawn
+    yield arguments if draw is _argument else [f"--config={job.file}", *job.base, *arguments]
 
 
-def _wrong_value(chance: random.Random, job: FuzzJob) -> list[str]:
-  kind = chance.choice(list(WRONG))
-  return [f"--config.{job.names(chance, kind)}={chance.choice(WRONG[kind])}"]
+def _wrong_value(rng: random.Random, job: FuzzJob) -> list[str]:
+  kind = rng.choice(list(WRONG))
+  return [f"--config.{job.random_setting(rng, kind)}={rng.choice(WRONG[kind])}"]
 
 
-def _strange_value(chance: random.Random, job: FuzzJob) -> list[str]:
-  kind = chance.choice(list(STRANGE))
-  return [f"--config.{job.names(chance, kind)}={chance.choice(STRANGE[kind])}"]
+def _strange_value(rng: random.Random, job: FuzzJob) -> list[str]:
+  kind = rng.choice(list(STRANGE))
+  return [f"--config.{job.random_setting(rng, kind)}={rng.choice(STRANGE[kind])}"]
 
 
-def _any_value(chance: random.Random, job: FuzzJob) -> list[str]:
-  """A value that is made for a setting of another type."""
-  name, kind = chance.choice(list(job.settings)), chance.choice(list(WRONG))
-  return [f"--config.{name}={chance.choice(WRONG[kind])}"]
+def _any_value(rng: random.Random, job: FuzzJob) -> list[str]:
+  """Draws a value for a setting of another type."""
+  name, kind = rng.choice(list(job.settings)), rng.choice(list(WRONG))
+  return [f"--config.{name}={rng.choice(WRONG[kind])}"]
 
 
-def _two_values(chance: random.Random, job: FuzzJob) -> list[str]:
-  return _strange_value(chance, job) + _wrong_value(chance, job)
+def _two_values(rng: random.Random, job: FuzzJob) -> list[str]:
+  return _strange_value(rng, job) + _wrong_value(rng, job)
 
 
-def _choice(chance: random.Random, job: FuzzJob) -> list[str]:
-  name = chance.choice([name for name in NAMES if name in job.settings])
-  return [f"--config.{name}={chance.choice(NAMES[name])}"]
+def _choice(rng: random.Random, job: FuzzJob) -> list[str]:
+  name = rng.choice([name for name in NAMES if name in job.settings])
+  return [f"--config.{name}={rng.choice(NAMES[name])}"]
 
 
-def _prompt(chance: random.Random, job: FuzzJob) -> list[str]:
-  name = chance.choice([TEXTS[0]] * 4 + TEXTS[1:])
-  return [f"--config.{name}={chance.choice(PROMPTS)}"]
+def _prompt(rng: random.Random, job: FuzzJob) -> list[str]:
+  name = rng.choice([TEXTS[0]] * 4 + TEXTS[1:])
+  return [f"--config.{name}={rng.choice(PROMPTS)}"]
 
 
-def _free_prompt(chance: random.Random, job: FuzzJob) -> list[str]:
-  return [*_prompt(chance, job), "--config.prior.allow_unknown_words=True"]
+def _free_prompt(rng: random.Random, job: FuzzJob) -> list[str]:
+  return [*_prompt(rng, job), "--config.prior.allow_unknown_words=True"]
 
 
-def _default_folder(chance: random.Random, job: FuzzJob) -> list[str]:
-  return _free_prompt(chance, job)
+def _default_folder(rng: random.Random, job: FuzzJob) -> list[str]:
+  return _free_prompt(rng, job)
 
 
-def _prior_path(chance: random.Random, job: FuzzJob) -> list[str]:
-  return [f"--config.prior.path={chance.choice(PATHS[1:])}"]
+def _prior_path(rng: random.Random, job: FuzzJob) -> list[str]:
+  return [f"--config.prior.path={rng.choice(PATHS[1:])}"]
 
 
-def _prior_name(chance: random.Random, job: FuzzJob) -> list[str]:
-  return ["--config.prior.path=", f"--config.prior.name={chance.choice(PATHS)}"]
+def _prior_name(rng: random.Random, job: FuzzJob) -> list[str]:
+  return ["--config.prior.path=", f"--config.prior.name={rng.choice(PATHS)}"]
 
 
-def _picture(chance: random.Random, job: FuzzJob) -> list[str]:
-  """A path that is no picture; of a job without pictures a mistake."""
-  name = chance.choice(["image", "image", "picture.depth", "picture.normals"])
-  return [f"--config.{name}={chance.choice(PATHS[1:])}", "--config.loss.depth=(1.0,)"]
+def _picture(rng: random.Random, job: FuzzJob) -> list[str]:
+  """Draws a path without an image; a mistake for jobs without photos."""
+  name = rng.choice(["image", "image", "picture.depth", "picture.normals"])
+  return [f"--config.{name}={rng.choice(PATHS[1:])}", "--config.loss.depth=(1.0,)"]
 
 
-def _source(chance: random.Random, job: FuzzJob) -> list[str]:
-  return [f"--config.distillation.estimator={chance.choice(['dds', 'pds'])}",
-          f"--config.distillation.source={chance.choice(PATHS)}"]
+def _source(rng: random.Random, job: FuzzJob) -> list[str]:
+  return [f"--config.distillation.estimator={rng.choice(['dds', 'pds'])}",
+          f"--config.distillation.source={rng.choice(PATHS)}"]
 
 
-def _workdir(chance: random.Random, job: FuzzJob) -> list[str]:
-  folder = chance.choice(WORKDIRS)
-  return chance.choice([[f"--workdir={folder}"], ["--workdir=", f"--config.workdir={folder}"]])
+def _workdir(rng: random.Random, job: FuzzJob) -> list[str]:
+  folder = rng.choice(WORKDIRS)
+  return rng.choice([[f"--workdir={folder}"], ["--workdir=", f"--config.workdir={folder}"]])
 
 
-def _flag(chance: random.Random, job: FuzzJob) -> list[str]:
-  return list(chance.choice(FLAGS))
+def _flag(rng: random.Random, job: FuzzJob) -> list[str]:
+  return list(rng.choice(FLAGS))
 
 
-def _argument(chance: random.Random, job: FuzzJob) -> list[str]:
-  return [f"--config={job.file}:{chance.choice(ARGUMENTS)}"]
+def _argument(rng: random.Random, job: FuzzJob) -> list[str]:
+  return [f"--config={job.file}:{rng.choice(ARGUMENTS)}"]
 
 
 _WRONG: dict[Draw, float] = {_wrong_value: 5, _any_value: 4, _two_values: 1, _prompt: 2, _prior_path: 2, _prior_name: 2,
                              _picture: 2, _source: 1, _flag: 3, _argument: 1}
 _STRANGE: dict[Draw, float] = {_strange_value: 4, _choice: 2, _free_prompt: 2, _default_folder: 2, _workdir: 2}
-"""Ways to draw, with their weights."""
+"""Draw functions with their weights."""
 
 
 def _flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  """Yields dotted names and values of all settings."""
   for name in config:
     value = config[name]
     if isinstance(value, ConfigDict):

@@ -1,12 +1,12 @@
-"""Kills runs and starts them again: `python -m sds_jax.drills.kill --runs=200 --seed=0`.
+"""Kills and restarts training runs: `python -m sds_jax.drills.kill --runs=200 --seed=0`.
 
-A run of 30 steps with a checkpoint every 3 is killed (SIGKILL) one to three times, at a moment drawn uniformly from its
-duration or inside a save, started again by the same call each time, and finished. It must end with the bits of a run
-that nobody killed, have every step once in metrics.jsonl, take nothing for damaged, and lose no more steps at each kill
-than there are between two checkpoints.
+A run of 30 steps with a checkpoint every 3 steps is killed (SIGKILL) one to three times, at a uniform random moment or
+inside a save, restarted by the same call after each kill, and finished. A right run ends with the same bits as an
+uninterrupted run, logs every step exactly once in metrics.jsonl, reports no damaged checkpoint, and loses at most the
+steps between two checkpoints at each kill.
 
-`--job=walk` (the default) is the trainer's loop with a step of a few lines, so that a start takes a second;
-`--job=text3d` is the tiny text-to-3D run, whose step takes many seconds to compile.
+`--job=walk` (the default) is the training loop with a step of a few lines, so a start takes a second; `--job=text3d` is
+the tiny text-to-3D run, whose step compiles for many seconds.
 """
 from __future__ import annotations
 
@@ -34,57 +34,71 @@ from sds_jax.io.checkpoints import Checkpoints
 
 PRELOADED = ["sds_jax.drills.killed_run", "sds_jax.training.image2d", "sds_jax.priors.prior", "sds_jax.io.tensorboard",
              "jaxlib.mlir.dialects.mhlo"]
-"""What a run imports, at once or late; the last JAX does at its first lowering, for a fifth of the time of a start."""
+"""Imports of a run; JAX imports the last module at its first lowering, a fifth of the time of a start."""
 POLL = 0.0005
-"""Seconds between two looks at a run that is to be killed inside a save."""
+"""Seconds between two checks for a save in progress."""
 LIMIT = 600
-"""Seconds after which a run hangs."""
+"""Seconds before a run counts as hanging."""
 
 
 @dataclasses.dataclass
-class Arena:
-  """Where runs take place, and how they are started: the settings of one drill."""
+class DrillSetup:
+  """The settings of a drill.
+
+  Attributes:
+    context: of multiprocessing, starts the runs.
+    job: "walk" or "text3d".
+    place: folder of the runs, the tiny prior and the compiled programs.
+  """
   context: multiprocessing.context.BaseContext
   job: str
   place: Path
 
   def start(self, folder: Path) -> multiprocessing.process.BaseProcess:
-    """Begins or goes on with the run in `folder`."""
+    """Starts or resumes the run in `folder`."""
     process = self.context.Process(target=killed_run.main, args=(self.job, str(folder), str(self.place)))
     process.start()
     return process
 
 
-def run_to_its_end(arena: Arena, folder: Path) -> float:
-  """Seconds that it took.
+def run_to_completion(setup: DrillSetup, folder: Path) -> float:
+  """Runs without a kill and returns the duration in seconds.
 
   Raises:
-    RuntimeError: it failed, or hangs.
+    RuntimeError: the run failed or hangs.
   """
   began = time.monotonic()
-  process = arena.start(folder)
+  process = setup.start(folder)
   process.join(LIMIT)
   if process.exitcode != 0:
     process.kill()
     process.join()
-    raise RuntimeError(f"ended with {process.exitcode}: {log(folder)[-2000:]}")
+    raise RuntimeError(f"the run in {folder} ended with {process.exitcode}: {log(folder)[-2000:]}")
   return time.monotonic() - began
 
 
-def killed_at(process: multiprocessing.process.BaseProcess, seconds: float) -> None:
-  """Kills it after so many seconds, unless it ends before."""
+def kill_after(process: multiprocessing.process.BaseProcess, seconds: float) -> None:
+  """Kills a process after some seconds, unless the process ends before."""
   process.join(seconds)
   process.kill()
   process.join()
 
 
-def killed_in_a_save(process: multiprocessing.process.BaseProcess, folder: Path, which: int, later: float) -> None:
-  """Kills it `later` seconds after the temporary folder of its `which`-th save was seen, unless it ends before."""
-  seen: set[str] = set()
+def kill_in_save(process: multiprocessing.process.BaseProcess, folder: Path, save_number: int, delay: float) -> None:
+  """Kills a process inside a save, unless the process ends before.
+
+  Args:
+    process: of the run.
+    folder: of the run.
+    save_number: number of the save, from 1.
+    delay: seconds from the first sight of the temporary folder of the save to the kill.
+  """
+  saves: set[str] = set()
   while process.is_alive():
-    seen.update(temporary(folder))
-    if len(seen) >= which:
-      process.join(later)
+    # orbax writes into a temporary folder and renames the folder at the end of the save.
+    saves.update(temporary(folder))
+    if len(saves) >= save_number:
+      process.join(delay)
       break
     time.sleep(POLL)
   process.kill()
@@ -92,7 +106,7 @@ def killed_in_a_save(process: multiprocessing.process.BaseProcess, folder: Path,
 
 
 def temporary(folder: Path) -> list[str]:
-  """Names of the saves that are under way, or were when the run was killed."""
+  """Lists the temporary folders of saves in progress or interrupted by a kill."""
   try:
     return [name for name in os.listdir(folder / "checkpoints") if "orbax-checkpoint-tmp" in name]
   except FileNotFoundError:
@@ -100,48 +114,75 @@ def temporary(folder: Path) -> list[str]:
 
 
 def log(folder: Path) -> str:
-  """What the starts of a run have printed since the log was last removed."""
+  """Returns the output of all starts of a run."""
   path = folder / killed_run.LOG
   return path.read_text(errors="replace") if path.exists() else ""
 
 
 def last_step(folder: Path) -> int:
-  """The last step that has left a whole line in metrics.jsonl; 0: none."""
+  """Returns the last step with a complete line in metrics.jsonl, or 0."""
   path = folder / "metrics.jsonl"
+  # A kill can cut the last line; a cut line does not match.
   steps = re.findall(r'^\{.*"step": (\d+).*\}$', path.read_text() if path.exists() else "", re.MULTILINE)
   return int(steps[-1]) if steps else 0
 
 
 @dataclasses.dataclass
-class Start:
-  """One start of a run: the step from which it went on (None: it did not come that far), and whether it was killed."""
+class StartResult:
+  """The outcome of a start.
+
+  Attributes:
+    step: step of the restored checkpoint; 0 without a checkpoint, None for a kill before the loop.
+    killed: whether the process ended by SIGKILL.
+  """
   step: int | None
   killed: bool
 
 
-def start_again(arena: Arena, folder: Path, end: Callable[[multiprocessing.process.BaseProcess], None]) -> Start:
-  """Starts the run, and lets `end` see to its end."""
-  told = len(log(folder))
-  process = arena.start(folder)
+def start_and_end(setup: DrillSetup, folder: Path,
+                  end: Callable[[multiprocessing.process.BaseProcess], None]) -> StartResult:
+  """Starts the run and calls `end`.
+
+  Args:
+    setup: of the drill.
+    folder: of the run.
+    end: waits for the process, or kills the process.
+  """
+  length_before = len(log(folder))
+  process = setup.start(folder)
   end(process)
-  said = log(folder)[told:]
-  going_on = re.search(r"^going on from step (\d+) of ", said, re.MULTILINE)
-  return Start(int(going_on[1]) if going_on else 0 if "compiling the step" in said else None, process.exitcode == -9)
+  output = log(folder)[length_before:]
+  # The output of the training loop tells how far the start came.
+  resumed = re.search(r"^going on from step (\d+) of ", output, re.MULTILINE)
+  step = int(resumed[1]) if resumed else 0 if "compiling the step" in output else None
+  return StartResult(step, process.exitcode == -9)
 
 
-def harass(arena: Arena, folder: Path, rng: random.Random, duration: float,
-           counts: collections.Counter[str]) -> list[int]:
-  """One run, killed and started again, at last left to finish; the steps lost at each kill. Adds to `counts`."""
+def kill_and_restart(setup: DrillSetup, folder: Path, rng: random.Random, duration: float,
+                     counts: collections.Counter[str]) -> list[int]:
+  """Kills and restarts a run, then lets the run finish.
+
+  Args:
+    setup: of the drill.
+    folder: of the run.
+    rng: draws the kills.
+    duration: seconds of an uninterrupted run.
+    counts: of the drill, updated here.
+
+  Returns:
+    Steps lost at each kill.
+  """
   losses, reached = [], 0
-  for left in range(rng.randint(1, 3), -1, -1):
-    which, later = rng.randint(1, STEPS // INTERVAL), rng.uniform(0.0, 0.03)
-    if not left:
+  for kills_left in range(rng.randint(1, 3), -1, -1):
+    # Drawn for every start, so that the sequence of draws does not depend on the kind of the kill.
+    save_number, delay = rng.randint(1, STEPS // INTERVAL), rng.uniform(0.0, 0.03)
+    if not kills_left:
       end = lambda process: process.join(LIMIT)  # noqa: E731
     elif rng.random() < 0.5:
-      end = functools.partial(killed_at, seconds=rng.uniform(0.0, duration))
+      end = functools.partial(kill_after, seconds=rng.uniform(0.0, duration))
     else:
-      end = functools.partial(killed_in_a_save, folder=folder, which=which, later=later)
-    start = start_again(arena, folder, end)
+      end = functools.partial(kill_in_save, folder=folder, save_number=save_number, delay=delay)
+    start = start_and_end(setup, folder, end)
     if start.step is not None:
       losses.append(reached - start.step)
       reached = last_step(folder)
@@ -150,59 +191,72 @@ def harass(arena: Arena, folder: Path, rng: random.Random, duration: float,
   return losses
 
 
-def problems(folder: Path, reference: list[bytes], losses: list[int]) -> list[str]:
-  """What is wrong with a run that has ended."""
-  found = []
+def find_problems(folder: Path, reference: list[bytes], losses: list[int]) -> list[str]:
+  """Lists the problems of a finished run.
+
+  Args:
+    folder: of the run.
+    reference: result of `final_bits` for an uninterrupted run.
+    losses: steps lost at each kill.
+  """
+  problems = []
   steps = re.findall(r'"step": (\d+)', (folder / "metrics.jsonl").read_text())
   if steps != [str(step) for step in range(1, STEPS + 1)]:
-    found.append(f"metrics.jsonl has the steps {' '.join(steps)}")
+    problems.append(f"metrics.jsonl has the steps {' '.join(steps)}")
   if max(losses, default=0) > INTERVAL:
-    found.append(f"a kill has cost {max(losses)} steps")
+    problems.append(f"a kill has cost {max(losses)} steps")
   if "warning" in log(folder) or (folder / "checkpoints" / "damaged").exists():
-    found.append("a checkpoint was taken for damaged")
+    problems.append("a checkpoint was reported as damaged")
   if temporary(folder):
-    found.append(f"left behind: {temporary(folder)}")
+    problems.append(f"temporary folders left: {temporary(folder)}")
   try:
     if final_bits(folder) != reference:
-      found.append("its final state is another one")
+      problems.append("the final state differs from an uninterrupted run")
   except (OSError, ValueError) as error:
-    found.append(f"its final state cannot be read: {error}")
-  return [f"{text}\n{log(folder)[-1500:]}" for text in found]
+    problems.append(f"the final state cannot be read: {error}")
+  return [f"{text}\n{log(folder)[-1500:]}" for text in problems]
 
 
 def final_bits(folder: Path) -> list[bytes]:
-  """All bytes of the state after the last step."""
+  """Returns the bytes of all leaves of the state after the last step."""
   with Checkpoints(folder / "checkpoints") as checkpoints:
     state = checkpoints.restore(STEPS, checkpoints.abstract_state(STEPS))
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
 
 
 def drill(runs: int, seed: int, job: str, show: Callable[[str], None] = print) -> collections.Counter[str]:
-  """How many runs, kills and so on there were; what is wrong is told to `show` as it comes.
+  """Kills and restarts runs and returns counts of runs, kills and problems.
+
+  Args:
+    runs: number of runs.
+    seed: of the kills.
+    job: "walk" or "text3d".
+    show: called with each problem, and with the progress.
 
   Raises:
-    RuntimeError: the run fails that nobody kills.
+    RuntimeError: an uninterrupted run fails.
   """
   counts: collections.Counter[str] = collections.Counter(runs=0, wrong=0)
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(PRELOADED)
-  # In memory where that can be: a kill leaves the system running, and disks take their time.
+  # In memory if possible: SIGKILL leaves the system running, so the drill does not depend on a disk.
   with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as name:
-    arena = Arena(context, job, Path(name))
-    tiny.write_prior(arena.place / killed_run.PRIOR)
-    for reference in ("first", "second"):  # the first one compiles; the second one tells how long a run takes
-      duration = run_to_its_end(arena, arena.place / reference)
-    expected, began = final_bits(arena.place / "second"), time.monotonic()
-    if final_bits(arena.place / "first") != expected:
-      show("two runs that nobody killed differ")
+    setup = DrillSetup(context, job, Path(name))
+    tiny.write_prior(setup.place / killed_run.PRIOR)
+    # The first reference run compiles; the second gives the duration of a run from compiled programs.
+    for reference in ("first", "second"):
+      duration = run_to_completion(setup, setup.place / reference)
+    expected, began = final_bits(setup.place / "second"), time.monotonic()
+    if final_bits(setup.place / "first") != expected:
+      show("two uninterrupted runs differ")
       counts["wrong"] += 1
     for number in range(runs):
-      folder = arena.place / "run"
-      losses = harass(arena, folder, random.Random(f"{seed}/{number}"), duration, counts)
-      wrong = problems(folder, expected, losses)
-      for text in wrong:
+      folder = setup.place / "run"
+      losses = kill_and_restart(setup, folder, random.Random(f"{seed}/{number}"), duration, counts)
+      problems = find_problems(folder, expected, losses)
+      for text in problems:
         show(f"run {number}: {text}")
-      counts["wrong"] += bool(wrong)
+      counts["wrong"] += bool(problems)
       counts["runs"] += 1
       counts["starts that went on"] += sum(loss is not None for loss in losses)
       counts["largest loss in steps"] = max([counts["largest loss in steps"], *losses])
@@ -214,11 +268,11 @@ def drill(runs: int, seed: int, job: str, show: Callable[[str], None] = print) -
 
 
 def main() -> None:
-  """Run the drill; exit status 1 where anything was wrong."""
+  """Runs the command line; exit status 1 after a problem."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--runs", type=int, default=200)
-  parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--job", choices=["walk", "text3d"], default="walk")
+  parser.add_argument("--runs", type=int, default=200, help="number of runs")
+  parser.add_argument("--seed", type=int, default=0, help="seed of the kills")
+  parser.add_argument("--job", choices=["walk", "text3d"], default="walk", help="kind of the runs")
   arguments = parser.parse_args()
   counts = drill(arguments.runs, arguments.seed, arguments.job)
   print(", ".join(f"{name}: {count}" for name, count in counts.items()))

@@ -1,4 +1,4 @@
-"""The smallest prior and the smallest run that are still whole: for drills and tests, where only the path counts."""
+"""The smallest complete priors and run, for drills and tests of the control flow."""
 from __future__ import annotations
 
 import json
@@ -15,13 +15,15 @@ from sds_jax.priors.loading.files import write_json
 from sds_jax.shapeworld import captions, tokenizer
 from sds_jax.views.poses import POSE_DIM
 
+# Widths of 8 are the smallest with more than one attention head and norm group.
 _UNET = dict(
     _class_name="UNet2DConditionModel", sample_size=4, in_channels=48, out_channels=48,
     down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"], block_out_channels=[8],
     layers_per_block=1, norm_num_groups=4, cross_attention_dim=8, attention_head_dim=2,
     class_embed_type="projection", projection_class_embeddings_input_dim=16)
-_EYE = dict(model_type="clip_vision_model", hidden_size=8, intermediate_size=16, projection_dim=8, num_hidden_layers=1,
-            num_attention_heads=2, image_size=16, patch_size=8)
+_IMAGE_ENCODER = dict(
+    model_type="clip_vision_model", hidden_size=8, intermediate_size=16, projection_dim=8, num_hidden_layers=1,
+    num_attention_heads=2, image_size=16, patch_size=8)
 _CLIP = dict(model_type="clip_text_model", hidden_size=8, intermediate_size=16, num_hidden_layers=1,
              num_attention_heads=2, max_position_embeddings=20, hidden_act="quick_gelu")
 
@@ -32,20 +34,22 @@ SETTINGS: dict[str, Any] = {
     "occupancy.resolution": 4, "occupancy.every": 2, "occupancy.start_step": 1, "export.mesh_resolution": 16,
     "export.image_size": 16, "export.turntable_frames": 2, "export.num_samples": 8, "shading.lambertian": 0.0,
     "render.block_points": 0}
-"""Dotted name -> value, over configs/text.py: a few steps of a tiny field; `prior.path` is to be `write_prior`'s.
+"""Dotted name -> value over configs/text.py: a few steps of a tiny field. Set `prior.path` to a `write_prior` folder.
 
-Without shading and blocks, the branches of which take most of the time that a step's compilation takes.
+Shading and blocks are off, because their branches dominate the compilation of a step.
 """
 
 
 def write_prior(folder: str | os.PathLike) -> Path:
-  """Writes a prior that knows ShapeWorld's words and cameras: 16x16 images, a few thousand random weights.
+  """Writes a tiny text prior for ShapeWorld captions and cameras.
+
+  The prior makes 16x16 images and has a few thousand random weights, in diffusers format.
 
   Args:
-    folder: made when absent.
+    folder: to write; created if absent.
 
   Returns:
-    `folder`, in diffusers format.
+    `folder`.
   """
   folder = Path(folder)
   tokenizer.write_tokenizer(folder / "tokenizer")
@@ -59,12 +63,14 @@ def write_prior(folder: str | os.PathLike) -> Path:
 
 
 def write_view_prior(folder: str | os.PathLike) -> Path:
-  """Writes a prior that is told a picture and a pose, as small as that of `write_prior`; returns `folder`."""
+  """Writes a tiny view prior with a photo and a pose as its conditions; returns `folder`."""
   folder = Path(folder)
+  # 48 channels of z_t and 48 of the photo.
   _write_parts(folder, ("unet", "unet", dict(_UNET, in_channels=96)),
-               ("image_encoder", "image_encoder", _EYE),
-               ("cc_projection", "cc_projection", dict(in_features=_EYE["projection_dim"] + POSE_DIM, out_features=8)),
-               ("elevation_head", "elevation_head", dict(in_features=_EYE["projection_dim"])))
+               ("image_encoder", "image_encoder", _IMAGE_ENCODER),
+               ("cc_projection", "cc_projection",
+                dict(in_features=_IMAGE_ENCODER["projection_dim"] + POSE_DIM, out_features=8)),
+               ("elevation_head", "elevation_head", dict(in_features=_IMAGE_ENCODER["projection_dim"])))
   write_json(folder / "model_index.json", dict(
       pixel_unshuffle=4, image_size=16, camera_dim=16, image_encoder=["transformers", "CLIPVisionModelWithProjection"],
       pose="polar", patch_tokens=True))
@@ -72,10 +78,16 @@ def write_view_prior(folder: str | os.PathLike) -> Path:
 
 
 def _write_parts(folder: Path, *parts: tuple[str, str, dict[str, Any]]) -> None:
-  """Networks (name of the folder, kind, config) with random weights, and the schedule."""
+  """Writes networks with random weights, and the noise schedule.
+
+  Args:
+    folder: of the prior.
+    *parts: (name of the folder, kind of the component, config) of each network.
+  """
   rng = np.random.default_rng(0)
   for name, kind, config in parts:
     shapes = checkpoint.abstract_params(checkpoint.COMPONENTS[kind].network.from_config(config))
+    # Scales around 1 and small weights keep the activations finite. numpy, not `init`: XLA would compile for seconds.
     params = {path: jnp.asarray((path[-1] == "scale") + rng.normal(size=leaf.shape) / max(leaf.size, 1) ** 0.25,
                                 jnp.float32) for path, leaf in shapes.items()}
     checkpoint.write_component(folder / name, kind, config, traverse_util.unflatten_dict(params), dtype=jnp.float32)

@@ -1,4 +1,4 @@
-"""The drill that damages checkpoints: it finds nothing, and would find something."""
+"""The drill with damaged checkpoints reports no wrong outcome, and detects broken readers."""
 import sys
 
 import pytest
@@ -16,8 +16,8 @@ def test_thirty_tries():
   assert {kind for kind, _ in counts} == set(damage.KINDS) and {outcome for _, outcome in counts} == {SAME, OLDER}
 
 
-def test_it_notices_what_is_wrong(monkeypatch):
-  """A reader that passes over damage without a word, one that raises, and one that makes something up."""
+def test_broken_readers_are_detected(monkeypatch):
+  """Tries readers with silent recovery, an exception, and an invented state."""
   monkeypatch.setattr(checkpoints.Checkpoints, "_set_aside", lambda self, step, error: None)
   assert any(outcome == WRONG for _, outcome in damage.drill(15, 0, lambda text: None))
   monkeypatch.setattr(records, "read", lambda path, step: 1 / 0)

@@ -1,4 +1,4 @@
-"""The drill itself: its tries are the same for the same seed, its judge sees what is wrong, and a few tries go well."""
+"""The fuzz drill: deterministic tries, detection of every problem, and a few real tries."""
 import re
 from pathlib import Path
 
@@ -14,11 +14,11 @@ def drawn(num=200, seed=0, strange=0.5):
 def test_tries_are_deterministic_and_various():
   tries = drawn()
   assert tries == drawn() and tries != drawn(seed=1) and tries[:50] == drawn(50)
-  said = ["\n".join(words) for words in tries]
-  assert len(set(said)) > 150
+  texts = ["\n".join(arguments) for arguments in tries]
+  assert len(set(texts)) > 150
   for part in ("text.py", "image2d.py", "image.py",
                "\ud800", "\u202e", "../", "\0", "x" * 10_001, "prompt=", "--mode=", "<script"):
-    assert any(part in words for words in said), part
+    assert any(part in text for text in texts), part
 
 
 def test_every_setting_can_be_drawn():
@@ -38,31 +38,31 @@ def root(tmp_path):
   return tmp_path
 
 
-@pytest.mark.parametrize("status, stderr, stray, words", [
+@pytest.mark.parametrize("status, stderr, stray, expected", [
   (2, "error: no\n", None, ""), (0, "optimising: 100%\n", None, ""),
   (2, "error: no\nand\n", None, "status 2 with"), (2, "error: a\u2028b\n", None, "status 2 with"),
   (2, "", None, "status 2"),
   (2, "warning\nerror: no\n", None, "status 2"), (1, "Traceback", None, "status 1"), (-11, "", None, "status -11"),
   (0, "Traceback (most recent call last)\n", None, "with a traceback"),
   (2, "error: no\n", "here/x", "outside"), (0, "", "home/.config/x", "outside"), (0, "", "cache/x", ""),
-  (0, "", "here/run/progress/1.png", ""), (0, "", "here/run/.1234.tmp.png", "half-written"),
+  (0, "", "here/run/progress/1.png", ""), (0, "", "here/run/.1234.tmp.png", "partial files"),
 ])
-def test_the_judge(root, status, stderr, stray, words):
+def test_problems_are_detected(root, status, stderr, stray, expected):
   (root / "stderr").write_text(stderr, encoding="utf-8")
   new = {root / stray} if stray else set()
-  problem = fuzz.judge(status, ["--workdir=run"], root, new, [root / "cache"])
-  assert problem == "" if not words else words in problem, problem
+  problem = fuzz.find_problem(status, ["--workdir=run"], root, new, [root / "cache"])
+  assert problem == "" if not expected else expected in problem, problem
 
 
-def test_a_run_without_its_report_is_told(root):
+def test_a_missing_report_is_detected(root):
   (root / "stderr").write_text("")
   (root / "here" / "run" / "report.html").unlink()
-  assert "without report.html" in fuzz.judge(0, ["--workdir=run"], root, set(), [])
+  assert "without report.html" in fuzz.find_problem(0, ["--workdir=run"], root, set(), [])
   (root / "here" / "run" / "image_0.png").write_text("x")
-  assert fuzz.judge(0, ["--workdir=run"], root, set(), []) == ""
+  assert fuzz.find_problem(0, ["--workdir=run"], root, set(), []) == ""
 
 
-def test_which_folder_is_the_runs():
+def test_folder_of_the_run():
   here = Path("/a/here")
   assert fuzz.run_folder(["--workdir=x", "--workdir=", "--config.workdir=../y"], here, set()) == Path("/a/y")
   assert fuzz.run_folder(["--workdir=x"], here, set()) == here / "x"
@@ -70,7 +70,7 @@ def test_which_folder_is_the_runs():
   assert fuzz.run_folder([], here, set()) is None
 
 
-@pytest.mark.timeout(900)  # of another kind than the other tests: processes of their own
+@pytest.mark.timeout(900)  # starts many processes
 def test_some_tries(capfd, monkeypatch):
   for name, value in fuzz.ENVIRONMENT.items():
     monkeypatch.setenv(name, value)
