@@ -1,13 +1,13 @@
-"""Score distillation: the gradient of a frozen diffusion model, put into any differentiable program.
+"""Score distillation: the gradient of a frozen diffusion model, injected into any differentiable program.
 
 DreamFusion (arXiv:2209.14988, eq. 3) moves the parameters theta of an image x = g(theta) along
 
   grad = E_{t, eps}[ w(t) (eps_hat(z_t; y, t) - eps) dx/dtheta ],   z_t = alpha_t x + sigma_t eps,
 
-in which the network's own derivative is left out. No loss with that gradient is computed on the way, so the residual is
-injected as the cotangent of x, and autodiff supplies the rest, dx/dtheta.
+without the derivative of the network. No loss with the gradient exists in closed form, so the residual is injected as
+the cotangent of x, and autodiff supplies dx/dtheta.
 
-Your own generator and noise predictor (here an exact one, for data in which every pixel is 0.5):
+Example: a custom generator and a noise predictor, here exact for data with every pixel at 0.5:
 
   >>> from sds_jax.diffusion.schedules import schedule_from_config
   >>> schedule = schedule_from_config(dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
@@ -43,14 +43,14 @@ from sds_jax.types import Array, DenoiseFn, Params, Schedule
 
 
 def inject(x: Array, cotangent: Array) -> Array:
-  """A scalar whose gradient with respect to x is the cotangent.
+  """Returns a scalar 0 whose gradient with respect to x is the cotangent.
 
-  It is there to be added to ordinary losses under one `jax.value_and_grad`. Its value is always 0 and means nothing:
-  no loss is being computed. Reverse mode only (`jax.jvp` and `jax.hessian` raise TypeError).
+  Add the scalar to ordinary losses under a common `jax.value_and_grad`. Only the gradient has a meaning; no loss is
+  computed. Reverse mode only (`jax.jvp` and `jax.hessian` raise TypeError).
 
   Args:
     x: [...], any floating dtype.
-    cotangent: same shape as x; cast to x's dtype. Itself gets no gradient.
+    cotangent: same shape as x; cast to the dtype of x. The cotangent itself gets no gradient.
 
   Returns:
     0.0, float32, shape [].
@@ -64,22 +64,22 @@ def inject(x: Array, cotangent: Array) -> Array:
   if x.shape != cotangent.shape:
     raise ValueError(f"the cotangent has shape {cotangent.shape}, but x has {x.shape}")
   cotangent = cotangent.astype(x.dtype)
-  return _inject(x + _zeros_of(cotangent), cotangent)
+  return _inject(x + _dependent_zeros(cotangent), cotangent)
 
 
-def _zeros_of(x: Array) -> Array:
-  """Zeros like x that JAX takes to depend on x; XLA folds them to a constant.
+def _dependent_zeros(x: Array) -> Array:
+  """Returns zeros like x with a formal dependence on x; XLA folds the zeros to a constant.
 
-  A custom rule must see x and its cotangent alike, batched over the same axes under vmap and varying over the same mesh
-  axes under shard_map, and so must its scalar. Else the scalar's own cotangents are added up over the batch (or the
-  devices) before they reach the rule, and the gradient is silently that many times too large.
+  A custom rule needs x, its cotangent and its scalar batched over the same axes under vmap, and varying over the same
+  mesh axes under shard_map. Otherwise JAX adds up the cotangents of the scalar over the batch (or the devices) before
+  the rule, and the gradient is silently too large by the size of the batch.
   """
   return jnp.where(False, x, 0)
 
 
 @jax.custom_vjp
 def _inject(x: Array, cotangent: Array) -> Array:
-  return _zeros_of(x).sum().astype(jnp.float32)
+  return _dependent_zeros(x).sum().astype(jnp.float32)
 
 
 def _inject_forward(x: Array, cotangent: Array) -> tuple[Array, Array]:
@@ -87,7 +87,7 @@ def _inject_forward(x: Array, cotangent: Array) -> tuple[Array, Array]:
 
 
 def _inject_backward(cotangent: Array, outer: Array) -> tuple[Array, Array]:
-  # `outer` is what the scalar was multiplied by downstream: 1, a loss weight, or 1 / devices under a pmean.
+  # `outer` is the downstream factor of the scalar: 1, a loss weight, or 1 / devices under a pmean.
   return outer.astype(cotangent.dtype) * cotangent, jnp.zeros_like(cotangent)
 
 
@@ -96,21 +96,23 @@ _inject.defvjp(_inject_forward, _inject_backward)
 
 @flax.struct.dataclass
 class DistillationAux:
-  """What a step of score distillation saw; nothing here carries a gradient. What is not used costs nothing under jit.
+  """Intermediate values of a step of score distillation, without gradients.
+
+  Unused fields cost nothing under jit.
 
   Attributes:
-    t: [B] int32, the noise level of each example, at which the network was asked (CDS: the lower of two; eps_hat and
-      x0_hat are of the upper).
-    eps: [B, ...], the noise that was added.
-    eps_hat: [B, ...], the noise that the network saw (after guidance; CSD, which has none, gives eps_c).
-    x0_hat: [B, ...], the network's guess of the clean x.
-    grad_norm: [B] float32, norm of scale w(t) residual for each example, before clipping and before the mean over the
-      batch. Watch this instead of the loss, which is always 0.
+    t: [B] int32, the noise level of each example in the network (CDS: the lower of two levels; eps_hat and x0_hat are
+      at the upper).
+    eps: [B, ...], the added noise.
+    eps_hat: [B, ...], the predicted noise after guidance (CSD has no guidance and returns eps_c).
+    x0_hat: [B, ...], the predicted clean x.
+    grad_norm: [B] float32, norm of scale w(t) residual of each example, before clipping and before the mean over the
+      batch. Monitor grad_norm instead of the loss, because the loss is always 0.
 
-  Example: what a network that sees no noise has overlooked is the noise, with the weight sigma_t^2.
+  Example: a network without any prediction misses all of the noise, with the weight sigma_t^2.
     >>> from sds_jax.diffusion.schedules import flow_schedule
-    >>> blind, schedule, x = lambda params, z, t, cond: 0 * z, flow_schedule(4), jnp.zeros((2, 3))
-    >>> _, aux = score_distillation(blind, None, schedule, x, jax.random.key(0), None, t=jnp.array([1, 3]))
+    >>> zero, schedule, x = lambda params, z, t, cond: 0 * z, flow_schedule(4), jnp.zeros((2, 3))
+    >>> _, aux = score_distillation(zero, None, schedule, x, jax.random.key(0), None, t=jnp.array([1, 3]))
     >>> length = schedule.sigma[aux.t] ** 2 * jnp.linalg.norm(aux.eps, axis=1)
     >>> print(aux.t, aux.eps.shape, bool(jnp.allclose(aux.grad_norm, length)))
     [1 3] (2, 3) True
@@ -129,42 +131,42 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
                        options: Mapping[str, Any] | None = None, scale: Array | float = 1.0,
                        clip_norm: Array | float | None = None,
                        antithetic: bool = False) -> tuple[Array, DistillationAux]:
-  """A scalar to differentiate: its gradient with respect to x is that of score distillation, averaged over the batch.
+  """Returns a scalar with the gradient of score distillation with respect to x, averaged over the batch.
 
-  The cotangent of example b is scale w(t_b) residual_b / B, for SDS residual = eps_hat - eps: a sum over the pixels of
-  an example, a mean over the B examples of this call. So averaging (pmean) the gradients of devices with equal B gives
-  the whole batch's. This file's docstring shows its use.
+  The cotangent of example b is scale w(t_b) residual_b / B, with residual = eps_hat - eps for SDS: a sum over the
+  pixels of an example, a mean over the B examples of the call. Averaging (pmean) the gradients of devices with equal B
+  therefore gives the gradient of the whole batch. The module docstring has an example.
 
   Args:
-    denoise_fn: predicts the noise; `guidance.guided` makes a guided one, which some estimators ask for.
-    params: its parameters; no gradient.
-    schedule: the noise schedule that it was trained with.
-    x: [B, ...], in the space in which the prior diffuses, differentiable in whatever made it (floating dtype).
-    key: consumed; split into keys for t, for eps, and for what else an estimator draws, of which example b uses
+    denoise_fn: predicts the noise; some estimators need a guided denoiser of `guidance.guided`.
+    params: parameters of denoise_fn; no gradient.
+    schedule: the noise schedule of the trained network.
+    x: [B, ...], floating dtype, in the diffusion space of the prior, differentiable in the parameters of a generator.
+    key: consumed; split into keys for t, for eps, and for further draws of the estimator. Example b uses
       fold_in(., index[b]).
-    cond: pytree with leaves [B, ...], as denoise_fn takes it; no gradient.
-    t: [B] integer times; drawn uniformly from t_range where None.
+    cond: pytree with leaves [B, ...], the condition of denoise_fn; no gradient.
+    t: [B] integer times; None draws uniformly from t_range.
     t_range: (low, high), fractions of the schedule in [0, 1].
-    index: [B] integer, the examples' indices in the whole batch; 0 .. B-1 where None. Where a batch is laid out over
-      devices, give the global ones, and the draws won't depend on the layout.
+    index: [B] integer, indices of the examples in the whole batch; None means 0 .. B-1. For a batch sharded over
+      devices give global indices, so that the draws do not depend on the layout.
     weighting: a name in `WEIGHTINGS`, or a function (schedule, t [B]) -> [B].
     estimator: a name in `estimators.ESTIMATORS` or "package.module:NAME", an `Estimator`, or a function with the
-      signature that `estimators` describes.
-    options: keyword arguments of the estimator's function, by name; no gradient.
-    scale: multiplies the gradient, a scalar or [B]; may be traced.
-    clip_norm: if given, an example's scale w(t) residual is shortened to at most this norm; may be traced.
+      signature documented in `estimators`.
+    options: keyword arguments of the function of the estimator, by name; no gradient.
+    scale: factor of the gradient, a scalar or [B]; may be traced.
+    clip_norm: if given, the largest norm of scale w(t) residual of an example; may be traced.
     antithetic: whether examples 2 i and 2 i + 1 get eps and -eps (static).
 
   Returns:
-    (loss, aux): loss is 0.0 of shape [] and only its gradient has a meaning; aux is a `DistillationAux`.
+    loss, aux: the loss is 0.0 of shape [] and only its gradient has a meaning; aux is a `DistillationAux`.
 
   Raises:
-    ValueError: unknown weighting or estimator; an estimator with a second term (`Estimator.term`), which belongs at
-      another array than x; or an error of the estimator about its arguments.
-    TypeError: an option that the estimator does not have, or a missing option.
+    ValueError: unknown weighting or estimator; an estimator with a second term (`Estimator.term`) at another array than
+      x; or an argument refused by the estimator.
+    TypeError: an unknown or a missing option of the estimator.
 
   >>> from sds_jax.diffusion.schedules import flow_schedule
-  >>> denoise = lambda params, z, t, cond: jnp.zeros_like(z)  # sees no noise at all
+  >>> denoise = lambda params, z, t, cond: jnp.zeros_like(z)  # predicts no noise
   >>> loss = lambda x: score_distillation(denoise, None, flow_schedule(4), x, jax.random.key(0), None, t=jnp.array([1]))
   >>> grad, aux = jax.grad(loss, has_aux=True)(jnp.zeros((1, 2)))
   >>> print(bool(jnp.allclose(grad, -0.5**2 * aux.eps)))  # w(t) = sigma^2 = 1/4
@@ -173,19 +175,21 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
   estimate, weight_fn = _function_of(estimator), _weight_of(weighting)
   batch = x.shape[0]
   index = jnp.arange(batch) if index is None else index
-  t_key, eps_key, own_key = jax.random.split(key, 3)
+  t_key, eps_key, estimator_key = jax.random.split(key, 3)
   t = timesteps.uniform(t_key, index, t_range, schedule.alpha.shape[0]) if t is None else t
   eps = draw_noise(eps_key, index, x, antithetic)
-  keys = jax.vmap(lambda i: jax.random.fold_in(own_key, i))(index)
+  keys = jax.vmap(lambda i: jax.random.fold_in(estimator_key, i))(index)
+  # No gradient may reach the network: its backward pass would cost as much as two forward passes, for nothing.
   arguments = jax.lax.stop_gradient((params, schedule, x, t, eps, cond, keys))
-  residual, seen = estimate(denoise_fn, *arguments, **(options or {}))
-  t = seen.get("t", t)
+  residual, values = estimate(denoise_fn, *arguments, **(options or {}))
+  t = values.get("t", t)  # some estimators query the network at another time
 
   gradient = per_example(scale * weight_fn(schedule, t), residual) * residual
+  # The norm stays in the dtype of the residual, float32 for all estimators even with a bfloat16 network.
   norm = jnp.sqrt(jnp.sum(gradient**2, axis=tuple(range(1, gradient.ndim))))
   if clip_norm is not None:
     gradient = per_example(jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12)), gradient) * gradient
-  aux = DistillationAux(**dict(t=t, eps=eps, grad_norm=norm) | seen)
+  aux = DistillationAux(**dict(t=t, eps=eps, grad_norm=norm) | values)
   return inject(x, jax.lax.stop_gradient(gradient / batch)), jax.lax.stop_gradient(aux)
 
 
