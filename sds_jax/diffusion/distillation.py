@@ -198,8 +198,8 @@ def _function_of(estimator: str | Estimator | EstimateFn) -> EstimateFn:
   if not isinstance(record, Estimator):
     return record
   if record.term is not None:
-    raise ValueError(f"estimator {record.name!r} has a second term, at another array than x: give record.fn for the term "
-                     "at x, and inject record.second_term yourself")
+    raise ValueError(f"estimator {record.name!r} has a second term at another array than x; give record.fn for the "
+                     "term at x, and inject record.second_term yourself")
   return record.fn
 
 

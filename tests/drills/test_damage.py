@@ -23,7 +23,7 @@ def test_broken_readers_are_detected(monkeypatch):
   monkeypatch.setattr(records, "read", lambda path, step: 1 / 0)
   shown = []
   assert {outcome for _, outcome in damage.drill(2, 0, shown.append)} == {WRONG} and "ZeroDivisionError" in shown[0]
-  monkeypatch.setattr(checkpoints.Checkpoints, "newest", lambda self, like: (damage.NEWER, like))
+  monkeypatch.setattr(checkpoints.Checkpoints, "restore_newest", lambda self, like: (damage.NEWER, like))
   assert {outcome for _, outcome in damage.drill(2, 0, lambda text: None)} == {WRONG}
 
 
@@ -32,7 +32,7 @@ def test_the_command(monkeypatch, capsys):
   with pytest.raises(SystemExit) as stop:
     damage.main()
   assert stop.value.code == 0 and capsys.readouterr().out.endswith("3 tries, 0 wrong\n")
-  monkeypatch.setattr(checkpoints.Checkpoints, "newest", lambda self, like: None)
+  monkeypatch.setattr(checkpoints.Checkpoints, "restore_newest", lambda self, like: None)
   with pytest.raises(SystemExit) as stop:
     damage.main()
   assert stop.value.code == 1 and "3 tries, 3 wrong" in capsys.readouterr().out

@@ -5,7 +5,6 @@ import jax
 import numpy as np
 import pytest
 
-from sds_jax.diffusion.estimators import ESTIMATORS
 from sds_jax.testbed import estimator_settings, laws, page, study, suite, toy_laws
 from sds_jax.training import choices
 from sds_jax.training.config import scalar_spec
