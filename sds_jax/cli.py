@@ -13,6 +13,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from sds_jax import shipped_configs
+
 EXIT_MISTAKE, EXIT_DIVERGED, EXIT_INTERRUPTED = 2, 3, 130
 MODES = ("train", "export", "render", "evaluate")
 
@@ -20,6 +22,7 @@ MODES = ("train", "export", "render", "evaluate")
 def main() -> None:
   """Entry point of `run.py`."""
   started = time.perf_counter()
+  sys.argv[1:] = [_with_shipped_config(argument) for argument in sys.argv[1:]]
   try:
     config = config_flags.DEFINE_config_file("config", None, "settings, such as configs/text.py")
   except flags.Error as error:  # it looks at the arguments at once, also at those in a --flagfile
@@ -31,6 +34,14 @@ def main() -> None:
   flags.DEFINE_integer("process_id", None, "which of them this one is, from 0 on")
   flags.DEFINE_bool("distributed", False, "ask the cluster who the other processes are (Google Cloud TPU slices)")
   app.run(lambda argv: _run(config.value, mode.value, workdir.value, started), flags_parser=_parse)
+
+
+def _with_shipped_config(argument: str) -> str:
+  flag, *given = argument.split("=", 1)
+  if not given or flag not in ("-config", "--config"):
+    return argument
+  path, *words = given[0].split(":", 1)
+  return f"{flag}=" + ":".join([shipped_configs.resolve(path), *words])
 
 
 def _fail(error: Exception | str, status: int = EXIT_MISTAKE) -> None:
