@@ -146,7 +146,7 @@ def test_every_shipped_config_has_a_name(without_example):
 
 
 def test_no_dependency_is_compiled_on_install():
-  """All of these have wheels for Python 3.11 to 3.14 on Linux (x86-64, ARM), macOS (ARM) and Windows, checked by hand."""
+  """All have wheels for Python 3.11 to 3.14 on Linux (x86-64, ARM), macOS (ARM) and Windows, as checked by hand."""
   names = {re.split(r"[><=\[]", line)[0].lower() for line in PROJECT["dependencies"]}
   assert names == {
     "absl-py", "filelock", "flax", "huggingface-hub", "jax", "ml-collections", "numpy", "optax", "orbax-checkpoint",

@@ -140,7 +140,8 @@ def write_mesh(mesh: trimesh.Trimesh, folder: str | os.PathLike) -> tuple[Path, 
   """Writes mesh.glb and mesh.obj (colours at the vertices) into `folder`, each atomically; returns both paths.
 
   Both files keep the world frame (z up, front on +x) and the displayed (sRGB) colours, so that `trimesh.load(path,
-  force="mesh")` returns the mesh that the scores were computed on. Viewers that take glTF's y for up show the GLB lying.
+  force="mesh")` returns the mesh that the scores were computed on. Viewers that take glTF's y for up show the GLB
+  lying.
   """
   glb, obj = Path(folder) / "mesh.glb", Path(folder) / "mesh.obj"
   with atomic_write(glb) as file:
