@@ -3,7 +3,7 @@
 `--mode=export|render|evaluate --workdir=...` makes the outputs of a finished or interrupted run again from its
 checkpoint.
 """
-from sds_jax.cli import main
+from sds_jax.commands.main import main
 
 if __name__ == "__main__":
   main()

@@ -154,10 +154,10 @@ def tiny_settings(tiny_prior):
 @pytest.fixture(scope="session")
 def tiny_config(tiny_settings):
   """(**{dotted name: value}) -> the tiny settings with these changes, unlocked and not yet validated."""
-  from sds_jax.training import config as config_lib
+  from sds_jax import settings
 
   def make(changes=None):
-    config = config_lib.default()
+    config = settings.defaults("text3d")
     config.update_from_flattened_dict({**tiny_settings, **(changes or {})})
     return config
 

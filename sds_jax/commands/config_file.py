@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from sds_jax import shipped_configs
 from sds_jax.schema import ConfigError
 
 _MODULE = "sds_jax_config_file"
@@ -26,7 +27,7 @@ def load(specification: str) -> ConfigDict:
   """Executes a file of settings once and returns the settings of its function `get_config`.
 
   Args:
-    specification: FILE, or FILE:WORDS, which calls get_config(WORDS).
+    specification: FILE, or FILE:WORDS, which calls get_config(WORDS). FILE may name a settings file that ships.
 
   Raises:
     ConfigError: the settings' own error, such as a recipe that is not known.
@@ -34,6 +35,7 @@ def load(specification: str) -> ConfigDict:
       the environment variable SDS_JAX_TRACEBACK the error of the file itself.
   """
   path, *words = specification.split(":", 1)
+  path = shipped_configs.resolve(path)
   try:
     config = _execute(path).get_config(*words)
   except ConfigError:

@@ -2,7 +2,7 @@ r"""The command under hostile command lines: each run succeeds, or fails with st
 
     python -m sds_jax.drills.fuzz --num=500 --seed=0
 
-Every try runs the real command (`sds_jax.cli.main`) in a separate process, with a tiny prior and a single step, in a
+Every try runs the real command (`sds_jax.commands.main.main`) in a separate process, with a tiny prior and a single step, in a
 fresh folder with a home and caches. A try is right if the status is 0 with report.html or image*.png in the folder of
 the run and no traceback, or if the status is 2 with exactly one line "error: ..." on stderr. In both cases the try must
 end in the time allowed, write no file outside the folder of the run, and leave no partial file inside. Failures are

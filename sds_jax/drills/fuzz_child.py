@@ -10,7 +10,7 @@ import huggingface_hub  # noqa: F401, imported here and below so that children n
 import jax
 from huggingface_hub import constants  # noqa: F401
 
-from sds_jax import cli
+from sds_jax.commands import main as command
 from sds_jax.evaluation import image2d_modes, modes  # noqa: F401
 from sds_jax.io import tensorboard  # noqa: F401
 
@@ -38,4 +38,4 @@ def run(arguments: list[str], root: Path, compiled: Path) -> None:
   jax.config.update("jax_compilation_cache_dir", str(compiled))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   sys.argv = ["run.py", *arguments]
-  cli.main()
+  command.main()

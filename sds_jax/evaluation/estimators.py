@@ -13,20 +13,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 import numpy as np
 import tqdm
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from sds_jax import compilation
-from sds_jax.evaluation import modes
-from sds_jax.evaluation.recipes import run_config
-from sds_jax.evaluation.shapeworld import Job, Record, draw_captions, exit_on_user_error
+from sds_jax import compilation, schema, settings as settings_lib
+from sds_jax.diffusion.estimators import ESTIMATORS
+from sds_jax.evaluation.recipes import run_task
+from sds_jax.evaluation.shapeworld import CaptionRuns, Record, draw_captions, exit_on_user_error
 from sds_jax.io import files
 from sds_jax.shapeworld import captions
-from sds_jax.training import config as config_lib, outputs, validation
-from sds_jax.training.distil import NAMES
+from sds_jax.tasks.text3d import Text3DTask
+from sds_jax.training.versions import versions
 
 SHIPPED = Path(__file__).parent / "records" / "estimators.json"
 """The records that come with the package."""
@@ -40,46 +39,46 @@ WARM_UP = 60
 
 def check_names(names: Sequence[str], flag: str = "--estimators") -> None:
   """Raises ValueError unless all `names` are estimators, and there is one at least."""
-  unknown = [name for name in names if name not in NAMES]
+  unknown = [name for name in names if name not in ESTIMATORS]
   if unknown or not names:
-    raise ValueError(f"{flag}={','.join(names)}: {unknown[0] if unknown else ''!r} is none of {', '.join(NAMES)}")
+    raise ValueError(f"{flag}={','.join(names)}: {unknown[0] if unknown else ''!r} is none of {', '.join(ESTIMATORS)}")
 
 
-def settings(name: str, config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDict:
-  """`config` with the estimator `name`, validated.
+def task_with(name: str, config: ConfigDict) -> Text3DTask:
+  """Returns the task of `config`, validated, with the estimator `name`.
 
   Raises:
-    ConfigError: as `validate`; the message begins with the estimator's name.
+    ConfigError: see `settings.validate`; the message begins with the estimator's name.
   """
-  changed = ml_collections.ConfigDict(config.to_dict())
+  changed = config.copy_and_resolve_references()
   changed.distillation.estimator = name
-  if name == "csd":
-    changed.distillation.guidance_scale = ()  # which plays no part in it
+  if not ESTIMATORS[name].guided:
+    changed.distillation.guidance_scale = schema.AUTO  # has no effect on this estimator
   try:
-    return validation.validate(changed)
-  except validation.ConfigError as error:
-    raise validation.ConfigError(f"estimator {name}: {error}") from error
+    return Text3DTask(settings_lib.validate(changed))
+  except schema.ConfigError as error:
+    raise schema.ConfigError(f"estimator {name}: {error}") from error
 
 
-def run(names: Sequence[str], config: ml_collections.ConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int],
+def run(names: Sequence[str], config: ConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int],
         folder: Path, times: bool = False) -> Scores:
   """Scores of each estimator; renders and records go to folder/NAME, all records and the table to `folder`.
 
   Args:
-    names: of `distil.NAMES`; their settings are all looked at before the first is run.
+    names: of ESTIMATORS; all their settings are checked before the first run.
     config: what is common to all; not yet validated.
     times: whether `step_times` are taken too.
 
   Raises:
     ValueError: an unknown name.
-    ConfigError, CheckpointError: as `settings` and `modes.load_prior`.
+    ConfigError, CheckpointError: see `task_with` and `Text3DTask.load_prior`.
   """
   check_names(names)
-  chosen = {name: settings(name, config) for name in names}
+  chosen = {name: task_with(name, config) for name in names}
   scores = {}
-  for name, frozen in chosen.items():
+  for name, task in chosen.items():
     print(f"{name} ...", flush=True)
-    scores[name] = run_config(frozen, specs, seeds, folder / name)
+    scores[name] = run_task(task, specs, seeds, folder / name)
   _write(scores, read_times(folder), folder)
   if times:
     _write(scores, step_times(chosen, captions.caption(specs[0])), folder)
@@ -87,12 +86,12 @@ def run(names: Sequence[str], config: ml_collections.ConfigDict, specs: Sequence
 
 
 def _write(scores: Scores, step_ms: Mapping[str, float], folder: Path) -> None:
-  files.write_json(dict(versions=outputs.versions(), estimators=scores, step_ms=step_ms), folder / "records.json")
+  files.write_json(dict(versions=versions(), estimators=scores, step_ms=step_ms), folder / "records.json")
   with files.atomic_write(folder / "table.md") as file:
     file.write(table(scores, step_ms).encode() + b"\n")
 
 
-def step_times(chosen: Mapping[str, ml_collections.FrozenConfigDict], prompt: str, steps: int = 5,
+def step_times(chosen: Mapping[str, Text3DTask], prompt: str, steps: int = 5,
                rounds: int = 4) -> dict[str, float]:
   """Milliseconds of a step of each, after WARM_UP steps: the best of `rounds` in which they take turns.
 
@@ -102,19 +101,19 @@ def step_times(chosen: Mapping[str, ml_collections.FrozenConfigDict], prompt: st
     chosen: name -> validated settings, of one prior.
     steps: how many at a time.
   """
-  prior = modes.load_prior(next(iter(chosen.values())))
-  jobs = {name: Job(frozen, *prior) for name, frozen in chosen.items()}
+  prior = next(iter(chosen.values())).load_prior()
+  runs = {name: CaptionRuns(task, *prior) for name, task in chosen.items()}
   states = {}
-  for name in tqdm.tqdm(jobs, desc="compiling, to be timed"):
-    state, told = jobs[name].begin(prompt, 0)
-    states[name] = jobs[name].advance(state, told, range(WARM_UP)), told
-  found = {name: [] for name in jobs}
+  for name in tqdm.tqdm(runs, desc="compiling, to be timed"):
+    state, fixed = runs[name].begin(prompt, 0)
+    states[name] = runs[name].advance(state, fixed, range(WARM_UP)), fixed
+  times: dict[str, list[float]] = {name: [] for name in runs}
   for _ in range(rounds):
-    for name, job in jobs.items():
+    for name, run in runs.items():
       started = time.perf_counter()
-      states[name] = job.advance(*states[name], range(WARM_UP, WARM_UP + steps)), states[name][1]
-      found[name].append((time.perf_counter() - started) / steps * 1e3)
-  return {name: min(taken) for name, taken in found.items()}
+      states[name] = run.advance(*states[name], range(WARM_UP, WARM_UP + steps)), states[name][1]
+      times[name].append((time.perf_counter() - started) / steps * 1e3)
+  return {name: min(measured) for name, measured in times.items()}
 
 
 def read(path: Path) -> Scores:
@@ -157,8 +156,8 @@ def table(scores: Scores, step_ms: Mapping[str, float]) -> str:
 
 def main() -> None:
   """Command line."""
-  config = config_flags.DEFINE_config_dict("config", config_lib.default())
-  chosen = flags.DEFINE_list("estimators", ",".join(NAMES), f"of {', '.join(NAMES)}")
+  config = config_flags.DEFINE_config_dict("config", settings_lib.defaults("text3d"))
+  chosen = flags.DEFINE_list("estimators", ",".join(ESTIMATORS), f"of {', '.join(ESTIMATORS)}")
   prompts = flags.DEFINE_integer("prompts", 12, "captions", lower_bound=1)
   seeds = flags.DEFINE_integer("seeds", 1, "seeds of each caption", lower_bound=1)
   draw = flags.DEFINE_integer("draw", 4, "seed of the drawing of captions")

@@ -23,7 +23,8 @@ from sds_jax.shapeworld import captions, sample_photos, solids
 from sds_jax.shapeworld.sample_photos import Truth
 from sds_jax.shapeworld.score_prior import colour_name
 from sds_jax.training.state import TrainState
-from sds_jax.training.step import Scene
+from sds_jax.settings.camera import CameraSettings
+from sds_jax.generators.field import FieldGenerator
 from sds_jax.views import cameras
 
 BEST_PSNR = 100.0
@@ -36,12 +37,14 @@ def unseen(azimuth: float) -> np.ndarray:
   return np.cos(np.arctan2(position[:, 1], position[:, 0]) - azimuth) < 0.0
 
 
-def score(scene: Scene, state: TrainState, truth: Truth, picture: Photo, azimuth: float,
+def score(generator: FieldGenerator, camera: CameraSettings, state: TrainState, truth: Truth, picture: Photo, azimuth: float,
           elevation: float) -> dict[str, Any]:
   """All scores of one object.
 
   Args:
-    scene, state: the object.
+    generator: of the object.
+    camera: settings of the training cameras, which have one distance and one field of view.
+    state: of the object.
     truth: about the picture.
     picture: as the run has read it; its frame says how it was moved.
     azimuth, elevation: of the picture's camera in the run, radians. Where the run was told another elevation than the
@@ -55,12 +58,12 @@ def score(scene: Scene, state: TrainState, truth: Truth, picture: Photo, azimuth
     in all views and in the unseen ones, is nearest in direction to that which the caption names; a part that is hidden
     in all those views is not asked for), empty, full.
   """
-  distance, fov_y = scene.config.camera.distance[0], math.radians(scene.config.camera.fov_deg[0])
+  distance, fov_y = camera.distance[0], math.radians(camera.fov_deg[0])
   pose = sample_photos.PhotoPose(azimuth, elevation, distance, fov_y, picture.frame.scale, picture.frame.shift)
   exact, reference = sample_photos.truth_scene(truth), cameras.orbit(azimuth, elevation, distance, fov_y)
   shots = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), scores.scoring_cameras(),
                        jax.tree.map(lambda leaf: leaf[None], reference))
-  rgb, opacity = scores.object_views(scene, state, shots)
+  rgb, opacity = scores.object_views(generator, state, shots)
   at_picture = rgb[-1] + (1.0 - opacity[-1][..., None])  # on white
   rgb, opacity = rgb[:-1], opacity[:-1]
   shots = sample_photos.cameras_to_scene_frame(scores.scoring_cameras(), truth, pose)
@@ -68,7 +71,7 @@ def score(scene: Scene, state: TrainState, truth: Truth, picture: Photo, azimuth
   lit, inside = jax.device_get(_traced(exact, shots, light, np.float32(truth.ambient)))
   albedo, _ = jax.device_get(_traced(exact, shots, light, np.float32(1.0)))
   by_view, hidden = scores.iou(inside, opacity > 0.5), unseen(azimuth)
-  points, solid, filled = scores.solid_points(scene, state)
+  points, solid, filled = scores.solid_points(generator, state)
   seen = inside & (opacity > 0.5)
   colour = rgb / np.maximum(opacity, 1e-3)[..., None]
   error = float(np.abs(colour - lit)[seen].mean()) if seen.any() else 1.0

@@ -1,7 +1,7 @@
 r"""Image-to-3D over many sample pictures and seeds, scored against the exact scenes.
 
     python -m sds_jax.evaluation.images --pictures=12 --seeds=3 --out=image_scores
-    python -m sds_jax.evaluation.images --pictures=12 --config.loss.sds="(0.0,)"      # without the prior of views
+    python -m sds_jax.evaluation.images --pictures=12 --config.loss.sds=0      # without the prior of views
 
 Pictures are those of `python -m sds_jax.shapeworld.sample_photos`: singles, stacks and things with a front, half of
 them with a colour and shape that training never shows. The step is compiled once for all of them. Settings are
@@ -16,20 +16,22 @@ import time
 from typing import Any
 
 from absl import app, flags
-import ml_collections
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 import numpy as np
 import tqdm
 
-from sds_jax import compilation
-from sds_jax.evaluation import image3d_modes, image_scores
-from sds_jax.evaluation.repeated import Repeated
+from sds_jax import compilation, schema, settings as settings_lib
+from sds_jax.evaluation import image_scores
+from sds_jax.evaluation.repeated import RepeatedRuns
 from sds_jax.evaluation.shapeworld import exit_on_user_error
 from sds_jax.io import files, images, photos
 from sds_jax.priors.prior import Prior
+from sds_jax.schema import ConfigError
 from sds_jax.shapeworld import captions, sample_photos, solids
-from sds_jax.training import image3d_config, jobs, outputs, validation
-from sds_jax.training.checks import ConfigError
+from sds_jax.tasks import outputs, photo as photo_lib
+from sds_jax.tasks.image3d import Image3DTask
+from sds_jax.training.layout import make_layout
+from sds_jax.training.versions import versions
 from sds_jax.types import Params
 
 Record = dict[str, Any]
@@ -65,45 +67,48 @@ def draw_pictures(count: int, seed: int) -> list[sample_photos.Truth]:
   return found
 
 
-def run_set(config: ml_collections.FrozenConfigDict, priors: tuple[Prior, Prior | None, Params],
+def run_set(task: Image3DTask, priors: tuple[Prior, Prior | None, Params],
             truths: Sequence[sample_photos.Truth], seeds: Sequence[int], folder: Path) -> list[Record]:
   """Scores of every picture with every seed; pictures and a strip of renders of each go to `folder`.
 
   Args:
-    config: a second prior is told the caption of each picture, whatever `prompt` is.
-    priors: of `image3d_modes.load_priors`.
+    task: with its settings; a second prior is conditioned on the caption of each photo, whatever `prompt` is.
+    priors: of `Image3DTask.load_priors`.
+    truths: of the sample photos.
+    seeds: of each photo.
+    folder: of photos, renders and records.
   """
-  prior, words, params = priors
-  maker = Repeated(config, jobs.image3d(config, prior, words, {}), params)
-  records, view = [], outputs.make_view(maker.scene)
+  prior, second, params = priors
+  settings = task.settings
+  program = task.program(prior, second, {})
+  layout = make_layout(settings.parallel, settings.training.views, program.together)
+  runs = RepeatedRuns(program, layout, params, settings.training.steps)
+  records = []
   with tqdm.tqdm(total=len(truths) * len(seeds), desc="runs") as bar:
     for number, truth in enumerate(truths):
       path = sample_photos.write_photo(truth, 256, folder / f"{number:03d}.png")
-      own = ml_collections.ConfigDict(config.to_dict())
-      own.image = str(path)
-      own.prompt = truth.caption if words else ""
-      own = ml_collections.FrozenConfigDict(own)
-      picture, shown = image3d_modes.take(own)
-      told = image3d_modes.see(config, prior, shown)
-      text = jobs.image3d(own, prior, words, told).text()
+      photo, arrays = photo_lib.read_input(str(path), settings.picture, settings.render)
+      data = photo_lib.encode_photo(settings.picture, prior, arrays)
+      conditions = task.embed(second, data, truth.caption)
       for seed in seeds:
         started = time.perf_counter()
-        state = maker.optimise(text, seed)
+        state = runs.optimise(conditions, seed)
         seconds = time.perf_counter() - started
-        found = image_scores.score(maker.scene, state, truth, picture, float(told["azimuth"]), float(told["elevation"]))
+        scores = image_scores.score(runs.generator, settings.camera, state, truth, photo, float(data["azimuth"]),
+                                    float(data["elevation"]))
         spec = captions.parse(truth.caption)
         records.append(dict(
             truth._asdict(), picture=path.name, seed=seed, parts=len(spec.parts), never_seen=captions.is_held_out(spec),
             plain=all(kind in solids.PLAIN for _, kind in spec.parts), seconds=seconds,
-            told_elevation_deg=float(np.degrees(told["elevation"])), **found))
+            told_elevation_deg=float(np.degrees(data["elevation"])), **scores))
         with open(folder / "records.jsonl", "a", encoding="utf-8") as log:  # kept should a later run fail
           log.write(json.dumps(files.to_jsonable(records[-1])) + "\n")
-        strip = outputs.render_row(view, config, state, 6)
-        first = photos.resize_square(picture.rgb, config.export.image_size)
+        strip = outputs.render_row(task.view, state, 6)
+        first = photos.resize_square(photo.rgb, settings.export.image_size)
         images.write_png(np.concatenate([first, strip[:first.shape[0]]], axis=1), folder / f"{number:03d}-{seed}.png")
         bar.update()
-        bar.write(f"{found['silhouette_iou']:.3f} iou  {found['unseen_iou']:.3f} unseen  "
-                  f"{found['reference_psnr']:4.1f} dB  {seconds:5.1f} s  {truth.caption} ({seed})")
+        bar.write(f"{scores['silhouette_iou']:.3f} iou  {scores['unseen_iou']:.3f} unseen  "
+                  f"{scores['reference_psnr']:4.1f} dB  {seconds:5.1f} s  {truth.caption} ({seed})")
   return records
 
 
@@ -119,20 +124,20 @@ def table(records: Sequence[Record]) -> str:
   return "\n".join(lines)
 
 
-def _run(config: ml_collections.ConfigDict, truths: Sequence[sample_photos.Truth], seeds: Sequence[int],
+def _run(config: ConfigDict, truths: Sequence[sample_photos.Truth], seeds: Sequence[int],
          folder: Path) -> None:
   """The set, its records and its table, in `folder`."""
   compilation.prepare()
-  frozen = validation.validate(config)
+  task = Image3DTask(settings_lib.validate(config))
   for name in ("depth", "normals"):
-    if frozen.picture[name]:
-      raise ConfigError(f"config.picture.{name}={frozen.picture[name]!r} is a map of one picture, and here there are "
-                        "many: leave it out")
-  priors = image3d_modes.load_priors(frozen)
+    if value := getattr(task.settings.picture, name):
+      raise ConfigError(f"config.picture.{name}={value!r} is a map of one photo, and this command has many photos: "
+                        "leave the map out")
+  priors = task.load_priors()
   folder.mkdir(parents=True, exist_ok=True)
   (folder / "records.jsonl").unlink(missing_ok=True)
-  records = run_set(frozen, priors, truths, seeds, folder)
-  files.write_json(dict(config=frozen.to_dict(), versions=outputs.versions(), records=records),
+  records = run_set(task, priors, truths, seeds, folder)
+  files.write_json(dict(config=schema.to_dict(task.settings), versions=versions(), records=records),
                    folder / "records.json")
   (folder / "table.md").write_text(table(records) + "\n", encoding="utf-8")
   print(table(records))
@@ -141,7 +146,7 @@ def _run(config: ml_collections.ConfigDict, truths: Sequence[sample_photos.Truth
 
 def main() -> None:
   """Command line."""
-  config = config_flags.DEFINE_config_dict("config", image3d_config.default())
+  config = config_flags.DEFINE_config_dict("config", settings_lib.defaults("image3d"))
   count = flags.DEFINE_integer("pictures", 12, "how many", lower_bound=1)
   seeds = flags.DEFINE_integer("seeds", 3, "seeds of each picture", lower_bound=1)
   draw = flags.DEFINE_integer("draw", 1, "seed of the drawing of pictures")

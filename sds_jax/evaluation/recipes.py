@@ -12,17 +12,17 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 from absl import app, flags
 
-from sds_jax import compilation
-from sds_jax.evaluation import modes
-from sds_jax.evaluation.shapeworld import Job, Record, draw_captions, exit_on_user_error, run_set
+from sds_jax import compilation, schema, settings as settings_lib
+from sds_jax.evaluation.shapeworld import CaptionRuns, Record, draw_captions, exit_on_user_error, run_set
 from sds_jax.io import files
 from sds_jax.priors.sources import shipped_folder
+from sds_jax.settings.recipes import text3d as recipes_lib
 from sds_jax.shapeworld import captions
-from sds_jax.training import outputs, recipes as recipes_lib, validation
+from sds_jax.tasks.text3d import Text3DTask
+from sds_jax.training.versions import versions
 
 DEFAULT = "default"
 """What the package's own settings are called in the table."""
@@ -32,29 +32,29 @@ def run_recipe(name: str, specs: Sequence[captions.Spec], seeds: Sequence[int], 
   """Scores of one recipe (of `RECIPES`, or DEFAULT) on the shipped prior; records and renders go to `folder`.
 
   Raises:
-    ConfigError, CheckpointError: as `validate` and `modes.load_prior`.
+    ConfigError, CheckpointError: see `settings.validate` and `Text3DTask.load_prior`.
   """
   config = recipes_lib.from_words("shapeworld" if name == DEFAULT else f"{name},shapeworld")
   config.parallel.devices = 1  # its few views would not fill more
-  return run_config(validation.validate(config), specs, seeds, folder)
+  return run_task(Text3DTask(settings_lib.validate(config)), specs, seeds, folder)
 
 
-def run_config(frozen: ml_collections.FrozenConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int],
+def run_task(task: Text3DTask, specs: Sequence[captions.Spec], seeds: Sequence[int],
                folder: Path) -> list[Record]:
   """Scores of validated settings; those that lie in `folder`, of the same settings and runs, are not made again.
 
   Raises:
-    ConfigError, CheckpointError: as `modes.load_prior`.
+    ConfigError, CheckpointError: see `Text3DTask.load_prior`.
   """
-  made = files.to_jsonable(dict(config=frozen.to_dict(), versions=outputs.versions(),
-                          prior=_fingerprint(frozen.prior.path or frozen.prior.name),
+  made = files.to_jsonable(dict(config=schema.to_dict(task.settings), versions=versions(),
+                          prior=_fingerprint(task.settings.prior.path or task.settings.prior.name),
                           runs=[(captions.caption(spec), seed) for spec in specs for seed in seeds]))
   stored = files.read_json(folder / "records.json")
   if {name: stored.get(name) for name in made} == made:
     return stored["records"]
   folder.mkdir(parents=True, exist_ok=True)
   (folder / "records.jsonl").unlink(missing_ok=True)
-  records = run_set(Job(frozen, *modes.load_prior(frozen)), specs, seeds, folder)
+  records = run_set(CaptionRuns(task, *task.load_prior()), specs, seeds, folder)
   files.write_json(dict(made, records=records), folder / "records.json")
   return records
 

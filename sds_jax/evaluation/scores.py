@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sds_jax.io.mesh import auto_threshold, grid_density, in_chunks
-from sds_jax.rendering.render import render_image
+from sds_jax.generators.field import FieldGenerator
 from sds_jax.shapeworld import captions, scenes, solids, tracer
 from sds_jax.training.state import TrainState
-from sds_jax.training.step import Scene
+from sds_jax.tasks.outputs import ObjectGenerator
 from sds_jax.types import Array, Camera
 from sds_jax.views import cameras
 
@@ -74,21 +74,17 @@ def traced(scene: scenes.SolidScene, shots: Camera, light: Array, ambient: Array
   return jax.lax.map(one, shots)
 
 
-def object_views(scene: Scene, state: TrainState, shots: Camera) -> tuple[np.ndarray, np.ndarray]:
-  """Albedo [V, SIZE, SIZE, 3] over black and opacity [V, SIZE, SIZE] of the object, as cameras [V] see it."""
-  return jax.device_get(make_object_views(scene)(state.shown, state.occupancy, shots))
+def object_views(generator: ObjectGenerator, state: TrainState, shots: Camera) -> tuple[np.ndarray, np.ndarray]:
+  """Renders albedo [V, SIZE, SIZE, 3] over black and opacity [V, SIZE, SIZE] of one object through cameras [V]."""
+  return jax.device_get(make_object_views(generator)(state.shown, state.occupancy, shots))
 
 
 @functools.lru_cache(maxsize=4)
-def make_object_views(scene: Scene) -> Callable[[Any, Any, Camera], tuple[Array, Array]]:
-  """The compiled renderer of `object_views`: (params, occupancy, cameras) -> (albedo, opacity)."""
+def make_object_views(generator: ObjectGenerator) -> Callable[[Any, Any, Camera], tuple[Array, Array]]:
+  """Returns the compiled renderer of `object_views`: (params, occupancy, cameras) -> (albedo, opacity)."""
   @jax.jit
-  def views(params: Any, grid: Any, shots: Camera):
-    def one(camera):
-      out = render_image(scene.field.apply, params["field"], camera, SIZE, SIZE, jnp.zeros((SIZE, SIZE, 3)),
-                         options=scene.options, grid=grid)
-      return out.rgb, out.opacity
-    return jax.lax.map(one, shots)
+  def views(params: Any, grid: Any, shots: Camera) -> tuple[Array, Array]:
+    return jax.lax.map(lambda camera: generator.render_albedo(params, grid, camera, SIZE), shots)
 
   return views
 
@@ -99,7 +95,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   return np.where(union == 0, 1.0, (a & b).sum((-2, -1)) / np.maximum(union, 1))
 
 
-def score(scene: Scene, state: TrainState, spec: captions.Spec) -> dict[str, Any]:
+def score(generator: ObjectGenerator, state: TrainState, spec: captions.Spec) -> dict[str, Any]:
   """All scores of one object.
 
   Returns:
@@ -108,7 +104,7 @@ def score(scene: Scene, state: TrainState, spec: captions.Spec) -> dict[str, Any
     rotation_deg and scale (of the best fit).
   """
   truth = scenes.scene_from_spec(spec)
-  rgb, opacity = object_views(scene, state, scoring_cameras())
+  rgb, opacity = object_views(generator, state, scoring_cameras())
   mask = opacity > 0.5
   count = 1 if captions.azimuth_is_fixed(spec) else ROTATIONS
   angles = np.arange(count, dtype=np.float32) * (2 * math.pi / ROTATIONS)
@@ -117,13 +113,16 @@ def score(scene: Scene, state: TrainState, spec: captions.Spec) -> dict[str, Any
   scales = np.array(SCALES, np.float32)
   by_scale = _fit(truth, mask, np.full(len(scales), angles[best]), scales)
   best_scale = int(np.argmax(by_scale.mean(-1)))
-  points, solid, filled = solid_points(scene, state)
-  points = np.asarray(scenes.rotate_points_z(jnp.asarray(points), -angles[best]))
+  volume, filled = {}, 0.0
+  if generator.density:
+    points, solid, filled = solid_points(generator, state)
+    points = np.asarray(scenes.rotate_points_z(jnp.asarray(points), -angles[best]))
+    volume = dict(volume_iou=volume_iou(truth, points, solid),
+                  volume_iou_scaled=volume_iou(truth, points / scales[best_scale], solid))
   error, right = _colours(truth, spec, angles[best], rgb, opacity)
   return dict(
       silhouette_iou=float(by_angle[best].mean()), silhouette_iou_scaled=float(by_scale[best_scale].mean()),
-      worst_view_iou=float(by_angle[best].min()), volume_iou=volume_iou(truth, points, solid),
-      volume_iou_scaled=volume_iou(truth, points / scales[best_scale], solid),
+      worst_view_iou=float(by_angle[best].min()), **volume,
       colour_error=error, colours_right=right, **flags(opacity, filled),
       rotation_deg=float(np.degrees(angles[best])), scale=float(scales[best_scale]))
 
@@ -133,15 +132,14 @@ def _fit(truth: scenes.SolidScene, mask: np.ndarray, angles: np.ndarray, scales:
   return iou(np.asarray(truth_silhouettes(truth, angles, scales)), mask[None])
 
 
-def solid_points(scene: Scene, state: TrainState) -> tuple[np.ndarray, np.ndarray, float]:
+def solid_points(generator: FieldGenerator, state: TrainState) -> tuple[np.ndarray, np.ndarray, float]:
   """A grid over the object's cube: points [N, 3] float32, whether each is solid [N], and how full the bounding ball is.
 
   Solid is what the mesh's automatic threshold takes for the object; nothing where it finds none.
   """
-  bound, apply = scene.config.field.bound, jax.jit(scene.field.apply)
-  params = state.shown["field"]
+  bound, params, density_fn = generator.options.bound, state.shown, jax.jit(generator.density)
   try:
-    density = grid_density(lambda p: np.asarray(apply(params, jnp.asarray(p, jnp.float32)).density), VOLUME_GRID, bound)
+    density = grid_density(lambda p: np.asarray(density_fn(params, jnp.asarray(p, jnp.float32))), VOLUME_GRID, bound)
     solid = density.reshape(-1) > auto_threshold(density, bound)
   except ValueError:  # an empty field has no threshold, one that is not finite no surface
     solid = np.zeros(VOLUME_GRID**3, bool)

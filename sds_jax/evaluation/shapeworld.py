@@ -15,20 +15,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 import numpy as np
 import tqdm
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from sds_jax import compilation
-from sds_jax.evaluation import modes, scores as scoring
-from sds_jax.evaluation.repeated import Repeated
+from sds_jax import compilation, schema, settings as settings_lib
+from sds_jax.evaluation import scores as scoring
+from sds_jax.evaluation.repeated import RepeatedRuns
 from sds_jax.io import files, images
-from sds_jax.priors import prior as prior_lib
+from sds_jax.priors.prior import Prior
 from sds_jax.shapeworld import captions, solids
-from sds_jax.training import conditions, config as config_lib, jobs, outputs, particles, validation
+from sds_jax.tasks import outputs
+from sds_jax.tasks.text3d import Text3DTask
+from sds_jax.training.layout import make_layout
 from sds_jax.training.state import TrainState
+from sds_jax.training.versions import versions
 from sds_jax.types import Params
 
 Record = dict[str, Any]
@@ -66,40 +68,43 @@ def draw_captions(count: int, seed: int = 1) -> list[captions.Spec]:
   return chosen
 
 
-class Job(Repeated):
-  """Text-to-3D, for any number of captions and seeds; see `Repeated`."""
+class CaptionRuns(RepeatedRuns):
+  """Runs of text-to-3D for any number of captions and seeds; see `RepeatedRuns`."""
 
-  def __init__(self, config: ml_collections.FrozenConfigDict, prior: prior_lib.Prior, prior_params: Params):
-    super().__init__(config, jobs.text3d(config, prior), prior_params)
-    self._prior = prior
+  def __init__(self, task: Text3DTask, prior: Prior, prior_params: Params):
+    """Makes the program; see `RepeatedRuns`."""
+    program, training = task.program(prior), task.settings.training
+    layout = make_layout(task.settings.parallel, training.views, program.together)
+    super().__init__(program, layout, prior_params, training.steps)
+    self.task, self._prior = task, prior
 
   def begin(self, prompt: str, seed: int) -> tuple[TrainState, tuple]:
-    """The state before the first step, and what `advance` wants besides."""
-    return super().begin(conditions.embed_prompts(self._prior, self.config, prompt), seed)
+    """Returns the state before the first step, and the other arguments of `advance`."""
+    return super().begin(self.task.embed(self._prior, prompt), seed)
 
 
-def run_set(job: Job, specs: Sequence[captions.Spec], seeds: Sequence[int], folder: Path | None = None) -> list[Record]:
-  """Scores of every caption with every seed; a strip of renders of each goes to `folder` if one is given."""
+def run_set(runs: CaptionRuns, specs: Sequence[captions.Spec], seeds: Sequence[int],
+            folder: Path | None = None) -> list[Record]:
+  """Returns the scores of every caption with every seed; a strip of renders of each goes to `folder` if given."""
   records = []
-  view = outputs.make_view(job.scene) if folder else None
   with tqdm.tqdm(total=len(specs) * len(seeds), desc="runs") as bar:
     for spec in specs:
       for seed in seeds:
         prompt, started = captions.caption(spec), time.perf_counter()
-        state = job.optimise(prompt, seed)
+        state = runs.optimise(prompt, seed)
         seconds = time.perf_counter() - started
-        state = particles.pick(job.config, state, 0)
-        found = scoring.score(job.scene, state, spec)
+        state = outputs.pick_object(state, runs.generator.particles, 0)
+        scores = scoring.score(runs.generator, state, spec)
         records.append(dict(
             prompt=prompt, seed=seed, parts=len(spec.parts), never_seen=captions.is_held_out(spec),
-            plain=all(kind in solids.PLAIN for _, kind in spec.parts), seconds=seconds, **found))
+            plain=all(kind in solids.PLAIN for _, kind in spec.parts), seconds=seconds, **scores))
         if folder:
           with open(folder / "records.jsonl", "a", encoding="utf-8") as log:  # kept should a later run fail
             log.write(json.dumps(files.to_jsonable(records[-1])) + "\n")
           name = f"{files.prompt_slug(prompt)}-{seed}.png"
-          images.write_png(outputs.render_row(view, job.config, state, 6), folder / name)
+          images.write_png(outputs.render_row(runs.task.view, state, 6), folder / name)
         bar.update()
-        bar.write(f"{found['silhouette_iou']:.3f} iou  {found['colour_error']:.3f} colour error  {seconds:5.1f} s  "
+        bar.write(f"{scores['silhouette_iou']:.3f} iou  {scores['colour_error']:.3f} colour error  {seconds:5.1f} s  "
                   f"{prompt} ({seed})")
   return records
 
@@ -122,15 +127,15 @@ def table(records: Sequence[Record]) -> str:
   return "\n".join(rows)
 
 
-def _run(config: ml_collections.ConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int], folder: Path) -> None:
+def _run(config: ConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int], folder: Path) -> None:
   """The set, its records and its table, in `folder`."""
   compilation.prepare()
-  frozen = validation.validate(config)
-  prior, params = modes.load_prior(frozen)
+  task = Text3DTask(settings_lib.validate(config))
+  prior, params = task.load_prior()
   folder.mkdir(parents=True, exist_ok=True)
   (folder / "records.jsonl").unlink(missing_ok=True)
-  records = run_set(Job(frozen, prior, params), specs, seeds, folder)
-  files.write_json(dict(config=frozen.to_dict(), versions=outputs.versions(), records=records),
+  records = run_set(CaptionRuns(task, prior, params), specs, seeds, folder)
+  files.write_json(dict(config=schema.to_dict(task.settings), versions=versions(), records=records),
                    folder / "records.json")
   (folder / "table.md").write_text(table(records) + "\n", encoding="utf-8")
   print(table(records))
@@ -154,7 +159,7 @@ def exit_on_user_error(action: Callable[[], None]) -> None:
 
 def main() -> None:
   """Command line."""
-  config = config_flags.DEFINE_config_dict("config", config_lib.default())
+  config = config_flags.DEFINE_config_dict("config", settings_lib.defaults("text3d"))
   prompts = flags.DEFINE_integer("prompts", 8, "captions", lower_bound=1)
   seeds = flags.DEFINE_integer("seeds", 3, "seeds of each caption", lower_bound=1)
   draw = flags.DEFINE_integer("draw", 1, "seed of the drawing of captions")

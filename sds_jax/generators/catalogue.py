@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sds_jax.generators.base import Parameterization
+from sds_jax.generators.parameterization import Parameterization
 from sds_jax.generators.cppn import make_cppn
 from sds_jax.generators.fourier import make_fourier
 from sds_jax.generators.gaussians import make_gaussians

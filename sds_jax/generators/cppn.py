@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from sds_jax.generators.base import Parameterization, coordinates
+from sds_jax.generators.parameterization import Parameterization, coordinates
 from sds_jax.types import Array, Params
 
 

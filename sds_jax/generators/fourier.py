@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sds_jax.generators.base import Parameterization
+from sds_jax.generators.parameterization import Parameterization
 from sds_jax.types import Array, Params
 
 COLOUR_SQRT = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]], np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sds_jax.generators.base import Parameterization, coordinates
+from sds_jax.generators.parameterization import Parameterization, coordinates
 from sds_jax.types import Array, Params
 
 MAX_OPACITY = 0.99

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import jax
 
-from sds_jax.generators.base import Parameterization
+from sds_jax.generators.parameterization import Parameterization
 from sds_jax.types import Array, Params
 
 

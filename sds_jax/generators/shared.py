@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sds_jax.generators.base import Parameterization
+from sds_jax.generators.parameterization import Parameterization
 from sds_jax.generators.fourier import amplitudes, decorrelated_to_rgb, frequencies, init_spectrum, padded, synthesize
 from sds_jax.types import Array, Params
 

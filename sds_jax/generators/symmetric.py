@@ -5,7 +5,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from sds_jax.generators.base import Parameterization
+from sds_jax.generators.parameterization import Parameterization
 from sds_jax.types import Array, Params
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from sds_jax.fields.background import plain_colour
 from sds_jax.generators import surfaces
-from sds_jax.generators.base import Parameterization
+from sds_jax.generators.parameterization import Parameterization
 from sds_jax.generators.fourier import amplitudes, decorrelated_to_rgb, init_spectrum, synthesize
 from sds_jax.types import Array, Camera, Params
 from sds_jax.views import cameras

@@ -1,4 +1,4 @@
-"""The record of a checkpoint: structure, dtypes and shapes of the state, and a digest of every leaf."""
+"""What is written beside a state so that a checkpoint cannot lie: what it is made of, and a digest of every part."""
 from __future__ import annotations
 
 import hashlib
@@ -14,38 +14,35 @@ import orbax.checkpoint as ocp
 import sds_jax
 
 SCHEMA = 1
-"""Version of the record and of the storage of leaves; other versions are rejected."""
+"""Of the record and of how leaves are stored; another number is refused, never guessed at."""
 
 
 class DamagedCheckpointError(OSError):
-  """A damaged checkpoint: files are missing, cut, changed or unreadable."""
+  """A checkpoint whose bytes are not those that were written: files missing, cut, changed or unreadable."""
 
 
 class SchemaError(ValueError):
-  """A whole checkpoint with another structure, shape, dtype or SCHEMA than expected."""
+  """A whole checkpoint of something else: another structure, shape or dtype than is wanted, or another SCHEMA."""
 
 
 def flatten(tree: Any) -> dict[str, tuple[tuple[str, ...], Any]]:
-  """Returns {dotted name: (path, leaf)} of a pytree.
-
-  None and empty containers have no leaves.
+  """{dotted name: (path, leaf)} of a pytree; None and empty containers have no leaves.
 
   Raises:
-    ValueError: the tree is a bare leaf, or two leaves have the same name ({"a.b": x, "a": {"b": y}}).
+    ValueError: the tree is a bare leaf, or two leaves have one name ({"a.b": x, "a": {"b": y}}).
   """
-  leaves: dict[str, tuple[tuple[str, ...], Any]] = {}
+  found: dict[str, tuple[tuple[str, ...], Any]] = {}
   for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    # Key types have a name (dataclass), a key (dictionary) or an index (sequence).
     path = tuple(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", "")))) for key in keys)
     name = ".".join(path)
-    if not path or name in leaves:
+    if not path or name in found:
       raise ValueError(f"two leaves of the state are called {name!r}" if path else "the state is a bare leaf")
-    leaves[name] = path, leaf
-  return leaves
+    found[name] = path, leaf
+  return found
 
 
 def nest(leaves: dict[tuple[str, ...], Any]) -> dict[str, Any]:
-  """Returns nested dictionaries for {path: leaf}."""
+  """{path: leaf} as nested dictionaries."""
   tree: dict[str, Any] = {}
   for path, leaf in leaves.items():
     inner = tree
@@ -56,28 +53,24 @@ def nest(leaves: dict[tuple[str, ...], Any]) -> dict[str, Any]:
 
 
 def kind(leaf: Any) -> str:
-  """Returns dtype and shape as text.
-
-  "float32[8, 3]", or "key<fry>[]" for keys.
-  """
+  """"float32[8, 3]", for keys "key<fry>[]": what must agree between a checkpoint and what is wanted of it."""
   leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
   return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def is_key(leaf: Any) -> bool:
-  """Returns whether a leaf holds typed keys (`jax.random.key`)."""
+  """Whether these are typed keys (`jax.random.key`)."""
   return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def copy_to_host(leaf: Any) -> np.ndarray:
-  """Copies a leaf to a NumPy array.
+def on_host(leaf: Any) -> np.ndarray:
+  """A copy that nothing else will change, C-contiguous, of the native byte order; of keys their data.
 
-  C-contiguous and of native byte order; keys become their data.
+  A view would not do: the next step takes over the memory of the state.
 
   Raises:
-    ValueError: the leaf does not hold numbers.
+    ValueError: it is not made of numbers.
   """
-  # A copy, never a view: the next training step is given the memory of the state (donation).
   array = np.array(jax.random.key_data(leaf) if is_key(leaf) else leaf, order="C", copy=True)
   if array.dtype.kind in "OUSMm":
     raise ValueError(f"a checkpoint holds numbers, not {array.dtype}")
@@ -85,95 +78,80 @@ def copy_to_host(leaf: Any) -> np.ndarray:
 
 
 def digest(array: np.ndarray) -> str:
-  """Computes the SHA-256 of the bytes of a C-contiguous array."""
+  """SHA-256 of the bytes of a C-contiguous array."""
   return hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
 
 
-def describe_leaf(leaf: Any, path: tuple[str, ...]) -> dict[str, Any]:
-  """Returns a leaf's entry in the record, without the digest."""
-  entry: dict[str, Any] = dict(path=list(path), kind=kind(leaf))
+def describe(leaf: Any, path: tuple[str, ...]) -> dict[str, Any]:
+  """What the record says of a leaf, but for its digest."""
+  said: dict[str, Any] = dict(path=list(path), kind=kind(leaf))
   if is_key(leaf):
-    entry |= dict(impl=str(jax.random.key_impl(leaf)), data=kind(jax.eval_shape(jax.random.key_data, leaf)))
-  return entry
+    said |= dict(impl=str(jax.random.key_impl(leaf)), data=kind(jax.eval_shape(jax.random.key_data, leaf)))
+  return said
 
 
-def make_record(step: int, leaves: dict[str, dict[str, Any]], metadata: dict[str, Any]) -> dict[str, Any]:
-  """Returns a checkpoint's record with a digest.
-
-  Args:
-    step: number of the checkpoint.
-    leaves: {name: entry of `describe_leaf`, with the leaf's sha256}.
-    metadata: JSON, stored under "about".
+def seal(step: int, leaves: dict[str, dict[str, Any]], about: dict[str, Any]) -> dict[str, Any]:
+  """The record: `leaves` {name: of `describe`, with sha256}, `about` as it was given, and a digest of all this.
 
   Raises:
-    TypeError, ValueError: `metadata` is not JSON.
+    TypeError, ValueError: `about` cannot be JSON.
   """
   versions = {"sds_jax": sds_jax.__version__, "jax": jax.__version__, "orbax-checkpoint": ocp.__version__}
-  record = dict(schema=SCHEMA, step=step, written_by=versions, leaves=leaves, about=metadata)
-  # Through JSON before the digest: a tuple becomes a list, as in the record read back later.
-  record = json.loads(json.dumps(record))
-  return dict(record, sha256=_digest_of(record))
+  record = dict(schema=SCHEMA, step=step, written_by=versions, leaves=leaves, about=about)
+  record = json.loads(json.dumps(record))  # as it will be read: tuples have become lists
+  return dict(record, sha256=_seal_of(record))
 
 
-def read_record(path: Path, step: int) -> dict[str, Any]:
-  """Reads and verifies a record.
+def read(path: Path, step: int) -> dict[str, Any]:
+  """A record that is whole and of this SCHEMA.
 
   Raises:
-    DamagedCheckpointError: the record cannot be read, was changed, or belongs to another step.
-    SchemaError: the record has another SCHEMA.
+    DamagedCheckpointError: it is not the one that was written.
+    SchemaError: it was written under another SCHEMA.
   """
   try:
     record = json.loads(path.read_bytes())
-    stored_digest = record.pop("sha256")
+    seal_there = record.pop("sha256")
   except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
     raise DamagedCheckpointError(f"its record {path.name} cannot be read ({one_line(error)})") from error
-  if stored_digest != _digest_of(record):
+  if seal_there != _seal_of(record):
     raise DamagedCheckpointError(f"its record {path.name} has changed")
   if record.get("schema") != SCHEMA:
-    raise SchemaError(f"it has schema {record.get('schema')} and was written by {writer_versions(record)}; this is "
-                      f"sds_jax {sds_jax.__version__}, which reads schema {SCHEMA}")
+    raise SchemaError(f"it has schema {record.get('schema')} and was written by {writer(record)}; this is sds_jax "
+                      f"{sds_jax.__version__}, which reads schema {SCHEMA}")
   if record["step"] != step:
     raise DamagedCheckpointError(f"its record is of step {record['step']}")
   return record
 
 
-def check_structure(record: dict[str, Any], wanted: dict[str, tuple[tuple[str, ...], Any]]) -> None:
-  """Raises SchemaError unless the record has the `wanted` leaves.
-
-  The message names the first differing leaf.
-  """
-  stored = {name: leaf["kind"] for name, leaf in record["leaves"].items()}
-  expected = {name: kind(leaf) for name, (_, leaf) in wanted.items()}
-  for name in sorted(stored.keys() | expected.keys()):
-    if stored.get(name) != expected.get(name):
-      raise SchemaError(f"{name} is {stored.get(name, 'absent')} in the checkpoint and "
-                        f"{expected.get(name, 'absent')} in the run; the checkpoint was written by "
-                        f"{writer_versions(record)}")
+def compare(record: dict[str, Any], wanted: dict[str, tuple[tuple[str, ...], Any]]) -> None:
+  """Raise SchemaError, which tells of the first leaf that differs, unless the record is of these leaves."""
+  there = {name: leaf["kind"] for name, leaf in record["leaves"].items()}
+  here = {name: kind(leaf) for name, (_, leaf) in wanted.items()}
+  for name in sorted(there.keys() | here.keys()):
+    if there.get(name) != here.get(name):
+      raise SchemaError(f"{name} is {there.get(name, 'absent')} there, {here.get(name, 'absent')} here; "
+                        f"it was written by {writer(record)}")
 
 
-def check_leaf(name: str, array: np.ndarray, entry: dict[str, Any]) -> None:
-  """Raises DamagedCheckpointError unless the array fits the entry.
-
-  Dtype, shape and digest must be those of the entry.
-  """
-  saved = entry.get("data", entry["kind"])
-  if kind(array) != saved:
-    raise DamagedCheckpointError(f"{name} is {kind(array)} and was {saved}")
-  if digest(array) != entry["sha256"]:
+def check(name: str, array: np.ndarray, said: dict[str, Any]) -> None:
+  """Raise DamagedCheckpointError unless these are the bytes that the record tells of."""
+  was = said.get("data", said["kind"])
+  if kind(array) != was:
+    raise DamagedCheckpointError(f"{name} is {kind(array)} and was {was}")
+  if digest(array) != said["sha256"]:
     raise DamagedCheckpointError(f"{name} has changed")
 
 
-def place_leaf(array: np.ndarray, entry: dict[str, Any], like: Any) -> Any:
-  """Returns the leaf in the form of `like`.
-
-  A NumPy array, or a jax.Array with the same sharding.
+def place(array: np.ndarray, said: dict[str, Any], like: Any) -> Any:
+  """The leaf as `like` is: numpy, or a jax.Array with its sharding, however many devices that has.
 
   Raises:
-    SchemaError: JAX would round the leaf to 32 bits.
+    SchemaError: JAX would round it.
   """
   sharding = getattr(like, "sharding", None)
-  if "impl" in entry:
-    keys = jax.random.wrap_key_data(array, impl=entry["impl"])
+  if "impl" in said:
+    keys = jax.random.wrap_key_data(array, impl=said["impl"])
     return keys if sharding is None else jax.device_put(keys, sharding)
   if isinstance(like, (np.ndarray, np.generic)):
     return array
@@ -181,43 +159,31 @@ def place_leaf(array: np.ndarray, entry: dict[str, Any], like: Any) -> Any:
     raise SchemaError(f"{array.dtype} is wanted in JAX's arrays, which takes jax_enable_x64")
   if sharding is None or sharding.is_fully_addressable:
     return jax.device_put(array, sharding)
-  # A sharding over several processes: each process makes the shards of its own devices.
   return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def abstract_leaf(entry: dict[str, Any]) -> jax.ShapeDtypeStruct | np.ndarray:
-  """Returns an entry's shape and dtype.
-
-  Placed on the first device. A dtype too wide for JAX gives a NumPy array instead (zeros with stride 0, which take no
-  memory).
-  """
-  name, shape = _parsed(entry["kind"])
-  dtype = jax.eval_shape(lambda: jax.random.key(0, impl=entry["impl"])).dtype if "impl" in entry else jnp.dtype(name)
-  if "impl" not in entry and not _jax_holds(dtype):
+def abstract(said: dict[str, Any]) -> jax.ShapeDtypeStruct | np.ndarray:
+  """A leaf of the record, on the first device; as numpy's (of zeros without memory) where JAX would round it."""
+  name, shape = _parsed(said["kind"])
+  dtype = jax.eval_shape(lambda: jax.random.key(0, impl=said["impl"])).dtype if "impl" in said else jnp.dtype(name)
+  if "impl" not in said and not _jax_holds(dtype):
     return np.broadcast_to(np.zeros((), dtype), shape)
   return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
 
 
-def empty_leaf(entry: dict[str, Any]) -> np.ndarray | None:
-  """Returns the array of an entry without elements.
-
-  None for other entries.
-  """
-  dtype, shape = _parsed(entry.get("data", entry["kind"]))
+def empty(said: dict[str, Any]) -> np.ndarray | None:
+  """A leaf of the record that has no elements; None where it has some."""
+  dtype, shape = _parsed(said.get("data", said["kind"]))
   return np.zeros(shape, jnp.dtype(dtype)) if 0 in shape else None
 
 
-def writer_versions(record: dict[str, Any]) -> str:
-  """Returns the versions that wrote the record, for messages."""
-  versions = record.get("written_by", {})
-  return ", ".join(f"{name} {version}" for name, version in versions.items()) or "an unknown version"
+def writer(record: dict[str, Any]) -> str:
+  """Which version has written it, for messages."""
+  return ", ".join(f"{name} {version}" for name, version in record.get("written_by", {}).items()) or "who knows what"
 
 
 def one_line(error: BaseException) -> str:
-  """Returns the beginning of an error's message.
-
-  The error's type if the message is empty.
-  """
+  """The beginning of an error's message, or its name where it has none."""
   return " ".join(str(error).split())[:160] or type(error).__name__
 
 
@@ -230,5 +196,5 @@ def _parsed(kind_of_leaf: str) -> tuple[str, tuple[int, ...]]:
   return dtype, tuple(json.loads("[" + shape))
 
 
-def _digest_of(record: dict[str, Any]) -> str:
+def _seal_of(record: dict[str, Any]) -> str:
   return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,8 @@
-"""Where a run lives: on one device, over a mesh under `jax.jit`, or under `jax.pmap`; the loop does not care which.
+"""The devices of a run: one device, a mesh under `jax.jit`, or `jax.pmap`. The loop does not depend on the choice.
 
-The state is on all devices, the views of a step are spread over them. So is the prior, or (`parallel.shard_prior`) each
-device has a part of it, and the others send theirs in every step; when is for XLA to schedule.
+Every device holds the whole state. The views of a step are spread over the devices. Every device holds the whole prior,
+or with `parallel.shard_prior` a part of the prior, and an all-gather inside the step collects the parts; XLA schedules
+the transfers.
 """
 from __future__ import annotations
 
@@ -10,24 +11,24 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from sds_jax import compilation
-from sds_jax.training.checks import ConfigError
+from sds_jax.schema import ConfigError
+from sds_jax.settings.training import ParallelSettings
 from sds_jax.training.parallel import SCENES, VIEWS, Share
 from sds_jax.training.state import TrainState
-from sds_jax.training.update import StepFn
+from sds_jax.training.step import StepFn
 from sds_jax.types import Params
 
 SMALLEST_PART = 2**14
-"""Numbers of an array below which a prior's parameter is not worth being taken apart."""
+"""Size of the smallest parameter of a prior that is sharded."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class DeviceLayout:
   """The devices of a run.
 
   Attributes:
@@ -52,9 +53,9 @@ class Layout:
     """A state of this process (the same in all) where the step wants it."""
     return self.put(state)
 
-  def put_text(self, text: Any) -> Any:
+  def put_conditions(self, conditions: Any) -> Any:
     """The same of what the prior is told."""
-    return self.put(text)
+    return self.put(conditions)
 
   def put(self, tree: Any) -> Any:
     """A tree of arrays of this process (the same in all) on all devices."""
@@ -86,7 +87,7 @@ class Layout:
     """The step (of `share`) as one executable that takes over the state's memory.
 
     Args:
-      state, fixed: its arguments (state, (prior_params, text, key)), put where they belong.
+      state, fixed: its arguments (state, (prior_params, conditions, key)), put where they belong.
     """
     if self.mode == "pmap":
       return jax.pmap(step, axis_name=VIEWS, donate_argnums=0, devices=self._local_or_all()).lower(
@@ -119,7 +120,7 @@ class Layout:
 
 
 @dataclasses.dataclass(frozen=True)
-class ScenesLayout(Layout):
+class SceneLayout(DeviceLayout):
   """The devices of many scenes: each device has some of them, with all their views (`scenes.over_scenes`).
 
   The last scene is there several times where they would not come out even; nobody else knows of it.
@@ -143,9 +144,9 @@ class ScenesLayout(Layout):
     spread = jax.tree.map(self._put_scenes, dataclasses.replace(state, step=None))
     return dataclasses.replace(spread, step=self.put(state.step))
 
-  def put_text(self, text: Any) -> Any:
+  def put_conditions(self, conditions: Any) -> Any:
     """[N, ...], like the scenes."""
-    return jax.tree.map(self._put_scenes, text)
+    return jax.tree.map(self._put_scenes, conditions)
 
   def local(self, tree: Any) -> Any:
     """All scenes, as numpy arrays."""
@@ -168,34 +169,36 @@ _STATE_PARTS = TrainState(step=P(), params=P(SCENES), opt_state=P(SCENES), occup
                           ema=P(SCENES), health=P(SCENES))
 
 
-def scenes_layout(config: ml_collections.FrozenConfigDict, scenes: int) -> ScenesLayout:
-  """The devices that `config.parallel` asks for, for so many scenes.
+def make_scene_layout(parallel: ParallelSettings, scenes: int) -> SceneLayout:
+  """Returns the devices of a run of many scenes.
 
   Raises:
     ConfigError: there are not as many.
   """
-  count = _count(config)
-  return ScenesLayout("scenes", Mesh(np.array(jax.devices()[:count]), (SCENES,)), scenes=scenes)
+  count = _count(parallel)
+  return SceneLayout("scenes", Mesh(np.array(jax.devices()[:count]), (SCENES,)), scenes=scenes)
 
 
-def make_layout(config: ml_collections.FrozenConfigDict, together: int = 1) -> Layout:
-  """The devices that `config.parallel` asks for.
+def make_layout(parallel: ParallelSettings, views: int, together: int = 1) -> DeviceLayout:
+  """Returns the devices of a run.
 
   Args:
-    together: how many neighbouring views of a step cannot be parted: one of each particle, and of each of its frames.
+    parallel: the settings.
+    views: number of views of a step.
+    together: number of neighbouring views that one device must hold: one of each particle and of each of its frames.
 
   Raises:
-    ConfigError: there are not as many, or they do not divide the views of a step.
+    ConfigError: there are fewer devices, or the devices do not divide the views of a step.
   """
-  p, count = config.parallel, _count(config)
-  _check_views(config.training.views, count, together)
-  mode = "one" if count == 1 and p.mode == "jit" else p.mode
-  return Layout(mode, Mesh(np.array(jax.devices()[:count]), (VIEWS,)), p.shard_prior and mode != "one")
+  count = _count(parallel)
+  _check_views(views, count, together)
+  mode = "one" if count == 1 and parallel.mode == "jit" else parallel.mode
+  return DeviceLayout(mode, Mesh(np.array(jax.devices()[:count]), (VIEWS,)), parallel.shard_prior and mode != "one")
 
 
-def _count(config: ml_collections.FrozenConfigDict) -> int:
-  """How many devices are asked for."""
-  asked, there = config.parallel.devices, jax.device_count()
+def _count(parallel: ParallelSettings) -> int:
+  """Returns the number of devices of the settings."""
+  asked, there = parallel.devices, jax.device_count()
   if asked > there:
     raise ConfigError(f"config.parallel.devices={asked} is more than the {there} that there are; set it to {there}, or "
                       "0 for all")
@@ -236,7 +239,7 @@ def _gathering(step: StepFn, parts: Any) -> StepFn:
   def whole(leaf: jax.Array, part: P) -> jax.Array:
     return jax.lax.all_gather(leaf, VIEWS, axis=len(part) - 1, tiled=True) if len(part) else leaf
 
-  def gathered(state: Any, prior_params: Params, text: Any, key: jax.Array) -> Any:
-    return step(state, jax.tree.map(whole, prior_params, parts), text, key)
+  def gathered(state: Any, prior_params: Params, conditions: Any, key: jax.Array) -> Any:
+    return step(state, jax.tree.map(whole, prior_params, parts), conditions, key)
 
   return gathered

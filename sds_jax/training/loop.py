@@ -1,4 +1,4 @@
-"""The run: compile once, step until done, log, save; everything else is a pure function elsewhere."""
+"""The loop of a run: compile once, step until done, log, save. Everything else is a pure function elsewhere."""
 from __future__ import annotations
 
 import contextlib
@@ -11,30 +11,35 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
-from sds_jax import hosts
+from sds_jax import hosts, schema
 from sds_jax.io.checkpoints import Checkpoints
 from sds_jax.priors.prior import Prior
-from sds_jax.training import divergence, jobs, outputs, resume, stages as stages_lib, workspace
-from sds_jax.training.jobs import Job
-from sds_jax.training.journal import Journal
-from sds_jax.training.layout import Layout, make_layout
+from sds_jax.training import divergence, resume, stages as stages_lib, workspace
+from sds_jax.settings.training import TrainingSettings
+from sds_jax.training.layout import DeviceLayout
+from sds_jax.training.program import LookFn, Program
 from sds_jax.training.recovery import Recovery
+from sds_jax.training.run_log import RunLog
 from sds_jax.training.state import TrainState
+from sds_jax.training.versions import versions
 from sds_jax.types import Params
 
 
 class Interrupted(Exception):
-  """The run was asked to stop (Ctrl-C or SIGTERM) and has saved itself; the message says at which step."""
+  """Raised after Ctrl-C or SIGTERM when the state has been saved; the message says at which step."""
 
 
 @dataclasses.dataclass
-class Progress:
-  """What a run tells its caller: the state it ended with, how long things took in seconds, and when it began.
+class RunResult:
+  """The result of a run.
 
-  `given_up` has the numbers of the scenes that have diverged, of a run of many.
+  Attributes:
+    state: after the last update.
+    timings: seconds by part of the run.
+    started: when the run began, by `time.perf_counter`.
+    given_up: numbers of the scenes that have diverged, in a run of many.
   """
   state: TrainState
   timings: dict[str, float]
@@ -42,151 +47,158 @@ class Progress:
   given_up: tuple[int, ...] = ()
 
 
-def train(config: ml_collections.FrozenConfigDict, workdir: Path, prior: Prior, prior_params: Params,
-          on_render: jobs.LookFn | None = None, job: Job | None = None, layout: Layout | None = None) -> Progress:
-  """Optimise one object, or what else `job` says.
+def train(settings: Any, workdir: Path, prior: Prior, prior_params: Params, program: Program, layout: DeviceLayout,
+          on_render: LookFn | None = None) -> RunResult:
+  """Runs a program to its last step.
 
   Args:
-    config: validated.
+    settings: the validated tree of any task.
     workdir: exists and can be written to; gets `checkpoints/`, `config.json`, `metrics.jsonl`, TensorBoard's
       `events.*` and, every `training.guidance_every` steps, `progress/guidance_*.png`.
-    prior, prior_params: of `priors.build`; the parameters are left as they are. With a `layout` they are in its places
-      already (`Layout.put_prior`).
+    prior: for the record of where its files come from.
+    prior_params: on the devices (`DeviceLayout.put_prior`); not donated.
+    program: the run.
+    layout: the devices.
     on_render: called with (state, step) every `training.render_every` steps; must not keep the state.
-    job: what the steps are; None: text-to-3D.
-    layout: the devices; None: those of `make_layout`.
 
   Raises:
-    ConfigError: the views cannot be spread over the devices.
-    ResumeError: `config.resume` asks for a checkpoint that is not there, or the one that is there does not fit.
+    ResumeError: `config.resume` demands a checkpoint and there is none, or the checkpoint does not fit.
     Interrupted: after Ctrl-C or SIGTERM, when the state has been saved.
-    Diverged: updates are not finite, again and again.
+    Diverged: updates stay non-finite.
   """
   began = time.perf_counter()
-  job = job or jobs.text3d(config, prior)
-  if layout is None:
-    layout = make_layout(config, job.together)
-    prior_params = layout.put_prior(prior_params)
-  key, text = jax.random.key(config.seed), job.text()
-  begin = functools.partial(jax.jit(lambda key, source: job.begin(layout.shapes(prior_params), text, key, source)),
-                            jax.random.fold_in(key, 2**31 - 1))
-  with _checkpoints(config, workdir) as checkpoints:
-    like, new = jax.eval_shape(begin, None), lambda: begin(resume.source_of(config, job))  # noqa: E731
-    state = layout.put_state(_first_state(config, workdir, checkpoints, like, new, prior, job))
-    fixed = (prior_params, layout.put_text(text), layout.put(key))
-    recovery = Recovery(config, workdir, checkpoints, layout, like, new, job.scenes)
-    step_fns, compile_seconds = hosts.run_on_all(lambda: _compile(job, layout, state, fixed))
-    with _sheets(config, workdir, job, layout, state, fixed) as on_guidance:
+  key, conditions = jax.random.key(settings.seed), program.embed()
+  begin = functools.partial(
+      jax.jit(lambda key, source: program.begin(layout.shapes(prior_params), conditions, key, source)),
+      jax.random.fold_in(key, 2**31 - 1))
+  with _checkpoints(settings.training, workdir) as checkpoints:
+    new = lambda: begin(resume.restore_source(settings.distillation, program))  # noqa: E731
+    like = jax.eval_shape(begin, None)
+    state = layout.put_state(_first_state(settings, workdir, checkpoints, like, new, prior, program))
+    fixed = (prior_params, layout.put_conditions(conditions), layout.put(key))
+    recovery = Recovery(settings.divergence, workdir, checkpoints, layout, like, new, program.scenes)
+    step_fns, compile_seconds = hosts.run_on_all(lambda: _compile(program, layout, state, fixed))
+    sheets_every = getattr(settings.training, "guidance_every", 0)
+    with _sheets(sheets_every, workdir, program, layout, state, fixed) as on_guidance:
       started = time.perf_counter()
-      run = _Run(config, workdir, layout, fixed, _folders(workdir, job), recovery, looks=[
-          (config.training.render_every, on_render), (config.training.get("guidance_every", 0), on_guidance)])
-      state = run.steps(functools.partial(stages_lib.at_step, job.stages, step_fns), state)
+      run = _Run(settings, workdir, layout, fixed, _folders(workdir, program), recovery, looks=[
+          (settings.training.render_every, on_render), (sheets_every, on_guidance)])
+      state = run.steps(functools.partial(stages_lib.at_step, program.stages, step_fns), state)
     timings = dict(compile_s=compile_seconds, optimise_s=time.perf_counter() - started)
-    return Progress(layout.local(state), timings, began, recovery.given_up(layout.fetch(state.health)))
+    return RunResult(layout.local(state), timings, began, recovery.given_up(layout.fetch(state.health)))
 
 
-def _sheets(config: ml_collections.FrozenConfigDict, workdir: Path, job: Job, layout: Layout, state: TrainState,
-            fixed: tuple) -> contextlib.AbstractContextManager[jobs.LookFn | None]:
-  """The job's sheets, if any are wanted: made by one process, on one of its devices."""
-  if not config.training.get("guidance_every", 0) or not hosts.is_first():
+def _sheets(every: int, workdir: Path, program: Program, layout: DeviceLayout, state: TrainState,
+            fixed: tuple) -> contextlib.AbstractContextManager[LookFn | None]:
+  """Returns the context of the guidance sheets, which one process makes on one of its devices."""
+  if not every or not hosts.is_first():
     return contextlib.nullcontext()
-  return job.sheets(workdir, layout.local(state), layout.local(fixed))
+  return program.sheets(workdir, layout.local(state), layout.local(fixed))
 
 
-def _folders(workdir: Path, job: Job) -> list[Path]:
-  return [workdir / name for name in job.scenes.folders] if job.scenes else [workdir]
+def _folders(workdir: Path, program: Program) -> list[Path]:
+  return [workdir / name for name in program.scenes.folders] if program.scenes else [workdir]
 
 
 @contextlib.contextmanager
-def _checkpoints(config: ml_collections.FrozenConfigDict, workdir: Path) -> Iterator[Checkpoints | None]:
-  """Those of the run, in the process that writes; None in the others."""
+def _checkpoints(training: TrainingSettings, workdir: Path) -> Iterator[Checkpoints | None]:
+  """Yields the run's checkpoints in the process that writes; None in the other processes."""
   if not hosts.is_first():
     yield None
     return
-  t = config.training
-  with Checkpoints(workdir / "checkpoints", t.keep_checkpoints, t.keep_period) as checkpoints:
+  with Checkpoints(workdir / "checkpoints", training.keep_checkpoints, training.keep_period) as checkpoints:
     yield checkpoints
 
 
-def _first_state(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints | None,
-                 like: TrainState, new: Callable[[], TrainState], prior: Prior, job: Job) -> TrainState:
-  """Where the run begins, as process 0 finds it and all the others are told; the folder is made to agree with it."""
-  def find() -> TrainState:
-    state = resume.first_state(config, workdir, checkpoints, like, new, job)
-    # Only now: where the settings do not fit what is there, config.json still tells those that made it.
-    workspace.store_config(workdir, config, outputs.versions(), prior.source.as_dict())
-    job.keep(workdir)
-    if int(state.step) < config.training.steps:
-      for folder in _folders(workdir, job):
+def _first_state(settings: Any, workdir: Path, checkpoints: Checkpoints | None, like: TrainState,
+                 new: Callable[[], TrainState], prior: Prior, program: Program) -> TrainState:
+  """Returns process 0's first state in all processes, and makes the folder agree with the state."""
+  def restore() -> TrainState:
+    state = resume.first_state(settings, workdir, checkpoints, like, new, program)
+    # Only now: if the settings do not fit the checkpoints, config.json keeps the settings that made them.
+    workspace.store_settings(workdir, schema.to_dict(settings), versions(), prior.source.as_dict())
+    program.keep_inputs(workdir)
+    if int(state.step) < settings.training.steps:
+      for folder in _folders(workdir, program):
         for old in (folder / "scores.json", *folder.glob("particle_*/scores.json")):
           old.unlink(missing_ok=True)  # of the objects before this run
     return state
 
-  return hosts.broadcast_result(like, find)
+  return hosts.broadcast_result(like, restore)
 
 
-def _compile(job: Job, layout: Layout, state: TrainState, fixed: tuple) -> tuple[list[Callable | None], float]:
-  """Each stage's step as one executable that takes over the state's memory (None: behind us), and the seconds it took.
+def _compile(program: Program, layout: DeviceLayout, state: TrainState,
+             fixed: tuple) -> tuple[list[Callable | None], float]:
+  """Compiles each stage's step, with the state donated, and returns the executables and the seconds of compilation.
 
-  All before the first step: what does not fit into the device's memory shows at once.
+  The executable of a stage that is over is None. Everything is compiled before the first step, so that a program that
+  does not fit into the device's memory fails at once.
   """
   compiled, started = [], time.perf_counter()
-  for stage, over in zip(job.stages, stages_lib.are_over(job.stages, int(layout.fetch(state.step)))):
+  stages = program.stages
+  for stage, over in zip(stages, stages_lib.are_over(stages, int(layout.fetch(state.step)))):
     if over:
       compiled.append(None)
       continue
     before = time.perf_counter()
-    print(f"compiling the step{f' at {stage}' if len(job.stages) > 1 else ''}{layout} ... ", end="", flush=True)
-    compiled.append(layout.compile(job.make_step(stage, layout.share), state, fixed))
+    print(f"compiling the step{f' at {stage}' if len(stages) > 1 else ''}{layout} ... ", end="", flush=True)
+    compiled.append(layout.compile(program.make_step(stage, layout.share), state, fixed))
     print(f"{time.perf_counter() - before:.1f} s")
   return compiled, time.perf_counter() - started
 
 
 @dataclasses.dataclass
 class _Run:
-  """The steps of a run and what is done between them.
+  """The steps of a run and the work between them.
 
   Attributes:
-    fixed: what every step gets besides the state.
-    folders: where the metrics of each scene go, or of the one object.
-    recovery: the way back, and the checkpoints.
+    settings: the tree of any task.
+    workdir: folder of the run.
+    layout: devices of the run.
+    fixed: arguments of every step besides the state.
+    folders: folders of the metrics of each scene, or of the one object.
+    recovery: takes the run back; holds the checkpoints.
     looks: pairs (every so many steps, (state, step) -> None).
   """
-  config: ml_collections.FrozenConfigDict
+  settings: Any
   workdir: Path
-  layout: Layout
+  layout: DeviceLayout
   fixed: tuple
   folders: list[Path]
   recovery: Recovery
-  looks: list[tuple[int, jobs.LookFn | None]]
+  looks: list[tuple[int, LookFn | None]]
 
   def steps(self, step_at: Callable[[int], Callable], state: TrainState) -> TrainState:
-    """Steps until done or stopped. `step_at` gives the executable for the step of a number.
+    """Steps until done or stopped.
 
-    Nothing is fetched from the device but the metrics, every `log_every` steps, and what the looks ask for.
+    Only the metrics, every `log_every` steps, and the arrays of the looks are fetched from the device.
+
+    Args:
+      step_at: (number of a step) -> its executable.
+      state: to begin with; donated.
     """
-    t = self.config.training
+    t = self.settings.training
     done, pending = int(self.layout.fetch(state.step)), []
-    with _stop_requests() as stop, Journal(self.workdir, self.folders, done, t.steps) as journal:
+    with _stop_requests() as stop, RunLog(self.workdir, self.folders, done, t.steps) as log:
       while done < t.steps:
         with jax.transfer_guard("disallow"):
           state, metrics = step_at(done)(state, *self.fixed)
-        # While the device works on this step the last checkpoint is written to its end: a kill costs no more than the
-        # steps since the one before it.
+        # The last checkpoint is written to its end while the device works on this step, so that a kill costs no more
+        # than the steps since the checkpoint before it.
         if self.recovery.checkpoints is not None:
           self.recovery.checkpoints.wait()
         done += 1
         pending.append(metrics)
-        journal.tick()
+        log.tick()
         if done % t.log_every == 0 or done == t.steps:
           fetched, pending = self.layout.fetch(pending), []
-          journal.log(done, fetched)
-          bad = divergence.out_of_patience(self.config, fetched)
+          log.log(done, fetched)
+          bad = divergence.out_of_patience(self.settings.divergence.patience, fetched)
           if np.any(bad):
             before = done
             state, done = self.recovery.go_back(state, done, bad)
             if done < before:
-              journal.go_back(done)
+              log.go_back(done)
               continue
         self._look(state, done)
         stopped = self._stopped(stop, done)
@@ -195,18 +207,18 @@ class _Run:
         if stopped and done < t.steps:
           raise Interrupted(f"stopped at step {done} of {t.steps}; saved in {self.workdir / 'checkpoints'}; "
                             "the same command goes on from there")
-      journal.close(self.layout.fetch(state.health))
+      log.close(self.layout.fetch(state.health))
     return state
 
   def _stopped(self, stop: list[int], done: int) -> bool:
-    """Whether to stop after this step. Several processes ask each other, but not at every step."""
+    """Returns whether to stop after this step; several processes agree every `log_every` steps."""
     if jax.process_count() == 1:
       return bool(stop)
-    return done % self.config.training.log_every == 0 and hosts.any_process(bool(stop))
+    return done % self.settings.training.log_every == 0 and hosts.any_process(bool(stop))
 
   def _look(self, state: TrainState, done: int) -> None:
     due = [look for every, look in self.looks
-           if every and look and done % every == 0 and done < self.config.training.steps]
+           if every and look and done % every == 0 and done < self.settings.training.steps]
     if not due:
       return
     here = self.layout.local(state)
@@ -217,15 +229,15 @@ class _Run:
     state = self.layout.local(state)
     if self.recovery.checkpoints is None:
       return
-    about = dict(config=self.config.to_dict(), versions=outputs.versions(),
-                 key=jax.random.key_data(jax.random.key(self.config.seed)).tolist(),
-                 **self.recovery.about(jax.device_get(state.health)))
-    self.recovery.checkpoints.save(done, state, about)
+    metadata = dict(config=schema.to_dict(self.settings), versions=versions(),
+                    key=jax.random.key_data(jax.random.key(self.settings.seed)).tolist(),
+                    **self.recovery.metadata(jax.device_get(state.health)))
+    self.recovery.checkpoints.save(done, state, metadata)
 
 
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-  """A list that is empty until Ctrl-C or SIGTERM; a second Ctrl-C interrupts at once, without saving."""
+  """Yields a list that is empty until Ctrl-C or SIGTERM; a second Ctrl-C interrupts at once, without saving."""
   received: list[int] = []
 
   def note(number: int, frame: Any) -> None:

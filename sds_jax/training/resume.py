@@ -1,4 +1,4 @@
-"""Where a run begins: anew, from its newest whole checkpoint, or from another run that it edits."""
+"""The first state of a run: a new one, that of its newest whole checkpoint, or that of the run that it edits."""
 from __future__ import annotations
 
 import contextlib
@@ -9,114 +9,133 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
-from ml_collections import ConfigDict
 
 from sds_jax.io import files
 from sds_jax.io.checkpoints import Checkpoints, DamagedCheckpointError, SchemaError
+from sds_jax import schema
+from sds_jax.settings.distillation import DistillationSettings
 from sds_jax.training import workspace
-from sds_jax.training.jobs import Job
+from sds_jax.training.program import Program, abstract_state
 from sds_jax.training.state import TrainState
 from sds_jax.training.workspace import ResumeError
 
-def first_state(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints,
-                like: TrainState, new: Callable[[], TrainState], job: Job) -> TrainState:
-  """The newest whole checkpoint, of the structure of `like`, where one is wanted; else new(). Makes the logs agree.
+
+def first_state(settings: Any, workdir: Path, checkpoints: Checkpoints, like: TrainState,
+                new: Callable[[], TrainState], program: Program) -> TrainState:
+  """Returns the state of the newest whole checkpoint, or new(), and cuts the logs to the same step.
+
+  Args:
+    settings: the tree of any task; `resume` says whether a checkpoint may or must be used.
+    workdir: folder of the run.
+    checkpoints: of the run.
+    like: structure and shapes of a state.
+    new: () -> the state before the first update.
+    program: the run; its inputs are checked against those of the checkpoints.
 
   Raises:
-    ResumeError: `config.resume` asks for a checkpoint that is not there, or the one that is there does not fit.
+    ResumeError: `config.resume` demands a checkpoint and there is none, or the checkpoint does not fit.
   """
-  if config.resume == "never":
+  if settings.resume == "never":
     checkpoints.clear()
   there = checkpoints.latest_step() is not None
   if there:
-    check_same_object(config, workdir, checkpoints)
-    job.check(workdir)
-  found = newest(checkpoints, like, workdir) if there else None
-  if found is None:
-    if config.resume == "must":
+    check_same_object(settings, workdir, checkpoints)
+    program.check_inputs(workdir)
+  newest = restore_newest(checkpoints, like, workdir) if there else None
+  if newest is None:
+    if settings.resume == "must":
       raise ResumeError(f"config.resume='must', but {workdir / 'checkpoints'} holds no {'whole ' * there}checkpoint; "
                         "use --config.resume=auto to start anew where there is none")
     if there:
       print(f"none of the checkpoints in {workdir} is whole: starting anew")
     state = new()  # before anything of the run that was there goes
-    _truncate(workdir, job, 0)
+    _truncate(workdir, program, 0)
     for pattern in ("events.out.tfevents.*", "progress/*.png", "*/progress/*.png"):
       for old in workdir.glob(pattern):
         old.unlink()
     return state
-  step, state = found
-  _truncate(workdir, job, step)
+  step, state = newest
+  _truncate(workdir, program, step)
   print(f"going on from step {step} of {workdir}")
   return state
 
 
-def _truncate(workdir: Path, job: Job, step: int) -> None:
-  for folder in [workdir / name for name in job.scenes.folders] if job.scenes else [workdir]:
+def _truncate(workdir: Path, program: Program, step: int) -> None:
+  for folder in [workdir / name for name in program.scenes.folders] if program.scenes else [workdir]:
     files.truncate_metrics(folder / "metrics.jsonl", step)
 
 
-def newest(checkpoints: Checkpoints, like: TrainState, workdir: Path,
-           whatever_estimator: bool = False) -> tuple[int, TrainState] | None:
-  """(step, state) of the newest checkpoint that is whole, of the structure of `like`; None where there is none.
+def restore_newest(checkpoints: Checkpoints, like: TrainState, workdir: Path,
+                   any_estimator: bool = False) -> tuple[int, TrainState] | None:
+  """Returns (step, state) of the newest whole checkpoint, or None if there is none.
 
   Args:
-    whatever_estimator: whether to take what the estimator keeps as it is there.
+    checkpoints: of the run in `workdir`.
+    like: structure and shapes of the state.
+    workdir: folder of the run, for errors.
+    any_estimator: whether the estimator's part may have any structure.
 
   Raises:
-    ResumeError: it holds something else.
+    ResumeError: the checkpoint has another structure.
   """
-  def of(there: dict[str, Any]) -> TrainState:
-    return dataclasses.replace(like, estimator=there.get("estimator")) if whatever_estimator else like
+  def expected(stored: dict[str, Any]) -> TrainState:
+    return dataclasses.replace(like, estimator=stored.get("estimator")) if any_estimator else like
 
   try:
-    return checkpoints.restore_newest(of)
+    return checkpoints.restore_newest(expected)
   except SchemaError as error:
     raise ResumeError(f"the newest checkpoint in {workdir} does not fit these settings ({str(error).splitlines()[0]}); "
                       "use --config.resume=never or another --workdir") from error
 
 
-def source_of(config: ml_collections.FrozenConfigDict, job: Job) -> TrainState | None:
-  """What another run has made and this one edits, or None.
+def restore_source(distillation: DistillationSettings, program: Program, keep: int = 2) -> TrainState | None:
+  """Returns the newest state of the run that this run edits, or None if this run edits none.
+
+  Args:
+    distillation: names the folder of the edited run.
+    program: this run, whose parameters must have the same structure.
+    keep: number of checkpoints that the edited run keeps.
 
   Raises:
-    ResumeError: that run has no checkpoint, or its field (or generator) is another one.
+    ResumeError: the edited run has no checkpoint, or its parameters have another structure.
   """
-  if not config.distillation.source:
+  if not distillation.source:
     return None
-  folder, named = Path(config.distillation.source), f"config.distillation.source={config.distillation.source!r}"
-  new = jax.eval_shape(lambda: job.new_state(jax.random.key(0)))
+  folder, named = Path(distillation.source), f"config.distillation.source={distillation.source!r}"
+  new = abstract_state(program)
 
-  def of(there: dict[str, Any]) -> TrainState:  # what only that run has a use for is restored as it is there
-    return dataclasses.replace(new, estimator=there.get("estimator"), opt_state=there["opt_state"])
+  def expected(stored: dict[str, Any]) -> TrainState:  # the parts that only the edited run uses keep their structure
+    return dataclasses.replace(new, estimator=stored.get("estimator"), opt_state=stored["opt_state"])
 
-  with Checkpoints(folder / "checkpoints", config.training.keep_checkpoints) as checkpoints:
+  with Checkpoints(folder / "checkpoints", keep) as checkpoints:
     try:
-      found = checkpoints.restore_newest(of)
+      newest = checkpoints.restore_newest(expected)
     except (SchemaError, KeyError) as error:
       raise ResumeError(f"{named} cannot be edited with these settings, its field or generator, grid and particles "
                         f"must be the same: {str(error).splitlines()[0]}") from error
-  if found is None:
+  if newest is None:
     raise ResumeError(f"{named} has no checkpoint to begin from")
-  print(f"beginning from step {found[0]} of {folder}: {config.distillation.source_prompt!r}")
-  return jax.tree.map(jnp.asarray, found[1])
+  print(f"beginning from step {newest[0]} of {folder}: {distillation.source_prompt!r}")
+  return jax.tree.map(jnp.asarray, newest[1])
 
 
-def check_same_object(config: ml_collections.FrozenConfigDict, workdir: Path, checkpoints: Checkpoints) -> None:
-  """Raise ResumeError where the checkpoints in `workdir` are of another prompt or seed; tell what else has changed."""
-  before = ConfigDict()
+def check_same_object(settings: Any, workdir: Path, checkpoints: Checkpoints) -> None:
+  """Raises ResumeError if the checkpoints have another prompt or seed, and prints the other changed settings."""
+  before = {}
   if (workdir / "config.json").is_file():
-    before = workspace.stored_config(workdir, {})
-  else:  # someone has deleted it; the checkpoint knows, too
+    before = workspace.stored_settings(workdir)
+  else:  # deleted by the user; the checkpoint has the settings, too
     with contextlib.suppress(DamagedCheckpointError):
-      before = ConfigDict(checkpoints.metadata(checkpoints.latest_step()).get("config", {}))
+      before = checkpoints.metadata(checkpoints.latest_step()).get("config", {})
   if not before:
     return
   for name in ("prompt", "seed"):
-    if before[name] != config[name]:
-      raise ResumeError(f"config.{name}={config[name]!r}, but the checkpoints in {workdir} were made with "
-                        f"{before[name]!r}; give another --workdir, or use --config.resume=never to start anew there")
-  old, new = _flat(before.to_dict()), _flat(config.to_dict())
+    value = getattr(settings, name)
+    if before.get(name) != value:
+      raise ResumeError(f"config.{name}={value!r}, but the checkpoints in {workdir} were made with "
+                        f"{before.get(name)!r}; give another --workdir, or use --config.resume=never to start anew "
+                        "there")
+  old, new = _flat(before), _flat(schema.to_dict(settings))
   changed = [f"{name}={new.get(name)!r} (was {old.get(name)!r})" for name in sorted(old.keys() | new.keys())
              if old.get(name) != new.get(name) and name not in ("workdir", "resume")]
   if changed:
@@ -124,8 +143,12 @@ def check_same_object(config: ml_collections.FrozenConfigDict, workdir: Path, ch
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Nested settings as {dotted name: value}."""
+  """Returns nested settings as {dotted name: value}, with tuples as lists, as JSON has them."""
   flat = {}
   for name, value in settings.items():
-    flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: _lists(value)}
   return flat
+
+
+def _lists(value: Any) -> Any:
+  return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value

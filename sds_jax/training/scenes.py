@@ -1,6 +1,6 @@
-"""Many prompts at once: a file of them, a folder for each, and one step over all of their scenes.
+"""Many prompts in one run: a file of prompts, a folder for each scene, and one step over all scenes.
 
-A scene of the list is what a run of its own with the same seed makes; only the number of the step is common to all.
+Every scene equals the result of a run of its own with the same seed. Only the number of the step is shared.
 """
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from sds_jax.io import files
-from sds_jax.training.checks import ConfigError
+from sds_jax.schema import ConfigError
 from sds_jax.training.state import TrainState
-from sds_jax.training.update import StepFn
+from sds_jax.training.step import StepFn
 from sds_jax.training.workspace import ResumeError
 from sds_jax.types import Array, Params
 
@@ -25,19 +24,19 @@ MOST_PROMPTS, LONGEST_PROMPT = 100_000, 10_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Scenes:
+class SceneList:
   """The scenes of a run.
 
   Attributes:
-    prompts: one for each.
-    folders: where each goes, in the run's folder.
+    prompts: one for each scene.
+    folders: one for each scene, relative to the run's folder.
   """
   prompts: tuple[str, ...]
   folders: tuple[str, ...]
 
 
 def read_prompts(path: str) -> tuple[str, ...]:
-  """The prompts in a UTF-8 text file, one a line; empty lines do not count.
+  """Reads the prompts of a UTF-8 text file, one a line, and skips empty lines.
 
   Raises:
     ConfigError: there is no such file, it is no text, or it has no prompts, too many, or too long ones.
@@ -60,8 +59,8 @@ def read_prompts(path: str) -> tuple[str, ...]:
   return prompts
 
 
-def make_scenes(prompts: Sequence[str], seed: int) -> Scenes:
-  """The scenes of these prompts; two equal names are told apart by a number."""
+def make_scenes(prompts: Sequence[str], seed: int) -> SceneList:
+  """Returns the scenes of these prompts; a number distinguishes equal folder names."""
   names, seen = [f"{files.prompt_slug(prompt)}-{seed}" for prompt in prompts], Counter()
   folders = []
   for name in names:
@@ -71,44 +70,44 @@ def make_scenes(prompts: Sequence[str], seed: int) -> Scenes:
       seen[name] += 1
       numbered = f"{name}-{seen[name]}"
     folders.append(numbered)
-  return Scenes(tuple(prompts), tuple(folders))
+  return SceneList(tuple(prompts), tuple(folders))
 
 
 SCENES_FILE = "scenes.json"
 """In the folder of a run of many: {"prompts": [...], "folders": [...]}."""
 
 
-def check_same(config: ml_collections.FrozenConfigDict, scenes: Scenes, workdir: Path) -> None:
-  """Raise ResumeError where the run in `workdir` is of another list of prompts."""
+def check_same_prompts(prompts_file: str, scenes: SceneList, workdir: Path) -> None:
+  """Raises ResumeError if the run in `workdir` has another list of prompts."""
   if files.read_json(workdir / SCENES_FILE).get("prompts") != list(scenes.prompts):
-    raise ResumeError(f"the prompts in config.prompts_file={config.prompts_file!r} are not those that the checkpoints "
+    raise ResumeError(f"the prompts in config.prompts_file={prompts_file!r} are not those that the checkpoints "
                       f"in {workdir} were made with; give another --workdir, or --config.resume=never to start anew")
 
 
-def keep(scenes: Scenes, workdir: Path) -> None:
-  """Write SCENES_FILE."""
+def write_scene_list(scenes: SceneList, workdir: Path) -> None:
+  """Writes SCENES_FILE."""
   files.write_json(dataclasses.asdict(scenes), workdir / SCENES_FILE)
 
 
 def stacked(trees: Sequence[Any]) -> Any:
-  """N trees of equal structure as one with leaves [N, ...]."""
+  """Returns N trees of equal structure as one tree with leaves [N, ...]."""
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def repeated(state: TrainState, count: int) -> TrainState:
-  """One state for so many scenes: leaves [count, ...] but for the number of the step."""
+  """Returns one state repeated for `count` scenes: leaves [count, ...] except `step`."""
   many = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], count, axis=0), dataclasses.replace(state, step=None))
   return dataclasses.replace(many, step=state.step)
 
 
 def pick(state: TrainState, number: int) -> TrainState:
-  """The state of one scene, as of a run of its own."""
+  """Returns the state of one scene, as of a run of its own."""
   one = jax.tree.map(lambda leaf: leaf[number], dataclasses.replace(state, step=None))
   return dataclasses.replace(one, step=state.step)
 
 
 def put_back(state: TrainState, number: int, one: TrainState) -> TrainState:
-  """`state` (of numpy arrays, changed in place) with `one` as its scene of this number."""
+  """Replaces scene `number` of `state` (numpy arrays, changed in place) and returns `state`."""
   def assign(leaf: Any, value: Any) -> None:
     leaf[number] = value
 
@@ -117,16 +116,16 @@ def put_back(state: TrainState, number: int, one: TrainState) -> TrainState:
 
 
 def over_scenes(step: StepFn, together: int) -> StepFn:
-  """The step of one scene for [N] of them: `together` at a time under `vmap`, one lot after the other.
+  """Returns the step of N scenes: `together` scenes at a time under `vmap`, one group after the other.
 
-  The prior then sees one batch of `together` times the views.
+  The prior gets one batch of `together` times the views.
   """
-  def many(state: TrainState, prior_params: Params, text: Any, key: Array) -> tuple[TrainState, dict[str, Array]]:
+  def many(state: TrainState, prior_params: Params, conditions: Any, key: Array) -> tuple[TrainState, dict[str, Array]]:
     def one(scene: tuple[TrainState, Any]) -> tuple[TrainState, dict[str, Array]]:
       moved, metrics = step(dataclasses.replace(scene[0], step=state.step), prior_params, scene[1], key)
       return dataclasses.replace(moved, step=None), metrics
 
-    every = (dataclasses.replace(state, step=None), text)
+    every = (dataclasses.replace(state, step=None), conditions)
     if together >= jax.tree.leaves(every)[0].shape[0]:
       moved, metrics = jax.vmap(one)(every)
     else:
@@ -136,9 +135,14 @@ def over_scenes(step: StepFn, together: int) -> StepFn:
   return many
 
 
-def at_a_time(config: ml_collections.FrozenConfigDict, scenes: int) -> int:
-  """How many scenes a device makes together: on CPUs one by one, which keeps what is worked on in the cache."""
-  together = config.parallel.together
+def scenes_at_a_time(together: int, scenes: int) -> int:
+  """Returns the number of scenes that a device optimises at a time.
+
+  Args:
+    together: `parallel.together`; 0: all, -1: chosen by the backend. CPUs take one at a time, which keeps its arrays in
+      the cache.
+    scenes: number of scenes of the run.
+  """
   if together == -1:
     return 1 if jax.default_backend() == "cpu" else scenes
   return min(together or scenes, scenes)

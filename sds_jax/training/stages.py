@@ -1,21 +1,18 @@
-"""The stages of a run: at which size it renders, and whether its renders are latents by themselves.
+"""The stages of a run: parts with different render sizes, or whose renders are the latents themselves.
 
-The size of an image is fixed in a compiled program, and so is what the prior gets to see. A run with
-`render.milestones` or `distillation.latent_until` therefore has one program for each of its stages; they share state,
-optimiser and schedules, all of which know only the fraction of the whole run.
+A compiled program has fixed image sizes, and so has the prior's input. A run with `render.milestones` or
+`distillation.latent_until` therefore has one program for each stage. The stages share state, optimiser and schedules,
+all of which depend only on the fraction of the whole run.
 """
 from __future__ import annotations
 
 import bisect
 import dataclasses
 import math
-from typing import Sequence, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-import ml_collections
-from ml_collections import ConfigDict
-
-from sds_jax.training import config as config_lib
-from sds_jax.training.step import Scene, make_scene
+from sds_jax.generators.protocol import Generator
 
 T = TypeVar("T")
 
@@ -26,44 +23,47 @@ class Stage:
 
   Attributes:
     first: number of its first step.
-    scene: the functions of the run, as they are from there on (of another job: what its steps are made of).
+    generator: renders the stage's views.
+    size: height and width of the renders; 0 where a run has one stage.
+    as_latent: whether normals and opacity are the latent.
   """
   first: int
-  scene: Scene
+  generator: Generator
+  size: int = 0
+  as_latent: bool = False
 
   def __str__(self) -> str:
-    render = self.scene.config.render
-    return f"{render.height}x{render.width}{' as latents' if self.scene.as_latent else ''}"
+    return f"{self.size}x{self.size}{' as latents' if self.as_latent else ''}"
 
 
-def make_stages(config: ml_collections.FrozenConfigDict) -> tuple[Stage, ...]:
-  """The stages of a validated config, in order; the first begins at step 0. One, unless the settings ask for more."""
-  steps = config.training.steps
+def make_stages(steps: int, size: int, milestones: Sequence[tuple[float, int]], latent_until: float,
+                make_generator: Callable[[int, bool], Generator]) -> tuple[Stage, ...]:
+  """Returns the stages of a run in order; the first begins at step 0.
+
+  Args:
+    steps: number of steps of the run.
+    size: of the first renders, pixels.
+    milestones: ((fraction of the run, size from there on), ...).
+    latent_until: fraction of the run whose renders are latents.
+    make_generator: (size, as_latent) -> the generator of a stage.
+  """
   # Rounded, because 0.07 of 100 is 7.000000000000001 in floats.
   begins = lambda fraction: min(math.ceil(round(fraction * steps, 6)), steps)  # noqa: E731
-  sizes = {0: config.render.height, **{begins(place): size for place, size in config.render.milestones}}
-  rgb_from = begins(config.distillation.latent_until)
-  size, stages = config.render.height, []
+  sizes = {0: size, **{begins(place): later for place, later in milestones}}
+  rgb_from = begins(latent_until)
+  stages = []
   for first in sorted({*sizes, rgb_from}):
     size = sizes.get(first, size)
     if first < steps or first == 0:
-      stages.append(Stage(first, make_scene(_resized(config, size), as_latent=first < rgb_from)))
+      stages.append(Stage(first, make_generator(size, first < rgb_from), size, first < rgb_from))
   return tuple(stages)
 
 
-def _resized(config: ml_collections.FrozenConfigDict, size: int) -> ml_collections.FrozenConfigDict:
-  if size == config.render.height:
-    return config
-  changed = ConfigDict(config.to_dict())
-  changed.render.update(height=size, width=size)
-  return config_lib.freeze(changed)
-
-
-def at_step(stages: Sequence[Stage], made: Sequence[T], step: int) -> T:
-  """Of `made`, one for each stage, the one of the stage that step number `step` belongs to."""
-  return made[bisect.bisect_right([stage.first for stage in stages], step) - 1]
+def at_step(stages: Sequence[Stage], items: Sequence[T], step: int) -> T:
+  """Returns the item of the stage that step number `step` belongs to; `items` has one for each stage."""
+  return items[bisect.bisect_right([stage.first for stage in stages], step) - 1]
 
 
 def are_over(stages: Sequence[Stage], step: int) -> list[bool]:
-  """Whether each stage is behind a run that goes on with step number `step`."""
+  """Returns for each stage whether a run that continues with step number `step` is past the stage."""
   return [after.first <= step for after in stages[1:]] + [False]

@@ -1,4 +1,4 @@
-"""The folder of a run: where it is, whether it can be used, and the settings that were stored in it."""
+"""The folder of a run: its name, whether it can be written to, and the settings stored in it."""
 from __future__ import annotations
 
 import json
@@ -7,48 +7,37 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 from ml_collections import ConfigDict
 
+from sds_jax import schema, settings as settings_lib
 from sds_jax.io import files
-from sds_jax.training import defaults
 
 
 class WorkdirError(ValueError):
-  """A working folder that cannot be used; the message says why and what to do."""
+  """Raised for a working folder that cannot be used; the message says why and names the remedy."""
 
 
 class ResumeError(ValueError):
-  """The working folder does not hold what the settings ask to go on from."""
+  """Raised when the working folder does not hold the checkpoint that the settings demand."""
 
 
-def name_of(config: ml_collections.FrozenConfigDict, workdir: str | None) -> Path:
-  """The folder of a run: `--workdir` goes before `config.workdir`.
-
-  Where both are empty it is runs/<prompt>-<seed>, for pictures runs/<prompt>-<generator>-<seed>, for a file of
-  prompts or a picture of an object runs/<its name>-<seed>.
-  """
-  chosen = workdir or config.workdir
-  if not chosen and config.job == "text3d" and config.prompts_file:
-    return Path("runs") / f"{files.prompt_slug(Path(config.prompts_file).stem)}-{config.seed}"
-  if not chosen and config.job == "image3d":
-    return Path("runs") / f"{files.prompt_slug(Path(config.image).stem)}-{config.seed}"
-  made_by = f"-{files.prompt_slug(config.generator.name)}" if config.job == "image2d" else ""
+def folder_of(chosen: str, name: str, seed: int) -> Path:
+  """Returns the folder of a run: `chosen` by the user, or runs/<name>-<seed> if `chosen` is empty."""
   if not chosen:
-    return Path("runs") / f"{files.prompt_slug(config.prompt)}{made_by}-{config.seed}"
+    return Path("runs") / f"{name}-{seed}"
   folder = Path(chosen)
-  # Without the way there: to make a/../b would make a folder a, too.
+  # Resolved, because making a/../b would make the folder a, too.
   return Path(os.path.realpath(folder)) if ".." in folder.parts and "\0" not in chosen else folder
 
 
-def make(folder: Path) -> None:
-  """Make the folder of a run if need be, and prove that it can be written to.
+def make_folder(folder: Path) -> None:
+  """Makes the folder of a run if it is missing, and proves that it can be written to.
 
   Raises:
-    WorkdirError: it cannot.
+    WorkdirError: the folder cannot be made or written to.
   """
   try:
-    str(folder).encode()  # some of those that write there take only names that are text
+    str(folder).encode()  # some libraries that write there take only names that are text
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as probe:
       probe.write(b"0" * 4096)
@@ -59,11 +48,11 @@ def make(folder: Path) -> None:
                        "give another one with --workdir=...") from error
 
 
-def existing(workdir: str | None, mode: str) -> Path:
-  """The folder of an earlier run, for the modes that start from one.
+def existing_folder(workdir: str | None, mode: str) -> Path:
+  """Returns the folder of an earlier run, for the modes that start from such a folder.
 
   Raises:
-    WorkdirError: no folder was given, or it is not one of a run.
+    WorkdirError: no folder was given, or the folder is not that of a run.
   """
   if not workdir:
     raise WorkdirError(f"--mode={mode} needs the folder of a run: --workdir=runs/...")
@@ -73,21 +62,35 @@ def existing(workdir: str | None, mode: str) -> Path:
   return folder
 
 
-def store_config(folder: Path, config: ml_collections.FrozenConfigDict, versions: dict[str, str],
-                 prior_source: dict[str, str] | None = None) -> None:
-  """Write config.json: all settings, and what they were run with; `prior_source` is that of `Prior.source`."""
-  files.write_json(dict(config=config.to_dict(), versions=versions, prior_source=prior_source), folder / "config.json")
+def store_settings(folder: Path, settings: dict[str, Any], versions: dict[str, str],
+                   prior_source: dict[str, str] | None = None) -> None:
+  """Writes config.json: all settings, the versions of the libraries, and the source of the prior's files."""
+  files.write_json(dict(config=settings, versions=versions, prior_source=prior_source), folder / "config.json")
+
+
+def stored_settings(folder: Path) -> dict[str, Any]:
+  """Returns the settings in config.json as nested dictionaries, as JSON has them.
+
+  Raises:
+    WorkdirError: the file cannot be read.
+  """
+  config = stored_config(folder, {})
+  try:
+    return schema.to_dict(schema.read(settings_lib.reference(config), config, ranges=False))
+  except schema.ConfigError as error:
+    raise WorkdirError(f"{folder / 'config.json'} does not have the settings of this version ({error}); "
+                       "give another --workdir, or use --config.resume=never to start anew there") from error
 
 
 def stored_config(folder: Path, overrides: dict[str, Any]) -> ConfigDict:
-  """The settings in config.json with those of the command line put over them.
+  """Returns the settings in config.json with the overrides of the command line.
 
   Raises:
     WorkdirError: the file cannot be read.
   """
   try:
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
-    config = defaults.of(stored)
+    config = schema.to_config(settings_lib.reference(ConfigDict(stored)))
     _fill(config, stored)
   except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:  # no JSON, or JSON of another form
     raise WorkdirError(f"{folder / 'config.json'} cannot be read ({error}); was it cut off or changed?") from error
@@ -101,7 +104,7 @@ def stored_config(folder: Path, overrides: dict[str, Any]) -> ConfigDict:
 
 
 def _fill(config: ConfigDict, stored: dict[str, Any]) -> None:
-  """Values from JSON, where tuples have become lists; names that are not settings are left to `validate`."""
+  """Copies values from JSON, whose lists become tuples; unknown names are left to validation."""
   for name, value in stored.items():
     if isinstance(value, dict) and name in config and isinstance(config[name], ConfigDict):
       _fill(config[name], value)

@@ -99,6 +99,7 @@ MISTAKES = {
     "unknown need": (PLAIN, dict(needs={"sources"}), f"'sources' is not legal: it must be one of {', '.join(NEEDS)}"),
     "a need that the function does not take": (PLAIN, dict(needs={"source"}), "no keyword-only argument 'source_cond'"),
     "a need without its options": (PLAIN, dict(needs={"negative"}), "takes the options negative_prompt, but"),
+    "two sources": (SOURCED, dict(needs={"pair", "source"}), "cannot hold both 'pair' and 'source'"),
     "options that are no group": (PLAIN, dict(options=dict), "must be a frozen dataclass of schema.setting fields"),
     "an option without a range": (residual, dict(options=BARE), "the option 'share' has no range and no meaning"),
 }

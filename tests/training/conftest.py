@@ -1,4 +1,4 @@
-"""What the tests of training share: runs of a few steps under the tiny prior."""
+"""Shared by the tests of training: tasks and runs of a few steps under the tiny prior."""
 import jax
 import pytest
 
@@ -12,21 +12,50 @@ def prior_and_params(tiny_prior):
 @pytest.fixture(scope="session")
 def tiny_image_settings(tiny_settings):
   """The tiny settings, over those of image-to-3D."""
-  return {**{name: value for name, value in tiny_settings.items() if name != "prompt"}, "picture.elevation_deg": "20"}
+  return {**{name: value for name, value in tiny_settings.items() if name != "prompt"}, "picture.elevation_deg": 20}
 
 
 @pytest.fixture(scope="session")
-def ready(tiny_config, prior_and_params):
-  """(changes) -> (scene, step function, its arguments (state, prior_params, text, key))."""
-  from sds_jax.training import conditions, step
-  from sds_jax.training.validation import validate
+def make_task(tiny_config):
+  """(changes) -> the text-to-3D task of the tiny settings with these changes."""
+  from sds_jax import settings
+  from sds_jax.tasks import Text3DTask
+  return lambda changes=None: Text3DTask(settings.validate(tiny_config(changes)))
+
+
+@pytest.fixture(scope="session")
+def train():
+  """(task, folder, prior, params, on_render, program) -> `RunResult`; `program` is the task's where None."""
+  from sds_jax.training import layout as layout_lib, loop
+
+  def run(task, folder, prior, params, on_render=None, program=None):
+    program = program or task.program(prior)
+    layout = layout_lib.make_layout(task.settings.parallel, task.settings.training.views, program.together)
+    return loop.train(task.settings, folder, prior, layout.put_prior(params), program, layout, on_render)
+
+  return run
+
+
+@pytest.fixture(scope="session")
+def step_of():
+  """(task, prior) -> the step of the task's first stage, on one device."""
+  from sds_jax.training.parallel import Share
+
+  def make(task, prior):
+    program = task.program(prior)
+    return program.make_step(program.stages[0], Share())
+
+  return make
+
+
+@pytest.fixture(scope="session")
+def ready(make_task, prior_and_params, step_of):
+  """(changes) -> (task, step function, its arguments (state, prior_params, conditions, key))."""
   prior, prior_params = prior_and_params
 
   def make(changes=None, seed=0):
-    scene = step.make_scene(validate(tiny_config(changes)))
-    key = jax.random.key(seed)
-    state = jax.jit(lambda k: step.new_state(scene, k))(jax.random.fold_in(key, 2**31 - 1))
-    text = conditions.embed_prompts(prior, scene.config)
-    return scene, step.make_step(scene, prior), (state, dict(unet=prior_params["unet"]), text, key)
+    task, key = make_task(changes), jax.random.key(seed)
+    state = jax.jit(task.new_state)(jax.random.fold_in(key, 2**31 - 1))
+    return task, step_of(task, prior), (state, dict(unet=prior_params["unet"]), task.embed(prior), key)
 
   return make

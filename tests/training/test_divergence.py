@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.training import conditions, divergence, jobs, journal, loop, step as step_lib, update
-from sds_jax.training.validation import validate
+from sds_jax.training import divergence, keys as keys_lib, run_log
+
 
 def poisoned(prior, bad):
   """The prior, its predictions NaN where `bad` (t [B] int32) says so."""
@@ -24,16 +24,16 @@ def lines(folder):
 
 
 @pytest.fixture(scope="module")
-def one_step(tiny_config, prior_and_params):
+def one_step(make_task, prior_and_params, step_of):
   """(prior, changes of the state) -> (state before, state after, metrics) of one step."""
   prior, params = prior_and_params
-  scene = step_lib.make_scene(validate(tiny_config({"optimizer.warmup_steps": 0})))
-  new = jax.jit(lambda key: step_lib.new_state(scene, key))(jax.random.key(1))
-  text = conditions.embed_prompts(prior, scene.config)
-  sound = jax.jit(step_lib.make_step(scene, prior))
+  task = make_task({"optimizer.warmup_steps": 0})
+  new = jax.jit(task.new_state)(jax.random.key(1))
+  text = task.embed(prior)
+  sound = jax.jit(step_of(task, prior))
 
   def run(change=None, start=lambda state: state):
-    step, state = jax.jit(step_lib.make_step(scene, change(prior))) if change else sound, start(new)
+    step, state = jax.jit(step_of(task, change(prior))) if change else sound, start(new)
     return jax.device_get((state, *step(state, params, text, jax.random.key(0))))
   return run
 
@@ -81,8 +81,8 @@ def test_a_bad_run_ends_with_the_first_good_update(one_step):
 
 def test_a_restart_draws_anew_and_steps_slower(one_step):
   """All but the shading goes by the restart; the update is the smaller by the factor of the settings."""
-  first, again = (update.step_keys(jax.random.key(0), jnp.int32(5), restarts) for restarts in (0, 1))
-  for name in update.STREAMS:
+  first, again = (keys_lib.step_keys(jax.random.key(0), jnp.int32(5), restarts) for restarts in (0, 1))
+  for name in keys_lib.STREAMS:
     same = same_bits(jax.random.key_data(first[name]), jax.random.key_data(again[name]))
     assert same == (name == "shading"), name
   moved = {}
@@ -94,12 +94,11 @@ def test_a_restart_draws_anew_and_steps_slower(one_step):
   assert moved[0] == pytest.approx(1e-2, rel=1e-3) and moved[2] == pytest.approx(0.25e-2, rel=1e-3)
 
 
-def test_single_bad_steps_are_survived_and_told(tiny_config, prior_and_params, tmp_path, capsys):
+def test_single_bad_steps_are_survived_and_logged(make_task, train, prior_and_params, tmp_path, capsys):
   prior, params = prior_and_params
-  config = validate(tiny_config({"training.steps": 8, "training.log_every": 4,
-                                 "distillation.t_sampler": "uniform"}))
+  task = make_task({"training.steps": 8, "training.log_every": 4, "distillation.t_sampler": "uniform"})
   rare = poisoned(prior, lambda t: t > 70)
-  state = jax.device_get(loop.train(config, tmp_path, rare, params).state)
+  state = jax.device_get(train(task, tmp_path, rare, params).state)
   dropped = int(state.health["dropped"])
   assert 0 < dropped < 8 and int(state.step) == 8
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
@@ -107,16 +106,15 @@ def test_single_bad_steps_are_survived_and_told(tiny_config, prior_and_params, t
   assert f"{dropped} update" in capsys.readouterr().out
 
 
-def test_a_run_of_them_goes_back_to_the_last_good_checkpoint(tiny_config, prior_and_params, tmp_path, capsys):
+def test_a_run_of_them_goes_back_to_the_last_good_checkpoint(make_task, train, step_of, prior_and_params, tmp_path,
+                                                             capsys):
   """The prior fails from step number 3 on, but not after a restart."""
   prior, params = prior_and_params
-  config = validate(tiny_config({"training.steps": 8, "training.checkpoint_every": 2, "divergence.patience": 2,
-                                 "divergence.restarts": 1}))
-  job = jobs.text3d(config, prior)
-  sick = dataclasses.replace(job, make_step=lambda stage, share: lambda state, *args: step_lib.make_step(
-      stage.scene, poisoned(prior, lambda t: ((state.step >= 3) & (state.health["restarts"] == 0)) | (t < 0)),
-      share)(state, *args))
-  state = jax.device_get(loop.train(config, tmp_path, prior, params, job=sick).state)
+  task = make_task({"training.steps": 8, "training.checkpoint_every": 2, "divergence.patience": 2,
+                    "divergence.restarts": 1})
+  sick = dataclasses.replace(task.program(prior), make_step=lambda stage, share: lambda state, *args: step_of(
+      task, poisoned(prior, lambda t: ((state.step >= 3) & (state.health["restarts"] == 0)) | (t < 0)))(state, *args))
+  state = jax.device_get(train(task, tmp_path, prior, params, program=sick).state)
   assert int(state.step) == 8 and state.health == dict(dropped=2, in_a_row=0, restarts=1)
   out = capsys.readouterr().out
   # Bad are steps 4 and 5; the checkpoint of step 4 was made after a bad one, so it is not the one to go back to.
@@ -124,17 +122,17 @@ def test_a_run_of_them_goes_back_to_the_last_good_checkpoint(tiny_config, prior_
   assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_it_gives_up_in_the_end(tiny_config, prior_and_params, tmp_path):
+def test_it_gives_up_in_the_end(make_task, train, prior_and_params, tmp_path):
   prior, params = prior_and_params
-  config = validate(tiny_config({"training.steps": 40, "divergence.patience": 3, "divergence.restarts": 2}))
+  task = make_task({"training.steps": 40, "divergence.patience": 3, "divergence.restarts": 2})
   with pytest.raises(divergence.Diverged, match="gave up at step 3: 3 updates in a row .* after 2 restarts") as caught:
-    loop.train(config, tmp_path, poisoned(prior, lambda t: t >= 0), params)
+    train(task, tmp_path, poisoned(prior, lambda t: t >= 0), params)
   assert "config.optimizer.learning_rate" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_means_leave_out_what_is_not_finite():
   steps = [dict(a=np.float32(value), dropped=np.float32(i), in_a_row=np.float32(0)) for i, value in
            enumerate([1.0, np.nan, 3.0, np.inf])]
-  found = journal.summary(steps)
+  found = run_log.summary(steps)
   assert found["a"].tolist() == [2.0] and found["dropped"].tolist() == [3.0]
-  assert np.isnan(journal.summary([dict(a=np.array([np.nan, 1.0]))])["a"]).tolist() == [True, False]
+  assert np.isnan(run_log.summary([dict(a=np.array([np.nan, 1.0]))])["a"]).tolist() == [True, False]

@@ -31,13 +31,13 @@ def fold_indices():
   return index
 
 
-def draws(scene, views, key):
+def draws(generator, views, key):
   """What chance decides in step 0: of every ray and view; what t is drawn from; azimuths and elevations."""
   key_views, key_rest, key_shading, key_t, key_distil = jax.random.split(jax.random.fold_in(key, 0), 5)
-  cams, azimuth, elevation = cameras.sample_cameras(key_views, jnp.arange(views), views, scene.cameras)
+  cams, azimuth, elevation = cameras.sample_cameras(key_views, jnp.arange(views), views, generator.viewpoints.distribution)
   eps_key = jax.random.split(key_distil)[1]
   keys = jax.vmap(lambda b: jax.random.split(jax.random.fold_in(key_rest, b), 3))(jnp.arange(views))
-  lit = jax.vmap(lambda k, position: lights.sample_light(k, position, scene.lights))(keys[:, 0], cams.position)
+  lit = jax.vmap(lambda k, position: lights.sample_light(k, position, generator.lights))(keys[:, 0], cams.position)
   rays = jax.tree.map(lambda leaf: leaf.reshape(-1, 3), jax.vmap(lambda c: cameras.camera_rays(c, 16, 16))(cams))
   of_rays = dict(origins=rays.origins, directions=rays.directions, light=jnp.repeat(lit, 256, axis=0),
                  background=jnp.repeat(jax.vmap(plain_colour)(keys[:, 1]), 256, axis=0),
@@ -46,9 +46,9 @@ def draws(scene, views, key):
   return of_rays, eps, cameras.camera_features(cams), jax.random.uniform(key_t), azimuth, elevation
 
 
-def pixels_by_hand(field, params, rays, scene, shaded):
+def pixels_by_hand(field, params, rays, options, shaded):
   """Colours [R, 3], opacity [R] and orientation penalty [R] of rays: NeRF's sums, sample after sample."""
-  bound, count = scene.config.field.bound, scene.config.render.candidates
+  bound, count = options.bound, options.candidates
   width = 2 * bound / count
   closest = -jnp.sum(rays["origins"] * rays["directions"], axis=-1)
 
@@ -104,22 +104,23 @@ def noise_by_hand(unet, prior_params, texts, x, eps, t, told, combine):
           "distillation.weighting": "uniform", "shading.lambertian": 1.0, "shading.albedo_until": 0.0,
           "loss.orientation": (200.0,)}, lambda c, u: c + 3.0 * (c - u))])
 def test_whole_step(ready, prior_and_params, tiny_prior, shaded, changes, combine):
-  scene, step, args = ready({**PLAIN_DESCENT, **changes})
+  task, step, args = ready({**PLAIN_DESCENT, **changes})
+  generator = task.generator
   state, _, _, key = args
   after, metrics = jax.jit(step)(*args)
   assert float(metrics["overflow"]) == 0.0 and float(metrics["shaded"]) == float(shaded)
   found = jax.tree.map(lambda old, new: (np.asarray(old, np.float64) - np.asarray(new, np.float64)) / RATE,
                        state.params["field"], after.params["field"])
 
-  views, (prior, prior_params) = scene.config.training.views, prior_and_params
-  draw = functools.partial(draws, scene, views)
+  views, (prior, prior_params) = task.settings.training.views, prior_and_params
+  draw = functools.partial(draws, generator, views)
   rays, eps, told, shift, azimuth, elevation = jax.device_get(jax.jit(draw)(key))
   fraction = (np.arange(views) / views + shift) % 1.0
   t = np.floor((0.02 + fraction * (0.98 - 0.02)) * 100).astype(np.int32)
   index = fold_indices()
 
   def generate(params):
-    rgb, opacity, penalty = pixels_by_hand(scene.field.apply, params, rays, scene, shaded)
+    rgb, opacity, penalty = pixels_by_hand(generator.field.apply, params, rays, generator.options, shaded)
     x = (2.0 * rgb - 1.0).reshape(views, -1)[:, index]
     return x, 200.0 * jnp.mean(penalty) if shaded else 0.3 * jnp.mean(jnp.sqrt(opacity**2 + 0.01))
 

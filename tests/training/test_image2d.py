@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.training import image2d, image2d_config, jobs, loop
-from sds_jax.training.checks import ConfigError
-from sds_jax.training.validation import validate
+from sds_jax import settings as settings_lib
+from sds_jax.schema import ConfigError
+from sds_jax.settings.recipes import image2d as recipes
+from sds_jax.tasks import image2d
+from sds_jax.tasks.image2d import Image2DTask
+from sds_jax.training import loop
 
 TINY = {"generator.size": 16, "parallel.devices": 1, "training.steps": 4, "training.log_every": 1,
         "training.render_every": 0, "training.checkpoint_every": 100, "training.views": 2, "optimizer.warmup_steps": 1,
@@ -20,21 +23,18 @@ TINY = {"generator.size": 16, "parallel.devices": 1, "training.steps": 4, "train
 
 @pytest.fixture(scope="module")
 def make(tiny_prior):
-  """(generator, changes) -> validated settings under the tiny prior."""
-  def settings(name="pixels", changes=None):
-    config = image2d_config.default(name)
+  """(generator, changes) -> the task of these settings under the tiny prior."""
+  def task(name="pixels", changes=None):
+    config = recipes.from_words(name)
     config.update_from_flattened_dict({"prior.path": str(tiny_prior), **TINY, **(changes or {})})
-    return validate(config)
-  return settings
+    return Image2DTask(settings_lib.validate(config))
+  return task
 
 
 @pytest.fixture(scope="module")
-def run(prior_and_params):
-  """(settings, folder, on_render) -> the state a run ends with, as numpy."""
-  def train(config, folder, on_render=None):
-    job = jobs.pictures(image2d.make_studio(config), prior_and_params[0])
-    return jax.device_get(loop.train(config, folder, *prior_and_params, on_render, job).state)
-  return train
+def run(train, prior_and_params):
+  """(task, folder, on_render) -> the state a run ends with, as numpy."""
+  return lambda task, folder, on_render=None: jax.device_get(train(task, folder, *prior_and_params, on_render).state)
 
 
 def leaves(tree):
@@ -52,13 +52,12 @@ def test_a_stopped_run_goes_on_exactly(make, run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["csd", "bridge", pytest.param("vsd", marks=pytest.mark.thorough), "pds", "hifa"])
-def test_estimators_with_wants_of_their_own_move_a_picture(make, prior_and_params, name):
+def test_estimators_with_needs_move_an_image(make, prior_and_params, step_of, name):
   prior, prior_params = prior_and_params
-  config = make("pixels", {"distillation.estimator": name})
-  studio = image2d.make_studio(config)
-  text = image2d.embed_prompts(prior, config, 1)
-  state = image2d.begin(studio, prior, prior_params, text, jax.random.key(0))
-  before, step = np.asarray(state.params["logits"]), jax.jit(image2d.make_step(studio, prior))
+  task = make("pixels", {"distillation.estimator": name})
+  text = task.embed(prior)
+  state = task.program(prior).begin(prior_params, text, jax.random.key(0), None)
+  before, step = np.asarray(state.params["logits"]), jax.jit(step_of(task, prior))
   for _ in range(2):
     state, metrics = step(state, prior_params, text, jax.random.key(1))
   after = np.asarray(state.params["logits"])
@@ -66,12 +65,12 @@ def test_estimators_with_wants_of_their_own_move_a_picture(make, prior_and_param
   assert all(np.isfinite(value) for value in metrics.values())
 
 
-def test_particles_have_nothing_in_common(make, prior_and_params):
+def test_particles_have_nothing_in_common(make, prior_and_params, step_of):
   """In a step a picture moves as it would if the other were another one."""
   prior, prior_params = prior_and_params
-  studio = image2d.make_studio(make("pixels", {"generator.particles": 2, "optimizer.warmup_steps": 0}))
-  state = image2d.new_state(studio, jax.random.key(0))
-  step, text = jax.jit(image2d.make_step(studio, prior)), image2d.embed_prompts(prior, studio.config, 1)
+  task = make("pixels", {"generator.particles": 2, "optimizer.warmup_steps": 0})
+  state = task.new_state(jax.random.key(0))
+  step, text = jax.jit(step_of(task, prior)), task.embed(prior)
   logits = state.params["logits"]
   other = dataclasses.replace(state, params=dict(logits=jnp.stack([logits[0], logits[0] + 0.5])))
   end, moved = (np.asarray(step(begun, prior_params, text, jax.random.key(1))[0].params["logits"])
@@ -83,8 +82,8 @@ def test_particles_have_nothing_in_common(make, prior_and_params):
 
 def test_prompts_are_spread_over_the_frames(make, prior_and_params):
   prior, _ = prior_and_params
-  config = make("shared", {"generator.shared.frames": 3, "training.views": 3, "prompt": "a red cube|a blue sphere"})
-  text = image2d.embed_prompts(prior, config, 3)
+  task = make("shared", {"generator.shared.frames": 3, "training.views": 3, "prompt": "a red cube|a blue sphere"})
+  text = task.embed(prior)
   ends = prior.embed(["a red cube", "a blue sphere"])
   np.testing.assert_allclose(text["views"], jnp.stack([ends[0], (ends[0] + ends[1]) / 2, ends[1]]), atol=1e-5)
 
@@ -92,11 +91,11 @@ def test_prompts_are_spread_over_the_frames(make, prior_and_params):
 @pytest.mark.thorough
 def test_a_picture_is_edited_from_another_run(make, run, tmp_path):
   made = run(make(), tmp_path / "red")
-  config = make("pixels", {"prompt": "a blue cube", "distillation.estimator": "dds", "training.steps": 2,
+  task = make("pixels", {"prompt": "a blue cube", "distillation.estimator": "dds", "training.steps": 2,
                            "optimizer.name": "sgd",  # the source's has no part in it
                            "distillation.source": str(tmp_path / "red")})
-  assert config.distillation.source_prompt == "a red cube"
-  state = run(config, tmp_path / "blue")
+  assert task.settings.distillation.source_prompt == "a red cube"
+  state = run(task, tmp_path / "blue")
   assert leaves(state.estimator["params"]) == leaves(made.params) != leaves(state.params)
 
 
@@ -110,10 +109,10 @@ def test_any_function_is_a_generator(make, prior_and_params):
     return jnp.broadcast_to(image, (1, 16, 16, 3))
 
   begin = dict(mean=jnp.zeros(3), slope=jnp.zeros(3))
-  settings = image2d_config.default()
+  settings = settings_lib.defaults("image2d")
   settings.update_from_flattened_dict({"prior.path": prior.name, **TINY})
-  found = image2d.optimise(draw, begin, prior, prior_params, "a red cube", config=settings)
-  assert found["mean"].shape == (3,) and float(jnp.abs(found["mean"]).max()) > 0.01
+  learnt = image2d.optimise(draw, begin, prior, prior_params, "a red cube", config=settings)
+  assert learnt["mean"].shape == (3,) and float(jnp.abs(learnt["mean"]).max()) > 0.01
   for function, change, message in (
       (lambda theta, key: jnp.concatenate([draw(theta, key)] * 2), {"training.views": 3}, "views=3 must be a multiple"),
       (lambda theta, key: draw(theta, key)[0], {}, r"apply gives .* it must give images"),

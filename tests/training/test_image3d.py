@@ -10,9 +10,11 @@ import pytest
 
 from sds_jax.diffusion import guidance
 from sds_jax.priors import prior as prior_lib, sight
-from sds_jax.training import conditions, image3d_config, jobs, layout as layout_lib, loop, score_network
-from sds_jax.training.checks import ConfigError
-from sds_jax.training.validation import validate
+from sds_jax import settings as settings_lib
+from sds_jax.schema import ConfigError
+from sds_jax.settings.recipes import image3d as recipes
+from sds_jax.tasks import Image3DTask
+from sds_jax.training import conditions, layout as layout_lib, loop, second_network
 from sds_jax.views import cameras
 
 
@@ -22,36 +24,36 @@ def viewer(tiny_view_prior):
 
 
 @pytest.fixture(scope="module")
-def config_of(tiny_image_settings):
+def task_of(tiny_image_settings):
   def make(changes=None):
-    config = image3d_config.default()
+    config = settings_lib.defaults("image3d")
     config.update_from_flattened_dict({**tiny_image_settings, **(changes or {})})
-    return validate(config)
+    return Image3DTask(settings_lib.validate(config))
   return make
 
 
-def told_of(prior, azimuth=0.0, elevation=0.3, seed=0):
+def photo_data(prior, azimuth=0.0, elevation=0.3, seed=0):
   rng = np.random.default_rng(seed)
   alpha = rng.uniform(size=(32, 32, 1))
   picture = np.concatenate([alpha * rng.uniform(size=(32, 32, 3)), alpha], -1).astype(np.float32)
   seen = prior.sight.see(jnp.asarray(picture[..., :3] + 1.0 - picture[..., 3:]))
-  return dict(seen=seen, azimuth=jnp.float32(azimuth), elevation=jnp.float32(elevation), picture=jnp.asarray(picture))
+  return dict(seen=seen, azimuth=jnp.float32(azimuth), elevation=jnp.float32(elevation), photo=jnp.asarray(picture))
 
 
-def test_each_view_is_told_where_it_stands(viewer, config_of):
+def test_each_view_is_told_where_it_stands(viewer, task_of):
   """cond against the pose by hand, one view at a time; uncond and negative are zeros of the same structure."""
   prior, params = viewer
-  told = told_of(prior, azimuth=0.5)
+  data = photo_data(prior, azimuth=0.5)
   azimuth, elevation = jnp.array([0.5, 3.0, -2.0]), jnp.array([0.3, 1.0, -0.1])
-  sides = conditions.of_views(prior, params, config_of({"distillation.estimator": "csd"}), told, None, azimuth,
+  sides = conditions.of_views(prior, params, task_of({"distillation.estimator": "csd"}).settings.distillation, data, None, azimuth,
                               elevation, jnp.float32(0.0))
   kernel, bias = (np.asarray(params["cc_projection"]["projection"][name]) for name in ("kernel", "bias"))
   for i, (a, e) in enumerate(zip(azimuth.tolist(), elevation.tolist())):
     pose = [(math.pi / 2 - e) - (math.pi / 2 - 0.3), math.sin(a - 0.5), math.cos(a - 0.5), math.pi / 2 - 0.3]
-    tokens = np.asarray(told["seen"]["tokens"])
+    tokens = np.asarray(data["seen"]["tokens"])
     by_hand = np.stack([np.concatenate([token, pose]) @ kernel + bias for token in tokens])
     np.testing.assert_allclose(sides["cond"]["text"][i], by_hand, atol=1e-5)
-    np.testing.assert_array_equal(sides["cond"]["x"][i], told["seen"]["x"])
+    np.testing.assert_array_equal(sides["cond"]["x"][i], data["seen"]["x"])
   for null in (sides["uncond"], sides["negative"]):
     assert jax.tree.structure(null) == jax.tree.structure(sides["cond"])
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(null))
@@ -60,115 +62,115 @@ def test_each_view_is_told_where_it_stands(viewer, config_of):
 def test_guidance_is_between_the_picture_and_nothing(viewer):
   """eps_u + s (eps_c - eps_u), each side by a call of its own."""
   prior, params = viewer
-  told = told_of(prior)
-  cond = prior.sight.tell(params, told["seen"], jnp.array([[0.2, 0.0, 1.0, 1.2], [0.1, 1.0, 0.0, 1.2]]))
+  data = photo_data(prior)
+  cond = prior.sight.tell(params, data["seen"], jnp.array([[0.2, 0.0, 1.0, 1.2], [0.1, 1.0, 0.0, 1.2]]))
   z, t = jax.random.normal(jax.random.key(0), (2, *prior.x_shape)), jnp.array([3, 70])
   both = guidance.guided(prior.denoise, "diffusers", 3.0)(params, z, t, dict(cond=cond, uncond=sight.null(cond)))
   c, u = (prior.denoise(params, z, t, side) for side in (cond, sight.null(cond)))
   np.testing.assert_allclose(both, u + 3.0 * (c - u), atol=1e-4)
-  blank = told_of(prior, seed=1)
+  blank = photo_data(prior, seed=1)
   other = prior.sight.tell(params, blank["seen"], jnp.array([[0.2, 0.0, 1.0, 1.2]] * 2))
   np.testing.assert_array_equal(u, prior.denoise(params, z, t, sight.null(other)))  # nothing of the picture is left
 
 
-def run(config, viewer, told, words=None, layout=None, extra=None):
+def run(task, viewer, data, second=None, extra=None):
   prior, params = viewer
   params = dict(params, **(extra or {}))
-  layout = layout or layout_lib.make_layout(config)
-  job, key = jobs.image3d(config, prior, words, told), jax.random.key(config.seed)
-  text = job.text()
-  state = layout.put_state(jax.jit(lambda key: job.begin(params, text, key, None))(key))
-  fixed = (layout.put_prior(params), layout.put_text(text), layout.put(key))
-  step_fn = layout.compile(job.make_step(job.stages[0], layout.share), state, fixed)
+  layout = layout_lib.make_layout(task.settings.parallel, task.settings.training.views)
+  program, key = task.program(prior, second, data), jax.random.key(task.settings.seed)
+  embedded = program.embed()
+  state = layout.put_state(jax.jit(lambda key: program.begin(params, embedded, key, None))(key))
+  fixed = (layout.put_prior(params), layout.put_conditions(embedded), layout.put(key))
+  step_fn = layout.compile(program.make_step(program.stages[0], layout.share), state, fixed)
   for _ in range(3):
     state, metrics = step_fn(state, *fixed)
   return layout.fetch(state.params), layout.fetch(metrics)
 
 
 @pytest.fixture(scope="module")
-def on_one_device(viewer, config_of):
-  return run(config_of({"training.views": 8, "parallel.devices": 1}), viewer, told_of(viewer[0]))
+def on_one_device(viewer, task_of):
+  return run(task_of({"training.views": 8, "parallel.devices": 1}), viewer, photo_data(viewer[0]))
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
-def test_eight_devices_do_what_one_does(viewer, config_of, on_one_device, mode):
+def test_eight_devices_do_what_one_does(viewer, task_of, on_one_device, mode):
   one, metrics = on_one_device
-  config = config_of({"training.views": 8, "parallel.devices": 8, "parallel.mode": mode})
-  many, spread = run(config, viewer, told_of(viewer[0]))
+  config = task_of({"training.views": 8, "parallel.devices": 8, "parallel.mode": mode})
+  many, spread = run(config, viewer, photo_data(viewer[0]))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, many)
   assert {"rgb", "mask", "sds_grad_norm"} <= set(metrics)
   np.testing.assert_allclose(metrics["rgb"], spread["rgb"], rtol=1e-5)
 
 
-def test_half_the_bits(tiny_view_prior, config_of, viewer):
+def test_half_the_bits(tiny_view_prior, task_of, viewer):
   """A prior in bfloat16 moves the object nearly as one in float32 does."""
   half = prior_lib.build(tiny_view_prior, dtype=jnp.bfloat16)
   assert {leaf.dtype for leaf in jax.tree.leaves(half[1])} == {jnp.dtype(jnp.bfloat16)}
-  params, metrics = run(config_of({"prior.dtype": "bfloat16"}), half, told_of(half[0]))
-  _, full = run(config_of(), viewer, told_of(viewer[0]))
+  params, metrics = run(task_of({"prior.dtype": "bfloat16"}), half, photo_data(half[0]))
+  _, full = run(task_of(), viewer, photo_data(viewer[0]))
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
   np.testing.assert_allclose(metrics["sds_grad_norm"], full["sds_grad_norm"], rtol=0.1)
 
 
-def test_a_run_that_is_stopped_goes_on_over_its_stages(viewer, config_of, tmp_path):
+def test_a_run_that_is_stopped_goes_on_over_its_stages(viewer, task_of, train, tmp_path):
   """In two parts, the second of which begins where renders grow: the bits of a whole run."""
   prior, params = viewer
-  told = told_of(prior)
-  def train(workdir, on_render=None, **changes):
+  data = photo_data(prior)
+  def run_in(workdir, on_render=None, **changes):
     workdir.mkdir(exist_ok=True)
-    config = config_of({"training.steps": 4, "render.milestones": ((0.5, 24),), "training.render_every": 2, **changes})
-    return loop.train(config, workdir, prior, params, on_render, jobs.image3d(config, prior, None, told)).state
+    task = task_of({"training.steps": 4, "render.milestones": ((0.5, 24),), "training.render_every": 2, **changes})
+    return train(task, workdir, prior, params, on_render, task.program(prior, None, data)).state
 
-  whole = train(tmp_path / "whole")
+  whole = run_in(tmp_path / "whole")
   with pytest.raises(loop.Interrupted, match="stopped at step 2 of 4"):
-    train(tmp_path / "parts", lambda state, step: os.kill(os.getpid(), signal.SIGTERM))
-  parts = train(tmp_path / "parts", resume="must")
+    run_in(tmp_path / "parts", lambda state, step: os.kill(os.getpid(), signal.SIGTERM))
+  parts = run_in(tmp_path / "parts", resume="must")
   assert int(whole.step) == 4
   jax.tree.map(np.testing.assert_array_equal, *(jax.device_get((s.params, s.opt_state)) for s in (whole, parts)))
 
 
-def test_a_second_prior_is_told_words(viewer, config_of, prior_and_params):
+def test_a_second_prior_is_told_words(viewer, task_of, prior_and_params):
   """Magic123: with words the object moves another way, and by nothing more than their loss."""
   words, params = prior_and_params
-  told = told_of(viewer[0])
-  alone, _ = run(config_of(), viewer, told)
-  config = config_of({"prompt": "a red cube", "loss.words": (1.0,)})
-  both, metrics = run(config, viewer, told, words=words, extra=dict(words=params))
+  data = photo_data(viewer[0])
+  alone, _ = run(task_of(), viewer, data)
+  task = task_of({"prompt": "a red cube", "loss.words": 1.0})
+  both, metrics = run(task, viewer, data, second=words, extra=dict(words=params))
   assert metrics["words_grad_norm"] > 0.0 and metrics["words_grad_norm"] != metrics["sds_grad_norm"]
   apart = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), alone, both))
   assert max(apart) > 1e-4
-  silent = config_of({"prompt": "a red cube", "loss.words": ((0.0, 0.0), (1.0, 0.0))})
-  same, _ = run(silent, viewer, told, words=words, extra=dict(words=params))
+  silent = task_of({"prompt": "a red cube", "loss.words": ((0.0, 0.0), (1.0, 0.0))})
+  same, _ = run(silent, viewer, data, second=words, extra=dict(words=params))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), alone, same)
 
 
-def test_a_turned_camera_is_told_the_same(viewer, config_of):
+def test_a_turned_camera_is_told_the_same(viewer, task_of):
   """The pose is relative: picture and views turned by one angle give the same condition."""
   prior, params = viewer
   azimuth, elevation = jnp.array([0.4, 2.0]), jnp.array([0.1, 0.9])
-  a, b = (conditions.of_views(prior, params, config_of(), told_of(prior, azimuth=turn), None, azimuth + turn, elevation,
+  a, b = (conditions.of_views(prior, params, task_of().settings.distillation, photo_data(prior, azimuth=turn), None, azimuth + turn, elevation,
                               jnp.float32(0.0)) for turn in (0.0, 1.3))
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
 
 
-def test_the_second_network_is_told_the_camera_that_the_prior_is(viewer, config_of):
+def test_the_second_network_is_told_the_camera_that_the_prior_is(viewer, task_of):
   """VSD's: the one relative to the picture, wherever in the world that was taken from."""
   prior, params = viewer
   azimuth, elevation = jnp.array([0.4, 2.0]), jnp.array([0.1, 0.9])
-  config = config_of({"distillation.estimator": "vsd"})
-  cond = conditions.of_views(prior, params, config, told_of(prior, azimuth=1.5), None, azimuth, elevation,
+  d = task_of({"distillation.estimator": "vsd"}).settings.distillation
+  cond = conditions.of_views(prior, params, d, photo_data(prior, azimuth=1.5), None, azimuth, elevation,
                              jnp.float32(0.0))
   cams = jax.vmap(lambda a, e: cameras.orbit(a, e, 2.7, 0.8))(azimuth, elevation)
-  own, _ = score_network.told(config, cond, cameras.camera_features(cams), jax.random.key(0))
+  own, _ = second_network.score_conditions(d.vsd, cond, cameras.camera_features(cams), jax.random.key(0))
   np.testing.assert_array_equal(own["camera"], cond["cond"]["camera"])
   assert np.abs(own["camera"] - cameras.camera_features(cams)).max() > 0.1
 
 
-def test_without_shading_orientation_counts_in_every_step(viewer, config_of):
+def test_without_shading_orientation_counts_in_every_step(viewer, task_of):
   """Its loss is off by default; with a weight it is that of normals, which the render then has."""
-  told = told_of(viewer[0])
-  off, without = run(config_of(), viewer, told)
-  on, metrics = run(config_of({"loss.orientation": (100.0,)}), viewer, told)
+  data = photo_data(viewer[0])
+  off, without = run(task_of(), viewer, data)
+  on, metrics = run(task_of({"loss.orientation": 100.0}), viewer, data)
   assert without["orientation"] == 0.0 and metrics["orientation"] > 0.0
   apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), off["field"], on["field"])
   assert max(jax.tree.leaves(apart)) > 1e-4
@@ -177,7 +179,7 @@ def test_without_shading_orientation_counts_in_every_step(viewer, config_of):
 @pytest.mark.parametrize("changes, words", [
     ({"distillation.estimator": "dds"}, "compares descriptions"),
     ({"camera.distance": (2.4, 3.0)}, "give one value twice"),
-    ({"loss.depth": (1.0,)}, "config.picture.depth"),
+    ({"loss.depth": 1.0}, "config.picture.depth"),
     ({"picture.normals": "n.png"}, "would go unheard.*--config.loss.normals="),
     ({"camera.position_jitter": 0.1}, "config.camera.position_jitter=0.1 must be 0.0"),
     ({"camera.up_std": 0.02}, "config.camera.up_std"),
@@ -186,21 +188,21 @@ def test_without_shading_orientation_counts_in_every_step(viewer, config_of):
     ({"picture.framing": "sideways"}, "must be one of"),
     ({"training.particles": 2, "training.views": 2}, "has no meaning"),
     ({"shading.lambertian": 0.5}, "the picture's own light")])
-def test_settings_that_make_no_sense(config_of, changes, words):
+def test_settings_that_make_no_sense(task_of, changes, words):
   with pytest.raises(ConfigError, match=words):
-    config_of(changes)
+    task_of(changes)
 
 
 @pytest.mark.parametrize("words", ["", "shapeworld-views", "zero123", "stable-zero123", "magic123", "zero123-xl",
                                    "magic123,shapeworld-views", "zero123,someone/weights"])
 def test_recipes_are_legal(words):
-  config = image3d_config.from_words(words)
+  config = recipes.from_words(words)
   if words.startswith("magic123"):
     config.prompt = "a hamburger" if words == "magic123" else "a red cube"
-  assert validate(config).job == "image3d"
+  assert settings_lib.validate(config).job == "image3d"
 
 
 @pytest.mark.parametrize("words", ["nothing", "zero123,zero123-xl,sd15", "zero123-xl,zero123", "magic123,magic123"])
 def test_words_that_name_nothing(words):
   with pytest.raises(ConfigError, match="is not a recipe"):
-    image3d_config.from_words(words)
+    recipes.from_words(words)

@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from sds_jax.diffusion.schedules import add_noise
-from sds_jax.training import inspect_guidance, loop, step as step_lib, update
-from sds_jax.training.distil import distil
-from sds_jax.training.stages import Stage
-from sds_jax.training.validation import validate
+from sds_jax.generators.protocol import Draws
+from sds_jax.training import inspect_guidance
+from sds_jax.training.keys import step_keys
+from sds_jax.training.step import Context
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_config, prior_and_params, tmp_path_factory):
+def runs(make_task, train, prior_and_params, tmp_path_factory):
   """(folder, final state, names of what XLA compiled) of a run without sheets, then of one with a sheet each step."""
   def run(every):
     folder, compiled = tmp_path_factory.mktemp(f"every_{every}"), []
@@ -24,8 +24,7 @@ def runs(tiny_config, prior_and_params, tmp_path_factory):
       "backend_compile_duration") else None
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-      config = validate(tiny_config({"training.guidance_every": every}))
-      state = jax.device_get(loop.train(config, folder, *prior_and_params).state)
+      state = jax.device_get(train(make_task({"training.guidance_every": every}), folder, *prior_and_params).state)
     finally:
       jax.monitoring.unregister_event_duration_listener(listen)
     return folder, state, compiled
@@ -57,9 +56,9 @@ def test_files(runs):
 
 
 @pytest.fixture(scope="module")
-def seen(ready, prior_and_params):
-  """What an inspection gives before the first step, and what the step itself gets to see, by a spying network."""
-  scene, step, (state, prior_params, text, key) = ready()
+def inspected(ready, prior_and_params):
+  """An inspection before a step, and the inputs of the step's own network, by a spying network."""
+  task, _, (state, prior_params, text, key) = ready()
   prior, asked = prior_and_params[0], {}
 
   def spy(params, z, t, cond):
@@ -70,24 +69,25 @@ def seen(ready, prior_and_params):
 
   @jax.jit
   def both(state, prior_params, text, key):
-    found = inspect_guidance.make_inspection(scene, spied)(state, prior_params, text, key)
-    expected, keys = dict(asked), update.step_keys(key, state.step)
-    views = step_lib.observe(scene, spied, state.params, state, prior_params, text, keys)
-    _, aux = distil(scene.config, spied, prior_params, views.x, views.cond, keys, jnp.float32(0.25))
-    return found, expected, views.out.rgb, add_noise(prior.schedule, views.x, aux.eps, aux.t)
+    term = task.distillation_term(spied, task.stages[0])
+    sheet = inspect_guidance.make_inspection(term, 4)(state, prior_params, text, key)
+    expected, draws = dict(asked), Draws(step_keys(key, state.step), jnp.arange(2), jnp.float32(0.25))
+    views = term.generator.render(state.params, state.occupancy, draws)
+    _, aux, x = term.distil(views, Context(state.params, state, {}, prior_params, text, draws))
+    return sheet, expected, views.images, add_noise(prior.schedule, x, aux.eps, aux.t)
 
   state = state.replace(step=jnp.int32(1))  # of 4
   return prior, *both(state, prior_params, text, key)
 
 
-def test_a_sheet_shows_what_the_step_sees(seen):
-  prior, found, asked, rgb, noisy = seen
-  small = {name: np.asarray(found[name])[:, ::6, ::6] for name in inspect_guidance.COLUMNS}
+def test_a_sheet_shows_the_networks_inputs(inspected):
+  prior, sheet, asked, rgb, noisy = inspected
+  small = {name: np.asarray(sheet[name])[:, ::6, ::6] for name in inspect_guidance.COLUMNS}
   assert all(image.shape == (2, 16, 16, 3) for image in small.values())
   for name in small:  # each pixel of the prior is a block of 6x6 in the sheet
-    np.testing.assert_array_equal(np.asarray(found[name]).reshape(2, 16, 6, 16, 6, 3),
+    np.testing.assert_array_equal(np.asarray(sheet[name]).reshape(2, 16, 6, 16, 6, 3),
                                   np.broadcast_to(small[name][:, :, None, :, None], (2, 16, 6, 16, 6, 3)))
-  np.testing.assert_array_equal(found["t"], asked["t"])
+  np.testing.assert_array_equal(sheet["t"], asked["t"])
   np.testing.assert_allclose(small["render"], rgb, atol=1e-6)
   np.testing.assert_allclose(small["decoded"], np.clip(rgb, 0.0, 1.0), atol=1e-5)
   np.testing.assert_allclose(small["noisy"], prior.decode(None, asked["z"]), atol=1e-5)
@@ -95,13 +95,14 @@ def test_a_sheet_shows_what_the_step_sees(seen):
   x0 = np.asarray(asked["z"]) / alpha[:, None, None, None]  # the one-step guess where no noise is found
   np.testing.assert_allclose(small["x0"], prior.decode(None, jnp.asarray(x0)), atol=1e-4)
   np.testing.assert_allclose(noisy, asked["z"], atol=1e-5)
-  assert float(found["scale"]) == 3.0 and np.ptp(small["noisy"]) > 0.5
+  assert float(sheet["scale"]) == 3.0 and np.ptp(small["noisy"]) > 0.5
 
 
 def test_no_more_than_four_views(ready, prior_and_params):
-  scene, _, args = ready({"training.views": 5})
-  found = jax.eval_shape(inspect_guidance.make_inspection(scene, prior_and_params[0]), *args)
-  assert {name: leaf.shape for name, leaf in found.items()} == {
+  task, _, args = ready({"training.views": 5})
+  term = task.distillation_term(prior_and_params[0], task.stages[0])
+  sheet = jax.eval_shape(inspect_guidance.make_inspection(term, 4), *args)
+  assert {name: leaf.shape for name, leaf in sheet.items()} == {
     **dict.fromkeys(inspect_guidance.COLUMNS, (4, 96, 96, 3)), "t": (4,), "scale": ()}
 
 
@@ -111,11 +112,11 @@ def test_a_sheet_that_cannot_be_written_is_an_error(ready, prior_and_params, tmp
   def full(*args):
     raise OSError("No space left on device")
 
-  scene, _, (state, *fixed) = ready({"training.guidance_every": 1})
+  task, _, (state, *fixed) = ready({"training.guidance_every": 1})
   monkeypatch.setattr(inspect_guidance, "write_sheet", full)
-  monkeypatch.setattr(inspect_guidance, "make_inspection", lambda scene, prior: lambda *args: jnp.zeros(()))
+  monkeypatch.setattr(inspect_guidance, "make_inspection", lambda term, steps: lambda *args: jnp.zeros(()))
   with pytest.raises(OSError, match="No space left"):
-    with inspect_guidance.sheets([Stage(0, scene)], prior_and_params[0], tmp_path, state, tuple(fixed)) as draw:
+    with task.sheets(prior_and_params[0])(tmp_path, state, tuple(fixed)) as draw:
       for step in range(calls):
         draw(state, step)
       assert calls == 1

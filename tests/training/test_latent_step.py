@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from sds_jax.diffusion import guidance
-from sds_jax.training import conditions, loop, step as step_lib
-from sds_jax.training.validation import validate
 
 LATENT = {"prior.path": "", "prior.name": "sd15", "prior.random_weights": True, "render.height": 8, "render.width": 8,
           "training.views": 1}
@@ -29,23 +27,23 @@ def count(jaxpr):
 
 
 @pytest.fixture(scope="module")
-def scene(tiny_config, tiny_latent):
-  return step_lib.make_scene(validate(tiny_config(LATENT)))
+def task(make_task, tiny_latent):
+  return make_task(LATENT)
 
 
 @pytest.fixture(scope="module")
-def args(scene, tiny_latent):
+def args(task, tiny_latent):
   """The step's arguments."""
   key = jax.random.key(0)
-  state = jax.eval_shape(lambda: step_lib.new_state(scene, key))
-  return state, tiny_latent[1], conditions.embed_prompts(tiny_latent[0], scene.config), key
+  state = jax.eval_shape(lambda: task.new_state(key))
+  return state, tiny_latent[1], task.embed(tiny_latent[0]), key
 
 
 def counted(function, *args):
   return count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def test_the_unet_runs_forward_only_and_the_encoder_is_differentiated_in_the_image_alone(scene, args, tiny_latent):
+def test_the_unet_runs_forward_only_and_the_encoder_is_differentiated_in_the_image_alone(task, args, tiny_latent, step_of):
   prior, params = tiny_latent
   idle = dataclasses.replace(prior, denoise=lambda params, z, t, cond: jnp.zeros_like(z))
   image, z, t = jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, *prior.x_shape)), jnp.zeros((1,), jnp.int32)
@@ -55,8 +53,8 @@ def test_the_unet_runs_forward_only_and_the_encoder_is_differentiated_in_the_ima
     x, pullback = jax.vjp(lambda image: prior.encode(params, image, key), image)
     return pullback(x)
 
-  whole = counted(step_lib.make_step(scene, prior), *args)
-  without = counted(step_lib.make_step(scene, idle), *args)
+  whole = counted(step_of(task, prior), *args)
+  without = counted(step_of(task, idle), *args)
   unet = counted(guidance.guided(prior.denoise, "diffusers", 3.0), params, z, t, dict(cond=cond, uncond=cond))
   forward = counted(prior.encode, params, image, args[3])
   both = counted(encode_and_back, params, image, args[3])
@@ -68,7 +66,7 @@ def test_the_unet_runs_forward_only_and_the_encoder_is_differentiated_in_the_ima
 
 
 @pytest.mark.thorough
-def test_one_compile_for_a_whole_run(tiny_config, tiny_latent, tmp_path):
+def test_one_compile_for_a_whole_run(make_task, train, tiny_latent, tmp_path):
   compiled = []
 
   def listen(event, seconds, **facts):
@@ -77,7 +75,7 @@ def test_one_compile_for_a_whole_run(tiny_config, tiny_latent, tmp_path):
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
-    state = loop.train(validate(tiny_config(LATENT)), tmp_path, *tiny_latent).state
+    state = train(make_task(LATENT), tmp_path, *tiny_latent).state
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
   assert int(state.step) == 4 and sum("step" in name for name in compiled) == 1 and "step" in compiled[-1]

@@ -10,20 +10,18 @@ import numpy as np
 import pytest
 
 from sds_jax.training import layout, loop, resume
-from sds_jax.training.validation import validate
 
 
 @pytest.fixture
-def run(tiny_config, prior_and_params):
+def run(make_task, train, prior_and_params):
   """(folder, changes, on_render) -> the state a run ends with, as numpy."""
-  def train(folder, changes=None, on_render=None):
-    config = validate(tiny_config(changes))
-    return jax.device_get(loop.train(config, folder, *prior_and_params, on_render).state)
-  return train
+  def to_the_end(folder, changes=None, on_render=None):
+    return jax.device_get(train(make_task(changes), folder, *prior_and_params, on_render).state)
+  return to_the_end
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_config, prior_and_params, tmp_path_factory):
+def finished(make_task, train, prior_and_params, tmp_path_factory):
   """(folder, final state, [(event's function, seconds)] of XLA's compilations) of a run of 4 steps without a break."""
   folder, compiled = tmp_path_factory.mktemp("finished"), []
 
@@ -33,7 +31,7 @@ def finished(tiny_config, prior_and_params, tmp_path_factory):
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
-    result = loop.train(validate(tiny_config()), folder, *prior_and_params)
+    result = train(make_task(), folder, *prior_and_params)
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
   assert set(result.timings) == {"compile_s", "optimise_s"} and min(result.timings.values()) > 0.0
@@ -92,7 +90,7 @@ def test_another_seed_another_object(run, finished, tmp_path):
 
 def test_implicit_transfers_stop_the_run(run, monkeypatch, tmp_path):
   """Arguments on the host would be copied to the device at every step: the guard around the step does not allow it."""
-  monkeypatch.setattr(layout.Layout, "put_text", lambda self, text: jax.tree.map(np.asarray, text))
+  monkeypatch.setattr(layout.DeviceLayout, "put_conditions", lambda self, tree: jax.tree.map(np.asarray, tree))
   with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
     run(tmp_path)
 
@@ -145,8 +143,8 @@ def test_resume_never_starts_anew(run, finished, tmp_path):
 
 def test_what_has_changed_is_told(run, finished, tmp_path, capsys):
   shutil.copytree(finished[0], tmp_path / "copy")
-  run(tmp_path / "copy", {"loss.entropy": (0.25,)})
-  assert "with other settings than before: loss.entropy=(0.25,) (was (0.0,))\n" in capsys.readouterr().out
+  run(tmp_path / "copy", {"loss.entropy": 0.25})
+  assert "with other settings than before: loss.entropy=0.25 (was 0.0)\n" in capsys.readouterr().out
 
 
 def test_resume_must_needs_a_checkpoint(run, tmp_path):
@@ -158,7 +156,7 @@ def test_resume_with_another_field(run, finished, tmp_path):
   shutil.copytree(finished[0], tmp_path / "copy")
   with pytest.raises(resume.ResumeError, match="does not fit these settings .*config.resume=never") as caught:
     run(tmp_path / "copy", {"field.mlp.hidden": 12})
-  assert "Dense_0.bias is float32[8] in the checkpoint and float32[12] in the run" in str(caught.value) and "\n" not in str(caught.value)
+  assert "Dense_0.bias is float32[8] there, float32[12] here" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_half_written_checkpoint_is_passed_over(run, finished, tmp_path):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.training import losses
+from sds_jax.training.terms import regularisers as losses
 from sds_jax.types import RenderOutput
 
 
@@ -39,6 +39,6 @@ def test_orientation():
 @pytest.mark.parametrize("name, downhill", [("opacity", -1.0), ("entropy", 1.0)])
 def test_gradients_are_finite_and_point_the_right_way(name, downhill):
   """At opacity 0.9 both push: opacity towards 0, entropy towards 1; nothing explodes at 0 and 1."""
-  slope = jax.grad(lambda v: losses.LOSSES[name](render(v)))
+  slope = jax.grad(lambda v: losses.REGULARISERS[name](render(v)))
   assert float(slope(jnp.full((1, 1, 1), 0.9)).sum()) * downhill < 0.0
   assert bool(jnp.isfinite(slope(jnp.asarray([[[0.0, 1.0, 0.5]]]))).all())

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from sds_jax.benchmarks.collectives import collectives
-from sds_jax.training import jobs, layout as layout_lib, loop
-from sds_jax.training.checks import ConfigError
-from sds_jax.training.validation import validate
+from sds_jax.schema import ConfigError
+from sds_jax.training import layout as layout_lib, loop
 
 KEY = jax.random.key(0)
 EIGHT = {"training.views": 8, "training.steps": 40, "parallel.devices": 8}
@@ -24,7 +23,7 @@ def small_parts():
 
 
 @pytest.fixture(scope="module")
-def run(tiny_config, prior_and_params):
+def run(make_task, prior_and_params):
   """(changes, steps) -> (state, metrics of the last step, the program) of a run of eight views a step."""
   prior, prior_params = prior_and_params
   made = {}
@@ -35,12 +34,12 @@ def run(tiny_config, prior_and_params):
     return made[name]
 
   def make(changes, steps):
-    config = validate(tiny_config({**EIGHT, **changes}))
-    layout, job = layout_lib.make_layout(config), jobs.text3d(config, prior)
-    text = job.text()
-    state = layout.put(jax.jit(lambda key: job.begin(prior_params, text, key, None))(jax.random.key(5)))
+    task = make_task({**EIGHT, **changes})
+    layout, program = layout_lib.make_layout(task.settings.parallel, 8), task.program(prior)
+    text = program.embed()
+    state = layout.put(jax.jit(lambda key: program.begin(prior_params, text, key, None))(jax.random.key(5)))
     fixed = (layout.put_prior(prior_params), layout.put(text), layout.put(KEY))
-    step = layout.compile(job.make_step(job.stages[0], layout.share), state, fixed)
+    step = layout.compile(program.make_step(program.stages[0], layout.share), state, fixed)
     metrics = None
     with jax.transfer_guard("disallow"):
       for _ in range(steps):
@@ -87,7 +86,7 @@ def test_one_all_reduce_of_the_gradient_and_nothing_else(run):
 def test_a_prior_in_parts_is_gathered_and_nothing_else(run, prior_and_params):
   """What is in parts comes once in a step, and is on each device a share of the whole."""
   _, _, program = run({"parallel.shard_prior": True}, 20)
-  layout = layout_lib.Layout("jit", jax.sharding.Mesh(np.array(jax.devices()), ("views",)), True)
+  layout = layout_lib.DeviceLayout("jit", jax.sharding.Mesh(np.array(jax.devices()), ("views",)), True)
   put = layout.put_prior(prior_and_params[1])
   parts = [leaf for leaf in jax.tree.leaves(put) if not leaf.sharding.is_fully_replicated]
   gathered = [entry.bytes for entry in collectives(program) if entry.kind == "all-gather"]
@@ -96,23 +95,22 @@ def test_a_prior_in_parts_is_gathered_and_nothing_else(run, prior_and_params):
   assert [entry.kind for entry in collectives(program)].count("all-reduce") == 1
 
 
-def test_restores_on_other_numbers_of_devices(tiny_config, prior_and_params, tmp_path):
+def test_restores_on_other_numbers_of_devices(make_task, train, prior_and_params, tmp_path):
   """Eight devices, then one, then two, against one all the way."""
-  def train(folder, devices, stop=None):
-    config = validate(tiny_config({**EIGHT, "training.steps": 9, "training.render_every": 3,
-                                   "parallel.devices": devices}))
+  def run_on(folder, devices, stop=None):
+    task = make_task({**EIGHT, "training.steps": 9, "training.render_every": 3, "parallel.devices": devices})
 
     def on_render(state, step):
       if step == stop:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    return jax.device_get(loop.train(config, folder, *prior_and_params, on_render).state)
+    return jax.device_get(train(task, folder, *prior_and_params, on_render).state)
 
-  whole = train(tmp_path / "one", 1)
+  whole = run_on(tmp_path / "one", 1)
   for devices, stop in ((8, 3), (1, 6)):
     with pytest.raises(loop.Interrupted, match=f"stopped at step {stop} of 9"):
-      train(tmp_path / "moved", devices, stop)
-  moved = train(tmp_path / "moved", 2)
+      run_on(tmp_path / "moved", devices, stop)
+  moved = run_on(tmp_path / "moved", 2)
   assert int(moved.step) == 9 and worst(whole.params, moved.params) < 1e-5
 
 
@@ -122,8 +120,8 @@ def test_restores_on_other_numbers_of_devices(tiny_config, prior_and_params, tmp
     ({"training.views": 8, "parallel.devices": 9}, "parallel.devices=9 is more than the 8 that there are"),
     ({"training.views": 8, "training.particles": 4, "distillation.estimator": "vsd"}, "the 8 devices times 4 things: "
      "set it to 32")])
-def test_views_that_cannot_be_spread(tiny_config, changes, words):
-  config = validate(tiny_config({"parallel.devices": 0, **changes}))
+def test_views_that_cannot_be_spread(make_task, changes, words):
+  task = make_task({"parallel.devices": 0, **changes})
   with pytest.raises(ConfigError) as caught:
-    layout_lib.make_layout(config, config.training.particles)
+    layout_lib.make_layout(task.settings.parallel, task.settings.training.views, task.generator.together)
   assert words in str(caught.value)

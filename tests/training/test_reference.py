@@ -6,8 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.training import image3d_config, reference, step
-from sds_jax.training.validation import validate
+from sds_jax import settings as settings_lib
+from sds_jax.generators.protocol import Draws, Views
+from sds_jax.tasks import Image3DTask
+from sds_jax.training.keys import step_keys
+from sds_jax.training.step import Context
+from sds_jax.training.terms import reference
 from sds_jax.types import RenderOutput
 from sds_jax.views import cameras
 
@@ -26,57 +30,57 @@ def rng():
 
 
 @pytest.fixture(scope="module")
-def seen(rng):
-  """(render [1, S, S], told, background, camera [1]) of random numbers."""
+def sample(rng):
+  """(render [1, S, S], photo, background, camera [1]) of random numbers."""
   normals = rng.normal(size=(1, SIZE, SIZE, 3)).astype(np.float32)
   opacity = rng.uniform(0.2, 1.0, size=(1, SIZE, SIZE)).astype(np.float32)
   out = RenderOutput(rgb=rng.uniform(size=(1, SIZE, SIZE, 3)).astype(np.float32), opacity=opacity,
                      depth=rng.uniform(1.0, 3.0, size=(1, SIZE, SIZE)).astype(np.float32), normals=normals,
                      orientation=np.zeros((1, SIZE, SIZE), np.float32))
   alpha = rng.uniform(size=(SIZE, SIZE, 1)).astype(np.float32)
-  told = dict(picture=np.concatenate([alpha * rng.uniform(size=(SIZE, SIZE, 3)), alpha], -1).astype(np.float32),
+  photo_data = dict(photo=np.concatenate([alpha * rng.uniform(size=(SIZE, SIZE, 3)), alpha], -1).astype(np.float32),
               depth=known(rng.uniform(size=(SIZE, SIZE, 2))), normals=known(rng.normal(size=(SIZE, SIZE, 4))))
   behind = np.broadcast_to(np.float32([0.2, 0.5, 0.7]), (1, SIZE, SIZE, 3))
   camera = jax.tree.map(lambda leaf: leaf[None], cameras.orbit(0.4, 0.3, 2.7, 0.8))
-  return jax.tree.map(jnp.asarray, (out, told, behind, camera))
+  return jax.tree.map(jnp.asarray, (out, photo_data, behind, camera))
 
 
-def test_colours_are_compared_on_one_background(seen):
-  out, told, behind, _ = seen
-  picture = np.asarray(told["picture"])
+def test_colours_are_compared_on_one_background(sample):
+  out, photo_data, behind, _ = sample
+  picture = np.asarray(photo_data["photo"])
   target = picture[..., :3] + (1 - picture[..., 3:]) * np.asarray(behind[0])
-  np.testing.assert_allclose(reference.rgb(*seen), ((np.asarray(out.rgb[0]) - target) ** 2).mean(), rtol=1e-5)
-  np.testing.assert_allclose(reference.mask(*seen), ((np.asarray(out.opacity[0]) - picture[..., 3]) ** 2).mean(),
+  np.testing.assert_allclose(reference.rgb(*sample), ((np.asarray(out.rgb[0]) - target) ** 2).mean(), rtol=1e-5)
+  np.testing.assert_allclose(reference.mask(*sample), ((np.asarray(out.opacity[0]) - picture[..., 3]) ** 2).mean(),
                              rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["depth", "disparity"])
-def test_depth_is_a_weighted_correlation(seen, kind):
+def test_depth_is_a_weighted_correlation(sample, kind):
   """Of what is measured along the camera's axis, with the map or, where that is light nearby, the inverse."""
-  out, told, behind, shot = seen
-  told = {name: values for name, values in told.items() if name != "depth"} | {kind: told["depth"]}
-  weight = np.asarray(told[kind][..., 1] * out.opacity[0], np.float64).ravel()
+  out, photo_data, behind, shot = sample
+  photo_data = {name: values for name, values in photo_data.items() if name != "depth"} | {kind: photo_data["depth"]}
+  weight = np.asarray(photo_data[kind][..., 1] * out.opacity[0], np.float64).ravel()
   y, x = (np.mgrid[:SIZE, :SIZE] + 0.5) / SIZE - 0.5
   along = np.asarray(out.depth[0]) / np.sqrt(1 + (x**2 + y**2) / float(shot.focal[0]) ** 2)
   found = along if kind == "depth" else 1 / along
-  values = np.asarray(told[kind][..., 0] / told[kind][..., 1])
+  values = np.asarray(photo_data[kind][..., 0] / photo_data[kind][..., 1])
   covariance = np.cov(found.ravel(), values.ravel(), aweights=weight)
   expected = 1 - covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1])
-  np.testing.assert_allclose(reference.depth(out, told, behind, shot), expected, rtol=1e-4)
-  exact = {kind: told[kind].at[..., 0].set((2.0 * found + 1.0) * told[kind][..., 1])}
+  np.testing.assert_allclose(reference.depth(out, photo_data, behind, shot), expected, rtol=1e-4)
+  exact = {kind: photo_data[kind].at[..., 0].set((2.0 * found + 1.0) * photo_data[kind][..., 1])}
   assert reference.depth(out, exact, behind, shot) < 1e-4  # neither scale nor shift counts
   wrong = {kind: exact[kind].at[..., 0].multiply(-1.0)}
   assert reference.depth(out, wrong, behind, shot) > 1.9
 
 
-def test_what_is_not_known_does_not_bleed(seen):
+def test_what_is_not_known_does_not_bleed(sample):
   """A map of twice the size whose values are noise where it is not known: each pixel is the mean of what is."""
-  out, _, behind, shot = seen
+  out, _, behind, shot = sample
   rng = np.random.default_rng(1)
   there = rng.uniform(size=(2 * SIZE, 2 * SIZE, 1)) > 0.4
   fine = np.where(there, rng.normal(size=(2 * SIZE, 2 * SIZE, 3)), 1e3)
   fine = np.concatenate([fine * there, there], -1).astype(np.float32)
-  values, share = reference._map_at(jnp.asarray(fine), SIZE)
+  values, share = reference._resize_map(jnp.asarray(fine), SIZE)
   for y in range(SIZE):
     for x in range(SIZE):
       # The triangle of `jax.image.resize` at half the size: 1/8, 3/8, 3/8, 1/8 of four pixels, of those that there are.
@@ -90,40 +94,40 @@ def test_what_is_not_known_does_not_bleed(seen):
         np.testing.assert_allclose(values[y, x], mean, rtol=1e-4, atol=1e-5)
 
 
-def test_normals_are_those_of_the_camera(seen):
-  out, told, behind, camera = seen
+def test_normals_are_those_of_the_camera(sample):
+  out, photo_data, behind, camera = sample
   rotation = np.asarray(camera.rotation[0])
-  weight = np.asarray(told["normals"][..., 3])
+  weight = np.asarray(photo_data["normals"][..., 3])
   total = 0.0
   for y in range(SIZE):
     for x in range(SIZE):
-      a, b = rotation.T @ np.asarray(out.normals[0, y, x]), np.asarray(told["normals"][y, x, :3])
+      a, b = rotation.T @ np.asarray(out.normals[0, y, x]), np.asarray(photo_data["normals"][y, x, :3])
       total += weight[y, x] * (1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-  np.testing.assert_allclose(reference.normals(*seen), total / weight.sum(), rtol=1e-4)
+  np.testing.assert_allclose(reference.normals(*sample), total / weight.sum(), rtol=1e-4)
   n = np.asarray(out.normals[0])
   rough = ((n[1:] - n[:-1]) ** 2).mean() + ((n[:, 1:] - n[:, :-1]) ** 2).mean()
-  np.testing.assert_allclose(reference.smoothness(*seen), rough, rtol=1e-5)
+  np.testing.assert_allclose(reference.smoothness(*sample), rough, rtol=1e-5)
 
 
 def test_only_what_counts_is_computed_and_weights_follow_the_run(tiny_image_settings):
-  """The sum is that of its parts; a loss of weight 0 is neither there nor asks for its map."""
-  config = image3d_config.default()
-  config.update_from_flattened_dict({**tiny_image_settings, "loss.rgb": ((0.0, 2.0), (1.0, 4.0)), "loss.mask": (3.0,)})
-  scene = step.make_scene(validate(config))
-  state = step.new_state(scene, jax.random.key(0))
+  """The sum is that of its parts; a loss of weight 0 is not computed and needs no map."""
+  config = settings_lib.defaults("image3d")
+  config.update_from_flattened_dict({**tiny_image_settings, "loss.rgb": ((0.0, 2.0), (1.0, 4.0)), "loss.mask": 3.0})
+  task = Image3DTask(settings_lib.validate(config))
+  term = task.photo_terms(None, None, task.stages[0])[-1]
+  state = task.new_state(jax.random.key(0))
   alpha = jnp.linspace(0.0, 1.0, 16 * 16).reshape(16, 16, 1)
-  told = dict(picture=jnp.concatenate([0.5 * alpha, 0.1 * alpha, alpha, alpha], -1), azimuth=jnp.float32(0.3),
-              elevation=jnp.float32(0.2))
-  run = jax.jit(lambda params, progress: reference.losses(
-      scene, params, state.occupancy, told, jax.random.key(1), progress))
+  photo_data = dict(photo=jnp.concatenate([0.5 * alpha, 0.1 * alpha, alpha, alpha], -1), azimuth=jnp.float32(0.3),
+                    elevation=jnp.float32(0.2))
+  views = Views(jnp.zeros((1, 16, 16, 3)), {})
+
+  @jax.jit
+  def run(params, progress):
+    draws = Draws(step_keys(jax.random.key(1), jnp.int32(0)), jnp.arange(2), progress)
+    return term(views, Context(params, state, {}, {}, photo_data, draws))
+
   for progress in (0.0, 0.5):
     total, parts = run(state.params, jnp.float32(progress))
-    assert set(parts) == {"rgb", "mask", "picture_overflow"}
+    assert set(parts) == {"rgb", "mask", "reference_overflow"}
     np.testing.assert_allclose(total, (2 + 2 * progress) * parts["rgb"] + 3 * parts["mask"], rtol=1e-5)
-  off = dataclasses.replace(scene, config=validate(_without(config)))
-  assert reference.losses(off, state.params, state.occupancy, told, jax.random.key(1), jnp.float32(0.0))[1] == {}
-
-
-def _without(config):
-  config.update_from_flattened_dict({"loss.rgb": (0.0,), "loss.mask": (0.0,)})
-  return config
+  assert dataclasses.replace(term, weights=())(views, None) == (0.0, {})

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.training import jobs, layout as layout_lib, loop, resume, scenes as scenes_lib
-from sds_jax.training.checks import ConfigError
-from sds_jax.training.validation import validate
+from sds_jax import settings as settings_lib
+from sds_jax.schema import ConfigError
+from sds_jax.tasks import ScenesTask
+from sds_jax.training import layout as layout_lib, loop, resume, scenes as scenes_lib
 
 PROMPTS = ("a red cube", "a blue sphere", "a green torus")
 SETTINGS = {"training.steps": 6, "training.log_every": 3, "training.checkpoint_every": 3, "divergence.patience": 2,
@@ -17,15 +18,15 @@ SETTINGS = {"training.steps": 6, "training.log_every": 3, "training.checkpoint_e
 
 @pytest.fixture(scope="module")
 def run(tiny_config, prior_and_params):
-  """(folder, changes, change of the prior) -> Progress of the three prompts on two devices, one of which has two."""
+  """(folder, changes, change of the prior) -> `RunResult` of the three prompts on two devices, one of which has two."""
   prior, params = prior_and_params
 
   def of(folder, changes=None, change=lambda prior: prior, prompts=PROMPTS):
-    config = validate(tiny_config({"parallel.devices": 2, "prompts_file": "prompts.txt", **SETTINGS,
-                                   **(changes or {})}))
-    layout = layout_lib.scenes_layout(config, len(prompts))
-    job = jobs.many(config, change(prior), scenes_lib.make_scenes(prompts, config.seed))
-    return loop.train(config, folder, prior, layout.put_prior(params), None, job, layout)
+    task = ScenesTask(settings_lib.validate(tiny_config({
+        "parallel.devices": 2, "prompts_file": "prompts.txt", **SETTINGS, **(changes or {})})))
+    task.scenes = scenes_lib.make_scenes(prompts, 0)
+    layout = layout_lib.make_scene_layout(task.settings.parallel, len(prompts))
+    return loop.train(task.settings, folder, prior, layout.put_prior(params), task.program(change(prior)), layout)
   return of
 
 
@@ -40,11 +41,11 @@ def close(a, b, rtol=1e-5):
     np.testing.assert_allclose(x, y, rtol=0, atol=rtol * max(np.abs(y).max(), 1e-12))
 
 
-def test_scenes_are_what_their_own_runs_make(together, tiny_config, prior_and_params, tmp_path):
+def test_scenes_are_what_their_own_runs_make(together, make_task, train, prior_and_params, tmp_path):
   folder, progress = together
   for number in (0, 2):
-    config = validate(tiny_config({**SETTINGS, "prompt": PROMPTS[number]}))
-    alone = loop.train(config, tmp_path / str(number), *prior_and_params).state
+    task = make_task({**SETTINGS, "prompt": PROMPTS[number]})
+    alone = train(task, tmp_path / str(number), *prior_and_params).state
     close(scenes_lib.pick(progress.state, number).params, jax.device_get(alone.params))
   a, b = (jax.tree.leaves(scenes_lib.pick(progress.state, number).params) for number in (0, 1))
   assert any(not np.allclose(x, y) for x, y in zip(a, b))  # scenes differ
@@ -117,4 +118,4 @@ def test_folders_are_told_apart(tmp_path):
 def test_what_does_not_go_with_many(tiny_config, changes):
   (name, value), = changes.items()
   with pytest.raises(ConfigError, match=f"config.{name}={value!r} is for one object"):
-    validate(tiny_config({"prompts_file": "prompts.txt", **changes}))
+    settings_lib.validate(tiny_config({"prompts_file": "prompts.txt", **changes}))

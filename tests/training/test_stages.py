@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.evaluation import modes
-from sds_jax.training import inspect_guidance, loop, stages as stages_lib, step as step_lib
-from sds_jax.training.validation import ConfigError, validate
+from sds_jax import settings as settings_lib
+from sds_jax.schema import ConfigError
+from sds_jax.training import inspect_guidance, loop, stages as stages_lib
+from sds_jax.training.terms.distillation import geometry_as_latent
 from sds_jax.types import RenderOutput
 
 
-def begins(tiny_config, **changes):
-  stages = stages_lib.make_stages(validate(tiny_config(changes)))
-  return stages, [(stage.first, stage.scene.config.render.width, stage.scene.as_latent) for stage in stages]
+def begins(make_task, **changes):
+  stages = make_task(changes).stages
+  assert all((stage.size, stage.as_latent) == (stage.generator.size, stage.generator.as_latent) for stage in stages)
+  return stages, [(stage.first, stage.size, stage.as_latent) for stage in stages]
 
 
 @pytest.mark.parametrize("milestones, latent_until, expected", [
@@ -29,8 +31,8 @@ def begins(tiny_config, **changes):
   (((0.5, 24),), 0.5, [(0, 16, True), (5, 24, False)]),
   (((0.99, 24),), 0.95, [(0, 16, True)]),  # 9.9 and 9.5 of 10 steps: there is none left
 ])
-def test_where_stages_begin(tiny_config, milestones, latent_until, expected):
-  stages, found = begins(tiny_config, **{
+def test_where_stages_begin(make_task, milestones, latent_until, expected):
+  stages, found = begins(make_task, **{
     "training.steps": 10, "render.milestones": milestones, "distillation.latent_until": latent_until})
   assert found == expected
   for step in range(10):
@@ -40,24 +42,24 @@ def test_where_stages_begin(tiny_config, milestones, latent_until, expected):
 
 
 @pytest.mark.parametrize("fraction, steps, first", [(0.07, 100, 7), (0.55, 100, 55), (0.28, 100, 28), (0.071, 100, 8)])
-def test_products_that_floats_round_up_begin_no_step_later(tiny_config, fraction, steps, first):
-  _, found = begins(tiny_config, **{"training.steps": steps, "render.milestones": ((fraction, 24),)})
+def test_products_that_floats_round_up_begin_no_step_later(make_task, fraction, steps, first):
+  _, found = begins(make_task, **{"training.steps": steps, "render.milestones": ((fraction, 24),)})
   assert found == [(0, 16, False), (first, 24, False)]
 
 
-def test_stages_differ_in_nothing_else(tiny_config):
-  (first, second), _ = begins(tiny_config, **{"render.milestones": ((0.5, 24),)})
-  before, after = first.scene.config.to_dict(), second.scene.config.to_dict()
-  assert before["render"].pop("height") == before["render"].pop("width") == 16
-  assert after["render"].pop("height") == after["render"].pop("width") == 24
-  assert before == after
+def test_stages_differ_in_nothing_else(make_task):
+  (first, second), _ = begins(make_task, **{"render.milestones": ((0.5, 24),)})
+  before, after = first.generator, second.generator
+  for name in ("options", "viewpoints", "lights", "occupancy", "schedule", "particles", "normals", "as_latent"):
+    assert getattr(before, name) == getattr(after, name), name
+  assert (before.size, after.size) == (16, 24)
 
 
 @pytest.mark.parametrize("spec", [((0.5, 4),), ((0.5, 2000),), ((0.0, 32),), ((1.0, 32),), ((0.5, 32), (0.5, 48)),
                                   ((0.5, 32.0),), (0.5, 32), ((0.5,),), ((float("nan"), 32),), (("a", 32),)])
 def test_impossible_milestones(tiny_config, spec):
   with pytest.raises(ConfigError, match=r"^config\.render\.milestones=.* is not legal: it must be \(\), or"):
-    validate(tiny_config({"render.milestones": spec}))
+    settings_lib.validate(tiny_config({"render.milestones": spec}))
 
 
 def test_normals_and_opacity_are_a_latent():
@@ -72,8 +74,8 @@ def test_normals_and_opacity_are_a_latent():
   zeros = jnp.zeros((2, 6, 6))
   out = RenderOutput(rgb=jnp.zeros((2, 6, 6, 3)), opacity=jnp.asarray(weights.sum(-1), jnp.float32), depth=zeros,
                      normals=jnp.asarray((weights[..., None] * normals).sum(-2), jnp.float32), orientation=zeros)
-  np.testing.assert_allclose(step_lib.geometry_as_latent(out, (6, 6, 4)), 2 * picture - 1, atol=1e-6)
-  halved = step_lib.geometry_as_latent(out, (3, 3, 4))
+  np.testing.assert_allclose(geometry_as_latent(out, (6, 6, 4)), 2 * picture - 1, atol=1e-6)
+  halved = geometry_as_latent(out, (3, 3, 4))
   np.testing.assert_allclose(np.mean(halved, (1, 2)), np.mean(2 * picture - 1, (1, 2)), atol=0.1)
 
 
@@ -87,10 +89,10 @@ def latent_prior(prior):
                              denoise=lambda params, z, t, cond: jnp.broadcast_to(10.0 * pull, z.shape))
 
 
-def test_the_warm_up_moves_the_shape_and_leaves_the_colours(ready, prior_and_params):
-  scene, _, (state, prior_params, text, key) = ready({"distillation.latent_until": 0.5, "optimizer.warmup_steps": 0,
-                                                      "loss.orientation": (0.0,)})
-  step = jax.jit(step_lib.make_step(stages_lib.make_stages(scene.config)[0].scene, latent_prior(prior_and_params[0])))
+def test_the_warm_up_moves_the_shape_and_leaves_the_colours(ready, prior_and_params, step_of):
+  task, _, (state, prior_params, text, key) = ready({"distillation.latent_until": 0.5, "optimizer.warmup_steps": 0,
+                                                     "loss.orientation": 0.0})
+  step = jax.jit(step_of(task, latent_prior(prior_and_params[0])))
   after, metrics = step(state, prior_params, text, key)
   kernel = lambda state: np.asarray(state.params["field"]["Dense_1"]["kernel"])  # noqa: E731
   moved = np.abs(kernel(after) - kernel(state)).max(0)
@@ -98,20 +100,19 @@ def test_the_warm_up_moves_the_shape_and_leaves_the_colours(ready, prior_and_par
   assert moved.shape == (4,) and moved[0] > 0.0 and moved[1:].max() == 0.0  # density, then three of albedo
 
 
-def test_the_warm_up_needs_latents(tiny_config):
+def test_the_warm_up_needs_latents(make_task):
   with pytest.raises(ConfigError, match="latent_until=0.5 makes latents of four channels, but config.prior.path="):
-    modes.load_prior(validate(tiny_config({"distillation.latent_until": 0.5})))
+    make_task({"distillation.latent_until": 0.5}).load_prior()
 
 
-def test_a_run_with_a_milestone_resumes_in_either_stage(tiny_config, prior_and_params, tmp_path, capsys):
+def test_a_run_with_a_milestone_resumes_in_either_stage(make_task, train, prior_and_params, tmp_path, capsys):
   """Two programs for the whole run, one for a run that goes on in the second stage; the same bits in the end."""
   prior, params = prior_and_params
   prior = dataclasses.replace(prior, denoise=lambda params, z, t, cond: jnp.cos(3.0 * z))  # compiles in no time
   changes = {"render.milestones": ((0.5, 24),), "shading.lambertian": 0.0}
 
   def run(folder, on_render=None, **more):
-    config = validate(tiny_config(changes | more))
-    state = jax.device_get(loop.train(config, folder, prior, params, on_render).state)
+    state = jax.device_get(train(make_task(changes | more), folder, prior, params, on_render).state)
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)], capsys.readouterr().out
 
   whole, said = run(tmp_path / "whole")
@@ -126,7 +127,8 @@ def test_a_run_with_a_milestone_resumes_in_either_stage(tiny_config, prior_and_p
 
 
 def test_a_sheet_of_the_warm_up_is_made_without_encoding(ready, prior_and_params):
-  scene, _, args = ready({"distillation.latent_until": 0.5})
+  task, _, args = ready({"distillation.latent_until": 0.5})
   prior = dataclasses.replace(latent_prior(prior_and_params[0]), decode=lambda params, x: x[..., :3], image_size=4)
-  found = jax.eval_shape(inspect_guidance.make_inspection(stages_lib.make_stages(scene.config)[0].scene, prior), *args)
-  assert found["decoded"].shape == (2, 96, 96, 3)
+  term = task.distillation_term(prior, task.stages[0])
+  sheet = jax.eval_shape(inspect_guidance.make_inspection(term, task.settings.training.steps), *args)
+  assert sheet["decoded"].shape == (2, 96, 96, 3)

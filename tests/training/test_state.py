@@ -8,20 +8,21 @@ import numpy as np
 import pytest
 
 from sds_jax.diffusion.scalars import schedule_value
-from sds_jax.training import config as config_lib
-from sds_jax.training.state import init_state, make_optimizer
-from sds_jax.training.validation import scalar_values, validate
+from sds_jax import settings as settings_lib
+from sds_jax.schema import scheduled_values
+from sds_jax.training.optimizer import make_optimizer
+from sds_jax.training.state import init_state
 
 
 def settings(**changes):
-  config = config_lib.default()
+  config = settings_lib.defaults("text3d")
   config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
-  return validate(config)
+  return settings_lib.validate(config)
 
 
 def updates(config, gradient, count):
   """The first `count` updates of one parameter under a constant gradient."""
-  optimizer = make_optimizer(config)
+  optimizer = make_optimizer(config.optimizer, config.training.steps)
   params = dict(w=jnp.zeros(np.shape(gradient)))
   state, seen = init_state(params, optimizer, None), []
   assert state.step.dtype == jnp.int32 and int(state.step) == 0
@@ -55,7 +56,7 @@ def test_adam_moves_by_the_rate_against_the_gradient():
 @pytest.mark.parametrize("name", ["adam", "adan", "adamw", "sgd"])
 def test_every_optimizer_goes_downhill(name):
   config = settings(optimizer__name=name, optimizer__warmup_steps=0, optimizer__learning_rate=0.05)
-  optimizer, w = make_optimizer(config), jnp.asarray([2.0, -1.0])
+  optimizer, w = make_optimizer(config.optimizer, config.training.steps), jnp.asarray([2.0, -1.0])
   state = optimizer.init(w)
   for _ in range(50):
     change, state = optimizer.update(jax.grad(lambda v: jnp.sum(v**2))(w), state, w)
@@ -71,21 +72,21 @@ def test_gradient_is_clipped():
 
 
 @pytest.mark.parametrize("spec, progress, expected", [
-  ((3.0,), 0.7, 3.0), (((0.0, 1.0), (1.0, 3.0)), 0.25, 1.5), (((0.2, 5.0), (0.4, 1.0)), 0.1, 5.0),
+  (3.0, 0.7, 3.0), (((0.0, 1.0), (1.0, 3.0)), 0.25, 1.5), (((0.2, 5.0), (0.4, 1.0)), 0.1, 5.0),
   (((0.2, 5.0), (0.4, 1.0)), 0.3, 3.0), (((0.2, 5.0), (0.4, 1.0)), 0.9, 1.0), (((0.5, 2.0),), 0.0, 2.0)])
 def test_scheduled_scalars(spec, progress, expected):
-  assert float(schedule_value(config_lib.scalar_spec(spec), progress)) == pytest.approx(expected, rel=1e-6)
+  assert float(schedule_value(spec, progress)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_scalar_values():
-  assert scalar_values((3.0,)) == [3.0] and scalar_values(((0.0, 1.0), (1.0, 2.0))) == [1.0, 2.0]
-  assert all(scalar_values(bad) is None for bad in ((), (1.0, 2.0), ((0.0,),), ((0.0, 1.0), (0.0, 2.0)), ("a",)))
+def test_scheduled_values():
+  assert scheduled_values(3.0) == [3.0] and scheduled_values(((0.0, 1.0), (1.0, 2.0))) == [1.0, 2.0]
+  assert all(scheduled_values(bad) is None for bad in ((), (1.0, 2.0), ((0.0,),), ((0.0, 1.0), (0.0, 2.0)), ("a",)))
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd"])
 def test_a_learnt_background_has_its_own_rate(name):
   config = settings(optimizer__name=name, optimizer__warmup_steps=0, optimizer__background_factor=0.1)
-  optimizer, params = make_optimizer(config), dict(field=jnp.ones(2), background=dict(w=jnp.ones(2)))
+  optimizer, params = make_optimizer(config.optimizer, config.training.steps), dict(field=jnp.ones(2), background=dict(w=jnp.ones(2)))
   change, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
   np.testing.assert_allclose(change["field"], -0.01, rtol=1e-5)
   np.testing.assert_allclose(change["background"]["w"], -0.001, rtol=1e-5)
@@ -93,7 +94,7 @@ def test_a_learnt_background_has_its_own_rate(name):
 
 def test_the_average_of_parameters_in_closed_form(ready):
   """Of three steps, and it is what outputs are made of; without it there is none, and they show the parameters."""
-  scene, step, (state, *fixed) = ready({"optimizer.ema_decay": 0.3})
+  _, step, (state, *fixed) = ready({"optimizer.ema_decay": 0.3})
   leaf, compiled = lambda tree: np.asarray(jax.tree.leaves(tree)[-1], np.float64), jax.jit(step)
   expected = leaf(state.params)
   for count in range(3):

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from sds_jax.diffusion import guidance
-from sds_jax.training import step as step_lib
 
 
 def sub_jaxprs(value):
@@ -33,11 +32,11 @@ def count(jaxpr):
 
 
 @pytest.fixture(scope="module")
-def program(ready, prior_and_params):
+def program(ready, prior_and_params, step_of):
   """(counts of the step with the network, with a network that does nothing, of one guided call of the network)."""
-  scene, step, args = ready({"shading.lambertian": 1.0})
+  task, step, args = ready({"shading.lambertian": 1.0})
   prior, _ = prior_and_params
-  idle = step_lib.make_step(scene, dataclasses.replace(prior, denoise=lambda params, z, t, cond: jnp.zeros_like(z)))
+  idle = step_of(task, dataclasses.replace(prior, denoise=lambda params, z, t, cond: jnp.zeros_like(z)))
   z, t = jnp.zeros((2, *prior.x_shape)), jnp.zeros((2,), jnp.int32)
   cond = dict(text=jnp.zeros((2, 20, 8)), camera=jnp.zeros((2, 16)))
   denoise = guidance.guided(prior.denoise, "diffusers", 10.0)

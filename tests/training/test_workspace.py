@@ -5,17 +5,21 @@ import subprocess
 
 import pytest
 
-from sds_jax.training import config as config_lib, workspace
-from sds_jax.training.validation import validate
+from sds_jax import schema, settings as settings_lib, tasks
+from sds_jax.training import workspace
 from sds_jax.training.workspace import WorkdirError
 
 
 @pytest.fixture
 def frozen():
-  config = config_lib.default()
+  config = settings_lib.defaults("text3d")
   config.update_from_flattened_dict({
     "prompt": "A Red Cube!", "seed": 7, "distillation.t_max": ((0.0, 0.98), (1.0, 0.5)), "camera.distance": (2.0, 2.5)})
-  return validate(config)
+  return settings_lib.validate(config)
+
+
+def folder_of(settings, flag=""):
+  return workspace.folder_of(flag or settings.workdir, tasks.of(settings).run_name, settings.seed)
 
 
 @pytest.fixture
@@ -41,33 +45,32 @@ def full_disk(tmp_path):
 
 def test_default_name(frozen, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert workspace.name_of(frozen, None) == workspace.Path("runs/a-red-cube-7")
-  workspace.make(workspace.name_of(frozen, None))
+  assert folder_of(frozen) == workspace.Path("runs/a-red-cube-7")
+  workspace.make_folder(folder_of(frozen))
   assert (tmp_path / "runs" / "a-red-cube-7").is_dir() and not os.listdir(tmp_path / "runs" / "a-red-cube-7")
 
 
 def test_the_flag_goes_before_the_setting(frozen, tmp_path):
-  config = config_lib.default()
-  config.workdir = str(tmp_path / "setting")
-  assert workspace.name_of(validate(config), None) == tmp_path / "setting"
-  assert workspace.name_of(validate(config), str(tmp_path / "flag")) == tmp_path / "flag"
+  settings = schema.replaced(frozen, {"workdir": str(tmp_path / "setting")})
+  assert folder_of(settings) == tmp_path / "setting"
+  assert folder_of(settings, str(tmp_path / "flag")) == tmp_path / "flag"
 
 
 def test_a_way_through_a_folder_that_is_not_there_makes_only_its_end(frozen, tmp_path):
-  folder = workspace.name_of(frozen, str(tmp_path / "a" / ".." / "b"))
+  folder = folder_of(frozen, str(tmp_path / "a" / ".." / "b"))
   assert folder == tmp_path / "b"
-  workspace.make(folder)
+  workspace.make_folder(folder)
   assert [path.name for path in tmp_path.iterdir()] == ["b"]
   (tmp_path / "link").symlink_to(tmp_path / "b")
   (tmp_path / "b" / "c").mkdir()
-  assert workspace.name_of(frozen, str(tmp_path / "link" / "c" / "..")) == tmp_path / "b"
+  assert folder_of(frozen, str(tmp_path / "link" / "c" / "..")) == tmp_path / "b"
 
 
 def test_folders_that_cannot_be_written_to(frozen, tmp_path):
   (tmp_path / "file").write_text("in the way")
   for folder in (tmp_path / "file", tmp_path / "file" / "below", workspace.Path("/proc/run")):
     with pytest.raises(WorkdirError, match="cannot be written to .*--workdir") as caught:
-      workspace.make(folder)
+      workspace.make_folder(folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
   assert (tmp_path / "file").read_text() == "in the way"
 
@@ -76,39 +79,39 @@ def test_folders_that_cannot_be_written_to(frozen, tmp_path):
 def test_read_only_folder(frozen, tmp_path):
   (tmp_path / "locked").mkdir(mode=0o500)
   with pytest.raises(WorkdirError, match="Permission denied"):
-    workspace.make(tmp_path / "locked")
+    workspace.make_folder(tmp_path / "locked")
 
 
 def test_full_disk(frozen, full_disk):
   with pytest.raises(WorkdirError, match="No space left on device"):
-    workspace.make(full_disk)
+    workspace.make_folder(full_disk)
   with pytest.raises(OSError, match="No space left"):
-    workspace.store_config(full_disk, frozen, {})
+    workspace.store_settings(full_disk, schema.to_dict(frozen), {})
   assert os.listdir(full_disk) == ["filler"]  # nothing half-written
 
 
 def test_settings_come_back(frozen, tmp_path):
-  workspace.store_config(tmp_path, frozen, dict(jax="1.2.3"), dict(repo="a/b", revision="c0ffee"))
+  workspace.store_settings(tmp_path, schema.to_dict(frozen), dict(jax="1.2.3"), dict(repo="a/b", revision="c0ffee"))
   stored = json.loads((tmp_path / "config.json").read_text())
   assert stored["versions"] == {"jax": "1.2.3"} and stored["prior_source"] == {"repo": "a/b", "revision": "c0ffee"}
-  again = validate(workspace.stored_config(tmp_path, {}))
+  again = settings_lib.validate(workspace.stored_config(tmp_path, {}))
   assert again == frozen and again.distillation.t_max == ((0.0, 0.98), (1.0, 0.5))
 
 
 def test_overrides_go_over_stored_settings(frozen, tmp_path):
-  workspace.store_config(tmp_path, frozen, {})
-  again = validate(workspace.stored_config(tmp_path, {"export.mesh_resolution": 32, "seed": 8}))
+  workspace.store_settings(tmp_path, schema.to_dict(frozen), {})
+  again = settings_lib.validate(workspace.stored_config(tmp_path, {"export.mesh_resolution": 32, "seed": 8}))
   assert (again.export.mesh_resolution, again.seed, again.prompt) == (32, 8, "A Red Cube!")
 
 
 def test_existing(frozen, tmp_path):
   with pytest.raises(WorkdirError, match="--mode=render needs the folder of a run: --workdir="):
-    workspace.existing(None, "render")
+    workspace.existing_folder(None, "render")
   for folder in (tmp_path, tmp_path / "none"):
     with pytest.raises(WorkdirError, match="is not the folder of a run: it has no config.json"):
-      workspace.existing(str(folder), "export")
-  workspace.store_config(tmp_path, frozen, {})
-  assert workspace.existing(str(tmp_path), "export") == tmp_path
+      workspace.existing_folder(str(folder), "export")
+  workspace.store_settings(tmp_path, schema.to_dict(frozen), {})
+  assert workspace.existing_folder(str(tmp_path), "export") == tmp_path
 
 
 @pytest.mark.parametrize("text", ["", '{"config": {"seed"', "[1, 2]", "{}", '{"config": null}', '{"config": [1]}',

@@ -201,7 +201,7 @@ class Estimator:
     source: where the published values come from.
     guided: whether guidance_scale has an effect.
     arguments: (options, moment) -> keywords of fn, without those of NEEDS. The function must read every option that no
-      need reads, at every moment. None: each such option under its own name, scheduled numbers at the moment's progress.
+      need reads, at every moment. None: each such option under its own name, scheduled numbers at this moment.
     relations: (distillation settings, path of that group) -> one line for each setting that does not go with this
       estimator.
     term: (options, moment, aux of `score_distillation`) -> a second gradient; may read options that fn does not take.
@@ -329,6 +329,8 @@ def _contradictions(record: Estimator) -> Iterator[str]:
   if not (isinstance(record.options, type) and dataclasses.is_dataclass(record.options)):
     yield f"options={record.options!r} is not legal: it must be a frozen dataclass of schema.setting fields"
     return
+  if {"pair", "source"} <= record.needs:
+    yield "needs cannot hold both 'pair' and 'source': each supplies the condition of a source; keep one"
   fields = {field.name: field for field in dataclasses.fields(record.options)}
   if bare := [name for name, field in fields.items() if "legal" not in field.metadata]:
     yield f"the option {bare[0]!r} has no range and no meaning: declare it by schema.setting"

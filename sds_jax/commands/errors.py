@@ -1,0 +1,42 @@
+"""The errors that are a user's to mend, each as one line."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sds_jax.hosts import HostError
+from sds_jax.io import resource_errors
+from sds_jax.io.files import DamagedFileError
+from sds_jax.io.lock import LockedError
+from sds_jax.priors.loading.decoding import PictureError
+from sds_jax.priors.loading.files import CheckpointError
+from sds_jax.schema import ConfigError
+from sds_jax.training.workspace import ResumeError, WorkdirError
+
+USER_ERRORS = (ConfigError, WorkdirError, CheckpointError, ResumeError, DamagedFileError, LockedError, HostError,
+               PictureError)
+
+
+def explain(error: Exception, folder: Path | None, mode: str, job: str) -> str | None:
+  """Returns the line that says what a user can do about an error; None for a fault of the library.
+
+  Args:
+    error: what has ended the command.
+    folder: of the run, if it is known.
+    mode: of the command.
+    job: value of the setting `job`.
+  """
+  return str(error) if isinstance(error, USER_ERRORS) else resource_errors.explain(error, folder, mode, job)
+
+
+def without_orphaned_writes(hook: Callable[[Any], None]) -> Callable[[Any], None]:
+  """Returns a `sys.unraisablehook` that ignores the remaining writes of a failed checkpoint.
+
+  After one failed write orbax closes its event loop, and the writes still under way then report the closed loop.
+  """
+  def quiet(unraisable: Any) -> None:
+    if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
+      hook(unraisable)
+
+  return quiet

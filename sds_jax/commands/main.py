@@ -1,0 +1,152 @@
+"""The command line: flags, checks, one call for each mode. A user's mistake ends in one line and exit status 2."""
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import app, logging
+
+from sds_jax.commands import flags
+from sds_jax.commands.flags import Arguments
+
+EXIT_MISTAKE, EXIT_DIVERGED, EXIT_INTERRUPTED = 2, 3, 130
+
+
+def main() -> None:
+  """Runs the command of `run.py` and of `sds-jax`."""
+  started = time.perf_counter()
+  app.run(lambda arguments: _run(arguments, started), flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> Arguments:
+  try:
+    return flags.parse(argv)
+  except (flags.UsageError, ValueError) as error:
+    fail(error)
+
+
+def fail(error: Exception | str, status: int = EXIT_MISTAKE) -> None:
+  """Prints one line to stderr and ends the process.
+
+  Of several processes at work together this process ends at once, because each would wait for the others.
+  """
+  from sds_jax import hosts
+  text = " ".join(str(error).split())
+  # Characters that a terminal would obey or not show (escape sequences, marks of direction) are printed as escapes.
+  print("error: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), file=sys.stderr)
+  hosts.exit_now(status)
+  sys.exit(status)
+
+
+def _run(arguments: Arguments, started: float) -> None:
+  """Checks everything, then calls the command of the mode."""
+  # Heavy modules are imported only now: a mistake in the settings is reported at once, not after seconds of imports.
+  from sds_jax.commands import errors
+  from sds_jax.training.divergence import Diverged
+  from sds_jax.training.loop import Interrupted
+  if not arguments.verbose:
+    # Orbax logs every file, and a failed write several times with tracebacks before it raises the error.
+    logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = errors.without_orphaned_writes(sys.unraisablehook)
+  run = _Run(arguments)
+  try:
+    with contextlib.ExitStack() as stack:
+      command = run.prepare(stack)
+      command(started)
+  except Interrupted as stop:
+    print(stop, file=sys.stderr)
+    sys.exit(EXIT_INTERRUPTED)
+  except Diverged as end:
+    fail(end, EXIT_DIVERGED)
+  except KeyboardInterrupt:
+    print(f"stopped; the checkpoints are in {run.folder}" if run.folder else "stopped", file=sys.stderr)
+    sys.exit(EXIT_INTERRUPTED)
+  except Exception as error:
+    line = errors.explain(error, run.folder, arguments.mode, run.job)
+    if os.environ.get("SDS_JAX_TRACEBACK") or not (line or isinstance(error, OSError)):
+      raise
+    fail(line or error)
+
+
+class _Run:
+  """One call of the command, with what errors need to know about it."""
+
+  def __init__(self, arguments: Arguments):
+    self.arguments, self.folder, self.job = arguments, None, "text3d"
+
+  def prepare(self, stack: contextlib.ExitStack) -> Callable[[float], None]:
+    """Checks the settings, locks the folder, and returns the command as a function of its start.
+
+    Args:
+      stack: releases the folder's lock.
+    """
+    from sds_jax import settings as settings_lib
+    from sds_jax.schema import ConfigError
+    a = self.arguments
+    if a.mode not in flags.MODES:
+      raise ConfigError(f"--mode={a.mode} is not legal: it must be one of {', '.join(flags.MODES)}")
+    if a.mode == "train":
+      if a.config is None:
+        raise ConfigError("no settings given: say --config=configs/text.py")
+      settings = settings_lib.validate(a.config)
+      self.job = settings.job
+      task, inputs = self._join(settings, stack)
+      from sds_jax.commands.train import train
+      return lambda started: train(task, self.folder, started, inputs)
+    task = self._stored_task(stack)
+    command = _finished_run_commands()[a.mode]
+    return lambda started: command(task, self.folder, started)
+
+  def _stored_task(self, stack: contextlib.ExitStack) -> Any:
+    """Returns the task of a finished run with the overrides of the command line, and locks the run's folder."""
+    from sds_jax import settings as settings_lib, tasks
+    from sds_jax.io import lock
+    from sds_jax.schema import ConfigError
+    from sds_jax.training import workspace
+    a = self.arguments
+    if a.num_processes or a.distributed:
+      raise ConfigError(f"--mode={a.mode} is for one process: leave out --coordinator, --num_processes, --process_id "
+                        "and --distributed")
+    self.folder = workspace.existing_folder(a.workdir, a.mode)
+    settings = settings_lib.validate(workspace.stored_config(self.folder, a.overrides))
+    self.job = settings.job
+    stack.enter_context(lock.hold(self.folder))
+    return tasks.of(settings)
+
+  def _join(self, settings: Any, stack: contextlib.ExitStack) -> tuple[Any, Any]:
+    """Meets the other processes, if there are any, and lets process 0 read the inputs and make and lock the folder.
+
+    Returns:
+      (task, its inputs in process 0, None in the other processes, which print nothing).
+    """
+    from sds_jax import hosts, tasks
+    from sds_jax.io import lock
+    from sds_jax.training import workspace
+    a = self.arguments
+    hosts.start(a.coordinator, a.num_processes, a.process_id, a.distributed)
+    task = tasks.of(settings)
+    folder = workspace.folder_of(a.workdir or settings.workdir, task.run_name, settings.seed)
+    self.folder = folder
+
+    def prepare() -> Any:
+      inputs = task.read_inputs()  # raises its errors before there is a folder
+      workspace.make_folder(folder)
+      stack.enter_context(lock.hold(folder))
+      return inputs
+
+    inputs = hosts.run_on_all(lambda: prepare() if hosts.is_first() else None)
+    if not hosts.is_first():
+      sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    return task, inputs
+
+
+def _finished_run_commands() -> dict[str, Callable[[Any, Path, float], None]]:
+  """Returns the commands over a finished run by mode."""
+  from sds_jax.commands.evaluate import evaluate
+  from sds_jax.commands.export import export, render
+  return {"export": export, "render": render, "evaluate": evaluate}

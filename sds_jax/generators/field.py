@@ -1,0 +1,177 @@
+"""A radiance field seen through random cameras, as a generator: DreamFusion's volume (arXiv:2209.14988, section 3.1).
+
+  key    -> cameras, light, shading mode, background        one key a view, by its number in the whole step
+  params -> samples along rays -> composited images
+
+The field is an MLP or a hash grid; an occupancy grid in `buffers` keeps empty space free of samples.
+"""
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import trimesh
+
+from sds_jax.fields.background import Background
+from sds_jax.fields.field import Field
+from sds_jax.generators import particles as particles_lib
+from sds_jax.generators.coarse_to_fine import FieldSchedule
+from sds_jax.generators.protocol import Draws, Exported, Views
+from sds_jax.generators.viewpoints import Viewpoints
+from sds_jax.io import mesh as mesh_lib
+from sds_jax.rendering import occupancy
+from sds_jax.rendering.render import RenderOptions, render_image, render_views
+from sds_jax.settings.render import OccupancySettings
+from sds_jax.types import Array, Camera, Params, RenderOutput
+from sds_jax.views import cameras, lights
+from sds_jax.views.lights import ALBEDO, LAMBERTIAN, Shading
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldGenerator:
+  """A field, its background, and the distributions of cameras and lights; no arrays.
+
+  Attributes:
+    field, background: what is optimised: {"field": ..., "background": ...}.
+    options: of the training renders; the field's normals are chosen by `normals`.
+    viewpoints: the cameras of the views.
+    lights: how lights and shading modes are drawn.
+    size: height and width of the training renders.
+    occupancy: resolution of the occupancy grid, and when it is updated.
+    schedule: what changes in the field over the run.
+    particles: number of independent objects.
+    normals: "analytic" or "difference", for shaded renders.
+    always_normals: whether unshaded renders have normals too, for losses that read them.
+    as_latent: whether normals and opacity stand in for the latent; colours are then not learnt, and nothing is shaded.
+    mesh_resolution: cells along an axis when a mesh is extracted.
+    mesh_threshold: density of the surface; 0: chosen automatically.
+  """
+  field: Field
+  background: Background
+  options: RenderOptions
+  viewpoints: Viewpoints
+  lights: lights.LightDistribution
+  size: int
+  occupancy: OccupancySettings
+  schedule: FieldSchedule = FieldSchedule()
+  particles: int = 1
+  normals: str = "analytic"
+  always_normals: bool = False
+  as_latent: bool = False
+  mesh_resolution: int = 96
+  mesh_threshold: float = 0.0
+
+  @property
+  def together(self) -> int:
+    """Number of neighbouring views that show different objects."""
+    return self.particles
+
+  def init(self, key: Array) -> tuple[Params, Any]:
+    """Returns {"field", "background"} and a full occupancy grid (None without one); consumes `key`."""
+    def new(key: Array) -> tuple[Params, Any]:
+      k_field, k_background = jax.random.split(key)
+      params = dict(field=self.field.init(k_field), background=self.background.init(k_background))
+      return params, occupancy.full_grid(self.occupancy.resolution) if self.occupancy.every else None
+
+    return particles_lib.init(self.particles, new, key)
+
+  def render(self, params: Params, buffers: Any, draws: Draws) -> Views:
+    """Renders the views of a step through cameras of its own drawing, each particle through its share of them."""
+    cams, azimuth, elevation = self.viewpoints.draw(draws)
+    shading = lights.sample_shading(draws.keys["shading"], draws.progress, self.lights)
+    one = lambda params, grid, cams, index: self.render_step(  # noqa: E731
+        params, grid, cams, shading, draws._replace(index=index))
+    out, overflow = particles_lib.each(
+        self.particles, one, params, buffers, *particles_lib.deal(self.particles, (cams, draws.index)))
+    out = particles_lib.gather(self.particles, out)
+    shaded = jnp.zeros(()) if self.as_latent else (shading.mode != ALBEDO).astype(jnp.float32)
+    metrics = dict(mean_opacity=jnp.mean(out.opacity), overflow=jnp.mean(overflow), shaded=shaded)
+    return Views(out.rgb, metrics, cams, azimuth, elevation, None, out)
+
+  def render_step(self, params: Params, grid: Any, cams: Camera, shading: Shading,
+                  draws: Draws) -> tuple[RenderOutput, Array]:
+    """Renders one object through cameras [B]; returns images [B, H, W] and the overflow of the sample budget []."""
+    key, height, width = draws.keys["rest"], self.size, self.size
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(draws.index)
+    light = jax.vmap(lambda k, p: lights.sample_light(k, p, self.lights))(keys[:, 0], cams.position)
+    rays = jax.vmap(lambda camera: cameras.camera_rays(camera, height, width))(cams)
+    behind = jax.vmap(lambda k, d: self.background.apply(params["background"], k, d.reshape(-1, 3)))(
+        keys[:, 1], rays.directions).reshape(rays.directions.shape)
+    field, field_params = self.schedule.at(self.field, params["field"], draws.progress)
+
+    def shaded(field_params: Params) -> tuple[RenderOutput, Array]:
+      return render_views(field, field_params, cams, height, width, behind, keys[:, 2], grid=grid, light=light,
+                          shade=shading, options=dataclasses.replace(self.options, normals=self.normals))
+
+    def bare(field_params: Params) -> tuple[RenderOutput, Array]:
+      normals = self.normals if self.as_latent or self.always_normals else "none"
+      return render_views(field, field_params, cams, height, width, behind, keys[:, 2], grid=grid,
+                          options=dataclasses.replace(self.options, normals=normals))
+
+    if self.lights.shaded == 0.0 or self.as_latent:
+      return bare(field_params)
+    # Normals cost more than all else, so an unshaded step takes a branch without them.
+    return jax.lax.cond(shading.mode == ALBEDO, bare, shaded, field_params)
+
+  def update_buffers(self, params: Params, buffers: Any, step: Array, progress: Array, key: Array) -> Any:
+    """Updates a share of the occupancy grid every `occupancy.every` steps, from `occupancy.start_step` on."""
+    o = self.occupancy
+    if not o.every:
+      return buffers
+
+    def update(grid: Any, field_params: Params) -> Any:
+      field, field_params = self.schedule.at(self.field, field_params, progress)
+      return occupancy.update(grid, field, field_params, key, step // o.every, bound=self.options.bound, decay=o.decay)
+
+    due = (step % o.every == 0) & (step >= o.start_step)
+    return jax.lax.cond(due, lambda grid: particles_lib.each(self.particles, update, grid, params["field"]),
+                        lambda grid: grid, buffers)
+
+  def render_camera(self, params: Params, grid: Any, camera: Camera, size: int, num_samples: int,
+                    ambient: Array) -> RenderOutput:
+    """Renders one object through one camera on white, lit from above the camera's right shoulder.
+
+    Args:
+      params, grid: of one particle.
+      size: height and width of the image.
+      num_samples: samples along a ray.
+      ambient: [] in [0, 1], the share of ambient light; 1 is bare albedo.
+    """
+    options = dataclasses.replace(self.options, candidates=num_samples, samples=num_samples, normals="analytic")
+    right, up = camera.rotation[:, 0], camera.rotation[:, 1]
+    light = camera.position + 0.8 * right + 1.6 * up
+    shading = Shading(mode=jnp.int32(LAMBERTIAN), ambient=ambient, diffuse=1.0 - ambient)
+    return render_image(self.field.apply, params["field"], camera, size, size, jnp.ones((size, size, 3)),
+                        options=options, grid=grid, light=light, shade=shading)
+
+  def render_albedo(self, params: Params, grid: Any, camera: Camera, size: int) -> tuple[Array, Array]:
+    """Returns albedo [size, size, 3] over black and opacity [size, size] of one object through one camera."""
+    out = render_image(self.field.apply, params["field"], camera, size, size, jnp.zeros((size, size, 3)),
+                       options=self.options, grid=grid)
+    return out.rgb, out.opacity
+
+  def density(self, params: Params, points: Array) -> Array:
+    """Returns the density [N] of one object at points [N, 3]."""
+    return self.field.apply(params["field"], points).density
+
+  def make_mesh(self, params: Params) -> trimesh.Trimesh:
+    """Returns the coloured surface of one object in the world frame.
+
+    Raises:
+      ValueError: there is no surface, because the field is empty or full.
+    """
+    apply, field_params = jax.jit(self.field.apply), params["field"]
+    return mesh_lib.extract_mesh(
+        lambda points: np.asarray(apply(field_params, jnp.asarray(points, jnp.float32)).density),
+        lambda points: np.asarray(apply(field_params, jnp.asarray(points, jnp.float32)).albedo),
+        resolution=self.mesh_resolution, bound=self.options.bound * 1.05, threshold=self.mesh_threshold or "auto")
+
+  def export(self, params: Params, buffers: Any, folder: Path) -> Exported:
+    """Writes mesh.glb and mesh.obj of one object; see `make_mesh` for errors."""
+    del buffers
+    mesh = self.make_mesh(params)
+    return Exported(dict(mesh=list(mesh_lib.write_mesh(mesh, folder))), mesh)

@@ -1,0 +1,131 @@
+"""A parameterised image as a generator: P particles of F frames, rendered R times with other random parts.
+
+A batch has B = R P F images in the order repeat, particle, frame. Particles are images that have nothing in common;
+their parameters have a leading axis [P].
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sds_jax.generators.parameterization import Parameterization
+from sds_jax.generators.protocol import Draws, Exported, Views
+from sds_jax.io import images as images_lib
+from sds_jax.types import Array, Camera, Params
+from sds_jax.views import cameras
+
+ENLARGEMENT = 4
+"""Side of `image_large.png` over that of `image.png`, for images without a resolution of their own."""
+
+_STEMS = ("image", "images", "image_large", "rgba", "texture", "views")
+"""Stems of the files that generators write, which a number may follow."""
+
+_DISTANCE, _FOV_DEG = 2.7, 46.0
+"""The camera of a viewpoint: world units and degrees, in the middle of the shipped prior's cameras."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageGenerator:
+  """Particles of one parameterisation; no arrays.
+
+  Attributes:
+    parameterization: of one particle.
+    particles: P, number of independent images.
+    viewpoint: (azimuth, elevation) in degrees of every image, for priors that know cameras; None: no camera.
+  """
+  parameterization: Parameterization
+  particles: int = 1
+  viewpoint: tuple[float, float] | None = None
+
+  @property
+  def together(self) -> int:
+    """Number of neighbouring images that are not of the same frame of the same particle."""
+    return self.particles * self.parameterization.frames
+
+  def init(self, key: Array) -> tuple[Params, None]:
+    """Returns (params with leaves [P, ...], no buffers); consumes `key`."""
+    return jax.vmap(self.parameterization.init)(jax.random.split(key, self.particles)), None
+
+  def render(self, params: Params, buffers: Any, draws: Draws) -> Views:
+    """Renders B images; particle p in repeat r has the key fold_in(keys["views"], r P + p).
+
+    `draws.index` must hold all images of some repeats.
+    """
+    del buffers
+    frames, count = self.parameterization.frames, draws.index.shape[0]
+    repeats = count // self.together
+    keys = jax.vmap(lambda i: jax.random.fold_in(draws.keys["views"], i))(draws.index[::frames] // frames)
+    keys = keys.reshape(repeats, self.particles)
+    images = jax.vmap(lambda some: jax.vmap(self.parameterization.apply)(params, some))(keys)  # [R, P, F, H, H, 3]
+    images = images.reshape(count, *images.shape[3:])
+    metrics = dict(image_mean=jnp.mean(images), image_std=jnp.mean(jnp.std(images, axis=(1, 2, 3))))
+    frame = jnp.tile(jnp.arange(frames, dtype=jnp.int32), repeats * self.particles)
+    return Views(images, metrics, self._cameras(keys), frame=frame)
+
+  def _cameras(self, keys: Array) -> Camera | None:
+    """Returns the cameras [B] of a batch: the parameterisation's own, else the viewpoint's; `keys` is [R, P]."""
+    count, own = keys.size * self.parameterization.frames, self.parameterization.cameras
+    if own is not None:
+      cams = jax.vmap(jax.vmap(own))(keys)
+      return jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[3:]), cams)
+    if self.viewpoint is None:
+      return None
+    azimuth, elevation = (math.radians(angle) for angle in self.viewpoint)
+    camera = cameras.orbit(azimuth, elevation, _DISTANCE, math.radians(_FOV_DEG))
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), camera)
+
+  def update_buffers(self, params: Params, buffers: Any, step: Array, progress: Array, key: Array) -> Any:
+    """Returns `buffers`: images have none."""
+    del params, step, progress, key
+    return buffers
+
+  def make_show(self) -> Callable[[Params], Array]:
+    """Returns a compiled function (params) -> images [P F, H, H, 3], particle by particle, with nothing random."""
+    show = self.parameterization.show or (lambda params: self.parameterization.apply(params, jax.random.key(0)))
+
+    @jax.jit
+    def images(params: Params) -> Array:
+      shown = jax.vmap(show)(params)
+      return shown.reshape(-1, *shown.shape[2:])
+
+    return images
+
+  def export(self, params: Params, buffers: Any, folder: Path) -> Exported:
+    """Writes all images, each whole or not at all, and deletes those of an earlier state."""
+    del buffers
+    generator, written = self.parameterization, {}
+    shown = jax.device_get(self.make_show()(params))
+    written["the image" if len(shown) == 1 else "the images"] = _write(folder, "image", shown)
+    if len(shown) > 1:
+      written["all in one"] = [images_lib.write_png(images_lib.tile(shown), folder / "images.png")]
+    if generator.at is not None:
+      size = ENLARGEMENT * shown.shape[1]
+      large = jax.jit(lambda params: jax.vmap(lambda one: generator.at(one, size))(params))(params)
+      written[f"drawn at {size}x{size}"] = _write(
+          folder, "image_large", jax.device_get(large).reshape(-1, size, size, 3))
+    if generator.extras is not None:
+      extras = jax.device_get(jax.jit(jax.vmap(generator.extras))(params))
+      for name, values in extras.items():
+        written[name] = _write(folder, name, values)
+    _delete_stale(folder, {path for paths in written.values() for path in paths})
+    return Exported(written)
+
+
+def _delete_stale(folder: Path, kept: set[Path]) -> None:
+  for stem in _STEMS:
+    for old in {*folder.glob(f"{stem}.png"), *folder.glob(f"{stem}_[0-9]*.png")} - kept:
+      old.unlink()
+
+
+def _write(folder: Path, name: str, batch: np.ndarray) -> list[Path]:
+  """Writes name.png, or name_0.png and so on where there are several."""
+  if len(batch) == 1:
+    return [images_lib.write_png(batch[0], folder / f"{name}.png")]
+  return [images_lib.write_png(image, folder / f"{name}_{i}.png") for i, image in enumerate(batch)]

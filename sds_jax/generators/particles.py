@@ -1,0 +1,42 @@
+"""Several objects of one prompt in one run ("particles"), for estimators whose second network needs many images.
+
+With P > 1 particles all leaves of the parameters and of the occupancy grid have a leading axis [P], and the V views of
+a step are dealt to the objects in turn: view v shows object v mod P. With P = 1 there is no such axis.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from sds_jax.types import Array
+
+
+def init(count: int, new: Callable[[Array], Any], key: Array) -> Any:
+  """Returns new(key), or `count` of them with a leading axis; consumes `key`."""
+  return new(key) if count == 1 else jax.vmap(new)(jax.random.split(key, count))
+
+
+def each(count: int, function: Callable[..., Any], *objects: Any) -> Any:
+  """Returns function(*objects), mapped over the leading axis [count] of all `objects` if count > 1."""
+  return function(*objects) if count == 1 else jax.vmap(function)(*objects)
+
+
+def deal(count: int, views: Any) -> Any:
+  """Reshapes leaves [V, ...] to [P, V / P, ...], view v at [v mod P, v // P]; P = 1 changes nothing."""
+  if count == 1:
+    return views
+  return jax.tree.map(lambda leaf: leaf.reshape(-1, count, *leaf.shape[1:]).swapaxes(0, 1), views)
+
+
+def gather(count: int, dealt: Any) -> Any:
+  """Inverts `deal`."""
+  if count == 1:
+    return dealt
+  return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:]), dealt)
+
+
+def pick(count: int, tree: Any, number: int) -> Any:
+  """Returns the leaves of particle `number`; the tree itself if count = 1."""
+  return tree if count == 1 else jax.tree.map(lambda leaf: leaf[number], tree)

@@ -1,0 +1,31 @@
+"""The random cameras of a step's views."""
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from sds_jax.generators.protocol import Draws
+from sds_jax.types import Array, Camera
+from sds_jax.views import cameras
+
+
+@dataclasses.dataclass(frozen=True)
+class Viewpoints:
+  """Where a step's views are drawn from.
+
+  Attributes:
+    distribution: of one camera.
+    views: number of views of a whole step.
+    stratified: whether azimuths are spread evenly over the views of a step.
+  """
+  distribution: cameras.CameraDistribution
+  views: int
+  stratified: bool = True
+
+  def draw(self, draws: Draws) -> tuple[Camera, Array, Array]:
+    """Draws cameras (leaves [B, ...]), azimuths [B] and elevations [B] of the views `draws.index`."""
+    key = draws.keys["views"]
+    if self.stratified:
+      return cameras.sample_cameras(key, draws.index, self.views, self.distribution)
+    return jax.vmap(lambda i: cameras.sample_camera(jax.random.fold_in(key, i), self.distribution))(draws.index)

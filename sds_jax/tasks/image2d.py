@@ -1,0 +1,249 @@
+"""Images: any parameterised image from a prompt; and any generator of a user's own.
+
+A user's own generator needs no class and no name:
+
+    prior, prior_params = sds_jax.build_prior("shapeworld")
+    draw = lambda theta, key: jax.nn.sigmoid(theta)[None]               # [F, H, W, 3]
+    theta = image2d.optimise(draw, jnp.zeros((64, 64, 3)), prior, prior_params, "a red cube")
+"""
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from sds_jax import hosts, schema, settings as settings_lib
+from sds_jax.generators.catalogue import GeneratorError, check_images, make_generator
+from sds_jax.generators.images import ImageGenerator
+from sds_jax.generators.parameterization import Parameterization
+from sds_jax.io import files, images
+from sds_jax.priors.prior import Prior
+from sds_jax.schema import ConfigError
+from sds_jax.settings.generator import ImageGeneratorSettings
+from sds_jax.settings.image2d import Image2D, prompts_of
+from sds_jax.tasks import priors
+from sds_jax.tasks.restore import restore_state
+from sds_jax.tasks.task import OpenRun
+from sds_jax.training import conditions
+from sds_jax.training.layout import DeviceLayout, make_layout
+from sds_jax.training.loop import RunResult
+from sds_jax.training.parallel import Share
+from sds_jax.training.optimizer import make_optimizer
+from sds_jax.training.program import Program, make_program, new_state
+from sds_jax.training.stages import Stage
+from sds_jax.training.state import TrainState
+from sds_jax.training.step import Term
+from sds_jax.training.terms.distillation import Distillation
+from sds_jax.training.terms.regularisers import Penalty
+from sds_jax.types import Array, Params
+
+LARGER_PRIOR = "configs/image2d.py:fourier,sd15"
+"""The configuration with a larger prior, for errors."""
+
+
+def make_images(settings: ImageGeneratorSettings, views: int, prompt: str,
+                parameterization: Parameterization | None = None) -> ImageGenerator:
+  """Builds the generator of the settings.
+
+  Args:
+    settings: name and sizes.
+    views: number of images of a step.
+    prompt: of the run; its parts are spread over the frames.
+    parameterization: used in place of the one that the settings name.
+
+  Raises:
+    ConfigError: a user's own generator does not work, or its frames do not fit the views or the prompt.
+  """
+  if parameterization is None:
+    try:
+      parameterization = make_generator(settings.name, settings.size, generator_options(settings))
+    except GeneratorError as error:
+      raise ConfigError(f"config.generator.name={error}") from error
+  frames = parameterization.frames
+  if views % (settings.particles * frames) or len(prompts_of(prompt)) > frames:
+    raise ConfigError(f"config.training.views={views} must be a multiple of config.generator.particles="
+                      f"{settings.particles} times the {frames} frames of this generator, and config.prompt="
+                      f"{prompt!r} have no more parts than frames")
+  return ImageGenerator(parameterization, settings.particles, tuple(settings.viewpoint) or None)
+
+
+def generator_options(settings: ImageGeneratorSettings) -> dict[str, Any]:
+  """Returns the keywords of the generator that the settings name."""
+  if not hasattr(settings, settings.name):
+    return {}  # the user's own
+  options = schema.to_dict(getattr(settings, settings.name))
+  if "of" in options:
+    options["settings"] = schema.to_dict(getattr(settings, options["of"]))
+  return options
+
+
+class Image2DTask:
+  """A run of images.
+
+  Attributes:
+    settings: the validated tree.
+    parameterization: used in place of the one that the settings name; None: the settings'.
+  """
+
+  def __init__(self, settings: Image2D, parameterization: Parameterization | None = None):
+    """Keeps the settings; the generator is built at its first use."""
+    self.settings, self.parameterization = settings, parameterization
+
+  @property
+  def run_name(self) -> str:
+    """Prompt and generator in a form for a folder's name."""
+    return f"{files.prompt_slug(self.settings.prompt)}-{files.prompt_slug(self.settings.generator.name)}"
+
+  @property
+  def headline(self) -> str:
+    """Prompt, generator and seed."""
+    return f"{self.settings.prompt!r} by {self.settings.generator.name} with seed {self.settings.seed}"
+
+  @functools.cached_property
+  def generator(self) -> ImageGenerator:
+    """The generator of the settings; see `make_images` for errors."""
+    s = self.settings
+    return make_images(s.generator, s.training.views, s.prompt, self.parameterization)
+
+  @functools.cached_property
+  def _show(self) -> Callable[[Params], Array]:
+    return self.generator.make_show()
+
+  def read_inputs(self) -> None:
+    """Reads nothing: a prompt needs no file."""
+
+  def open(self, inputs: None = None) -> OpenRun:
+    """Loads the prior and makes the program.
+
+    Raises:
+      ConfigError: the prior does not suit the task or the prompt, or the generator does not work.
+      CheckpointError: files of the prior are missing or damaged.
+    """
+    del inputs
+    s = self.settings
+    layout = make_layout(s.parallel, s.training.views, self.generator.together)
+    prior, params = hosts.run_on_all(lambda: self.load_prior(layout))
+    return OpenRun(self.program(prior), prior, params, layout)
+
+  def load_prior(self, layout: DeviceLayout | None = None) -> tuple[Prior, Params]:
+    """Opens the prior, checks the prompts, and reads the weights onto the devices of the layout."""
+    s = self.settings
+    prior, weights = priors.open_prior(s.prior, s.distillation)
+    named = {f"config.prompt={prompt!r}": prompt for prompt in prompts_of(s.prompt)}
+    priors.check_prompts(prior, s.prior, s.distillation, s.negative_prompt, named, LARGER_PRIOR, objects=False)
+    params = priors.load_weights(weights, layout)
+    print("\n".join(priors.describe_choices(prior, s.distillation, s.negative_prompt)))
+    return prior, params
+
+  def program(self, prior: Prior) -> Program:
+    """Returns the functions of the run, which has one stage."""
+    s = self.settings
+    # A prior without cameras takes no viewpoint.
+    generator = self.generator if prior.camera_dim else dataclasses.replace(self.generator, viewpoint=None)
+    penalty = generator.parameterization.penalty
+
+    def terms(stage: Stage) -> list[Term]:
+      distillation = Distillation(stage.generator, prior, s.distillation, s.loss.sds, s.training.views, s.seed)
+      return [distillation] if penalty is None else [distillation, Penalty(penalty, s.loss.sds)]
+
+    return make_program(s, (Stage(0, generator),), terms, prior, lambda: self.embed(prior))
+
+  def embed(self, prior: Prior) -> conditions.Text:
+    """Embeds the prompts of the run, one for each frame, and the estimator's own texts.
+
+    K prompts are spread evenly over the F frames, linear in between: with K = F frame i has prompt i.
+    """
+    s, frames = self.settings, self.generator.parameterization.frames
+
+    def over_frames(embedded: Array) -> Array:
+      count = embedded.shape[0]
+      place = np.linspace(0.0, count - 1.0, frames) if frames > 1 else np.zeros(1)
+      weights = np.maximum(0.0, 1.0 - np.abs(place[:, None] - np.arange(count)[None])).astype(np.float32)
+      return jnp.einsum("fk,k...->f...", jnp.asarray(weights), embedded, precision=jax.lax.Precision.HIGHEST)
+
+    texts = conditions.texts(prior, s.distillation, s.negative_prompt, s.prompt, prompts_of)
+    return {name: jax.tree.map(over_frames, embedded) if name in conditions.SPREAD else embedded
+            for name, embedded in conditions.embed(prior, texts).items()}
+
+  def new_state(self, key: Array) -> TrainState:
+    """Returns a state before its first update, without the estimator's part; consumes `key`."""
+    optimizer = make_optimizer(self.settings.optimizer, self.settings.training.steps)
+    return new_state(self.generator, optimizer, key, self.settings.optimizer.ema_decay > 0)
+
+  def restore(self, folder: Path) -> TrainState:
+    """Returns the state of the newest checkpoint."""
+    return restore_state(self.new_state, folder, self.settings.training.keep_checkpoints)
+
+  def preview(self, state: TrainState, folder: Path, step: int) -> None:
+    """Writes all images as one file to progress/."""
+    images.write_png(images.tile(self._show(state.shown)), folder / "progress" / f"{step:06d}.png")
+
+  def finish(self, result: RunResult, folder: Path, timings: dict[str, float], started: float) -> None:
+    """Writes all outputs after the last step."""
+    self._write(result.state, folder, timings, started)
+
+  def export(self, state: TrainState, folder: Path, started: float) -> None:
+    """Writes all outputs of a restored state."""
+    self._write(state, folder, files.read_json(folder / "timings.json"), started)
+
+  def _write(self, state: TrainState, folder: Path, timings: dict[str, Any], started: float) -> None:
+    before = time.perf_counter()
+    exported = self.generator.export(state.shown, state.occupancy, folder)
+    files.write_json(dict(timings, export_s=time.perf_counter() - before), folder / "timings.json")
+    print(f"done in {time.perf_counter() - started:.0f} s:")
+    for what, paths in exported.files.items():
+      print(f"  {what}: {paths[0]}" + (f" to {paths[-1].name}" if len(paths) > 1 else ""))
+
+  def render(self, state: TrainState, folder: Path) -> None:
+    """Raises ConfigError: images have no views."""
+    del state
+    raise ConfigError(f"--mode=render is for objects (config.job='text3d'), and {folder} holds a run of images "
+                      "(config.job='image2d'): there are no views to render; --mode=export makes the images again")
+
+
+def optimise(apply: Callable[[Params, Array], Array], params: Params, prior: Prior, prior_params: Params, prompt: str,
+             *, config: ConfigDict | None = None) -> Params:
+  """Distils a prompt into any generator, without files.
+
+  Args:
+    apply: (params, key) -> images [F, H, H, 3] float32 in [0, 1], differentiable in params; consumes the key.
+    params: to begin with.
+    prior: of `build_prior`.
+    prior_params: of `build_prior`.
+    prompt: one, or up to F with "|" between them.
+    config: of `settings.defaults("image2d")`; its prior and its generator, except the viewpoint, have no effect. None:
+      the defaults.
+
+  Returns:
+    The parameters after `training.steps` steps.
+
+  Raises:
+    ConfigError: a setting is not legal, apply returns something else, F does not divide `training.views`, or there are
+      more prompts than frames.
+  """
+  config = settings_lib.defaults("image2d") if config is None else config.copy_and_resolve_references()
+  config.update_from_flattened_dict({
+      "prompt": prompt, "generator.name": "python:apply", "generator.particles": 1, "prior.name": prior.name,
+      "prior.path": "", "prior.random_weights": False})
+  image = jax.eval_shape(apply, params, jax.random.key(0))
+  frames = image.shape[0] if getattr(image, "ndim", 0) == 4 else 1
+  try:
+    check_images("apply", image, frames)
+  except GeneratorError as error:
+    raise ConfigError(str(error)) from error
+  settings = settings_lib.validate(config)
+  program = Image2DTask(settings, Parameterization(lambda key: params, apply, frames=frames)).program(prior)
+  fixed = (prior_params, program.embed(), jax.random.key(settings.seed))
+  state = program.begin(prior_params, fixed[1], jax.random.key(0), None)
+  step = jax.jit(program.make_step(program.stages[0], Share()), donate_argnums=0)
+  for _ in range(settings.training.steps):
+    state, _ = step(state, *fixed)
+  return jax.tree.map(lambda leaf: leaf[0], state.shown)

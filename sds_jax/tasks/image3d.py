@@ -1,0 +1,191 @@
+"""Image to 3D: an object from a photo, finished by a prior that is conditioned on the photo and a relative pose.
+
+A second prior may be conditioned on a prompt (Magic123, arXiv:2306.17843).
+"""
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sds_jax import hosts
+from sds_jax.io import files, images, photos
+from sds_jax.priors import published
+from sds_jax.priors.prior import Prior
+from sds_jax.schema import AUTO, ConfigError
+from sds_jax.settings.distillation import DistillationSettings
+from sds_jax.settings.image3d import Image3D
+from sds_jax.settings.prior import PriorSettings
+from sds_jax.tasks import objects, photo as photo_lib, priors
+from sds_jax.tasks.object_task import ObjectTask
+from sds_jax.tasks.photo import InputPhoto
+from sds_jax.tasks.task import OpenRun
+from sds_jax.training import conditions
+from sds_jax.training.layout import DeviceLayout, make_layout
+from sds_jax.training.program import Program, make_program
+from sds_jax.training.stages import Stage
+from sds_jax.training.state import TrainState
+from sds_jax.training.step import Term
+from sds_jax.training.terms.distillation import Distillation
+from sds_jax.training.terms.reference import LOSSES, PhotoData, Reference, photo_camera
+from sds_jax.types import Params
+
+SECOND = "words"
+"""Name of the second prior's group of settings, and of its part in parameters and conditions."""
+
+
+class Image3DTask(ObjectTask):
+  """A run of image-to-3D.
+
+  The photo's light lies in the object's colours, so outputs have no light of their own, and no render is shaded.
+  """
+  ambient = 1.0
+  settings: Image3D
+
+  @property
+  def always_normals(self) -> bool:
+    """Whether `loss.orientation` reads the normals of the unshaded renders."""
+    return self.settings.loss.orientation != 0.0
+
+  @property
+  def run_name(self) -> str:
+    """The photo's name in a form for a folder's name."""
+    return files.prompt_slug(Path(self.settings.image).stem)
+
+  @property
+  def headline(self) -> str:
+    """The photo and the seed."""
+    return f"{self.settings.image} with seed {self.settings.seed}"
+
+  @property
+  def title(self) -> str:
+    """The photo's name."""
+    return Path(self.settings.image).name
+
+  def read_inputs(self) -> InputPhoto:
+    """Reads the photo and its maps; see `photo.read_input` for errors."""
+    return photo_lib.read_input(self.settings.image, self.settings.picture, self.settings.render)
+
+  def open(self, inputs: InputPhoto | None) -> OpenRun:
+    """Loads the priors, encodes the photo, and makes the program.
+
+    Raises:
+      ConfigError: a prior does not suit the task, or cannot estimate the elevation.
+      CheckpointError: files of a prior are missing or damaged.
+    """
+    s = self.settings
+    arrays = hosts.broadcast_result(photo_lib.array_shapes(s.picture, s.render), lambda: inputs.arrays)
+    layout = make_layout(s.parallel, s.training.views, self.generator.together)
+    prior, second, params = self.load_priors(layout)
+    print("\n".join(priors.describe_choices(prior, s.distillation, s.negative_prompt)))
+    data = hosts.broadcast(hosts.run_on_all(lambda: photo_lib.encode_photo(s.picture, prior, arrays)))
+    program = dataclasses.replace(
+        self.program(prior, second, data),
+        check_inputs=functools.partial(photo_lib.check_same_photo, s.image, s.picture),
+        keep_inputs=lambda folder: photo_lib.keep_photo(s.image, s.picture, inputs.photo, data, folder))
+    return OpenRun(program, prior, params, layout)
+
+  def load_priors(self, layout: DeviceLayout | None = None) -> tuple[Prior, Prior | None, Params]:
+    """Opens the prior of photos and, if the run has one, the prior of prompts, and reads their weights.
+
+    Everything is checked before any weights are read.
+
+    Returns:
+      (prior, second prior or None, parameters of the first with the second's under SECOND).
+
+    Raises:
+      ConfigError: a prior does not suit the task, or cannot estimate the elevation, or has never seen such a camera.
+      CheckpointError: files are missing or damaged.
+    """
+    s = self.settings
+    prior, weights = hosts.run_on_all(lambda: priors.open_prior(s.prior, s.distillation, s.job))
+    second, second_weights = None, None
+    if s.loss.words != 0.0:
+      second, second_weights = hosts.run_on_all(self._open_second)
+    self._check_camera(prior)
+    params = hosts.run_on_all(lambda: priors.load_weights(weights, layout))
+    if second:
+      params[SECOND] = hosts.run_on_all(lambda: priors.load_weights(second_weights, layout))
+    return prior, second, params
+
+  def _open_second(self) -> tuple[Prior, Any]:
+    s, distillation = self.settings, self.second_distillation
+    opened, weights = priors.open_prior(self.second_prior, distillation, group=SECOND)
+    named = {f"config.prompt={s.prompt!r}": s.prompt}
+    priors.check_prompts(opened, s.prior, distillation, s.negative_prompt, named, "--config.words.prior=sd15", SECOND)
+    return opened, weights
+
+  @property
+  def second_prior(self) -> PriorSettings:
+    """The settings by which the second prior is opened."""
+    words, first = self.settings.words, self.settings.prior
+    random_weights = first.random_weights and not words.path and words.prior in published.PRIORS
+    return dataclasses.replace(first, name=words.prior, path=words.path, random_weights=random_weights)
+
+  @property
+  def second_distillation(self) -> DistillationSettings:
+    """The second prior's distillation: SDS with its own guidance scale, and t as the first prior's."""
+    return dataclasses.replace(
+        self.settings.distillation, estimator="sds", guidance_convention="diffusers", weighting="sigma2",
+        guidance_scale=self.settings.words.guidance_scale, view_words="nearest")
+
+  def _check_camera(self, prior: Prior) -> None:
+    s = self.settings
+    if s.picture.elevation_deg == AUTO and not prior.sight.tells_elevation:
+      raise ConfigError(f"config.picture.elevation_deg='auto', but the prior {prior.name!r} cannot estimate the "
+                        "camera's elevation: give the elevation, such as --config.picture.elevation_deg=10")
+    if prior.sight.camera:
+      for name, only in zip(("distance", "fov_deg"), prior.sight.camera):
+        value = getattr(s.camera, name)
+        if not math.isclose(value[0], only, rel_tol=1e-3):
+          raise ConfigError(f"config.camera.{name}={value!r}, but the prior {prior.name!r} was trained on views from "
+                            f"one camera only, and would see an object of another size: leave it at {(only, only)}")
+
+  def program(self, prior: Prior, second: Prior | None, data: PhotoData) -> Program:
+    """Returns the functions of the run.
+
+    Args:
+      prior: conditioned on the photo.
+      second: conditioned on the prompt, or None.
+      data: of `photo.encode_photo`.
+    """
+    return make_program(self.settings, self.stages, lambda stage: self.photo_terms(prior, second, stage), prior,
+                        lambda: self.embed(second, data), self.sheets(prior))
+
+  def embed(self, second: Prior | None, data: PhotoData, prompt: str | None = None) -> dict[str, Any]:
+    """Returns the conditions of a run: the photo's data, and for a second prior the embedded prompt under SECOND."""
+    if second is None:
+      return data
+    s = self.settings
+    return {**data, SECOND: conditions.embed_prompts(second, self.second_distillation, s.negative_prompt,
+                                                     s.prompt if prompt is None else prompt)}
+
+  def photo_terms(self, prior: Prior, second: Prior | None, stage: Stage) -> list[Term]:
+    """Returns the distillation from one or two priors, the regularisers, and the losses of the photo's own view."""
+    s, terms = self.settings, [self.distillation_term(prior, stage)]
+    if second:
+      terms.append(Distillation(stage.generator, second, self.second_distillation, s.loss.words, s.training.views,
+                                s.seed, part=SECOND, stream=1, prefix="words_"))
+    weights = tuple((name, getattr(s.loss, name)) for name in LOSSES if getattr(s.loss, name) != 0.0)
+    reference = Reference(stage.generator, weights, s.camera.distance[0], math.radians(s.camera.fov_deg[0]))
+    return [*terms, *objects.regularisers(s.loss), reference]
+
+  def write(self, state: TrainState, folder: Path, timings: dict[str, float], comparison: Path | None = None) -> None:
+    """Writes all outputs, and reference.png: the photo beside the object from the same viewpoint."""
+    photo, about = photo_lib.stored_photo(folder)
+    viewpoint = dict(azimuth=jnp.float32(about["azimuth"]), elevation=jnp.float32(about["elevation"]))
+    spans = self.settings.camera
+    camera = photo_camera(viewpoint, spans.distance[0], math.radians(spans.fov_deg[0]))
+    out = self.view.view(state, jax.tree.map(lambda leaf: leaf[0], camera), 1.0)
+    size = out.rgb.shape[0]
+    mask = np.repeat(photos.resize_square(photo.opacity[..., None], size), 3, -1)
+    rows = [[photos.resize_square(photo.rgb, size), mask], [out.rgb, np.repeat(out.opacity[..., None], 3, -1)]]
+    comparison = images.write_png(images.tile_rows(rows, ["photo", "object"], titles=("", "colour", "opacity")),
+                                  folder / "reference.png")
+    super().write(state, folder, timings, comparison)

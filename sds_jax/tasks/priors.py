@@ -1,0 +1,103 @@
+"""Opening the priors of a run: all files and all prompts are checked before any weights are read."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from sds_jax.diffusion.estimators import find
+from sds_jax.priors import prior as prior_lib
+from sds_jax.priors.base import PromptError
+from sds_jax.priors.loading.files import CheckpointError
+from sds_jax.priors.prior import Prior, Weights
+from sds_jax.schema import ConfigError
+from sds_jax.settings.distillation import DistillationSettings
+from sds_jax.settings.prior import PriorSettings, prior_mismatch
+from sds_jax.training import conditions
+from sds_jax.training.layout import DeviceLayout
+from sds_jax.types import Params
+
+_NAME_FIELDS = {"prior": "name", "words": "prior"}
+"""Group of settings -> its field that names a prior."""
+
+
+def open_prior(prior: PriorSettings, distillation: DistillationSettings, task: str = "text3d",
+               group: str = "prior") -> tuple[Prior, Weights]:
+  """Opens a prior and its weights, unread.
+
+  Args:
+    prior: name or path, dtype.
+    distillation: `latent_until` needs a prior of latents.
+    task: value of the setting `job`; image-to-3D needs a prior that is conditioned on an image.
+    group: the settings group that names the prior, for errors: "prior", or "words" for a second prior.
+
+  Raises:
+    ConfigError: the prior does not suit the task.
+    CheckpointError: files are missing or damaged.
+  """
+  named = f"config.{group}.{'path' if prior.path else _NAME_FIELDS[group]}={prior.path or prior.name!r}"
+  try:
+    opened, weights = prior_lib.open_prior(prior.path or prior.name, prior.dtype, prior.allow_unknown_words,
+                                           prior.vae_remat, prior.random_weights)
+  except CheckpointError:
+    raise
+  except ValueError as error:  # networks that are not supported
+    raise ConfigError(f"{named}: {error}") from error
+  if problem := prior_mismatch(task, bool(opened.sight)):
+    raise ConfigError(f"{named} {problem}")
+  if distillation.latent_until > 0.0 and opened.x_shape[-1] != 4:
+    raise ConfigError(f"config.distillation.latent_until={distillation.latent_until} makes latents of four channels, "
+                      f"but {named} diffuses {opened.x_shape[-1]}; set it to 0.0, or take a prior of latents")
+  return opened, weights
+
+
+def check_prompts(prior: Prior, settings: PriorSettings, distillation: DistillationSettings, negative_prompt: str,
+                  prompts: Mapping[str, str], larger: str, group: str = "prior", objects: bool = True) -> None:
+  """Raises ConfigError if a prompt has words that the prior has never seen.
+
+  Args:
+    prior: the prior.
+    settings: `allow_unknown_words` switches the check off.
+    distillation: the estimator's own texts are checked, too.
+    negative_prompt: of the settings.
+    prompts: {the setting with its value, as errors name it: prompt}.
+    larger: the option of the command line that selects a larger prior, for errors.
+    group: the settings group that names the prior, for errors.
+    objects: whether view words are added to the prompts.
+  """
+  if prior.vocabulary is None or settings.allow_unknown_words:
+    return
+  for named, prompt in prompts.items():
+    _check_prompt(prior, distillation, prompt, named, larger, group, objects)
+  for setting, text in conditions.user_texts(distillation, negative_prompt).items():
+    try:
+      prior_lib.check_words([text], prior.vocabulary)
+    except ValueError as error:
+      raise ConfigError(f"config.{setting}={text!r} is beyond this prior: {error}") from error
+
+
+def load_weights(weights: Weights, layout: DeviceLayout | None = None) -> Params:
+  """Reads a prior's parameters onto the devices of the layout; without a layout onto the first device."""
+  return weights.load(layout.put_prior if layout else jax.device_put)
+
+
+def describe_choices(prior: Prior, distillation: DistillationSettings, negative_prompt: str) -> Sequence[str]:
+  """Returns lines for the log: the prior, and the values of the settings that were left open."""
+  d = distillation
+  guided = f"guidance_scale={d.guidance_scale} ({d.guidance_convention}), " if find(d.estimator).guided else ""
+  lines = [f"prior: {prior.source}",
+           f"estimator: {d.estimator}, {guided}weighting={d.weighting}, t from {d.t_min} to {d.t_max}"]
+  note = conditions.substitutions(prior, d, negative_prompt)
+  return [*lines, note] if note else lines
+
+
+def _check_prompt(prior: Prior, distillation: DistillationSettings, prompt: str, named: str, larger: str, group: str,
+                  objects: bool) -> None:
+  remedy = (f"For anything else use a larger prior ({larger} or --config.{group}.path=FOLDER), or "
+            "go on regardless with --config.prior.allow_unknown_words=True")
+  try:
+    prior.check_prompt(prompt, view_words=objects and distillation.view_words != "none")
+  except PromptError as error:
+    if error.view_words:
+      remedy = "Say --config.distillation.view_words=none"
+    raise ConfigError(f"{named} is beyond this prior: {error}. {remedy}") from error

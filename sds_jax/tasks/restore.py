@@ -1,0 +1,35 @@
+"""The newest checkpoint of a finished or interrupted run."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from sds_jax import compilation
+from sds_jax.io.checkpoints import Checkpoints
+from sds_jax.training import resume, workspace
+from sds_jax.training.state import TrainState
+from sds_jax.types import Array
+
+
+def restore_state(new_state: Callable[[Array], TrainState], folder: Path, keep: int) -> TrainState:
+  """Returns the state of the newest checkpoint, whatever its estimator.
+
+  Args:
+    new_state: (key) -> a state of the same structure.
+    folder: of the run.
+    keep: number of checkpoints that the run keeps.
+
+  Raises:
+    WorkdirError: there is no checkpoint.
+    ResumeError: the checkpoint has another structure.
+  """
+  compilation.prepare()
+  like = jax.jit(new_state)(jax.random.key(0))
+  with Checkpoints(folder / "checkpoints", keep) as checkpoints:
+    newest = resume.restore_newest(checkpoints, like, folder, any_estimator=True)
+  if newest is None:
+    raise workspace.WorkdirError(f"{folder / 'checkpoints'} holds no checkpoint; run --mode=train first")
+  print(f"from the checkpoint of step {newest[0]} in {folder}")
+  return newest[1]

@@ -1,0 +1,65 @@
+"""The protocol of a task: what the commands call."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from sds_jax.priors.prior import Prior
+from sds_jax.training.layout import DeviceLayout
+from sds_jax.training.loop import RunResult
+from sds_jax.training.program import Program
+from sds_jax.training.state import TrainState
+from sds_jax.types import Params
+
+
+class OpenRun(NamedTuple):
+  """A run that is ready for `loop.train`.
+
+  Attributes:
+    program: the functions of the run.
+    prior: the main prior, whose source is recorded.
+    prior_params: on the devices.
+    layout: the devices.
+  """
+  program: Program
+  prior: Prior
+  prior_params: Params
+  layout: DeviceLayout
+
+
+class Task(Protocol):
+  """A run of one kind, with its validated settings. Compiled renderers are shared by all methods.
+
+  Attributes:
+    settings: the tree.
+    run_name: default name of the run's folder, without the seed.
+    headline: first words of the log.
+  """
+  settings: Any
+  run_name: str
+  headline: str
+
+  def read_inputs(self) -> Any:
+    """Reads and checks the user's files; called by process 0 before any folder is made."""
+
+  def open(self, inputs: Any) -> OpenRun:
+    """Loads the priors and makes the program; `inputs` is None in all processes but the first."""
+
+  def preview(self, state: TrainState, folder: Path, step: int) -> None:
+    """Writes an image of the progress."""
+
+  def finish(self, result: RunResult, folder: Path, timings: dict[str, float], started: float) -> None:
+    """Writes all outputs after the last step; `started` is when the command began, by `time.perf_counter`."""
+
+  def restore(self, folder: Path) -> TrainState:
+    """Returns the state of the newest checkpoint."""
+
+  def export(self, state: TrainState, folder: Path, started: float) -> None:
+    """Writes all outputs of a restored state."""
+
+  def render(self, state: TrainState, folder: Path) -> None:
+    """Writes the renders of a restored state alone.
+
+    Raises:
+      ConfigError: the task has no views.
+    """

@@ -1,0 +1,75 @@
+"""Text to 3D: an object from a prompt."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from sds_jax import hosts
+from sds_jax.io import files
+from sds_jax.priors.prior import Prior
+from sds_jax.tasks import priors
+from sds_jax.tasks.object_task import ObjectTask
+from sds_jax.tasks.task import OpenRun
+from sds_jax.training import conditions
+from sds_jax.training.layout import DeviceLayout, make_layout
+from sds_jax.training.program import Program, make_program
+from sds_jax.types import Params
+
+LARGER_PRIOR = "configs/text.py:sd15"
+"""The configuration with a larger prior, for errors."""
+
+
+class Text3DTask(ObjectTask):
+  """A run of text-to-3D."""
+
+  @property
+  def run_name(self) -> str:
+    """The prompt in a form for a folder's name."""
+    return files.prompt_slug(self.settings.prompt)
+
+  @property
+  def headline(self) -> str:
+    """The prompt and the seed."""
+    return f"{self.settings.prompt!r} with seed {self.settings.seed}"
+
+  def read_inputs(self) -> None:
+    """Reads nothing: a prompt needs no file."""
+
+  def open(self, inputs: None = None) -> OpenRun:
+    """Loads the prior and makes the program.
+
+    Raises:
+      ConfigError: the prior does not suit the task or the prompt.
+      CheckpointError: files of the prior are missing or damaged.
+    """
+    del inputs
+    s = self.settings
+    layout = make_layout(s.parallel, s.training.views, self.generator.together)
+    prior, params = hosts.run_on_all(lambda: self.load_prior(layout))
+    return OpenRun(self.program(prior), prior, params, layout)
+
+  def load_prior(self, layout: DeviceLayout | None = None, prompts: Sequence[str] = ()) -> tuple[Prior, Params]:
+    """Opens the prior, checks the prompts, and reads the weights.
+
+    Args:
+      layout: the devices; None: the first device.
+      prompts: of `prompts_file`, in place of `prompt`.
+    """
+    s = self.settings
+    prior, weights = priors.open_prior(s.prior, s.distillation)
+    named = ({f"{prompt!r} in config.prompts_file": prompt for prompt in prompts} or
+             {f"config.prompt={s.prompt!r}": s.prompt})
+    priors.check_prompts(prior, s.prior, s.distillation, s.negative_prompt, named, LARGER_PRIOR)
+    params = priors.load_weights(weights, layout)
+    print("\n".join(priors.describe_choices(prior, s.distillation, s.negative_prompt)))
+    return prior, params
+
+  def program(self, prior: Prior) -> Program:
+    """Returns the functions of the run."""
+    return make_program(self.settings, self.stages, functools.partial(self.terms, prior), prior,
+                        lambda: self.embed(prior), self.sheets(prior))
+
+  def embed(self, prior: Prior, prompt: str | None = None) -> conditions.Text:
+    """Embeds the settings' prompt, or another one, with its view words and the estimator's own texts."""
+    s = self.settings
+    return conditions.embed_prompts(prior, s.distillation, s.negative_prompt, s.prompt if prompt is None else prompt)

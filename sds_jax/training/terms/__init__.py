@@ -1,0 +1,1 @@
+"""Terms of the step's loss: each is a callable (views, context) -> (scalar, metrics)."""

@@ -1,0 +1,127 @@
+"""Score distillation from one prior, as a term of the step."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sds_jax.diffusion.distillation import DistillationAux
+from sds_jax.diffusion.estimators import find
+from sds_jax.diffusion.scalars import ScalarSpec
+from sds_jax.generators.protocol import Draws, Generator, Views
+from sds_jax.priors.prior import Prior
+from sds_jax.settings.distillation import DistillationSettings
+from sds_jax.training import conditions as conditions_lib
+from sds_jax.training.distil import distil
+from sds_jax.training.step import Context
+from sds_jax.types import Array, Params, RenderOutput
+from sds_jax.views import cameras
+
+
+class Distilled(NamedTuple):
+  """What the term computes of a step's views: the scalar, what the estimator reports, and x [B, *x_shape]."""
+  loss: Array
+  aux: DistillationAux
+  x: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+  """The gradient of one prior with one estimator.
+
+  Attributes:
+    generator: renders the source of an edit anew, through the views' own draws.
+    prior: the frozen diffusion model.
+    settings: estimator, guidance, range of t.
+    weight: of the gradient; may change over the run.
+    views: number of views of a whole step.
+    seed: of the run; CDS draws its one noise from the seed.
+    as_latent: whether normals and opacity are the latent.
+    part: name of this prior's part in `Context.prior_params` and `Context.conditions`; "": the whole of them.
+    stream: number that tells the random draws of several priors apart; 0: the step's own keys.
+    prefix: of the metric `grad_norm`.
+  """
+  generator: Generator
+  prior: Prior
+  settings: DistillationSettings
+  weight: ScalarSpec
+  views: int
+  seed: int
+  as_latent: bool = False
+  part: str = ""
+  stream: int = 0
+  prefix: str = "sds_"
+
+  def __call__(self, views: Views, context: Context) -> tuple[Array, dict[str, Array]]:
+    """Returns the scalar whose gradient is the distillation's, and the mean norm of the cotangents."""
+    distilled = self.distil(views, context)
+    return distilled.loss, {f"{self.prefix}grad_norm": jnp.mean(distilled.aux.grad_norm)}
+
+  def distil(self, views: Views, context: Context) -> Distilled:
+    """Encodes the views, conditions the prior on their prompts and poses, and estimates the gradient."""
+    draws = context.draws
+    if self.stream:
+      draws = draws._replace(keys={name: jax.random.fold_in(key, self.stream) for name, key in draws.keys.items()})
+    prior_params = context.prior_params[self.part] if self.part else context.prior_params
+    conditions = context.conditions[self.part] if self.part else context.conditions
+    needs = find(self.settings.estimator).needs
+    camera = None if views.cameras is None else cameras.camera_features(views.cameras)
+    x = self._encode(prior_params, views, draws)
+    inputs = dict(score=context.score_params)
+    if "camera" in needs and camera is not None:
+      inputs["camera"] = camera
+    if "image" in needs:
+      inputs["image"] = resize_images(views.images, self.prior.image_size)
+    if "source" in needs:
+      source = context.state.estimator
+      source_views = self.generator.render(source["params"], source["occupancy"], context.draws)
+      inputs["source_x"] = self._encode(prior_params, source_views, draws)
+      inputs["source_cond"] = self.condition(prior_params, dict(conditions, views=conditions["source"]), views, draws)
+    cond = self.condition(prior_params, conditions, views, draws)
+    loss, aux = distil(self.settings, self.weight, self.prior, prior_params, x, cond, draws.keys, draws.progress, inputs,
+                       draws.index, views=self.views, seed=self.seed)
+    return Distilled(loss, aux, x)
+
+  def _encode(self, prior_params: Params, views: Views, draws: Draws) -> Array:
+    if self.as_latent:
+      return geometry_as_latent(views.render, self.prior.x_shape)
+    return encode_views(self.prior, prior_params, views.images, draws.keys["encode"], draws.index)
+
+  def condition(self, prior_params: Params, conditions: Any, views: Views, draws: Draws) -> dict[str, Any]:
+    """Returns what the guided denoiser is conditioned on for each view: `cond`, `uncond`, and the estimator's own."""
+    if views.azimuth is not None:
+      return conditions_lib.of_views(self.prior, prior_params, self.settings, conditions, views.cameras, views.azimuth,
+                                     views.elevation, draws.progress)
+    known = {}
+    if self.prior.camera_dim and views.cameras is not None:
+      known = dict(camera=cameras.camera_features(views.cameras))
+    choose: Callable[[Array], Array] = lambda texts: texts[views.frame]  # noqa: E731
+    return conditions_lib.sides(self.settings, conditions, choose, known, draws.progress)
+
+
+def encode_views(prior: Prior, prior_params: Params, images: Array, key: Array, index: Array) -> Array:
+  """Encodes images [B, H, W, 3] as x [B, *x_shape], image b with the key fold_in(key, index[b])."""
+  def one(image: Array, i: Array) -> Array:
+    return prior.encode(prior_params, image[None], jax.random.fold_in(key, i))[0]
+
+  return jax.vmap(one)(images, index)
+
+
+def resize_images(images: Array, size: int) -> Array:
+  """Returns images [B, H, H, 3] at [B, size, size, 3]."""
+  wanted = (images.shape[0], size, size, 3)
+  return images if images.shape == wanted else jax.image.resize(images, wanted, "linear")
+
+
+def geometry_as_latent(out: RenderOutput, x_shape: tuple[int, ...]) -> Array:
+  """Returns normals and opacity [B, H, W] as a latent [B, *x_shape] of four channels, each in [-1, 1].
+
+  At the start of a run Stable Diffusion's latents resemble images closely enough for this to give an object its shape,
+  without the autoencoder and its gradient (Fantasia3D, arXiv:2303.13873, section 3.1; stable-dreamfusion's warm-up).
+  """
+  n, alpha = out.normals, out.opacity[..., None]
+  x = jnp.concatenate([n + alpha - 1.0, 2.0 * alpha - 1.0], axis=-1)  # 2 sum_i w_i (n_i + 1) / 2 - 1, and the mask
+  return jax.image.resize(x, (x.shape[0], *x_shape), "linear")
