@@ -1,169 +1,205 @@
-"""What the prior is told: the texts of a run, embedded once; and of each view, a text and perhaps its camera."""
+"""Conditions of the prior: the prompts of a run, embedded once; and for each view a prompt and perhaps the camera."""
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
+import jax
 import jax.numpy as jnp
-import ml_collections
 
+from sds_jax.diffusion.estimators import find, options_of
+from sds_jax.diffusion.estimators.base import NEEDS
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.priors.prior import Prior, check_words
-from sds_jax.training import config as config_lib, estimator_state, view_conditions
-from sds_jax.training.config import scalar_spec
+from sds_jax.settings.distillation import DistillationSettings
+from sds_jax.training import view_conditions
 from sds_jax.types import Array, Camera, Params
 from sds_jax.views import cameras, perp_neg_weights, prompts
 
-Text = dict[str, Array]
+Text: TypeAlias = dict[str, Any]
+"""Name -> embedded prompts, a pytree of arrays; see `embed`."""
+
+SPREAD = ("views", "target", "source")
+"""Names that have several prompts, such as one for each direction of view."""
 
 
-def texts(prior: Prior, config: ml_collections.FrozenConfigDict, prompt: str,
+def texts(prior: Prior, distillation: DistillationSettings, negative_prompt: str, prompt: str,
           spread: Callable[[str], list[str]]) -> dict[str, list[str]]:
-  """All that is said in a run: name -> sentences, several where the name is one of SPREAD, else one.
+  """Returns all prompts of a run: name -> prompts, several where the name is one of SPREAD, else one.
 
-  The published words about quality mean nothing to a prior that knows a few words only: where one is unknown the empty
-  (or negative) prompt stands in, and the prompt itself for the bridge's target; `stand_in` says so.
+  The published words about quality mean nothing to a prior with a small vocabulary. Where the prior does not know one
+  of the words, the empty (or negative) prompt replaces the text, and for the target the prompt itself; `substitutions`
+  names the replacements.
 
   Args:
-    spread: prompt -> sentences: one for each view of an object, say.
+    prior: the prior.
+    distillation: settings with the estimator and its options.
+    negative_prompt: prompt of the unconditional side.
+    prompt: the prompt.
+    spread: prompt -> prompts, such as one for each direction of view.
+
+  Returns:
+    `views` and `null`, and by the needs of the estimator `negative`; `target` and `source`; or `source`.
   """
-  d, negative = config.distillation, config.negative_prompt
-  said = dict(views=spread(prompt), null=[negative])
-  nothing = [negative] * len(said["views"])
-  if d.estimator in ("csd", "nfsd"):
-    said["negative"] = [_if_known(prior, d[d.estimator].negative_prompt, negative)]
-  elif d.estimator == "bridge":
-    target = _if_known(prior, prompt + d.bridge.target_words, prompt)
-    source = _if_known(prior, prompt + d.bridge.source_words, "")
-    said |= dict(target=spread(target), source=spread(source) if source else nothing)
-  elif d.estimator in estimator_state.EDITS:
-    said["source"] = spread(d.source_prompt) if d.source_prompt else nothing
-  return said
+  record, known = find(distillation.estimator), lambda text: _knows(prior, text)
+  options = options_of(distillation, record)
+  by_name = dict(views=spread(prompt), null=[negative_prompt])
+  empty = [negative_prompt] * len(by_name["views"])
+  if "negative" in record.needs:
+    by_name["negative"] = [options.negative_prompt if known(options.negative_prompt) else negative_prompt]
+  if "pair" in record.needs:
+    target, source = prompt + options.target_words, prompt + options.source_words
+    by_name["target"] = spread(target if known(target) else prompt)
+    by_name["source"] = spread(source) if source and known(source) else empty
+  if "source" in record.needs:
+    by_name["source"] = spread(distillation.source_prompt) if distillation.source_prompt else empty
+  return by_name
 
 
-_QUALITY = {"csd": ("negative_prompt",), "nfsd": ("negative_prompt",), "bridge": ("target_words", "source_words")}
-"""Estimator -> those of its own settings that are words."""
+def user_texts(distillation: DistillationSettings, negative_prompt: str) -> dict[str, str]:
+  """Returns the texts that the user gives beside the prompt, by setting; the prior must know all of their words."""
+  record = find(distillation.estimator)
+  by_setting = {"negative_prompt": negative_prompt}
+  if "source" in record.needs:
+    by_setting["distillation.source_prompt"] = distillation.source_prompt
+  for name, text in _option_texts(distillation):
+    if text != getattr(record.options(), name):
+      by_setting[f"distillation.{record.name}.{name}"] = text
+  return by_setting
 
 
-def own_words(config: ml_collections.FrozenConfigDict) -> dict[str, str]:
-  """What the user says beside the prompt, by the setting that says it: the prior must know all of these words."""
-  d = config.distillation
-  said = {"negative_prompt": config.negative_prompt}
-  if d.estimator in estimator_state.EDITS:
-    said["distillation.source_prompt"] = d.source_prompt
-  published = config_lib.default().distillation
-  for name in _QUALITY.get(d.estimator, ()):
-    if d[d.estimator][name] != published[d.estimator][name]:
-      said[f"distillation.{d.estimator}.{name}"] = d[d.estimator][name]
-  return said
+def substitutions(prior: Prior, distillation: DistillationSettings, negative_prompt: str) -> str:
+  """Returns a line for the log that names the texts that `texts` replaces; "" where the prior knows all words."""
+  negative = f"config.negative_prompt={negative_prompt!r}"
+  by_option = dict(negative_prompt=negative, target_words="nothing", source_words=negative)
+  replaced = [f"{by_option[name]} replaces {name}" for name, text in _option_texts(distillation)
+              if not _knows(prior, text)]
+  return (f"{distillation.estimator}: this prior does not know the words about quality: {' and '.join(replaced)}"
+          if replaced else "")
 
 
-def stand_in(prior: Prior, config: ml_collections.FrozenConfigDict) -> str:
-  """One line where the prior does not know an estimator's published words, so that something stands in; else ""."""
-  name = config.distillation.estimator
-  negative = f"config.negative_prompt={config.negative_prompt!r}"
-  instead = dict(negative_prompt=negative, target_words="nothing", source_words=negative)
-  told = [f"{instead[setting]} stands for {setting}" for setting in _QUALITY.get(name, ())
-          if not _known(prior, config.distillation[name][setting])]
-  return f"{name}: this prior does not know its words about quality: {' and '.join(told)}" if told else ""
+def _option_texts(distillation: DistillationSettings) -> Iterator[tuple[str, str]]:
+  """Yields (name, text) of the estimator's options that are prompts or parts of prompts."""
+  record = find(distillation.estimator)
+  options = options_of(distillation, record)
+  for need in sorted(record.needs):
+    for name in NEEDS[need].options:
+      if isinstance(getattr(options, name), str):
+        yield name, getattr(options, name)
 
 
-def _known(prior: Prior, words: str) -> bool:
+def _knows(prior: Prior, text: str) -> bool:
   try:
-    check_words([words], prior.vocabulary)
+    check_words([text], prior.vocabulary)
   except ValueError:
     return False
   return True
 
 
-def _if_known(prior: Prior, words: str, otherwise: str) -> str:
-  return words if _known(prior, words) else otherwise
+def embed(prior: Prior, by_name: dict[str, list[str]]) -> Text:
+  """Returns the prompts of `texts`, embedded: leaves [V, T, D] where the name is one of SPREAD, else [T, D]."""
+  embedded = prior.embed([prompt for some in by_name.values() for prompt in some])
+  text, first = {}, 0
+  for name, some in by_name.items():
+    last = first + len(some)
+    text[name] = jax.tree.map(lambda leaf, a=first, b=last, n=name: leaf[a:b] if n in SPREAD else leaf[a], embedded)
+    first = last
+  return text
 
 
-SPREAD = ("views", "target", "source")
+def embed_prompts(prior: Prior, distillation: DistillationSettings, negative_prompt: str, prompt: str) -> Text:
+  """Returns the prompts of an object, embedded: `views` [V, T, D], `null` [T, D], and more by the estimator's needs.
 
-
-def embed(prior: Prior, said: dict[str, list[str]]) -> Text:
-  """What `texts` gives, embedded: [V, T, D] where the name is one of SPREAD, else [T, D]."""
-  embedded = prior.embed([sentence for sentences in said.values() for sentence in sentences])
-  found, first = {}, 0
-  for name, sentences in said.items():
-    group = embedded[first:first + len(sentences)]
-    found[name] = group if name in SPREAD else group[0]
-    first += len(sentences)
-  return found
-
-
-def embed_prompts(prior: Prior, config: ml_collections.FrozenConfigDict, prompt: str | None = None) -> Text:
-  """The texts of an object, embedded: {"views": [V, T, D] (one for each of `prompts.VIEWS`), "null": [T, D], ...}.
-
-  "null" is `config.negative_prompt`, "" where there is none. Some estimators have more (`texts`). `prompt` goes before
-  `config.prompt`.
-  """
-  spread = prompts.view_prompts if config.distillation.view_words != "none" else lambda words: [words]
-  return embed(prior, texts(prior, config, config.prompt if prompt is None else prompt, spread))
-
-
-def sides(config: ml_collections.FrozenConfigDict, text: Text, choose: Callable[[Array], Array],
-          known: dict[str, Array], progress: Array) -> dict[str, Any]:
-  """What a guided denoiser is told of B images: `cond`, `uncond`, and what the estimator adds.
+  V is the number of `prompts.VIEWS`, or 1 where view_words is "none".
 
   Args:
+    prior: the prior.
+    distillation: settings with the estimator and view_words.
+    negative_prompt: prompt of the unconditional side.
+    prompt: of the object.
+  """
+  spread = prompts.view_prompts if distillation.view_words != "none" else lambda prompt: [prompt]
+  return embed(prior, texts(prior, distillation, negative_prompt, prompt, spread))
+
+
+def sides(distillation: DistillationSettings, text: Text, choose: Callable[[Array], Array], known: dict[str, Array],
+          progress: Array) -> dict[str, Any]:
+  """Returns the condition of a guided denoiser for B images: `cond`, `uncond`, and `negative` if there is one.
+
+  Args:
+    distillation: settings with the estimator.
     text: of `embed`.
-    choose: texts [V, T, D] -> [B, T, D], which image gets which.
-    known: what else is told of each image, on every side: guidance strengthens the words, not the viewpoint.
+    choose: leaves [V, T, D] of embedded prompts -> [B, T, D], the prompt of each image.
+    known: other conditions of each image, equal on every side: guidance strengthens the prompt, not the viewpoint.
     progress: fraction of the run that is done, [] float32.
   """
-  chosen = choose(text["views"])
-  null = jnp.broadcast_to(text["null"][None], chosen.shape)
-  if config.distillation.estimator == "bridge":
-    bridged = progress >= config.distillation.bridge.begins
-    chosen = jnp.where(bridged, choose(text["target"]), chosen)
-    null = jnp.where(bridged, choose(text["source"]), null)
+  record = find(distillation.estimator)
+  chosen = jax.tree.map(choose, text["views"])
+  every = lambda one: jax.tree.map(lambda a, b: jnp.broadcast_to(a[None], b.shape), one, chosen)  # noqa: E731
+  null = every(text["null"])
+  if "pair" in record.needs:
+    replaced = progress >= options_of(distillation, record).begins
+    either = lambda new, old: jax.tree.map(lambda a, b: jnp.where(replaced, choose(a), b), new, old)  # noqa: E731
+    chosen, null = either(text["target"], chosen), either(text["source"], null)
   cond = dict(cond=dict(text=chosen, **known), uncond=dict(text=null, **known))
   if "negative" in text:
-    cond["negative"] = dict(text=jnp.broadcast_to(text["negative"][None], chosen.shape), **known)
+    cond["negative"] = dict(text=every(text["negative"]), **known)
   return cond
 
 
-def of_views(prior: Prior, params: Params, config: ml_collections.FrozenConfigDict, text: Any, cams: Camera,
+def of_views(prior: Prior, params: Params, distillation: DistillationSettings, conditions: Any, cams: Camera,
              azimuth: Array, elevation: Array, progress: Array) -> dict[str, Any]:
-  """What a guided denoiser is told of an object's views; asks for the step whether that is words or a picture.
+  """Returns the condition of a guided denoiser for the views of an object, of prompts or of a photo.
 
-  Of words: `sides`, with the text chosen by direction, and Perp-Neg's where it is on. The camera is told where the
-  prior knows cameras.
+  For prompts: `sides`, with the prompt of the view's direction, the camera where the prior knows cameras, and the sides
+  of Perp-Neg where it is on. For a photo: `view_conditions.of_views`.
 
   Args:
+    prior: the prior.
     params: of the prior.
-    text: of `embed_prompts`, or what `view_conditions.of_views` wants.
+    distillation: settings with the estimator, view words and Perp-Neg.
+    conditions: of `embed_prompts`; or, for a photo, those of `view_conditions.of_views`.
     cams, azimuth, elevation: of the views, leaves [B, ...].
+    progress: fraction of the run that is done, [] float32.
   """
   if prior.sight:
-    return view_conditions.of_views(prior, params, config, text, azimuth, elevation)
-  d = config.distillation
+    return view_conditions.of_views(prior, params, distillation, conditions, azimuth, elevation)
   known = dict(camera=cameras.camera_features(cams)) if prior.camera_dim else {}
-  cond = sides(config, text, lambda texts: _by_direction(texts, azimuth, elevation, d.view_words), known, progress)
-  if d.perp_neg != "none":
-    cond |= perp_neg_sides(cond, text, azimuth, elevation, d.perp_neg,
-                           schedule_value(scalar_spec(d.perp_neg_scale), progress))
+  choose = lambda some: _by_direction(some, azimuth, elevation, distillation.view_words)  # noqa: E731
+  cond = sides(distillation, conditions, choose, known, progress)
+  if distillation.perp_neg != "none":
+    scale = schedule_value(distillation.perp_neg_scale, progress)
+    cond |= perp_neg_sides(cond, conditions, azimuth, elevation, distillation.perp_neg, scale)
   return cond
 
 
-def _by_direction(texts: Array, azimuth: Array, elevation: Array, view_words: str) -> Array:
-  """Of texts [V, T, D] that of each view, [B, T, D]."""
+def _by_direction(some: Array, azimuth: Array, elevation: Array, view_words: str) -> Array:
+  """Returns the prompt [B, T, D] of each view, out of one for each direction [V, T, D]."""
   if view_words == "none":
-    return jnp.broadcast_to(texts[:1], (azimuth.shape[0],) + texts.shape[1:])
+    return jnp.broadcast_to(some[:1], (azimuth.shape[0],) + some.shape[1:])
   if view_words == "nearest":
-    return texts[prompts.view_index(azimuth, elevation)]
-  weights = prompts.view_weights(azimuth, elevation).astype(texts.dtype)
-  return jnp.einsum("bv,vtd->btd", weights, texts)
+    return some[prompts.view_index(azimuth, elevation)]
+  weights = prompts.view_weights(azimuth, elevation).astype(some.dtype)
+  return jnp.einsum("bv,vtd->btd", weights, some)
 
 
-def perp_neg_sides(cond: dict[str, dict[str, Array]], text: Text, azimuth: Array, elevation: Array,
-                   flavour: str, scale: Array) -> dict[str, Any]:
-  """`cond`, `negatives` and `weights` of the views that `cond` is of, as Perp-Neg has them."""
-  mix, weights = perp_neg_weights.VARIANTS[flavour](azimuth, elevation)
-  chosen = jnp.einsum("bv,vtd->btd", mix.astype(text["views"].dtype), text["views"])
-  told = lambda words: dict(cond["cond"], text=jnp.broadcast_to(words, chosen.shape))  # noqa: E731
-  negatives = tuple(told(text["views"][view][None]) for view in perp_neg_weights.NEGATIVES)
-  return dict(cond=told(chosen), negatives=negatives, weights=scale * weights)
+def perp_neg_sides(cond: dict[str, dict[str, Any]], text: Text, azimuth: Array, elevation: Array, variant: str,
+                   scale: Array) -> dict[str, Any]:
+  """Returns `cond`, `negatives` and `weights` of Perp-Neg.
+
+  Args:
+    cond: of `sides`.
+    text: of `embed_prompts`, with one prompt for each of `prompts.VIEWS`.
+    azimuth, elevation: of the views, [B], radians.
+    variant: a name in `perp_neg_weights.VARIANTS`.
+    scale: [], multiplies the weights.
+  """
+  mix, weights = perp_neg_weights.VARIANTS[variant](azimuth, elevation)
+  chosen = jax.tree.map(lambda leaf: jnp.einsum("bv,vtd->btd", mix.astype(leaf.dtype), leaf), text["views"])
+
+  def side(some: Any) -> dict[str, Any]:
+    return dict(cond["cond"], text=jax.tree.map(lambda a, b: jnp.broadcast_to(a, b.shape), some, chosen))
+
+  negatives = tuple(side(jax.tree.map(lambda leaf, v=view: leaf[v][None], text["views"]))
+                    for view in perp_neg_weights.NEGATIVES)
+  return dict(cond=side(chosen), negatives=negatives, weights=scale * weights)
