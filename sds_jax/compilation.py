@@ -25,7 +25,9 @@ def cache_folder() -> Path:
 
 
 def prepare() -> None:
-  """Calls `use_cache` and `keep_memory`; every command does so before compiling.
+  """Calls `use_cache` and `keep_memory`.
+
+  Every command does so before compiling.
 
   The benchmark skips `use_cache`, because the benchmark has a cache folder of its own.
   """
@@ -50,17 +52,17 @@ def use_cache() -> None:
 
 
 def keep_memory() -> None:
-  """Keeps memory freed by a step in the process for the next step. CPUs only."""
+  """Keeps freed memory in the process, on CPUs only."""
   if jax.default_backend() == "cpu":
     disable_malloc_trim()
 
 
 def disable_malloc_trim() -> None:
-  """Tells glibc to keep freed memory; has no effect on other C libraries.
+  """Tells glibc to keep freed memory.
 
-  By default glibc returns large buffers to the kernel at once, and every reuse faults the pages in again: 150 default
-  steps cause 1.4 million page faults instead of 0.3 million, and a step takes 98 ms instead of 51 ms on two cores
-  (the best of each).
+  Has no effect on other C libraries. By default glibc returns large buffers to the kernel at once, and every reuse
+  faults the pages in again: 150 default steps cause 1.4 million page faults instead of 0.3 million, and a step takes 98
+  ms instead of 51 ms on two cores (the best of each).
   """
   if platform.libc_ver()[0] != "glibc":
     return
@@ -70,11 +72,12 @@ def disable_malloc_trim() -> None:
 
 
 def unet_options() -> dict[str, str] | None:
-  """Returns `compiler_options` for a `jax.jit` of a program with a U-Net, or None.
+  """Returns compiler options for programs with a U-Net.
 
-  On CPUs XLA hands convolutions to YNNPACK by default. Eigen is faster on maps as small as those of a U-Net: on two
-  cores four images through the shipped U-Net took 31 ms instead of 46 ms, and the default step 160 ms instead of
-  192 ms. Returns None on other backends and for an XLA without the option.
+  The options are for `jax.jit(..., compiler_options=...)`. On CPUs XLA hands convolutions to YNNPACK by default. Eigen
+  is faster on maps as small as those of a U-Net: on two cores four images through the shipped U-Net took 31 ms instead
+  of 46 ms, and the default step 160 ms instead of 192 ms. Returns None on other backends and for an XLA without the
+  option.
   """
   if jax.default_backend() != "cpu":
     return None

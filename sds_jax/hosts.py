@@ -24,7 +24,10 @@ class HostError(RuntimeError):
 
 
 def has_launcher(environment: Mapping[str, str] = os.environ) -> bool:
-  """Returns whether Slurm (srun), Open MPI (mpirun) or a TPU slice started several processes."""
+  """Returns whether a launcher started several processes.
+
+  Known launchers: Slurm (srun), Open MPI (mpirun) and TPU slices.
+  """
   # Within an allocation but outside srun Slurm sets SLURM_NTASKS, too; only srun sets SLURM_STEP_NODELIST.
   counts = [environment.get("SLURM_STEP_NUM_TASKS", "1") if "SLURM_STEP_NODELIST" in environment else "1",
             environment.get("OMPI_COMM_WORLD_SIZE", "1")]
@@ -34,7 +37,9 @@ def has_launcher(environment: Mapping[str, str] = os.environ) -> bool:
 
 def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None,
           always: bool = False) -> None:
-  """Joins the other processes, if any. Must be called before anything touches a device.
+  """Joins the other processes, if any.
+
+  Must be called before the first use of a device.
 
   Args:
     coordinator: "host:port" of process 0; None for the values of Slurm, Open MPI or the TPU slice. Give
@@ -63,19 +68,25 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
 
 
 def is_first() -> bool:
-  """Returns whether this process is process 0, which writes and prints."""
+  """Returns whether this is process 0, which writes and prints."""
   return jax.process_index() == 0
 
 
 def any_process(flag: bool) -> bool:
-  """Returns whether the flag is true in any process. Every process must call."""
+  """Returns whether the flag is true in any process.
+
+  Every process must call.
+  """
   if jax.process_count() == 1:
     return flag
   return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def raise_on_all(problem: Exception | None) -> None:
-  """Raises `problem`, or a HostError when only another process has a problem."""
+  """Raises in every process if any process has a problem.
+
+  Raises `problem`, or a HostError in processes without a problem.
+  """
   # A process that carried on alone would wait for ever in the next collective.
   if any_process(problem is not None):
     raise problem or HostError("another process had to stop; the message of that process says why")
@@ -86,7 +97,7 @@ def run_on_all(function: Callable[[], T]) -> T:
   result, problem = None, None
   try:
     result = function()
-  except Exception as error:
+  except Exception as error:  # of any kind: an unexpected error, too, would leave the others waiting
     problem = error
   raise_on_all(problem)
   return result
@@ -106,7 +117,7 @@ def broadcast(tree: Any) -> Any:
 
 
 def broadcast_result(like: Any, function: Callable[[], Any]) -> Any:
-  """Calls `function` in process 0 and returns the result in every process.
+  """Calls `function` in process 0; all processes return the result.
 
   Args:
     like: a tree of the result's structure, shapes and dtypes (`jax.ShapeDtypeStruct` will do).
@@ -133,7 +144,10 @@ def exit_now(status: int) -> None:
 
 
 def shut_down() -> bool:
-  """Disconnects all processes at the same time; returns whether this process is process 0."""
+  """Disconnects all processes at the same time.
+
+  Returns whether this process is process 0.
+  """
   first = is_first()
   if jax.process_count() > 1:
     jax.distributed.shutdown()

@@ -108,10 +108,10 @@ def _from_network(network: nn.Module) -> Background:
 
 
 def with_random_colour(background: Background, probability: float) -> Background:
-  """Replaces the background of a view by a random colour with this probability.
+  """Replaces some views' background by a random colour.
 
-  As in threestudio. The colour is uniform in [0, 1]^3. A learnt background missing from some views cannot stand in for
-  the object.
+  `probability` is the share of such views (as in threestudio). The colour is uniform in [0, 1]^3. A learnt background
+  missing from some views cannot stand in for the object.
   """
   def apply(params: Params, key: Array, directions: Array) -> Array:
     key_replace, key_colour = jax.random.split(key)

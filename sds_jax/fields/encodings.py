@@ -11,19 +11,20 @@ from sds_jax.types import Array
 
 
 def positional_encoding(points: Array, num_octaves: int, base: float = math.pi, identity: bool = True) -> Array:
-  """Returns sin and cos of base 2^l x for l < num_octaves.
+  """Returns the sines and cosines of scaled coordinates.
 
-  [N, 3] -> [N, 3 * (identity + 2 num_octaves)], in the order: the point (if `identity`), then for each octave the
-  sines of x, y, z and the cosines of x, y, z.
+  The angles are base 2^l x for l < num_octaves. [N, 3] -> [N, 3 * (identity + 2 num_octaves)], in the order: the point
+  (if `identity`), then for each octave the sines of x, y, z and the cosines of x, y, z.
   """
   return integrated_positional_encoding(points, jnp.zeros((), points.dtype), num_octaves, base, identity)
 
 
 def integrated_positional_encoding(points: Array, variance: Array, num_octaves: int, base: float = math.pi,
                                    identity: bool = True) -> Array:
-  """Returns the mean positional encoding of Gaussians N(point, variance I); mip-NeRF, eq. 13-14.
+  """Returns the mean positional encoding of Gaussians.
 
-  E[sin(w x)] = sin(w mean) exp(-w^2 variance / 2): an octave fades out once the octave varies within the Gaussian.
+  The Gaussians are N(point, variance I); mip-NeRF, eq. 13-14. E[sin(w x)] = sin(w mean) exp(-w^2 variance / 2): an
+  octave fades out once the octave varies within the Gaussian.
 
   Args:
     points: [N, D] means, world units.
@@ -64,10 +65,10 @@ def sin_pi(z: Array) -> Array:
 
 
 def spherical_harmonics(directions: Array, degree: int) -> Array:
-  """Returns the real spherical harmonics of unit vectors: [N, 3] -> [N, degree^2].
+  """Returns the real spherical harmonics of unit vectors.
 
-  All bands l < `degree`, orthonormal over the sphere. Within a band the order is m = -l .. l, with the signs of the
-  usual Cartesian forms (no Condon-Shortley phase).
+  [N, 3] -> [N, degree^2]. All bands l < `degree`, orthonormal over the sphere. Within a band the order is m = -l .. l,
+  with the signs of the usual Cartesian forms (no Condon-Shortley phase).
 
   Raises:
     ValueError: `degree` is not 1, 2, 3 or 4.

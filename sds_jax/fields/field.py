@@ -32,17 +32,17 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"exp": _exp, "softplus": nn.
 
 
 def gaussian_blob(points: Array, scale: float, radius: float) -> Array:
-  """Returns DreamFusion's initial density (Appendix A.2) [N]: scale exp(-|x|^2 / (2 radius^2)).
+  """Returns DreamFusion's initial density [N] (Appendix A.2).
 
-  Paper: scale 5, radius 0.2.
+  The density is scale exp(-|x|^2 / (2 radius^2)). Paper: scale 5, radius 0.2.
   """
   return scale * jnp.exp(-jnp.sum(points**2, axis=-1) / (2 * radius**2))
 
 
 def linear_blob(points: Array, scale: float, radius: float) -> Array:
-  """Returns Magic3D's initial density (arXiv 2211.10440) [N]: scale (1 - |x| / radius).
+  """Returns Magic3D's initial density [N] (arXiv 2211.10440).
 
-  Paper: scale 10, radius 0.5.
+  The density is scale (1 - |x| / radius). Paper: scale 10, radius 0.5.
   """
   # 1e-12 under the root: the derivative of sqrt at 0 is infinite, and 0 * inf would be NaN.
   return scale * (1 - jnp.sqrt(jnp.sum(points**2, axis=-1) + 1e-12) / radius)
@@ -112,9 +112,9 @@ def make_field(name: str, *, bound: float = 0.8, density: str = "softplus", blob
 
 
 def ball_mask(points: Array, bound: float, margin: float = 0.05) -> Array:
-  """Returns 1 inside the ball and 0 outside, with a smooth edge; [N].
+  """Returns a smooth mask [N] of the ball.
 
-  The edge is a smoothstep over the outermost share `margin` of the radius.
+  The mask is 1 inside and 0 outside. The edge is a smoothstep over the outermost share `margin` of the radius.
   """
   radius = jnp.sqrt(jnp.sum(points**2, axis=-1) + 1e-12)
   rise = jnp.clip((1 - radius / bound) / margin, 0.0, 1.0)
@@ -122,10 +122,10 @@ def ball_mask(points: Array, bound: float, margin: float = 0.05) -> Array:
 
 
 def with_normals(field: FieldFn, params: Params, points: Array) -> tuple[FieldOutput, Array]:
-  """Computes the field and its unit normals [N, 3] by automatic differentiation.
+  """Computes the field and the normals by automatic differentiation.
 
-  Outward normals n = -grad density / |grad density|, and 0 where the gradient vanishes. The normals are differentiable
-  in `params` where the network is twice differentiable (smooth activations, smoothstep weights).
+  The outward unit normals [N, 3] are n = -grad density / |grad density|, and 0 where the gradient vanishes. The normals
+  are differentiable in `params` where the network is twice differentiable (smooth activations, smoothstep weights).
   """
   # Points are independent, so one pullback of ones gives the gradient of every point.
   density, pullback, albedo = jax.vjp(lambda p: _density_first(field(params, p)), points, has_aux=True)
@@ -135,9 +135,10 @@ def with_normals(field: FieldFn, params: Params, points: Array) -> tuple[FieldOu
 
 def with_difference_normals(field: FieldFn, params: Params, points: Array,
                             step: float = 1e-2) -> tuple[FieldOutput, Array]:
-  """Computes the field and the normals [N, 3] by forward differences.
+  """Computes the field and the normals by forward differences.
 
-  `step` is the width of the differences in world units. Costs three more evaluations of the field.
+  The normals are [N, 3]. `step` is the width of the differences in world units. Costs three more evaluations of the
+  field.
   """
   out = field(params, points)
   # Forward, not central: the value at the point is needed anyway, so three evaluations suffice instead of six.
@@ -146,7 +147,10 @@ def with_difference_normals(field: FieldFn, params: Params, points: Array,
 
 
 def safe_normalize(vectors: Array, epsilon: float = 1e-6) -> Array:
-  """Computes v / sqrt(|v|^2 + epsilon^2); zero vectors stay zero, with a finite gradient."""
+  """Computes v / sqrt(|v|^2 + epsilon^2).
+
+  Zero vectors stay zero, with a finite gradient.
+  """
   return vectors * jax.lax.rsqrt(jnp.sum(vectors**2, axis=-1, keepdims=True) + epsilon**2)
 
 

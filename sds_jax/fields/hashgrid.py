@@ -15,14 +15,20 @@ _CORNERS = tuple((i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1))
 
 
 def level_resolutions(levels: int, coarsest: int, finest: int) -> tuple[int, ...]:
-  """Returns the cells along an axis at each level, a geometric progression (eq. 2-3)."""
+  """Returns the number of cells along an axis by level.
+
+  The resolutions form a geometric progression (eq. 2-3).
+  """
   # 1e-6 before flooring: coarsest * growth^level may come out just below a whole number.
   growth = (finest / coarsest)**(1 / max(levels - 1, 1))
   return tuple(int(math.floor(coarsest * growth**level + 1e-6)) for level in range(levels))
 
 
 def table_rows(resolution: int, log2_table: int) -> int:
-  """Returns the rows of a level's table: one a vertex if all fit, else 2^log2_table."""
+  """Returns the number of rows of a level's table.
+
+  One row per vertex if all vertices fit, else 2^log2_table rows.
+  """
   return min((resolution + 1)**3, 2**log2_table)
 
 
@@ -40,10 +46,10 @@ def vertex_row(vertex: Array, resolution: int, log2_table: int) -> Array:
 
 
 def interpolate(table: Array, positions: Array, resolution: int, log2_table: int, smooth: bool) -> Array:
-  """Interpolates the features [N, F] of one level at `positions` [N, 3] in [0, 1].
+  """Interpolates the features [N, F] of a level.
 
-  Trilinear without `smooth`. With `smooth`, fractions pass through 3 w^2 - 2 w^3: first derivatives are continuous and
-  second derivatives do not vanish inside a cell (instant-ngp, Appendix A).
+  `positions` are [N, 3] in [0, 1]. Trilinear without `smooth`. With `smooth`, fractions pass through 3 w^2 - 2 w^3:
+  first derivatives are continuous and second derivatives do not vanish inside a cell (instant-ngp, Appendix A).
   """
   scaled = positions * resolution
   # Clipped to the last cell, so that position 1 lies inside a cell and not in the next one.
@@ -63,11 +69,11 @@ def interpolate(table: Array, positions: Array, resolution: int, log2_table: int
 
 
 def open_levels(params: Params, number: Array) -> Params:
-  """Returns the parameters of a `HashGridField` with only the `number` [] coarsest levels.
+  """Masks the fine levels of a `HashGridField`.
 
-  The tables of finer levels are multiplied by zero. The encoding is linear in the tables, so the features of those
-  levels are zero and the tables get no gradient (the progressive bands of Neuralangelo, arXiv 2306.03092, and of
-  threestudio). A fraction of a level rounds down.
+  Returns parameters with only the `number` [] coarsest levels. The tables of finer levels are multiplied by zero. The
+  encoding is linear in the tables, so the features of those levels are zero and the tables get no gradient (the
+  progressive bands of Neuralangelo, arXiv 2306.03092, and of threestudio). A fraction of a level rounds down.
   """
   # Multiplied, not cut off: `number` is traced, and shapes must stay static.
   def is_open(name):

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: orbax writes them, whole or not at all; what is read is what was written, or an error tells."""
+"""Durable checkpoints of a run: written whole or not at all by orbax, and verified when read."""
 from __future__ import annotations
 
 import concurrent.futures
@@ -21,22 +21,24 @@ from sds_jax.io.records import DamagedCheckpointError, SchemaError
 __all__ = ["Checkpoints", "DamagedCheckpointError", "SchemaError"]
 
 STATE, RECORD, RECORD_FILE = "state", "record", "record.json"
-"""In the folder of a step: orbax's folder of the arrays, and the folder and file of the record."""
+"""Names in a step's folder: orbax's folder of arrays, the folder of the record, the file of the record."""
 
 
 class Checkpoints:
-  """A folder of checkpoints, `<folder>/<step>/`. Use as a context manager: leaving it waits for pending writes.
+  """A folder of checkpoints, `<folder>/<step>/`.
 
-  One process uses it; other processes of a `jax.distributed` job need not know of it. All methods wait for a write that
-  is under way, and raise its OSError where it has failed.
+  Use as a context manager: the end of the block waits for the pending write. A single process uses the folder; other
+  processes of a `jax.distributed` run take no part. Every method waits for the pending write, and raises OSError if the
+  pending write failed.
   """
 
   def __init__(self, folder: str | os.PathLike, keep: int = 2, keep_period: int = 0):
-    """The folder is made by the first save.
+    """Remembers the folder; the first save creates the folder.
 
     Args:
-      keep: how many of the newest stay.
-      keep_period: the steps that are multiples of it stay for good; 0: none.
+      folder: the folder of checkpoints.
+      keep: number of newest checkpoints to keep.
+      keep_period: checkpoints of multiples of `keep_period` are kept for good; 0 for none.
     """
     self._folder, self._keep, self._period = Path(folder).absolute(), keep, keep_period
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
@@ -50,53 +52,62 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      self._forget()
+      self._close_manager()
       self._thread.shutdown()
 
   def steps(self) -> list[int]:
-    """The steps that were written whole (damage is found by reading only), ascending."""
+    """Returns the steps of all whole checkpoints, ascending.
+
+    Only reading detects damage.
+    """
     self.wait()
     return self._steps()
 
   def latest_step(self) -> int | None:
-    """The newest of `steps`, or None."""
+    """Returns the newest of `steps`, or None."""
     return max(self.steps(), default=None)
 
   def clear(self) -> None:
-    """Delete all of them: a run that starts anew must not be taken for the old one, whose last step may be later."""
+    """Deletes all checkpoints."""
+    # Called by a run that starts anew: an old checkpoint with a later step would pass for the newest.
     self.delete_after(-1)
 
   def delete_after(self, step: int) -> None:
-    """Delete those of later steps."""
+    """Deletes the checkpoints after `step`."""
     late = [other for other in self.steps() if other > step]
-    for other in reversed(late):
+    for other in reversed(late):  # newest first: an interruption leaves a gapless series
       self._remove(other)
-    self._forget()
+    self._close_manager()
 
-  def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
-    """Copy `state` to the host, and write it in the background; a step that is there already is left alone.
+  def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
+    """Copies `state` to the host and writes in the background.
+
+    Does nothing if a checkpoint of `step` exists.
 
     Args:
-      state: a pytree of arrays, numpy's or fully addressable ones of JAX; typed keys are arrays too.
-      about: JSON; comes back from `about(step)`.
+      step: number of the checkpoint.
+      state: a pytree of arrays: NumPy arrays, fully addressable JAX arrays, or typed keys.
+      metadata: JSON; `metadata(step)` returns the value.
 
     Raises:
-      OSError: the one that was written in the background before could not be (a full disk, say); leaving the context
-        raises it too.
-      ValueError, TypeError: the state is not of arrays, or `about` is not JSON.
+      OSError: the previous write failed, for example on a full disk. (The end of the context raises for the last one.)
+      ValueError, TypeError: a leaf of the state is no array, or `metadata` is not JSON.
     """
     if step in self.steps():
       return
+    # All copies are started before the first is awaited; the caller may donate the state once `save` returns.
     for leaf in jax.tree.leaves(state):
       if isinstance(leaf, jax.Array) and not records.is_key(leaf):
         leaf.copy_to_host_async()
-    leaves = {name: (records.describe(leaf, path), records.on_host(leaf))
+    leaves = {name: (records.describe_leaf(leaf, path), records.copy_to_host(leaf))
               for name, (path, leaf) in records.flatten(state).items()}
-    json.dumps(about)  # what is not JSON shows here, not in the background
-    self._pending = self._thread.submit(self._write, step, leaves, about)
+    json.dumps(metadata)  # raises here and not in the background
+    self._pending = self._thread.submit(self._write, step, leaves, metadata)
 
   def metadata(self, step: int) -> dict[str, Any]:
-    """What `save` was told, as JSON gives it back.
+    """Returns the metadata given to `save`.
+
+    After a round trip through JSON.
 
     Raises:
       FileNotFoundError, DamagedCheckpointError, SchemaError: see `restore`.
@@ -104,116 +115,135 @@ class Checkpoints:
     return self._record(step)["about"]
 
   def abstract_state(self, step: int) -> dict[str, Any]:
-    """What the checkpoint is made of: nested dictionaries (of any container) of `jax.ShapeDtypeStruct`, on the first
-    device. Raises as `restore`."""
-    return records.nest({tuple(said["path"]): records.abstract(said) for said in self._record(step)["leaves"].values()})
+    """Returns the structure of a checkpoint.
+
+    Leaves are `jax.ShapeDtypeStruct` on the first device. Every container of the state becomes a dictionary. Raises as
+    `restore`.
+    """
+    entries = self._record(step)["leaves"].values()
+    return records.nest({tuple(entry["path"]): records.abstract_leaf(entry) for entry in entries})
 
   def restore(self, step: int, like: Any) -> Any:
-    """The state of `step`, every bit as it was saved.
+    """Reads the state of `step`, bit by bit as saved.
 
     Args:
-      like: gives structure, shapes, dtypes and sharding; arrays or `jax.ShapeDtypeStruct` (without a sharding: on the
-        default device). Any number of devices will do, whatever the state was saved from; numpy's arrays stay numpy's.
+      step: number of the checkpoint.
+      like: the expected structure, shapes, dtypes and sharding, as arrays or `jax.ShapeDtypeStruct` (without a
+        sharding: the default device). The number of devices may differ from the number at saving. NumPy leaves stay
+        NumPy arrays.
 
     Raises:
-      FileNotFoundError: there is no such step.
+      FileNotFoundError: no checkpoint of `step` exists.
       DamagedCheckpointError: files are missing, cut, changed or unreadable.
-      SchemaError: it is whole, but of another structure, shape or dtype, or of another SCHEMA.
+      SchemaError: the checkpoint is whole but has another structure, shape, dtype or SCHEMA.
     """
     record, wanted = self._record(step), records.flatten(like)
-    records.compare(record, wanted)
+    records.check_structure(record, wanted)
     arrays, placed = self._arrays(step, record), []
     for name, (_, leaf) in wanted.items():
-      said = record["leaves"][name]
-      records.check(name, arrays[name], said)
-      placed.append(records.place(arrays[name], said, leaf))
+      entry = record["leaves"][name]
+      records.check_leaf(name, arrays[name], entry)
+      placed.append(records.place_leaf(arrays[name], entry, leaf))
     return jax.tree.unflatten(jax.tree.structure(like), placed)
 
   def restore_newest(self, like: Any,
-                     accept: Callable[[dict[str, Any]], bool] = lambda about: True) -> tuple[int, Any] | None:
-    """(step, state) of the newest one that is whole and whose `about` is accepted, or None.
+                     accept: Callable[[dict[str, Any]], bool] = lambda metadata: True) -> tuple[int, Any] | None:
+    """Reads the newest whole and accepted checkpoint.
 
-    Damaged ones on the way are moved to `<folder>/damaged/`, and a line on stderr says so.
+    Returns (step, state), or None. Damaged checkpoints on the way are moved to `<folder>/damaged/`, with a line on
+    stderr.
 
     Args:
-      like: of `restore`; or a function that makes it of what `self.abstract_state(step)` gives.
+      like: see `restore`; or a function from `self.abstract_state(step)` to such a tree.
+      accept: whether a checkpoint with this metadata is acceptable.
 
     Raises:
-      SchemaError: one is whole and accepted, but does not fit `like`, or has another SCHEMA.
+      SchemaError: a whole and accepted checkpoint does not fit `like`, or has another SCHEMA.
     """
-    made = callable(like) and jax.tree_util.all_leaves([like])  # a state that can be called has leaves of its own
+    # A state may be callable, too, but a callable state is a pytree with leaves of its own.
+    is_function = callable(like) and jax.tree_util.all_leaves([like])
     for step in reversed(self.steps()):
       try:
         if accept(self.metadata(step)):
-          return step, self.restore(step, like(self.abstract_state(step)) if made else like)
+          return step, self.restore(step, like(self.abstract_state(step)) if is_function else like)
       except DamagedCheckpointError as error:
         self._set_aside(step, error)
     return None
 
   def _steps(self) -> list[int]:
-    # Read from the disk each time, not from orbax's memory of it: orbax passes over what it cannot make sense of.
+    # Read from the disk each time, not from orbax's cache: orbax skips folders with unknown content.
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
       return sorted(int(path.name) for path in self._folder.iterdir()
                     if path.name.isascii() and path.name.isdigit() and path.is_dir())
     return []
 
   def wait(self) -> None:
-    """Until what is being written is whole; returns at once where nothing is.
+    """Waits for the pending write, if any.
 
     Raises:
-      OSError: it could not be written.
+      OSError: the pending write failed.
     """
     pending, self._pending = self._pending, None
     if pending is not None:
       pending.result()
 
-  def _write(self, step: int, leaves: dict[str, tuple[dict, np.ndarray]], about: dict[str, Any]) -> None:
-    """In the thread: digests, files, then the deletion of what need not stay."""
-    told = {name: dict(said, sha256=records.digest(array)) for name, (said, array) in leaves.items()}
-    # Arrays of no elements have no bytes that orbax could write; the record tells all of them.
-    full = {tuple(said["path"]): array for said, array in leaves.values() if array.size}
-    items = {RECORD: ocp.args.JsonSave(records.seal(step, told, about))}
-    if full:
-      items[STATE] = ocp.args.PyTreeSave(records.nest(full))
+  def _write(self, step: int, leaves: dict[str, tuple[dict, np.ndarray]], metadata: dict[str, Any]) -> None:
+    """Writes a checkpoint and deletes superseded ones.
+
+    Runs in the thread.
+    """
+    entries = {name: dict(entry, sha256=records.digest(array)) for name, (entry, array) in leaves.items()}
+    # Orbax cannot write arrays without elements; the record describes such arrays completely.
+    nonempty = {tuple(entry["path"]): array for entry, array in leaves.values() if array.size}
+    items = {RECORD: ocp.args.JsonSave(records.make_record(step, entries, metadata))}
+    if nonempty:
+      items[STATE] = ocp.args.PyTreeSave(records.nest(nonempty))
     with self._writing():
+      # force: the caller decides when to save, not orbax's policy.
       self._open().save(step, args=ocp.args.Composite(**items), force=True)
       for old in _superseded(self._steps(), self._keep, self._period):
         self._remove(old)
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
-    """Turns what orbax and tensorstore raise into an OSError with the system's own reason."""
+    """Turns errors of orbax and tensorstore into an OSError.
+
+    The message has the system's reason.
+    """
     try:
       yield
     except (ValueError, RuntimeError, OSError) as error:
-      for left in self._folder.glob("*.orbax-checkpoint-tmp"):  # a full disk needs the room
+      for left in self._folder.glob("*.orbax-checkpoint-tmp"):  # frees the space on a full disk
         shutil.rmtree(left, ignore_errors=True)
       reason = str(error).split(" [os_error_code")[0].rsplit(": ", 1)[-1].splitlines()[0]
       raise OSError(f"a checkpoint could not be written to {self._folder}: {reason}") from error
 
   def _open(self) -> ocp.CheckpointManager:
-    """Orbax's manager, which knows the steps that are there now; removes what killed writers have left."""
+    """Returns orbax's manager with current steps.
+
+    Removes leftovers of killed writers.
+    """
     if self._manager is None:
       self._folder.mkdir(parents=True, exist_ok=True)
       for left in self._folder.glob(".deleted-*"):
         shutil.rmtree(left, ignore_errors=True)
-      self._manager = orbax_files.manager(self._folder, STATE, RECORD, RECORD_FILE)
+      self._manager = orbax_files.make_manager(self._folder, STATE, RECORD, RECORD_FILE)
     else:
       self._manager.reload()
     return self._manager
 
-  def _forget(self) -> None:
-    """Close orbax's manager; the next write opens another one."""
+  def _close_manager(self) -> None:
+    """Closes orbax's manager; the next write opens a new manager."""
     manager, self._manager = self._manager, None
     if manager is not None:
       self._thread.submit(manager.close).result()
 
   def _remove(self, step: int) -> None:
-    # Renamed first: one that is killed half-way through deleting must not leave half a checkpoint under its name.
-    gone = self._folder / f".deleted-{step}"
-    shutil.rmtree(gone, ignore_errors=True)
-    (self._folder / str(step)).rename(gone)
-    shutil.rmtree(gone)
+    # Renamed first: a process killed while deleting must not leave half a checkpoint under the step's name.
+    trash = self._folder / f".deleted-{step}"
+    shutil.rmtree(trash, ignore_errors=True)
+    (self._folder / str(step)).rename(trash)
+    shutil.rmtree(trash)
 
   def _set_aside(self, step: int, error: DamagedCheckpointError) -> None:
     place, number = self._folder / "damaged" / str(step), 1
@@ -223,11 +253,11 @@ class Checkpoints:
     try:
       place.parent.mkdir(exist_ok=True)
       (self._folder / str(step)).rename(place)
-      where = f"it now lies in {place}"
+      outcome = f"moved to {place}"
     except OSError as refusal:
-      where = f"it could not be moved aside: {refusal.strerror}"
-    self._forget()
-    print(f"warning: the checkpoint of step {step} in {self._folder} is damaged, {error}; {where}", file=sys.stderr)
+      outcome = f"could not be moved aside: {refusal.strerror}"
+    self._close_manager()
+    print(f"warning: the checkpoint of step {step} in {self._folder} is damaged, {error}; {outcome}", file=sys.stderr)
 
   def _record(self, step: int) -> dict[str, Any]:
     self.wait()
@@ -236,15 +266,15 @@ class Checkpoints:
       raise FileNotFoundError(f"{self._folder} has no checkpoint of step {step}; it has {self._steps()}")
     if (folder / "default").is_dir() and not (folder / RECORD).exists() and not (folder / STATE).exists():
       raise SchemaError("it has no schema: it was written by sds_jax 0.1.0 before there were any")
-    return records.read(folder / RECORD / RECORD_FILE, step)
+    return records.read_record(folder / RECORD / RECORD_FILE, step)
 
   def _arrays(self, step: int, record: dict[str, Any]) -> dict[str, np.ndarray]:
-    """{name: array} as orbax reads them, not yet checked."""
-    arrays = {name: records.empty(said) for name, said in record["leaves"].items()}
-    full = [name for name, array in arrays.items() if array is None]
-    return arrays | orbax_files.read(self._folder / str(step) / STATE, full)
+    """Reads {name: array}, not yet verified."""
+    arrays = {name: records.empty_leaf(entry) for name, entry in record["leaves"].items()}
+    nonempty = [name for name, array in arrays.items() if array is None]
+    return arrays | orbax_files.read_arrays(self._folder / str(step) / STATE, nonempty)
 
 
 def _superseded(steps: list[int], keep: int, period: int) -> list[int]:
-  """Those of `steps` (ascending) that need not stay."""
+  """Returns the steps to delete, given all `steps` (ascending)."""
   return [step for step in steps[:max(0, len(steps) - keep)] if not (period and step % period == 0)]

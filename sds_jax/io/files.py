@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, JSON, folder names from prompts, and the metrics log of a run."""
+"""Atomic writes, JSON, folder names from prompts, and the metrics log of a run."""
 from __future__ import annotations
 
 import contextlib
@@ -14,25 +14,26 @@ from typing import Any, BinaryIO, Iterator, Mapping
 
 import numpy as np
 
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)$")  # names that Windows keeps for devices
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)$")  # device names of Windows
 
 
 class DamagedFileError(ValueError):
-  """A file of a run that does not hold what was written into it; the message names it and says how to mend it."""
+  """A damaged file of a run; the message names the file and the remedy."""
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-  """Yields a temporary path beside `path` (same suffix) that becomes `path` when the block ends well.
+  """Yields a temporary path, renamed to `path` after the block.
 
-  For writers that want a name. When the block raises, the temporary file is removed and whatever stood under the final
-  name is untouched. The data is flushed to disk before the rename, so a power cut leaves the old file or the new one.
+  For writers that need a file name; the temporary file has the same folder and suffix as `path`. If the block raises,
+  the temporary file is removed, and an existing file at `path` is untouched.
   """
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.parent / f".{uuid.uuid4().hex[:12]}.tmp{path.suffix}"
   try:
     yield temporary
+    # Flushed to the disk before the rename, so a power cut leaves either the old file or the new file.
     with open(temporary, "rb+") as file:
       os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -42,18 +43,25 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
-  """Yields a binary file whose content appears under `path` only when the block ends well (see `atomic_path`)."""
+  """Yields a binary file, renamed to `path` after the block.
+
+  See `atomic_path`.
+  """
   with atomic_path(path) as temporary, open(temporary, "xb") as file:
     yield file
     file.flush()
 
 
 def to_jsonable(value: Any) -> Any:
-  """`value` as what JSON can hold: array scalars to Python's, arrays to lists, NaN and infinities to None."""
+  """Converts a value to JSON types.
+
+  Array scalars become Python scalars, arrays lists, paths strings, NaN and infinities None.
+  """
   if isinstance(value, Mapping):
     return {str(k): to_jsonable(v) for k, v in value.items()}
   if isinstance(value, (list, tuple)):
     return [to_jsonable(v) for v in value]
+  # NumPy scalars are no instances of int or bool (np.float64 is one of float), and go through asarray below.
   if value is None or isinstance(value, (str, bool, int)):
     return value
   if isinstance(value, float):
@@ -61,13 +69,16 @@ def to_jsonable(value: Any) -> Any:
   if isinstance(value, os.PathLike):
     return os.fspath(value)
   array = np.asarray(value)
-  if array.dtype.kind == "V":  # bfloat16 and its like are void types to numpy
+  if array.dtype.kind == "V":  # NumPy reports bfloat16 and float8 as void types
     array = array.astype(np.float64)
   return to_jsonable(array.tolist()) if array.dtype.kind in "biufU" else str(value)
 
 
 def write_json(data: Any, path: str | os.PathLike) -> Path:
-  """Writes `data` (through `to_jsonable`) as indented UTF-8 JSON, atomically; returns the path."""
+  """Writes `data` as indented UTF-8 JSON; returns the path.
+
+  Values go through `to_jsonable`. Atomic.
+  """
   text = json.dumps(to_jsonable(data), indent=2, ensure_ascii=False, allow_nan=False)
   with atomic_write(path) as file:
     file.write(text.encode("utf-8", "replace") + b"\n")
@@ -75,10 +86,12 @@ def write_json(data: Any, path: str | os.PathLike) -> Path:
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-  """The object in a JSON file that `write_json` has written; {} where there is no file.
+  """Reads a JSON object; {} without a file.
+
+  Counterpart of `write_json`.
 
   Raises:
-    DamagedFileError: the file holds something else.
+    DamagedFileError: the file is not JSON, or not a JSON object.
   """
   path = Path(path)
   if not path.exists():
@@ -86,18 +99,20 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
   try:
     data = json.loads(path.read_bytes())
   except ValueError as error:
-    raise DamagedFileError(f"{path} is damaged ({error}); delete it, and the command makes it again") from error
+    raise DamagedFileError(f"{path} is damaged ({error}); delete the file, and the command writes a new one") from error
   if not isinstance(data, dict):
-    raise DamagedFileError(f"{path} is damaged (no JSON object); delete it, and the command makes it again")
+    raise DamagedFileError(f"{path} is damaged (no JSON object); delete the file, and the command writes a new one")
   return data
 
 
 def prompt_slug(prompt: str, limit: int = 60) -> str:
-  """A folder name made from a prompt: lower-case ASCII words joined by '-', at most `limit` characters, never empty.
+  """Returns a folder name for a prompt.
 
-  Only [a-z0-9-] comes out, so no separators, dots, newlines or emoji. When letters or digits were lost (a long prompt,
-  another script), eight digits of the prompt's SHA-256 keep two prompts apart.
+  Lower-case ASCII words joined by '-', at most `limit` characters, never empty. Only [a-z0-9-]: no separators, dots,
+  newlines or emoji. If letters or digits are lost (a long prompt, another script), eight digits of the prompt's SHA-256
+  keep the names of different prompts distinct.
   """
+  # NFKD splits accented letters into letter and accent, so that "é" becomes "e".
   folded = unicodedata.normalize("NFKD", prompt)
   ascii_text = folded.encode("ascii", "ignore").decode().lower()
   slug = "-".join(re.findall(r"[a-z0-9]+", ascii_text))
@@ -105,22 +120,23 @@ def prompt_slug(prompt: str, limit: int = 60) -> str:
   if slug and len(slug) <= limit and not lost_letters and not _RESERVED.match(slug):
     return slug
   digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-  room = limit - len(digest) - 1
-  if len(slug) > room:
-    head = slug[:room + 1]
-    slug = head.rsplit("-", 1)[0] if "-" in head else head[:room]  # cut between words where there are any
+  available = limit - len(digest) - 1
+  if len(slug) > available:
+    head = slug[:available + 1]
+    slug = head.rsplit("-", 1)[0] if "-" in head else head[:available]  # cut between words if possible
   return f"{slug or 'object'}-{digest}"
 
 
 def append_metrics(path: str | os.PathLike, step: int, values: Mapping[str, Any]) -> None:
-  """Adds one line {"step": step, **values} to a JSON-lines file (created when absent).
+  """Appends a line to a JSON-lines file.
 
-  The line goes out in one write, so a reader never sees half of it unless the machine stops; what such a stop left
-  behind (a last line without its end) is cut off first.
+  The line is {"step": step, **values}; the file is created if absent. A single write per line, so readers see whole
+  lines only, unless the machine stops. A last line without an end, left by such a stop, is cut off first.
   """
   line = json.dumps({"step": int(step), **to_jsonable(values)}, allow_nan=False) + "\n"
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
+  # Unbuffered, so that the line is a single write call.
   with open(path, "ab+", buffering=0) as file:
     size = file.seek(0, os.SEEK_END)
     if size:
@@ -131,12 +147,12 @@ def append_metrics(path: str | os.PathLike, step: int, values: Mapping[str, Any]
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-  """The records of a metrics file, oldest first; [] when there is no file.
+  """Reads the records of a metrics file, oldest first.
 
-  A torn last line is left out.
+  [] without a file. A last line without an end is ignored.
 
   Raises:
-    DamagedFileError: a whole line that is not a JSON object with a "step", naming its number.
+    DamagedFileError: a line is not a JSON object with a "step"; the message has the line number.
   """
   path = Path(path)
   if not path.exists():
@@ -148,15 +164,19 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
       if not isinstance(record["step"], int):
         raise TypeError
     except (ValueError, KeyError, TypeError) as error:
-      raise DamagedFileError(f"{path}, line {number}: not a metrics record; delete that line to go on") from error
+      raise DamagedFileError(f"{path}, line {number}: not a metrics record; delete the line to go on") from error
     records.append(record)
   return records
 
 
 def truncate_metrics(path: str | os.PathLike, last_step: int) -> int:
-  """Keeps the records with step <= `last_step` (what a resumed run will not write again); returns how many stay."""
+  """Deletes the records after `last_step`.
+
+  A resumed run writes those records again. Returns the number of remaining records.
+  """
   if not Path(path).exists():
     return 0
+  # With last_step 0 the run starts anew: the old file is not even read, so damage does no harm.
   kept = [r for r in read_metrics(path) if r["step"] <= last_step] if last_step else []
   with atomic_write(path) as file:
     file.writelines((json.dumps(r) + "\n").encode() for r in kept)
@@ -164,5 +184,5 @@ def truncate_metrics(path: str | os.PathLike, last_step: int) -> int:
 
 
 def _end_of_last_line(path: Path) -> int:
-  """Bytes up to and with the last newline."""
+  """Returns the number of bytes of all whole lines."""
   return path.read_bytes().rfind(b"\n") + 1

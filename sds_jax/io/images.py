@@ -1,4 +1,4 @@
-"""Pictures: PNG files, contact sheets, colour maps of depth and normals. Arrays are float [.., H, W, 3] in [0, 1]."""
+"""PNG files, contact sheets, colour maps of depth and normals. Arrays are float [..., H, W, 3] in [0, 1]."""
 from __future__ import annotations
 
 import math
@@ -11,23 +11,30 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sds_jax.io.files import atomic_write
 
-_DEPTH_STOPS = np.array([  # near to far: light to dark, steadily less luminous, so that it reads in grey as well
+_DEPTH_STOPS = np.array([  # near to far; luminance falls steadily, so that the map is readable in grey, too
   [1.00, 0.96, 0.72], [0.99, 0.75, 0.38], [0.93, 0.45, 0.36],
   [0.68, 0.25, 0.48], [0.38, 0.17, 0.50], [0.10, 0.09, 0.28]])
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-  """[0, 1] floats to 0..255, rounded and clipped; NaN becomes 0."""
+  """Converts floats in [0, 1] to 0..255.
+
+  Rounded and clipped; NaN becomes 0.
+  """
   return np.rint(np.clip(np.nan_to_num(np.asarray(image, np.float32)), 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
 def write_png(image: np.ndarray, path: str | os.PathLike) -> Path:
-  """Writes one image [H, W, 3] (or grey [H, W], or with opacity [H, W, 4]) in [0, 1] as an 8-bit PNG, atomically.
+  """Writes an 8-bit PNG; returns the path.
 
-  Returns the path.
+  The write is atomic.
+
+  Args:
+    image: [H, W, 3], grey [H, W], or with opacity [H, W, 4].
+    path: the file.
 
   Raises:
-    ValueError: any other shape.
+    ValueError: `image` has another shape.
   """
   pixels = to_uint8(image)
   if not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (3, 4))):
@@ -38,7 +45,14 @@ def write_png(image: np.ndarray, path: str | os.PathLike) -> Path:
 
 
 def tile(images: np.ndarray, columns: int | None = None, gap: int = 2, background: float = 1.0) -> np.ndarray:
-  """A batch [N, H, W, 3] as one picture, row by row, `columns` wide (default: near square), `gap` pixels between."""
+  """Arranges a batch as a single image, row by row.
+
+  Args:
+    images: the batch.
+    columns: images per row; None for a nearly square sheet.
+    gap: pixels between images.
+    background: grey level of the gaps, in [0, 1].
+  """
   images = np.asarray(images, np.float32)
   count, height, width, channels = images.shape
   columns = columns or math.ceil(math.sqrt(count))
@@ -52,10 +66,16 @@ def tile(images: np.ndarray, columns: int | None = None, gap: int = 2, backgroun
 
 def tile_rows(rows: Sequence[np.ndarray], labels: Sequence[str] | None = None, gap: int = 2,
               titles: Sequence[str] | None = None) -> np.ndarray:
-  """Several batches [N, H, W, 3] (same N, H, W) as rows of one picture.
+  """Arranges batches as rows of a single image.
 
-  With `labels` there is a column of them on the left, and with `titles` as well a row on top: one for the column of
-  labels, then one for each of the N.
+  Args:
+    rows: the batches.
+    labels: a label for each row, in a column on the left.
+    gap: pixels between images.
+    titles: N + 1 titles in a row on top, the first above the column of labels; used only with `labels`.
+
+  Raises:
+    ValueError: the number of labels is not the number of rows.
   """
   if labels is not None and len(labels) != len(rows):
     raise ValueError(f"{len(labels)} labels for {len(rows)} rows")
@@ -69,13 +89,14 @@ def tile_rows(rows: Sequence[np.ndarray], labels: Sequence[str] | None = None, g
 
 
 def depth_image(depth: np.ndarray, opacity: np.ndarray) -> np.ndarray:
-  """Depth [..., H, W] (world units) as colours [..., H, W, 3]: near is light, far is dark, over white by `opacity`.
+  """Maps depth to colours over white.
 
-  The scale is that of the object: from the 2nd to the 98th percentile of the depth where opacity exceeds 1/2, over the
-  whole batch.
+  Depth [..., H, W] in world units -> colours [..., H, W, 3]. Near is light, far is dark. The colour scale covers the
+  2nd to the 98th percentile of the depth where `opacity` [..., H, W] exceeds 1/2, over the whole batch.
   """
   depth, opacity = np.asarray(depth, np.float32), np.asarray(opacity, np.float32)
   solid = depth[opacity > 0.5]
+  # Percentiles and not extremes: a few stray pixels would flatten the colours of the object.
   near, far = np.percentile(solid, [2.0, 98.0]) if solid.size else (0.0, 1.0)
   level = np.clip((depth - near) / max(far - near, 1e-6), 0.0, 1.0)
   stops = np.linspace(0.0, 1.0, len(_DEPTH_STOPS))
@@ -84,7 +105,10 @@ def depth_image(depth: np.ndarray, opacity: np.ndarray) -> np.ndarray:
 
 
 def normal_image(normals: np.ndarray, opacity: np.ndarray) -> np.ndarray:
-  """Normals [..., H, W, 3] in the world (of any length) as colours (n + 1) / 2, over white by `opacity` [..., H, W]."""
+  """Maps normals to colours (n + 1) / 2 over white.
+
+  [..., H, W, 3] -> [..., H, W, 3]. The normals are in world axes, of any length; `opacity` is [..., H, W].
+  """
   normals = np.asarray(normals, np.float32)
   unit = normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-6)
   return _over_white(0.5 * (unit + 1.0), np.asarray(opacity, np.float32))
@@ -99,23 +123,29 @@ _INK, _TITLE_SIZE = (70, 74, 82), 12
 
 
 def _label_column(labels: Sequence[str], height: int, gap: int, total: int, widest: str = "") -> np.ndarray:
-  """White [total, width, 3] with one dark label in the middle of each row's height; wide enough for all of them."""
+  """Draws the column of labels [total, width, 3].
+
+  White, and wide enough for all labels.
+  """
   font = ImageFont.load_default(size=max(10, min(14, height // 4)))
   title = ImageFont.load_default(size=_TITLE_SIZE).getlength(widest)
   width = math.ceil(max([title, *(font.getlength(label) for label in labels)])) + 12
-  picture = Image.new("RGB", (width, total), "white")
-  draw = ImageDraw.Draw(picture)
+  canvas = Image.new("RGB", (width, total), "white")
+  draw = ImageDraw.Draw(canvas)
   for row, label in enumerate(labels):
     draw.text((width - 6, row * (height + gap) + height / 2), label, fill=_INK, font=font, anchor="rm")
-  return np.asarray(picture, np.float32) / 255.0
+  return np.asarray(canvas, np.float32) / 255.0
 
 
 def _title_row(titles: Sequence[str], left: int, width: int, gap: int) -> np.ndarray:
-  """White, with a dark title in the `left` column and one over each picture of `width`, `gap` pixels between."""
+  """Draws the row of titles.
+
+  The first title is over the `left` column, the others over the images.
+  """
   font = ImageFont.load_default(size=_TITLE_SIZE)
-  picture = Image.new("RGB", (left + (len(titles) - 1) * (width + gap) - gap, _TITLE_SIZE + 8), "white")
-  draw, middle = ImageDraw.Draw(picture), picture.height / 2
+  canvas = Image.new("RGB", (left + (len(titles) - 1) * (width + gap) - gap, _TITLE_SIZE + 8), "white")
+  draw, middle = ImageDraw.Draw(canvas), canvas.height / 2
   draw.text((left - 6, middle), titles[0], fill=_INK, font=font, anchor="rm")
   for i, title in enumerate(titles[1:]):
     draw.text((left + i * (width + gap) + width / 2, middle), title, fill=_INK, font=font, anchor="mm")
-  return np.asarray(picture, np.float32) / 255.0
+  return np.asarray(canvas, np.float32) / 255.0

@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a lock that dies with its process, and says whose it is."""
+"""A lock on a run's folder: one run at a time; the lock ends with the process and names the process."""
 from __future__ import annotations
 
 import contextlib
@@ -13,32 +13,33 @@ from pathlib import Path
 import filelock
 
 FILE_NAME = ".lock"
-"""The lock's file. It stays: who waits for it and who comes new must mean the same file."""
+"""Name of the lock file. Never deleted: waiting and new processes must lock the same file."""
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
-"""What file systems answer that cannot lock."""
+"""Error numbers of file systems without locks."""
 
 
 class LockedError(RuntimeError):
-  """Another run is at work in the folder; the message says which one and what to do."""
+  """Another run uses the folder; the message names the process and the remedy."""
 
 
 @contextlib.contextmanager
 def hold(folder: str | os.PathLike) -> Iterator[None]:
-  """Keeps other runs out of an existing folder until the block ends, or this process does, however it does.
+  """Locks a folder until the end of the block.
 
-  Where the file system has no locks a note is printed, and the block runs without one.
+  The folder must exist. The end of the process, too, releases the lock. On a file system without locks, prints a note
+  and runs the block without a lock.
 
   Raises:
-    LockedError: another run holds it.
-    OSError: the lock's file cannot be made, since the folder is read-only, say.
+    LockedError: another run holds the lock.
+    OSError: the lock file cannot be made, for example in a read-only folder.
   """
   path = Path(folder) / FILE_NAME
-  holder = _holder(path)  # read before: some versions of filelock empty the file when they try it
+  holder = _holder(path)  # read first: some versions of filelock empty the file when trying to lock
   lock = filelock.FileLock(path)
   try:
-    path.touch()  # raises where the folder is read-only; what filelock does there depends on its version
-    lock.acquire(timeout=0)
+    path.touch()  # raises in a read-only folder, where the behaviour of filelock depends on the version
+    lock.acquire(timeout=0)  # fails at once instead of waiting for the other run
   except filelock.Timeout:
     raise LockedError(f"{folder} is in use by another run{holder or _holder(path)}; wait for it to end, stop it, or "
                       "give this one another --workdir") from None
@@ -56,16 +57,19 @@ def hold(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def _holder(path: Path) -> str:
-  """Whose the lock is, in words; nothing where the file does not say."""
+  """Describes the process that holds the lock.
+
+  '' if the file does not name the process.
+  """
   try:
-    told = json.loads(path.read_text(encoding="utf-8"))
-    return f" (process {told['pid']} on {told['host']}, since {told['time']})"
+    holder = json.loads(path.read_text(encoding="utf-8"))
+    return f" (process {holder['pid']} on {holder['host']}, since {holder['time']})"
   except (OSError, ValueError, KeyError, TypeError):
     return ""
 
 
 def _sign(path: Path) -> None:
-  # In place and not by a rename: the lock is on this very file. Only for the message, so that it may fail.
+  # In place and not by a rename: the lock is on this very file. Failures are ignored: only the message needs the text.
   now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
   with contextlib.suppress(OSError), open(path, "r+", encoding="utf-8") as file:
     file.write(json.dumps(dict(pid=os.getpid(), host=socket.gethostname(), time=now)) + "\n")

@@ -1,4 +1,4 @@
-"""Taking the background out of a picture: by its one plain colour, or by the network of the library `rembg`."""
+"""Removal of a photo's background: by a plain colour, or by the network of the library `rembg`."""
 from __future__ import annotations
 
 import contextlib
@@ -10,57 +10,73 @@ from PIL import Image
 from scipy import ndimage
 
 TOLERANCE = 0.06
-"""How far a pixel of a plain background may be from its colour, in the channel that differs most: the noise of JPEG."""
+"""Largest difference between a pixel and the plain background's colour, in the worst channel: the noise of JPEG."""
 PLAIN_SHARE = 0.9
-"""Share of the border's pixels that have to be of one colour; an object may cover the rest."""
+"""Smallest share of border pixels with the same colour in a plain background; an object may cover the rest."""
 SPECK = 1e-3
-"""What is smaller than this share of an object's area, and apart from it, is dust."""
+"""Separate parts with less than this share of the largest part's area are dust."""
 _HOLE_NOISE = 4.5 / 255
-"""A region that the object encloses is a hole where its median is this near to the background's colour; the small
-hole of a ring is up to four levels off in a JPEG file."""
+"""Largest difference between the median of an enclosed hole and the background's colour; the small hole of a ring is
+up to four levels off in a JPEG file."""
 _HOLE_SHARE = 1e-3
-"""And where it has at least this share of the picture: a highlight is smaller."""
+"""Smallest share of the photo's area of a hole: a highlight on the object is smaller."""
 _EVERYWHERE = np.ones((3, 3), bool)
 NETWORK = "u2net"
-"""The network that rembg loads: Apache-2.0, 176 MB. rembg's own choice, bria-rmbg, may not be used commercially."""
+"""Name of the rembg network: Apache-2.0, 176 MB. (The default of rembg, bria-rmbg, forbids commercial use.)"""
 
 
 class MattingError(ValueError):
-  """The background could not be taken out; the message says why and what helps, and does not name the picture."""
+  """A background that cannot be removed; the message has the reason and a remedy, but not the photo's path."""
 
 
 def border_colour(rgb: np.ndarray) -> tuple[np.ndarray, float]:
-  """The colour [3] of the border (two pixels wide) of a picture [H, W, 3], and the share of its pixels that have it."""
+  """Returns the border's colour [3] and the colour's share.
+
+  The share is the share of border pixels with this colour. `rgb` is a photo [H, W, 3] in [0, 1]; the border is two
+  pixels wide.
+  """
   ring = [rgb[:2], rgb[-2:], rgb[:, :2], rgb[:, -2:]]
   border = np.concatenate([part.reshape(-1, 3) for part in ring])
+  # The median ignores an object on less than half of the border.
   colour = np.median(border, axis=0)
   return colour, float((np.abs(border - colour).max(-1) <= TOLERANCE).mean())
 
 
 def remove_specks(mask: np.ndarray) -> np.ndarray:
-  """A bool mask [H, W] without the parts that have less than SPECK of the largest one's area."""
+  """Removes small parts of a mask [H, W].
+
+  Small parts have less than SPECK of the largest part's area.
+  """
   labels, count = ndimage.label(mask, _EVERYWHERE)
   if count <= 1:
     return mask
   areas = np.bincount(labels.ravel())
-  areas[0] = 0
+  areas[0] = 0  # label 0 is the background
   return (areas >= SPECK * areas.max())[labels]
 
 
 def matte_by_colour(rgb: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """The object of a picture [H, W, 3] on a background of one `colour` [3]: (premultiplied [H, W, 3], opacity [H, W]).
+  """Extracts the object from a photo with a plain background.
 
-  Background is what has its colour and either reaches the border or is a hole, which is flatter and larger than the
-  highlights of an object. Along the edge, two pixels wide, opacity is a pixel's difference to the background over the
-  largest within two pixels, which is right where the object is of one colour there; the background's share of the
-  colour is taken out.
+  Regions of the background's colour count as background if they reach the border or are holes; holes are flatter and
+  larger than the highlights of an object. Along the edge, two pixels wide, the opacity is the pixel's difference from
+  the background divided by the largest difference within two pixels. This estimate is exact where the object has a
+  single colour near the edge. The background's share is subtracted from the colour.
+
+  Args:
+    rgb: [H, W, 3] in [0, 1].
+    colour: [3], the colour of the background.
+
+  Returns:
+    (premultiplied colours [H, W, 3], opacity [H, W]), float32.
   """
   difference = np.abs(rgb - colour).max(-1)
   background = _background(rgb, difference <= TOLERANCE, colour)
   solid = remove_specks(~background)
   inner = ~ndimage.binary_dilation(~solid, _EVERYWHERE, iterations=2)
-  # The fringe beyond the tolerance belongs to the edge too: a pixel of which the object covers a twentieth.
+  # The edge includes pixels within the tolerance: the object may cover a twentieth of such a pixel.
   edge = ndimage.binary_dilation(solid, _EVERYWHERE) & ~inner
+  # The window of 5 reaches two pixels in each direction, where a pixel of the object's own colour lies.
   reference = ndimage.maximum_filter(difference, 5)
   share = np.clip(difference / np.maximum(reference, TOLERANCE), 0.0, 1.0)
   opacity = np.where(inner, 1.0, np.where(edge, share, 0.0)).astype(np.float32)
@@ -68,15 +84,19 @@ def matte_by_colour(rgb: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np
   return premultiplied.astype(np.float32), opacity
 
 
-def _background(rgb: np.ndarray, alike: np.ndarray, colour: np.ndarray) -> np.ndarray:
-  """Those regions of the pixels `alike` [H, W] that reach the border or are holes."""
-  labels, count = ndimage.label(alike)
+def _background(rgb: np.ndarray, similar: np.ndarray, colour: np.ndarray) -> np.ndarray:
+  """Returns the mask [H, W] of the background.
+
+  Regions of `similar` [H, W] at the border, and holes.
+  """
+  # Background regions connect by sides only, object parts by corners, too: a thin diagonal line stays a border.
+  labels, count = ndimage.label(similar)
   ring = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
   keep = np.zeros(count + 1, bool)
   keep[ring] = True
   index = np.arange(count + 1)
   areas = np.bincount(labels.ravel(), minlength=count + 1)
-  holes = index[1:][~keep[1:] & (areas[1:] >= max(4, _HOLE_SHARE * alike.size))]
+  holes = index[1:][~keep[1:] & (areas[1:] >= max(4, _HOLE_SHARE * similar.size))]
   if holes.size:
     medians = np.stack([ndimage.median(rgb[..., c], labels, holes) for c in range(3)], axis=-1)
     keep[holes] = np.abs(medians - colour).max(-1) <= _HOLE_NOISE
@@ -85,27 +105,30 @@ def _background(rgb: np.ndarray, alike: np.ndarray, colour: np.ndarray) -> np.nd
 
 
 def matte_by_network(rgb: np.ndarray) -> np.ndarray:
-  """Opacity [H, W] float32 of the object in a picture [H, W, 3], by `rembg`, which fetches its network once.
+  """Computes the object's opacity with `rembg`.
+
+  Photo [H, W, 3] -> opacity [H, W] float32. rembg downloads the network at the first call.
 
   Raises:
-    MattingError: the library is not installed, or the network can be neither found nor fetched.
+    MattingError: the library is not installed, or the network is neither on disk nor downloadable.
   """
   try:
-    with contextlib.redirect_stdout(io.StringIO()):  # where it finds no onnxruntime, it prints a page
-      import rembg  # an extra: large, and most pictures do without
-  except (ImportError, SystemExit) as error:  # and would end the process
+    # Without onnxruntime, rembg prints a page of advice and calls sys.exit on import.
+    with contextlib.redirect_stdout(io.StringIO()):
+      import rembg  # an optional extra: large, and most photos need no network
+  except (ImportError, SystemExit) as error:
     raise MattingError(
-      "the library rembg, which would take it out, is not installed: pip install 'sds_jax[background]', or give a "
-      "picture with a transparent or a plain background") from error
+      "the library rembg, which could remove the background, is not installed: pip install 'sds_jax[background]', or "
+      "give a photo with a transparent or a plain background") from error
   try:
     session = rembg.new_session(NETWORK)
     mask = rembg.remove(Image.fromarray(np.rint(rgb * 255.0).astype(np.uint8)), session=session, only_mask=True)
-  except Exception as error:  # of pooch, requests, onnxruntime: whatever keeps the network from being there
+  except Exception as error:  # pooch, requests and onnxruntime raise errors of their own
     reason = textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__
     raise MattingError(
-      f"rembg could not use its network {NETWORK} ({reason}): connect once so that it can be fetched, or put "
-      f"{NETWORK}.onnx into the folder that the environment variable U2NET_HOME names, or give a picture with a "
-      f"transparent or a plain background") from error
+      f"rembg could not use its network {NETWORK} ({reason}): go online once to download the network, or put "
+      f"{NETWORK}.onnx into the folder of the environment variable U2NET_HOME, or give a photo with a transparent or "
+      "a plain background") from error
   opacity = np.asarray(mask.convert("L"), np.float32) / 255.0
-  # A network is never quite sure: what is within a twentieth of nothing or of everything is meant so.
+  # A network is never quite sure: opacities within 0.05 of 0 or 1 count as 0 or 1.
   return np.clip((opacity - 0.05) / 0.9, 0.0, 1.0)

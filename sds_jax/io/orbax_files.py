@@ -1,4 +1,4 @@
-"""Orbax as checkpoints use it: by one process alone, with no threads of its own, arrays as numpy's."""
+"""Orbax for checkpoints: a single process, no orbax threads, NumPy arrays."""
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -12,16 +12,22 @@ import tensorstore
 from sds_jax.io.records import DamagedCheckpointError, one_line
 
 _DRIVER = "zarr"
-"""What `use_zarr3=False` means to tensorstore."""
+"""Tensorstore's driver for orbax's `use_zarr3=False`."""
 
 
-def manager(folder: Path, arrays: str, record: str, record_file: str) -> ocp.CheckpointManager:
-  """A manager of `folder`, which exists; it deletes none but what killed writers have left.
+def make_manager(folder: Path, arrays: str, record: str, record_file: str) -> ocp.CheckpointManager:
+  """Returns a manager of an existing folder.
 
-  A step has an item `arrays` (nested dictionaries of numpy arrays) and an item `record` (JSON, in `record_file`).
+  Deletes only leftovers of killed writers.
+
+  Args:
+    folder: the folder of checkpoints.
+    arrays: name of a step's item with nested dictionaries of NumPy arrays.
+    record: name of a step's item with the JSON record.
+    record_file: file name of the record.
   """
   alone = _alone()
-  # Synchronous: it runs in a thread of ours, and orbax's own threads go on to complain after a write that failed.
+  # Synchronous: writes run in a thread of `Checkpoints`, and orbax's threads go on to complain after a failed write.
   options = ocp.CheckpointManagerOptions(create=False, cleanup_tmp_directories=True, enable_async_checkpointing=False,
                                          multiprocessing_options=alone)
   return ocp.CheckpointManager(folder, options=options, item_handlers={
@@ -29,30 +35,31 @@ def manager(folder: Path, arrays: str, record: str, record_file: str) -> ocp.Che
       record: ocp.JsonCheckpointHandler(record_file, multiprocessing_options=alone)})
 
 
-def read(folder: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-  """The arrays of an item by their dotted names.
-
-  By tensorstore, as orbax does, but without orbax's event loop: when one read fails that is closed, and the others that
-  are still under way then complain on the terminal.
+def read_arrays(folder: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+  """Reads the arrays of an item by dotted name.
 
   Raises:
-    DamagedCheckpointError: they cannot be read, for whatever reason.
+    DamagedCheckpointError: an array cannot be read, for any reason.
   """
+  # By tensorstore, as in orbax, but without orbax's event loop: a failed read closes the loop, and the pending reads
+  # then complain on the terminal.
   store = dict(driver="ocdbt", base=f"file://{folder}/")
   try:
     opened = {name: tensorstore.open(dict(driver=_DRIVER, kvstore=dict(store, path=f"{name}/")), open=True, read=True,
                                      context=tensorstore.Context())
               for name in names}
-    read = {name: array.result().read(order="C") for name, array in opened.items()}
-    return {name: np.asarray(array.result(), order="C") for name, array in read.items()}
+    # All reads are started before the first result is awaited.
+    reads = {name: array.result().read(order="C") for name, array in opened.items()}
+    return {name: np.asarray(array.result(), order="C") for name, array in reads.items()}
   except MemoryError:
     raise
-  except Exception as error:  # tensorstore has many words for what can be wrong with files
+  except Exception as error:  # tensorstore raises many types for damaged files
     raise DamagedCheckpointError(f"its arrays cannot be read ({one_line(error)})") from error
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-  """No barriers with other processes: they do not take part."""
+  """Returns options without barriers: other processes take no part."""
+  # Without the prefix, barriers of several checkpoint managers would share a name.
   me = jax.process_index()
   return ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me},
                                             barrier_sync_key_prefix=f"sds_jax.{me}")

@@ -1,4 +1,4 @@
-"""What is written beside a state so that a checkpoint cannot lie: what it is made of, and a digest of every part."""
+"""The record of a checkpoint: structure, dtypes and shapes of the state, and a digest of every leaf."""
 from __future__ import annotations
 
 import hashlib
@@ -14,35 +14,38 @@ import orbax.checkpoint as ocp
 import sds_jax
 
 SCHEMA = 1
-"""Of the record and of how leaves are stored; another number is refused, never guessed at."""
+"""Version of the record and of the storage of leaves; other versions are rejected."""
 
 
 class DamagedCheckpointError(OSError):
-  """A checkpoint whose bytes are not those that were written: files missing, cut, changed or unreadable."""
+  """A damaged checkpoint: files are missing, cut, changed or unreadable."""
 
 
 class SchemaError(ValueError):
-  """A whole checkpoint of something else: another structure, shape or dtype than is wanted, or another SCHEMA."""
+  """A whole checkpoint with another structure, shape, dtype or SCHEMA than expected."""
 
 
 def flatten(tree: Any) -> dict[str, tuple[tuple[str, ...], Any]]:
-  """{dotted name: (path, leaf)} of a pytree; None and empty containers have no leaves.
+  """Returns {dotted name: (path, leaf)} of a pytree.
+
+  None and empty containers have no leaves.
 
   Raises:
-    ValueError: the tree is a bare leaf, or two leaves have one name ({"a.b": x, "a": {"b": y}}).
+    ValueError: the tree is a bare leaf, or two leaves have the same name ({"a.b": x, "a": {"b": y}}).
   """
-  found: dict[str, tuple[tuple[str, ...], Any]] = {}
+  leaves: dict[str, tuple[tuple[str, ...], Any]] = {}
   for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    # Key types have a name (dataclass), a key (dictionary) or an index (sequence).
     path = tuple(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", "")))) for key in keys)
     name = ".".join(path)
-    if not path or name in found:
+    if not path or name in leaves:
       raise ValueError(f"two leaves of the state are called {name!r}" if path else "the state is a bare leaf")
-    found[name] = path, leaf
-  return found
+    leaves[name] = path, leaf
+  return leaves
 
 
 def nest(leaves: dict[tuple[str, ...], Any]) -> dict[str, Any]:
-  """{path: leaf} as nested dictionaries."""
+  """Returns nested dictionaries for {path: leaf}."""
   tree: dict[str, Any] = {}
   for path, leaf in leaves.items():
     inner = tree
@@ -53,24 +56,28 @@ def nest(leaves: dict[tuple[str, ...], Any]) -> dict[str, Any]:
 
 
 def kind(leaf: Any) -> str:
-  """"float32[8, 3]", for keys "key<fry>[]": what must agree between a checkpoint and what is wanted of it."""
+  """Returns dtype and shape as text.
+
+  "float32[8, 3]", or "key<fry>[]" for keys.
+  """
   leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
   return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def is_key(leaf: Any) -> bool:
-  """Whether these are typed keys (`jax.random.key`)."""
+  """Returns whether a leaf holds typed keys (`jax.random.key`)."""
   return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def on_host(leaf: Any) -> np.ndarray:
-  """A copy that nothing else will change, C-contiguous, of the native byte order; of keys their data.
+def copy_to_host(leaf: Any) -> np.ndarray:
+  """Copies a leaf to a NumPy array.
 
-  A view would not do: the next step takes over the memory of the state.
+  C-contiguous and of native byte order; keys become their data.
 
   Raises:
-    ValueError: it is not made of numbers.
+    ValueError: the leaf does not hold numbers.
   """
+  # A copy, never a view: the next training step is given the memory of the state (donation).
   array = np.array(jax.random.key_data(leaf) if is_key(leaf) else leaf, order="C", copy=True)
   if array.dtype.kind in "OUSMm":
     raise ValueError(f"a checkpoint holds numbers, not {array.dtype}")
@@ -78,80 +85,95 @@ def on_host(leaf: Any) -> np.ndarray:
 
 
 def digest(array: np.ndarray) -> str:
-  """SHA-256 of the bytes of a C-contiguous array."""
+  """Computes the SHA-256 of the bytes of a C-contiguous array."""
   return hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
 
 
-def describe(leaf: Any, path: tuple[str, ...]) -> dict[str, Any]:
-  """What the record says of a leaf, but for its digest."""
-  said: dict[str, Any] = dict(path=list(path), kind=kind(leaf))
+def describe_leaf(leaf: Any, path: tuple[str, ...]) -> dict[str, Any]:
+  """Returns a leaf's entry in the record, without the digest."""
+  entry: dict[str, Any] = dict(path=list(path), kind=kind(leaf))
   if is_key(leaf):
-    said |= dict(impl=str(jax.random.key_impl(leaf)), data=kind(jax.eval_shape(jax.random.key_data, leaf)))
-  return said
+    entry |= dict(impl=str(jax.random.key_impl(leaf)), data=kind(jax.eval_shape(jax.random.key_data, leaf)))
+  return entry
 
 
-def seal(step: int, leaves: dict[str, dict[str, Any]], about: dict[str, Any]) -> dict[str, Any]:
-  """The record: `leaves` {name: of `describe`, with sha256}, `about` as it was given, and a digest of all this.
+def make_record(step: int, leaves: dict[str, dict[str, Any]], metadata: dict[str, Any]) -> dict[str, Any]:
+  """Returns a checkpoint's record with a digest.
+
+  Args:
+    step: number of the checkpoint.
+    leaves: {name: entry of `describe_leaf`, with the leaf's sha256}.
+    metadata: JSON, stored under "about".
 
   Raises:
-    TypeError, ValueError: `about` cannot be JSON.
+    TypeError, ValueError: `metadata` is not JSON.
   """
   versions = {"sds_jax": sds_jax.__version__, "jax": jax.__version__, "orbax-checkpoint": ocp.__version__}
-  record = dict(schema=SCHEMA, step=step, written_by=versions, leaves=leaves, about=about)
-  record = json.loads(json.dumps(record))  # as it will be read: tuples have become lists
-  return dict(record, sha256=_seal_of(record))
+  record = dict(schema=SCHEMA, step=step, written_by=versions, leaves=leaves, about=metadata)
+  # Through JSON before the digest: a tuple becomes a list, as in the record read back later.
+  record = json.loads(json.dumps(record))
+  return dict(record, sha256=_digest_of(record))
 
 
-def read(path: Path, step: int) -> dict[str, Any]:
-  """A record that is whole and of this SCHEMA.
+def read_record(path: Path, step: int) -> dict[str, Any]:
+  """Reads and verifies a record.
 
   Raises:
-    DamagedCheckpointError: it is not the one that was written.
-    SchemaError: it was written under another SCHEMA.
+    DamagedCheckpointError: the record cannot be read, was changed, or belongs to another step.
+    SchemaError: the record has another SCHEMA.
   """
   try:
     record = json.loads(path.read_bytes())
-    seal_there = record.pop("sha256")
+    stored_digest = record.pop("sha256")
   except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
     raise DamagedCheckpointError(f"its record {path.name} cannot be read ({one_line(error)})") from error
-  if seal_there != _seal_of(record):
+  if stored_digest != _digest_of(record):
     raise DamagedCheckpointError(f"its record {path.name} has changed")
   if record.get("schema") != SCHEMA:
-    raise SchemaError(f"it has schema {record.get('schema')} and was written by {writer(record)}; this is sds_jax "
-                      f"{sds_jax.__version__}, which reads schema {SCHEMA}")
+    raise SchemaError(f"it has schema {record.get('schema')} and was written by {writer_versions(record)}; this is "
+                      f"sds_jax {sds_jax.__version__}, which reads schema {SCHEMA}")
   if record["step"] != step:
     raise DamagedCheckpointError(f"its record is of step {record['step']}")
   return record
 
 
-def compare(record: dict[str, Any], wanted: dict[str, tuple[tuple[str, ...], Any]]) -> None:
-  """Raise SchemaError, which tells of the first leaf that differs, unless the record is of these leaves."""
-  there = {name: leaf["kind"] for name, leaf in record["leaves"].items()}
-  here = {name: kind(leaf) for name, (_, leaf) in wanted.items()}
-  for name in sorted(there.keys() | here.keys()):
-    if there.get(name) != here.get(name):
-      raise SchemaError(f"{name} is {there.get(name, 'absent')} there, {here.get(name, 'absent')} here; "
-                        f"it was written by {writer(record)}")
+def check_structure(record: dict[str, Any], wanted: dict[str, tuple[tuple[str, ...], Any]]) -> None:
+  """Raises SchemaError unless the record has the `wanted` leaves.
+
+  The message names the first differing leaf.
+  """
+  stored = {name: leaf["kind"] for name, leaf in record["leaves"].items()}
+  expected = {name: kind(leaf) for name, (_, leaf) in wanted.items()}
+  for name in sorted(stored.keys() | expected.keys()):
+    if stored.get(name) != expected.get(name):
+      raise SchemaError(f"{name} is {stored.get(name, 'absent')} in the checkpoint and "
+                        f"{expected.get(name, 'absent')} in the run; the checkpoint was written by "
+                        f"{writer_versions(record)}")
 
 
-def check(name: str, array: np.ndarray, said: dict[str, Any]) -> None:
-  """Raise DamagedCheckpointError unless these are the bytes that the record tells of."""
-  was = said.get("data", said["kind"])
-  if kind(array) != was:
-    raise DamagedCheckpointError(f"{name} is {kind(array)} and was {was}")
-  if digest(array) != said["sha256"]:
+def check_leaf(name: str, array: np.ndarray, entry: dict[str, Any]) -> None:
+  """Raises DamagedCheckpointError unless the array fits the entry.
+
+  Dtype, shape and digest must be those of the entry.
+  """
+  saved = entry.get("data", entry["kind"])
+  if kind(array) != saved:
+    raise DamagedCheckpointError(f"{name} is {kind(array)} and was {saved}")
+  if digest(array) != entry["sha256"]:
     raise DamagedCheckpointError(f"{name} has changed")
 
 
-def place(array: np.ndarray, said: dict[str, Any], like: Any) -> Any:
-  """The leaf as `like` is: numpy, or a jax.Array with its sharding, however many devices that has.
+def place_leaf(array: np.ndarray, entry: dict[str, Any], like: Any) -> Any:
+  """Returns the leaf in the form of `like`.
+
+  A NumPy array, or a jax.Array with the same sharding.
 
   Raises:
-    SchemaError: JAX would round it.
+    SchemaError: JAX would round the leaf to 32 bits.
   """
   sharding = getattr(like, "sharding", None)
-  if "impl" in said:
-    keys = jax.random.wrap_key_data(array, impl=said["impl"])
+  if "impl" in entry:
+    keys = jax.random.wrap_key_data(array, impl=entry["impl"])
     return keys if sharding is None else jax.device_put(keys, sharding)
   if isinstance(like, (np.ndarray, np.generic)):
     return array
@@ -159,31 +181,43 @@ def place(array: np.ndarray, said: dict[str, Any], like: Any) -> Any:
     raise SchemaError(f"{array.dtype} is wanted in JAX's arrays, which takes jax_enable_x64")
   if sharding is None or sharding.is_fully_addressable:
     return jax.device_put(array, sharding)
+  # A sharding over several processes: each process makes the shards of its own devices.
   return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def abstract(said: dict[str, Any]) -> jax.ShapeDtypeStruct | np.ndarray:
-  """A leaf of the record, on the first device; as numpy's (of zeros without memory) where JAX would round it."""
-  name, shape = _parsed(said["kind"])
-  dtype = jax.eval_shape(lambda: jax.random.key(0, impl=said["impl"])).dtype if "impl" in said else jnp.dtype(name)
-  if "impl" not in said and not _jax_holds(dtype):
+def abstract_leaf(entry: dict[str, Any]) -> jax.ShapeDtypeStruct | np.ndarray:
+  """Returns an entry's shape and dtype.
+
+  Placed on the first device. A dtype too wide for JAX gives a NumPy array instead (zeros with stride 0, which take no
+  memory).
+  """
+  name, shape = _parsed(entry["kind"])
+  dtype = jax.eval_shape(lambda: jax.random.key(0, impl=entry["impl"])).dtype if "impl" in entry else jnp.dtype(name)
+  if "impl" not in entry and not _jax_holds(dtype):
     return np.broadcast_to(np.zeros((), dtype), shape)
   return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
 
 
-def empty(said: dict[str, Any]) -> np.ndarray | None:
-  """A leaf of the record that has no elements; None where it has some."""
-  dtype, shape = _parsed(said.get("data", said["kind"]))
+def empty_leaf(entry: dict[str, Any]) -> np.ndarray | None:
+  """Returns the array of an entry without elements.
+
+  None for other entries.
+  """
+  dtype, shape = _parsed(entry.get("data", entry["kind"]))
   return np.zeros(shape, jnp.dtype(dtype)) if 0 in shape else None
 
 
-def writer(record: dict[str, Any]) -> str:
-  """Which version has written it, for messages."""
-  return ", ".join(f"{name} {version}" for name, version in record.get("written_by", {}).items()) or "who knows what"
+def writer_versions(record: dict[str, Any]) -> str:
+  """Returns the versions that wrote the record, for messages."""
+  versions = record.get("written_by", {})
+  return ", ".join(f"{name} {version}" for name, version in versions.items()) or "an unknown version"
 
 
 def one_line(error: BaseException) -> str:
-  """The beginning of an error's message, or its name where it has none."""
+  """Returns the beginning of an error's message.
+
+  The error's type if the message is empty.
+  """
   return " ".join(str(error).split())[:160] or type(error).__name__
 
 
@@ -196,5 +230,5 @@ def _parsed(kind_of_leaf: str) -> tuple[str, tuple[int, ...]]:
   return dtype, tuple(json.loads("[" + shape))
 
 
-def _seal_of(record: dict[str, Any]) -> str:
+def _digest_of(record: dict[str, Any]) -> str:
   return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

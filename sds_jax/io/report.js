@@ -1,4 +1,4 @@
-// Draws one small line chart per metric, with a cursor that reads values; a click on the turntable stops it.
+// Draws a small line chart for each metric, with a cursor for reading values; a click on the turntable pauses the video.
 "use strict";
 (() => {
   const {curves} = JSON.parse(document.getElementById("report-data").textContent);
@@ -28,7 +28,7 @@
   function chart({name, steps, values}) {
     const known = values.filter(v => v !== null);
     let low = Math.min(...known), high = Math.max(...known);
-    const log = low > 0 && high / low > 50;  // over a wide range of positive values only ratios are readable
+    const log = low > 0 && high / low > 50;  // a linear axis would hide all but the largest of widely spread values
     if (high - low < 1e-9 * Math.abs(high) || high === low) { low -= 0.5 * Math.abs(low) || 0.5; high += 0.5 * Math.abs(high) || 0.5; }
     const up = v => (log ? Math.log10(v) : v), [first, last] = [steps[0], steps[steps.length - 1]];
     const x = s => LEFT + (W - LEFT - RIGHT) * (last > first ? (s - first) / (last - first) : 0.5);
@@ -38,27 +38,27 @@
     box.className = "curve";
     label.textContent = name + (log ? " (log scale)" : "");
     title.append(label, readout);
-    const picture = svg("svg", {viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${name} by step`});
+    const graph = svg("svg", {viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${name} by step`});
     const middle = log ? Math.sqrt(low * high) : 0.5 * (low + high);
     for (const v of [low, middle, high]) {
-      picture.append(svg("line", {class: "grid", x1: LEFT, x2: W - RIGHT, y1: y(v), y2: y(v)}));
-      picture.append(svg("text", {x: LEFT - 6, y: y(v) + 4, "text-anchor": "end"}, format(v)));
+      graph.append(svg("line", {class: "grid", x1: LEFT, x2: W - RIGHT, y1: y(v), y2: y(v)}));
+      graph.append(svg("text", {x: LEFT - 6, y: y(v) + 4, "text-anchor": "end"}, format(v)));
     }
-    picture.append(svg("text", {x: LEFT, y: H - 4}, first), svg("text", {x: W - RIGHT, y: H - 4, "text-anchor": "end"}, `step ${last}`));
-    let path = "", pen = false;  // a gap where the value was not finite
+    graph.append(svg("text", {x: LEFT, y: H - 4}, first), svg("text", {x: W - RIGHT, y: H - 4, "text-anchor": "end"}, `step ${last}`));
+    let path = "", pen = false;  // gaps for values that are not finite
     values.forEach((v, i) => {
       if (v !== null) path += `${pen ? "L" : "M"}${x(steps[i]).toFixed(1)} ${y(v).toFixed(1)}${pen ? "" : "h0"}`;
       pen = v !== null;
     });
     const cursor = svg("line", {class: "cursor", y1: TOP, y2: H - BOTTOM, visibility: "hidden"});
     const dot = svg("circle", {class: "dot", r: 4, visibility: "hidden"});
-    picture.append(svg("path", {class: "line", d: path}), cursor, dot);
+    graph.append(svg("path", {class: "line", d: path}), cursor, dot);
     const rest = () => {
       readout.textContent = format(known[known.length - 1]);
       [cursor, dot].forEach(e => e.setAttribute("visibility", "hidden"));
     };
-    picture.addEventListener("pointermove", e => {
-      const area = picture.getBoundingClientRect(), at = (e.clientX - area.left) / area.width * W;
+    graph.addEventListener("pointermove", e => {
+      const area = graph.getBoundingClientRect(), at = (e.clientX - area.left) / area.width * W;
       let best = -1;
       steps.forEach((s, i) => { if (values[i] !== null && (best < 0 || Math.abs(x(s) - at) < Math.abs(x(steps[best]) - at))) best = i; });
       cursor.setAttribute("x1", x(steps[best])); cursor.setAttribute("x2", x(steps[best]));
@@ -66,9 +66,9 @@
       [cursor, dot].forEach(e => e.setAttribute("visibility", "visible"));
       readout.textContent = `${format(values[best])} at step ${steps[best]}`;
     });
-    picture.addEventListener("pointerleave", rest);
+    graph.addEventListener("pointerleave", rest);
     rest();
-    box.append(title, picture);
+    box.append(title, graph);
     return box;
   }
 })();

@@ -1,4 +1,4 @@
-"""The page of a finished run: one HTML file that opens from disk with no network and shows the object turning."""
+"""The report of a finished run: a single HTML file with the turning object, for offline use."""
 from __future__ import annotations
 
 import base64
@@ -27,26 +27,33 @@ def write_report(folder: str | os.PathLike, prompt: str, *, mesh: trimesh.Trimes
                  config: Mapping[str, Any] | None = None, timings: Mapping[str, float] | None = None,
                  versions: Mapping[str, str] | None = None, scores: Mapping[str, Any] | None = None,
                  comparison: str | os.PathLike | None = None) -> Path:
-  """Writes folder/report.html, atomically; returns its path. What is None or empty is left out of the page.
+  """Writes folder/report.html; returns the path. Atomic.
 
-  Everything is inside the file (media as base64, own style and scripts) and the page forbids itself the network by its
-  content security policy; only links to files that lie in `folder` point outside. Text is escaped: prompts are data.
+  Arguments that are None or empty have no section. The file holds all media (as base64), styles and scripts, and the
+  content security policy of the page blocks the network; only the links to files in `folder` point outside the page.
+  Text is escaped: prompts are data.
 
   Args:
-    mesh: in the world frame, with vertex colours (`extract_mesh`); goes into a WebGL viewer.
-    turntable: .mp4 or .gif (`write_turntable`). renders: .png, shown whole under `renders_note`.
-    metrics: records of `read_metrics`; every numeric key but "step" becomes a curve of <= 400 points.
-    config: nested is fine, shown as dotted names. timings: keys ending in _s are seconds.
+    folder: the run's folder.
+    prompt: title of the page.
+    mesh: in world coordinates, with vertex colours (`extract_mesh`); shown in a WebGL viewer.
+    turntable: .mp4 or .gif (`write_turntable`).
+    renders: .png, shown with the caption `renders_note`.
+    metrics: records of `read_metrics`; every numeric key but "step" becomes a curve with at most CURVE_POINTS points.
+    config: settings, possibly nested, shown with dotted names.
+    timings: seconds for keys ending in _s.
+    versions: name -> version.
     scores: a few numbers, shown large.
-    comparison: .png, the picture that the object was made from beside the object.
+    comparison: .png, the input photo beside the object.
   """
   folder = Path(folder)
   curves = metric_curves(metrics)
   sections = [_hero(mesh, turntable),
-              _sheet("From the picture", "the picture, and the object from the same side", comparison,
-                     "The picture and the object", "beside"),
+              _sheet("Input photo", "the photo, and the object from the same side", comparison,
+                     "The photo and the object from the same side", "beside"),
               _sheet("Renders", renders_note, renders, "The object from several sides"),
               _scores(scores), _curves(curves), _tables(timings, versions), _config(config)]
+  # Data goes into a JSON element and not into the scripts, so that no text is ever executed.
   data = json.dumps({"mesh": None if mesh is None else pack_mesh(mesh), "curves": curves}, separators=(",", ":"))
   page = _fill(_read("report_template.html"), {
     "title": html.escape(prompt.strip() or "(no prompt)"),
@@ -55,15 +62,18 @@ def write_report(folder: str | os.PathLike, prompt: str, *, mesh: trimesh.Trimes
     "style": _read("report.css"),
     "viewer": _read("viewer.js"),
     "charts": _read("report.js"),
-    "data": data.replace("<", "\\u003c"),  # so that no text in it can close the script element
+    "data": data.replace("<", "\\u003c"),  # no text may close the script element
   })
   with atomic_write(folder / "report.html") as file:
-    file.write(page.encode("utf-8", "replace"))
+    file.write(page.encode("utf-8", "replace"))  # a prompt may hold lone surrogates
   return folder / "report.html"
 
 
 def pack_mesh(mesh: trimesh.Trimesh) -> dict[str, Any]:
-  """The mesh as base64 for viewer.js: uint16 positions in [low, high], int8 normals, uint8 RGB, uint32 faces."""
+  """Packs a mesh as base64 for viewer.js.
+
+  uint16 positions as fractions of the box [low, high], int8 normals, uint8 RGB, uint32 faces; all little-endian.
+  """
   low, high = np.asarray(mesh.bounds, np.float64)
   radius = np.linalg.norm(mesh.vertices - 0.5 * (low + high), axis=1).max()
   fractions = (mesh.vertices - low) / np.maximum(high - low, 1e-9)
@@ -79,30 +89,34 @@ def pack_mesh(mesh: trimesh.Trimesh) -> dict[str, Any]:
 
 
 def metric_curves(metrics: Sequence[Mapping[str, Any]], points: int = CURVE_POINTS) -> list[dict[str, Any]]:
-  """[{"name", "steps", "values"}] of every numeric key of the records, thinned to `points`; not finite -> None."""
+  """Returns a curve for every numeric key of the records.
+
+  A curve is {"name", "steps", "values"}. Curves are thinned to `points` points; values that are not finite become None.
+  """
   names = dict.fromkeys(key for record in metrics for key in record if key != "step")
   curves = []
   for name in names:
     pairs = [(r["step"], to_jsonable(r[name])) for r in metrics if name in r]
     if not all(v is None or _is_number(v) for _, v in pairs) or all(v is None for _, v in pairs):
       continue
-    kept = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, min(points, len(pairs))).round().astype(int))]
-    steps, values = zip(*kept)
+    # linspace keeps the first and the last point; unique drops repeats from rounding.
+    thinned = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, min(points, len(pairs))).round().astype(int))]
+    steps, values = zip(*thinned)
     if any(v is not None for v in values):
-      curves.append({"name": _words(name), "steps": list(steps), "values": list(values)})
+      curves.append({"name": _label(name), "steps": list(steps), "values": list(values)})
   return curves
 
 
 def _hero(mesh: trimesh.Trimesh | None, turntable: str | os.PathLike | None) -> str:
   cards = []
   if mesh is not None:
-    size = f"{len(mesh.faces):,} triangles · drag to turn, wheel to zoom"
+    size = f"{len(mesh.faces):,} triangles · drag to rotate, scroll to zoom"
     cards.append(f'<section><h2>Mesh <small>{size}</small></h2><div class="stage"><canvas id="viewer" tabindex="0" '
-                 'role="img" aria-label="The mesh, turning; drag or use the arrow keys"></canvas></div></section>')
+                 'role="img" aria-label="Mesh; drag or use the arrow keys to rotate"></canvas></div></section>')
   if turntable is not None:
     source = _data_url(turntable)
     media = (f'<video id="turntable" src="{source}" loop autoplay muted playsinline></video>'
-             if source.startswith("data:video") else f'<img id="turntable" src="{source}" alt="The object turning">')
+             if source.startswith("data:video") else f'<img id="turntable" src="{source}" alt="The rotating object">')
     cards.append('<section><h2>Turntable <small>rendered from the field</small></h2>'
                  f'<div class="stage">{media}</div></section>')
   return f'<div class="hero">{"".join(cards)}</div>' if cards else ""
@@ -119,7 +133,7 @@ def _sheet(title: str, note: str, path: str | os.PathLike | None, alt: str, styl
 def _scores(scores: Mapping[str, Any] | None) -> str:
   if not scores:
     return ""
-  tiles = "".join(f"<div><dt>{html.escape(_words(k))}</dt><dd>{html.escape(_text(v))}</dd></div>"
+  tiles = "".join(f"<div><dt>{html.escape(_label(k))}</dt><dd>{html.escape(_text(v))}</dd></div>"
                   for k, v in to_jsonable(scores).items())
   return f'<section><h2>Scores</h2><dl class="scores">{tiles}</dl></section>'
 
@@ -130,7 +144,7 @@ def _curves(curves: list) -> str:
 
 def _tables(timings: Mapping[str, float] | None, versions: Mapping[str, str] | None) -> str:
   cards = [f"<section><h2>{title}</h2>{_table(rows)}</section>" for title, rows in (
-    ("Timings", {_words(k.removesuffix("_s")): _duration(v) if k.endswith("_s") else v
+    ("Timings", {_label(k.removesuffix("_s")): _duration(v) if k.endswith("_s") else v
                  for k, v in to_jsonable(timings or {}).items()}),
     ("Versions", versions or {})) if rows]
   return f'<div class="tables">{"".join(cards)}</div>' if cards else ""
@@ -165,7 +179,8 @@ def _flatten(tree: Mapping[str, Any], prefix: str = ""):
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:
-  """Replaces {{name}} in one pass, so that a value which looks like a placeholder stays as it is."""
+  """Replaces every {{name}} of a template."""
+  # In a single pass, so that a value with a placeholder in the text stays unchanged.
   return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
 
 
@@ -186,7 +201,7 @@ def _is_number(value: Any) -> bool:
   return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _words(name: str) -> str:
+def _label(name: str) -> str:
   return name.replace("_", " ").replace("/", " · ")
 
 

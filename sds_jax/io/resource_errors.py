@@ -1,4 +1,4 @@
-"""What has run out, in one line with a remedy: memory of the device or the machine, the disk, the right to write."""
+"""Explains exhausted memory, full disks and missing permissions in one line with a remedy."""
 from __future__ import annotations
 
 import errno
@@ -11,9 +11,9 @@ import jax
 _NO_SPACE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
              errno.EFBIG: "a file may not grow further (ulimit -f)"}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
-_SAID = {"No space left on device": errno.ENOSPC, "Disk quota exceeded": errno.EDQUOT, "File too large": errno.EFBIG,
-         "Read-only file system": errno.EROFS}
-"""The system's words, for libraries that tell nothing else."""
+_MESSAGES = {"No space left on device": errno.ENOSPC, "Disk quota exceeded": errno.EDQUOT,
+             "File too large": errno.EFBIG, "Read-only file system": errno.EROFS}
+"""Messages of the operating system, for libraries that pass on no error number."""
 
 _SMALLER_RENDERS = ("smaller config.training.views, config.render.height and width or config.render.num_samples, "
                     "config.render.block_points=65536, config.prior.vae_remat=True, config.prior.dtype=bfloat16")
@@ -24,36 +24,42 @@ _SMALLER_OUTPUTS = "smaller config.export.image_size or config.export.mesh_resol
 
 
 def explain(error: BaseException, folder: Path | None = None, mode: str = "train", job: str = "text3d") -> str | None:
-  """What has run out, and what to do about it; None where `error`, and what led to it, are of another kind.
+  """Explains an exhausted resource and the remedy.
+
+  Returns None for other errors.
 
   Args:
-    error: what has ended the command.
-    folder: that of the run, where it is known.
-    mode: what the command was doing, one of those of `run.py`.
+    error: the error that ended the command; causes and contexts are searched, too.
+    folder: the run's folder, if known.
+    mode: mode of the command, as in `run.py`.
     job: a key of `training.defaults.DEFAULTS`.
   """
   smaller = _SMALLER[job] if mode == "train" else _SMALLER_OUTPUTS
-  for one in _chain(error):
-    words = _first_line(one)
-    if _is_device_memory(one):
-      return f"the device has run out of memory ({words}); what needs less: {smaller}{_goes_on(folder, mode)}"
-    if isinstance(one, MemoryError) or "std::bad_alloc" in words:
-      return (f"this machine has run out of memory ({words}); close other programs, or take what needs less: "
-              f"{smaller}{_goes_on(folder, mode)}")
-    code = _code(one)
+  for link in _chain(error):
+    message = _first_line(link)
+    if _is_device_memory(link):
+      return f"the device has run out of memory ({message}); to save memory: {smaller}{_progress(folder, mode)}"
+    if isinstance(link, MemoryError) or "std::bad_alloc" in message:
+      return (f"this machine has run out of memory ({message}); close other programs, or save memory: "
+              f"{smaller}{_progress(folder, mode)}")
+    code = _code(link)
     if code in _NO_SPACE:
-      return f"{_NO_SPACE[code]} ({words}); make room, or give another --workdir{_goes_on(folder, mode)}"
-    if code == errno.EROFS or code in _REFUSED and _is_within(one, folder):
-      return (f"the folder {folder or getattr(one, 'filename', None)} cannot be written to any more ({words}); make it "
-              f"writable, or copy it to where it is{_goes_on(folder, mode)}")
+      return f"{_NO_SPACE[code]} ({message}); make room, or give another --workdir{_progress(folder, mode)}"
+    # A refusal outside the run's folder is another problem: other files may be read-only on purpose.
+    if code == errno.EROFS or code in _REFUSED and _is_within(link, folder):
+      return (f"the folder {folder or getattr(link, 'filename', None)} cannot be written to any more ({message}); make "
+              f"the folder writable, or copy the folder to a writable place{_progress(folder, mode)}")
   return None
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-  """An error and those that led to it, the last one first."""
-  seen: set[int] = set()
-  while error is not None and id(error) not in seen:
-    seen.add(id(error))
+  """Yields an error and the errors behind it.
+
+  The last error comes first.
+  """
+  visited: set[int] = set()  # chains can be circular
+  while error is not None and id(error) not in visited:
+    visited.add(id(error))
     yield error
     error = error.__cause__ or error.__context__
 
@@ -64,28 +70,38 @@ def _first_line(error: BaseException) -> str:
 
 
 def _is_device_memory(error: BaseException) -> bool:
-  """At compiling, loading or running: CPU, GPU and TPU say RESOURCE_EXHAUSTED, parts of CUDA only the second."""
+  """Returns whether JAX ran out of device memory.
+
+  While compiling, loading or running.
+  """
+  # CPU, GPU and TPU report RESOURCE_EXHAUSTED; parts of CUDA report only OUT_OF_MEMORY.
   return isinstance(error, jax.errors.JaxRuntimeError) and bool(
       re.search(r"RESOURCE_EXHAUSTED|OUT_OF_MEMORY|out of memory", str(error)))
 
 
 def _code(error: BaseException) -> int | None:
-  """The system's number, told or read from the words of orbax and tensorstore."""
+  """Returns the error number, given or parsed.
+
+  Messages of orbax and tensorstore are parsed.
+  """
   if isinstance(error, OSError) and error.errno is not None:
     return error.errno
   if isinstance(error, (OSError, ValueError, RuntimeError)):
-    return next((code for words, code in _SAID.items() if words in str(error)), None)
+    return next((code for text, code in _MESSAGES.items() if text in str(error)), None)
   return None
 
 
 def _is_within(error: BaseException, folder: Path | None) -> bool:
-  """Whether the file that was refused is one of the run's own; others may well be there to be read only."""
+  """Returns whether the refused file lies in the run's folder."""
   name = getattr(error, "filename", None)
   return folder is not None and isinstance(name, str) and Path(name).absolute().is_relative_to(folder.absolute())
 
 
-def _goes_on(folder: Path | None, mode: str) -> str:
-  """What the user has not lost."""
+def _progress(folder: Path | None, mode: str) -> str:
+  """Returns a sentence with the step to resume from.
+
+  '' without checkpoints.
+  """
   if mode != "train" or folder is None:
     return ""
   try:

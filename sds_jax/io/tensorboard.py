@@ -1,6 +1,6 @@
-"""Curves for TensorBoard, in tensorboardX's file format but without its thread.
+"""Event files for TensorBoard, in tensorboardX's format but without tensorboardX's thread.
 
-In that thread an error of the disk goes to the terminal, and the run then waits for ever on a queue that nobody reads.
+In tensorboardX's thread a disk error goes to the terminal, and the run then waits for ever on a queue without a reader.
 """
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
 FLUSH_S = 30.0
-"""After so many seconds what was written is flushed to the disk."""
+"""Seconds between flushes to the disk."""
 
 
 class EventWriter:
-  """A file of events. Whatever the system cannot write is an OSError of the call that notices."""
+  """Writes one file of events. A failed write raises OSError in the call that notices the failure."""
 
   def __init__(self, folder: str | os.PathLike, first: int):
-    """A new file `events.out.tfevents.*` in `folder`; what older ones tell of step `first` on is void."""
+    """Opens a new file `events.out.tfevents.*` in `folder`.
+
+    TensorBoard discards the points of older files from step `first` on.
+    """
     self._writer, self._flushed = RecordWriter(str(_unused(Path(folder)))), time.monotonic()
     self._write(file_version="brain.Event:2")
     self._write(step=first, session_log=SessionLog(status=SessionLog.START))
@@ -32,20 +35,25 @@ class EventWriter:
     self._writer.write(Event(wall_time=time.time(), **event).SerializeToString())
 
   def add(self, step: int, values: Mapping[str, float]) -> None:
-    """One point of each curve."""
+    """Adds one point to each curve."""
     for name, value in values.items():
       self._write(step=step, summary=summary.scalar(name, value))
+    # The clock of the system may jump; the monotonic clock does not.
     if time.monotonic() - self._flushed > FLUSH_S:
       self._writer.flush()
       self._flushed = time.monotonic()
 
   def close(self) -> None:
-    """Whether or not its last words can be written, the file is closed; again it does nothing."""
+    """Closes the file, even if the last flush fails.
+
+    A second call does nothing.
+    """
     self._writer.close()
 
 
 def _unused(folder: Path) -> Path:
-  """A name that sorts by time, and that no file has: clocks go backwards, and a run may go back within a second."""
+  """Returns an unused path that sorts by time."""
+  # Clocks may go backwards, and a resumed run may start within the same second.
   number = int(time.time())
   while (path := folder / f"events.out.tfevents.{number:010d}.{socket.gethostname()}").exists():
     number += 1

@@ -1,5 +1,5 @@
-// Turns a vertex-coloured mesh with WebGL 2, or with a rasteriser of its own on a 2D canvas where there is none.
-// World: z up, azimuth 0 looks at the front from +x, counter-clockwise seen from above (as everywhere in sds_jax).
+// Rotates a vertex-coloured mesh with WebGL 2, or without WebGL by a software rasteriser on a 2D canvas.
+// World: z up; azimuth 0 is a camera on +x towards the front; azimuth grows counter-clockwise seen from above.
 // State is at window.sdsViewer: azimuth, elevation, zoom, frames (drawn so far), renderer, touched.
 "use strict";
 (() => {
@@ -34,7 +34,7 @@
       pixel = vec4(min(albedo * light, 1.0), 1.0);
     }`;
   const draw = webgl(canvas, mesh) || software(canvas, mesh);
-  if (view.renderer === "canvas2d" && mesh.faces.length > 600000) view.touched = true;  // too slow to spin by itself
+  if (view.renderer === "canvas2d" && mesh.faces.length > 600000) view.touched = true;  // too slow for automatic rotation
   let dirty = true, last = 0;
 
   new ResizeObserver(() => {
@@ -77,7 +77,7 @@
     if (e.key === "-") zoom(1 / 1.1);
   });
 
-  // Base64 of little-endian arrays to typed arrays; positions come as 16-bit fractions of the box [low, high].
+  // Decodes base64 of little-endian arrays to typed arrays; positions are 16-bit fractions of the box [low, high].
   function decode(packed) {
     if (!packed) return null;
     const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0));
@@ -137,7 +137,7 @@
     };
   }
 
-  // A depth-buffered rasteriser in plain JavaScript; flat triangles, one lamp.
+  // A rasteriser in plain JavaScript with a depth buffer, flat triangles and a single lamp.
   function software(canvas, mesh) {
     const context = canvas.getContext("2d");
     const count = mesh.positions.length / 3, faces = mesh.faces;
@@ -147,7 +147,7 @@
     view.renderer = "canvas2d";
     return frame => {
       const {width, height} = canvas;
-      const picture = context.createImageData(width, height), pixels = new Uint32Array(picture.data.buffer);
+      const image = context.createImageData(width, height), pixels = new Uint32Array(image.data.buffer);
       const nearest = new Float32Array(width * height);
       for (let i = 0; i < count; i++) {
         const p = [0, 1, 2].map(c => mesh.low[c] + size[c] * mesh.positions[3 * i + c] - mesh.centre[c]);
@@ -162,7 +162,7 @@
       for (let t = 0; t < faces.length; t += 3) {
         const a = faces[t], b = faces[t + 1], c = faces[t + 2];
         const area = (x[b] - x[a]) * (y[c] - y[a]) - (x[c] - x[a]) * (y[b] - y[a]);
-        if (area >= 0) continue;  // seen from behind (y runs downwards)
+        if (area >= 0) continue;  // back face (y points down)
         const left = Math.max(0, Math.ceil(Math.min(x[a], x[b], x[c]) - 0.5));
         const right = Math.min(width - 1, Math.floor(Math.max(x[a], x[b], x[c]) - 0.5));
         const top = Math.max(0, Math.ceil(Math.min(y[a], y[b], y[c]) - 0.5));
@@ -176,11 +176,11 @@
           if (near > nearest[v * width + u]) { nearest[v * width + u] = near; pixels[v * width + u] = colour[a]; }
         }
       }
-      context.putImageData(picture, 0, 0);
+      context.putImageData(image, 0, 0);
     };
   }
 
-  // The same lamp as in the fragment shader: over the viewer's left shoulder, with a soft sky.
+  // The light of the fragment shader: a lamp over the viewer's left shoulder and soft light from above.
   function light(right, up, backward) {
     return 0.5 + 0.12 * up + 0.5 * Math.max(0, -0.35 * right + 0.5 * up + 0.79 * backward);
   }

@@ -22,7 +22,7 @@ def transmittance(optical_depth: Array) -> Array:
 
 
 def weights(optical_depth: Array) -> Array:
-  """Computes the compositing weights [S, R] from optical depths [S, R].
+  """Computes compositing weights from optical depths, [S, R].
 
   w_i = T_i (1 - exp(-sigma_i delta_i)) is the share of the ray's light from interval i.
   """

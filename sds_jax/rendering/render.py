@@ -178,7 +178,7 @@ def render_image(field: FieldFn, params: Params, camera: Camera, height: int, wi
 
 
 def _wanted(rays: Rays, distances: Array, grid: Occupancy | None, options: RenderOptions) -> Array:
-  """Returns a bool [S, R] mask of the samples to evaluate.
+  """Returns the mask [S, R] of the samples to evaluate.
 
   Such samples are in front of the camera, inside the ball and in an occupied cell.
   """

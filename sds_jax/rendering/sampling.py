@@ -20,9 +20,10 @@ def intersect_ball(rays: Rays, radius: float) -> tuple[Array, Array]:
 
 
 def stratified(near: Array, far: Array, num_samples: int, jitter: Array) -> tuple[Array, Array]:
-  """Places a sample in each of the equal intervals of [near, far].
+  """Places a sample in each of equal intervals.
 
-  All samples of a ray share an offset (systematic sampling): unbiased, with a single random number per ray.
+  The intervals divide [near, far]. All samples of a ray share an offset (systematic sampling): unbiased, with a single
+  random number per ray.
 
   Args:
     near, far: [R], distances along the ray, world units.

@@ -63,10 +63,10 @@ class CameraDistribution:
 
 
 def look_at(position: Array, target: Array, up: Array) -> Array:
-  """Returns the rotation [3, 3] of a camera at `position` [3] towards `target` [3].
+  """Returns the rotation [3, 3] of a camera towards a target.
 
-  The columns are right, up and backward. If `up` [3] is parallel to the line of sight, the coordinate axis least
-  parallel to the line of sight replaces `up`.
+  The camera is at `position` [3], the target at `target` [3]. The columns are right, up and backward. If `up` [3] is
+  parallel to the line of sight, the coordinate axis least parallel to the line of sight replaces `up`.
   """
   backward = _normalize(position - target)
   right = jnp.cross(up, backward)
@@ -79,9 +79,10 @@ def look_at(position: Array, target: Array, up: Array) -> Array:
 
 def orbit(azimuth: ArrayLike, elevation: ArrayLike, distance: ArrayLike, fov_y: ArrayLike,
           target: ArrayLike = (0.0, 0.0, 0.0)) -> Camera:
-  """Returns an upright camera on a sphere around `target` [3], towards the centre.
+  """Returns an upright camera on a sphere.
 
-  The other arguments are scalars; angles in radians, distance in world units.
+  The camera looks at the sphere's centre `target` [3]. The other arguments are scalars; angles in radians, distance in
+  world units.
   """
   azimuth, elevation, distance, fov_y, target = (
     jnp.asarray(value, jnp.float32) for value in (azimuth, elevation, distance, fov_y, target))
@@ -90,10 +91,10 @@ def orbit(azimuth: ArrayLike, elevation: ArrayLike, distance: ArrayLike, fov_y: 
 
 
 def sample_camera(key: Array, distribution: CameraDistribution = CameraDistribution()) -> tuple[Camera, Array, Array]:
-  """Draws a random camera; returns the camera, the azimuth and the elevation.
+  """Draws a random camera.
 
-  Azimuth and elevation are scalars, before the jitter of the position. Consumes `key`, the view's key
-  (`fold_in(step_key, global view index)`).
+  Returns the camera, the azimuth and the elevation. Azimuth and elevation are scalars, before the jitter of the
+  position. Consumes `key`, the view's key (`fold_in(step_key, global view index)`).
   """
   key_azimuth, key_rest = jax.random.split(key)
   return _place(key_rest, jax.random.uniform(key_azimuth), distribution)
@@ -101,11 +102,11 @@ def sample_camera(key: Array, distribution: CameraDistribution = CameraDistribut
 
 def sample_cameras(step_key: Array, indices: Array, n_views: int,
                    distribution: CameraDistribution = CameraDistribution()) -> tuple[Camera, Array, Array]:
-  """Draws the cameras of the views `indices` [B] of a step, evenly spread in azimuth.
+  """Draws a step's cameras, evenly spread in azimuth.
 
-  View i has the fraction (u + i / n_views) mod 1 of the azimuth range, with the same random u for all views of the
-  step (two views are opposite each other). All other draws use `fold_in(step_key, i)`, so a view does not depend on
-  the other views on the device.
+  `indices` [B] selects the views. View i has the fraction (u + i / n_views) mod 1 of the azimuth range,
+  with the same random u for all views of the step (two views are opposite each other). All other draws use
+  `fold_in(step_key, i)`, so a view does not depend on the other views on the device.
 
   Args:
     step_key: consumed; the same on all devices.
@@ -128,7 +129,7 @@ def sample_cameras(step_key: Array, indices: Array, n_views: int,
 
 
 def camera_rays(camera: Camera, height: int, width: int) -> Rays:
-  """Returns the rays [height, width] of a camera through the pixel centres.
+  """Returns the rays [height, width] through the pixel centres.
 
   Row 0 is the top row; directions have unit length.
   """
@@ -166,13 +167,13 @@ def camera_features(camera: Camera) -> Array:
 
 
 def ray_features(features: Array, size: int) -> Array:
-  """Returns a camera condition pixel by pixel: [CAMERA_DIM] -> [size, size, RAY_DIM].
+  """Returns a prior's camera condition for every pixel.
 
-  `features` are `camera_features`; zeros, the unknown camera, give zeros. The camera is rebuilt from the features,
-  upright and towards the origin. Channels of the ray through a pixel's centre, in order: the point p nearest to the
-  origin (3); the unit direction (3); sin and cos of pi p and of 2 pi p (12). Rays are the usual input channels of
-  networks for many views of an object (arXiv:2106.02634 for light fields). Most of a silhouette is a function of p
-  alone, so the channels are quick to learn from.
+  [CAMERA_DIM] -> [size, size, RAY_DIM]. `features` are `camera_features`; zeros, the unknown camera, give zeros. The
+  camera is rebuilt from the features, upright and towards the origin. Channels of the ray through a pixel's centre, in
+  order: the point p nearest to the origin (3); the unit direction (3); sin and cos of pi p and of 2 pi p (12). Rays are
+  the usual input channels of networks for many views of an object (arXiv:2106.02634 for light fields). Most of a
+  silhouette is a function of p alone, so the channels are quick to learn from.
   """
   known = features[15]  # the constant 1 of camera_features; 0 for the unknown camera
   # Without the offset the unknown camera's direction would be 0 / 0, and NaN times zero is NaN.
@@ -202,7 +203,10 @@ def camera_of_turned_object(camera: Camera, angle: Array, scale: Array) -> Camer
 
 
 def _place(key: Array, azimuth_fraction: Array, distribution: CameraDistribution) -> tuple[Camera, Array, Array]:
-  """Draws a camera at a given fraction of the azimuth range. Consumes `key`."""
+  """Draws a camera at a fraction of the azimuth range.
+
+  Consumes `key`.
+  """
   key_uniform, key_normal = jax.random.split(key)
   u = jax.random.uniform(key_uniform, (7,))  # two draws instead of nine: each costs compile time
   target_noise, up_noise = jax.random.normal(key_normal, (2, 3))
@@ -220,7 +224,10 @@ def _place(key: Array, azimuth_fraction: Array, distribution: CameraDistribution
 
 
 def _elevation(kind: Array, u: Array, distribution: CameraDistribution) -> Array:
-  """Maps two uniform numbers to an elevation, uniform in angle or in area."""
+  """Maps two uniform numbers to an elevation.
+
+  Uniform in angle, or uniform in area on the sphere.
+  """
   low, high = distribution.elevation
   # Area on the sphere is uniform in sin(elevation) (Archimedes).
   in_area = jnp.arcsin(_between((math.sin(low), math.sin(high)), u))
@@ -228,19 +235,19 @@ def _elevation(kind: Array, u: Array, distribution: CameraDistribution) -> Array
 
 
 def _between(bounds: tuple[float, float], u: Array) -> Array:
-  """Returns the number at the fraction u of the way from low to high."""
+  """Returns the number at the fraction u from low to high."""
   low, high = bounds
   return low + u * (high - low)
 
 
 def _direction(azimuth: Array, elevation: Array) -> Array:
-  """Returns the unit vector [3] from the origin towards (azimuth, elevation)."""
+  """Returns the unit vector towards (azimuth, elevation), [3]."""
   cos_elevation = jnp.cos(elevation)
   return jnp.stack([cos_elevation * jnp.cos(azimuth), cos_elevation * jnp.sin(azimuth), jnp.sin(elevation)])
 
 
 def _upward(azimuth: Array, elevation: Array) -> Array:
-  """Returns the unit vector [3] in the direction of growing elevation."""
+  """Returns the unit vector of growing elevation, [3]."""
   # Gives the same upright camera as world up, and stays defined straight above the object.
   sin_elevation = jnp.sin(elevation)
   return jnp.stack([-sin_elevation * jnp.cos(azimuth), -sin_elevation * jnp.sin(azimuth), jnp.cos(elevation)])

@@ -51,9 +51,9 @@ class Shading:
 
 
 def sample_light(key: Array, camera_position: Array, distribution: LightDistribution = LightDistribution()) -> Array:
-  """Draws the position [3] of a point light around the camera's direction.
+  """Draws the position [3] of a point light.
 
-  World units. Consumes `key`, the view's key.
+  The light's direction is near the camera's direction. World units. Consumes `key`, the view's key.
   """
   key_direction, key_distance = jax.random.split(key)
   # Gaussian around the camera, not uniform: most lights are on the camera's side of the object.
@@ -64,7 +64,9 @@ def sample_light(key: Array, camera_position: Array, distribution: LightDistribu
 
 
 def sample_shading(step_key: Array, progress: Array, distribution: LightDistribution = LightDistribution()) -> Shading:
-  """Draws the shading of a training step, the same for all views.
+  """Draws the shading of a training step.
+
+  All views of the step have the same shading.
 
   Args:
     step_key: consumed.

@@ -73,7 +73,10 @@ VARIANTS: dict[str, Callable[[Array, Array], tuple[Array, Array]]] = {
 
 
 def _shares(azimuth: Array) -> tuple[Array, Array, Array]:
-  """Returns the shares [...] of front, side and back, linear in azimuth, with sum 1."""
+  """Returns the shares [...] of front, side and back.
+
+  Linear in azimuth, with sum 1.
+  """
   # arctan2 of sine and cosine wraps any azimuth to (-pi, pi]; `quarters` is 0 in front, 1 at the side, 2 at the back.
   quarters = jnp.abs(jnp.arctan2(jnp.sin(azimuth), jnp.cos(azimuth))) / (math.pi / 2)
   return jnp.maximum(1 - quarters, 0.0), 1 - jnp.abs(1 - quarters), jnp.maximum(quarters - 1, 0.0)

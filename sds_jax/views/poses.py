@@ -22,10 +22,10 @@ DISTANCE, FOV_Y = 2.7, math.radians(46.0)
 
 
 def relative_pose(elevation: Array, azimuth: Array, from_elevation: Array, from_azimuth: Array) -> Array:
-  """Returns the pose [..., POSE_DIM] of a view relative to a photo.
+  """Returns a view's pose [..., POSE_DIM] relative to a photo.
 
-  In order: polar angle minus the photo's polar angle; sine and cosine of azimuth minus the photo's azimuth; the photo's
-  polar angle.
+  In order: polar angle minus the photo's polar angle; sine and cosine of azimuth minus the photo's
+  azimuth; the photo's polar angle.
 
   Args:
     elevation, azimuth: [...] of the view, radians.
@@ -38,7 +38,10 @@ def relative_pose(elevation: Array, azimuth: Array, from_elevation: Array, from_
 
 
 def pose_camera(pose: Array) -> Camera:
-  """Returns the camera [] of a pose [POSE_DIM], with the photo's camera at azimuth 0."""
+  """Returns the camera [] of a pose [POSE_DIM].
+
+  The photo's camera is at azimuth 0.
+  """
   turn = jnp.arctan2(pose[1], pose[2])
   return cameras.orbit(turn, jnp.pi / 2 - pose[3] - pose[0], DISTANCE, FOV_Y)
 

@@ -14,14 +14,18 @@ _OVERHEAD_BLEND = math.radians(15.0)
 
 
 def view_prompts(prompt: str) -> list[str]:
-  """Returns the four prompts "<prompt>, <view> view", in the order of VIEWS."""
+  """Returns a prompt for each of VIEWS.
+
+  The prompts are "<prompt>, <view> view", in the order of VIEWS.
+  """
   return [f"{prompt}, {view} view" for view in VIEWS]
 
 
 def view_index(azimuth: Array, elevation: Array) -> Array:
-  """Returns the index [...] int32 into VIEWS of a direction (radians).
+  """Returns the index [...] into VIEWS of a direction.
 
-  Overhead above 60 degrees of elevation; otherwise front or back within 45 degrees of azimuth; otherwise side.
+  The index is int32; angles are in radians. Overhead above 60 degrees of elevation; otherwise front or back within 45
+  degrees of azimuth; otherwise side.
   """
   towards_front = jnp.cos(azimuth)
   around = jnp.where(towards_front >= math.sqrt(0.5), 0, jnp.where(towards_front <= -math.sqrt(0.5), 2, 1))

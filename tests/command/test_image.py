@@ -43,7 +43,7 @@ def test_it_leaves_what_text_leaves_and_the_picture_beside_the_object(made, pict
     assert (folder / name).stat().st_size > 0, name
   assert (folder / "original.png").read_bytes() == picture.read_bytes()
   page = (folder / "report.html").read_text(encoding="utf-8")
-  assert "From the picture" in page and "house.png" in page
+  assert "Input photo" in page and "house.png" in page
   with Image.open(folder / "input.png") as taken, Image.open(picture) as given:
     taken = np.asarray(taken.convert("RGBA").resize(given.size, Image.Resampling.BOX), float)
     np.testing.assert_allclose(taken[..., 3], np.asarray(given, float)[..., 3], atol=40)

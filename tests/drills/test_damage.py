@@ -20,7 +20,7 @@ def test_broken_readers_are_detected(monkeypatch):
   """Tries readers with silent recovery, an exception, and an invented state."""
   monkeypatch.setattr(checkpoints.Checkpoints, "_set_aside", lambda self, step, error: None)
   assert any(outcome == WRONG for _, outcome in damage.drill(15, 0, lambda text: None))
-  monkeypatch.setattr(records, "read", lambda path, step: 1 / 0)
+  monkeypatch.setattr(records, "read_record", lambda path, step: 1 / 0)
   shown = []
   assert {outcome for _, outcome in damage.drill(2, 0, shown.append)} == {WRONG} and "ZeroDivisionError" in shown[0]
   monkeypatch.setattr(checkpoints.Checkpoints, "restore_newest", lambda self, like: (damage.NEWER, like))

@@ -1,4 +1,4 @@
-"""A realistic finished run (a coloured cone on a cylinder) and a headless Chromium driven over its debugging pipe."""
+"""A realistic finished run (a cone on a cylinder) and a headless Chromium, driven over a debugging pipe."""
 import json
 import os
 import shutil
@@ -18,7 +18,10 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu-sandbox", "--use-angle=swi
 
 
 class Tab:
-  """One page: commands by the DevTools protocol (NUL-ended JSON on file descriptors 3 and 4), events kept in a list."""
+  """A page in the browser.
+
+  Commands use the DevTools protocol (NUL-ended JSON on file descriptors 3 and 4); events are kept in a list.
+  """
 
   def __init__(self, write_fd, read_fd):
     self.write_fd, self.read_fd, self.number, self.session, self.events, self.rest = write_fd, read_fd, 0, None, [], b""
@@ -38,7 +41,7 @@ class Tab:
       if answer.get("id") == self.number:
         assert "error" not in answer, (method, answer["error"])
         return answer["result"]
-      if answer.get("sessionId") == self.session:  # not what an earlier page still had to say
+      if answer.get("sessionId") == self.session:  # drops late events of an earlier page
         self.events.append(answer)
 
   def close(self):
@@ -51,25 +54,25 @@ class Tab:
     return answer["result"].get("value")
 
   def until(self, expression, seconds=20.0):
-    """Waits until the JavaScript expression is true, else fails naming it."""
+    """Waits until the JavaScript expression is true; fails with the expression otherwise."""
     end = time.monotonic() + seconds
     while not self.evaluate(expression):
-      assert time.monotonic() < end, f"still false after {seconds} s: {expression}; {self.complaints()}"
+      assert time.monotonic() < end, f"still false after {seconds} s: {expression}; {self.problems()}"
       time.sleep(0.05)
 
-  def complaints(self):
-    """Console errors and warnings, uncaught exceptions, entries of the browser's log."""
-    found = []
+  def problems(self):
+    """Returns console errors and warnings, uncaught exceptions, and entries of the browser's log."""
+    problems = []
     for event in self.events:
       kind, params = event.get("method"), event.get("params", {})
       logged = kind == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning")
       if logged or kind == "Runtime.exceptionThrown":
-        found.append(params)
+        problems.append(params)
       if kind == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
-        # reading a canvas back is slow, says the software driver; the test does that, not the page
+        # The software driver warns of slow canvas reads; the test reads the canvas, not the page.
         if "GPU stall due to ReadPixels" not in params["entry"]["text"]:
-          found.append(params["entry"])
-    return found
+          problems.append(params["entry"])
+    return problems
 
   def requests(self):
     return [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
@@ -85,7 +88,7 @@ class Tab:
 
 @pytest.fixture(scope="session")
 def browser_pipe():
-  """(write, read) descriptors of a headless Chromium; skips where there is none, but fails in CI."""
+  """Starts a headless Chromium; yields the (write, read) descriptors. Skips without Chromium, but fails in CI."""
   browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
   if browser is None or shutil.which("bash") is None:
     message = "no Chromium found; on Debian: apt-get install chromium"
@@ -108,14 +111,17 @@ def browser_pipe():
 
 @pytest.fixture
 def tab(browser_pipe):
-  """A fresh page in the browser."""
+  """Opens a new page in the browser."""
   page = Tab(*browser_pipe)
   yield page
   page.close()
 
 
 def cone_on_cylinder(points):
-  """Density 60 inside a green cone that stands on a blue cylinder (with a red sign on its front, +x), and colours."""
+  """Computes density and colours of a green cone on a blue cylinder.
+
+  Density 60 inside; a red sign marks the front (+x).
+  """
   x, y, z = points[:, 0], points[:, 1], points[:, 2]
   radius = np.hypot(x, y)
   cylinder = np.maximum(radius - 0.3, np.abs(z + 0.25) - 0.25)
@@ -127,7 +133,10 @@ def cone_on_cylinder(points):
 
 
 def render(azimuth, size, elevation=0.3, samples=128):
-  """A slow orthographic renderer of that object: colours [size, size, 3], opacity and depth [size, size]."""
+  """Renders the cone on the cylinder, slowly and orthographically.
+
+  Returns colours [size, size, 3], opacity and depth [size, size].
+  """
   ca, sa, ce, se = np.cos(azimuth), np.sin(azimuth), np.cos(elevation), np.sin(elevation)
   right, up, back = np.array([-sa, ca, 0.0]), np.array([-se * ca, -se * sa, ce]), np.array([ce * ca, ce * sa, se])
   u, v = np.meshgrid(np.linspace(-0.8, 0.8, size), np.linspace(0.8, -0.8, size))
@@ -144,7 +153,7 @@ def render(azimuth, size, elevation=0.3, samples=128):
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> dict:
-  """Arguments of write_report for a run that could be true."""
+  """Returns the arguments of `write_report` for a realistic run."""
   folder = tmp_path_factory.mktemp("run")
   solid = mesh.extract_mesh(lambda p: cone_on_cylinder(p)[0], lambda p: cone_on_cylinder(p)[1], resolution=48)
   mesh.write_mesh(solid, folder)

@@ -1,3 +1,4 @@
+"""Atomic writes, JSON, folder names from prompts, and the metrics log."""
 import json
 import re
 
@@ -13,7 +14,7 @@ def names(folder):
 
 
 @pytest.mark.parametrize("existing", [None, b"before"])
-def test_failure_midway_leaves_what_was_there_and_nothing_else(tmp_path, existing):
+def test_a_failed_write_leaves_the_old_file_only(tmp_path, existing):
   path = tmp_path / "deep" / "result.bin"
   if existing:
     path.parent.mkdir()
@@ -28,7 +29,7 @@ def test_failure_midway_leaves_what_was_there_and_nothing_else(tmp_path, existin
   assert not existing or path.read_bytes() == existing
 
 
-def test_success_replaces_and_leaves_no_temporary_file(tmp_path):
+def test_a_write_replaces_the_file_and_leaves_no_temporary_file(tmp_path):
   path = tmp_path / "result.bin"
   path.write_bytes(b"before")
   with files.atomic_write(path) as file:
@@ -40,7 +41,7 @@ def test_success_replaces_and_leaves_no_temporary_file(tmp_path):
   assert names(tmp_path) == ["result.bin"] and path.read_bytes() == b"after"
 
 
-def test_json_takes_arrays_and_stays_standard(tmp_path):
+def test_arrays_become_standard_json(tmp_path):
   data = {"a": np.float32(1.5), "b": jnp.arange(3), "c": float("nan"), "d": jnp.bfloat16(2.0), "e": [np.inf, True, "é"],
           "f": tmp_path, "g": {1: None}}
   path = files.write_json(data, tmp_path / "x.json")
@@ -88,7 +89,7 @@ def test_metrics_round_trip_and_truncation(tmp_path):
   assert [r["step"] for r in files.read_metrics(path)] == [0, 10, 20, 30] and names(tmp_path) == ["metrics.jsonl"]
 
 
-def test_every_cut_of_the_last_line_is_survived(tmp_path):
+def test_a_cut_last_line_is_dropped(tmp_path):
   path = tmp_path / "metrics.jsonl"
   files.append_metrics(path, 1, {"a": 1.25})
   whole = path.read_bytes()
@@ -101,7 +102,7 @@ def test_every_cut_of_the_last_line_is_survived(tmp_path):
     assert [r["step"] for r in files.read_metrics(path)] == [1, 3]
 
 
-def test_damage_in_the_middle_is_an_error_that_says_where(tmp_path):
+def test_a_damaged_line_is_an_error_with_the_line_number(tmp_path):
   path = tmp_path / "metrics.jsonl"
   path.write_bytes(b'{"step": 1}\n{"st\n{"step": 3}\n')
   with pytest.raises(files.DamagedFileError, match=r"metrics\.jsonl, line 2"):

@@ -1,3 +1,4 @@
+"""PNG files, contact sheets, and colour maps of depth and normals."""
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,7 +20,7 @@ def test_png_refuses_a_batch(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_tile_puts_every_image_in_its_place():
+def test_tile_arranges_images_row_by_row():
   batch = np.random.default_rng(0).random((5, 4, 6, 3)).astype(np.float32)
   sheet = images.tile(batch, columns=3, gap=1, background=0.25)
   assert sheet.shape == (9, 20, 3)
@@ -29,7 +30,7 @@ def test_tile_puts_every_image_in_its_place():
   assert (sheet[4] == 0.25).all() and (sheet[5:, 14:] == 0.25).all()
 
 
-def test_rows_with_labels():
+def test_labels_are_beside_their_rows():
   first, second = np.zeros((3, 20, 20, 3)), np.full((3, 20, 20, 3), 0.5)
   plain = images.tile_rows([first, second])
   labelled = images.tile_rows([first, second], labels=["colour", "depth"])
@@ -40,7 +41,7 @@ def test_rows_with_labels():
     images.tile_rows([first, second], labels=["colour"])
 
 
-def test_titles_stand_over_their_pictures():
+def test_titles_are_over_their_images():
   rows, labels = np.zeros((2, 3, 40, 50, 3), np.float32), ["t = 1", "t = 2"]
   below = images.tile_rows(rows, labels=labels)
   titled = images.tile_rows(rows, labels=labels, titles=("", "one", "", "three"))
@@ -50,7 +51,7 @@ def test_titles_stand_over_their_pictures():
   ink = [titled[:extra, left + i * 52:left + i * 52 + 50].min() < 0.5 for i in range(3)]
   assert ink == [True, False, True] and titled[:extra, :left].min() == 1.0
   wide = images.tile_rows(rows, labels=labels, titles=("a title wider than labels", "", "", ""))
-  assert wide.shape[1] > titled.shape[1] and wide[:extra, :5].min() == 1.0  # nothing is cut off on the left
+  assert wide.shape[1] > titled.shape[1] and wide[:extra, :5].min() == 1.0  # the long title is not cut off
 
 
 def test_depth_is_lighter_when_nearer_and_white_where_empty():

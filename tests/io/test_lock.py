@@ -1,4 +1,4 @@
-"""A folder has one run at a time: by processes that know nothing of JAX."""
+"""The lock of a run's folder, with processes that do not import JAX."""
 import contextlib
 import errno
 import os
@@ -30,7 +30,7 @@ except lock.LockedError as error:
 
 @contextlib.contextmanager
 def holder(folder):
-  """Another process that tries to hold the folder until its input ends: (process, its first line)."""
+  """Starts a process that locks the folder until the end of standard input; yields (process, first line)."""
   process = subprocess.Popen([sys.executable, "-c", HOLDER, SOURCE, folder], text=True, stdin=subprocess.PIPE,
                              stdout=subprocess.PIPE)
   try:
@@ -40,24 +40,24 @@ def holder(folder):
     process.communicate()
 
 
-def test_a_second_run_is_told_of_the_first(tmp_path):
+def test_a_second_run_is_refused_with_the_holder(tmp_path):
   with holder(tmp_path) as (first, word):
     assert word == "held"
-    for _ in range(2):  # being refused does not make the lock forget whose it is
+    for _ in range(2):  # a refused attempt must not erase the holder
       with pytest.raises(lock.LockedError) as caught, lock.hold(tmp_path):
         pytest.fail("held twice")
       for part in (str(tmp_path), f"process {first.pid} on {socket.gethostname()}", "since 2", "another --workdir"):
         assert part in str(caught.value), caught.value
     with holder(tmp_path) as (_, refused):
       assert refused == str(caught.value)
-    with lock.hold(tmp_path.parent):  # another folder is nobody's
+    with lock.hold(tmp_path.parent):  # another folder is free
       pass
     first.communicate("")
   with lock.hold(tmp_path), holder(tmp_path) as (_, refused):
     assert f"process {os.getpid()} on" in refused
 
 
-def test_a_dead_process_holds_nothing(tmp_path):
+def test_a_killed_process_releases_the_lock(tmp_path):
   with holder(tmp_path) as (process, word):
     assert word == "held"
     process.send_signal(signal.SIGKILL)
@@ -66,7 +66,7 @@ def test_a_dead_process_holds_nothing(tmp_path):
       pass
 
 
-def test_errors_of_the_block_let_go(tmp_path):
+def test_errors_in_the_block_release_the_lock(tmp_path):
   for _ in range(2):
     with pytest.raises(KeyError), lock.hold(tmp_path):
       raise KeyError
@@ -74,7 +74,7 @@ def test_errors_of_the_block_let_go(tmp_path):
 
 
 @pytest.mark.parametrize("written", ["", "{", "[1]", '{"pid": 3}', "\x00" * 9])
-def test_a_lock_that_does_not_say_whose_it_is(tmp_path, written):
+def test_lock_files_without_a_holder(tmp_path, written):
   with filelock.FileLock(tmp_path / lock.FILE_NAME):
     (tmp_path / lock.FILE_NAME).write_text(written)
     with pytest.raises(lock.LockedError, match=f"^{tmp_path} is in use by another run; wait"), lock.hold(tmp_path):
@@ -96,8 +96,8 @@ def test_file_systems_without_locks(tmp_path, monkeypatch, capsys, error):
     f"note: the file system of {tmp_path} has no locks, so nothing keeps a second run out of it\n")
 
 
-def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
-  """The system's own error comes out, and is not taken for another run's lock."""
+def test_a_read_only_folder_raises_the_system_error(tmp_path, monkeypatch):
+  """Expects the system's error, not LockedError."""
   refused = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / lock.FILE_NAME))
 
   def refuse(*_, **__):

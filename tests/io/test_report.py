@@ -1,3 +1,4 @@
+"""The report page: escaping, contents, and behaviour in a browser."""
 import base64
 import html.parser
 import json
@@ -14,7 +15,7 @@ HOSTILE = ('</title><script>alert(1)</script><img src=x onerror=alert(2)>"\'&{{d
 
 
 class Page(html.parser.HTMLParser):
-  """Tags, and texts by the element that holds them."""
+  """Collects the tags, and the texts by element."""
 
   def __init__(self, path):
     super().__init__()
@@ -42,14 +43,14 @@ def test_hostile_text_stays_text(tmp_path):
   assert data["curves"][0]["name"] == HOSTILE.replace("/", " · ")
 
 
-def test_what_is_missing_is_left_out(tmp_path):
+def test_missing_parts_have_no_section(tmp_path):
   page = Page(report.write_report(tmp_path, ""))
   tags = {tag for tag, _ in page.tags}
   assert not tags & {"canvas", "video", "img", "section", "table"} and page.texts["h1"][0] == "(no prompt)"
   assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_gif_and_links_to_the_files_beside_it(tmp_path):
+def test_gif_and_links_to_files_in_the_folder(tmp_path):
   (tmp_path / "turntable.gif").write_bytes(b"GIF89a...")
   page = Page(report.write_report(tmp_path, "x", turntable=tmp_path / "turntable.gif"))
   sources = [a["src"] for tag, a in page.tags if tag == "img"]
@@ -81,7 +82,7 @@ def test_packed_mesh_unpacks_to_the_mesh(finished_run):
 
 NO_WEBGL = ("const real = HTMLCanvasElement.prototype.getContext; HTMLCanvasElement.prototype.getContext = "
             "function(kind, ...rest) { return kind.startsWith('webgl') ? null : real.call(this, kind, ...rest); };")
-# mean colours of the object's pixels left of, right of, above and below the middle, and how many pixels it covers
+# The pixels of the viewer, scaled to 64 x 64 RGBA.
 LOOK = """(() => {
   const c = document.getElementById('viewer'), flat = document.createElement('canvas');
   flat.width = flat.height = 64;
@@ -100,7 +101,7 @@ def mean_colour(pixels):
 
 
 @pytest.mark.parametrize("renderer", ["webgl2", "canvas2d"])
-def test_the_page_in_a_browser(finished_run, tab, renderer):
+def test_the_page_works_in_a_browser(finished_run, tab, renderer):
   path = report.write_report(**finished_run | {"prompt": HOSTILE})
   if renderer == "canvas2d":
     tab.call("Page.addScriptToEvaluateOnNewDocument", source=NO_WEBGL)
@@ -117,7 +118,7 @@ def test_the_page_in_a_browser(finished_run, tab, renderer):
   assert 300 < (first[..., 3] > 200).sum() < 3000
   green, blue = mean_colour(first[:28]), mean_colour(first[46:])
   assert green[1] > 1.5 * green[2] and blue[2] > 1.5 * blue[1]  # the cone is above the cylinder: z is up
-  tab.until(f"sdsViewer.azimuth > {azimuth} + 0.2")  # it turns by itself
+  tab.until(f"sdsViewer.azimuth > {azimuth} + 0.2")  # rotates automatically
   assert np.abs(look(tab) - first).max() > 30
 
   sides = {side: red(tab, side) for side in (0.0, np.pi, 0.6, -0.6)}
@@ -136,21 +137,21 @@ def test_the_page_in_a_browser(finished_run, tab, renderer):
   assert (look(tab)[..., 3] > 200).sum() > 1.2 * covered
   settled = tab.evaluate("sdsViewer.frames")
   time.sleep(0.3)
-  assert tab.evaluate("sdsViewer.frames") == settled  # untouched again, it rests and takes no power
+  assert tab.evaluate("sdsViewer.frames") == settled  # no frames are drawn after the last input
 
-  assert tab.complaints() == []
+  assert tab.problems() == []
   urls = tab.requests()
   assert urls and all(re.match(r"file:|data:|blob:", url) for url in urls)
 
 
-def test_nothing_sticks_out_on_a_phone(finished_run, tab):
+def test_the_page_fits_a_phone(finished_run, tab):
   path = report.write_report(**finished_run | {"prompt": "supercalifragilistic" * 20})
   tab.call("Emulation.setDeviceMetricsOverride", width=400, height=800, deviceScaleFactor=1, mobile=True)
   tab.call("Page.navigate", url=path.as_uri())
   tab.until("document.readyState === 'complete' && window.sdsViewer && sdsViewer.frames > 1")
   assert tab.evaluate("document.documentElement.scrollWidth") <= 400
   assert tab.evaluate("document.getElementById('viewer').clientWidth") > 300
-  assert tab.complaints() == []
+  assert tab.problems() == []
 
 
 def wait_for_frame(tab):
@@ -158,7 +159,7 @@ def wait_for_frame(tab):
 
 
 def red(tab, azimuth):
-  """How many pixels are red when the camera stands at `azimuth`, level, and their mean column."""
+  """Returns the number of red pixels seen from `azimuth` at elevation 0, and their mean column."""
   tab.evaluate(f"Object.assign(sdsViewer, {{azimuth: {azimuth}, elevation: 0, touched: false}}); 1")
   frames = tab.evaluate("sdsViewer.frames")
   tab.until(f"sdsViewer.frames > {frames}")

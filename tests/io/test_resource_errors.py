@@ -1,4 +1,4 @@
-"""What has run out, told from the errors of the system and of the libraries."""
+"""Explanations of exhausted resources, from errors of the system and of libraries."""
 import errno
 import os
 
@@ -14,7 +14,7 @@ FULL = "[Errno 28] No space left on device"
 
 
 def chained(last, *earlier):
-  """`last`, raised while the others were handled, the first cause at the end."""
+  """Returns `last` with `earlier` as the chain of contexts, the first cause last."""
   error = last
   for cause in earlier:
     error.__context__ = cause
@@ -36,7 +36,7 @@ def chained(last, *earlier):
   (OSError("a checkpoint could not be written to /x: Read-only file system"), ("cannot be written to any more",)),
   (chained(OSError("event loop"), KeyError("x"), OSError(errno.ENOSPC, "No space left on device")), (FULL,)),
 ])
-def test_what_has_run_out(error, parts):
+def test_exhausted_resources_are_explained(error, parts):
   line = resource_errors.explain(error)
   assert all(part in line for part in parts) and "\n" not in line, line
 
@@ -49,14 +49,14 @@ def test_other_errors_are_not_explained(error, tmp_path):
   assert resource_errors.explain(error, tmp_path) is None
 
 
-def test_permissions_of_the_own_folder(tmp_path, monkeypatch):
+def test_refused_files_in_the_run_folder_are_explained(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   refused = PermissionError(errno.EACCES, "Permission denied", os.path.join("run", ".abc.tmp.png"))
   line = resource_errors.explain(refused, resource_errors.Path("run"))
   assert "the folder run cannot be written to any more" in line and "Permission denied" in line
 
 
-def test_the_rest_depends_on_what_was_done(tmp_path):
+def test_the_remedy_depends_on_mode_and_job(tmp_path):
   error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: x")
   for step in ("9", "10", ".tmp"):
     (tmp_path / "checkpoints" / step).mkdir(parents=True)
@@ -68,17 +68,17 @@ def test_the_rest_depends_on_what_was_done(tmp_path):
 
 
 @pytest.mark.parametrize("job", defaults.DEFAULTS)
-def test_every_job_knows_what_needs_less(job):
+def test_every_job_has_a_remedy_for_memory(job):
   assert "config.training.views" in resource_errors.explain(MemoryError(), None, "train", job)
 
 
-def test_a_chain_that_bites_its_tail():
+def test_a_circular_chain_ends():
   one, two = KeyError("one"), KeyError("two")
   one.__cause__, two.__cause__ = two, one
   assert resource_errors.explain(one) is None
 
 
-def test_the_words_are_those_of_jax_and_numpy():
+def test_messages_of_the_installed_jax_and_numpy():
   with pytest.raises(jax.errors.JaxRuntimeError) as device:
     jax.jit(lambda: jnp.zeros(1 << 44, jnp.float32) + 1)().block_until_ready()
   assert resource_errors.explain(device.value).startswith("the device has run out of memory (RESOURCE_EXHAUSTED")

@@ -1,4 +1,4 @@
-"""Curves for TensorBoard: what its own reader's format says, and what happens when they cannot be written."""
+"""Event files for TensorBoard: format, file names, flushing, and a full disk."""
 import errno
 import struct
 import time
@@ -11,19 +11,19 @@ from sds_jax.io import tensorboard
 
 
 def events(path):
-  """The events of a file, its checksums proved."""
-  data, found = path.read_bytes(), []
+  """Reads the events of a file and verifies the checksums."""
+  data, result = path.read_bytes(), []
   while data:
     size, check = struct.unpack("<QI", data[:12])
     assert check == masked_crc32c(data[:8])
     body, (check,) = data[12:12 + size], struct.unpack("<I", data[12 + size:16 + size])
     assert check == masked_crc32c(body)
-    found.append(Event.FromString(body))
+    result.append(Event.FromString(body))
     data = data[16 + size:]
-  return found
+  return result
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_events_are_read(tmp_path):
   writer = tensorboard.EventWriter(tmp_path, 3)
   writer.add(3, dict(loss=0.5, grad=2.0))
   writer.add(7, dict(loss=0.25))
@@ -40,14 +40,14 @@ def test_what_is_written_is_read(tmp_path):
 
 
 def test_no_file_is_written_twice(tmp_path, monkeypatch):
-  """Files of one second, or of a clock that was put back."""
+  """Opens files within the same second, and after the clock was set back."""
   for now in (2e9, 2e9, 2e9 - 3600, 2e9):
     monkeypatch.setattr(tensorboard.time, "time", lambda now=now: now)
     tensorboard.EventWriter(tmp_path, 1).close()
   assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_it_is_flushed_now_and_then(tmp_path, monkeypatch):
+def test_the_file_is_flushed_after_flush_s(tmp_path, monkeypatch):
   writer, now = tensorboard.EventWriter(tmp_path, 1), time.monotonic()
   (path,) = tmp_path.iterdir()
   writer.add(1, dict(loss=1.0))
@@ -58,8 +58,8 @@ def test_it_is_flushed_now_and_then(tmp_path, monkeypatch):
   writer.close()
 
 
-def test_a_full_disk_is_an_error_of_the_call(tmp_path):
-  """/dev/full takes nothing. The call says so, and closing says it once more at most."""
+def test_a_full_disk_raises_in_the_call(tmp_path):
+  """Writes to /dev/full: the call raises, and closing raises at most once more."""
   writer = tensorboard.EventWriter(tmp_path, 1)
   writer._writer.close()
   writer._writer = tensorboard.RecordWriter("/dev/full")

@@ -1,3 +1,4 @@
+"""Turntables: decoded frames, GIFs without ffmpeg, and failing encoders."""
 import builtins
 import re
 import subprocess
@@ -11,7 +12,7 @@ from sds_jax.io import video
 
 @pytest.fixture
 def frames():
-  """A white bar that walks to the right over a red background, one eighth of the width per frame; odd sizes."""
+  """Returns frames of odd size: a white bar on red, moving right by an eighth of the width per frame."""
   clip = np.zeros((8, 47, 65, 3), np.float32)
   clip[..., 0] = 0.8
   for i in range(8):
@@ -23,7 +24,7 @@ def bar(frame):
   return np.asarray(frame, np.float32)[..., 2].mean(axis=0)[:64].reshape(8, 8).mean(axis=1).argmax()
 
 
-def test_mp4_decodes_to_the_frames_that_went_in(tmp_path, frames):
+def test_mp4_decodes_to_the_written_frames(tmp_path, frames):
   ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
   path = video.write_turntable(frames, tmp_path / "turn.mp4", fps=8)
   assert path == tmp_path / "turn.mp4" and [p.name for p in tmp_path.iterdir()] == ["turn.mp4"]
@@ -37,11 +38,11 @@ def test_mp4_decodes_to_the_frames_that_went_in(tmp_path, frames):
     assert bar(frame) == i
     assert np.abs(frame[:47, :65] / 255.0 - frames[i]).mean() < 0.06
   head = path.read_bytes()
-  assert head.index(b"moov") < head.index(b"mdat")  # the index comes first, so playing starts before the end is read
+  assert head.index(b"moov") < head.index(b"mdat")  # the index comes first, for streaming
 
 
 @pytest.mark.parametrize("folder", ["https:/host/x", "-y", "a:b", "%03d"])
-def test_folders_that_ffmpeg_would_take_for_something_else(tmp_path, frames, monkeypatch, folder):
+def test_folder_names_with_a_meaning_for_ffmpeg(tmp_path, frames, monkeypatch, folder):
   pytest.importorskip("imageio_ffmpeg")
   monkeypatch.chdir(tmp_path)
   (tmp_path / folder).mkdir(parents=True)
@@ -49,7 +50,7 @@ def test_folders_that_ffmpeg_would_take_for_something_else(tmp_path, frames, mon
   assert path.stat().st_size > 0 and [p.name for p in path.parent.iterdir()] == ["turn.mp4"]
 
 
-def test_gif_where_ffmpeg_is_missing(tmp_path, frames, monkeypatch):
+def test_gif_without_ffmpeg(tmp_path, frames, monkeypatch):
   real = builtins.__import__
 
   def without_ffmpeg(name, *args, **kwargs):
@@ -59,15 +60,15 @@ def test_gif_where_ffmpeg_is_missing(tmp_path, frames, monkeypatch):
   monkeypatch.setattr(builtins, "__import__", without_ffmpeg)
   path = video.write_turntable(frames, tmp_path / "turn.mp4", fps=10)
   assert path == tmp_path / "turn.gif" and [p.name for p in tmp_path.iterdir()] == ["turn.gif"]
-  with Image.open(path) as picture:
-    assert picture.n_frames == 8 and picture.size == (65, 47) and picture.info["loop"] == 0
-    assert picture.info["duration"] == 100
+  with Image.open(path) as clip:
+    assert clip.n_frames == 8 and clip.size == (65, 47) and clip.info["loop"] == 0
+    assert clip.info["duration"] == 100
     for i in range(8):
-      picture.seek(i)
-      assert bar(picture.convert("RGB")) == i
+      clip.seek(i)
+      assert bar(clip.convert("RGB")) == i
 
 
-def test_an_encoder_that_dies_leaves_nothing(tmp_path, frames, monkeypatch):
+def test_a_failing_encoder_leaves_no_file(tmp_path, frames, monkeypatch):
   encoder = tmp_path / "bin" / "ffmpeg"
   encoder.parent.mkdir()
   encoder.write_text('#!/bin/sh\nfor last; do :; done\nprintf half > "${last#file:}"\necho no codec >&2\nexit 3\n')
@@ -79,6 +80,6 @@ def test_an_encoder_that_dies_leaves_nothing(tmp_path, frames, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 8, 3), (8, 8, 3), (2, 8, 8, 4)])
-def test_wrong_shapes(tmp_path, shape):
+def test_other_shapes_are_errors(tmp_path, shape):
   with pytest.raises(ValueError, match=r"\[F, H, W, 3\]"):
     video.write_turntable(np.zeros(shape), tmp_path / "turn.mp4")

@@ -156,7 +156,7 @@ def test_resume_with_another_field(run, finished, tmp_path):
   shutil.copytree(finished[0], tmp_path / "copy")
   with pytest.raises(resume.ResumeError, match="does not fit these settings .*config.resume=never") as caught:
     run(tmp_path / "copy", {"field.mlp.hidden": 12})
-  assert "Dense_0.bias is float32[8] there, float32[12] here" in str(caught.value) and "\n" not in str(caught.value)
+  assert "Dense_0.bias is float32[8] in the checkpoint and float32[12] in the run" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_half_written_checkpoint_is_passed_over(run, finished, tmp_path):

@@ -1,4 +1,4 @@
-"""States with everything in them that a state may have, and a folder of two checkpoints."""
+"""States with every kind of leaf, and a folder with two checkpoints."""
 import shutil
 from typing import NamedTuple
 
@@ -43,28 +43,32 @@ def _bits(tree):
 
 @pytest.fixture(scope="session")
 def make_state():
-  """(seed) -> a state of all that states are made of: NamedTuples, two kinds of keys, None, arrays of nothing."""
+  """Returns (seed) -> a state with every kind of leaf and container.
+
+  NamedTuples, two kinds of keys, None, arrays without elements, float64, bfloat16, float8.
+  """
   return _make_state
 
 
 @pytest.fixture(scope="session")
 def bits():
-  """(tree) -> dtype, shape and bytes of each leaf."""
+  """Returns (tree) -> dtype, shape and bytes of each leaf."""
   return _bits
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, make_state):
-  """A folder with the checkpoints of steps 3 and 6."""
+  """Returns a folder with checkpoints of steps 3 and 6."""
   from sds_jax.io.checkpoints import Checkpoints
   folder = tmp_path_factory.mktemp("two") / "checkpoints"
-  with Checkpoints(folder) as there:
+  with Checkpoints(folder) as checkpoints:
     for step in (3, 6):
-      there.save(step, make_state(step), dict(at=step, prompt="a \u2028 c\u00fbbe\ud800", sizes=[1, 2], note=None))
+      metadata = dict(at=step, prompt="a \u2028 c\u00fbbe\ud800", sizes=[1, 2], note=None)
+      checkpoints.save(step, make_state(step), metadata)
   return folder
 
 
 @pytest.fixture
 def copy(two, tmp_path):
-  """A copy of `two`."""
+  """Returns a copy of `two`."""
   return shutil.copytree(two, tmp_path / "checkpoints")

@@ -1,4 +1,4 @@
-"""One process of a job of two keeps checkpoints, and the other one does not know."""
+"""Checkpoints of a run of two processes: process 0 alone saves, both restore."""
 import os
 import socket
 import subprocess
@@ -19,22 +19,23 @@ from sds_jax.io.checkpoints import Checkpoints
 
 if number == 0:
   state = dict(x=np.arange(6.0, dtype=np.float32), y=jnp.ones(3, jnp.bfloat16), key=jax.random.key(1))
-  with Checkpoints(folder, keep=2) as there:
+  with Checkpoints(folder, keep=2) as checkpoints:
     for step in (1, 2, 3):
-      there.save(step, state, dict(at=step))
-    assert there.steps() == [2, 3]
-    there.delete_after(2)
-    (there._folder / "2" / "record" / "record.json").rename(there._folder / "2" / "record" / "elsewhere")
-    assert there.restore_newest(state) is None
-    there.save(4, state, {})
-    step, back = there.restore_newest(state)
+      checkpoints.save(step, state, dict(at=step))
+    assert checkpoints.steps() == [2, 3]
+    checkpoints.delete_after(2)
+    (checkpoints._folder / "2" / "record" / "record.json").rename(checkpoints._folder / "2" / "record" / "elsewhere")
+    assert checkpoints.restore_newest(state) is None
+    checkpoints.save(4, state, {})
+    step, back = checkpoints.restore_newest(state)
     assert step == 4 and np.array_equal(back["x"], state["x"]) and np.array_equal(back["y"], state["y"])
     assert (back["key"] == state["key"]).all()
-# The other process has come here at once: had it been waited for above, this would hang.
+# The other process arrives here at once; a barrier inside the saves above would hang.
 multihost_utils.sync_global_devices("saved")
-with Checkpoints(folder) as there:
+with Checkpoints(folder) as checkpoints:
   whole = NamedSharding(Mesh(np.array(jax.devices()), ("x",)), PartitionSpec("x"))
-  x = there.restore(4, dict(there.abstract_state(4), x=jax.ShapeDtypeStruct((6,), jnp.float32, sharding=whole)))["x"]
+  sharded = jax.ShapeDtypeStruct((6,), jnp.float32, sharding=whole)
+  x = checkpoints.restore(4, dict(checkpoints.abstract_state(4), x=sharded))["x"]
 for shard in x.addressable_shards:
   assert np.array_equal(np.asarray(shard.data), np.arange(6.0)[shard.index])
 assert len(x.addressable_shards) == 1 and x.shape == (6,)
@@ -44,7 +45,7 @@ print("fine", number)
 
 
 def test_process_0_alone(tmp_path):
-  """Saving, deleting and restoring by process 0; then both restore onto the devices of both."""
+  """Saves, deletes and restores in process 0; then restores in both processes onto all devices."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
