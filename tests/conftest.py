@@ -37,8 +37,8 @@ jax.config.update("jax_disable_most_optimizations", True)  # what tests run take
 
 
 LONGEST = ("training/test_estimators", "drills/test_kill", "rendering/test_render", "training/test_parallel",
-           "evaluation/test_scores", "command/test_processes", "command/test_run", "benchmarks/test_peer",
-           "drills/test_fuzz", "command/test_image2d", "shapeworld_training/test_train_prior", "training/test_scenes",
+           "evaluation/test_scores", "commands/test_processes", "commands/test_run", "benchmarks/test_peer",
+           "drills/test_fuzz", "commands/test_image2d", "shapeworld_training/test_train_prior", "training/test_scenes",
            "testbed/test_study", "evaluation/test_set", "training/test_divergence", "shapeworld/test_shipped_prior",
            "training/test_distil", "training/test_loop")
 """Files that take longest. They go first: a worker that begins with one of them last keeps the others waiting."""

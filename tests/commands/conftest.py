@@ -43,7 +43,7 @@ def start(cache_home):
 @pytest.fixture
 def command(monkeypatch, capsys):
   """(*arguments) -> (exit status, stdout, stderr) of the command called in this process."""
-  from sds_jax import cli
+  from sds_jax.commands import main
   monkeypatch.delenv("SDS_JAX_TRACEBACK", raising=False)
   monkeypatch.chdir(ROOT)
 
@@ -55,7 +55,7 @@ def command(monkeypatch, capsys):
     try:
       with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # ml_collections
-        cli.main()
+        main.main()
     except SystemExit as stop:
       status = stop.code or 0
     finally:

@@ -8,8 +8,8 @@ import jax
 import orbax.checkpoint as ocp
 import pytest
 
-from sds_jax.evaluation import modes
-from sds_jax.io import tensorboard, files
+from sds_jax.io import files, tensorboard
+from sds_jax.tasks import priors
 from sds_jax.training import layout
 
 DEVICE = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\nLive buffers:\n ...")
@@ -48,12 +48,12 @@ def steps(folder):
 
 
 def in_a_step(patch):
-  compile_step = layout.Layout.compile
+  compile_step = layout.DeviceLayout.compile
 
   def compiled(self, *args):
     return raiser(DEVICE, compile_step(self, *args), after=2)
 
-  patch.setattr(layout.Layout, "compile", compiled)
+  patch.setattr(layout.DeviceLayout, "compile", compiled)
 
 
 def in_a_checkpoint(patch):
@@ -95,8 +95,8 @@ def test_in_the_middle_of_a_run(run, monkeypatch, tmp_path, breaks, message, kep
 
 
 @pytest.mark.parametrize("place, name, error, message", [
-  (layout.Layout, "compile", DEVICE, "the device has run out of memory"),
-  (modes, "load_prior", MemoryError(), "this machine has run out of memory (MemoryError)")])
+  (layout.DeviceLayout, "compile", DEVICE, "the device has run out of memory"),
+  (priors, "load_weights", MemoryError(), "this machine has run out of memory (MemoryError)")])
 def test_before_the_first_step(run, monkeypatch, place, name, error, message):
   monkeypatch.setattr(place, name, raiser(error))
   status, _, told = run()

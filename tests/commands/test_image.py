@@ -109,7 +109,7 @@ def refused_picture(start, image_config, flags_of, tmp_path, name):
 def test_a_bad_map_is_refused_before_there_is_a_folder(start, image_config, flags_of, picture, tmp_path):
   Image.fromarray(np.full((64, 32), 90, np.uint8)).save(tmp_path / "depth.png")
   message = refused(start, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path / 'run'}",
-                    f"--config.picture.depth={tmp_path / 'depth.png'}", "--config.loss.depth=(1.0,)",
+                    f"--config.picture.depth={tmp_path / 'depth.png'}", "--config.loss.depth=1.0",
                     config=image_config)
   assert "depth.png" in message and "its picture" in message and not (tmp_path / "run").exists()
 
@@ -121,20 +121,20 @@ def test_a_camera_that_the_prior_has_never_seen(start, image_config, flags_of, p
 
 
 @pytest.mark.parametrize("settings, problem", [
-    (["--config.words.prior=zero123"], "config.words.prior='zero123' is no prior that is told words"),
-    (["--config.words.prior=imagen"], "config.words.prior='imagen' is no prior that is told words"),
+    (["--config.words.prior=zero123"], "config.words.prior='zero123' is no prior that is conditioned on text"),
+    (["--config.words.prior=imagen"], "config.words.prior='imagen' is no prior that is conditioned on text"),
     (["--config.words.path=/nowhere/at/all"], "/nowhere/at/all"),
     (["--config.words.prior=shapeworld", "--config.prompt=a hamburger"], "config.prompt='a hamburger'")])
 def test_the_second_prior_is_checked_first(start, image_config, flags_of, picture, tmp_path, settings, problem):
   message = refused(start, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path / 'run'}",
-                    "--config.prompt=a red house", "--config.loss.words=(1.0,)", *settings, config=image_config)
+                    "--config.prompt=a red house", "--config.loss.words=1.0", *settings, config=image_config)
   assert problem in message and "config.prior." not in message.replace("config.prior.allow_unknown_words", "")
 
 
-def test_priors_know_what_they_are_told(start, image_config, flags_of, picture, tiny_prior, tiny_view_prior, tmp_path):
+def test_priors_of_the_other_kind_are_refused(start, image_config, flags_of, picture, tiny_prior, tiny_view_prior, tmp_path):
   words = (f"--config=configs/image.py:{tiny_prior}",)
-  assert "is told words" in refused(start, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path}",
+  assert "is conditioned on text" in refused(start, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path}",
                                     config=words)
   text = (f"--config=configs/text.py:{tiny_view_prior}",)
-  assert "is told a picture" in refused(start, *flags_of, "--config.prompt=a red cube", f"--workdir={tmp_path}",
+  assert "is conditioned on an image" in refused(start, *flags_of, "--config.prompt=a red cube", f"--workdir={tmp_path}",
                                         config=text)
