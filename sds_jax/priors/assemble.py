@@ -19,7 +19,7 @@ from sds_jax.priors.loading.random_weights import random_params
 from sds_jax.priors.loading.source import Source
 from sds_jax.priors.loading.text import TextEncoder
 from sds_jax.priors.networks.unet import UNet2DConditionModel
-from sds_jax.priors.sight import Sight
+from sds_jax.priors.photo import PhotoConditioning
 from sds_jax.priors.spaces import Space
 from sds_jax.types import Array, Params
 from sds_jax.views.cameras import CAMERA_DIM, RAY_DIM, ray_features
@@ -80,8 +80,9 @@ class RandomNetworks:
 
 
 def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
-               text: Callable[[Sequence[str]], Mapping[str, Array]] | None = None, sight: Sight | None = None,
-               camera_dim: int = 0, ray_dim: int = 0, vocabulary: frozenset[str] | None = None,
+               text: Callable[[Sequence[str]], Mapping[str, Array]] | None = None,
+               photo: PhotoConditioning | None = None, camera_dim: int = 0, ray_dim: int = 0,
+               vocabulary: frozenset[str] | None = None,
                check_prompt: Callable[..., None] = accept_any_prompt) -> Prior:
   """Returns the prior of a U-Net with cross-attention.
 
@@ -92,26 +93,26 @@ def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
       beyond those of x (a learned variance, arXiv:2102.09672) are dropped.
     scheduler: content of a scheduler_config.json.
     text: (prompts: n strings) -> {"text": [n, T, D]}; None for a prior that is conditioned on a photo.
-    sight: how the prior is conditioned on a photo; None for a prior that is conditioned on a prompt.
+    photo: how the prior is conditioned on a photo; None for a prior that is conditioned on a prompt.
     camera_dim, ray_dim, vocabulary, check_prompt: see `Prior`.
   """
   schedule, prediction_type = schedule_from_config(scheduler), prediction_type_from_config(scheduler)
 
   def embed(prompts: Sequence[str]) -> Array:
     if text is None:
-      raise ValueError(f"the prior {source.name!r} is told a picture, not words: use it with configs/image.py")
+      raise ValueError(f"the prior {source.name!r} is conditioned on a photo, not on a prompt: use configs/image.py")
     check_words(prompts, vocabulary)
     return text(prompts)["text"]
 
   def denoise(params: Params, z_t: Array, t: Array, cond: Cond) -> Array:
     labels = _camera_features(cond, z_t.shape[0], camera_dim)
-    x = jnp.concatenate([z_t, cond["x"].astype(z_t.dtype)], axis=-1) if sight else z_t
+    x = jnp.concatenate([z_t, cond["x"].astype(z_t.dtype)], axis=-1) if photo else z_t
     prediction = unet.apply({"params": params["unet"]}, unet_input(x, labels, ray_dim), t, cond["text"], labels)
     prediction = prediction[..., :z_t.shape[-1]].astype(z_t.dtype)
     return EPS_FROM[prediction_type](schedule, z_t, t, prediction)
 
   return Prior(source.name, space.image_size, space.x_shape, space.bound, schedule, prediction_type, embed,
-               space.encode, space.decode, denoise, source, sight, vocabulary, check_prompt, camera_dim, ray_dim)
+               space.encode, space.decode, denoise, source, photo, vocabulary, check_prompt, camera_dim, ray_dim)
 
 
 def unet_input(x: Array, camera: Array | None, ray_dim: int) -> Array:
@@ -133,7 +134,7 @@ def _camera_features(cond: Cond, batch: int, camera_dim: int) -> Array | None:
   camera = cond.get("camera")
   if not camera_dim:
     if camera is not None:
-      raise ValueError("cond has a camera, but this prior can't be told one (camera_dim is 0)")
+      raise ValueError("cond has a camera, but this prior takes none (camera_dim is 0)")
     return None
   return jnp.zeros((batch, camera_dim)) if camera is None else camera
 

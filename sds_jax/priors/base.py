@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from sds_jax.priors.loading.checkpoint import abstract_params
 from sds_jax.priors.loading.hub import Files
 from sds_jax.priors.loading.source import Source
-from sds_jax.priors.sight import Sight
+from sds_jax.priors.photo import PhotoConditioning
 from sds_jax.types import Array, DenoiseFn, EncodeFn, Params, Schedule
 
 Cond = Mapping[str, Array]
@@ -61,7 +61,7 @@ class Prior:
     decode: (params, x [B, *x_shape]) -> image [B, image_size, image_size, 3] in [0, 1].
     denoise: (params, z_t [B, *x_shape], t [B] integer, cond) -> eps_hat, shaped like z_t.
     source: where its files come from.
-    sight: how the prior is conditioned on a photo, in which case `embed` raises ValueError; None: on a prompt.
+    photo: how the prior is conditioned on a photo, in which case `embed` raises ValueError; None: on a prompt.
     vocabulary: the words that the prior knows, or None for a prior that knows a natural language.
     check_prompt: (prompt, view_words=False) -> None. Raises PromptError for an object's description that the prior
       does not understand. view_words: whether the job will append words for the view ("front view").
@@ -79,11 +79,16 @@ class Prior:
   decode: Callable[[Params, Array], Array]
   denoise: DenoiseFn
   source: Source
-  sight: Sight | None = None
+  photo: PhotoConditioning | None = None
   vocabulary: frozenset[str] | None = None
   check_prompt: Callable[..., None] = accept_any_prompt
   camera_dim: int = 0
   ray_dim: int = 0
+
+  @property
+  def sight(self) -> PhotoConditioning | None:
+    """Returns `photo`, under its former name."""
+    return self.photo
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""DDIM: images of a prior's own, from noise and text alone."""
+"""Samples images from a prior by DDIM."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ from sds_jax.types import Array, Params
 
 def ddim(prior: Prior, params: Params, cond: Cond, uncond: Cond | None, key: Array, steps: int = 50,
          guidance_scale: Array | float = 7.5, clip: bool = True, times: Sequence[int] | None = None) -> Array:
-  """Deterministic DDIM (arXiv:2010.02502, eq. 12 with sigma = 0) with classifier-free guidance, in one `lax.scan`.
+  """Samples by deterministic DDIM (arXiv:2010.02502, eq. 12 with sigma = 0) with classifier-free guidance.
 
-  The last step goes to the clean image.
+  The steps are one `lax.scan`. The last step goes to the clean image.
 
   Args:
     prior, params: from `prior.build`.
     cond: what B images shall show (text [B, T, D], perhaps camera [B, camera_dim]).
-    uncond: of the same structure, for the empty or negative prompt; None for no guidance.
-    key: consumed by the starting noise.
+    uncond: null conditions of cond's structure (empty or negative prompt); None for no guidance.
+    key: consumed for the starting noise.
     steps: number of network evaluations (static), at integer times spaced evenly from T - 1 down.
     guidance_scale: in diffusers' convention, 1 is no guidance.
     clip: whether x0 predictions are clipped at each step to the prior's `x_bound`, and eps made to agree (as models of
-      pixels need under guidance, arXiv:2205.11487 section 2.3). Without effect where there is no such bound.
-    times: falling integers in 0 .. T - 1, to be used instead of `steps` (static).
+      pixels need under guidance, arXiv:2205.11487 section 2.3). No effect where `x_bound` is None.
+    times: falling integers in 0 .. T - 1 that replace `steps` (static).
 
   Returns:
     Images [B, image_size, image_size, 3] in [0, 1].

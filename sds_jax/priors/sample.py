@@ -1,4 +1,4 @@
-"""Draw images from a prior, to see what it knows before it is distilled.
+"""Draws images from a prior, to inspect the prior before distillation.
 
     python -m sds_jax.priors.sample --prior=shapeworld --prompt="a red cube"
     python -m sds_jax.priors.sample --prior=sd15 --dtype=bfloat16 --guidance_scale=7.5 --prompt="a photo of a hamburger"
@@ -26,7 +26,7 @@ from sds_jax.types import Array, Params
 
 def sample(prior: Prior, params: Params, prompts: Sequence[str], key: Array, negative_prompt: str = "", steps: int = 50,
            guidance_scale: float = 7.5) -> Array:
-  """Images [n, image_size, image_size, 3] in [0, 1] for n prompts, cameras unknown. `key`: see `ddim`."""
+  """Samples images [n, image_size, image_size, 3] in [0, 1] for n prompts, cameras unknown. `key`: see `ddim`."""
   cond, null = prior.embed(list(prompts)), prior.embed([negative_prompt])
   cond, uncond = dict(text=cond), dict(text=jnp.broadcast_to(null, cond.shape))
   draw = jax.jit(lambda p, c, u, k: ddim(prior, p, c, u, k, steps, guidance_scale),
@@ -37,15 +37,15 @@ def sample(prior: Prior, params: Params, prompts: Sequence[str], key: Array, neg
 def write_row(path: str | os.PathLike, images: Array) -> None:
   """Writes images [n, H, W, 3] in [0, 1] side by side as one PNG."""
   row = np.concatenate(np.asarray(images), axis=1)
-  picture = Image.fromarray(np.round(255 * row).astype(np.uint8))
-  write_atomically(Path(path), lambda temporary: picture.save(temporary, format="PNG"))
+  image = Image.fromarray(np.round(255 * row).astype(np.uint8))
+  write_atomically(Path(path), lambda temporary: image.save(temporary, format="PNG"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """The command line."""
+  """Runs the command line."""
   parser = argparse.ArgumentParser(prog="python -m sds_jax.priors.sample", description="Draw images from a prior.")
   parser.add_argument("--prior", default="shapeworld", help="a name, a hub id or a folder (default: %(default)s)")
-  parser.add_argument("--prompt", help="what they show; of a prior that is told words")
+  parser.add_argument("--prompt", help="content of the images, for a prior that is conditioned on a prompt")
   parser.add_argument("--negative_prompt", default="")
   parser.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG to write (default: %(default)s)")
   parser.add_argument("--num", type=int, default=4, help="images, side by side (default: %(default)s)")
@@ -53,15 +53,16 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--guidance_scale", type=float, default=5., help="1 is no guidance (default: %(default)s)")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the networks")
-  views = parser.add_argument_group("views of a picture, of a prior that is told one")
-  views.add_argument("--picture", type=Path, help="a square picture of the object, on white or transparent")
+  views = parser.add_argument_group("views of a photo, for a prior that is conditioned on a photo")
+  views.add_argument("--picture", type=Path, help="a square photo of the object, on white or transparent")
   views.add_argument("--azimuth_deg", type=float, nargs="+",
-                     help="of each view, from the picture's (default: --num of them all around)")
-  views.add_argument("--elevation_deg", type=float, help="of all views (default: the picture's)")
-  views.add_argument("--picture_elevation_deg", type=float, help="(default: what the prior tells, or else 0)")
+                     help="of each view, from the photo's (default: --num of them all around)")
+  views.add_argument("--elevation_deg", type=float, help="of all views (default: the photo's)")
+  views.add_argument("--picture_elevation_deg", type=float,
+                     help="of the photo's camera (default: the prior's estimate, or else 0)")
   args = parser.parse_args(argv)
   if (args.prompt is None) == (args.picture is None):
-    parser.error("give either --prompt=TEXT or, of a prior that is told a picture, --picture=FILE")
+    parser.error("give either --prompt=TEXT or, for a prior that is conditioned on a photo, --picture=FILE")
   if args.num < 1:
     parser.error(f"--num={args.num} must be at least 1")
   if not 0 <= args.seed < 2**32:
@@ -86,18 +87,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _views(prior: Prior, params: Params, picture: Array, args: argparse.Namespace) -> Array:
-  """The views of the picture that the flags ask for."""
-  if prior.sight is None:
-    raise ValueError(f"the prior {args.prior!r} is told words, not a picture: give --prompt=TEXT, or "
-                     "--prior=zero123-xl or another that is told pictures")
-  seen = prior.sight.see(picture)
-  seen_from = elevation_of(seen) if args.picture_elevation_deg is None else np.radians(args.picture_elevation_deg)
-  elevation = seen_from if args.elevation_deg is None else np.radians(args.elevation_deg)
+  """Samples the views of the photo that the flags ask for."""
+  if prior.photo is None:
+    raise ValueError(f"the prior {args.prior!r} is conditioned on a prompt, not on a photo: give --prompt=TEXT, or "
+                     "--prior=zero123-xl or another prior that is conditioned on a photo")
+  features = prior.photo.encode(picture)
+  given = args.picture_elevation_deg
+  camera_elevation = elevation_of(features) if given is None else np.radians(given)
+  elevation = camera_elevation if args.elevation_deg is None else np.radians(args.elevation_deg)
   azimuth = np.radians(args.azimuth_deg or np.arange(args.num) * 360 / args.num)
-  print(f"the picture counts as taken from {np.degrees(seen_from):.0f} degrees above the horizon", flush=True)
-  return sample_views(prior, params, seen, jnp.asarray(azimuth, jnp.float32),
-                      jnp.full(len(azimuth), elevation, jnp.float32), seen_from, jax.random.key(args.seed), args.steps,
-                      args.guidance_scale)
+  print(f"the photo counts as taken from {np.degrees(camera_elevation):.0f} degrees above the horizon", flush=True)
+  return sample_views(prior, params, features, jnp.asarray(azimuth, jnp.float32),
+                      jnp.full(len(azimuth), elevation, jnp.float32), camera_elevation, jax.random.key(args.seed),
+                      args.steps, args.guidance_scale)
 
 
 if __name__ == "__main__":

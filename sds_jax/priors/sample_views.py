@@ -1,4 +1,4 @@
-"""Novel views of an object in a picture, by a prior that is told pictures; `sample` has the command line."""
+"""Samples novel views of the object in a photo; `sample` has the command line."""
 from __future__ import annotations
 
 import math
@@ -10,18 +10,18 @@ import jax.numpy as jnp
 from sds_jax import compilation
 from sds_jax.priors.ddim import ddim
 from sds_jax.priors.loading.decoding import PictureError, decode
+from sds_jax.priors.photo import PhotoFeatures, null_condition
 from sds_jax.priors.prior import Prior
-from sds_jax.priors.sight import Seen, null
 from sds_jax.types import Array, Params
 from sds_jax.views.poses import relative_pose
 
 
 _LARGEST_SIDE = 2048
-"""Pixels a side beyond which a picture is averaged over blocks as it is read."""
+"""Photos with a longer side, in pixels, are averaged over blocks when they are read."""
 
 
 def read_picture(path: str | os.PathLike) -> Array:
-  """A square picture [S, S, 3] in [0, 1]; one with opacity on white, which is what such priors were trained with.
+  """Returns a square photo [S, S, 3] in [0, 1]; transparent pixels become white, as in the priors' training.
 
   Raises:
     PictureError: the file cannot be read (see `decoding.decode`), is not square, or shows nothing but one colour.
@@ -36,28 +36,28 @@ def read_picture(path: str | os.PathLike) -> Array:
   return jnp.asarray(picture)
 
 
-def elevation_of(seen: Seen) -> float:
-  """From where a picture was taken as the prior tells it, radians; 0, the horizon, where it can't."""
-  elevation = float(seen["elevation"])
+def elevation_of(features: PhotoFeatures) -> float:
+  """Returns the prior's estimate of the camera's elevation, radians; 0, the horizon, without an estimate."""
+  elevation = float(features["elevation"])
   return 0.0 if math.isnan(elevation) else elevation
 
 
-def sample_views(prior: Prior, params: Params, seen: Seen, azimuth: Array, elevation: Array, from_elevation: float,
-                 key: Array, steps: int = 50, guidance_scale: float = 3.0) -> Array:
-  """Images [n, image_size, image_size, 3] in [0, 1] of the views at n azimuths and elevations, radians.
+def sample_views(prior: Prior, params: Params, features: PhotoFeatures, azimuth: Array, elevation: Array,
+                 from_elevation: float, key: Array, steps: int = 50, guidance_scale: float = 3.0) -> Array:
+  """Samples images [n, image_size, image_size, 3] in [0, 1] of the views at n azimuths and elevations, radians.
 
   Args:
-    prior, params: from `prior.build`; `prior.sight` is not None.
-    seen: what `prior.sight.see` gave of the picture.
-    azimuth: [n], from the picture's camera counter-clockwise, seen from above.
+    prior, params: from `prior.build`; `prior.photo` is not None.
+    features: of the photo, from `prior.photo.encode`.
+    azimuth: [n], from the photo's camera counter-clockwise, viewed from above.
     elevation: [n], above the horizon.
-    from_elevation: of the picture's camera.
+    from_elevation: of the photo's camera.
     key, steps, guidance_scale: see `ddim`.
   """
   pose = relative_pose(elevation, azimuth, jnp.float32(from_elevation), jnp.float32(0.0))
 
-  def draw(params: Params, seen: Seen, pose: Array, key: Array) -> Array:
-    cond = prior.sight.tell(params, seen, pose)
-    return ddim(prior, params, cond, null(cond), key, steps, guidance_scale)
+  def draw(params: Params, features: PhotoFeatures, pose: Array, key: Array) -> Array:
+    cond = prior.photo.conditions(params, features, pose)
+    return ddim(prior, params, cond, null_condition(cond), key, steps, guidance_scale)
 
-  return jax.jit(draw, compiler_options=compilation.unet_options())(params, seen, pose, key)
+  return jax.jit(draw, compiler_options=compilation.unet_options())(params, features, pose, key)

@@ -1,4 +1,4 @@
-"""Where a prior diffuses: folded pixels, or the latents of an autoencoder. How images get there and back."""
+"""The spaces in which priors diffuse: folded pixels, or latents of an autoencoder."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -16,14 +16,13 @@ class Space:
   """The space of a prior's x; `encode` and `decode` are those of `prior.Prior`.
 
   Attributes:
-    image_size: height and width of the images that `encode` makes x of.
+    image_size: height and width of the images; `encode` resizes others.
     x_shape: shape of one x.
-    bound: no |x| of an image is larger; None where there is no such bound.
+    bound: upper bound of |x| over all images; None: no bound.
     encode: (params, image [B, H, H, 3] in [0, 1], key) -> x [B, *x_shape] float32.
     decode: (params, x [B, *x_shape]) -> image [B, image_size, image_size, 3] float32 in [0, 1].
-    condition: (params, image [B, H, H, 3] in [0, 1]) -> [B, *x_shape] float32, what a picture is where it is a
-      condition and not diffused: the same, but latents are the distribution's mean, and not scaled, as Zero-1-to-3's
-      weights expect.
+    condition: (params, image [B, H, H, 3] in [0, 1]) -> [B, *x_shape] float32, the x of a photo that is a condition.
+      Unlike `encode` it returns the mean of the latents, unscaled, as Zero-1-to-3's weights expect.
   """
   image_size: int
   x_shape: tuple[int, ...]
@@ -34,11 +33,11 @@ class Space:
 
 
 def pixel_space(image_size: int, block: int = 1) -> Space:
-  """Pixels in [-1, 1], block x block of them folded into channels. Uses neither parameters nor key.
+  """Returns the space of pixels in [-1, 1], with blocks of pixels folded into channels. Uses neither params nor key.
 
   Args:
     image_size: height and width; divisible by block.
-    block: r of `space_to_depth`; 1: nothing is folded.
+    block: r of `space_to_depth`; 1: no folding.
   """
   def encode(params: Params, image: Array, key: Array) -> Array:
     del params, key
@@ -53,13 +52,13 @@ def pixel_space(image_size: int, block: int = 1) -> Space:
 
 
 def latent_space(vae: AutoencoderKL, latent_size: int) -> Space:
-  """Latents of an autoencoder (arXiv:2112.10752, section 3.3), scaled to about unit variance by its `scaling_factor`.
+  """Returns the space of an autoencoder's latents (arXiv:2112.10752, section 3.3), scaled to about unit variance.
 
-  `encode` draws from the distribution that the autoencoder gives of an image, and consumes its key in this; it is
-  differentiable in the image. The parameters are `params["vae"]`.
+  `encode` draws from the autoencoder's distribution of an image, consumes its key, and is differentiable in the image.
+  The parameters are `params["vae"]`.
 
   Args:
-    vae: its `dtype` is that of the computation; what goes in and comes out is float32.
+    vae: computes in its `dtype`; inputs and outputs of the space are float32.
     latent_size: height and width of x.
   """
   size = latent_size * 2 ** (len(vae.block_out_channels) - 1)
@@ -99,7 +98,9 @@ def space_to_depth(image: Array, block: int) -> Array:
 
 
 def depth_to_space(x: Array, block: int) -> Array:
-  """The inverse of `space_to_depth`: [..., h, w, C * block^2] -> [..., h * block, w * block, C].
+  """Unfolds channels into pixels: [..., h, w, C * block^2] -> [..., h * block, w * block, C].
+
+  The inverse of `space_to_depth`.
 
   Raises:
     ValueError: the channels are not divisible by block^2.
@@ -114,7 +115,7 @@ def depth_to_space(x: Array, block: int) -> Array:
 
 
 def resized(image: Array, size: int) -> Array:
-  """Square images [B, H, H, 3] at [B, size, size, 3], bilinearly; smaller ones are averaged down to, not sampled.
+  """Resizes square images [B, H, H, 3] to [B, size, size, 3] bilinearly, antialiased when they shrink.
 
   Raises:
     ValueError: the images are not square, or don't have three channels.

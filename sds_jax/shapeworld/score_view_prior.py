@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sds_jax import compilation
-from sds_jax.priors import prior as prior_lib, sight
+from sds_jax.priors import photo as photo_lib, prior as prior_lib
 from sds_jax.priors.ddim import ddim
 from sds_jax.priors.loading.files import CheckpointError, write_json
 from sds_jax.shapeworld import captions, flag_types, scenes, solids, view_dataset
@@ -63,10 +63,10 @@ def sample_views(prior: prior_lib.Prior, params: Params, photos: np.ndarray, pos
   Returns:
     views [n, V, 64, 64, 3], estimated elevations [n] of the photos, radians.
   """
-  encoded = [prior.sight.see(jnp.asarray(photo)) for photo in photos]
-  cond = [prior.sight.tell(params, photo, poses_of_photo) for photo, poses_of_photo in zip(encoded, pose)]
+  encoded = [prior.photo.encode(jnp.asarray(photo)) for photo in photos]
+  cond = [prior.photo.conditions(params, photo, poses_of_photo) for photo, poses_of_photo in zip(encoded, pose)]
   cond = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *cond)
-  run = jax.jit(lambda p, c, k: ddim(prior, p, c, sight.null(c), k, steps, guidance_scale),
+  run = jax.jit(lambda p, c, k: ddim(prior, p, c, photo_lib.null_condition(c), k, steps, guidance_scale),
                 compiler_options=compilation.unet_options())
   count, images = pose.shape[0] * pose.shape[1], []
   for start in range(0, count, batch):
@@ -143,7 +143,7 @@ def main() -> None:
     prior, params = prior_lib.build(args.prior)
   except CheckpointError as error:
     parser.error(str(error))
-  if prior.sight is None:
+  if prior.photo is None:
     parser.error(f"--prior={args.prior} has a prompt as its condition; give a prior with a photo as its condition, "
                  "such as shapeworld-views")
   if prior.image_size != SIZE:

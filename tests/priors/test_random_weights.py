@@ -87,12 +87,12 @@ def test_what_it_computes_is_finite_in_bfloat16(tiny_published):
 def test_a_picture_that_is_made_up(tiny_published, nothing_to_read):
   """A whole prediction from a picture, in bfloat16 and finite, without a file."""
   prior, params = prior_lib.build("zero123", **SD15)
-  seen = prior.sight.see(jnp.full((16, 16, 3), 0.5))
+  seen = prior.photo.encode(jnp.full((16, 16, 3), 0.5))
   assert seen["tokens"].shape == (1, 8) and seen["x"].shape == (8, 8, 4)
   pose = poses.relative_pose(jnp.zeros(2), jnp.ones(2), jnp.float32(0.0), jnp.float32(0.0))
 
   def run(params, seen, pose):
-    cond = prior.sight.tell(params, seen, pose)
+    cond = prior.photo.conditions(params, seen, pose)
     return cond["text"], prior.denoise(params, jnp.ones((2, 8, 8, 4)), jnp.asarray([10, 900]), cond)
 
   for array in jax.jit(run)(params, seen, pose):

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from sds_jax.priors import prior as prior_lib, sample, sample_views, sight as sight_lib, spaces
+from sds_jax.priors import photo as photo_lib, prior as prior_lib, sample, sample_views, spaces
 from sds_jax.priors.sources import Source
 from sds_jax.views import poses
 
@@ -19,11 +19,11 @@ def asked(monkeypatch):
   asked = {}
 
   @dataclasses.dataclass(frozen=True)
-  class Sight(sight_lib.Sight):
-    def tell(self, params, seen, pose):
-      return dict(text=seen["tokens"][None] + pose[:, None, :1], x=pose[:, None, None, :] * jnp.ones((1, 8, 8, 1)))
+  class PhotoConditioning(photo_lib.PhotoConditioning):
+    def conditions(self, params, features, pose):
+      return dict(text=features["tokens"][None] + pose[:, None, :1], x=pose[:, None, None, :] * jnp.ones((1, 8, 8, 1)))
 
-  def see(picture):
+  def encode(picture):
     asked["picture"] = np.asarray(picture)
     return dict(tokens=jnp.ones((1, 3)), x=jnp.zeros((8, 8, 4)), elevation=jnp.float32(asked.get("elevation", np.nan)))
 
@@ -34,8 +34,8 @@ def asked(monkeypatch):
 
   def build(name, dtype):
     scheduler = dict(num_train_timesteps=10, beta_schedule="squaredcos_cap_v2", prediction_type="epsilon")
-    sight = Sight(None, 0, "polar", see) if name == "views" else None
-    return prior_lib.make_prior(Source(name, None), spaces.pixel_space(16), None, scheduler, sight=sight), {}
+    photo = PhotoConditioning(None, 0, "polar", encode) if name == "views" else None
+    return prior_lib.make_prior(Source(name, None), spaces.pixel_space(16), None, scheduler, photo=photo), {}
 
   monkeypatch.setattr(sample, "build", build)
   monkeypatch.setattr(sample_views, "ddim", draw)
@@ -80,9 +80,9 @@ def test_a_picture_without_opacity(tmp_path):
 
 
 @pytest.mark.parametrize("flags, words", [
-  (["--prior=views"], "give either --prompt=TEXT or, of a prior that is told a picture, --picture=FILE"),
+  (["--prior=views"], "give either --prompt=TEXT or, for a prior that is conditioned on a photo, --picture=FILE"),
   (["--prior=views", "--picture=a.png", "--prompt=a cube"], "give either --prompt=TEXT or"),
-  (["--prior=words", "--picture=a.png"], "the prior 'words' is told words, not a picture: give --prompt=TEXT, or"),
+  (["--prior=words", "--picture=a.png"], "the prior 'words' is conditioned on a prompt, not on a photo: give --prompt"),
   (["--prior=views", "--picture=none.png"], "none.png"),
   (["--prior=views", "--picture=text.png"], "text.png"),
   (["--prior=views", "--picture=grey.png"], "grey.png shows no object"),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import prior as prior_lib, sight as sight_lib, sources
+from sds_jax.priors import photo as photo_lib, prior as prior_lib, sources
 from sds_jax.priors.families import zero123
 from sds_jax.priors.loading import checkpoint, hub
 from sds_jax.priors.loading.files import CheckpointError
@@ -28,10 +28,10 @@ def test_facts(built):
   kind, prior, params = built
   assert (prior.image_size, prior.x_shape, prior.x_bound, prior.prediction_type) == (16, (8, 8, 4), None, "epsilon")
   assert prior.vocabulary is None and (prior.camera_dim, prior.ray_dim) == (0, 0)
-  assert prior.sight.pose == "distance" and set(params) == {"unet", "vae", "cc_projection"}
+  assert prior.photo.pose == "distance" and set(params) == {"unet", "vae", "cc_projection"}
   assert params["cc_projection"]["projection"]["kernel"].shape == (772, 768)
   assert params["unet"]["conv_in"]["kernel"].shape == (3, 3, 8, 32)
-  with pytest.raises(ValueError, match="is told a picture, not words: use it with configs/image.py"):
+  with pytest.raises(ValueError, match="is conditioned on a photo, not on a prompt: use configs/image.py"):
     prior.embed(["a cube"])
 
 
@@ -40,15 +40,15 @@ def test_from_a_picture_to_noise(built, quick_jit, zero123_folders):
   kind, prior, params = built
   rng = np.random.default_rng(0)
   picture = jnp.asarray(rng.uniform(size=(16, 16, 3)), jnp.float32)
-  seen = prior.sight.see(picture)
+  seen = prior.photo.encode(picture)
   assert seen["tokens"].shape == (1, 768) and seen["x"].shape == (8, 8, 4) and np.isnan(seen["elevation"])
   vae, vae_params = checkpoint.read_component(zero123_folders[kind] / "vae", "vae")
   mean, _ = quick_jit(lambda p, x: vae.apply({"params": p}, x, method="encode"), vae_params, 2 * picture[None] - 1)
   np.testing.assert_allclose(seen["x"], mean[0], rtol=1e-3, atol=1e-4)
   pose = poses.relative_pose(jnp.asarray([0.2, 0.9]), jnp.asarray([0.0, 2.0]), jnp.float32(0.1), jnp.float32(0.0))
-  cond = prior.sight.tell(params, seen, pose)
+  cond = prior.photo.conditions(params, seen, pose)
   z = jnp.asarray(rng.normal(size=(1, 8, 8, 4)), jnp.float32)
-  null = sight_lib.null(cond)
+  null = photo_lib.null_condition(cond)
   told = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), cond, null, dict(cond, x=null["x"]))
   eps = quick_jit(lambda p, z, c: prior.denoise(p, jnp.repeat(z, 6, 0), jnp.full(6, 300), c), params, z, told)
   assert eps.shape == (6, 8, 8, 4) and eps.dtype == jnp.float32 and np.all(np.isfinite(eps))
@@ -73,7 +73,7 @@ def test_resizing_is_the_pipelines(zero123_folders):
     resized = zero123.RESIZE[kind](picture[None], 12)
     pixels = (resized - jnp.asarray([[[[0.48145466, 0.4578275, 0.40821073]]]])) / jnp.asarray(
       [[[[0.26862954, 0.26130258, 0.27577711]]]])
-    tokens.append(prior.sight.see(picture)["tokens"])
+    tokens.append(prior.photo.encode(picture)["tokens"])
     np.testing.assert_allclose(tokens[-1], encoder.apply({"params": params}, pixels)[0, :1], rtol=1e-3, atol=1e-4)
   assert float(jnp.abs(tokens[0] - tokens[1]).max()) > 1e-3
 

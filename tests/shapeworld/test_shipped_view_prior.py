@@ -27,7 +27,7 @@ def test_is_at_most_25_megabytes_and_has_a_card():
 
 def test_matches_the_recipe(shipped):
   prior, params = shipped
-  assert prior.x_shape == (16, 16, 48) and prior.camera_dim == CAMERA_DIM and prior.sight.pose == "polar"
+  assert prior.x_shape == (16, 16, 48) and prior.camera_dim == CAMERA_DIM and prior.photo.pose == "polar"
   assert prior.prediction_type == view_recipe.SCHEDULER["prediction_type"]
   assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
 

@@ -119,9 +119,9 @@ def test_a_run_writes_a_prior_and_resumes(tiny_view_recipe, examples, tmp_path, 
   assert "going on from step 2" in capsys.readouterr().out
   assert "| all | 0.500 | 0.500 | 0.5 |" in (folder / "README.md").read_text(encoding="utf-8")
   prior, params = prior_lib.build(folder)
-  encoded = prior.sight.see(jnp.ones((64, 64, 3)))
+  encoded = prior.photo.encode(jnp.ones((64, 64, 3)))
   assert encoded["tokens"].shape == (65, 8) and np.isfinite(encoded["elevation"])
-  cond = prior.sight.tell(params, encoded, jnp.array([[0.1, 0.0, 1.0, 1.2]]))
+  cond = prior.photo.conditions(params, encoded, jnp.array([[0.1, 0.0, 1.0, 1.2]]))
   assert prior.denoise(params, jnp.zeros((1, *prior.x_shape)), jnp.array([5]), cond).shape == (1, *prior.x_shape)
   again = train_view_prior.read_params(folder)
   assert {name: jax.tree.structure(tree) for name, tree in again.items()} == {

@@ -8,7 +8,7 @@ Their model_index.json has the key `pixel_unshuffle`; the key `image_encoder` ma
   ray_dim          channels of `cameras.ray_features` behind those of the image at the U-Net's input; 0: none
   vocabulary       the words of the training captions; absent: any word
   captions         the grammar of the training captions (`captions.Grammar`); absent: any order of the words
-  pose             of a prior with a photo: one of `sight.POSES`
+  pose             of a prior with a photo: one of `photo.POSES`
   patch_tokens     of a prior with a photo: whether the U-Net attends to the tokens of the photo's patches
 """
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sds_jax.priors.loading.hub import Files
 from sds_jax.priors.loading.source import Source
 from sds_jax.priors.loading.text import CLIP_TOKENIZER, CLIP_TOKENIZER_FILES, open_clip_text
 from sds_jax.priors.networks.unet import UNet2DConditionModel
-from sds_jax.priors.sight import FEATURE_EXTRACTOR, open_sight, pose_convention
+from sds_jax.priors.photo import FEATURE_EXTRACTOR, open_photo, pose_convention
 from sds_jax.priors.spaces import Space, pixel_space
 from sds_jax.views import prompts
 from sds_jax.views.poses import DISTANCE, FOV_Y
@@ -64,11 +64,11 @@ def open_view_folder(source: Source, index: Config, options: Options) -> tuple[P
   scheduler = read_scheduler(source)
   unet, space, cameras = _open_unet(source, index, networks, images=2)
   projection = networks.open("cc_projection")
-  sight = open_sight(folder, projection, "cc_projection", pose_convention(index, folder, "distance"), space,
+  photo = open_photo(folder, projection, "cc_projection", pose_convention(index, folder, "distance"), space,
                      options.dtype, clip_pixels.antialiased, patch_tokens=bool(index.get("patch_tokens", False)),
                      camera_dim=cameras["camera_dim"], camera=(DISTANCE, math.degrees(FOV_Y)))
   check_facts(folder, ("the width that cc_projection gives", projection.out_features, unet.text_dim))
-  return make_prior(source, space, unet, scheduler, sight=sight, **cameras), networks.weights()
+  return make_prior(source, space, unet, scheduler, photo=photo, **cameras), networks.weights()
 
 
 def _open_unet(source: Source, index: Config, networks: StoredNetworks,

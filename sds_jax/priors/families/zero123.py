@@ -19,7 +19,7 @@ from sds_jax.priors.loading import clip_pixels
 from sds_jax.priors.loading.checkpoint import COMPONENTS
 from sds_jax.priors.loading.hub import Files
 from sds_jax.priors.loading.source import Source
-from sds_jax.priors.sight import FEATURE_EXTRACTOR, open_sight, pose_convention, random_sight
+from sds_jax.priors.photo import FEATURE_EXTRACTOR, open_photo, pose_convention, random_photo
 from sds_jax.priors.spaces import latent_space
 
 ZERO123_UNET: dict[str, Any] = SD1_UNET | dict(sample_size=32, in_channels=8)
@@ -58,11 +58,11 @@ def open_folder(source: Source, index: Config, options: Options) -> tuple[Prior,
   check_unet(folder, unet, space, images=2)
   name = PROJECTIONS[index["_class_name"]]
   projection = networks.open("cc_projection", folder=name)
-  sight = open_sight(folder, projection, name, pose(index, source), space, options.dtype,
+  photo = open_photo(folder, projection, name, pose(index, source), space, options.dtype,
                      RESIZE[index["_class_name"]], space_places={"vae": networks.places["vae"]},
                      patch_tokens=bool(index.get("patch_tokens", False)))
   check_facts(folder, (f"the width that {name} gives", projection.out_features, unet.text_dim))
-  return make_prior(source, space, unet, scheduler, sight=sight), networks.weights()
+  return make_prior(source, space, unet, scheduler, photo=photo), networks.weights()
 
 
 def open_random(source: Source, configs: Mapping[str, Config], options: Options) -> tuple[Prior, Weights]:
@@ -70,8 +70,8 @@ def open_random(source: Source, configs: Mapping[str, Config], options: Options)
   networks = RandomNetworks(configs, options.dtype)
   unet = networks.open("unet")
   space = latent_space(networks.open("vae", remat=options.vae_remat), unet.sample_size)
-  sight = random_sight(networks.open("cc_projection"), pose({}, source), space)
-  return make_prior(source, space, unet, configs["scheduler"], sight=sight), networks.weights()
+  photo = random_photo(networks.open("cc_projection"), pose({}, source), space)
+  return make_prior(source, space, unet, configs["scheduler"], photo=photo), networks.weights()
 
 
 def is_stable_zero123(name: str) -> bool:
@@ -80,7 +80,7 @@ def is_stable_zero123(name: str) -> bool:
 
 
 def pose(index: Config, source: Source) -> str:
-  """Returns one of `sight.POSES`: the fourth number of a pose, as the weights expect it.
+  """Returns one of `photo.POSES`: the fourth number of a pose, as the weights expect it.
 
   Published folders have no key `pose`. Then the answer is "polar" for a repository, folder or name with "stable-zero"
   in it (`stable_zero`, `stablezero`), and "distance" for others.

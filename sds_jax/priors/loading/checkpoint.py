@@ -1,8 +1,8 @@
-"""Component folders of diffusers checkpoints (config.json and safetensors), read into Flax trees and written from them.
+"""Reads and writes component folders of diffusers checkpoints (config.json and safetensors) as Flax trees.
 
-Reading is a bijection between the names in the file and the parameters that the network has, as `jax.eval_shape` of
-its initialization gives them, or one error that lists both sides. Names and shapes are compared on the files' headers,
-before any weight is read. torch plays no part.
+Reading is a bijection between the names in the file and the network's parameters (from `jax.eval_shape` of its
+initialization), or raises one error that lists the differences on both sides. Names and shapes are compared from the
+files' headers, before any weight is read. torch is not needed.
 """
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from sds_jax.types import Params
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
 _LISTED = 8
-"""Names that an error lists of each kind."""
+"""How many names of each kind an error lists."""
 
 VARIANTS = ("bf16", "fp16")
-"""Second sets of weights that a folder may have, by the part of their file names that says so."""
+"""Variants of the weights, as named in the weight files."""
 
 PICKLES = (".bin", ".ckpt", ".msgpack", ".pt", ".pth")
 NO_PICKLES = ("pickles are not read, since they can run code: take the safetensors version of the checkpoint, or "
@@ -62,7 +62,7 @@ class Component:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """Where a parameter stands: the file, its name there, and the shape it has for the network (in torch's layout)."""
+  """Where a parameter is stored: the file, the name in the file, and the network's shape in torch's layout."""
   file: Path
   key: str
   shape: tuple[int, ...]
@@ -77,7 +77,7 @@ COMPONENTS = {
   "t5": Component(T5EncoderModel, "model", names.T5),
   "vae": Component(AutoencoderKL, "diffusion_pytorch_model", names.VAE),
 }
-"""The networks of this package by name; a family with another network passes a `Component` of its own."""
+"""The networks of this package by name; a family with another network passes its `Component` instead of a name."""
 
 
 def component(kind: str | Component) -> Component:
@@ -99,11 +99,11 @@ def abstract_params(model: nn.Module) -> dict[names.Path, jax.ShapeDtypeStruct]:
 
 def read_component(folder: str | os.PathLike, kind: str | Component, dtype: Any = jnp.float32,
                    **options: Any) -> tuple[nn.Module, Params]:
-  """The network and the parameters in a component folder (`unet/`, `text_encoder/`, `vae/`).
+  """Returns the network and the parameters in a component folder (`unet/`, `text_encoder/`, `vae/`).
 
   Args:
     folder: holds config.json and `<stem>.safetensors`; or shards with `<stem>.safetensors.index.json`; or either as
-      one of VARIANTS (`<stem>.fp16.safetensors`). The first that exists in this order is read.
+      one of VARIANTS (`<stem>.fp16.safetensors`). The first existing set in this order is read.
     kind: a key of COMPONENTS, or a component.
     dtype: of the parameters and of the network's activations.
     **options: further fields of the network that no config.json has (`remat`, say).
@@ -121,7 +121,10 @@ def read_component(folder: str | os.PathLike, kind: str | Component, dtype: Any 
 
 def open_component(folder: str | os.PathLike, kind: str | Component, dtype: Any = jnp.float32,
                    **options: Any) -> tuple[nn.Module, dict[names.Path, Stored]]:
-  """`read_component` up to the weights: (linen module, where each of its parameters stands), from headers alone."""
+  """Returns (linen module, {Flax path: where the parameter is stored}) of a component folder, from headers alone.
+
+  Arguments and errors are those of `read_component`.
+  """
   part, folder = component(kind), Path(folder)
   if not folder.is_dir():
     raise CheckpointError(f"{folder} does not exist or is no folder")
@@ -130,34 +133,34 @@ def open_component(folder: str | os.PathLike, kind: str | Component, dtype: Any 
 
 
 def locate(files: list[Path], model: nn.Module, table: names.NameTable) -> dict[names.Path, Stored]:
-  """{Flax path: where it stands} for the parameters of `model`, in safetensors files that together hold them all.
+  """Returns {Flax path: where the parameter is stored} of `model` in the given safetensors files.
 
   Raises:
     CheckpointError: as `read_component`.
   """
   expected = abstract_params(model)
   paths = names.flax_paths(expected, table)
-  found = _read_headers(files, table)
+  stored_at = _read_headers(files, table)
   wanted = {name: names.checkpoint_shape(path, expected[path].shape) for name, path in paths.items()}
   _compare(files[0].parent,
-           {name: names.as_linear(stored.shape, wanted.get(name, ())) for name, stored in found.items()}, wanted)
-  return {path: dataclasses.replace(found[name], shape=wanted[name]) for name, path in paths.items()}
+           {name: names.as_linear(stored.shape, wanted.get(name, ())) for name, stored in stored_at.items()}, wanted)
+  return {path: dataclasses.replace(stored_at[name], shape=wanted[name]) for name, path in paths.items()}
 
 
 def load_on_device(places: Mapping[names.Path, Stored], dtype: Any,
                    put: Callable[[np.ndarray], jax.Array] | None = None) -> Params:
-  """`load` with every parameter on the device (or where `put` puts it) before the next one is read.
+  """Loads the parameters; each is on the device (or where `put` puts it) before the next is read.
 
-  So the host never has them all.
+  So the host never holds all of them. `places` and `dtype` are those of `load`.
   """
   return load(places, dtype, lambda array: jax.block_until_ready((put or jax.device_put)(array)))
 
 
 def load(places: Mapping[names.Path, Stored], dtype: Any,
          put: Callable[[np.ndarray], Any] = lambda array: array) -> Params:
-  """The parameters at `places` (some or all of what `locate` gives) as a tree, cast to `dtype`.
+  """Loads the parameters at `places` (some or all entries of `locate`'s result) as a tree, cast to `dtype`.
 
-  They are read one by one; each goes through `put` (as a host array) and is not kept otherwise.
+  Parameters are read one by one. Each goes through `put` as a host array; no other copy is kept.
   """
   flat = {}
   for file in sorted({stored.file for stored in places.values()}):
@@ -170,7 +173,7 @@ def load(places: Mapping[names.Path, Stored], dtype: Any,
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:
-  """The safetensors files of a component, shards in order; they need not all exist.
+  """Returns the safetensors files of a component, shards in order, whether or not the shards exist.
 
   Raises:
     CheckpointError: there are none, or a damaged index.
@@ -190,7 +193,7 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-  """The files that an index names. They lie beside it: a checkpoint has no business anywhere else."""
+  """Returns the files that an index of shards names, all beside the index; other places are refused."""
   weight_map = read_json(index).get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
     raise CheckpointError(f"{index} has no weight_map")
@@ -201,19 +204,19 @@ def _shards(index: Path) -> list[Path]:
 
 
 def variant_name(name: str, variant: str) -> str:
-  """diffusers' name of a file in a variant: ("a.safetensors", "fp16") -> "a.fp16.safetensors"; "" is no variant."""
+  """Returns a variant's file name: ("a.safetensors", "fp16") -> "a.fp16.safetensors"; "" is no variant."""
   return re.sub(r"(\.[^.]+)$", rf".{variant}\1", name) if variant else name
 
 
 def index_names(stem: str, variant: str) -> tuple[str, ...]:
-  """What the index of a variant's shards is called, today and by older writers."""
+  """Returns the file names of the index of a variant's shards, by today's and by older writers."""
   today = variant_name(f"{stem}.safetensors.index.json", variant)
   return (today, f"{stem}.{variant}.safetensors.index.json") if variant else (today,)
 
 
 def _read_headers(files: list[Path], table: names.NameTable) -> dict[str, Stored]:
-  """{name: where it stands} of all tensors but the ignored ones, from the headers alone."""
-  found: dict[str, Stored] = {}
+  """Returns {name: where the tensor is stored} of all tensors but the ignored ones, from the headers alone."""
+  stored_at: dict[str, Stored] = {}
   for file in files:
     check_header(file)
     try:
@@ -222,25 +225,26 @@ def _read_headers(files: list[Path], table: names.NameTable) -> dict[str, Stored
           name, view = names.full_name(key, table), tensors.get_slice(key)
           if names.is_ignored(name, table):
             continue
-          if name in found:
-            raise CheckpointError(f"{key} stands in {found[name].file.name} and again in {file.name} in {file.parent}")
+          if name in stored_at:
+            raise CheckpointError(f"{key} stands in {stored_at[name].file.name} and again in {file.name} in "
+                                  f"{file.parent}")
           if view.get_dtype() not in _DTYPES:
             raise CheckpointError(f"{file}: {key} has dtype {view.get_dtype()}; supported: {', '.join(_DTYPES)}")
-          found[name] = Stored(file, key, tuple(view.get_shape()))
+          stored_at[name] = Stored(file, key, tuple(view.get_shape()))
     except safetensors.SafetensorError as error:
       size = file.stat().st_size
       raise CheckpointError(f"{file} ({size} bytes) is damaged or truncated, download it again: {error}") from error
-  copies = {table.tied[name]: found.pop(name) for name in set(found) & set(table.tied)}
-  return copies | found
+  copies = {table.tied[name]: stored_at.pop(name) for name in set(stored_at) & set(table.tied)}
+  return copies | stored_at
 
 
-def _compare(folder: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-  """Raises CheckpointError with everything in which two {name: shape} differ."""
+def _compare(folder: Path, shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+  """Raises CheckpointError with all differences between two mappings {name: shape}."""
   problems = {
-    "missing in the file": sorted(set(expected) - set(found)),
-    "unexpected in the file": sorted(set(found) - set(expected)),
-    "wrong shape": [_shape_problem(name, found[name], expected[name])
-                    for name in sorted(set(found) & set(expected)) if found[name] != expected[name]],
+    "missing in the file": sorted(set(expected) - set(shapes)),
+    "unexpected in the file": sorted(set(shapes) - set(expected)),
+    "wrong shape": [_shape_problem(name, shapes[name], expected[name])
+                    for name in sorted(set(shapes) & set(expected)) if shapes[name] != expected[name]],
   }
   lines = [f"  {what} ({len(items)}): {', '.join(items[:_LISTED])}{', ...' if len(items) > _LISTED else ''}"
            for what, items in problems.items() if items]
@@ -248,9 +252,9 @@ def _compare(folder: Path, found: Mapping[str, tuple[int, ...]], expected: Mappi
     raise CheckpointError("\n".join([f"{folder}: the weights don't fit the network of config.json", *lines]))
 
 
-def _shape_problem(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> str:
-  hint = ", transposed?" if found == expected[::-1] or sorted(found) == sorted(expected) else ""
-  return f"{name} is {list(found)} in the file, {list(expected)} in the network{hint}"
+def _shape_problem(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
+  hint = ", transposed?" if shape == expected[::-1] or sorted(shape) == sorted(expected) else ""
+  return f"{name} is {list(shape)} in the file, {list(expected)} in the network{hint}"
 
 
 def write_component(folder: str | os.PathLike, kind: str | Component, config: Mapping[str, Any], params: Params,
@@ -262,9 +266,9 @@ def write_component(folder: str | os.PathLike, kind: str | Component, config: Ma
   Args:
     folder: made when absent; files in it are replaced.
     kind: a key of COMPONENTS, or a component.
-    config: what config.json shall hold.
+    config: the content of config.json.
     params: parameter tree of the network that `config` describes.
-    dtype: of the file, float16 or float32.
+    dtype: of the weights in the file, float16 or float32.
 
   Raises:
     ValueError: `config` is not supported, `params` are not those of its network, or a value is not finite in `dtype`.

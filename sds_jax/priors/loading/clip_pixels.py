@@ -1,9 +1,8 @@
-"""Pictures as CLIP's image encoder takes them: bicubically resized, and normalised by its feature extractor's settings.
+"""Resizes and normalises photos for CLIP's image encoder.
 
-The two pipelines that run Zero-1-to-3's weights in diffusers' format resize in two ways. That of class
-`Zero123Pipeline` asks the feature extractor, which smooths where a picture becomes smaller, as Pillow does; that of
-class `Zero1to3StableDiffusionPipeline` keeps to the code that the weights were trained with, which samples between
-aligned corners. At 256 to 224 pixels the two differ at edges.
+The two pipelines that run Zero-1-to-3's weights in diffusers' format resize differently. `Zero123Pipeline` uses the
+feature extractor, which smooths when it shrinks a photo, as Pillow does. `Zero1to3StableDiffusionPipeline` resizes as
+in the training of the weights, by sampling between aligned corners. From 256 to 224 pixels the results differ at edges.
 """
 from __future__ import annotations
 
@@ -20,14 +19,16 @@ from sds_jax.priors.loading.files import CheckpointError, read_json
 from sds_jax.types import Array
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of OpenAI's preprocessing."""
+"""Mean and standard deviation of the colours in OpenAI's preprocessing."""
 
 _SHARPNESS = -0.75
-"""Of the cubic that is sampled between aligned corners, which is torch's; the other has -0.5, as Pillow's."""
+"""The parameter a of Keys' cubic in `aligned`, torch's value; `antialiased` has -0.5, Pillow's value."""
 
 
 def normaliser(folder: Path) -> Callable[[Array], Array]:
-  """(picture [..., 3] in [0, 1]) -> (picture - mean) / std by a folder's preprocessor_config.json, or CLIP's own.
+  """Returns the function photo -> (photo - mean) / std, by a folder's preprocessor_config.json or CLIP's values.
+
+  The photo is [..., 3] in [0, 1].
 
   Raises:
     CheckpointError: the file is damaged, or its mean or standard deviation is not three numbers.
@@ -35,7 +36,7 @@ def normaliser(folder: Path) -> Callable[[Array], Array]:
   path = folder / "preprocessor_config.json"
   settings = read_json(path) if path.is_file() else {}
   mean, std = _colour(path, settings, "image_mean", CLIP_MEAN), _colour(path, settings, "image_std", CLIP_STD)
-  return lambda picture: (picture - mean) / std
+  return lambda photo: (photo - mean) / std
 
 
 def _colour(path: Path, settings: Mapping[str, Any], key: str, otherwise: tuple[float, ...]) -> np.ndarray:
@@ -47,25 +48,27 @@ def _colour(path: Path, settings: Mapping[str, Any], key: str, otherwise: tuple[
   return np.asarray(value, np.float32).reshape(1, 1, 1, 3)
 
 
-def antialiased(picture: Array, size: int) -> Array:
-  """[B, S, S, 3] in [0, 1] at [B, size, size, 3] as Pillow does it, but for its rounding to 8 bits: smoothed where it
-  becomes smaller, first each row and then each column, both clipped."""
-  if picture.shape[1] == size:
-    return picture
-  batch, height, _, channels = picture.shape
+def antialiased(photo: Array, size: int) -> Array:
+  """Resizes [B, S, S, 3] in [0, 1] to [B, size, size, 3] as Pillow does, without Pillow's rounding to 8 bits.
+
+  Smaller photos are smoothed. Rows are resized and clipped first, then columns.
+  """
+  if photo.shape[1] == size:
+    return photo
+  batch, height, _, channels = photo.shape
   for shape in ((batch, height, size, channels), (batch, size, size, channels)):
-    picture = jnp.clip(jax.image.resize(picture, shape, "cubic", antialias=True), 0.0, 1.0)
-  return picture
+    photo = jnp.clip(jax.image.resize(photo, shape, "cubic", antialias=True), 0.0, 1.0)
+  return photo
 
 
-def aligned(picture: Array, size: int) -> Array:
-  """[B, S, S, 3] at [B, size, size, 3], neither smoothed nor clipped; the outermost pixels keep their places."""
-  matrix = _between_corners(picture.shape[1], size)
-  return jnp.einsum("ia,jb,nabc->nijc", matrix, matrix, picture, precision=jax.lax.Precision.HIGHEST)
+def aligned(photo: Array, size: int) -> Array:
+  """Resizes [B, S, S, 3] to [B, size, size, 3] without smoothing or clipping; corner pixels stay corners."""
+  matrix = _between_corners(photo.shape[1], size)
+  return jnp.einsum("ia,jb,nabc->nijc", matrix, matrix, photo, precision=jax.lax.Precision.HIGHEST)
 
 
 def _between_corners(before: int, after: int) -> np.ndarray:
-  """[after, before]: the weights of a row's pixels in each of the new ones; pixels beyond the ends repeat these."""
+  """Returns the weights [after, before] of a row's old pixels in its new pixels; end pixels repeat beyond the ends."""
   place = np.arange(after) * ((before - 1) / max(after - 1, 1))
   first = np.floor(place).astype(int)
   matrix = np.zeros((after, before))
@@ -75,7 +78,7 @@ def _between_corners(before: int, after: int) -> np.ndarray:
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
-  """Keys' kernel (doi:10.1109/TASSP.1981.1163711) at distances x >= 0."""
+  """Computes Keys' kernel (doi:10.1109/TASSP.1981.1163711) at distances x >= 0."""
   a = _SHARPNESS
   near, far = ((a + 2) * x - (a + 3)) * x**2 + 1, a * (((x - 5) * x + 8) * x - 4)
   return np.where(x <= 1, near, np.where(x < 2, far, 0.0))

@@ -1,4 +1,4 @@
-"""Small files of a prior's folder, with messages that say what is wrong and what to do about it."""
+"""Reads and writes small files of a prior's folder; errors name the file, the problem and the remedy."""
 from __future__ import annotations
 
 import json
@@ -11,16 +11,16 @@ from typing import Any, Callable
 
 
 LARGEST_TEXT = 32 * 2**20
-"""Bytes that a file which is parsed as a whole (JSON, a vocabulary, a weight file's header) may have: several times
-those of the largest that is published, and few enough to be held in memory."""
+"""Upper limit of the bytes of a file that is parsed as a whole (JSON, a vocabulary, a weight file's header): several
+times the largest published one, and small enough for memory."""
 
 
 class CheckpointError(ValueError):
-  """A prior's folder, or a file in it, is missing or isn't what it should be."""
+  """A missing, damaged or unsupported folder or file of a prior."""
 
 
 def describe_impostor(path: Path) -> str | None:
-  """What stands under `path` instead of data, when it is one of the things that failed downloads leave; else None."""
+  """Returns what a failed download left under `path` (nothing, a Git LFS pointer, an HTML page), or None for data."""
   with open(path, "rb") as file:
     head = file.read(512)
   if not head:
@@ -34,22 +34,26 @@ def describe_impostor(path: Path) -> str | None:
 
 
 def is_there(path: Path) -> bool:
-  """Whether anything has this name, be it a link that leads nowhere: what may be absent must not be ignored when it is
-  broken."""
+  """Returns whether a file, folder or link of this name exists; a broken link counts.
+
+  An optional file may be absent, but a broken link to an optional file must not be ignored.
+  """
   return os.path.lexists(path)
 
 
 def check_file(path: Path, largest: int | None = None) -> None:
-  """Raises CheckpointError when `path` leads to no regular file, to one of more than `largest` bytes, or to one of
-  `describe_impostor`'s things. Links to regular files are as good as these: the hub's cache is made of them."""
+  """Raises CheckpointError unless `path` is a regular file, or a link to one, of at most `largest` bytes.
+
+  Links are legal because the hub's cache consists of links. Files that `describe_impostor` recognises are refused.
+  """
   try:
     status = os.stat(path)
-  except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # the last for names with a NUL
+  except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a name with a NUL
     link = f"is a link to {os.readlink(path)}, which" if os.path.islink(path) else ""
     raise CheckpointError(" ".join(f"{path} {link} does not exist".split())) from error
   except OSError as error:
     raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-  if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever, reading a device might never end
+  if not stat.S_ISREG(status.st_mode):  # opening a pipe would block, reading a device might never end
     raise CheckpointError(f"{path} is no regular file but {_kind_of(status.st_mode)}")
   if largest is not None and status.st_size > largest:
     raise CheckpointError(f"{path} has {status.st_size} bytes, more than the {largest} that such a file may have")
@@ -64,7 +68,7 @@ def _kind_of(mode: int) -> str:
 
 
 def read_text(path: Path) -> str:
-  """The UTF-8 text in a file.
+  """Returns the UTF-8 text in a file.
 
   Raises:
     CheckpointError: no such file, more than LARGEST_TEXT, or not UTF-8.
@@ -77,10 +81,10 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-  """What a JSON text says.
+  """Returns the value of a JSON text.
 
   Raises:
-    ValueError: it is no JSON, nested too deeply, or an object has a key twice (one of the two would be ignored).
+    ValueError: the text is no JSON, is nested too deeply, or has a key twice in an object (json would drop one).
   """
   try:
     return json.loads(text, object_pairs_hook=_unique)
@@ -91,14 +95,14 @@ def parse_json(text: str | bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   value = dict(pairs)
   if len(value) < len(pairs):
-    seen: set[str] = set()
-    twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+    keys: set[str] = set()
+    twice = next(key for key, _ in pairs if key in keys or keys.add(key))
     raise ValueError(f"the key {twice[:80]!r} stands there twice")
   return value
 
 
 def read_json(path: Path) -> dict[str, Any]:
-  """The JSON object in a file.
+  """Returns the JSON object in a file.
 
   Raises:
     CheckpointError: no such file, more than LARGEST_TEXT, or not a JSON object.
@@ -114,8 +118,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_header(path: Path) -> None:
-  """Looks at what the safetensors library leaves unsaid of a weight file's header: its size, and names that stand there
-  twice, of which that library takes the last.
+  """Checks the size of a weight file's header, and that no name is in the header twice.
+
+  The safetensors library checks neither: it takes the last of two equal names.
 
   Raises:
     CheckpointError: as `check_file`, or the header is longer than the file or than LARGEST_TEXT, or no JSON.
@@ -137,7 +142,7 @@ def check_header(path: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-  """Calls `write` with a temporary name in the same folder, then renames: a reader sees the old file or the new one."""
+  """Calls `write` with a temporary name in the same folder, then renames; readers see the old or the new file."""
   handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
   os.close(handle)
   temporary = Path(name)
@@ -152,5 +157,5 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-  """Writes a JSON object, indented as published configs are, atomically."""
+  """Writes a JSON object atomically, indented like published configs."""
   write_atomically(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))

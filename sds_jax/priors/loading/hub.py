@@ -38,7 +38,7 @@ class Files:
 
 
 class Unavailable(Exception):
-  """A repository's files can't be had; the message says why and what to do.
+  """A repository's files cannot be fetched; the message names the reason and the remedy.
 
   Attributes:
     everywhere: whether other repositories would fail in the same way.
@@ -63,7 +63,7 @@ class Hub:
   fetch: Callable[[str, str, list[str]], Path]
 
   def cached(self, repo: str, revision: str) -> Path | None:
-    """The folder of a revision (branch, tag or commit) in the local cache; it may lack files. None: there is none."""
+    """Returns the folder of a revision (branch, tag or commit) in the local cache, perhaps incomplete, or None."""
     base = self.cache / f"models--{repo.replace('/', '--')}"
     ref = base / "refs" / revision
     commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
@@ -72,14 +72,14 @@ class Hub:
 
 
 def default_hub() -> Hub:
-  """huggingface.co (or $HF_ENDPOINT) through huggingface_hub, with its cache and its login."""
-  import huggingface_hub  # only here: it takes a while, and most runs don't need it
+  """Returns huggingface.co (or $HF_ENDPOINT) through huggingface_hub, with its cache and its login."""
+  import huggingface_hub  # imported here because the import is slow and most runs don't need it
   from huggingface_hub import constants
 
   def ask(repo: str, call: Callable[[], Any]) -> Any:
     try:
       return call()
-    except Exception as error:  # the errors of two HTTP libraries, by its version, beside its own
+    except Exception as error:  # huggingface_hub's errors, and those of its HTTP library, of which there are two
       raise explain(error, repo) from error
 
   def list_files(repo: str, revision: str) -> list[str]:
@@ -93,7 +93,7 @@ def default_hub() -> Hub:
 
 
 def explain(error: BaseException, repo: str) -> Unavailable:
-  """What a failed request means, by the error's class and the status of the answer."""
+  """Returns the explanation of a failed request, by the error's class and the status of the answer."""
   kinds = {kind.__name__ for kind in type(error).__mro__}
   status = getattr(getattr(error, "response", None), "status_code", None)
   if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):

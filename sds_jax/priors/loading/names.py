@@ -1,8 +1,8 @@
-"""Names and layouts of parameters, between checkpoints (torch) and Flax trees.
+"""Translates names and layouts of parameters between checkpoints (torch) and Flax trees.
 
-One rule carries all: a number in a dotted name joins the word before it (`down_blocks.0.conv1` is
-`down_blocks_0/conv1`), and the last part says what kind of parameter it is. What the rule can't know stands in a small
-table for each network.
+One rule covers all networks: a number in a dotted name joins the word before (`down_blocks.0.conv1` is
+`down_blocks_0/conv1`), and the last part says which kind of parameter follows. A small table for each network lists the
+exceptions.
 
   kind        checkpoint                    Flax
   conv        weight [O, I, H, W]           kernel [H, W, I, O]
@@ -27,17 +27,17 @@ Path = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class NameTable:
-  """What the rule doesn't know of one network.
+  """The exceptions from the rule in one network.
 
   Attributes:
-    numbered: modules whose own name ends in a number, which stays with it.
-    prefix: wrapper's name that some writers leave out; put in front of names that lack it.
-    ignored: patterns (* stands for anything) of what files hold beside the network's parameters: buffers of older
-      files, other networks of the same model.
-    aliases: {module's name in older or others' files: its name here}; only read, never written.
-    renamed: {parameter's name by the rule: its name in checkpoints}.
+    numbered: modules whose names end in a number; the number stays part of the name.
+    prefix: name of a wrapper that some writers omit; added to names without the prefix.
+    ignored: patterns (* matches anything) of tensors in the files that are no parameters of the network: buffers of
+      older files, other networks of the same model.
+    aliases: {module's name in older or foreign files: module's name here}; for reading only.
+    renamed: {parameter's name by the rule: parameter's name in checkpoints}.
     tied: {copy: original} where files may hold a parameter twice; the copy is read only where the original is missing,
-      and never written.
+      and is never written.
   """
   numbered: frozenset[str] = frozenset()
   prefix: str = ""
@@ -63,10 +63,10 @@ _LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "
 
 
 def checkpoint_name(path: Path, table: NameTable) -> str:
-  """("down_blocks_0", "conv1", "kernel") -> "down_blocks.0.conv1.weight".
+  """Returns a parameter's name: ("down_blocks_0", "conv1", "kernel") -> "down_blocks.0.conv1.weight".
 
   Raises:
-    ValueError: the leaf is of no known kind.
+    ValueError: the last part of the path is no known kind of parameter.
   """
   *modules, leaf = path
   if leaf not in _LEAF:
@@ -77,26 +77,29 @@ def checkpoint_name(path: Path, table: NameTable) -> str:
 
 
 def full_name(name: str, table: NameTable) -> str:
-  """A name as a file has it, with the table's prefix in front and older names replaced by today's."""
+  """Returns a name of a file with the table's prefix added and aliases replaced."""
   name = ".".join(table.aliases.get(part, part) for part in name.split("."))
   return name if name.startswith(table.prefix) else table.prefix + name
 
 
 def is_ignored(name: str, table: NameTable) -> bool:
-  """Whether a full name is none of the network's parameters."""
+  """Returns whether a full name matches one of the table's ignored patterns."""
   return any(fnmatchcase(name, pattern) for pattern in table.ignored)
 
 
 def as_linear(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
-  """Shape of a tensor in a file; [O, I] for [O, I, 1, 1], a linear layer that older files have as a convolution."""
+  """Returns a tensor's shape; [O, I] for [O, I, 1, 1] where a linear layer is wanted.
+
+  Older files store some linear layers as convolutions.
+  """
   return shape[:2] if len(wanted) == 2 and shape[2:] == (1, 1) else shape
 
 
 def flax_paths(paths: Iterable[Path], table: NameTable) -> dict[str, Path]:
-  """{name in the checkpoint: Flax path} for all parameters of a network.
+  """Returns {name in the checkpoint: Flax path} of all parameters of a network.
 
   Raises:
-    ValueError: two paths have the same name, so the table lacks something.
+    ValueError: two paths have the same name, so the table lacks an entry.
   """
   by_name: dict[str, Path] = {}
   for path in paths:
@@ -108,19 +111,19 @@ def flax_paths(paths: Iterable[Path], table: NameTable) -> dict[str, Path]:
 
 
 def to_flax(path: Path, array: np.ndarray) -> np.ndarray:
-  """A checkpoint's array in the layout of the Flax parameter at `path` (a view)."""
+  """Returns a view of a checkpoint's array in the layout of the Flax parameter at `path`."""
   if path[-1] != "kernel":
     return array
   return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
 def to_checkpoint(path: Path, array: np.ndarray) -> np.ndarray:
-  """The inverse of `to_flax`."""
+  """Returns a view of a Flax parameter in the checkpoint's layout, the inverse of `to_flax`."""
   if path[-1] != "kernel":
     return array
   return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
 def checkpoint_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """The shape that a Flax parameter of the given shape has in the checkpoint."""
+  """Returns the shape in the checkpoint of a Flax parameter of the given shape."""
   return to_checkpoint(path, np.broadcast_to(np.zeros((), np.int8), shape)).shape

@@ -1,6 +1,6 @@
-"""Networks of published shapes without their weights: random parameters and random text, for timing and for memory.
+"""Draws random parameters and embeddings of published shapes, to measure time and memory.
 
-What they compute means nothing, but it is finite in bfloat16, and it takes as long as the real thing.
+The networks' outputs mean nothing, but are finite in bfloat16 and take as long as with the published weights.
 """
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sds_jax.types import Array, Params
 
 
 def random_params(shapes: Params, seed: int = 0) -> Params:
-  """Parameters of the given shapes and dtypes, put on the device one by one and in their dtype.
+  """Draws parameters of the given shapes and dtypes; each goes to the device before the next is drawn.
 
   Kernels and embeddings are uniform with variance 1 / fan-in, so that activations keep their size from layer to layer;
-  scales of norms are 1, biases uniform in [-0.02, 0.02]. Each depends on the seed and on its own name alone.
+  scales of norms are 1, biases uniform in [-0.02, 0.02]. Each parameter depends on the seed and its name only.
 
   Args:
     shapes: tree of `jax.ShapeDtypeStruct`.
-    seed: of everything.
+    seed: of all parameters.
   """
   def draw(path: names.Path, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
     if path[-1] == "scale":
@@ -37,13 +37,13 @@ def random_params(shapes: Params, seed: int = 0) -> Params:
     values *= 2 * limit
     return values.astype(leaf.dtype, copy=False)
 
-  # NumPy, not jax.random: that would compile a program for each of a hundred shapes, and on CPUs take longer to run.
+  # NumPy, since jax.random would compile a program for each of a hundred shapes, and is slower on CPUs.
   return traverse_util.unflatten_dict({path: jax.block_until_ready(jax.device_put(draw(path, leaf)))
                                        for path, leaf in traverse_util.flatten_dict(shapes).items()})
 
 
 def _fan_in(path: names.Path, shape: tuple[int, ...]) -> int:
-  """How many inputs each output of a kernel has; of an embedding, its length."""
+  """Returns the number of inputs of each output of a kernel; for an embedding, its length."""
   return math.prod(shape[:-1]) if path[-1] == "kernel" else shape[-1]
 
 
@@ -57,11 +57,11 @@ def random_text_encoder(width: int) -> Callable[[Sequence[str]], dict[str, Array
 
 
 def random_text(prompts: Sequence[str], tokens: int, width: int) -> Array:
-  """Embeddings [n, tokens, width] float32, standard normal: the same for the same prompt, others for others."""
+  """Draws standard normal embeddings [n, tokens, width] float32 that depend on the prompt only."""
   return jnp.stack([random_tokens(prompt.encode(), tokens, width) for prompt in prompts])
 
 
-def random_tokens(seen: bytes, tokens: int, width: int) -> Array:
-  """[tokens, width] float32, standard normal: the same for the same bytes, others for others."""
-  seed = int.from_bytes(hashlib.sha256(seen).digest()[:8], "big")
+def random_tokens(content: bytes, tokens: int, width: int) -> Array:
+  """Draws [tokens, width] float32, standard normal, that depend on the bytes only."""
+  seed = int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
   return jnp.asarray(np.random.default_rng(seed).standard_normal((tokens, width), np.float32))

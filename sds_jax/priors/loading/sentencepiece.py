@@ -1,8 +1,7 @@
-"""Unigram models of SentencePiece (arXiv:1808.06226): their `.model` files, for the `tokenizers` library.
+"""Reads unigram models of SentencePiece (arXiv:1808.06226) for the `tokenizers` library.
 
-Such a file is a protocol buffer. Of its format no more is read than a tokenizer needs, so that neither SentencePiece
-nor compiled message classes have to be installed. Numbers of fields are those of SentencePiece's
-`sentencepiece_model.proto`.
+A `.model` file is a protocol buffer. Only the fields that a tokenizer needs are parsed, so neither SentencePiece nor
+compiled message classes have to be installed. The field numbers are those of `sentencepiece_model.proto`.
 """
 from __future__ import annotations
 
@@ -16,23 +15,23 @@ from tokenizers import models, normalizers, pre_tokenizers
 from sds_jax.priors.loading.files import LARGEST_TEXT, CheckpointError, check_file
 
 _UNIGRAM, _UNKNOWN = 1, 2
-"""model_type of the trainer's settings; type of the piece that stands for what has none."""
+"""model_type in the trainer's settings; type of the piece for unknown text."""
 
 Fields = dict[int, list[int | bytes]]
 
 
 def load_unigram(path: Path, extra_ids: int) -> tokenizers.Tokenizer:
-  """The tokenizer in a SentencePiece file, as transformers makes T5's of it.
+  """Returns the tokenizer of a SentencePiece file, with the special tokens of T5 in transformers.
 
   Args:
     path: the `.model` file.
     extra_ids: number of tokens <extra_id_i> behind the file's pieces, the last one first.
 
-  Gives SentencePiece's ids, but where a combining accent follows a character that is normalized (a space, a ligature):
-  there, and on the tokens named below, the ids are those of transformers.
+  The ids are SentencePiece's, except where a combining accent follows a normalized character (a space, a ligature) and
+  for the special tokens: these ids are transformers'.
 
   Returns:
-    A tokenizer without end token, padding and truncation; <pad>, </s> and the extra tokens are found in texts.
+    A tokenizer without end token, padding and truncation; <pad>, </s> and the extra tokens are recognised in texts.
 
   Raises:
     CheckpointError: the file is missing, damaged or of a kind other than unigrams of words that begin with a space.
@@ -57,7 +56,7 @@ def load_unigram(path: Path, extra_ids: int) -> tokenizers.Tokenizer:
       backend.normalizer = normalizers.Precompiled(charsmap)
   except CheckpointError:
     raise
-  except Exception as error:  # the library raises bare Exceptions; damage shows as any error of reading
+  except Exception as error:  # the library raises bare Exceptions; damaged files raise any error
     raise CheckpointError(f"{path} is damaged or no SentencePiece model: {type(error).__name__}: {error}") from error
   backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
   known = {piece for piece, _ in vocabulary}
@@ -77,7 +76,7 @@ def _bytes(value: int | bytes) -> bytes:
 
 
 def _fields(data: bytes) -> Fields:
-  """{number: values in order} of one message; texts, messages and floats are bytes still."""
+  """Returns {field number: values in order} of one message; texts, messages and floats stay bytes."""
   fields: Fields = {}
   for number, value in _walk(data):
     fields.setdefault(number, []).append(value)
@@ -102,7 +101,7 @@ def _walk(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-  """(the number, where it ends): seven bits a byte, the lowest first."""
+  """Returns (value, end position) of a varint: seven bits a byte, the lowest first."""
   value = shift = 0
   while True:
     byte = data[at]

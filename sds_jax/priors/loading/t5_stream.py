@@ -1,8 +1,8 @@
-"""T5's encoder one block at a time, for encoders that don't fit the device.
+"""Runs T5's encoder one block at a time, for encoders that exceed the device's memory.
 
-T5 v1.1 XXL's has 4.8 billion parameters, and a text-to-3D run needs it once, for a handful of prompts. Here the device
-holds the parameters of one block at a time (0.39 GB in bfloat16), or those of the token embedding. All blocks have the
-same shapes, so one compiled function serves them all.
+T5 v1.1 XXL's encoder has 4.8 billion parameters, and a text-to-3D run needs the encoder once, for a few prompts. The
+device holds the parameters of one block (0.39 GB in bfloat16), or of the token embedding, at a time. All blocks have
+the same shapes, so one compiled function serves all of them.
 """
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ ReadPart = Callable[..., Params]
 
 
 def open_parts(folder: str | os.PathLike, dtype: Any = jnp.bfloat16) -> tuple[T5EncoderModel, ReadPart]:
-  """The encoder in a transformers folder, and what reads a part of its parameters from there whenever it is called.
+  """Returns the encoder in a transformers folder, and a function that reads a part of its parameters at each call.
 
   Args:
-    folder: as for `checkpoint.read_component`; all names and shapes are compared at once, from the files' headers.
-    dtype: of the parameters that the reader gives (host arrays), and of the network's activations.
+    folder: see `checkpoint.read_component`; all names and shapes are compared now, from the files' headers.
+    dtype: of the parameters (host arrays) and of the network's activations.
 
   Raises:
     CheckpointError: as `checkpoint.read_component`.
@@ -43,7 +43,7 @@ def open_parts(folder: str | os.PathLike, dtype: Any = jnp.bfloat16) -> tuple[T5
 
 
 def parts_of(params: Params) -> ReadPart:
-  """The reader of a parameter tree in memory (on the host, say)."""
+  """Returns the function that reads parts of a parameter tree in memory."""
   def read(*path: str) -> Params:
     tree = params
     for name in path:
@@ -55,13 +55,13 @@ def parts_of(params: Params) -> ReadPart:
 
 def encode_in_layers(read: ReadPart, model: T5EncoderModel, input_ids: Array,
                      attention_mask: Array | None = None) -> Array:
-  """What `model.apply` gives, with the parameters of one block on the device at a time.
+  """Computes `model.apply` with the parameters of one block at a time on the device.
 
-  Not for use under jit, since it reads while it runs.
+  Not for use under jit, since parameters are read between the blocks.
 
   Args:
-    read: gives the parameters at ("shared",), ("encoder", "relative_attention_bias"), ("encoder", "block_<i>") for i
-      from 0 to model.num_layers - 1, and ("encoder", "final_layer_norm"); each is asked for once, in this order.
+    read: returns the parameters at ("shared",), ("encoder", "relative_attention_bias"), ("encoder", "block_<i>") for i
+      from 0 to model.num_layers - 1, and ("encoder", "final_layer_norm"); each is read once, in this order.
     model: the encoder.
     input_ids, attention_mask: [B, T], as the encoder takes them.
 
@@ -72,8 +72,8 @@ def encode_in_layers(read: ReadPart, model: T5EncoderModel, input_ids: Array,
   bias = attention_bias(jnp.asarray(read("encoder", "relative_attention_bias")["embedding"]), input_ids.shape[1],
                         model.relative_attention_max_distance, attention_mask)
   for i in range(model.num_layers):
-    # Computations are queued: without waiting for each, all blocks' parameters would be put on the device at once. Nor
-    # may a name hold on to them, while the next ones come.
+    # JAX queues computations: without the wait, all blocks' parameters would be on the device together. A name bound to
+    # the parameters would keep them alive while the next block is read.
     x = jax.block_until_ready(_block(model, jax.device_put(read("encoder", f"block_{i}")), x, bias))
   norm = RMSNorm(model.layer_norm_epsilon, model.dtype)
   return norm.apply({"params": jax.device_put(read("encoder", "final_layer_norm"))}, x)

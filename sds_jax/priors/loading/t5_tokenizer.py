@@ -1,4 +1,4 @@
-"""T5's tokenizer (SentencePiece unigrams, arXiv:1808.06226), from tokenizer.json or spiece.model, by `tokenizers`."""
+"""T5's tokenizer (SentencePiece unigrams, arXiv:1808.06226), from tokenizer.json or spiece.model."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from sds_jax.priors.loading.sentencepiece import load_unigram
 _CLASSES = ("T5Tokenizer", "T5TokenizerFast")
 
 FILES = ("tokenizer.json", "spiece.model")
-"""What a tokenizer is read from; the first that is there."""
+"""The files of a tokenizer; the first existing one is read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +26,9 @@ class T5Tokenizer:
 
   Attributes:
     backend: splits text into ids, without the special tokens.
-    eos, pad: ids put behind, and up to the full length (1 and 0 in published vocabularies).
-    length: of every row; DeepFloyd IF has 77.
-    lower: whether texts are lower-cased and stripped first, as the captions of DeepFloyd IF are.
+    eos, pad: ids of the end and of the padding (1 and 0 in published vocabularies).
+    length: number of tokens of every row; DeepFloyd IF has 77.
+    lower: whether texts are lower-cased and stripped first, like the captions of DeepFloyd IF.
   """
   backend: tokenizers.Tokenizer
   eos: int
@@ -37,9 +37,9 @@ class T5Tokenizer:
   lower: bool = True
 
   def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """ids [n, length] int32: words, end, padding; mask [n, length] bool: False on padding.
+    """Returns ids [n, length] int32 (words, end, padding) and mask [n, length] bool, False on padding.
 
-    Text that doesn't fit is cut, with a warning that says what.
+    Longer texts are cut, with a warning that quotes the cut part.
 
     Raises:
       TypeError: a single string was given.
@@ -51,19 +51,19 @@ class T5Tokenizer:
     for row, text in enumerate(texts):
       text = text.lower().strip() if self.lower else text
       encoded = self.backend.encode(text, add_special_tokens=False)
-      room = self.length - 1
-      if len(encoded.ids) > room:
-        warnings.warn(f"the text encoder sees the first {room} tokens only; cut off from {text!r}: "
-                      f"{text[encoded.offsets[room][0]:]!r}", stacklevel=2)
-      tokens = [*encoded.ids[:room], self.eos]
+      limit = self.length - 1
+      if len(encoded.ids) > limit:
+        warnings.warn(f"the text encoder sees the first {limit} tokens only; cut off from {text!r}: "
+                      f"{text[encoded.offsets[limit][0]:]!r}", stacklevel=2)
+      tokens = [*encoded.ids[:limit], self.eos]
       ids[row, :len(tokens)], mask[row, :len(tokens)] = tokens, True
     return ids, mask
 
 
 def load_t5_tokenizer(folder: str | os.PathLike, length: int = 77, lower: bool = True) -> T5Tokenizer:
-  """The tokenizer in a folder with tokenizer.json or, as DeepFloyd's have it, spiece.model; the former goes first.
+  """Returns the tokenizer in a folder with tokenizer.json or spiece.model (DeepFloyd's folders).
 
-  tokenizer_config.json is read where there is one.
+  tokenizer.json is preferred; tokenizer_config.json is read where there is one.
 
   Raises:
     CheckpointError: both are missing, or the file is damaged or of another kind of tokenizer.

@@ -1,7 +1,7 @@
 """CLIP's byte-pair tokenizer, from the `tokenizer/` folder of a diffusers checkpoint.
 
-Gives the ids of transformers' CLIPTokenizer; built on the `tokenizers` library, since importing transformers takes
-seconds.
+The ids are those of transformers' CLIPTokenizer. The `tokenizers` library does the work, since importing transformers
+takes seconds.
 """
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tokenizers import models, normalizers, pre_tokenizers
 from sds_jax.priors.loading.files import CheckpointError, is_there, read_json, read_text
 
 _WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
-"""What CLIP's tokenizer takes for a word (arXiv:2103.00020, reference implementation)."""
+"""Pattern of a word in CLIP's tokenizer (arXiv:2103.00020, reference implementation)."""
 
 _DEFAULTS = dict(bos_token="<|startoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>",
                  pad_token="<|endoftext|>")
 _DEFAULT_LENGTH = 77
-"""Of every published CLIP text encoder; for folders whose tokenizer_config.json doesn't say."""
+"""Length of all published CLIP text encoders, for a tokenizer_config.json without a length."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +33,8 @@ class CLIPTokenizer:
 
   Attributes:
     backend: splits text into ids, without the special tokens.
-    bos, eos, pad: ids put in front, behind, and up to the full length.
-    length: of every row (model_max_length).
+    bos, eos, pad: ids of the start, the end and the padding.
+    length: number of tokens of every row (model_max_length).
   """
   backend: tokenizers.Tokenizer
   bos: int
@@ -43,7 +43,9 @@ class CLIPTokenizer:
   length: int
 
   def __call__(self, texts: Sequence[str]) -> np.ndarray:
-    """[n, length] int32: start, words, end, padding. Text that doesn't fit is cut, with a warning that says what.
+    """Returns ids [n, length] int32: start, words, end, padding.
+
+    Longer texts are cut, with a warning that quotes the cut part.
 
     Raises:
       TypeError: a single string was given.
@@ -53,18 +55,19 @@ class CLIPTokenizer:
     rows = np.full((len(texts), self.length), self.pad, np.int32)
     for row, text in zip(rows, texts):
       encoded = self.backend.encode(text, add_special_tokens=False)
-      room = self.length - 2
-      if len(encoded.ids) > room:
-        warnings.warn(f"the text encoder sees the first {room} tokens only; cut off from {text!r}: "
-                      f"{text[encoded.offsets[room][0]:]!r}", stacklevel=2)
-      ids = [self.bos, *encoded.ids[:room], self.eos]
+      limit = self.length - 2
+      if len(encoded.ids) > limit:
+        warnings.warn(f"the text encoder sees the first {limit} tokens only; cut off from {text!r}: "
+                      f"{text[encoded.offsets[limit][0]:]!r}", stacklevel=2)
+      ids = [self.bos, *encoded.ids[:limit], self.eos]
       row[:len(ids)] = ids
     return rows
 
 
 def load_tokenizer(folder: str | os.PathLike) -> CLIPTokenizer:
-  """The tokenizer in a folder with vocab.json, merges.txt and, where they exist, tokenizer_config.json and
-  special_tokens_map.json.
+  """Returns the tokenizer in a folder with vocab.json and merges.txt.
+
+  tokenizer_config.json and special_tokens_map.json are read where they exist.
 
   Raises:
     CheckpointError: a file is missing, damaged, of another kind of tokenizer, or doesn't fit the others.
@@ -114,7 +117,7 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-  """The special tokens as strings, and model_max_length."""
+  """Returns the special tokens as strings, and model_max_length."""
   values = {name: read_json(folder / name) if is_there(folder / name) else {}
             for name in ("special_tokens_map.json", "tokenizer_config.json")}
   config = values["tokenizer_config.json"]
@@ -124,8 +127,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
                           "supported: 'CLIPTokenizer'")
   if not config.get("do_lower_case", True):
     raise CheckpointError(f"{folder / 'tokenizer_config.json'}: do_lower_case=False is not supported; supported: True")
-  # transformers' order: older folders have the last word in special_tokens_map.json (SD 2.x pads with "!" by that file
-  # alone), newer ones carry added_tokens_decoder and that file is not read.
+  # transformers' order: in older folders special_tokens_map.json wins (SD 2.x pads with "!" by that file alone); newer
+  # folders have added_tokens_decoder, and special_tokens_map.json is not read.
   last = {} if "added_tokens_decoder" in config else values["special_tokens_map.json"]
   tokens = dict(_DEFAULTS)
   for role, token in [*config.items(), *last.items()]:
@@ -137,5 +140,5 @@ def _read_config(folder: Path) -> dict[str, Any]:
   length = config.get("model_max_length")
   if length is not None and not (isinstance(length, (int, float)) and length >= 2):
     raise CheckpointError(f"{folder / 'tokenizer_config.json'}: model_max_length={length!r} is no length")
-  # A tokenizer saved without a length has 1e30 for it, or null.
+  # A tokenizer saved without a length has 1e30 or null.
   return tokens | dict(model_max_length=int(length) if length is not None and length < 1e6 else _DEFAULT_LENGTH)

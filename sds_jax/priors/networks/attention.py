@@ -1,4 +1,4 @@
-"""What stands between the residual blocks of a text-conditioned U-Net: a transformer, or attention alone."""
+"""Attention modules between the residual blocks of a text-conditioned U-Net."""
 from __future__ import annotations
 
 from functools import partial
@@ -16,13 +16,16 @@ Dtype = Any
 
 
 def to_heads(x: Array, features: int, heads: int, *, name: str, dtype: Dtype, use_bias: bool = True) -> Array:
-  """A linear layer `name` of the calling module, split into heads: [B, T, D] -> [B, T, heads, features / heads]."""
+  """Applies the linear layer `name` and splits it into heads: [B, T, D] -> [B, T, heads, features / heads].
+
+  The layer belongs to the calling module.
+  """
   y = nn.Dense(features, use_bias=use_bias, dtype=dtype, name=name)(x)
   return y.reshape(*y.shape[:-1], heads, features // heads)
 
 
 class Attention(nn.Module):
-  """Multi-head attention of x [B, T, C] to context [B, S, D] (to itself when context is None) -> [B, T, C]."""
+  """Multi-head attention of x [B, T, C] to context [B, S, D] (None: to x) -> [B, T, C]."""
   heads: int
   dtype: Dtype = jnp.float32
   implementation: str = "auto"
@@ -81,7 +84,7 @@ class Transformer2DModel(nn.Module):
   Attributes:
     heads: number of attention heads; must divide C.
     layers: number of transformer blocks.
-    groups: of the group norm in front.
+    groups: number of groups of the norm in front.
     use_linear_projection: whether the projections in and out are stored as linear layers (SD 2.x) or 1x1
       convolutions (SD 1.x). The function is the same.
   """
@@ -108,12 +111,12 @@ class Transformer2DModel(nn.Module):
 class AddedKVAttention(nn.Module):
   """Attention of the pixels of x [B, H, W, C] to context [B, S, D] and to each other; residual -> [B, H, W, C].
 
-  Text and pixels stand in one softmax: keys and values of the text come in front of those of the pixels
+  One softmax covers text and pixels: the text's keys and values precede the pixels' keys and values
   (arXiv:2112.10741, section 4.1; DeepFloyd IF).
 
   Attributes:
     head_dim: width of a head; must divide C.
-    groups: of the norm of the pixels.
+    groups: number of groups of the pixels' norm.
     context_norm: whether the text is group-normed, in 32 groups of channels over all tokens; needs D divisible by 32.
   """
   head_dim: int
@@ -139,7 +142,7 @@ class AddedKVAttention(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-  """One vector from context [B, T, C], by attention of its mean (plus a learned vector) to all -> [B, C]."""
+  """Attention pooling: the mean of context [B, T, C] plus a learned vector attends to all tokens -> [B, C]."""
   heads: int
   dtype: Dtype = jnp.float32
 
@@ -157,7 +160,7 @@ class AttentionPooling(nn.Module):
 
 
 class TextTimeEmbedding(nn.Module):
-  """The whole text as one vector to add to the time embedding: [B, T, C] -> [B, features]."""
+  """The pooled text, to add to the time embedding: [B, T, C] -> [B, features]."""
   features: int
   heads: int
   dtype: Dtype = jnp.float32

@@ -21,7 +21,7 @@ _NO_EFFECT = frozenset({
   "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "projection_dim", "return_dict",
   "tie_word_embeddings", "torch_dtype", "transformers_version",
 })
-"""Keys of a config.json that leave the last hidden state as it is."""
+"""Keys of a config.json without effect on the last hidden state."""
 
 _ACTS = ("quick_gelu", "gelu")
 
@@ -84,7 +84,7 @@ class CLIPEmbeddings(nn.Module):
 
 
 class CLIPEncoder(nn.Module):
-  """The stack of layers: [B, T, D] -> [B, T, D]. The last `skip` have parameters, but no effect."""
+  """The stack of layers: [B, T, D] -> [B, T, D]. The last `skip` layers have parameters, but no effect."""
   layers: int
   layer: Mapping[str, Any]
   skip: int = 0
@@ -93,13 +93,13 @@ class CLIPEncoder(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     states = [x]
-    for i in range(self.layers):  # those after the last that counts are dead code to the compiler
+    for i in range(self.layers):  # XLA removes the skipped layers as dead code
       states.append(CLIPLayer(**self.layer, dtype=self.dtype, name=f"layers_{i}")(states[-1]))
     return states[self.layers - self.skip]
 
 
 class CLIPTextTransformer(nn.Module):
-  """Embeddings, encoder and final layer norm; exists so that parameters carry the prefix `text_model`."""
+  """Embeddings, encoder and final layer norm; gives the parameters the prefix `text_model`."""
   embeddings: Mapping[str, Any]
   encoder: Mapping[str, Any]
   eps: float
@@ -113,11 +113,11 @@ class CLIPTextTransformer(nn.Module):
 
 
 class CLIPTextModel(nn.Module):
-  """CLIP's text encoder up to the final layer norm (before pooling): what a text-to-image U-Net attends to.
+  """CLIP's text encoder up to the final layer norm, before pooling.
 
-  Attributes are the keys of a transformers CLIPTextConfig, and two that no config has: `dtype` is that of activations;
-  `clip_skip` is how many of the last layers are left out before the final norm (as diffusers' option of that name). The
-  text encoders in Stable Diffusion 2's folders come without the layer to be skipped, so that 0 is right for them.
+  Attributes are the keys of a transformers CLIPTextConfig, and two that no config has. `dtype` is the dtype of
+  activations. `clip_skip` is the number of last layers to skip before the final norm (diffusers' option of that name).
+  The text encoders in Stable Diffusion 2's folders lack the layer to be skipped, so 0 is right for them.
   """
   vocab_size: int = 49408
   hidden_size: int = 512
@@ -132,7 +132,7 @@ class CLIPTextModel(nn.Module):
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> CLIPTextModel:
-    """The network that a transformers config.json describes.
+    """Returns the network that a transformers config.json describes.
 
     Raises:
       ValueError: an option is unknown or unsupported; the message has the key, its value and what is supported.
@@ -152,7 +152,7 @@ class CLIPTextModel(nn.Module):
 
   @nn.compact
   def __call__(self, input_ids: Array) -> Array:
-    """input_ids [B, T] integers, T <= max_position_embeddings -> last hidden state [B, T, hidden_size].
+    """Encodes input_ids [B, T] integers, T <= max_position_embeddings, to [B, T, hidden_size].
 
     Raises:
       ValueError: T is too long, the heads don't divide the width, or there aren't `clip_skip` layers.

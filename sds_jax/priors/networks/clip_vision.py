@@ -18,13 +18,13 @@ _NO_EFFECT = frozenset({
   "initializer_factor", "initializer_range", "is_encoder_decoder", "label2id", "model_type", "output_attentions",
   "output_hidden_states", "problem_type", "return_dict", "tie_word_embeddings", "torch_dtype", "transformers_version",
 })
-"""Keys of a config.json that leave the embedding as it is."""
+"""Keys of a config.json without effect on the embedding."""
 
 _ACTS = ("quick_gelu", "gelu")
 
 
 class CLIPVisionEmbeddings(nn.Module):
-  """Patches and a class token, with their places: [B, S, S, C] -> [B, 1 + (S / patch)^2, D]."""
+  """Class token and patches plus position embeddings: [B, S, S, C] -> [B, 1 + (S / patch)^2, D]."""
   width: int
   patch: int
   dtype: Any = jnp.float32
@@ -41,7 +41,7 @@ class CLIPVisionEmbeddings(nn.Module):
 
 
 class CLIPVisionTransformer(nn.Module):
-  """Embeddings, encoder and norms; exists so that parameters carry the prefix `vision_model`."""
+  """Embeddings, encoder and norms; gives the parameters the prefix `vision_model`."""
   embeddings: Mapping[str, Any]
   encoder: Mapping[str, Any]
   eps: float
@@ -56,9 +56,9 @@ class CLIPVisionTransformer(nn.Module):
 
 
 class CLIPVisionModelWithProjection(nn.Module):
-  """CLIP's image encoder, its tokens projected to the space that it shares with the text.
+  """CLIP's image encoder, with tokens projected to the space shared with text.
 
-  Attributes are the keys of a transformers CLIPVisionConfig; `dtype` is that of activations.
+  Attributes are the keys of a transformers CLIPVisionConfig; `dtype` is the dtype of activations.
   """
   hidden_size: int = 768
   intermediate_size: int = 3072
@@ -74,7 +74,7 @@ class CLIPVisionModelWithProjection(nn.Module):
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> CLIPVisionModelWithProjection:
-    """The network that a transformers config.json describes.
+    """Returns the network that a transformers config.json describes.
 
     Raises:
       ValueError: an option is unknown or unsupported; the message has the key, its value and what is supported.
@@ -94,13 +94,14 @@ class CLIPVisionModelWithProjection(nn.Module):
 
   @nn.compact
   def __call__(self, pixels: Array) -> Array:
-    """pixels [B, image_size, image_size, num_channels], normalised -> [B, 1 + patches, projection_dim].
+    """Encodes normalised pixels [B, image_size, image_size, num_channels] to [B, 1 + patches, projection_dim].
 
-    The first token is transformers' `image_embeds`, the one of the whole picture; the others are of its patches, row
-    by row.
+    The first token, transformers' `image_embeds`, stands for the whole image. The others stand for its patches, row by
+    row.
 
     Raises:
-      ValueError: the picture is of another size, or the heads or the patches don't divide what they should.
+      ValueError: the image has another size, the heads don't divide hidden_size, or the patches don't divide
+        image_size.
     """
     if pixels.shape[1:] != (self.image_size, self.image_size, self.num_channels):
       raise ValueError(f"pixels have shape {pixels.shape}, the image encoder takes "

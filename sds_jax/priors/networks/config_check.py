@@ -1,4 +1,4 @@
-"""Reading the options of a diffusers config.json: those that a network has, and a clear refusal of all others."""
+"""Reads the supported options of a diffusers config.json and refuses all others."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -8,14 +8,14 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What the config.json of one network may say.
+  """The supported options of one network's config.json.
 
   Attributes:
-    network: its name, for messages.
-    free: keys that any value of the right type is good for.
-    choices: keys that are fields of the network, with the values that it can do.
-    choices_per_block: the same for lists with one entry a block.
-    neutral: keys that are no fields: only the values under which they change nothing are accepted.
+    network: name of the network, for messages.
+    free: fields of the network that accept any value of the right type.
+    choices: {field of the network: supported values}.
+    choices_per_block: {field of the network: supported values of each entry}, for lists with one entry a block.
+    neutral: {key that is no field: values under which the key changes nothing}; other values are refused.
     no_effect: keys without effect on the function.
   """
   network: str
@@ -27,10 +27,10 @@ class Options:
 
 
 def read_fields(options: Options, config: Mapping[str, Any]) -> dict[str, Any]:
-  """The network's fields from a parsed config.json; lists become tuples, keys that begin with _ are left out.
+  """Returns the network's fields from a parsed config.json; lists become tuples, keys that begin with _ are dropped.
 
   Raises:
-    ValueError: naming the key, its value and what is supported.
+    ValueError: a value is not supported; the message has the key, the value and the supported values.
   """
   fields = {}
   for key, value in config.items():

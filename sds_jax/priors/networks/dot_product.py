@@ -1,4 +1,4 @@
-"""Scaled dot-product attention (arXiv:1706.03762, equation 1), computed in one of several ways that agree."""
+"""Scaled dot-product attention (arXiv:1706.03762, equation 1) in several equivalent implementations."""
 from __future__ import annotations
 
 import math
@@ -10,31 +10,31 @@ import jax.numpy as jnp
 from sds_jax.types import Array
 
 IMPLEMENTATIONS = ("auto", "xla", "chunked", "cudnn")
-"""Ways to compute attention that `dot_product_attention` knows."""
+"""The implementations of `dot_product_attention`."""
 
 CHUNK_BYTES = 256 * 2**20
-"""`chunked` has no more float32 scores than this at once; `auto` computes more than this in chunks."""
+"""Upper limit of the float32 scores in memory for "chunked"; "auto" uses chunks above the same limit."""
 
 _SMALL_BYTES = 16 * 2**20
-"""Scores that fit this are left to XLA by `auto`: a fused kernel would save next to nothing."""
+"""Up to this size of the scores "auto" uses XLA, since a fused kernel would save next to nothing."""
 
 
 def dot_product_attention(q: Array, k: Array, v: Array, *, bias: Array | None = None, scale: float | None = None,
                           is_causal: bool = False, implementation: str = "auto") -> Array:
-  """softmax(scale q k^T + bias) v, the only place where the networks of this package attend.
+  """Computes softmax(scale q k^T + bias) v; all attention of this package goes through this function.
 
-  Scores and softmax are computed in float32 whatever the inputs are (so `upcast_attention` of a config always holds).
+  Scores and softmax are float32 for inputs of any dtype (so `upcast_attention` of a config always holds).
 
   Args:
     q: [B, T, heads, D].
     k, v: [B, S, heads, D], of q's dtype.
     bias: added to the scores, [B or 1, heads or 1, T or 1, S], or None.
-    scale: of the scores; None: 1 / sqrt(D).
+    scale: factor of the scores; None: 1 / sqrt(D).
     is_causal: whether position i sees positions up to i only.
-    implementation: "xla" has all scores at once; "chunked" takes blocks of queries one after the other (equal maths,
-      `CHUNK_BYTES` of scores at once, in the gradient too); "cudnn" is the fused kernel of CUDA GPUs; "auto" decides by
-      `choose_implementation` at trace time, for the default backend and the shapes that it sees (under vmap those of
-      one example).
+    implementation: "xla" keeps all scores in memory; "chunked" computes blocks of queries one after the other (equal
+      maths, `CHUNK_BYTES` of scores in memory, in the gradient too); "cudnn" is the fused kernel of CUDA GPUs; "auto"
+      decides by `choose_implementation` at trace time, for the default backend and the traced shapes (under vmap, the
+      shapes of one example).
 
   Returns:
     [B, T, heads, D].
@@ -61,7 +61,7 @@ def dot_product_attention(q: Array, k: Array, v: Array, *, bias: Array | None = 
 
 def choose_implementation(platform: str, dtype: Any, head_dim: int, queries: int, keys: int, batch_heads: int,
                           plain: bool = True) -> str:
-  """What "auto" means: "xla" for few scores, else "cudnn" where it can run, else "chunked" for very many.
+  """Resolves "auto": "xla" for few scores, else "cudnn" where the kernel can run, else "chunked" for very many.
 
   Args:
     platform: "cuda", "rocm", "tpu", "cpu".
@@ -79,10 +79,10 @@ def choose_implementation(platform: str, dtype: Any, head_dim: int, queries: int
 
 
 def cudnn_obstacle(platform: str, dtype: Any, head_dim: int, queries: int, keys: int, plain: bool = True) -> str | None:
-  """Why the fused kernel can't run, or None. Arguments are those of `choose_implementation`.
+  """Returns why the fused kernel can't run, or None. Arguments are those of `choose_implementation`.
 
-  The rules are those that jax has for every architecture since Ampere, and for the gradient as well (odd lengths would
-  do without one).
+  The rules are jax's rules for all architectures since Ampere, including the gradient (which alone forbids odd
+  lengths).
   """
   if platform != "cuda":
     return f"needs a CUDA GPU, the default backend is {platform}"
@@ -96,7 +96,7 @@ def cudnn_obstacle(platform: str, dtype: Any, head_dim: int, queries: int, keys:
 
 
 def _platform() -> str:
-  """The default backend; GPUs by their vendor's library, since only CUDA has cuDNN."""
+  """Returns the default backend; "cuda" or "rocm" for GPUs, since only CUDA has cuDNN."""
   backend = jax.default_backend()
   if backend != "gpu":
     return backend
@@ -105,7 +105,7 @@ def _platform() -> str:
 
 def _attend(q: Array, k: Array, v: Array, bias: Array | None, scale: float, is_causal: bool,
             first_query: Array | int = 0) -> Array:
-  """All scores at once; `first_query` is the position of q's first row among all queries."""
+  """Attends with all scores in memory; `first_query` is the position of q's first row among all queries."""
   # Not jax.nn.dot_product_attention: under strict dtype promotion its "xla" refuses bfloat16.
   scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) * scale
   if bias is not None:
@@ -117,13 +117,13 @@ def _attend(q: Array, k: Array, v: Array, bias: Array | None, scale: float, is_c
 
 
 def _chunked(q: Array, k: Array, v: Array, bias: Array | None, scale: float, is_causal: bool, max_bytes: int) -> Array:
-  """`_attend` for blocks of queries in turn, as large as max_bytes of scores allow (one query at least)."""
+  """Attends block by block; a block has as many queries as max_bytes of scores allow, at least one."""
   b, t, heads, _ = q.shape
   blocks = -(-t // max(1, max_bytes // (4 * b * heads * k.shape[1])))
   rows = -(-t // blocks)
 
   def split(x: Array, axis: int) -> Array:
-    """[..., T, ...] -> [blocks, ..., rows, ...]; the last block is filled up with zeros."""
+    """Splits [..., T, ...] into [blocks, ..., rows, ...]; zeros fill up the last block."""
     x = jnp.pad(x, [(0, blocks * rows - t if i == axis else 0) for i in range(x.ndim)])
     return jnp.moveaxis(x.reshape(*x.shape[:axis], blocks, rows, *x.shape[axis + 1:]), axis, 0)
 

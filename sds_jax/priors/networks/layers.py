@@ -1,6 +1,6 @@
-"""What the networks of a latent- or pixel-diffusion U-Net are made of besides attention. Everything is NHWC.
+"""Layers of U-Nets and autoencoders, without attention. The layout is NHWC.
 
-Submodules carry the names that diffusers gives them (`conv1`, `time_emb_proj`, ...), so that the table from checkpoint
+Submodules have the names that diffusers gives them (`conv1`, `time_emb_proj`, ...), so that the table from checkpoint
 names to Flax paths stays one rule (see names.py).
 """
 from __future__ import annotations
@@ -23,12 +23,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   "gelu": partial(jax.nn.gelu, approximate=False),
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
-"""Activation functions by the names that published configs use (`gelu` is the exact one)."""
+"""Activation functions by their names in published configs; `gelu` is the exact function."""
 
 
 def conv(features: int, kernel: int = 3, stride: int = 1, padding: int | None = None, *, dtype: Dtype,
          name: str) -> nn.Conv:
-  """A square convolution with torch's symmetric integer padding (`same` for odd kernels when padding is None)."""
+  """Returns a square convolution with torch's symmetric padding (None: `same`, for odd kernels)."""
   pad = (kernel - 1) // 2 if padding is None else padding
   return nn.Conv(features, (kernel, kernel), strides=(stride, stride), padding=((pad, pad), (pad, pad)), dtype=dtype,
                  name=name)
@@ -37,7 +37,7 @@ def conv(features: int, kernel: int = 3, stride: int = 1, padding: int | None = 
 class GroupNorm(nn.Module):
   """Group normalization (arXiv:1803.08494) over H, W and the channels of a group: [B, H, W, C] -> [B, H, W, C].
 
-  Statistics are in float32 by two passes, whatever `dtype` is; normalization, scale and shift are then one
+  Statistics are computed in float32 in two passes, for any `dtype`; normalization, scale and shift are then one
   multiply-add per element. (Flax's own norms mix dtypes, which strict promotion refuses in bfloat16.)
   """
   groups: int
@@ -65,7 +65,7 @@ class GroupNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-  """Layer normalization over the last axis, in float32 whatever `dtype` is: [B, T, C] -> [B, T, C]."""
+  """Layer normalization over the last axis, in float32 for any `dtype`: [B, T, C] -> [B, T, C]."""
   epsilon: float = 1e-5
   dtype: Dtype = jnp.float32
 
@@ -80,12 +80,12 @@ class LayerNorm(nn.Module):
 
 
 def sinusoidal_embedding(t: Array, dim: int, flip_sin_to_cos: bool = True, freq_shift: float = 0.) -> Array:
-  """Sinusoids of the time index (arXiv:1706.03762, section 3.5), as diffusion networks use them.
+  """Returns sinusoids of the time index (arXiv:1706.03762, section 3.5).
 
   Args:
     t: [B] time index, integer or float.
-    dim: number of features; an odd one is filled up with a zero.
-    flip_sin_to_cos: cosines first rather than sines first.
+    dim: number of features; a zero fills up an odd number.
+    flip_sin_to_cos: whether the cosines come first.
     freq_shift: frequencies are 10000^(-i / (dim/2 - freq_shift)).
 
   Returns:
@@ -99,7 +99,7 @@ def sinusoidal_embedding(t: Array, dim: int, flip_sin_to_cos: bool = True, freq_
 
 
 class TimestepEmbedding(nn.Module):
-  """Two-layer perceptron [B, D] -> [B, features] on top of sinusoids, or of any feature vector."""
+  """Two-layer perceptron of sinusoids or other features: [B, D] -> [B, features]."""
   features: int
   act_fn: str = "silu"
   dtype: Dtype = jnp.float32
@@ -114,11 +114,11 @@ class ResnetBlock2D(nn.Module):
   """Residual block with a time embedding, or without: (x [B, H, W, C], emb [B, D] or None) -> [B, H, W, features].
 
   Attributes:
-    features: output channels; a 1x1 `conv_shortcut` joins when they differ from the input's.
-    groups, eps: of both group norms.
+    features: output channels; where the input has another number, a 1x1 `conv_shortcut` follows the input.
+    groups, eps: number of groups and epsilon of both group norms.
     act_fn: name in ACTIVATIONS.
     time_scale_shift: "default" adds the embedding before the second norm, "scale_shift" modulates after it.
-    output_scale_factor: the sum of both branches is divided by it.
+    output_scale_factor: divisor of the sum of both branches.
     resample: "down" halves height and width of both branches in front of the first convolution by `average_pool`, "up"
       doubles them by `upsample_nearest`, None keeps them.
   """
@@ -156,19 +156,19 @@ class ResnetBlock2D(nn.Module):
 
 
 def average_pool(x: Array) -> Array:
-  """The mean of each 2x2 pixels: [B, H, W, C] -> [B, H/2, W/2, C]."""
+  """Averages blocks of 2x2 pixels: [B, H, W, C] -> [B, H/2, W/2, C]."""
   b, h, w, c = x.shape
   return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 
 
 def upsample_nearest(x: Array) -> Array:
-  """Each pixel four times: [B, H, W, C] -> [B, 2H, 2W, C]."""
+  """Repeats each pixel 2x2 times: [B, H, W, C] -> [B, 2H, 2W, C]."""
   b, h, w, c = x.shape
   return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 
 class Downsample2D(nn.Module):
-  """Convolution of stride 2: [B, H, W, C] -> [B, H/2, W/2, features]. Padding 0 means one row and column at the end."""
+  """Convolution of stride 2: [B, H, W, C] -> [B, H/2, W/2, features]. Padding 0 pads a row and a column at the end."""
   features: int
   padding: int = 1
   dtype: Dtype = jnp.float32

@@ -18,18 +18,18 @@ _OWN_WIDTHS = dict(in_features=None, out_features=None)
 
 
 class CCProjection(nn.Module):
-  """Zero-1-to-3's layer from a picture's tokens and the pose to what is attended to: [..., in] -> [..., out]."""
+  """Zero-1-to-3's projection of a photo's tokens and the pose to cross-attention tokens: [..., in] -> [..., out]."""
   in_features: int
   out_features: int
   dtype: Any = jnp.float32
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> CCProjection:
-    """The layer that a config.json describes, by `in_features` and `out_features`, or as published folders say it.
+    """Returns the layer that a config.json describes, by `in_features` and `out_features` or by published keys.
 
-    Those of class `CLIPCameraProjection` have `embedding_dim`, the width of a token before and after, and
-    `additional_embeddings`, that of the pose. Those of class `CCProjection` have `in_channel` and `out_channel`, or
-    nothing: diffusers writes no arguments there that the class did not register, and they are the class's defaults.
+    Configs of class `CLIPCameraProjection` have `embedding_dim`, the width of a token before and after, and
+    `additional_embeddings`, the width of the pose. Configs of class `CCProjection` have `in_channel` and `out_channel`,
+    or neither: diffusers does not write arguments that the class did not register, so the class's defaults apply.
 
     Raises:
       ValueError: a width is missing or no positive integer, or a key is unknown.
@@ -52,16 +52,16 @@ class CCProjection(nn.Module):
 
 
 class ElevationHead(nn.Dense):
-  """From a picture's first token to the elevation that it was taken from, radians: [..., in] -> [..., 1]."""
+  """Estimates the camera's elevation (radians) from a photo's first token: [..., in] -> [..., 1]."""
   features: int = 1
   in_features: int = 0
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> ElevationHead:
-    """The layer that a config.json describes, by its `in_features`.
+    """Returns the layer that a config.json describes, by its `in_features`.
 
     Raises:
-      ValueError: it is missing or no positive integer.
+      ValueError: in_features is missing or no positive integer.
     """
     return cls(in_features=_width(config, "in_features", "ElevationHead"), **overrides)
 
@@ -78,6 +78,6 @@ def _width(config: Mapping[str, Any], key: str, name: str) -> int:
 
 
 def with_pose(tokens: Array, pose: Array) -> Array:
-  """Each token beside the pose: [B, T, D], [B, P] -> [B, T, D + P]."""
+  """Appends the pose to each token: [B, T, D], [B, P] -> [B, T, D + P]."""
   beside = jnp.broadcast_to(pose[:, None].astype(tokens.dtype), (*tokens.shape[:2], pose.shape[-1]))
   return jnp.concatenate([tokens, beside], axis=-1)

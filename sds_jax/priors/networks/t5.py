@@ -1,11 +1,11 @@
 """The encoder of T5 and T5 v1.1 (arXiv:1910.10683, arXiv:2002.05202), with transformers' config keys and names.
 
-DeepFloyd IF reads its captions with T5 v1.1 XXL. Against the transformer of CLIP: norms have neither mean nor bias,
+DeepFloyd IF encodes its captions with T5 v1.1 XXL. Unlike in the transformer of CLIP, norms have neither mean nor bias,
 scores are not scaled, and positions enter through one table of biases by distance that all blocks share.
 
-Under 16-bit activations the residual stream stays in float32, and the products added to it (`o`, `wo`) are made of
-16-bit inputs in float32: the stream of the large T5s exceeds float16's range and wants more digits than bfloat16 has.
-(transformers gets there by keeping the weights of `wo` in float32 when it loads float16.)
+With 16-bit activations the residual stream stays float32, and the products added to the stream (`o`, `wo`) accumulate
+16-bit inputs in float32: the stream of the large T5s exceeds float16's range and needs more digits than bfloat16 has.
+(transformers keeps the weights of `wo` in float32 for the same reason when it loads float16.)
 """
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _NO_EFFECT = frozenset({
   "problem_type", "return_dict", "scale_decoder_outputs", "task_specific_params", "tie_word_embeddings",
   "tokenizer_class", "torch_dtype", "transformers_version", "use_cache",
 })
-"""Keys of a config.json that leave the encoder's last hidden state as it is."""
+"""Keys of a config.json without effect on the encoder's last hidden state."""
 
 _FIXED = {
   "relu": dict(model_type="t5", is_decoder=False, dense_act_fn="relu", is_gated_act=False),
   "gated-gelu": dict(model_type="t5", is_decoder=False, dense_act_fn="gelu_new", is_gated_act=True),
 }
-"""{feed_forward_proj: what other keys must say where they are there}."""
+"""{feed_forward_proj: {key: the only legal value, where the key is present}}."""
 
 
 class RMSNorm(nn.Module):
-  """x / sqrt(mean x^2 + epsilon) * scale over the last axis, in float32 (arXiv:1910.07467): [B, T, D] -> [B, T, D]."""
+  """RMS norm x / sqrt(mean x^2 + epsilon) * scale over the last axis, in float32 (arXiv:1910.07467)."""
   epsilon: float
   dtype: Any = jnp.float32
 
@@ -53,7 +53,7 @@ class RMSNorm(nn.Module):
 
 
 def _to_stream(x: Array, width: int, *, name: str, dtype: Any) -> Array:
-  """The linear layer `name` of the calling module, [B, T, D] of dtype -> [B, T, width] float32."""
+  """Applies the linear layer `name` of the calling module: [B, T, D] of dtype -> [B, T, width] float32."""
   dot = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
   return nn.Dense(width, use_bias=False, dtype=dtype, dot_general=dot, name=name)(x)
 
@@ -88,7 +88,7 @@ class T5FeedForward(nn.Module):
 
 
 class PreNorm(nn.Module):
-  """x + module(norm(x), *rest), with x [B, T, D] float32; `make` makes the module, `inner` is its name."""
+  """Residual x + module(norm(x), *rest), x [B, T, D] float32; `make` returns the module, `inner` is its name."""
   make: Callable[..., nn.Module]
   inner: str
   epsilon: float
@@ -135,9 +135,9 @@ class T5Stack(nn.Module):
 
 
 class T5EncoderModel(nn.Module):
-  """T5's encoder: what an image model that was trained on T5's features attends to.
+  """T5's encoder.
 
-  Attributes are the keys of a transformers T5Config, with its defaults; `dtype` is that of activations.
+  Attributes are the keys of a transformers T5Config, with its defaults; `dtype` is the dtype of activations.
   """
   vocab_size: int = 32128
   d_model: int = 512
@@ -153,7 +153,7 @@ class T5EncoderModel(nn.Module):
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> T5EncoderModel:
-    """The encoder that a transformers config.json describes; keys of the decoder have no effect.
+    """Returns the encoder that a transformers config.json describes; keys of the decoder have no effect.
 
     Raises:
       ValueError: an option is unknown or unsupported; the message has the key, its value and what is supported.
@@ -176,7 +176,7 @@ class T5EncoderModel(nn.Module):
     return model
 
   def block_options(self) -> dict[str, Any]:
-    """The arguments of each T5Block, without dtype."""
+    """Returns the arguments of each T5Block, without dtype."""
     return dict(heads=self.num_heads, d_kv=self.d_kv, d_ff=self.d_ff, proj=self.feed_forward_proj,
                 epsilon=self.layer_norm_epsilon)
 
@@ -186,12 +186,15 @@ class T5EncoderModel(nn.Module):
 
   @nn.compact
   def __call__(self, input_ids: Array, attention_mask: Array | None = None) -> Array:
-    """input_ids [B, T] integers, any T -> last hidden state [B, T, d_model].
+    """Encodes input_ids [B, T] integers, any T, to the last hidden state [B, T, d_model].
 
-    attention_mask [B, T]: nonzero is text (None: all of it). Padding is seen by no one; states at its places come out.
+    Args:
+      input_ids: token numbers.
+      attention_mask: [B, T], nonzero where there is text (None: everywhere). No token attends to padding; the padding
+        tokens' own states are part of the result.
 
     Raises:
-      ValueError: the mask is of another shape than the ids.
+      ValueError: the mask and the ids differ in shape.
     """
     if attention_mask is not None and attention_mask.shape != input_ids.shape:
       raise ValueError(f"attention_mask has shape {attention_mask.shape}, input_ids {input_ids.shape}")

@@ -10,12 +10,12 @@ from sds_jax.types import Array
 
 
 def position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
-  """Which bias each pair of positions gets: [length, length] int32, row = query, column = key.
+  """Returns the bucket of each pair of positions: [length, length] int32, row = query, column = key.
 
   Keys behind the query use the first half of the buckets, keys ahead the second. In each half, distances up to a
-  quarter of `buckets` have one of their own; further ones share buckets that widen geometrically up to `max_distance`,
-  and the last bucket has all beyond. Computed on the host, since a logarithm that differs in its last digit, as
-  accelerators' do, moves a distance to another bucket.
+  quarter of `buckets` have a bucket each; larger distances share buckets that widen geometrically up to `max_distance`,
+  and the last bucket holds all distances beyond. The host computes them, since a logarithm with another last digit, as
+  accelerators have it, would move a distance to another bucket.
   """
   half, exact = buckets // 2, buckets // 4
   offset = np.arange(length)[None, :] - np.arange(length)[:, None]
@@ -27,7 +27,7 @@ def position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray
 
 
 def attention_bias(table: Array, length: int, max_distance: int, mask: Array | None = None) -> Array:
-  """What is added to the scores of every block: the bias of each pair's distance, and a huge negative for padding.
+  """Returns the bias on the scores of every block: by distance, and hugely negative for padding.
 
   Args:
     table: [buckets, heads], parameters.

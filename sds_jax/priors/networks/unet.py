@@ -1,7 +1,7 @@
 """The text-conditioned U-Net of Stable Diffusion 1.x, 2.x (arXiv:2112.10752) and DeepFloyd IF, by diffusers' configs.
 
-Its fields are the keys of a diffusers `UNet2DConditionModel` config.json and its parameters carry diffusers' names, so
-a published folder loads as it is. Float32 outputs equal those of diffusers. Layout is NHWC throughout.
+The fields are the keys of a diffusers `UNet2DConditionModel` config.json and the parameters have diffusers' names, so a
+published folder loads unchanged. Float32 outputs equal those of diffusers. Layout is NHWC throughout.
 """
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sds_jax.priors.networks.unet_config import check_unet_config, per_block
 from sds_jax.types import Array
 
 _BY_RESNET = ("Resnet", "Simple")
-"""Blocks whose names begin so change the resolution by a residual block."""
+"""Prefixes of the blocks that change the resolution by a residual block."""
 
 
 class UNet2DConditionModel(nn.Module):
@@ -29,8 +29,8 @@ class UNet2DConditionModel(nn.Module):
 
   Attributes are diffusers' config keys; `dtype` is the dtype of activations and `attention_implementation` goes to
   `dot_product.dot_product_attention`. By diffusers' historical naming `attention_head_dim` is the *number* of heads,
-  except in the blocks with `Simple` in their name, where it is the width of a head.
-  Build it with `from_config`, which refuses what it can't do.
+  except in the blocks with `Simple` in their name, where `attention_head_dim` is the width of a head. Build the network
+  with `from_config`, which refuses unsupported options.
   """
   sample_size: int | tuple[int, int] | None = None
   in_channels: int = 4
@@ -71,11 +71,11 @@ class UNet2DConditionModel(nn.Module):
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> UNet2DConditionModel:
-    """The network that a diffusers config.json describes.
+    """Returns the network that a diffusers config.json describes.
 
     Args:
       config: the parsed config.json.
-      **overrides: fields that are ours (`dtype`, `attention_implementation`).
+      **overrides: fields that no config.json has (`dtype`, `attention_implementation`).
 
     Raises:
       ValueError: an option is unknown, or would change the function in a way that isn't supported; the message has
@@ -85,7 +85,7 @@ class UNet2DConditionModel(nn.Module):
 
   @property
   def text_dim(self) -> int:
-    """Width of the text that the network takes; it projects that to `cross_attention_dim` when they are two things."""
+    """Returns the width of the text at the input; the network projects other widths to `cross_attention_dim`."""
     return self.encoder_hid_dim or self.cross_attention_dim
 
   def example_inputs(self) -> tuple[Any, ...]:
@@ -102,7 +102,7 @@ class UNet2DConditionModel(nn.Module):
   @nn.compact
   def __call__(self, sample: Array, timesteps: Array, encoder_hidden_states: Array,
                class_labels: Array | None = None) -> Array:
-    """Predicts.
+    """Predicts the noise, v or x_0 of a noisy sample.
 
     Args:
       sample: [B, H, W, in_channels]; H and W divisible by 2^(number of blocks - 1).
@@ -149,7 +149,7 @@ class UNet2DConditionModel(nn.Module):
     return x
 
   def _embedding(self, timesteps: Array, class_labels: Array | None) -> Array:
-    """The embedding [B, 4 * block_out_channels[0]] of time, and of the class vector when there is one."""
+    """Returns the embedding [B, 4 * block_out_channels[0]] of the time and of the class labels, if any."""
     dim = self.block_out_channels[0]
 
     def sinusoids(t: Array) -> Array:
@@ -169,7 +169,7 @@ class UNet2DConditionModel(nn.Module):
     return per_block(value, len(self.block_out_channels))
 
   def _stage(self, kind: str, i: int, more_layers: int, resample: str | None, name: str) -> Stage:
-    """The block of the given kind at resolution i."""
+    """Returns the block of the given kind at resolution i."""
     return Stage(self.block_out_channels[i], self._per_block(self.layers_per_block)[i] + more_layers, self._resnet(),
                  self._attention(kind, i), resample, kind.startswith(_BY_RESNET), self.downsample_padding,
                  self.dtype, name=name)
@@ -179,7 +179,7 @@ class UNet2DConditionModel(nn.Module):
                    time_scale_shift=self.resnet_time_scale_shift, dtype=self.dtype, **kwargs)
 
   def _attention(self, kind: str, i: int) -> ModuleFactory | None:
-    """What stands behind the residual blocks of a block of the given kind at resolution i."""
+    """Returns the attention behind the residual blocks of a block of the given kind at resolution i, or None."""
     if "CrossAttn" not in kind:
       return None
     heads_or_size, groups = self._per_block(self.attention_head_dim)[i], self.norm_num_groups

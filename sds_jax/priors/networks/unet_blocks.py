@@ -1,4 +1,4 @@
-"""The stages of a text-conditioned U-Net, for whichever residual blocks and attention its config names."""
+"""The stages of a text-conditioned U-Net, with the residual blocks and the attention as arguments."""
 from __future__ import annotations
 
 from typing import Any, Callable
@@ -13,10 +13,9 @@ ModuleFactory = Callable[..., nn.Module]
 
 
 class Stage(nn.Module):
-  """Residual blocks, each with attention behind it where there is one, then maybe a change of resolution.
+  """Residual blocks, each perhaps with attention behind, then perhaps a change of resolution.
 
-  The U-Net's down blocks (outputs are collected as skips) and up blocks (skips are taken and concatenated) are the same
-  thing apart from that.
+  A down block collects its outputs as skips; an up block takes skips and concatenates them to its inputs.
 
   Attributes:
     features: output channels.
@@ -25,7 +24,7 @@ class Stage(nn.Module):
     attention: (name=) -> module from (x, context) to x, or None.
     resample: "down", "up" or None.
     resample_by_resnet: whether one more residual block changes the resolution (IF), or a convolution alone (SD).
-    downsample_padding: of the convolution of stride 2.
+    downsample_padding: padding of the convolution of stride 2.
   """
   features: int
   layers: int

@@ -1,4 +1,4 @@
-"""Which options of a diffusers UNet2DConditionModel config.json are supported."""
+"""The supported options of a diffusers UNet2DConditionModel config.json."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ _FREE = frozenset({
   "upcast_attention", "projection_class_embeddings_input_dim", "conv_in_kernel", "conv_out_kernel",
   "addition_embed_type_num_heads", "encoder_hid_dim",
 })
-"""Keys that any value of the right type is good for."""
+"""Fields that accept any value of the right type."""
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
   "act_fn": ("silu", "swish", "gelu", "relu"),
@@ -27,7 +27,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
   "num_class_embeds": (None,),
   "num_attention_heads": (None,),
 }
-"""Keys that are fields of the network, with the values that it can do."""
+"""{field of the network: supported values}."""
 
 _CHOICES_PER_BLOCK: dict[str, tuple[str, ...]] = {
   "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D", "SimpleCrossAttnDownBlock2D", "ResnetDownsampleBlock2D"),
@@ -49,18 +49,18 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
   "time_embedding_type": ("positional",),
   "timestep_post_act": (None,),
 }
-"""Keys that are no fields: only the values under which they change nothing are accepted (a text projection is there
-where `encoder_hid_dim` is given, whether or not its type is named)."""
+"""{key that is no field: values under which the key changes nothing} (`encoder_hid_dim` alone decides whether the text
+is projected, with or without `encoder_hid_dim_type`)."""
 
 _NO_EFFECT = frozenset({"dropout"})
-"""Keys without effect on the function that is supported (dropout belongs to somebody else's training)."""
+"""Keys without effect on the function; dropout matters to training only."""
 
 
 def per_block(value: Any, blocks: int) -> tuple[Any, ...]:
-  """A value given once for all blocks, or one a block, as a tuple with one a block.
+  """Returns a tuple with one value a block, from one value for all blocks or one a block.
 
   Raises:
-    ValueError: there are not as many values as blocks.
+    ValueError: the number of values is not the number of blocks.
   """
   values = tuple(value) if isinstance(value, (list, tuple)) else (value,) * blocks
   if len(values) != blocks:
@@ -69,10 +69,10 @@ def per_block(value: Any, blocks: int) -> tuple[Any, ...]:
 
 
 def check_unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
-  """The fields of our `UNet2DConditionModel` from a parsed config.json; lists become tuples.
+  """Returns the fields of `unet.UNet2DConditionModel` from a parsed config.json; lists become tuples.
 
   Raises:
-    ValueError: naming the key, its value and what is supported.
+    ValueError: a value is not supported; the message has the key, the value and the supported values.
   """
   options = Options("UNet2DConditionModel", _FREE, _CHOICES, _CHOICES_PER_BLOCK, _NEUTRAL, _NO_EFFECT)
   fields = read_fields(options, config)
@@ -109,7 +109,7 @@ def _check_together(fields: dict[str, Any]) -> None:
 
 
 def _check_text(fields: dict[str, Any]) -> None:
-  """What the options around text and attention ask of each other."""
+  """Checks the options of text and attention against each other."""
   width = fields.get("cross_attention_dim", 1280)
   text_dim, heads = fields.get("encoder_hid_dim") or width, fields.get("addition_embed_type_num_heads", 64)
   if fields.get("addition_embed_type") == "text" and text_dim % heads:

@@ -1,7 +1,7 @@
 """The variational autoencoder of latent diffusion (arXiv:2112.10752, section 3.1), with the config keys of diffusers.
 
-An image of H x W pixels becomes a normal distribution over latents of H/8 x W/8 (for four blocks). The parameters carry
-diffusers' names, so a published folder loads as it is; float32 outputs equal those of diffusers. Layout is NHWC.
+An image of H x W pixels becomes a normal distribution over latents of H/8 x W/8 (for four blocks). The parameters have
+diffusers' names, so a published folder loads unchanged; float32 outputs equal those of diffusers. Layout is NHWC.
 """
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from sds_jax.priors.networks.vae_config import check_vae_config
 from sds_jax.types import Array
 
 EPS = 1e-6
-"""Epsilon of all group norms; no option of published configs."""
+"""Epsilon of all group norms; published configs have no key for the epsilon."""
 
 
 def sample_latents(mean: Array, logvar: Array, noise: Array, scaling_factor: float) -> Array:
-  """Latents as the U-Net knows them: (mean + exp(logvar / 2) * noise) * scaling_factor.
+  """Draws scaled latents for the U-Net: (mean + exp(logvar / 2) * noise) * scaling_factor.
 
   Args:
-    mean, logvar: [B, h, w, latent_channels], what `AutoencoderKL.encode` gives.
-    noise: standard normal, of the same shape and dtype; the caller draws it. Zeros give the mode.
-    scaling_factor: the autoencoder's, which brings latents to about unit variance.
+    mean, logvar: [B, h, w, latent_channels], from `AutoencoderKL.encode`.
+    noise: standard normal, of the mean's shape and dtype. Zeros give the mode.
+    scaling_factor: of the autoencoder; scales latents to about unit variance.
 
   Returns:
     [B, h, w, latent_channels].
@@ -37,7 +37,7 @@ def sample_latents(mean: Array, logvar: Array, noise: Array, scaling_factor: flo
 
 
 class PixelAttention(nn.Module):
-  """Self-attention among all pixels with one head, normed before, residual: [B, H, W, C] -> [B, H, W, C]."""
+  """Pre-normed, residual self-attention of all pixels with one head: [B, H, W, C] -> [B, H, W, C]."""
   groups: int
   dtype: Any = jnp.float32
   implementation: str = "auto"
@@ -52,14 +52,14 @@ class PixelAttention(nn.Module):
 
 
 class ResnetStack(nn.Module):
-  """Residual blocks of one width, then maybe a change of resolution: [B, H, W, C] -> [B, H', W', features].
+  """Residual blocks of one width, then perhaps a change of resolution: [B, H, W, C] -> [B, H', W', features].
 
   Attributes:
     features: output channels.
     layers: number of residual blocks.
     resample: "down", "up" or None.
     resnet: keyword arguments of ResnetBlock2D.
-    remat: whether a backward pass recomputes the inside of each residual block rather than keeping it.
+    remat: whether a backward pass recomputes the inside of each residual block.
   """
   features: int
   layers: int
@@ -147,19 +147,19 @@ def _maybe_remat(block: type[nn.Module], remat: bool) -> type[nn.Module]:
 
 
 def _conv_out(x: Array, features: int, resnet: Mapping[str, Any]) -> Array:
-  """The last layers of the calling module; their activation is SiLU whatever `act_fn` says."""
+  """Applies the last layers of the calling module; the activation is SiLU for any `act_fn`."""
   x = GroupNorm(resnet["groups"], EPS, resnet["dtype"], name="conv_norm_out")(x)
   return conv(features, dtype=resnet["dtype"], name="conv_out")(jax.nn.silu(x))
 
 
 class AutoencoderKL(nn.Module):
-  """Image to distribution of latents and back; call its methods as `model.apply(variables, image, method="encode")`.
+  """An autoencoder; call its methods as `model.apply(variables, image, method="encode")`.
 
-  Attributes are diffusers' config keys. Ours are `dtype` (of the encoder's activations; the decoder's are float32),
-  `remat` (a backward pass recomputes the inside of residual blocks and attention: less memory, more work; parameters
-  have the same names) and `attention_implementation`, which goes to `dot_product.dot_product_attention`. Build it with
-  `from_config`, which refuses what it can't do. `sample_size` and `force_upcast` (advice to a pipeline on its dtype)
-  change nothing here.
+  Attributes are diffusers' config keys and three more: `dtype` (of the encoder's activations; the decoder's are
+  float32), `remat` (whether a backward pass recomputes the inside of residual blocks and attention: less memory, more
+  work, the same parameter names) and `attention_implementation`, which goes to `dot_product.dot_product_attention`.
+  Build the network with `from_config`, which refuses unsupported options. `sample_size` and `force_upcast` (a
+  pipeline's hint on its dtype) have no effect.
   """
   in_channels: int = 3
   out_channels: int = 3
@@ -182,11 +182,11 @@ class AutoencoderKL(nn.Module):
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> AutoencoderKL:
-    """The network that a diffusers config.json describes.
+    """Returns the network that a diffusers config.json describes.
 
     Args:
       config: the parsed config.json.
-      **overrides: fields that are ours (`dtype`, `remat`, `attention_implementation`).
+      **overrides: fields that no config.json has (`dtype`, `remat`, `attention_implementation`).
 
     Raises:
       ValueError: an option is unknown, or would change the function in a way that isn't supported; the message has
@@ -200,13 +200,13 @@ class AutoencoderKL(nn.Module):
     return (jax.ShapeDtypeStruct((1, size, size, self.in_channels), jnp.float32),)
 
   def setup(self) -> None:
-    """Names the parts."""
+    """Creates encoder, decoder and quantization layers."""
     shared = dict(
       widths=self.block_out_channels, layers=self.layers_per_block, remat=self.remat,
       mid=dict(attend=self.mid_block_add_attention, implementation=self.attention_implementation))
     resnet = dict(groups=self.norm_num_groups, eps=EPS, act_fn=self.act_fn)
     self.encoder = Encoder(2 * self.latent_channels, resnet=dict(resnet, dtype=self.dtype), **shared)
-    # Only pictures to look at come from the decoder, so it can afford float32, whatever its parameters are kept in.
+    # The decoder only makes images to look at and is no part of a step, so float32 costs little.
     self.decoder = Decoder(self.out_channels, resnet=dict(resnet, dtype=jnp.float32), **shared)
     if self.use_quant_conv:
       self.quant_conv = conv(2 * self.latent_channels, kernel=1, dtype=self.dtype, name="quant_conv")
@@ -214,7 +214,7 @@ class AutoencoderKL(nn.Module):
       self.post_quant_conv = conv(self.latent_channels, kernel=1, dtype=jnp.float32, name="post_quant_conv")
 
   def encode(self, image: Array) -> tuple[Array, Array]:
-    """The normal distribution of an image's latents; differentiable in the image.
+    """Returns the normal distribution of an image's latents; differentiable in the image.
 
     Args:
       image: [B, H, W, in_channels] in [-1, 1]; H and W divisible by f = 2^(number of blocks - 1).
@@ -236,10 +236,10 @@ class AutoencoderKL(nn.Module):
     return mean, jnp.clip(logvar, -30., 20.)
 
   def decode(self, latents: Array) -> Array:
-    """The image of latents.
+    """Returns the image of latents.
 
     Args:
-      latents: [B, h, w, latent_channels] before scaling: those of a U-Net divided by `scaling_factor`.
+      latents: [B, h, w, latent_channels] before scaling: the U-Net's latents divided by `scaling_factor`.
 
     Returns:
       [B, f h, f w, out_channels] float32, about in [-1, 1], f as for `encode`.

@@ -1,4 +1,4 @@
-"""Which options of a diffusers AutoencoderKL config.json are supported."""
+"""The supported options of a diffusers AutoencoderKL config.json."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ _FREE = frozenset({
   "in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block", "norm_num_groups",
   "sample_size", "scaling_factor", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention", "force_upcast",
 })
-"""Keys that any value of the right type is good for."""
+"""Fields that accept any value of the right type."""
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
   "act_fn": tuple(name for name in ACTIVATIONS if name != "quick_gelu"),
 }
-"""Keys that are fields of the network, with the values that it can do."""
+"""{field of the network: supported values}."""
 
 _CHOICES_PER_BLOCK: dict[str, tuple[str, ...]] = {
   "down_block_types": ("DownEncoderBlock2D",),
@@ -29,14 +29,14 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
   "latents_mean": (None,),
   "latents_std": (None,),
 }
-"""Keys that are no fields: only the values under which they change nothing are accepted."""
+"""{key that is no field: values under which the key changes nothing}."""
 
 
 def check_vae_config(config: Mapping[str, Any]) -> dict[str, Any]:
-  """The fields of our `AutoencoderKL` from a parsed config.json; lists become tuples.
+  """Returns the fields of `vae.AutoencoderKL` from a parsed config.json; lists become tuples.
 
   Raises:
-    ValueError: naming the key, its value and what is supported.
+    ValueError: a value is not supported; the message has the key, the value and the supported values.
   """
   fields = read_fields(Options("AutoencoderKL", _FREE, _CHOICES, _CHOICES_PER_BLOCK, _NEUTRAL), config)
   _check_blocks(fields)

@@ -15,7 +15,7 @@ from PIL import Image
 import pytest
 
 from sds_jax.diffusion import guidance
-from sds_jax.priors import prior as prior_lib, published, sight as sight_lib
+from sds_jax.priors import photo as photo_lib, prior as prior_lib, published
 from sds_jax.priors.families import stable_diffusion, zero123
 from sds_jax.priors.loading import checkpoint, clip_pixels
 from sds_jax.views import poses
@@ -124,13 +124,13 @@ def theirs(torch, diffusers, transformers, folder, kind, configs, picture, z):
 def ours(folder, dtype, picture, z):
   """The same by the package."""
   prior, params = prior_lib.build(folder, dtype)
-  seen = prior.sight.see(jnp.asarray(picture))
+  seen = prior.photo.encode(jnp.asarray(picture))
   elevation, azimuth = jnp.radians(jnp.asarray(VIEWS, jnp.float32).T)
   pose = poses.relative_pose(elevation, azimuth, jnp.radians(jnp.float32(FROM)), jnp.float32(0.0))
 
   def guided(params, seen, pose, z):
-    cond = prior.sight.tell(params, seen, pose)
-    both = jax.tree.map(lambda c, u: jnp.concatenate([c, u]), cond, sight_lib.null(cond))
+    cond = prior.photo.conditions(params, seen, pose)
+    both = jax.tree.map(lambda c, u: jnp.concatenate([c, u]), cond, photo_lib.null_condition(cond))
     eps = prior.denoise(params, jnp.concatenate([z, z]), jnp.asarray(TIMES * 2), both)
     return dict(text=cond["text"], told=eps[:2], null=eps[2:], guided=guidance.cfg_diffusers(eps[:2], eps[2:], SCALE))
 

@@ -11,7 +11,7 @@ from PIL import Image
 import pytest
 
 from sds_jax.diffusion import guidance
-from sds_jax.priors import prior as prior_lib, sight as sight_lib, spaces
+from sds_jax.priors import photo as photo_lib, prior as prior_lib, spaces
 from sds_jax.priors.families import zero123
 from sds_jax.priors.loading import clip_pixels
 from sds_jax.priors.networks.pose_layers import CCProjection
@@ -81,14 +81,14 @@ def test_null_and_guidance_with_both_conditions():
   """z_t goes in before the picture; zeros in place of both conditions; diffusers' form of guidance."""
   scheduler = dict(num_train_timesteps=10, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
                    prediction_type="epsilon")
-  sight = sight_lib.Sight(CCProjection(5, 3), 0, "polar", None)
+  photo = photo_lib.PhotoConditioning(CCProjection(5, 3), 0, "polar", None)
   prior = prior_lib.make_prior(Source("probe", None), spaces.Space(16, (2, 2, 4), None, None, None, None), Probe(),
-                               scheduler, sight=sight)
+                               scheduler, photo=photo)
   rng = np.random.default_rng(0)
   z, x = rng.normal(size=(2, 3, 2, 2, 4)).astype(np.float32)
   text = rng.normal(size=(3, 1, 3)).astype(np.float32)
   cond = dict(text=jnp.asarray(text), x=jnp.asarray(x))
-  null = sight_lib.null(cond)
+  null = photo_lib.null_condition(cond)
   assert jax.tree.map(jnp.shape, null) == jax.tree.map(jnp.shape, cond)
   assert not any(np.any(leaf) for leaf in null.values())
   both = jax.tree.map(lambda c, u: jnp.concatenate([c, u]), cond, null)
@@ -96,7 +96,7 @@ def test_null_and_guidance_with_both_conditions():
   guided = guidance.cfg_diffusers(eps[:3], eps[3:], 3.0)
   told = z + 10 * x + 100 * text.mean((1, 2))[:, None, None, None]
   np.testing.assert_allclose(guided, z + 3 * (told - z), rtol=1e-4, atol=1e-3)
-  with pytest.raises(ValueError, match="the prior 'probe' is told a picture, not words: use it with configs/image.py"):
+  with pytest.raises(ValueError, match="the prior 'probe' is conditioned on a photo, not on a prompt: use conf"):
     prior.embed(["a red cube"])
 
 
@@ -107,9 +107,9 @@ def test_tell(pose, camera_dim, tokens):
   seen = dict(tokens=rng.normal(size=(tokens, 5)).astype(np.float32), x=rng.normal(size=(2, 2, 4)).astype(np.float32),
               elevation=np.float32(np.nan))
   views = poses.relative_pose(jnp.asarray([0.3, -0.1]), jnp.asarray([0.5, 3.0]), jnp.float32(0.2), jnp.float32(0.0))
-  sight = sight_lib.Sight(CCProjection(9, 6), camera_dim, pose, None)
+  photo = photo_lib.PhotoConditioning(CCProjection(9, 6), camera_dim, pose, None)
   params = dict(cc_projection=dict(projection=dict(kernel=kernel, bias=bias)))
-  cond = sight.tell(params, jax.tree.map(jnp.asarray, seen), views)
+  cond = photo.conditions(params, jax.tree.map(jnp.asarray, seen), views)
   polar = math.pi / 2 - 0.2
   for b, (elevation, azimuth) in enumerate(((0.3, 0.5), (-0.1, 3.0))):
     four = [0.2 - elevation, math.sin(azimuth), math.cos(azimuth), polar if pose == "polar" else 0.0]
@@ -122,19 +122,19 @@ def test_tell(pose, camera_dim, tokens):
     np.testing.assert_array_equal(cond["camera"], poses.pose_features(views))
 
 
-def test_random_sight():
+def test_random_features_of_a_photo():
   """Without a file: another picture gives other numbers; and a picture of another size is brought to the prior's."""
-  sight = sight_lib.random_sight(CCProjection(9, 6), "distance", spaces.pixel_space(4))
-  one, same, other = (sight.see(jnp.full((size, size, 3), value)) for size, value in ((4, 0.0), (8, 0.0), (4, 0.5)))
+  photo = photo_lib.random_photo(CCProjection(9, 6), "distance", spaces.pixel_space(4))
+  one, same, other = (photo.encode(jnp.full((size, size, 3), value)) for size, value in ((4, 0.0), (8, 0.0), (4, 0.5)))
   assert {name: leaf.shape for name, leaf in one.items()} == dict(tokens=(1, 5), x=(4, 4, 3), elevation=())
   for name in ("tokens", "x"):
     np.testing.assert_array_equal(one[name], same[name])
     assert np.abs(one[name] - other[name]).max() > 0.1 and one[name].dtype == jnp.float32
-  assert sight.pose == "distance" and np.isnan(one["elevation"])
-  with pytest.raises(ValueError, match=r"expected one square picture \[S, S, 3\]"):
-    sight.see(jnp.ones((1, 4, 4, 3)))
+  assert photo.pose == "distance" and np.isnan(one["elevation"])
+  with pytest.raises(ValueError, match=r"expected one square photo \[S, S, 3\]"):
+    photo.encode(jnp.ones((1, 4, 4, 3)))
   with pytest.raises(ValueError, match="expected square images"):
-    sight.see(jnp.ones((4, 5, 3)))
+    photo.encode(jnp.ones((4, 5, 3)))
 
 
 def pictures():
@@ -201,11 +201,11 @@ def test_what_the_fourth_number_is(index, source, expected):
 def test_a_second_picture_compiles_nothing(tiny_view_prior):
   prior, _ = prior_lib.build(tiny_view_prior)
   pictures = np.random.default_rng(0).random((2, 20, 20, 3)).astype(np.float32)
-  first, events = prior.sight.see(jnp.asarray(pictures[0])), []
+  first, events = prior.photo.encode(jnp.asarray(pictures[0])), []
   listen = lambda event, seconds, **_: events.append(event)  # noqa: E731
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
-    second = prior.sight.see(jnp.asarray(pictures[1]))
+    second = prior.photo.encode(jnp.asarray(pictures[1]))
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
   assert not [event for event in events if "compile" in event], events
