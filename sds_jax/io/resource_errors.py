@@ -32,7 +32,7 @@ def explain(error: BaseException, folder: Path | None = None, mode: str = "train
     error: the error that ended the command; causes and contexts are searched, too.
     folder: the run's folder, if known.
     mode: mode of the command, as in `run.py`.
-    job: a key of `training.defaults.DEFAULTS`.
+    job: value of the setting `job`, a key of `settings.TREES`.
   """
   smaller = _SMALLER[job] if mode == "train" else _SMALLER_OUTPUTS
   for link in _chain(error):

@@ -20,14 +20,14 @@ import numpy as np
 import tqdm
 from absl import app, flags
 
-from sds_jax import compilation
+from sds_jax import compilation, settings
 from sds_jax.evaluation import estimators as scoring
 from sds_jax.evaluation.shapeworld import draw_captions, exit_on_user_error
 from sds_jax.io import files
 from sds_jax.testbed import page, suite
 from sds_jax.testbed.estimator_settings import SETTINGS
 from sds_jax.testbed.suite import Measurements, Sizes
-from sds_jax.training import config as config_lib, outputs
+from sds_jax.training.versions import versions
 
 COMMAND = "python -m sds_jax.testbed.study --run_shapeworld"
 RECORDS = Path(__file__).parent / "records" / "estimators.json"
@@ -58,7 +58,7 @@ def write_study(names: Sequence[str], folder: Path, sizes: Sizes, scores: scorin
       all_measured[name] = suite.run(name, sizes)
   summaries = {name: suite.summary(measured) for name, measured in all_measured.items()}
   seconds, machine = time.perf_counter() - started, _describe_machine()
-  files.write_json(dict(versions=outputs.versions(), machine=machine, seconds=round(seconds), sizes=vars(sizes),
+  files.write_json(dict(versions=versions(), machine=machine, seconds=round(seconds), sizes=vars(sizes),
                         estimators=summaries), folder / "records.json")
   with files.atomic_write(folder / "table.md") as file:
     file.write(suite.table(summaries).encode() + b"\n")
@@ -154,7 +154,7 @@ def main() -> None:
     compilation.prepare()
     if run_shapeworld.value:
       source = folder / "shapeworld"
-      scores = scoring.run(chosen.value, config_lib.default(), draw_captions(prompts.value, 4), range(1), source, True)
+      scores = scoring.run(chosen.value, settings.defaults(), draw_captions(prompts.value, 4), range(1), source, True)
     sizes = Sizes(particles.value, steps.value)
     print(f"done: {write_study(chosen.value, folder, sizes, scores, scoring.read_times(source))}")
 

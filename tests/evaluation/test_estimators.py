@@ -1,12 +1,13 @@
 """The table of estimators: each is run with its own settings, what is done already is not done again."""
 import json
+import types
 
 import pytest
 
+from sds_jax import settings
 from sds_jax.evaluation import estimators, recipes
 from sds_jax.shapeworld import captions
-from sds_jax.training import config as config_lib
-from sds_jax.training.validation import ConfigError
+from sds_jax.settings import ConfigError
 
 SPECS = [captions.parse("a red cube"), captions.parse("a green cone on top of a blue cylinder")]
 
@@ -16,21 +17,21 @@ def runs(monkeypatch):
   """Estimators in the order in which they were run."""
   seen = []
 
-  def run_set(job, specs, seeds, folder):
-    seen.append(job.distillation.estimator)
+  def run_set(task, specs, seeds, folder):
+    seen.append(task.settings.distillation.estimator)
     return [dict(prompt=captions.caption(spec), seed=seed, silhouette_iou=0.5 + 0.1 * seed, volume_iou=0.4,
                  colours_right=seed == 0, colour_error=0.02, empty=False, full=seed == 1,
                  seconds=30.0)
             for spec in specs for seed in seeds]
 
-  monkeypatch.setattr(recipes, "Job", lambda config, prior, params: config)
-  monkeypatch.setattr(recipes.modes, "load_prior", lambda config: (None, None))
+  monkeypatch.setattr(recipes, "CaptionRuns", lambda task, prior, params: task)
+  monkeypatch.setattr(recipes.Text3DTask, "load_prior", lambda task: (None, None))
   monkeypatch.setattr(recipes, "run_set", run_set)
   return seen
 
 
 def run(names, folder, seeds=1, **changes):
-  config = config_lib.default()
+  config = settings.defaults()
   config.update_from_flattened_dict(changes)
   return estimators.run(names, config, SPECS, range(seeds), folder)
 
@@ -54,7 +55,8 @@ def test_other_settings_are_run_anew(runs, tmp_path):
 def test_what_was_stopped_goes_on(runs, tmp_path, monkeypatch):
   good = recipes.run_set
   with monkeypatch.context() as patch:
-    patch.setattr(recipes, "run_set", lambda job, *a: good(job, *a) if job.distillation.estimator == "sds" else 1 / 0)
+    patch.setattr(recipes, "run_set",
+                  lambda task, *a: good(task, *a) if task.settings.distillation.estimator == "sds" else 1 / 0)
     with pytest.raises(ZeroDivisionError):
       run(["sds", "asd"], tmp_path)
   assert runs == ["sds"] and not (tmp_path / "records.json").exists() and not (tmp_path / "asd/records.json").exists()
@@ -86,22 +88,22 @@ def test_steps_are_timed_in_turns_after_a_warm_up(monkeypatch, tmp_path):
   clock, log = [0.0], []
 
   class Slow:
-    def __init__(self, config, prior, params):
-      self.name, self.rounds = config, 0
+    def __init__(self, task, prior, params):
+      self.name, self.rounds = task.name, 0
 
     def begin(self, prompt, seed):
       return 0, (prompt,)
 
-    def advance(self, state, told, numbers):
+    def advance(self, state, fixed, numbers):
       log.append((self.name, numbers.start, len(numbers)))
       self.rounds += 1
       clock[0] += len(numbers) * (0.2 if self.name == "asd" else 0.1) * (1 + 1 / self.rounds)
       return state + len(numbers)
 
-  monkeypatch.setattr(estimators, "Job", Slow)
-  monkeypatch.setattr(estimators.modes, "load_prior", lambda config: (None, None))
+  monkeypatch.setattr(estimators, "CaptionRuns", Slow)
   monkeypatch.setattr(estimators.time, "perf_counter", lambda: clock[0])
-  found = estimators.step_times(dict(sds="sds", asd="asd"), "a red cube", steps=5, rounds=3)
+  tasks = {name: types.SimpleNamespace(name=name, load_prior=lambda: (None, None)) for name in ("sds", "asd")}
+  found = estimators.step_times(tasks, "a red cube", steps=5, rounds=3)
   assert log[:2] == [("sds", 0, 60), ("asd", 0, 60)] and log[2:] == [("sds", 60, 5), ("asd", 60, 5)] * 3
   assert found == pytest.approx(dict(sds=125.0, asd=250.0))
 

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sds_jax import settings
 from sds_jax.evaluation import image_scores, scores
 from sds_jax.fields.field import Field
 from sds_jax.io.photos import Frame, Photo
 from sds_jax.shapeworld import sample_photos, scenes
-from sds_jax.training import config as config_lib, step as step_lib
+from sds_jax.settings.camera import CameraSettings
+from sds_jax.tasks import Text3DTask
 from sds_jax.training.state import TrainState
-from sds_jax.training.validation import validate
 from sds_jax.types import FieldOutput
 
 AZIMUTH, ELEVATION = math.radians(-50.0), math.radians(20.0)
@@ -51,8 +52,8 @@ def judge():
   """(truth, what is wrong with the object) -> its scores."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(scores, "VOLUME_GRID", 28)
-    scene = step_lib.make_scene(validate(config_lib.default()))
-    scene = dataclasses.replace(scene, field=Field(lambda key: {}, apply, 0.8))
+    generator = Text3DTask(settings.validate(settings.defaults())).generator
+    generator = dataclasses.replace(generator, field=Field(lambda key: {}, apply, 0.8))
 
     def score(truth=TRUTH, turn=0.0, scale=1.0, move=(0.0, 0.0, 0.0), solid=1.0, fog=0.0, behind=(0.0, 0.0, 0.0),
               back_colour=(0.0, 0.0, 0.0), shown=None, picture=None, ambient=None, camera=(2.7, 46.0)):
@@ -63,10 +64,8 @@ def judge():
                     angle=number(AZIMUTH - math.radians(truth.azimuth_deg + turn)), fog=number(fog),
                     behind=number(behind), back_colour=number(back_colour))
       state = TrainState(step=jnp.int32(0), params=dict(field=params, background={}), opt_state=(), occupancy=None)
-      config = config_lib.default()
-      config.camera.update(distance=(camera[0],) * 2, fov_deg=(camera[1],) * 2)
-      shot = dataclasses.replace(scene, config=validate(config))
-      return image_scores.score(shot, state, truth, picture or picture_of(truth), AZIMUTH, ELEVATION)
+      shot = CameraSettings(distance=(camera[0],) * 2, fov_deg=(camera[1],) * 2)
+      return image_scores.score(generator, shot, state, truth, picture or picture_of(truth), AZIMUTH, ELEVATION)
 
     yield score
 

@@ -4,12 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.evaluation import image3d_modes, images
-from sds_jax.evaluation.repeated import Repeated
+from sds_jax import settings
+from sds_jax.evaluation import images
+from sds_jax.evaluation.repeated import RepeatedRuns
 from sds_jax.priors import prior as prior_lib
 from sds_jax.shapeworld import captions, sample_photos, solids
-from sds_jax.training import image3d_config, jobs, loop
-from sds_jax.training.validation import validate
+from sds_jax.tasks import Image3DTask, photo
+from sds_jax.training import loop
+from sds_jax.training.layout import make_layout
 
 
 def test_pictures_are_of_three_kinds_and_half_never_seen():
@@ -32,18 +34,19 @@ def test_the_table_has_means_and_the_worst_view():
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_a_run_of_the_table_is_that_of_the_command(tiny_view_prior, tiny_settings, tmp_path, devices):
-  config = image3d_config.default()
+  config = settings.defaults("image3d")
   tiny = {name: value for name, value in tiny_settings.items() if name != "prompt"}
   path = sample_photos.write_photo(sample_photos.draw_truth(5, caption="a red cube"), 64, tmp_path / "cube.png")
   config.update_from_flattened_dict({**tiny, "parallel.devices": devices, "training.views": devices,
                                      "image": str(path), "seed": 3})
-  config = validate(config)
+  task = Image3DTask(settings.validate(config))
   prior, params = prior_lib.build(tiny_view_prior)
-  told = image3d_modes.see(config, prior, image3d_modes.take(config).shown)
-  job = jobs.image3d(config, prior, None, told)
-  made = Repeated(config, job, params).optimise(job.text(), 3)
+  data = photo.encode_photo(task.settings.picture, prior, task.read_inputs().arrays)
+  program = task.program(prior, None, data)
+  layout = make_layout(task.settings.parallel, devices, program.together)
+  made = RepeatedRuns(program, layout, params, task.settings.training.steps).optimise(data, 3)
   workdir = tmp_path / "run"
   workdir.mkdir()
-  expected = loop.train(config, workdir, prior, params, job=job).state
+  expected = loop.train(task.settings, workdir, prior, layout.put_prior(params), program, layout).state
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(made.params), jax.device_get(expected.params))
   assert jnp.isfinite(jax.tree.leaves(made.params)[0]).all()

@@ -3,16 +3,16 @@ import shutil
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
-from sds_jax.evaluation import image3d_modes
+from sds_jax import schema, settings
 from sds_jax.priors.loading.decoding import PictureError
 from sds_jax.shapeworld import sample_photos, tracer
-from sds_jax.training import image3d_config, reference
+from sds_jax.tasks import photo
 from sds_jax.training.resume import ResumeError
+from sds_jax.training.terms import reference
 from sds_jax.types import RenderOutput
 from sds_jax.views import cameras
 
@@ -53,20 +53,19 @@ def trace(truth, shot, size):
 
 
 def shown(folder, **maps):
-  config = image3d_config.default()
-  config.image = str(folder / "picture.png")
-  config.picture.update(framing="keep", **{name: str(folder / value) if value.endswith(".png") else value
-                                           for name, value in maps.items()})
-  config.render.update(height=SIZE, width=SIZE)
-  taken = image3d_modes.take(ml_collections.FrozenConfigDict(config)).shown
-  return {name: jnp.asarray(values) for name, values in taken.items()}
+  maps = {name: str(folder / value) if value.endswith(".png") else value for name, value in maps.items()}
+  tree = schema.replaced(settings.TREES["image3d"](), {
+    "picture.framing": "keep", "render.height": SIZE, "render.width": SIZE,
+    **{f"picture.{name}": value for name, value in maps.items()}})
+  arrays = photo.read_input(str(folder / "picture.png"), tree.picture, tree.render).arrays
+  return {name: jnp.asarray(values) for name, values in arrays.items()}
 
 
 @pytest.mark.parametrize("kind, other", [("depth", "disparity"), ("disparity", "depth")])
 def test_depth_light_far_or_near(scene, kind, other):
   folder, out, shot = scene
   right = shown(folder, depth=f"{kind}.png", depth_is=kind)
-  assert {*right} == {"picture", kind}
+  assert {*right} == {"photo", kind}
   assert float(reference.depth(out, right, None, shot)) < 0.02
   wrong = shown(folder, depth=f"{kind}.png", depth_is=other)
   assert float(reference.depth(out, wrong, None, shot)) > 1.5
@@ -76,28 +75,27 @@ def test_other_maps_do_not_go_on_with_a_run(scene, tmp_path):
   folder, *_ = scene
   for name in ("picture", "depth", "disparity", "normals"):
     shutil.copyfile(folder / f"{name}.png", tmp_path / f"{name}.png")
-  config = image3d_config.default()
-  config.image = str(tmp_path / "picture.png")
-  config.picture.update(depth=str(tmp_path / "depth.png"), normals=str(tmp_path / "normals.png"))
-  config = ml_collections.FrozenConfigDict(config)
+  image = str(tmp_path / "picture.png")
+  tree = schema.replaced(settings.TREES["image3d"](), {
+    "picture.depth": str(tmp_path / "depth.png"), "picture.normals": str(tmp_path / "normals.png")})
+  given = tree.picture
   workdir = tmp_path / "run"
   workdir.mkdir()
-  taken = image3d_modes.take(config)
-  image3d_modes.keep_picture(config, workdir, taken.picture, dict(elevation=0.1, azimuth=0.0))
-  image3d_modes.check_same(config, workdir)
+  framed = photo.read_input(image, given, tree.render).photo
+  photo.keep_photo(image, given, framed, dict(elevation=0.1, azimuth=0.0), workdir)
+  photo.check_same_photo(image, given, workdir)
   assert {"original.png", "depth.png", "normals.png"} <= {path.name for path in workdir.iterdir()}
   shutil.copyfile(tmp_path / "disparity.png", tmp_path / "depth.png")
-  with pytest.raises(ResumeError, match="config.picture.depth=.* is another picture than that"):
-    image3d_modes.check_same(config, workdir)
-  less = ml_collections.ConfigDict(config)
-  less.picture.depth = ""
+  with pytest.raises(ResumeError, match="config.picture.depth=.* differs from the file"):
+    photo.check_same_photo(image, given, workdir)
+  less = schema.replaced(given, {"depth": ""})
   with pytest.raises(ResumeError, match="config.picture.depth=''"):
-    image3d_modes.check_same(less, workdir)
+    photo.check_same_photo(image, less, workdir)
   (workdir / "depth.txt").write_text("the user's own")
-  image3d_modes.keep_picture(less, workdir, taken.picture, dict(elevation=0.1, azimuth=0.0))
+  photo.keep_photo(image, less, framed, dict(elevation=0.1, azimuth=0.0), workdir)
   assert not (workdir / "depth.png").exists() and (workdir / "depth.txt").exists()
   with pytest.raises(ResumeError, match="which was none"):
-    image3d_modes.check_same(config, workdir)
+    photo.check_same_photo(image, given, workdir)
 
 
 def test_a_map_has_to_be_about_the_object(scene, tmp_path):

@@ -5,24 +5,24 @@ import pytest
 
 from sds_jax.evaluation import recipes
 from sds_jax.shapeworld import captions
-from sds_jax.training.recipes import RECIPES
+from sds_jax.settings.recipes.text3d import RECIPES
 
 SPECS = [captions.parse("a red cube"), captions.parse("a green cone on top of a blue cylinder")]
 
 
 @pytest.fixture
 def runs(monkeypatch):
-  """The configs that were run, in order; every run scores the number of its seed."""
+  """The settings that were run, in order; every run scores the number of its seed."""
   seen = []
 
-  def run_set(job, specs, seeds, folder):
-    seen.append(job)
+  def run_set(task, specs, seeds, folder):
+    seen.append(task.settings)
     return [dict(prompt=captions.caption(spec), seed=seed, silhouette_iou=0.5 + 0.1 * seed, volume_iou=0.4,
                  colours_right=seed == 0, colour_error=0.02, empty=False, full=seed == 1, seconds=30.0)
             for spec in specs for seed in seeds]
 
-  monkeypatch.setattr(recipes, "Job", lambda config, prior, params: config)
-  monkeypatch.setattr(recipes.modes, "load_prior", lambda config: (None, None))
+  monkeypatch.setattr(recipes, "CaptionRuns", lambda task, prior, params: task)
+  monkeypatch.setattr(recipes.Text3DTask, "load_prior", lambda task: (None, None))
   monkeypatch.setattr(recipes, "run_set", run_set)
   return seen
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sds_jax import settings
 from sds_jax.evaluation import scores
 from sds_jax.fields.field import Field
 from sds_jax.shapeworld import captions, scenes
-from sds_jax.training import config as config_lib, step as step_lib
+from sds_jax.tasks import Text3DTask
 from sds_jax.training.state import TrainState
-from sds_jax.training.validation import validate
 from sds_jax.types import FieldOutput
 from sds_jax.views import cameras
 
@@ -37,14 +37,14 @@ def judge():
     patch.setattr(scores, "ROTATIONS", 12)  # every 30 degrees
     patch.setattr(scores, "SCALES", (0.8, 1.0, 1.2))
     patch.setattr(scores, "VOLUME_GRID", 28)
-    scene = step_lib.make_scene(validate(config_lib.default()))
-    scene = dataclasses.replace(scene, field=Field(lambda key: {}, apply, 0.8))
+    generator = Text3DTask(settings.validate(settings.defaults())).generator
+    generator = dataclasses.replace(generator, field=Field(lambda key: {}, apply, 0.8))
 
     def score(caption, shown=None, angle=0.0, scale=1.0, solid=1.0, fog=0.0):
       params = dict(scene=scenes.scene_from_caption(shown or caption), angle=jnp.float32(math.radians(angle)),
                     scale=jnp.float32(scale), solid=jnp.float32(solid), fog=jnp.float32(fog))
       state = TrainState(step=jnp.int32(0), params=dict(field=params, background={}), opt_state=(), occupancy=None)
-      return scores.score(scene, state, captions.parse(caption))
+      return scores.score(generator, state, captions.parse(caption))
 
     yield score
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sds_jax import settings
 from sds_jax.io import resource_errors
-from sds_jax.training import defaults
 
 FULL = "[Errno 28] No space left on device"
 
@@ -67,7 +67,7 @@ def test_the_remedy_depends_on_mode_and_job(tmp_path):
   assert "goes on" not in resource_errors.explain(error, tmp_path, "export")
 
 
-@pytest.mark.parametrize("job", defaults.DEFAULTS)
+@pytest.mark.parametrize("job", settings.TREES)
 def test_every_job_has_a_remedy_for_memory(job):
   assert "config.training.views" in resource_errors.explain(MemoryError(), None, "train", job)
 

@@ -5,9 +5,8 @@ import jax
 import numpy as np
 import pytest
 
+from sds_jax.diffusion.estimators import ESTIMATORS
 from sds_jax.testbed import estimator_settings, laws, page, study, suite, toy_laws
-from sds_jax.training import choices
-from sds_jax.training.config import scalar_spec
 
 TARGET = toy_laws.law_of(toy_laws.plane(), toy_laws.TARGET)
 
@@ -61,13 +60,13 @@ def test_settings_of_the_study_are_the_published_settings():
   has the range of SDS and differs by its weight only.
   """
   exceptions = {"bridge": {"t_max"}, "csd": {"t_max"}, "vsd": {"t_max"}, "ism": {"t_max"}, "rfds": {"t_max"}}
-  for name, choice in choices.PUBLISHED.items():
-    if name not in estimator_settings.SETTINGS:
-      continue  # HiFA's second term needs latents
+  for name, record in ESTIMATORS.items():
+    if record.published is None or name not in estimator_settings.SETTINGS:
+      continue  # SDS and the like have no values of their own; HiFA's second term needs latents
     setting = estimator_settings.SETTINGS[name]
     in_study = dict(weighting=setting.weighting, t_min=setting.t_min, t_max=setting.t_max, t_warp=setting.warp)
     for key, value in in_study.items():
-      same = value == (scalar_spec(choice[key]) if key in ("t_min", "t_max") else choice[key])
+      same = value == getattr(record.published, key)
       assert same != (key in exceptions.get(name, ())), (name, key)
     on_page = f"<code>{name}</code>" in page.INTRODUCTION
     assert ("published range" in setting.note) == on_page == (name in exceptions), name
