@@ -1,4 +1,4 @@
-"""`distil` by hand: which keys, times, scales and words of a run reach the estimator, and VSD's second network."""
+"""`distil` by hand: the keys, times, scales and conditions that reach the estimator and VSD's second network."""
 import types
 
 import jax
@@ -7,21 +7,23 @@ import numpy as np
 import pytest
 
 from sds_jax.diffusion.distillation import score_distillation
+from sds_jax.diffusion.estimators import find
 from sds_jax.diffusion.guidance import guided
 from sds_jax.diffusion.schedules import schedule_from_config
 from sds_jax.diffusion.variational import score_loss
-from sds_jax.training import distil, estimator_state, score_network, update
-from sds_jax.training.validation import validate
+from sds_jax.settings import validate
+from sds_jax.training import distil, estimator_state, second_network
+from sds_jax.training.keys import step_keys
 from sds_jax.views.cameras import CAMERA_DIM
 
 B, WIDTH = 4, 3
 PROGRESS = 0.25
-RANGE = {"distillation.t_min": ((0.0, 0.6), (1.0, 0.2)), "distillation.t_max": (0.9,), "distillation.t_warp": "sqrt",
-         "distillation.weighting": "uniform", "distillation.guidance_scale": (4.0,),
+RANGE = {"distillation.t_min": ((0.0, 0.6), (1.0, 0.2)), "distillation.t_max": 0.9, "distillation.t_warp": "sqrt",
+         "distillation.weighting": "uniform", "distillation.guidance_scale": 4.0,
          "distillation.guidance_convention": "diffusers"}
 LOWER = 0.4
 """The lower end of t's range at PROGRESS: the square root of a quarter is half of the way."""
-KEYS = update.step_keys(jax.random.key(3), jnp.int32(5))
+KEYS = step_keys(jax.random.key(3), jnp.int32(5))
 
 
 def denoise(params, z, t, cond):
@@ -55,7 +57,8 @@ def run(tiny_config, inputs):
     config = validate(tiny_config(settings))
 
     def loss(x, phi):
-      return distil.distil(config, PRIOR, params, x, cond, KEYS, jnp.float32(PROGRESS), dict(own, score=phi))
+      return distil.distil(config.distillation, config.loss.sds, PRIOR, params, x, cond, KEYS, jnp.float32(PROGRESS),
+                           dict(own, score=phi), views=B, seed=config.seed)
 
     return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(x, own.get("score", {}))
 
@@ -92,7 +95,7 @@ OPTIONS = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_name_stands_for_its_estimator_with_the_options_of_the_moment(run, by_hand, inputs, name):
   source = dict(source_x=0.5 * inputs[0], source_cond=dict(inputs[2], cond=inputs[2]["negative"]))
-  source = source if name in estimator_state.EDITS else {}
+  source = source if "source" in find(name).needs else {}
   (found, _), aux = run({"distillation.estimator": name}, **source)
   np.testing.assert_allclose(found, by_hand(name, aux.t, {**OPTIONS[name], **source}), rtol=1e-4, atol=1e-6)
   assert np.abs(found).max() > 1e-2
@@ -108,16 +111,16 @@ def test_asd_is_told_the_lower_end_of_ts_range_at_this_moment(run, by_hand):
 @pytest.mark.parametrize("convention, scale, upwards", [("diffusers", 4.0, -0.5), ("dreamfusion", 3.0, -1.5)])
 def test_sdis_way_up_has_its_share_of_omega_in_either_convention(run, by_hand, convention, scale, upwards):
   """omega = 3, on the way up -0.5 times that: 1 - 1.5 in the convention of diffusers."""
-  (found, _), aux = run({"distillation.estimator": "sdi", "distillation.sdi.inversion": (-0.5,),
+  (found, _), aux = run({"distillation.estimator": "sdi", "distillation.sdi.inversion": -0.5,
                          "distillation.sdi.steps": 2, "distillation.sdi.stride": 0.2,
-                         "distillation.guidance_scale": (scale,), "distillation.guidance_convention": convention})
+                         "distillation.guidance_scale": scale, "distillation.guidance_convention": convention})
   hand = lambda upwards: by_hand("sdi", aux.t, dict(  # noqa: E731
       inversion_scale=upwards, eta=0.3, stride=0.2, steps=2, start=0.0), scale, convention)
   assert_only(found, hand(upwards), hand(-0.5 * scale + (convention == "dreamfusion")))
 
 
 def test_the_noise_of_cds_goes_by_the_seed(run, by_hand):
-  (found, _), aux = run({"distillation.estimator": "cds", "seed": 7, "distillation.cds.clip": (9.0,)})
+  (found, _), aux = run({"distillation.estimator": "cds", "seed": 7, "distillation.cds.clip": 9.0})
   hand = lambda seed: by_hand("cds", aux.t, dict(gap=0.1, spread=0.2, clip=9.0, noise_seed=seed))  # noqa: E731
   assert_only(found, hand(7), hand(0))
 
@@ -132,7 +135,7 @@ def test_antithetic_noise_is_that_of_views_in_pairs(run):
 def phi(tiny_config, inputs):
   """Parameters of the second network under which both adapters and camera count."""
   config = validate(tiny_config({"distillation.estimator": "vsd", "distillation.vsd.rank": 1}))
-  start = score_network.init(config, PRIOR, inputs[1], WIDTH, jax.random.key(0))
+  start = second_network.init(config.distillation.vsd, PRIOR, inputs[1], WIDTH, jax.random.key(0))
   return jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), start)
 
 
@@ -142,7 +145,7 @@ def test_vsds_networks_are_told_and_draw_what_is_theirs(run, by_hand, inputs, ph
   x, params, cond, camera = inputs
   (of_x, of_phi), aux = run({"distillation.estimator": "vsd", "distillation.vsd.rank": 1,
                              "distillation.vsd.forget_camera": forget}, score=phi, camera=camera)
-  score_fn, side = score_network.make_score_fn(PRIOR), cond["cond"]
+  score_fn, side = second_network.make_score_fn(PRIOR), cond["cond"]
 
   def moved(camera):
     return by_hand("vsd", aux.t, dict(score_fn=score_fn, score_params=(params, phi),
@@ -170,21 +173,21 @@ def test_a_camera_is_learnt_where_the_prior_knows_none(tiny_latent, tiny_config)
                                  "distillation.vsd.forget_camera": 0.5, "distillation.vsd.learning_rate": 0.1}))
   x, camera = jnp.full((2, *prior.x_shape), 0.3), jnp.stack([jnp.ones(CAMERA_DIM), -jnp.ones(CAMERA_DIM)])
   side = dict(text=jnp.ones((2, 77, 8)))
-  phi = score_network.init(config, prior, params, 8, jax.random.key(0))
-  kept = dict(score=phi, opt_state=score_network.make_optimizer(config).init(phi))
+  phi = second_network.init(config.distillation.vsd, prior, params, 8, jax.random.key(0))
+  kept = dict(score=phi, opt_state=second_network.make_optimizer(config.distillation.vsd).init(phi))
 
   @jax.jit
   def step(kept, forget_key):
     """One step of learning, and what phi says of one z and two cameras before it."""
     def loss(phi):
-      keys = dict(update.step_keys(jax.random.key(0), jnp.int32(0)), forget=forget_key)
-      return distil.distil(config, prior, params, x, dict(cond=side, uncond=side), keys, jnp.float32(0.5),
-                           dict(score=phi, camera=camera))[0]
+      keys = dict(step_keys(jax.random.key(0), jnp.int32(0)), forget=forget_key)
+      return distil.distil(config.distillation, 1.0, prior, params, x, dict(cond=side, uncond=side), keys,
+                           jnp.float32(0.5), dict(score=phi, camera=camera), views=2, seed=0)[0]
 
     grads = jax.grad(loss)(kept["score"])
-    said = score_network.make_score_fn(prior)((params, kept["score"]), x, jnp.array([500, 500]),
+    said = second_network.make_score_fn(prior)((params, kept["score"]), x, jnp.array([500, 500]),
                                               dict(side, camera=camera))
-    return estimator_state.learn(config, kept, grads), grads, said
+    return estimator_state.learn(config.distillation, kept, grads), grads, said
 
   forgets = {bool(jax.random.bernoulli(jax.random.key(i), 0.5)): jax.random.key(i) for i in range(8)}
   after, grads, _ = step(kept, forgets[True])

@@ -1,4 +1,4 @@
-"""Every estimator under the training step: one program, the frozen network untouched, state that goes on exactly."""
+"""Every estimator under the training step: one program, the frozen network untouched, state that resumes exactly."""
 import dataclasses
 import os
 import signal
@@ -9,9 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.evaluation import modes
-from sds_jax.training import conditions, distil, loop, particles, resume, step as step_lib, update
-from sds_jax.training.validation import ConfigError, validate
+from sds_jax.commands import evaluate as evaluate_command, train as train_command
+from sds_jax.diffusion.estimators import ESTIMATORS
+from sds_jax.generators import particles
+from sds_jax.schema import ConfigError
+from sds_jax.settings import validate
+from sds_jax.training import conditions, distil, loop, resume
+from sds_jax.training.keys import step_keys
 from sds_jax.views import prompts
 
 SMALL = {"distillation.ism.steps": 2, "distillation.sdi.steps": 2, "distillation.vsd.rank": 2}
@@ -19,15 +23,15 @@ UNKNOWN = {"prior.allow_unknown_words": True}
 
 
 @pytest.fixture(scope="module")
-def begun(tiny_config, prior_and_params):
-  """(changes) -> (scene, step function, its arguments), the state with what the estimator keeps."""
+def begun(make_task, prior_and_params, step_of):
+  """(changes) -> (task, step function, its arguments); the state holds the part of the estimator."""
   prior, prior_params = prior_and_params
 
   def make(changes):
-    scene = step_lib.make_scene(validate(tiny_config({**SMALL, **changes})))
-    text = conditions.embed_prompts(prior, scene.config)
-    state = jax.jit(lambda key: step_lib.begin(scene, prior, prior_params, text, key))(jax.random.key(3))
-    return scene, step_lib.make_step(scene, prior), (state, prior_params, text, jax.random.key(0))
+    task = make_task({**SMALL, **changes})
+    text, program = task.embed(prior), task.program(prior)
+    state = jax.jit(lambda key: program.begin(prior_params, text, key, None))(jax.random.key(3))
+    return task, step_of(task, prior), (state, prior_params, text, jax.random.key(0))
 
   return make
 
@@ -45,21 +49,21 @@ def count_dots(jaxpr):
 
 COPIES = {"ldiff": 1, "vsd": 3, "asd": 2, "ism": 2, "sdi": 2, "cds": 2}
 """Copies of the network's forward pass in the program, where not 1: ISM's and SDI's inversions are one each in a scan;
-of VSD one is the prior, one the second network's word on the image, one its own learning."""
+of VSD one is the prior, one the second network's estimate for the image, one the second network's own learning."""
 BACKWARD = ("ldiff", "vsd")
 """Where a network is differentiated: the prior itself, or the adapters of its copy."""
 
 
-@pytest.mark.parametrize("name", distil.NAMES)
-def test_one_program_that_differentiates_no_frozen_network(begun, prior_and_params, name):
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_one_program_that_differentiates_no_frozen_network(begun, prior_and_params, step_of, name):
   prior, prior_params = prior_and_params
-  scene, step, args = begun({"distillation.estimator": name})
+  task, step, args = begun({"distillation.estimator": name})
   idle = dataclasses.replace(prior, denoise=lambda params, z, t, cond: jnp.zeros_like(z))
   side = dict(text=jnp.zeros((2, 4, 8)), camera=jnp.zeros((2, 16)))
   network = count_dots(jax.make_jaxpr(prior.denoise)(prior_params, jnp.zeros((2, *prior.x_shape)),
                                                      jnp.zeros(2, jnp.int32), side).jaxpr)
   whole = count_dots(jax.make_jaxpr(step)(*args).jaxpr)
-  without = count_dots(jax.make_jaxpr(step_lib.make_step(scene, idle))(*args).jaxpr)
+  without = count_dots(jax.make_jaxpr(step_of(task, idle))(*args).jaxpr)
   copies = (whole - without) / network
   if name in BACKWARD:
     assert copies > COPIES[name]
@@ -72,7 +76,7 @@ LIKE_SDS = ("score", "sjc", "rfds", "nfsd", "bridge", "csd")
 
 
 @pytest.mark.parametrize("name", [
-  pytest.param(name, marks=pytest.mark.thorough if name in LIKE_SDS else ()) for name in distil.NAMES])
+  pytest.param(name, marks=pytest.mark.thorough if name in LIKE_SDS else ()) for name in ESTIMATORS])
 def test_steps_move_the_field_and_stay_finite(begun, name):
   _, step, (state, *fixed) = begun({"distillation.estimator": name})
   compiled, before = jax.jit(step), state.params
@@ -89,9 +93,9 @@ def test_an_edit_of_what_no_words_describe_begins_as_the_bridge(begun):
   """DDS begins where it is its own source, so that a first step is eps_guided - eps_u."""
   ends = {}
   for name in ("bridge", "dds"):
-    open_settings = {"distillation.weighting": "sigma2", "distillation.guidance_scale": (3.0,),
-                     "distillation.guidance_convention": "diffusers", "distillation.t_min": (0.3,),
-                     "distillation.t_max": (0.9,), "distillation.bridge.begins": 0.0}
+    open_settings = {"distillation.weighting": "sigma2", "distillation.guidance_scale": 3.0,
+                     "distillation.guidance_convention": "diffusers", "distillation.t_min": 0.3,
+                     "distillation.t_max": 0.9, "distillation.bridge.begins": 0.0}
     _, step, (state, *fixed) = begun({"distillation.estimator": name, **open_settings})
     end, _ = jax.jit(step)(state, *fixed)
     ends[name] = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(end.opt_state) if np.ndim(leaf)])
@@ -100,7 +104,7 @@ def test_an_edit_of_what_no_words_describe_begins_as_the_bridge(begun):
 
 
 def test_vsd_trains_its_second_network_and_leaves_the_prior(begun):
-  scene, step, (state, prior_params, text, key) = begun({"distillation.estimator": "vsd"})
+  _, step, (state, prior_params, text, key) = begun({"distillation.estimator": "vsd"})
   before, compiled = jax.tree.map(np.asarray, (state.estimator["score"], prior_params)), jax.jit(step)
   for _ in range(2):
     state, _ = compiled(state, prior_params, text, key)
@@ -114,23 +118,29 @@ def test_texts_of_the_bridge_and_of_negative_prompts(tiny_config, prior_and_para
   prior, _ = prior_and_params
   free = dataclasses.replace(prior, vocabulary=None)
 
-  def said(prior, name, changes=None):
-    config = validate(tiny_config({"distillation.estimator": name, **(changes or {})}))
-    return conditions.texts(prior, config, config.prompt, prompts.view_prompts)
+  def of(name, changes=None):
+    settings = validate(tiny_config({"distillation.estimator": name, **(changes or {})}))
+    return settings.distillation, settings.negative_prompt
 
-  bridge = said(free, "bridge")
+  def texts(prior, name, changes=None):
+    return conditions.texts(prior, *of(name, changes), "a red cube", prompts.view_prompts)
+
+  bridge = texts(free, "bridge")
   assert bridge["target"][0] == "a red cube, detailed high resolution, high quality, sharp, front view"
   assert bridge["source"][1].startswith("a red cube, oversaturated, smooth") and bridge["null"] == [""]
-  assert said(free, "csd")["negative"] == ["oversaturated color, ugly, tiling, low quality, noisy"]
+  assert texts(free, "csd")["negative"] == ["oversaturated color, ugly, tiling, low quality, noisy"]
   # A prior that knows a few words: nothing stands in for quality, the prompt for itself.
-  small = said(prior, "bridge")
+  small = texts(prior, "bridge")
   assert small["target"] == small["views"] and small["source"] == [""] * 4
-  assert said(prior, "nfsd", {"negative_prompt": "a blue sphere"})["negative"] == ["a blue sphere"]
-  told = conditions.stand_in(prior, validate(tiny_config({"distillation.estimator": "bridge"})))
-  assert told.endswith("nothing stands for target_words and config.negative_prompt='' stands for source_words")
-  assert conditions.stand_in(prior, validate(tiny_config())) == ""
-  assert conditions.stand_in(free, validate(tiny_config({"distillation.estimator": "csd"}))) == ""
-  assert said(prior, "dds", {"distillation.source_prompt": "a green cone"})["source"][0] == "a green cone, front view"
+  assert texts(prior, "nfsd", {"negative_prompt": "a blue sphere"})["negative"] == ["a blue sphere"]
+  assert conditions.substitutions(prior, *of("bridge")).endswith(
+      "quality: nothing replaces target_words and config.negative_prompt='' replaces source_words")
+  assert conditions.substitutions(prior, *of("sds")) == conditions.substitutions(free, *of("csd")) == ""
+  users = {"negative_prompt": "", "distillation.nfsd.negative_prompt": "a sphere"}
+  assert conditions.user_texts(*of("nfsd", {"distillation.nfsd.negative_prompt": "a sphere"})) == users
+  assert conditions.user_texts(*of("csd")) == {"negative_prompt": ""}  # published words are nobody's mistake
+  assert conditions.user_texts(*of("pds")) == {"negative_prompt": "", "distillation.source_prompt": ""}
+  assert texts(prior, "dds", {"distillation.source_prompt": "a green cone"})["source"][0] == "a green cone, front view"
 
 
 @pytest.mark.thorough
@@ -138,7 +148,7 @@ def test_the_bridge_begins_with_sds(begun):
   """Its second stage under the same texts is eps_guided - eps_u; before `begins` a step is that of SDS."""
   def first(name, begins):
     changes = {"distillation.estimator": name, "distillation.bridge.begins": begins,
-               "distillation.guidance_scale": (3.0,), "distillation.t_max": (0.98,)}
+               "distillation.guidance_scale": 3.0, "distillation.t_max": 0.98}
     _, step, args = begun(changes)
     return jax.jit(step)(*args)[1]["sds_grad_norm"]
 
@@ -150,34 +160,34 @@ def same_bits(a, b):
   return [np.asarray(x).tobytes() for x in jax.tree.leaves(a)] == [np.asarray(x).tobytes() for x in jax.tree.leaves(b)]
 
 
-def test_a_stopped_run_goes_on_with_what_the_estimator_keeps(tiny_config, prior_and_params, tmp_path):
+def test_a_stopped_run_goes_on_with_the_part_of_the_estimator(make_task, prior_and_params, train, tmp_path):
   changes = {**SMALL, "distillation.estimator": "vsd"}
 
   def run(folder, more=None, on_render=None):
-    config = validate(tiny_config({**changes, **(more or {})}))
-    return jax.device_get(loop.train(config, folder, *prior_and_params, on_render).state)
+    return jax.device_get(train(make_task({**changes, **(more or {})}), folder, *prior_and_params, on_render).state)
 
   whole, parts = tmp_path / "whole", tmp_path / "parts"
   expected = run(whole)
   with pytest.raises(loop.Interrupted):
     run(parts, {"training.render_every": 2}, lambda state, step: os.kill(os.getpid(), signal.SIGTERM))
   assert same_bits(run(parts, {"resume": "must"}), expected)
-  _, restored = modes.restore(validate(tiny_config(changes)), parts)  # what export, render and evaluate begin with
+  restored = make_task(changes).restore(parts)  # the start of export, render and evaluate
   assert same_bits((restored.params, restored.estimator), (expected.params, expected.estimator))
 
 
-def test_an_edit_begins_with_another_runs_object(tiny_config, prior_and_params, tmp_path, capsys):
+def test_an_edit_begins_with_the_object_of_another_run(make_task, tiny_config, prior_and_params, train, tmp_path,
+                                                       capsys):
   source, folder = tmp_path / "source", tmp_path / "edit"
-  made = jax.device_get(loop.train(validate(tiny_config()), source, *prior_and_params).state)
+  made = jax.device_get(train(make_task(), source, *prior_and_params).state)
   edit = {"distillation.estimator": "pds", "distillation.source": str(source), "prompt": "a blue cube",
           "training.steps": 2}
-  config = validate(tiny_config(edit))
-  assert config.distillation.source_prompt == "a red cube"
-  state = jax.device_get(loop.train(config, folder, *prior_and_params).state)
+  task = make_task(edit)
+  assert task.settings.distillation.source_prompt == "a red cube"
+  state = jax.device_get(train(task, folder, *prior_and_params).state)
   assert "beginning from step 4" in capsys.readouterr().out
   assert same_bits(state.estimator["params"], made.params) and not same_bits(state.params, made.params)
   with pytest.raises(resume.ResumeError, match="cannot be edited with these settings"):
-    loop.train(validate(tiny_config({**edit, "field.mlp.hidden": 12})), tmp_path / "other", *prior_and_params)
+    train(make_task({**edit, "field.mlp.hidden": 12}), tmp_path / "other", *prior_and_params)
   with pytest.raises(ConfigError, match="no config.json"):
     validate(tiny_config({**edit, "distillation.source": str(tmp_path / "nothing")}))
 
@@ -187,15 +197,16 @@ def test_hifa_acts_on_the_picture_of_a_latent(tiny_latent, tiny_config):
   prior, params = tiny_latent
   config = validate(tiny_config({"prior.path": "", "prior.name": "sd15", "prior.random_weights": True,
                                  "render.height": 8, "render.width": 8, "distillation.estimator": "hifa",
-                                 "distillation.hifa.image_weight": (0.5,)}))
+                                 "distillation.hifa.image_weight": 0.5}))
   x, image = jnp.full((2, *prior.x_shape), 0.3), jnp.full((2, prior.image_size, prior.image_size, 3), 0.6)
   side = dict(text=jnp.ones((2, 77, 8)))
-  cond, keys = dict(cond=side, uncond=side), update.step_keys(jax.random.key(0), jnp.int32(0))
+  cond, keys = dict(cond=side, uncond=side), step_keys(jax.random.key(0), jnp.int32(0))
 
   @jax.jit
   def gradients(x, image):
     def loss(x, image):
-      return distil.distil(config, prior, params, x, cond, keys, jnp.float32(0.5), dict(image=image))
+      return distil.distil(config.distillation, config.loss.sds, prior, params, x, cond, keys, jnp.float32(0.5),
+                           dict(image=image), views=2, seed=0)
     return jax.grad(loss, argnums=(0, 1), has_aux=True)(x, image)
 
   (of_x, of_image), aux = gradients(x, image)
@@ -207,10 +218,10 @@ def test_hifa_acts_on_the_picture_of_a_latent(tiny_latent, tiny_config):
   assert np.abs(expected).max() > 1e-3
 
 
-def test_particles_are_objects_of_their_own(begun, prior_and_params):
+def test_particles_are_objects_of_their_own(begun, tmp_path):
   """Two objects under plain SDS move as each alone would with its own half of the views; no gradient passes over."""
-  scene, step, (state, *fixed) = begun({"training.particles": 2, "training.views": 4, "shading.lambertian": 0.0,
-                                        "optimizer.warmup_steps": 0})
+  task, step, (state, *fixed) = begun({"training.particles": 2, "training.views": 4, "shading.lambertian": 0.0,
+                                       "optimizer.warmup_steps": 0})
   leaf = lambda params: jax.tree.leaves(params["field"])[-1]  # noqa: E731
   assert leaf(state.params).shape[0] == 2 and not np.array_equal(leaf(state.params)[0], leaf(state.params)[1])
   end, _ = jax.jit(step)(state, *fixed)
@@ -220,28 +231,26 @@ def test_particles_are_objects_of_their_own(begun, prior_and_params):
   for a, b in zip(jax.tree.leaves(end.params), jax.tree.leaves(moved.params)):
     np.testing.assert_allclose(a[0], b[0], rtol=1e-5, atol=1e-6)
   assert not np.allclose(leaf(end.params)[1], leaf(moved.params)[1])
-  one = particles.pick(scene.config, end, 1)
+  _, one = list(task.objects_in(end, tmp_path))[1]
   np.testing.assert_array_equal(leaf(one.params), leaf(end.params)[1])
   assert jax.tree.leaves(one.occupancy)[0].shape == jax.tree.leaves(end.occupancy)[0].shape[1:]
 
 
 def test_views_are_dealt_in_turn(tiny_config):
-  config = validate(tiny_config({"training.particles": 2, "training.views": 6}))
-  dealt = particles.deal(config, jnp.arange(6))
+  dealt = particles.deal(2, jnp.arange(6))
   np.testing.assert_array_equal(dealt, [[0, 2, 4], [1, 3, 5]])
-  np.testing.assert_array_equal(particles.gather(config, dealt), np.arange(6))
+  np.testing.assert_array_equal(particles.gather(2, dealt), np.arange(6))
   with pytest.raises(ConfigError, match="config.training.views=3 is no multiple of config.training.particles=2"):
     validate(tiny_config({"training.particles": 2, "training.views": 3}))
 
 
 @pytest.mark.thorough
-def test_each_particle_leaves_its_object(tiny_config, tiny_prior, tmp_path):
-  config = validate(tiny_config({**SMALL, "training.particles": 2, "distillation.estimator": "vsd",
-                                 "training.render_every": 2}))
-  modes.train(config, tmp_path, 0.0)
+def test_each_particle_leaves_its_object(make_task, tmp_path):
+  task = make_task({**SMALL, "training.particles": 2, "distillation.estimator": "vsd", "training.render_every": 2})
+  train_command.train(task, tmp_path, 0.0)
   assert (tmp_path / "progress" / "000002.png").exists()
   for folder in (tmp_path, tmp_path / "particle_1"):
     assert all((folder / name).exists() for name in ("renders.png", "report.html", "timings.json"))
   assert (tmp_path / "renders.png").read_bytes() != (tmp_path / "particle_1" / "renders.png").read_bytes()
-  modes.evaluate(config, tmp_path, 0.0)
+  evaluate_command.evaluate(task, tmp_path, 0.0)
   assert (tmp_path / "particle_1" / "scores.json").exists()

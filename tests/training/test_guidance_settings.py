@@ -2,37 +2,23 @@
 import dataclasses
 import math
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.training import conditions, config as config_lib, update
+from sds_jax.training import conditions, keys
 from sds_jax.training.distil import distil
-from sds_jax.training.validation import scalar_values
 from sds_jax.views import cameras, prompts
 
-OPEN = {f"distillation.{name}" for name in ("guidance_scale", "t_min", "t_max")}
 SCHEDULED = {"loss.sds", "loss.orientation", "loss.opacity", "loss.entropy", "distillation.guidance_rescale",
-             "distillation.perp_neg_scale", "distillation.clip_norm"} | OPEN
-OF_ESTIMATORS = {f"distillation.{name}" for name in (
-  "sds.guidance_scale", "sds.t_min", "sds.t_max", "csd.negative_weight", "ism.delta_t", "sdi.inversion",
-  "cds.clip", "hifa.image_weight")}
-OF_FIELDS = {"field.paper_mlp.variance", "field.hashgrid.open_levels"}
-
-
-def test_which_settings_are_schedules():
-  """Those that the docstring of the settings names: they, and no others, have defaults of a schedule's form."""
-  flat = flax.traverse_util.flatten_dict(config_lib.default().to_dict(), sep=".")
-  found = {path for path, value in flat.items() if isinstance(value, tuple) and value and scalar_values(value)}
-  assert found == (SCHEDULED - OPEN) | OF_ESTIMATORS | OF_FIELDS
-  assert all(path.split(".")[-1] in config_lib.__doc__ for path in found | OPEN if not path.startswith("loss"))
+             "distillation.perp_neg_scale", "distillation.clip_norm", "distillation.guidance_scale",
+             "distillation.t_min", "distillation.t_max"}
 
 
 @pytest.fixture(scope="module")
 def scheduled(ready):
-  """A step in which every scalar moves, under Perp-Neg and a negative prompt: (scene, step function, arguments)."""
+  """A step in which every scheduled number moves, under Perp-Neg and a negative prompt: (task, step, arguments)."""
   ends = {**dict.fromkeys(SCHEDULED, (2.0, 1.0)), "distillation.t_max": (0.98, 0.5),
           "distillation.t_min": (0.02, 0.1), "distillation.guidance_rescale": (0.7, 0.2)}
   return ready({"distillation.perp_neg": "threestudio", "negative_prompt": "a blue sphere", "shading.lambertian": 0.0,
@@ -59,33 +45,33 @@ def test_the_negative_prompt_is_the_unconditional_side(ready, prior_and_params):
   assert np.abs(expected[0] - expected[1]).max() > 1e-3
 
 
-def test_what_the_prior_is_told_under_perp_neg(scheduled, prior_and_params):
+def test_conditions_under_perp_neg(scheduled, prior_and_params):
   """Azimuth 36 degrees: 0.6 front and 0.4 side; both are negative too; every side has the view's own camera."""
-  scene, _, (_, _, text, _) = scheduled
-  plain = config_lib.freeze({**scene.config.to_dict(), "distillation": {**scene.config.distillation.to_dict(),
-                                                                       "perp_neg": "none"}})
+  task, _, (_, _, text, _) = scheduled
+  plain = dataclasses.replace(task.settings.distillation, perp_neg="none")
   azimuth, elevation = jnp.radians(jnp.array([36.0, 0.0])), jnp.radians(jnp.array([20.0, 75.0]))
   cams = jax.vmap(lambda a, e: cameras.orbit(a, e, 2.5, 0.8))(azimuth, elevation)
   cond = conditions.of_views(*prior_and_params, plain, text, cams, azimuth, elevation, jnp.float32(0.0))
-  told = dict(cond, **conditions.perp_neg_sides(cond, text, azimuth, elevation, "threestudio", jnp.float32(2.0)))
+  sides = dict(cond, **conditions.perp_neg_sides(cond, text, azimuth, elevation, "threestudio", jnp.float32(2.0)))
   views = {name: np.asarray(text["views"][i]) for i, name in enumerate(prompts.VIEWS)}
-  np.testing.assert_allclose(told["cond"]["text"][0], 0.6 * views["front"] + 0.4 * views["side"], atol=1e-5)
-  np.testing.assert_allclose(told["cond"]["text"][1], views["overhead"], atol=1e-6)
+  np.testing.assert_allclose(sides["cond"]["text"][0], 0.6 * views["front"] + 0.4 * views["side"], atol=1e-5)
+  np.testing.assert_allclose(sides["cond"]["text"][1], views["overhead"], atol=1e-6)
   decay = lambda r: 4 * math.exp(-0.5 * r) - 2.426  # noqa: E731
-  np.testing.assert_allclose(told["weights"], [[-2 * decay(0.6), -2 * decay(0.4)], [0.0, 0.0]], atol=1e-4)
-  for side, name in zip(told["negatives"], ("front", "side")):
+  np.testing.assert_allclose(sides["weights"], [[-2 * decay(0.6), -2 * decay(0.4)], [0.0, 0.0]], atol=1e-4)
+  for side, name in zip(sides["negatives"], ("front", "side")):
     np.testing.assert_array_equal(side["text"], np.stack([views[name]] * 2))
-  np.testing.assert_array_equal(told["uncond"]["text"], np.stack([np.asarray(text["null"])] * 2))
-  for side in (told["cond"], told["uncond"], *told["negatives"]):
+  np.testing.assert_array_equal(sides["uncond"]["text"], np.stack([np.asarray(text["null"])] * 2))
+  for side in (sides["cond"], sides["uncond"], *sides["negatives"]):
     np.testing.assert_array_equal(side["camera"], cond["cond"]["camera"])
 
 
 def distillation_under(ready, prior, changes):
-  """(progress, x, cond) -> (gradient with respect to x, what was seen), jitted, under the network `prior.denoise`."""
-  scene, _, (_, _, _, key) = ready(changes)
+  """(progress, x, cond) -> (gradient with respect to x, aux), jitted, under the network `prior.denoise`."""
+  task, _, (_, _, _, key) = ready(changes)
 
   def loss(x, cond, progress):
-    return distil(scene.config, prior, None, x, cond, update.step_keys(key, jnp.int32(0)), progress)
+    return distil(task.settings.distillation, 1.0, prior, None, x, cond, keys.step_keys(key, jnp.int32(0)), progress,
+                  views=2, seed=0)
 
   gradient = jax.jit(jax.grad(loss, has_aux=True))
   return lambda progress, x, cond: gradient(x, cond, jnp.float32(progress))
