@@ -1,11 +1,11 @@
-"""Conversions between what networks predict: the noise eps, the clean x0, the velocity v, a straight path's flow.
+"""Conversions between network outputs: the noise eps, the clean x0, the velocity v, the flow of a straight path.
 
 Variance-preserving path, z_t = alpha x0 + sigma eps, v = alpha eps - sigma x0 (arXiv:2202.00512, appendix D). Functions
 take (schedule, z_t [B, ...], t [B] integer, prediction [B, ...]) and return an array like z_t.
 
-Two conversions lose their answer at an end of the path: at alpha = 0 (pure noise, the last step of a zero-SNR schedule)
-z_t says nothing of x0, and at sigma = 0 nothing of eps. What cannot be known is given as 0, its mean, and so nothing
-becomes infinite. A network that predicts v has neither problem.
+Two conversions are undefined at an end of the path: at alpha = 0 (pure noise, the last step of a zero-SNR schedule) z_t
+does not depend on x0, and at sigma = 0 not on eps. The undefined value is replaced by its mean 0, so no value becomes
+infinite. Conversions from v are defined everywhere.
 
 Rectified flow (arXiv:2209.03003), z = (1 - t) x0 + t eps with velocity u = dz/dt = eps - x0, has t in [0, 1] for time.
 """
@@ -24,13 +24,14 @@ def _coefficients(schedule: Schedule, z: Array, t: Array) -> tuple[Array, Array]
 
 
 def _divide_or_zero(numerator: Array, denominator: Array) -> Array:
-  """numerator / denominator, and 0 where the denominator is 0; the inner where keeps gradients finite there."""
-  known = denominator != 0
-  return jnp.where(known, numerator / jnp.where(known, denominator, 1), 0)
+  """Divides, with 0 for a zero denominator."""
+  defined = denominator != 0
+  # Without the inner `where` the gradient at a zero denominator would be NaN: 0 times infinity.
+  return jnp.where(defined, numerator / jnp.where(defined, denominator, 1), 0)
 
 
 def x0_from_eps(schedule: Schedule, z: Array, t: Array, eps: Array) -> Array:
-  """x0 = (z - sigma eps) / alpha; 0 where alpha is 0.
+  """Computes x0 = (z - sigma eps) / alpha, or 0 at alpha = 0.
 
   >>> from sds_jax.diffusion.schedules import schedule_from_config
   >>> schedule = schedule_from_config(dict(num_train_timesteps=1, beta_start=0.36, beta_end=0.36))
@@ -43,7 +44,7 @@ def x0_from_eps(schedule: Schedule, z: Array, t: Array, eps: Array) -> Array:
 
 
 def x0_from_v(schedule: Schedule, z: Array, t: Array, v: Array) -> Array:
-  """x0 = alpha z - sigma v.
+  """Computes x0 = alpha z - sigma v.
 
   >>> from sds_jax.diffusion.schedules import schedule_from_config
   >>> schedule = schedule_from_config(dict(num_train_timesteps=1, beta_start=0.36, beta_end=0.36))
@@ -56,7 +57,7 @@ def x0_from_v(schedule: Schedule, z: Array, t: Array, v: Array) -> Array:
 
 
 def eps_from_x0(schedule: Schedule, z: Array, t: Array, x0: Array) -> Array:
-  """eps = (z - alpha x0) / sigma; 0 where sigma is 0.
+  """Computes eps = (z - alpha x0) / sigma, or 0 at sigma = 0.
 
   >>> from sds_jax.diffusion.schedules import schedule_from_config
   >>> schedule = schedule_from_config(dict(num_train_timesteps=1, beta_start=0.36, beta_end=0.36))
@@ -69,7 +70,7 @@ def eps_from_x0(schedule: Schedule, z: Array, t: Array, x0: Array) -> Array:
 
 
 def eps_from_v(schedule: Schedule, z: Array, t: Array, v: Array) -> Array:
-  """eps = alpha v + sigma z.
+  """Computes eps = alpha v + sigma z.
 
   >>> from sds_jax.diffusion.schedules import schedule_from_config
   >>> schedule = schedule_from_config(dict(num_train_timesteps=1, beta_start=0.36, beta_end=0.36))
@@ -82,7 +83,7 @@ def eps_from_v(schedule: Schedule, z: Array, t: Array, v: Array) -> Array:
 
 
 def v_from_eps(schedule: Schedule, z: Array, t: Array, eps: Array) -> Array:
-  """v = alpha eps - sigma x0, with x0 as `x0_from_eps` has it.
+  """Computes v = alpha eps - sigma x0, with x0 of `x0_from_eps`.
 
   >>> from sds_jax.diffusion.schedules import schedule_from_config
   >>> schedule = schedule_from_config(dict(num_train_timesteps=1, beta_start=0.36, beta_end=0.36))
@@ -95,7 +96,7 @@ def v_from_eps(schedule: Schedule, z: Array, t: Array, eps: Array) -> Array:
 
 
 def v_from_x0(schedule: Schedule, z: Array, t: Array, x0: Array) -> Array:
-  """v = alpha eps - sigma x0, with eps as `eps_from_x0` has it.
+  """Computes v = alpha eps - sigma x0, with eps of `eps_from_x0`.
 
   >>> from sds_jax.diffusion.schedules import schedule_from_config
   >>> schedule = schedule_from_config(dict(num_train_timesteps=1, beta_start=0.36, beta_end=0.36))
@@ -112,11 +113,11 @@ def _eps_from_eps(schedule: Schedule, z: Array, t: Array, eps: Array) -> Array:
 
 
 EPS_FROM = {"epsilon": _eps_from_eps, "v_prediction": eps_from_v, "sample": eps_from_x0}
-"""The `prediction_type` of a scheduler config -> the function that makes the network's output a noise prediction."""
+"""`prediction_type` of a scheduler config -> function from the network output to the noise."""
 
 
 def flow_interpolate(x0: Array, eps: Array, t: Array) -> Array:
-  """z = (1 - t) x0 + t eps for x0, eps [B, ...] and t [B] in [0, 1]; like x0.
+  """Computes z = (1 - t) x0 + t eps for x0, eps [B, ...] and t [B] in [0, 1].
 
   >>> print(flow_interpolate(jnp.ones((1, 2)), jnp.zeros((1, 2)), jnp.array([0.25])))
   [[0.75 0.75]]
@@ -126,7 +127,7 @@ def flow_interpolate(x0: Array, eps: Array, t: Array) -> Array:
 
 
 def flow_velocity(x0: Array, eps: Array) -> Array:
-  """u = eps - x0, the constant velocity of the straight path.
+  """Computes u = eps - x0, the constant velocity of the straight path.
 
   >>> print(flow_velocity(jnp.ones((1, 2)), jnp.zeros((1, 2))))
   [[-1. -1.]]
@@ -135,7 +136,7 @@ def flow_velocity(x0: Array, eps: Array) -> Array:
 
 
 def x0_from_flow(z: Array, t: Array, u: Array) -> Array:
-  """x0 = z - t u.
+  """Computes x0 = z - t u.
 
   >>> print(x0_from_flow(jnp.full((1, 2), 0.75), jnp.array([0.25]), jnp.full((1, 2), -1.0)))
   [[1. 1.]]
@@ -144,7 +145,7 @@ def x0_from_flow(z: Array, t: Array, u: Array) -> Array:
 
 
 def eps_from_flow(z: Array, t: Array, u: Array) -> Array:
-  """eps = z + (1 - t) u.
+  """Computes eps = z + (1 - t) u.
 
   >>> print(eps_from_flow(jnp.full((1, 2), 0.75), jnp.array([0.25]), jnp.full((1, 2), -1.0)))
   [[0. 0.]]
@@ -153,7 +154,7 @@ def eps_from_flow(z: Array, t: Array, u: Array) -> Array:
 
 
 def flow_from_x0(z: Array, t: Array, x0: Array) -> Array:
-  """u = (z - x0) / t; 0 at t = 0, where z says nothing of eps.
+  """Computes u = (z - x0) / t, or 0 at t = 0, where z does not depend on eps.
 
   >>> print(flow_from_x0(jnp.full((1, 2), 0.75), jnp.array([0.25]), jnp.ones((1, 2))))
   [[-1. -1.]]
@@ -162,7 +163,7 @@ def flow_from_x0(z: Array, t: Array, x0: Array) -> Array:
 
 
 def flow_from_eps(z: Array, t: Array, eps: Array) -> Array:
-  """u = (eps - z) / (1 - t); 0 at t = 1, where z says nothing of x0.
+  """Computes u = (eps - z) / (1 - t), or 0 at t = 1, where z does not depend on x0.
 
   >>> print(flow_from_eps(jnp.full((1, 2), 0.75), jnp.array([0.25]), jnp.zeros((1, 2))))
   [[-1. -1.]]
@@ -171,7 +172,7 @@ def flow_from_eps(z: Array, t: Array, eps: Array) -> Array:
 
 
 def velocity_denoiser(velocity_fn: DenoiseFn, schedule: Schedule) -> DenoiseFn:
-  """Returns the noise predictor of a network that predicts the velocity eps - x of a straight path.
+  """Returns the noise predictor of a velocity network for a straight path.
 
   Args:
     velocity_fn: (params, z [B, ...], time [B] float32 in (0, 1], cond) -> velocity [B, ...].
@@ -187,7 +188,7 @@ def velocity_denoiser(velocity_fn: DenoiseFn, schedule: Schedule) -> DenoiseFn:
     [[1. 1.]]
   """
   def denoise(params: Params, z: Array, t: Array, cond: Any) -> Array:
-    time = schedule.sigma[t]
+    time = schedule.sigma[t]  # on a straight path sigma is the time
     return eps_from_flow(z, time, velocity_fn(params, z, time, cond))
 
   return denoise

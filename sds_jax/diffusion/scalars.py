@@ -1,4 +1,4 @@
-"""Numbers that may change over a run: guidance scale, loss weights, ends of the range of t."""
+"""Scalar schedules for numbers changing over a run: guidance scale, loss weights, range of t."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,38 +10,41 @@ import numpy as np
 from sds_jax.types import Array
 
 ScalarSpec: TypeAlias = float | Sequence[Sequence[float]]
-"""A constant, or knots ((progress, value), ...), linear in between and constant beyond the first and the last."""
+"""A constant, or knots ((progress, value), ...) with linear interpolation and constant extrapolation."""
 
 
 def check_scalar(spec: ScalarSpec) -> None:
-  """Raises ValueError, with what is legal, unless spec is a finite number or knots of growing progress in [0, 1].
+  """Checks a scalar schedule.
+
+  Raises:
+    ValueError: spec is neither a finite number nor knots with progress growing within [0, 1].
 
   >>> check_scalar(7.5), check_scalar(((0.0, 100.0), (1.0, 50.0)))
   (None, None)
   """
   legal = "legal: a number, or ((progress, value), ...) with progress growing within [0, 1]"
   try:
-    knots = np.asarray(spec, np.float64)
+    knots = np.asarray(spec, np.float64)  # ragged knots raise ValueError here
   except (TypeError, ValueError) as error:
-    raise ValueError(f"{spec!r} is no scalar schedule; {legal}") from error
+    raise ValueError(f"{spec!r} is not a scalar schedule; {legal}") from error
   if not np.all(np.isfinite(knots)) or (knots.ndim != 0 and (knots.ndim != 2 or knots.shape[1] != 2 or not knots.size)):
-    raise ValueError(f"{spec!r} is no scalar schedule; {legal}")
+    raise ValueError(f"{spec!r} is not a scalar schedule; {legal}")
   if knots.ndim == 2 and (np.any(np.diff(knots[:, 0]) <= 0) or knots[0, 0] < 0 or knots[-1, 0] > 1):
-    raise ValueError(f"progress {knots[:, 0].tolist()} of a scalar schedule does not fit; {legal}")
+    raise ValueError(f"progress {knots[:, 0].tolist()} of a scalar schedule is not legal; {legal}")
 
 
 def schedule_value(spec: ScalarSpec, progress: Array | float) -> Array:
-  """The value of a scalar schedule.
+  """Evaluates a scalar schedule.
 
   Args:
-    spec: static (see `ScalarSpec`).
-    progress: fraction of the run that is done, in [0, 1], any shape; may be traced.
+    spec: static, see `ScalarSpec`.
+    progress: finished fraction of the run, in [0, 1], any shape; may be traced.
 
   Returns:
     float32, the shape of progress.
 
   Raises:
-    ValueError: spec is malformed.
+    ValueError: spec is not a scalar schedule.
 
   >>> print(schedule_value(((0.0, 100.0), (1.0, 50.0)), jnp.array([0.0, 0.5, 1.0])))
   [100.  75.  50.]
@@ -50,5 +53,6 @@ def schedule_value(spec: ScalarSpec, progress: Array | float) -> Array:
   progress = jnp.asarray(progress, jnp.float32)
   if np.ndim(spec) == 0:
     return jnp.full(progress.shape, spec, jnp.float32)
+  # Static knots become constants of the program, so changing progress never recompiles.
   positions, values = jnp.asarray(np.asarray(spec, np.float32).T)
   return jnp.interp(progress, positions, values)

@@ -1,7 +1,7 @@
 """Variance-preserving noise schedules, read from the `scheduler_config.json` of a diffusers checkpoint.
 
-A network is bound to the schedule it was trained with, so the numbers are never chosen here: they come from the
-checkpoint's own file. z_t = alpha_t x + sigma_t eps with alpha_t^2 + sigma_t^2 = 1 (DDPM, arXiv:2006.11239, eq. 4, with
+A network works only with the schedule of its training, so all numbers come from the file of the checkpoint.
+z_t = alpha_t x + sigma_t eps with alpha_t^2 + sigma_t^2 = 1 (DDPM, arXiv:2006.11239, eq. 4, with
 alpha_t the square root of its alpha-bar).
 """
 from __future__ import annotations
@@ -23,14 +23,15 @@ def _linear_betas(start: float, end: float, steps: int) -> np.ndarray:
 
 
 def _scaled_linear_betas(start: float, end: float, steps: int) -> np.ndarray:
-  """Linear in sqrt(beta): the schedule of latent diffusion (arXiv:2112.10752) and so of Stable Diffusion."""
+  """Computes betas linear in sqrt(beta): latent diffusion (arXiv:2112.10752) and Stable Diffusion."""
   return np.linspace(start**0.5, end**0.5, steps) ** 2
 
 
 def _cosine_betas(start: float, end: float, steps: int) -> np.ndarray:
-  """The cosine schedule (arXiv:2102.09672, eq. 17); each beta is capped at 0.999, `start` and `end` play no part."""
+  """Computes the cosine schedule (arXiv:2102.09672, eq. 17); `start` and `end` have no effect."""
   time = np.arange(steps + 1) / steps
   alpha_bar = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
+  # The cap of the paper: the last beta would be 1.
   return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
 
@@ -39,35 +40,36 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
-  """The schedule that a diffusers scheduler config describes.
+  """Builds the schedule of a diffusers scheduler config.
 
   Args:
     config: the parsed `scheduler_config.json`. Keys read: `num_train_timesteps` (1000), `beta_start` (1e-4), `beta_end`
       (0.02), `beta_schedule` ("linear", "scaled_linear" or "squaredcos_cap_v2"), `trained_betas` (a list of T numbers
-      that replaces the formula), `rescale_betas_zero_snr` (arXiv:2305.08891); in brackets what diffusers assumes where
-      a key is absent. Keys that only matter to a sampler are ignored.
+      in place of the formula), `rescale_betas_zero_snr` (arXiv:2305.08891). The defaults of diffusers, in brackets,
+      replace absent keys. Keys of samplers are ignored.
 
   Returns:
     Schedule with alpha and sigma of shape [T], computed in float64 and stored as float32.
 
   Raises:
-    ValueError: a value that is not supported; the message names the key, the value and what is legal.
+    ValueError: an unsupported value; the message names the key, the value and the legal values.
 
   >>> schedule = schedule_from_config(dict(num_train_timesteps=2, beta_start=0.36, beta_end=0.36))
   >>> print(schedule.alpha, schedule.sigma)
   [0.8  0.64] [0.6       0.7683749]
   """
+  # float64: the product of a thousand factors near 1 loses digits in float32.
   alpha_bar = np.cumprod(1.0 - _betas(config))
   alpha = np.sqrt(alpha_bar)
   if config.get("rescale_betas_zero_snr"):
-    # Shift so that the last step is pure noise, then scale so that the first one keeps its value.
+    # A shift makes the last step pure noise, and a scale restores the value of the first step.
     alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
   sigma = np.sqrt(1.0 - alpha**2)
   return Schedule(alpha=jnp.asarray(alpha, jnp.float32), sigma=jnp.asarray(sigma, jnp.float32))
 
 
 def _betas(config: Mapping[str, Any]) -> np.ndarray:
-  """beta of shape [T], float64, in (0, 1)."""
+  """Computes beta [T], float64, in (0, 1)."""
   name = str(config.get("_class_name", ""))
   if "FlowMatch" in name:
     raise ValueError(f"_class_name={name!r} is a rectified flow and has no betas; legal: schedulers of "
@@ -95,10 +97,13 @@ def _betas(config: Mapping[str, Any]) -> np.ndarray:
 
 
 def flow_schedule(num_steps: int) -> Schedule:
-  """The straight path of a rectified flow, z = (1 - tau) x + tau eps, on `num_steps` integer times.
+  """Builds the straight path of a rectified flow, z = (1 - tau) x + tau eps, at integer times.
 
-  Not variance preserving: alpha + sigma = 1. Integer t stands for tau = (t + 1) / num_steps, so the last step is pure
-  noise and none is clean (arXiv:2209.03003; the grid of diffusers' FlowMatchEulerDiscreteScheduler without a shift).
+  Not variance preserving: alpha + sigma = 1. Integer t means tau = (t + 1) / num_steps, so the last step is pure noise
+  and no step is clean (arXiv:2209.03003; the grid of diffusers' FlowMatchEulerDiscreteScheduler without a shift).
+
+  Args:
+    num_steps: number of times.
 
   >>> print(flow_schedule(4).alpha)
   [0.75 0.5  0.25 0.  ]
@@ -108,10 +113,13 @@ def flow_schedule(num_steps: int) -> Schedule:
 
 
 def prediction_type_from_config(config: Mapping[str, Any]) -> PredictionType:
-  """What the network of a diffusers checkpoint predicts: "epsilon" (the default), "v_prediction" or "sample".
+  """Returns the output type of a network: "epsilon" (the default), "v_prediction" or "sample".
+
+  Args:
+    config: the parsed `scheduler_config.json`.
 
   Raises:
-    ValueError: any other value of `prediction_type`.
+    ValueError: another value of `prediction_type`.
 
   >>> print(prediction_type_from_config({}))
   epsilon
@@ -123,16 +131,26 @@ def prediction_type_from_config(config: Mapping[str, Any]) -> PredictionType:
 
 
 def per_example(values: Array, like: Array) -> Array:
-  """values [B] as [B, 1, ..., 1] in the rank and dtype of like [B, ...], so that they multiply example by example.
+  """Reshapes values [B] to [B, 1, ..., 1] in the rank and dtype of like [B, ...].
+
+  The result multiplies `like` example by example.
 
   >>> print(per_example(jnp.array([1, 2]), jnp.ones((2, 3, 1))).shape)
   (2, 1, 1)
   """
+  # Without the cast a product with a bfloat16 `like` would be promoted to float32.
   return values.reshape(values.shape + (1,) * (like.ndim - values.ndim)).astype(like.dtype)
 
 
 def snr(schedule: Schedule, t: Array) -> Array:
-  """Signal-to-noise ratio alpha_t^2 / sigma_t^2 at the integer times t of any shape; same shape, float32.
+  """Computes the signal-to-noise ratio alpha_t^2 / sigma_t^2 at integer times.
+
+  Args:
+    schedule: of the noise.
+    t: integer, any shape.
+
+  Returns:
+    float32, the shape of t.
 
   >>> print(snr(flow_schedule(4), jnp.array([0, 1])))
   [9. 1.]
@@ -141,9 +159,10 @@ def snr(schedule: Schedule, t: Array) -> Array:
 
 
 def add_noise(schedule: Schedule, x: Array, eps: Array, t: Array) -> Array:
-  """z_t = alpha_t x + sigma_t eps.
+  """Computes z_t = alpha_t x + sigma_t eps.
 
   Args:
+    schedule: of the noise.
     x: [B, ...], clean.
     eps: [B, ...], standard normal noise, same shape and dtype as x.
     t: [B] integer times in 0 .. T-1 (JAX clamps an index beyond the end).
@@ -158,14 +177,14 @@ def add_noise(schedule: Schedule, x: Array, eps: Array, t: Array) -> Array:
 
 
 def draw_noise(key: Array, index: Array, like: Array, antithetic: bool = False) -> Array:
-  """Standard normal noise for a batch, the same for an example wherever it is computed.
+  """Draws standard normal noise for a batch, independent of the layout over devices.
 
   Args:
-    key: of the step; example b consumes fold_in(key, index[b]). Give it to nothing else.
-    index: [B] integer, the examples' indices in the whole (global) batch.
-    like: [B, ...], of the shape and dtype that the noise shall have.
-    antithetic: whether examples 2 i and 2 i + 1 get eps and -eps of fold_in(key, i); static. Each alone is still
-      standard normal, but what is odd in eps cancels out of a pair's mean.
+    key: of the step; example b consumes fold_in(key, index[b]). Use the key for no other purpose.
+    index: [B] integer, indices of the examples in the whole (global) batch.
+    like: [B, ...], shape and dtype of the noise.
+    antithetic: whether examples 2 i and 2 i + 1 get eps and -eps of fold_in(key, i); static. Each is still standard
+      normal, and terms odd in eps cancel in the mean of a pair.
 
   Returns:
     eps: [B, ...].
@@ -177,6 +196,7 @@ def draw_noise(key: Array, index: Array, like: Array, antithetic: bool = False) 
   def draw(i: Array) -> Array:
     return jax.random.normal(jax.random.fold_in(key, i), like.shape[1:], like.dtype)
 
+  # A key per example, not one key for the batch: the draw of an example must not depend on the local batch size.
   if not antithetic:
     return jax.vmap(draw)(index)
   sign = (1 - 2 * (index % 2)).astype(like.dtype)

@@ -1,8 +1,8 @@
-"""Which noise level each example of a batch gets.
+"""Samplers of the noise level of each example in a batch.
 
-In configurations time is a fraction of the schedule in [0, 1]; a network of T training steps calls the fraction f
-index floor(f T). Draws depend on the key of the step and on an example's global index in the whole batch, never on how
-the batch is laid out, so that one device and many devices draw the same.
+In configurations time is a fraction of the schedule in [0, 1]; for a network of T training steps the fraction f means
+the index floor(f T). Draws depend on the key of the step and on the global index of an example in the whole batch,
+never on the layout of the batch, so any number of devices draws the same values.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TRange = tuple[Array | float, Array | float]
 
 
 def to_index(fraction: Array, num_steps: int) -> Array:
-  """Fraction of the schedule, any shape, as the integer time in 0 .. num_steps - 1, int32.
+  """Converts a fraction of the schedule, any shape, to the integer time in 0 .. num_steps - 1, int32.
 
   >>> print(to_index(jnp.array([0.0, 0.5, 1.0]), 1000))
   [  0 500 999]
@@ -26,14 +26,14 @@ def to_index(fraction: Array, num_steps: int) -> Array:
 
 
 def uniform(key: Array, index: Array, t_range: TRange, num_steps: int, batch_size: int | None = None) -> Array:
-  """Independent t for each example, uniform in the range.
+  """Draws independent uniform times.
 
   Args:
-    key: of the step; example i consumes fold_in(key, i). Give it to nothing else.
-    index: [B] integer, the examples' indices in the whole (global) batch.
+    key: of the step; example i consumes fold_in(key, i). Use the key for no other purpose.
+    index: [B] integer, indices of the examples in the whole (global) batch.
     t_range: (low, high), fractions in [0, 1] with low <= high; may be traced. low = high is allowed.
     num_steps: T, length of the schedule.
-    batch_size: not needed; there so that all samplers are called alike.
+    batch_size: unused; part of the common signature of all samplers.
 
   Returns:
     t: [B] int32 in 0 .. T-1.
@@ -47,20 +47,20 @@ def uniform(key: Array, index: Array, t_range: TRange, num_steps: int, batch_siz
 
 
 def stratified(key: Array, index: Array, t_range: TRange, num_steps: int, batch_size: int) -> Array:
-  """One t in each of batch_size strata of the range: u_i = (i / batch_size + u) mod 1 with one shared uniform u.
+  """Draws a time in each of batch_size strata of the range.
 
-  Each t alone is still uniform in the range, but a batch covers it evenly, which lowers the variance of the gradient
-  (arXiv:2107.00630, appendix I.1).
+  u_i = (i / batch_size + u) mod 1 with a shared uniform u. Each t is still uniform in the range, and a batch covers the
+  range evenly, with a lower variance of the gradient (arXiv:2107.00630, appendix I.1).
 
   Args:
-    key: of the step; consumed for the shared shift, the same on all devices. Give it to nothing else.
-    index, t_range, num_steps: as in `uniform`.
+    key: of the step; consumed for the shared shift, the same on all devices. Use the key for no other purpose.
+    index, t_range, num_steps: as for `uniform`.
     batch_size: number of examples in the whole (global) batch, static.
 
   Returns:
     t: [B] int32 in 0 .. T-1.
 
-  Example: one in each quarter.
+  Example: a time in each quarter.
     >>> print(sorted((stratified(jax.random.key(0), jnp.arange(4), (0.0, 1.0), 1000, 4) // 250).tolist()))
     [0, 1, 2, 3]
   """
@@ -70,18 +70,18 @@ def stratified(key: Array, index: Array, t_range: TRange, num_steps: int, batch_
 
 
 def antithetic(key: Array, index: Array, t_range: TRange, num_steps: int, batch_size: int | None = None) -> Array:
-  """Pairs: examples 2 i and 2 i + 1 get u and 1 - u, so that what one has too much of, the other lacks.
+  """Draws times in pairs: examples 2 i and 2 i + 1 get u and 1 - u.
 
-  Each t alone is still uniform in the range (antithetic variates, as in any book on Monte Carlo methods).
+  Antithetic variates: each t is still uniform in the range, and deviations from the middle cancel in a pair.
 
   Args:
-    key: of the step; pair i consumes fold_in(key, i). Give it to nothing else.
-    index, t_range, num_steps, batch_size: as in `uniform`. Of an odd batch the last example has no partner.
+    key: of the step; pair i consumes fold_in(key, i). Use the key for no other purpose.
+    index, t_range, num_steps, batch_size: as for `uniform`. The last example of an odd batch has no partner.
 
   Returns:
     t: [B] int32 in 0 .. T-1.
 
-  Example: the pair's mean is the middle of the range.
+  Example: the mean of a pair is the middle of the range.
     >>> print(antithetic(jax.random.key(0), jnp.arange(4), (0.0, 1.0), 1000).reshape(2, 2).sum(1))
     [999 999]
   """
@@ -90,6 +90,7 @@ def antithetic(key: Array, index: Array, t_range: TRange, num_steps: int, batch_
 
 
 SAMPLERS = {"uniform": uniform, "stratified": stratified, "antithetic": antithetic}
+"""Name -> sampler (key, index, t_range, num_steps, batch_size) -> t [B]."""
 
 
 def _within(u: Array, t_range: TRange, num_steps: int) -> Array:
@@ -98,25 +99,25 @@ def _within(u: Array, t_range: TRange, num_steps: int) -> Array:
 
 
 WARPS = {"linear": lambda progress: progress, "sqrt": jnp.sqrt}
-"""How fast an annealed range moves: in step with the run, or fast at first (HiFA, arXiv:2305.18766)."""
+"""Pace of an annealed range: constant over the run, or fast at first (HiFA, arXiv:2305.18766)."""
 
 
 def annealed_range(t_min: ScalarSpec, t_max: ScalarSpec, progress: Array | float, warp: str = "linear") -> TRange:
-  """The range of t at a moment of the run.
+  """Computes the range of t at a moment of the run.
 
   Args:
-    t_min, t_max: scalar schedules of the two ends, fractions in [0, 1]; static. Constants give a range that stays;
-      t_min=0.02, t_max=((0, 0.98), (1, 0.5)) comes down linearly; t_min = t_max is a t with no randomness.
-    progress: fraction of the run that is done, in [0, 1]; may be traced.
-    warp: "linear", or "sqrt" for a knot's position measured in the square root of progress.
+    t_min, t_max: scalar schedules of the two ends, fractions in [0, 1]; static. Constants give a constant range;
+      t_min=0.02, t_max=((0, 0.98), (1, 0.5)) falls linearly; t_min = t_max gives a deterministic t.
+    progress: finished fraction of the run, in [0, 1]; may be traced.
+    warp: "linear", or "sqrt" for knots at the square root of the progress.
 
   Returns:
-    (low, high), float32 scalars, for the samplers of this file.
+    (low, high), float32 scalars, for the samplers of the module.
 
   Raises:
-    ValueError: unknown warp or malformed schedule.
+    ValueError: unknown warp, or not a scalar schedule.
 
-  Example: half of the way down, a quarter into the run.
+  Example: half of the fall after a quarter of the run.
     >>> low, high = annealed_range(0.02, ((0.0, 0.98), (1.0, 0.5)), 0.25, "sqrt")
     >>> print(f"{low:.2f} {high:.2f}")
     0.02 0.74
@@ -129,17 +130,18 @@ def annealed_range(t_min: ScalarSpec, t_max: ScalarSpec, progress: Array | float
 
 def dreamtime(schedule: Schedule, progress: Array | float, m1: float = 0.8, m2: float = 0.5, s1: float = 0.3,
               s2: float = 0.1) -> Array:
-  """DreamTime's time: one t for a moment of the run, falling, that stays longest where W(t) is large.
+  """Computes the deterministic, falling t of DreamTime, slow at large weights W(t).
 
-  t is where the weights from there up make up `progress` of all of them (arXiv:2306.12422, eq. 7), so that the weight
-  is in the pace and w(t) is 1 (`weightings.uniform`). W is `weightings.dreamtime`'s, which tells what m1 ... s2 are.
+  The weights at and above t sum to `progress` of all weights (arXiv:2306.12422, eq. 7). The weight is part of the pace,
+  so use w(t) = 1 (`weightings.uniform`). `weightings.dreamtime` defines W.
 
   Args:
     schedule: of the prior.
-    progress: fraction of the run that is done, in [0, 1], any shape; may be traced.
+    progress: finished fraction of the run, in [0, 1], any shape; may be traced.
+    m1, m2, s1, s2: parameters of W, fractions of the schedule.
 
   Returns:
-    fraction of the schedule, float32, the shape of progress; `annealed_range` has the same unit.
+    fraction of the schedule, float32, the shape of progress; the unit of `annealed_range`.
 
   Example:
     >>> from sds_jax.diffusion.schedules import schedule_from_config
@@ -150,5 +152,6 @@ def dreamtime(schedule: Schedule, progress: Array | float, m1: float = 0.8, m2: 
   steps = schedule.alpha.shape[0]
   weight = weightings.dreamtime(schedule, jnp.arange(steps), m1, m2, s1, s2)
   from_above = jnp.cumsum(weight[::-1])  # over t = T - 1, T - 2, ...
+  # Rounding can put progress = 1 past the last index; the clip below covers this case.
   passed = jnp.searchsorted(from_above / from_above[-1], jnp.asarray(progress, jnp.float32))
   return (steps - 1 - jnp.clip(passed, 0, steps - 1)).astype(jnp.float32) / steps

@@ -1,7 +1,7 @@
-"""w(t) in the score distillation gradient E[w(t) (eps_hat - eps) dx/dtheta].
+"""Weights w(t) of the score distillation gradient E[w(t) (eps_hat - eps) dx/dtheta].
 
-Each function takes (schedule, t [B] integer) and returns w [B], float32. DreamFusion (arXiv:2209.14988, eq. 3) absorbs
-the constant alpha_t = dz_t/dx into w, and so does this package.
+Each function takes (schedule, t [B] integer) and returns w [B], float32. As in DreamFusion (arXiv:2209.14988, eq. 3), w
+includes the constant alpha_t = dz_t/dx.
 
   >>> from sds_jax.diffusion.schedules import flow_schedule
   >>> schedule, t = flow_schedule(4), jnp.array([0, 1])          # sigma = 1/4 and 1/2
@@ -18,7 +18,7 @@ from sds_jax.types import Array, Schedule
 
 
 def uniform(schedule: Schedule, t: Array) -> Array:
-  """1; DreamFusion found it about as good as sigma^2.
+  """Returns 1, about as good as sigma^2 in DreamFusion.
 
   >>> from sds_jax.diffusion.schedules import flow_schedule
   >>> print(uniform(flow_schedule(4), jnp.array([0, 1])))
@@ -28,7 +28,7 @@ def uniform(schedule: Schedule, t: Array) -> Array:
 
 
 def sigma2(schedule: Schedule, t: Array) -> Array:
-  """sigma^2, DreamFusion's own choice (arXiv:2209.14988, section 3.2).
+  """Returns sigma^2, the weight of DreamFusion (arXiv:2209.14988, section 3.2).
 
   >>> from sds_jax.diffusion.schedules import flow_schedule
   >>> print(sigma2(flow_schedule(4), jnp.array([0, 1])))
@@ -38,7 +38,9 @@ def sigma2(schedule: Schedule, t: Array) -> Array:
 
 
 def alpha_sigma2(schedule: Schedule, t: Array) -> Array:
-  """alpha sigma^2, little at both ends; the appearance stage of Fantasia3D (arXiv:2303.13873) and its public code.
+  """Returns alpha sigma^2, small at both ends.
+
+  From the appearance stage of Fantasia3D (arXiv:2303.13873) and its public code.
 
   >>> from sds_jax.diffusion.schedules import flow_schedule
   >>> print(alpha_sigma2(flow_schedule(4), jnp.array([0, 1])))
@@ -48,9 +50,10 @@ def alpha_sigma2(schedule: Schedule, t: Array) -> Array:
 
 
 def sigma_over_alpha(schedule: Schedule, t: Array) -> Array:
-  """sigma / alpha, which turns the residual into x - x0_hat: the x0-reconstruction loss of MVDream (arXiv:2308.16512).
+  """Returns sigma / alpha, infinite at alpha = 0.
 
-  The same weight is in the code of interval score matching (LucidDreamer, arXiv:2311.11284). Infinite where alpha = 0.
+  The weighted residual is x - x0_hat, the gradient of the x0-reconstruction loss of MVDream (arXiv:2308.16512). The
+  code of interval score matching uses the same weight (LucidDreamer, arXiv:2311.11284).
 
   >>> from sds_jax.diffusion.schedules import flow_schedule
   >>> print(sigma_over_alpha(flow_schedule(4), jnp.array([1, 2])))
@@ -60,25 +63,30 @@ def sigma_over_alpha(schedule: Schedule, t: Array) -> Array:
 
 
 def min_snr(schedule: Schedule, t: Array) -> Array:
-  """min(SNR, 5) / SNR, which holds little noise back: Min-SNR-5 (arXiv:2303.09556, eq. 6, for a noise prediction).
+  """Returns min(SNR, 5) / SNR, small at low noise: Min-SNR-5.
+
+  arXiv:2303.09556, eq. 6, for a noise prediction.
 
   >>> from sds_jax.diffusion.schedules import flow_schedule
-  >>> print(f'{min_snr(flow_schedule(4), jnp.array([0]))[0]:.4f}')  # SNR = 9, held at 5: 5 / 9
+  >>> print(f'{min_snr(flow_schedule(4), jnp.array([0]))[0]:.4f}')  # SNR = 9, limited to 5: 5 / 9
   0.5556
   """
+  # The floor of the denominator gives 0 instead of NaN at alpha = 0.
   snr = (schedule.alpha[t] / schedule.sigma[t]) ** 2
   return jnp.minimum(snr, 5.0) / jnp.maximum(snr, 1e-12)
 
 
 def logit_normal(schedule: Schedule, t: Array) -> Array:
-  """Density of a logit-normal time at the straight path's tau = sigma / (alpha + sigma) (arXiv:2403.03206, eq. 19).
+  """Returns the logit-normal density at tau = sigma / (alpha + sigma).
 
-  Mean 0 and standard deviation 1 before the logistic function; largest in the middle, 0 at both ends.
+  tau is the time of the straight path (arXiv:2403.03206, eq. 19). Mean 0 and standard deviation 1 before the logistic
+  function; largest in the middle, 0 at both ends.
 
   >>> from sds_jax.diffusion.schedules import flow_schedule
   >>> print(f'{logit_normal(flow_schedule(4), jnp.array([1]))[0]:.3f}')  # 4 / sqrt(2 pi)
   1.596
   """
+  # Clipped, because the density divides by tau (1 - tau); at the clipped ends the density is practically 0.
   tau = jnp.clip(schedule.sigma[t] / (schedule.alpha[t] + schedule.sigma[t]), 1e-6, 1 - 1e-6)
   logit = jnp.log(tau / (1 - tau))
   return jnp.exp(-0.5 * logit**2) / (jnp.sqrt(2 * jnp.pi) * tau * (1 - tau))
@@ -86,11 +94,15 @@ def logit_normal(schedule: Schedule, t: Array) -> Array:
 
 def dreamtime(schedule: Schedule, t: Array, m1: float = 0.8, m2: float = 0.5, s1: float = 0.3,
               s2: float = 0.1) -> Array:
-  """W(t) of DreamTime (arXiv:2306.12422): 1 from m2 to m1, falling off like a Gaussian of width s1 above, s2 below.
+  """Returns W(t) of DreamTime: 1 from m2 to m1, with Gaussian tails.
+
+  arXiv:2306.12422; a later version of the paper has a single Gaussian and a factor sigma / alpha.
 
   Args:
-    m1, m2, s1, s2: fractions of the schedule; the 800, 500, 300, 100 of 1000 that public code has. (A later version of
-      the paper has one Gaussian and a factor sigma / alpha instead.)
+    schedule: of the noise.
+    t: [B] integer.
+    m1, m2: ends of the plateau, fractions of the schedule; 800 and 500 of 1000 in the public code.
+    s1, s2: widths of the tails above and below, fractions of the schedule; 300 and 100 of 1000 in the public code.
 
   >>> from sds_jax.diffusion.schedules import flow_schedule
   >>> print(dreamtime(flow_schedule(10), jnp.array([4, 5, 8])))
@@ -102,6 +114,7 @@ def dreamtime(schedule: Schedule, t: Array, m1: float = 0.8, m2: float = 0.5, s1
 
 
 WeightFn = Callable[[Schedule, Array], Array]
+"""(schedule, t [B] integer) -> w [B]."""
 
 WEIGHTINGS: dict[str, WeightFn] = {
   "uniform": uniform,
@@ -112,3 +125,4 @@ WEIGHTINGS: dict[str, WeightFn] = {
   "logit_normal": logit_normal,
   "dreamtime": dreamtime,
 }
+"""Name in settings -> weight."""

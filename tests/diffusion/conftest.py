@@ -1,4 +1,4 @@
-"""Exact denoisers: data whose noisy marginals, and so whose best noise predictions, have a closed form."""
+"""Exact denoisers for data with noisy marginals, and therefore noise predictions, in closed form."""
 import types
 
 import jax
@@ -17,19 +17,19 @@ def schedule():
 
 @pytest.fixture(scope="session")
 def exact(schedule):
-  """A namespace of exact denoisers under `schedule`; [B, D] examples, each coordinate on its own."""
+  """Returns a namespace of exact denoisers for examples [B, D] with independent coordinates."""
 
   def coefficients(t):
     return schedule.alpha[t][:, None], schedule.sigma[t][:, None]
 
   def gaussian(params, z, t, cond):
-    """eps* = sigma (z - alpha m) / v for data N(m, c^2), v = alpha^2 c^2 + sigma^2; cond = m, c [B, D]."""
+    """Computes eps* = sigma (z - alpha m) / v for data N(m, c^2), v = alpha^2 c^2 + sigma^2; cond = m, c [B, D]."""
     alpha, sigma = coefficients(t)
     mean, std = cond["mean"], cond["std"]
     return sigma * (z - alpha * mean) / (alpha**2 * std**2 + sigma**2)
 
   def mixture(params, z, t, cond):
-    """eps* = -sigma d/dz log p_t for a mixture; params = weights, means, stds [K]; z [B, 1]."""
+    """Computes eps* = -sigma d/dz log p_t for a mixture; params = weights, means, stds [K]; z [B, 1]."""
     alpha, sigma = coefficients(t)
     var = alpha**2 * params["stds"][None] ** 2 + sigma**2
     gap = z - alpha * params["means"][None]
@@ -41,7 +41,7 @@ def exact(schedule):
 
 @pytest.fixture(scope="session")
 def network():
-  """A small nonlinear network that is no exact denoiser: (denoise_fn, params) for x [B, 6] and cond [B, 3]."""
+  """Returns (denoise_fn, params) of a small nonlinear network, not exact, for x [B, 6] and cond [B, 3]."""
   keys = jax.random.split(jax.random.key(7), 3)
   params = dict(z=jax.random.normal(keys[0], (6, 8)), c=jax.random.normal(keys[1], (3, 8)),
                 out=jax.random.normal(keys[2], (8, 6)))

@@ -1,4 +1,4 @@
-"""Score distillation under exact denoisers, where the right answer is known."""
+"""Score distillation with exact denoisers and known answers."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,28 +14,31 @@ SDS = ESTIMATORS["sds"]
 
 
 def closed_form(schedule, t):
-  """alpha, sigma in float64, from sigma^2 = 1 - alpha^2 and not from the schedule's own sigma."""
+  """Returns alpha and sigma in float64, with sigma^2 = 1 - alpha^2 in place of the sigma of the schedule."""
   alpha = float(schedule.alpha[t])
   return alpha, np.sqrt(1 - alpha**2)
 
 
 @pytest.fixture(scope="module")
 def gradients(schedule, exact):
-  """Name of an exact denoiser -> (x [B, 1], t, cond, params, key) -> gradients [B, 1] without the mean over B."""
+  """Returns name -> (x [B, 1], t, cond, params, key) -> gradients [B, 1] without the mean over B."""
 
-  def of(denoise_fn):
+  def gradient_fn(denoise_fn):
     def loss_fn(x, t, cond, params, key):
       t = jnp.broadcast_to(t, x.shape[:1])
       return score_distillation(denoise_fn, params, schedule, x, key, cond, t=t, weighting="sigma2")[0]
     grad_fn = jax.jit(jax.grad(loss_fn))
     return lambda x, *args: np.asarray(grad_fn(x, *args), np.float64) * x.shape[0]
 
-  return dict(gaussian=of(exact.gaussian), mixture=of(exact.mixture))
+  return dict(gaussian=gradient_fn(exact.gaussian), mixture=gradient_fn(exact.mixture))
 
 
 @pytest.mark.parametrize("t", [100, 500, 900])
 def test_gaussian_mean_and_variance(schedule, gradients, t):
-  """Data N(m, c^2): E[eps* - eps] = sigma alpha (x - m) / v, Var = (sigma^2 / v - 1)^2, v = alpha^2 c^2 + sigma^2."""
+  """Compares with closed forms for data N(m, c^2).
+
+  E[eps* - eps] = sigma alpha (x - m) / v, Var = (sigma^2 / v - 1)^2, v = alpha^2 c^2 + sigma^2.
+  """
   mean, std, x = 0.3, 0.6, 1.1
   ones = jnp.ones((SAMPLES, 1))
   alpha, sigma = closed_form(schedule, t)
@@ -48,16 +51,16 @@ def test_gaussian_mean_and_variance(schedule, gradients, t):
 
 
 def test_subtracting_the_noise_helps_only_at_high_noise(schedule, exact):
-  """Var(eps* - eps) < Var(eps*) exactly where sigma^2 > alpha^2 c^2 (for data of unit scale: around the middle)."""
+  """Checks Var(eps* - eps) < Var(eps*) exactly for sigma^2 > alpha^2 c^2 (for unit data: around the middle)."""
   std, index = 1.0, jnp.arange(2000)
   eps = draw_noise(jax.random.key(5), index, jnp.zeros((2000, 1)))
   x, cond = jnp.zeros((2000, 1)), dict(mean=jnp.zeros((2000, 1)), std=jnp.full((2000, 1), std))
   run = jax.jit(lambda t: SDS(exact.gaussian, None, schedule, x, t, eps, cond))
   helped = {}
   for t in (50, 950):
-    residual, seen = run(jnp.full(2000, t))
+    residual, values = run(jnp.full(2000, t))
     alpha, sigma = closed_form(schedule, t)
-    helped[t] = bool(residual.var() < seen["eps_hat"].var()), sigma**2 > alpha**2 * std**2
+    helped[t] = bool(residual.var() < values["eps_hat"].var()), sigma**2 > alpha**2 * std**2
   assert helped == {50: (False, False), 950: (True, True)}
 
 
@@ -65,7 +68,7 @@ MIXTURE = dict(weights=np.array([0.5, 0.3, 0.2]), means=np.array([-1.0, 0.4, 1.5
 
 
 def kl(x, alpha, sigma):
-  """KL(N(alpha x, sigma^2) || p_t) for the mixture above, by Gauss-Hermite quadrature."""
+  """Computes KL(N(alpha x, sigma^2) || p_t) for the mixture by Gauss-Hermite quadrature."""
   nodes, weights = np.polynomial.hermite_e.hermegauss(80)
   z = alpha * x + sigma * nodes
   var = (alpha**2 * MIXTURE["stds"] ** 2 + sigma**2)[:, None]
@@ -79,7 +82,7 @@ KL_GRADIENT = jax.jit(jax.grad(kl))
 
 
 def weighted_kl_gradient(schedule, x, t):
-  """d/dx (sigma/alpha) w KL with w = sigma^2: autodiff in float64."""
+  """Computes d/dx (sigma/alpha) w KL with w = sigma^2 by autodiff in float64."""
   alpha, sigma = closed_form(schedule, t)
   with jax.enable_x64(True):
     gradient = KL_GRADIENT(*(jnp.asarray(value, jnp.float64) for value in (x, alpha, sigma)))
@@ -99,7 +102,7 @@ def mixture_residual(schedule, exact):
 @pytest.mark.parametrize("t", [200, 500, 900])
 @pytest.mark.parametrize("x", [-0.4, 1.2])
 def test_expected_residual_is_the_gradient_of_the_weighted_kl(schedule, mixture_residual, t, x):
-  """The identity behind DreamFusion's eq. 4, for a mixture of Gaussians; the expectation over eps by quadrature."""
+  """Checks the identity of DreamFusion, eq. 4, for a mixture, with the expectation over eps by quadrature."""
   nodes, weights = np.polynomial.hermite_e.hermegauss(80)
   eps = jnp.asarray(nodes, jnp.float32)[:, None]
   residual, weights = mixture_residual(jnp.full(eps.shape, x), jnp.full(80, t), eps), weights / weights.sum()
@@ -116,12 +119,12 @@ def test_monte_carlo_estimate_of_the_weighted_kl_gradient(schedule, gradients, t
   expected = weighted_kl_gradient(schedule, -0.4, t)
   standard_error = g.std() / np.sqrt(SAMPLES)
   assert abs(g.mean() - expected) < 4 * standard_error
-  assert abs(expected) > 20 * standard_error  # so that a wrong sign or factor cannot pass
+  assert abs(expected) > 20 * standard_error  # large enough to reject a wrong sign or factor
 
 
 @pytest.mark.parametrize("convention, scale", [("dreamfusion", 7.5), ("diffusers", 8.5)])
 def test_fixed_point_under_guidance(schedule, exact, convention, scale):
-  """Two Gaussians of equal spread: the optimum lies outside of both, at m_c + omega (m_c - m_u) = 8.5."""
+  """Checks the optimum for two Gaussians of equal width, m_c + omega (m_c - m_u) = 8.5, outside both."""
   denoise, ones = guided(exact.gaussian, convention, scale), jnp.ones((32, 1))
   cond = dict(cond=dict(mean=ones, std=0.5 * ones), uncond=dict(mean=0 * ones, std=0.5 * ones))
 
@@ -156,8 +159,8 @@ def test_cotangent_is_a_mean_over_examples_and_a_sum_over_pixels(schedule, netwo
     np.testing.assert_allclose(aux.x0_hat[b], (z - sigma * eps_hat) / alpha, rtol=1e-3, atol=1e-4)
 
 
-def test_a_weighting_of_ones_own_and_the_reconstruction_form(schedule, network):
-  """With w = sigma / alpha the residual is x - x0_hat, sample by sample."""
+def test_a_custom_weighting_and_the_reconstruction_form(schedule, network):
+  """Checks a residual x - x0_hat for w = sigma / alpha, sample by sample."""
   denoise, params = network
   x, cond = jnp.ones((4, 6)), jnp.ones((4, 3))
   def gradient(weighting):
@@ -167,8 +170,8 @@ def test_a_weighting_of_ones_own_and_the_reconstruction_form(schedule, network):
 
   named, aux = gradient("sigma_over_alpha")
   np.testing.assert_allclose(4 * named, x - aux.x0_hat, atol=1e-3)
-  own, _ = gradient(lambda schedule, t: schedule.sigma[t] / schedule.alpha[t])
-  np.testing.assert_array_equal(own, named)
+  custom, _ = gradient(lambda schedule, t: schedule.sigma[t] / schedule.alpha[t])
+  np.testing.assert_array_equal(custom, named)
 
 
 def test_clipping_shortens_only_long_gradients(schedule, network):
@@ -190,7 +193,7 @@ def test_clipping_shortens_only_long_gradients(schedule, network):
 
 
 def test_draws(schedule, network):
-  """Fresh for each key and example, t within the range, eps standard normal and independent of t's draw."""
+  """Checks new draws per key and example, t in the range, and standard normal eps independent of t."""
   denoise, params = network
 
   @jax.jit
@@ -206,7 +209,7 @@ def test_draws(schedule, network):
   assert np.abs(correlation - np.eye(13)).max() < 5 / np.sqrt(4000)
 
 
-def test_errors_name_what_is_legal(schedule, network):
+def test_errors_name_the_legal_values(schedule, network):
   denoise, params = network
   def call(**options):
     args = (denoise, params, schedule, jnp.ones((2, 6)), jax.random.key(0), jnp.ones((2, 3)))

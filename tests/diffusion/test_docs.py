@@ -1,4 +1,4 @@
-"""Every public function and class of the room has an example, and the examples run."""
+"""Every public function and class of `diffusion` has an example, and the examples run."""
 import dataclasses
 import importlib
 import pathlib
@@ -19,5 +19,5 @@ def test_examples(name, without_example):
 
 
 def is_group(public):
-  """Whether a class is a group of settings, whose fields carry their meaning."""
+  """Tells whether a class is a group of settings, documented by the meaning of its fields."""
   return dataclasses.is_dataclass(public) and all("meaning" in field.metadata for field in dataclasses.fields(public))

@@ -1,4 +1,4 @@
-"""What an estimator draws for itself has nothing to do with t and eps."""
+"""Further draws of an estimator are independent of t and eps."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,20 +8,20 @@ from sds_jax.diffusion.distillation import score_distillation
 from sds_jax.diffusion.schedules import flow_schedule
 
 COUNT = 4000
-SHOWN = {
-  # Under a network that says t, ASD's residual is t - u and that of CDS u - t; under one that says nothing, SDI's noise
-  # is what it drew on the way up.
+CASES = {
+  # With a network returning t, the residual of ASD is t - u and the residual of CDS is u - t. With a network returning
+  # 0, the noise of SDI is the noise drawn in its inversion.
   "asd": (dict(shift=1.0, t_min=0.0), (0.3, 0.5), lambda residual, t, eps: -residual[:, :1] / t),
   "cds": (dict(gap=0.0, spread=0.4), (0.3, 0.5), lambda residual, t, eps: residual[:, :1]),
   "sdi": (dict(eta=1.0, steps=2), (0.05, 0.1), lambda residual, t, eps: eps),
 }
-"""Estimator -> its options, the range of t, and how its own draws show."""
+"""Estimator -> options, range of t, and a function (residual, t, eps) -> the further draws."""
 
 
-@pytest.mark.parametrize("name", SHOWN)
-def test_an_estimators_own_draws_are_independent_of_t_and_the_noise(name):
-  """No correlation beyond 5 standard errors, 5 / sqrt(4000) = 0.08; a key that is used twice makes it 0.9 and more."""
-  options, t_range, shown = SHOWN[name]
+@pytest.mark.parametrize("name", CASES)
+def test_further_draws_are_independent_of_t_and_the_noise(name):
+  """Checks correlations within 5 standard errors, 5 / sqrt(4000) = 0.08; a reused key gives 0.9 or more."""
+  options, t_range, further_draws = CASES[name]
 
   def denoise(params, z, t, cond):
     return jnp.zeros_like(z) if name == "sdi" else jnp.broadcast_to(t.astype(jnp.float32)[:, None], z.shape)
@@ -36,7 +36,7 @@ def test_an_estimators_own_draws_are_independent_of_t_and_the_noise(name):
     return COUNT * grads, aux.eps, loss(x)[1]  # SDS under the same key has its t and its noise
 
   residual, eps, plain = jax.tree.map(lambda a: np.asarray(a, np.float64), draw(jnp.zeros((COUNT, 2))))
-  own = shown(residual, plain.t[:, None], eps)
-  correlation = np.corrcoef(np.concatenate([own, plain.eps, plain.t[:, None]], axis=1).T)
+  drawn = further_draws(residual, plain.t[:, None], eps)
+  correlation = np.corrcoef(np.concatenate([drawn, plain.eps, plain.t[:, None]], axis=1).T)
   assert np.abs(correlation - np.eye(len(correlation))).max() < 5 / np.sqrt(COUNT)
-  assert own.std() > 0.05
+  assert drawn.std() > 0.05

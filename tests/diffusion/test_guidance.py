@@ -20,10 +20,10 @@ def test_the_two_conventions():
 @pytest.mark.parametrize("name", CONVENTIONS)
 def test_scale_per_example_traced_and_half_precision(name):
   scales = jnp.array([0.0, 1.0, 20.0])
-  found = jax.jit(CONVENTIONS[name])(EPS_C, EPS_U, scales)
+  actual = jax.jit(CONVENTIONS[name])(EPS_C, EPS_U, scales)
   for b in range(3):
-    one = CONVENTIONS[name](EPS_C[b][None], EPS_U[b][None], float(scales[b]))[0]
-    np.testing.assert_allclose(found[b], one, atol=1e-5)
+    single = CONVENTIONS[name](EPS_C[b][None], EPS_U[b][None], float(scales[b]))[0]
+    np.testing.assert_allclose(actual[b], single, atol=1e-5)
   half = CONVENTIONS[name](EPS_C.astype(jnp.bfloat16), EPS_U.astype(jnp.bfloat16), jnp.float32(3))
   assert half.dtype == jnp.bfloat16
 
@@ -39,15 +39,15 @@ def test_one_network_call_and_the_right_pairs():
   z, text_c, text_u, camera = (jnp.asarray(a, jnp.float32) for a in rng.normal(size=(4, 3, 2)))
   t = jnp.array([3, 5, 9])
   cond = dict(cond=dict(text=text_c, camera=camera), uncond=dict(text=text_u, camera=jnp.zeros_like(camera)))
-  found = guided(denoise, "dreamfusion", 4.0)(jnp.float32(2), z, t, cond)
+  actual = guided(denoise, "dreamfusion", 4.0)(jnp.float32(2), z, t, cond)
   assert calls == [(6, 2)]
   eps_c = 2 * np.asarray(z) + np.asarray(t)[:, None] + np.asarray(text_c) + np.asarray(camera)[:, :1]
   eps_u = 2 * np.asarray(z) + np.asarray(t)[:, None] + np.asarray(text_u)
-  np.testing.assert_allclose(found, eps_c + 4 * (eps_c - eps_u), atol=1e-4)
-  found = guided(denoise, "diffusers", 4.0, rescale_phi=0.7)(jnp.float32(2), z, t, cond)
+  np.testing.assert_allclose(actual, eps_c + 4 * (eps_c - eps_u), atol=1e-4)
+  actual = guided(denoise, "diffusers", 4.0, rescale_phi=0.7)(jnp.float32(2), z, t, cond)
   wide = eps_u + 4 * (eps_c - eps_u)
   ratio = eps_c.std(1, keepdims=True) / wide.std(1, keepdims=True)
-  np.testing.assert_allclose(found, 0.7 * wide * ratio + 0.3 * wide, atol=1e-4)
+  np.testing.assert_allclose(actual, 0.7 * wide * ratio + 0.3 * wide, atol=1e-4)
 
 
 def test_rescale():
@@ -57,7 +57,7 @@ def test_rescale():
   np.testing.assert_allclose(rescale(wide, EPS_C, 0.0), wide, rtol=1e-6)
 
 
-def test_errors_name_what_is_legal():
+def test_errors_name_the_legal_values():
   with pytest.raises(ValueError, match="'ho'.*dreamfusion, diffusers"):
     guided(lambda *a: a[1], "ho", 1.0)
   denoise = guided(lambda params, z, t, cond: z, "diffusers", 1.0)

@@ -1,4 +1,4 @@
-"""The scalar whose gradient is a given cotangent."""
+"""`inject`: a scalar with a given cotangent as its gradient."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +27,7 @@ def test_a_cotangent_made_of_x_is_not_differentiated():
 
 
 def test_bfloat16_and_tiny_cotangents():
-  """0.5 |x - stop(x - g)|^2 gives 0 here, as x - g rounds to x."""
+  """Checks a cotangent lost by 0.5 |x - stop(x - g)|^2, because x - g rounds to x."""
   x = jnp.full((4,), 5.0, jnp.bfloat16)
   gradient = jax.grad(lambda x: inject(x, jnp.full((4,), 1e-3, jnp.float32)))(x)
   assert gradient.dtype == jnp.bfloat16
@@ -43,8 +43,8 @@ def test_vmap_scan_and_checkpoint():
   np.testing.assert_array_equal(jax.grad(jax.checkpoint(lambda x: inject(x, G)))(X), one_by_one)
 
 
-def test_gradient_through_a_vmap_of_which_one_side_is_shared():
-  """The scalar must be batched with either argument; else its cotangents are summed over the batch beforehand."""
+def test_gradient_through_a_vmap_with_a_shared_argument():
+  """Checks a scalar batched with either argument; otherwise its cotangents would be summed over the batch first."""
   shared_x = jax.grad(lambda x: jax.vmap(lambda g: inject(x, g))(G).sum())(X[0])
   np.testing.assert_allclose(shared_x, np.asarray(G).sum(0), rtol=1e-6)
   shared_g = jax.grad(lambda x: jax.vmap(lambda x: inject(x, G[0]))(x).sum())(X)

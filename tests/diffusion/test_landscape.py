@@ -1,4 +1,4 @@
-"""What score distillation descends, over two modes: one basin at high noise, one for each mode at low noise."""
+"""The objective of score distillation over two modes: a single basin at high noise, a basin per mode at low noise."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,14 +14,14 @@ HIGH, LOW = 950, 100
 
 @pytest.fixture(scope="module")
 def slope(schedule):
-  """(x [N], t [] integer) -> the expected residual at each x [N], jitted."""
-  def one(x, t):
+  """Returns a compiled function (x [N], t [] integer) -> expected residual [N]."""
+  def single(x, t):
     return kl_divergence.expected_residual(LAW, x[None], schedule.alpha[t], schedule.sigma[t])[0]
-  return jax.jit(jax.vmap(one, in_axes=(0, None)))
+  return jax.jit(jax.vmap(single, in_axes=(0, None)))
 
 
 def test_one_basin_at_high_noise_and_one_for_each_mode_at_low_noise(slope):
-  """Zeros of the expected residual where it rises, over a grid of 0.02."""
+  """Finds rising zeros of the expected residual on a grid of 0.02."""
   grid = np.linspace(-3.0, 3.0, 301, dtype=np.float32) + np.float32(1e-3)
   basins = {}
   for t in (HIGH, LOW):
@@ -32,7 +32,7 @@ def test_one_basin_at_high_noise_and_one_for_each_mode_at_low_noise(slope):
 
 
 def test_descent_from_high_to_low_noise_ends_in_a_mode_from_any_start(slope):
-  """All starts meet near the mean and end in the heavier mode; at low noise alone each ends in the mode on its side."""
+  """Checks a common end in the heavier mode with annealing, and the mode on its own side at low noise alone."""
   starts = jnp.array([-3.0, -1.0, -0.3, 0.3, 1.0, 3.0])
 
   @jax.jit

@@ -11,7 +11,7 @@ T = jnp.array([1, 300, 700, 990])
 
 @pytest.fixture(scope="module")
 def path(schedule):
-  """One point on four paths, all four descriptions of it computed in float64."""
+  """Computes a point on four paths in all four parameterizations, in float64."""
   rng = np.random.default_rng(0)
   x0, eps = rng.normal(size=(2, 4, 3, 2))
   alpha = np.asarray(schedule.alpha, np.float64)[np.asarray(T)][:, None, None]
@@ -26,13 +26,13 @@ def test_every_direction(schedule, path, have, want):
   if have == want:
     return
   convert = getattr(p, f"{want}_from_{have}")
-  found = jax.jit(convert)(schedule, path["z"], T, path[have])
+  actual = jax.jit(convert)(schedule, path["z"], T, path[have])
   # float32 z is divided by alpha >= 0.07 or sigma >= 0.04
-  np.testing.assert_allclose(found, path[want], atol=2e-4)
+  np.testing.assert_allclose(actual, path[want], atol=2e-4)
 
 
 def test_velocity_is_the_derivative_along_the_angle(schedule, path):
-  """With alpha = cos phi and sigma = sin phi, v = dz/dphi (arXiv:2202.00512)."""
+  """Checks v = dz/dphi for alpha = cos phi and sigma = sin phi (arXiv:2202.00512)."""
   phi = np.arctan2(np.asarray(schedule.sigma, np.float64)[T], np.asarray(schedule.alpha, np.float64)[T])[:, None, None]
   x0, eps = np.asarray(path["x0"], np.float64), np.asarray(path["eps"], np.float64)
   z = lambda angle: np.cos(angle) * x0 + np.sin(angle) * eps  # noqa: E731
@@ -76,7 +76,7 @@ def test_flow():
 
 
 def test_flow_residual_is_the_noise_residual_reweighted():
-  """u_hat - (eps - x) = (eps_hat - eps) / (1 - t) = (x - x0_hat) / t, sample by sample."""
+  """Checks u_hat - (eps - x) = (eps_hat - eps) / (1 - t) = (x - x0_hat) / t, sample by sample."""
   rng = np.random.default_rng(3)
   x, eps, u_hat = (jnp.asarray(a, jnp.float32) for a in rng.normal(size=(3, 2, 4)))
   t = jnp.array([0.2, 0.7])

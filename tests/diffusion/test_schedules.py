@@ -10,7 +10,7 @@ from sds_jax.diffusion.schedules import (add_noise, draw_noise, flow_schedule, p
 
 
 def slow_alpha_bar(betas):
-  """Cumulative product by a loop in Python floats."""
+  """Computes the cumulative product by a loop over Python floats."""
   out, product = [], 1.0
   for beta in betas:
     product *= 1.0 - beta
@@ -54,7 +54,7 @@ def test_zero_terminal_snr():
   assert np.all(np.diff(zero.alpha) < 0)
 
 
-@pytest.mark.parametrize("config, words", [
+@pytest.mark.parametrize("config, expected", [
   (dict(beta_schedule="sigmoid"), ["beta_schedule='sigmoid'", "scaled_linear"]),
   (dict(beta_start=0.0), ["beta_start=0.0", "(0, 1)"]),
   (dict(beta_end=2.0), ["beta_end=2.0", "(0, 1)"]),
@@ -63,11 +63,11 @@ def test_zero_terminal_snr():
   (dict(trained_betas=[0.1, 1.5]), ["trained_betas", "(0, 1)"]),
   (dict(_class_name="FlowMatchEulerDiscreteScheduler"), ["FlowMatchEulerDiscreteScheduler", "DDPMScheduler"]),
 ])
-def test_unsupported_values_are_named(config, words):
+def test_unsupported_values_are_named(config, expected):
   with pytest.raises(ValueError) as error:
     schedule_from_config(config)
-  for word in words:
-    assert word in str(error.value)
+  for part in expected:
+    assert part in str(error.value)
 
 
 def test_prediction_type():
@@ -98,7 +98,7 @@ def test_per_example_shapes():
 
 
 def test_flow_schedule():
-  """tau = (t + 1) / T: alpha and sigma add up to 1, none is clean, the last is pure noise."""
+  """Checks tau = (t + 1) / T: alpha + sigma = 1, no clean step, pure noise at the last step."""
   schedule = flow_schedule(8)
   assert schedule.alpha.dtype == schedule.sigma.dtype == jnp.float32
   np.testing.assert_allclose(schedule.sigma, [(t + 1) / 8 for t in range(8)], rtol=1e-7)
@@ -107,7 +107,7 @@ def test_flow_schedule():
 
 
 def test_antithetic_noise():
-  """Partners are each other's negative, pairs are independent, and pair i is what example i alone would draw."""
+  """Checks opposite partners, independent pairs, and pair i equal to the draw of example i alone."""
   like, key = jnp.zeros((2000, 3)), jax.random.key(0)
   eps = np.asarray(draw_noise(key, jnp.arange(2000), like, True))
   np.testing.assert_array_equal(eps[::2], -eps[1::2])

@@ -17,7 +17,7 @@ def test_fraction_to_index():
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_uniform_marginal_within_the_range(name):
-  """Each example's own t is uniform over a range: chi-square over 8 bins, many keys, one fixed index."""
+  """Checks the uniform t of a fixed example over many keys by chi-square over 8 bins."""
   sample = SAMPLERS[name]
   draw = lambda key: sample(key, jnp.array([2]), (0.2, 0.6), 1000, 4)[0]  # noqa: E731
   t = np.asarray(jax.vmap(draw)(jax.random.split(jax.random.key(0), 8000)))
@@ -80,7 +80,7 @@ def test_annealed_range():
 
 
 def test_antithetic_pairs_mirror_each_other():
-  """Partners add up to the range's two ends; pairs know nothing of each other, and other keys draw other times."""
+  """Checks the sum of partners, independence of pairs, and other times for other keys."""
   t = np.asarray(antithetic(jax.random.key(0), jnp.arange(4000), (0.2, 0.6), 100_000), np.float64).reshape(-1, 2)
   assert np.abs(t.sum(1) - 80_000).max() <= 2
   assert np.corrcoef(t.T)[0, 1] < -0.9999
@@ -90,7 +90,7 @@ def test_antithetic_pairs_mirror_each_other():
 
 
 def test_antithetic_halves_an_odd_batch_and_lowers_variance():
-  """What is linear in t cancels out of the mean of an even batch; the last of an odd one is alone."""
+  """Checks a constant mean of an even batch, and an odd batch without the last partner."""
   means = [np.asarray(antithetic(jax.random.key(s), jnp.arange(6), (0.0, 1.0), 1000)).mean() for s in range(5)]
   assert np.ptp(means) <= 1
   whole = antithetic(jax.random.key(3), jnp.arange(6), (0.0, 1.0), 1000)
@@ -98,7 +98,7 @@ def test_antithetic_halves_an_odd_batch_and_lowers_variance():
 
 
 def slow_dreamtime(progress, m1, m2, s1, s2):
-  """argmin over t of |sum of W from t to the end - progress|, W normalised, by a loop over all t of 1,000."""
+  """Computes argmin over t of |sum of normalised W from t to the end - progress| by a loop over 1,000 times."""
   def weight(t):
     return np.exp(-((t - m1) ** 2) / (2 * s1**2)) if t > m1 else np.exp(-((t - m2) ** 2) / (2 * s2**2)) if t < m2 else 1
   weights = [weight(t / 1000) for t in range(1000)]
@@ -109,17 +109,17 @@ def slow_dreamtime(progress, m1, m2, s1, s2):
 @pytest.mark.parametrize("shape", [(0.8, 0.5, 0.3, 0.1), (0.7, 0.3, 0.1, 0.2)])
 def test_dreamtime_against_a_loop(schedule, shape):
   progress = np.linspace(0.0, 1.0, 21)
-  found = jax.jit(lambda p: dreamtime(schedule, p, *shape))(jnp.asarray(progress, jnp.float32))
-  assert found.shape == (21,) and found.dtype == jnp.float32
+  actual = jax.jit(lambda p: dreamtime(schedule, p, *shape))(jnp.asarray(progress, jnp.float32))
+  assert actual.shape == (21,) and actual.dtype == jnp.float32
   expected = [slow_dreamtime(p, *shape) for p in progress]
-  inside = slice(1, 20)  # at the ends whole stretches of t weigh next to nothing, and any of them will do
-  assert np.abs(np.asarray(found)[inside] * 1000 - expected[inside]).max() <= 1.01
-  assert np.all(np.diff(found) < 0) and found[0] == pytest.approx(0.999) and found[-1] < 0.3
+  inside = slice(1, 20)  # at the ends many times have almost no weight, so the argmin is ambiguous
+  assert np.abs(np.asarray(actual)[inside] * 1000 - expected[inside]).max() <= 1.01
+  assert np.all(np.diff(actual) < 0) and actual[0] == pytest.approx(0.999) and actual[-1] < 0.3
   assert dreamtime(schedule, 0.5, *shape).shape == ()
 
 
-def test_dreamtime_spends_the_run_where_the_weight_is(schedule):
-  """Evenly spread moments of the run are at t as often as W says: a histogram against the weights' sums."""
+def test_dreamtime_visits_times_in_proportion_to_the_weight(schedule):
+  """Compares a histogram of t over the run with sums of W."""
   t = np.asarray(dreamtime(schedule, jnp.linspace(0.0, 1.0, 4000)), np.float64)
   counts, edges = np.histogram(t, bins=10, range=(0.0, 1.0))
   weight = np.asarray(weightings.dreamtime(schedule, jnp.arange(1000)), np.float64).reshape(10, 100).sum(1)

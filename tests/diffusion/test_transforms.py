@@ -1,4 +1,4 @@
-"""One function under every transformation: the same numbers, and no network in the backward pass."""
+"""score_distillation under every JAX transformation: equal numbers, and no network in the backward pass."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +13,7 @@ BATCH = 16
 
 @pytest.fixture(scope="module")
 def problem(schedule, network):
-  """(loss_fn(theta, inputs, prior params, key) -> (loss, aux), theta, inputs with leaves [B, ...], prior params)."""
+  """Returns loss_fn(theta, inputs, prior params, key) -> (loss, aux), theta, inputs [B, ...], prior params."""
   denoise, prior = network
   rng = np.random.default_rng(0)
   array = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
@@ -31,20 +31,20 @@ def problem(schedule, network):
 
 @pytest.fixture(scope="module")
 def plain(problem):
+  """Computes the gradient op by op, without other transformations."""
   loss_fn, theta, inputs, prior = problem
-  """Op by op, without any transformation but grad."""
   return jax.grad(loss_fn, has_aux=True)(theta, inputs, prior, jax.random.key(0))
 
 
-def assert_same(found, expected):
+def assert_same(actual, expected):
   assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected)) > 1e-2
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, expected)
 
 
 def test_jit(problem, plain):
   loss_fn, theta, inputs, prior = problem
-  found, aux = jax.jit(jax.grad(loss_fn, has_aux=True))(theta, inputs, prior, jax.random.key(0))
-  assert_same(found, plain[0])
+  actual, aux = jax.jit(jax.grad(loss_fn, has_aux=True))(theta, inputs, prior, jax.random.key(0))
+  assert_same(actual, plain[0])
   np.testing.assert_array_equal(aux.t, plain[1].t)
   np.testing.assert_array_equal(aux.eps, plain[1].eps)
 
@@ -54,9 +54,10 @@ def test_vmap_over_particles(problem):
   thetas = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf, -leaf]), theta)
   keys = jax.random.split(jax.random.key(4), 3)
   grad_fn = jax.jit(lambda theta, key: jax.grad(loss_fn, has_aux=True)(theta, inputs, prior, key)[0])
-  found = jax.vmap(grad_fn)(thetas, keys)
+  actual = jax.vmap(grad_fn)(thetas, keys)
   for i in range(3):
-    assert_same(jax.tree.map(lambda leaf: leaf[i], found), grad_fn(jax.tree.map(lambda leaf: leaf[i], thetas), keys[i]))
+    expected = grad_fn(jax.tree.map(lambda leaf: leaf[i], thetas), keys[i])
+    assert_same(jax.tree.map(lambda leaf: leaf[i], actual), expected)
 
 
 def test_scan_over_steps(problem):
@@ -65,12 +66,12 @@ def test_scan_over_steps(problem):
     grads, aux = jax.grad(loss_fn, has_aux=True)(theta, inputs, prior, key)
     return jax.tree.map(lambda p, g: p - 0.1 * g, theta, grads), aux.grad_norm
   keys = jax.random.split(jax.random.key(1), 3)
-  found, norms = jax.jit(lambda theta: jax.lax.scan(step, theta, keys))(theta)
+  actual, norms = jax.jit(lambda theta: jax.lax.scan(step, theta, keys))(theta)
   one_step, expected = jax.jit(step), theta
   for i, key in enumerate(keys):
     expected, norm = one_step(expected, key)
     np.testing.assert_allclose(norms[i], norm, rtol=1e-4)
-  assert_same(found, expected)
+  assert_same(actual, expected)
 
 
 def test_pmap_over_8_devices(problem, plain):
@@ -79,14 +80,14 @@ def test_pmap_over_8_devices(problem, plain):
   def device_fn(inputs):
     grads, aux = jax.grad(loss_fn, has_aux=True)(theta, inputs, prior, jax.random.key(0))
     return jax.lax.pmean(grads, "views"), aux.t
-  found, t = jax.pmap(device_fn, axis_name="views")(shards)
-  assert_same(jax.tree.map(lambda leaf: np.asarray(leaf)[5], found), plain[0])
+  actual, t = jax.pmap(device_fn, axis_name="views")(shards)
+  assert_same(jax.tree.map(lambda leaf: np.asarray(leaf)[5], actual), plain[0])
   np.testing.assert_array_equal(np.asarray(t).reshape(-1), plain[1].t)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_shard_map_over_8_devices(problem, plain, check_vma):
-  """With check_vma, grad of the pmean of the loss; without, pmean of the gradient: JAX's two correct spellings."""
+  """Checks grad of the pmean of the loss with check_vma, and pmean of the gradient without."""
   loss_fn, theta, inputs, prior = problem
   mesh = Mesh(np.array(jax.devices()), ("views",))
   def device_fn(theta, inputs, prior, key):
@@ -99,8 +100,8 @@ def test_shard_map_over_8_devices(problem, plain, check_vma):
   assert_same(jax.jit(sharded)(theta, inputs, prior, jax.random.key(0)), plain[0])
 
 
-def test_shard_map_of_one_image_that_all_devices_share(schedule, network):
-  """x is the same everywhere and only the draws differ: its gradient is the mean over the devices' draws."""
+def test_shard_map_of_a_replicated_image(schedule, network):
+  """Checks the gradient of a replicated x, the mean over the draws of all devices."""
   denoise, prior = network
   mesh = Mesh(np.array(jax.devices()), ("views",))
 
@@ -118,20 +119,20 @@ def test_shard_map_of_one_image_that_all_devices_share(schedule, network):
 
 
 def test_gradient_of_a_mean_over_keys(schedule, network):
-  """vmap inside grad: one image, many draws."""
+  """Checks vmap inside grad, with many draws for a single image."""
   denoise, prior = network
   x, keys = jnp.linspace(-1, 1, 6)[None], jax.random.split(jax.random.key(3), 4)
 
   def loss_fn(x, key):
     return score_distillation(denoise, prior, schedule, x, key, jnp.ones((1, 3)))[0]
 
-  found = jax.jit(jax.grad(lambda x: jax.vmap(lambda key: loss_fn(x, key))(keys).mean()))(x)
+  actual = jax.jit(jax.grad(lambda x: jax.vmap(lambda key: loss_fn(x, key))(keys).mean()))(x)
   grad_fn = jax.jit(jax.grad(loss_fn))
-  assert_same(found, jnp.stack([grad_fn(x, key) for key in keys]).mean(0))
+  assert_same(actual, jnp.stack([grad_fn(x, key) for key in keys]).mean(0))
 
 
 def count(jaxpr, name):
-  """How often a primitive occurs in a jaxpr, inner ones included."""
+  """Counts a primitive in a jaxpr and its inner jaxprs."""
   total = 0
   for equation in jaxpr.eqns:
     total += equation.primitive.name == name
@@ -150,7 +151,7 @@ def test_the_network_is_absent_from_the_backward_pass(schedule, network):
   forward = count(jax.make_jaxpr(loss_fn)(x, prior).jaxpr, "dot_general")
   both = count(jax.make_jaxpr(jax.value_and_grad(loss_fn, argnums=(0, 1)))(x, prior).jaxpr, "dot_general")
   assert forward == both == 3
-  # The counter does see a network that is differentiated.
+  # The counter detects a differentiated network.
   through = jax.grad(lambda x: jnp.sum(denoise(prior, x, jnp.array([3, 4]), cond["cond"]) ** 2))
   assert count(jax.make_jaxpr(through)(x).jaxpr, "dot_general") > 3
 

@@ -15,7 +15,7 @@ def normal_density(x):
 
 
 def logit_normal(alpha, sigma):
-  """Derivative of the normal's distribution function of logit(tau) with respect to tau, by a central difference."""
+  """Differentiates the normal distribution function of logit(tau) with respect to tau by a central difference."""
   tau = sigma / (alpha + sigma)
   below = lambda p: 0.5 * (1 + math.erf(math.log(p / (1 - p)) / math.sqrt(2)))  # noqa: E731
   h = 1e-6
@@ -36,12 +36,12 @@ FORMULAS = {
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_formula(schedule, name):
-  """At single times in Python's numbers, from betas of its own."""
+  """Compares single times with Python floats from independent betas."""
   alpha_bar = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
-  found = WEIGHTINGS[name](schedule, jnp.asarray(TIMES))
-  assert found.shape == TIMES.shape and found.dtype == jnp.float32
+  actual = WEIGHTINGS[name](schedule, jnp.asarray(TIMES))
+  assert actual.shape == TIMES.shape and actual.dtype == jnp.float32
   expected = [FORMULAS[name](math.sqrt(alpha_bar[t]), math.sqrt(1 - alpha_bar[t]), t) for t in TIMES]
-  np.testing.assert_allclose(found, expected, rtol=3e-5, atol=1e-7)
+  np.testing.assert_allclose(actual, expected, rtol=3e-5, atol=1e-7)
 
 
 def test_every_weighting_has_a_test():
@@ -50,13 +50,13 @@ def test_every_weighting_has_a_test():
 
 @pytest.mark.parametrize("name", sorted(set(FORMULAS) - {"sigma_over_alpha"}))
 def test_pure_noise_has_a_finite_weight(name):
-  """The last time of a straight path has alpha = 0, where sigma / alpha alone has none."""
+  """Checks the last time of a straight path, alpha = 0, where only sigma / alpha is infinite."""
   schedule = flow_schedule(100)
   assert np.all(np.isfinite(WEIGHTINGS[name](schedule, jnp.arange(100))))
 
 
 def test_logit_normal_is_a_density_over_the_path():
-  """Its mean over the uniform times of a straight path is the integral of a density, and a half lies below 1/2."""
+  """Checks a mean of 1 over the times of a straight path, and half of the mass below 1/2."""
   weights = np.asarray(WEIGHTINGS["logit_normal"](flow_schedule(2000), jnp.arange(2000)), np.float64)
   assert abs(weights.mean() - 1) < 2e-3
   assert abs(weights[:1000].mean() / 2 - 0.5) < 2e-3
