@@ -43,7 +43,7 @@ from sds_jax.types import Array, DenoiseFn, Params, Schedule
 
 
 def inject(x: Array, cotangent: Array) -> Array:
-  """Returns a scalar 0 whose gradient with respect to x is the cotangent.
+  """Returns 0 with the cotangent as its gradient in x.
 
   Add the scalar to ordinary losses under a common `jax.value_and_grad`. Only the gradient has a meaning; no loss is
   computed. Reverse mode only (`jax.jvp` and `jax.hessian` raise TypeError).
@@ -63,16 +63,17 @@ def inject(x: Array, cotangent: Array) -> Array:
   """
   if x.shape != cotangent.shape:
     raise ValueError(f"the cotangent has shape {cotangent.shape}, but x has {x.shape}")
+  # JAX requires the cotangent of x in the dtype of x.
   cotangent = cotangent.astype(x.dtype)
   return _inject(x + _dependent_zeros(cotangent), cotangent)
 
 
 def _dependent_zeros(x: Array) -> Array:
-  """Returns zeros like x with a formal dependence on x; XLA folds the zeros to a constant.
+  """Returns zeros like x with a formal dependence on x.
 
-  A custom rule needs x, its cotangent and its scalar batched over the same axes under vmap, and varying over the same
-  mesh axes under shard_map. Otherwise JAX adds up the cotangents of the scalar over the batch (or the devices) before
-  the rule, and the gradient is silently too large by the size of the batch.
+  XLA folds the zeros to a constant. A custom rule needs x, its cotangent and its scalar batched over the same axes
+  under vmap, and varying over the same mesh axes under shard_map. Otherwise JAX adds up the cotangents of the scalar
+  over the batch (or the devices) before the rule, and the gradient is silently too large by the size of the batch.
   """
   return jnp.where(False, x, 0)
 
@@ -131,11 +132,12 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
                        options: Mapping[str, Any] | None = None, scale: Array | float = 1.0,
                        clip_norm: Array | float | None = None,
                        antithetic: bool = False) -> tuple[Array, DistillationAux]:
-  """Returns a scalar with the gradient of score distillation with respect to x, averaged over the batch.
+  """Returns a scalar with the gradient of score distillation in x.
 
-  The cotangent of example b is scale w(t_b) residual_b / B, with residual = eps_hat - eps for SDS: a sum over the
-  pixels of an example, a mean over the B examples of the call. Averaging (pmean) the gradients of devices with equal B
-  therefore gives the gradient of the whole batch. The module docstring has an example.
+  The gradient is averaged over the batch: the cotangent of example b is scale w(t_b) residual_b / B, with residual =
+  eps_hat - eps for SDS, a sum over the pixels of an example and a mean over the B examples of the call. Averaging
+  (pmean) the gradients of devices with equal B therefore gives the gradient of the whole batch. The module docstring
+  has an example.
 
   Args:
     denoise_fn: predicts the noise; some estimators need a guided denoiser of `guidance.guided`.
@@ -177,6 +179,7 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
   index = jnp.arange(batch) if index is None else index
   t_key, eps_key, estimator_key = jax.random.split(key, 3)
   t = timesteps.uniform(t_key, index, t_range, schedule.alpha.shape[0]) if t is None else t
+  # Keys depend on global indices, so the draws are the same for any number of devices.
   eps = draw_noise(eps_key, index, x, antithetic)
   keys = jax.vmap(lambda i: jax.random.fold_in(estimator_key, i))(index)
   # No gradient may reach the network: its backward pass would cost as much as two forward passes, for nothing.
@@ -184,11 +187,13 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
   residual, values = estimate(denoise_fn, *arguments, **(options or {}))
   t = values.get("t", t)  # some estimators query the network at another time
 
+  # The residual is float32; the cast to the dtype of x happens last, in `inject`.
   gradient = per_example(scale * weight_fn(schedule, t), residual) * residual
   # The norm stays in the dtype of the residual, float32 for all estimators even with a bfloat16 network.
   norm = jnp.sqrt(jnp.sum(gradient**2, axis=tuple(range(1, gradient.ndim))))
   if clip_norm is not None:
     gradient = per_example(jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12)), gradient) * gradient
+  # Values of the estimator replace the defaults: eps, and for some estimators t.
   aux = DistillationAux(**dict(t=t, eps=eps, grad_norm=norm) | values)
   return inject(x, jax.lax.stop_gradient(gradient / batch)), jax.lax.stop_gradient(aux)
 

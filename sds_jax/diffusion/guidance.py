@@ -18,7 +18,7 @@ from sds_jax.types import Array, DenoiseFn, Params
 
 
 def cfg_dreamfusion(eps_c: Array, eps_u: Array, omega: Array | float) -> Array:
-  """Computes eps_c + omega (eps_c - eps_u), guidance in DreamFusion's convention.
+  """Computes eps_c + omega (eps_c - eps_u), as in DreamFusion.
 
   omega = 0 means no guidance (arXiv:2209.14988, section 3).
 
@@ -34,7 +34,7 @@ def cfg_dreamfusion(eps_c: Array, eps_u: Array, omega: Array | float) -> Array:
 
 
 def cfg_diffusers(eps_c: Array, eps_u: Array, s: Array | float) -> Array:
-  """Computes eps_u + s (eps_c - eps_u), guidance in diffusers' convention.
+  """Computes eps_u + s (eps_c - eps_u), as in diffusers.
 
   s is the `guidance_scale` of diffusers and s = 1 means no guidance (arXiv:2205.11487, eq. 2). Equal to
   `cfg_dreamfusion` with omega = s - 1. Arguments as for `cfg_dreamfusion`.
@@ -51,7 +51,7 @@ NO_GUIDANCE = {"dreamfusion": 0.0, "diffusers": 1.0}
 
 
 def rescale(eps_guided: Array, eps_c: Array, phi: Array | float) -> Array:
-  """Rescales a guided prediction towards the standard deviation of the conditional prediction.
+  """Rescales a guided prediction towards the conditional standard deviation.
 
   arXiv:2305.08891, section 3.4.
 
@@ -70,6 +70,7 @@ def rescale(eps_guided: Array, eps_c: Array, phi: Array | float) -> Array:
   # for every network, equal to diffusers' `guidance_rescale` for networks with noise as their output.
   axes = tuple(range(1, eps_c.ndim))
   ratio = eps_c.std(axes, keepdims=True) / jnp.maximum(eps_guided.std(axes, keepdims=True), 1e-8)
+  # The floor of the denominator covers a constant prediction.
   phi = per_example(jnp.asarray(phi), eps_c)
   return eps_guided * (phi * ratio + (1 - phi))
 
@@ -93,14 +94,15 @@ class Guided:
   rescale_phi: Array | float = 0.0
 
   def __call__(self, params: Params, z: Array, t: Array, cond: dict) -> Array:
-    """Predicts eps_hat [B, ...] of z [B, ...] at t [B] in a single call of the network.
+    """Predicts eps_hat [B, ...] in a single network call.
 
     The prediction under `negative` is not needed here and not computed.
     """
     return self.combine(predictions(self.denoise_fn, params, z, t, {k: v for k, v in cond.items() if k != "negative"}))
 
   def combine(self, eps: dict[str, Array]) -> Array:
-    """Combines the results of `predictions` into the guided prediction [B, ...]."""
+    """Combines `predictions` into the guided prediction [B, ...]."""
+    # "cond" is already steered by Perp-Neg; "unsteered" is the plain prediction.
     out = CONVENTIONS[self.convention](eps["cond"], eps["uncond"], self.scale)
     # A Python 0 leaves `rescale` out of the program; a traced phi cannot be tested here.
     off = isinstance(self.rescale_phi, (int, float)) and self.rescale_phi == 0
@@ -109,7 +111,9 @@ class Guided:
 
 def guided(denoise_fn: DenoiseFn, convention: str, scale: Array | float, *,
            rescale_phi: Array | float = 0.0) -> Guided:
-  """Returns a guided denoiser around a plain denoiser, with a single network call per step.
+  """Returns a guided denoiser around a plain denoiser.
+
+  Each step has a single network call.
 
   Args:
     denoise_fn: the network, called with a batch of 2 B, or (2 + K) B with K negative prompts.
@@ -138,7 +142,9 @@ def guided(denoise_fn: DenoiseFn, convention: str, scale: Array | float, *,
 
 
 def predictions(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: dict) -> dict[str, Array]:
-  """Predicts the noise under every side of `cond` in a single call of a plain network.
+  """Predicts the noise under every side of `cond`.
+
+  A single call of a plain network.
 
   Args:
     denoise_fn, params: the plain network.
@@ -159,9 +165,11 @@ def predictions(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond:
   >>> print({name: float(value[0, 0]) for name, value in eps.items()})
   {'unsteered': 1.0, 'uncond': 0.0, 'cond': 1.0}
   """
+  # A single batch: two copies of a network in a program would compile twice as long.
   sides = _sides(cond)
   batch = jax.tree.map(_interleave, *((z, t, side) for side in sides))
   together = denoise_fn(params, *batch)
+  # Undo the interleaving: side i has the rows i, i + n, i + 2 n, ...
   eps_c, eps_u, *others = (together[i::len(sides)] for i in range(len(sides)))
   eps = dict(unsteered=eps_c, uncond=eps_u)
   if "negative" in cond:
@@ -171,7 +179,9 @@ def predictions(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond:
 
 
 def conditional(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: Any) -> Array:
-  """Predicts eps_c [B, ...] without guidance; a denoiser without guidance is called as is.
+  """Predicts eps_c [B, ...] without guidance.
+
+  A plain denoiser is called as is.
 
   >>> denoise = guided(lambda params, z, t, cond: cond, 'diffusers', 7.5)
   >>> zero, t = jnp.zeros((1, 1)), jnp.array([0])
@@ -184,7 +194,9 @@ def conditional(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond:
 
 
 def unconditional(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: Any) -> Array:
-  """Predicts eps_u [B, ...]; a denoiser without guidance is called as is.
+  """Predicts eps_u [B, ...].
+
+  A plain denoiser is called as is.
 
   >>> denoise = guided(lambda params, z, t, cond: cond, 'diffusers', 7.5)
   >>> zero, t = jnp.zeros((1, 1)), jnp.array([0])
@@ -206,7 +218,9 @@ _SIDES = {"cond", "uncond"}
 
 
 def _sides(cond: dict) -> list:
-  """Lists the conditions of the network: positive, unconditional, negatives of Perp-Neg, optional negative.
+  """Lists the conditions of the network.
+
+  In order: positive, unconditional, negatives of Perp-Neg, optional negative.
 
   Raises:
     ValueError: cond is not a dictionary of `guided`.
@@ -217,6 +231,7 @@ def _sides(cond: dict) -> list:
     raise ValueError("a guided denoiser takes cond=dict(cond=..., uncond=...), with negatives and weights for "
                      f"Perp-Neg, and negative for the estimators CSD and NFSD; found {actual}")
   sides = [cond["cond"], cond["uncond"], *cond.get("negatives", ())]
+  # `negative` is not steered and comes last, so that `predictions` can pop the last side.
   steering = len(sides) - 2
   sides += [cond["negative"]] if "negative" in cond else []
   shapes = [jax.tree.map(jnp.shape, side) for side in sides]

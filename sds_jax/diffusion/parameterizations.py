@@ -31,7 +31,9 @@ def _divide_or_zero(numerator: Array, denominator: Array) -> Array:
 
 
 def x0_from_eps(schedule: Schedule, z: Array, t: Array, eps: Array) -> Array:
-  """Computes x0 = (z - sigma eps) / alpha, or 0 at alpha = 0.
+  """Computes x0 = (z - sigma eps) / alpha.
+
+  0 at alpha = 0.
 
   >>> from sds_jax.diffusion.schedules import schedule_from_config
   >>> schedule = schedule_from_config(dict(num_train_timesteps=1, beta_start=0.36, beta_end=0.36))
@@ -53,11 +55,14 @@ def x0_from_v(schedule: Schedule, z: Array, t: Array, v: Array) -> Array:
   [[0.5 0.5]]
   """
   alpha, sigma = _coefficients(schedule, z, t)
+  # The rotation (z, v) -> (x0, eps) is orthogonal, so no division is needed.
   return alpha * z - sigma * v
 
 
 def eps_from_x0(schedule: Schedule, z: Array, t: Array, x0: Array) -> Array:
-  """Computes eps = (z - alpha x0) / sigma, or 0 at sigma = 0.
+  """Computes eps = (z - alpha x0) / sigma.
+
+  0 at sigma = 0.
 
   >>> from sds_jax.diffusion.schedules import schedule_from_config
   >>> schedule = schedule_from_config(dict(num_train_timesteps=1, beta_start=0.36, beta_end=0.36))
@@ -79,6 +84,7 @@ def eps_from_v(schedule: Schedule, z: Array, t: Array, v: Array) -> Array:
   [[1. 1.]]
   """
   alpha, sigma = _coefficients(schedule, z, t)
+  # The second row of the same rotation.
   return alpha * v + sigma * z
 
 
@@ -112,22 +118,26 @@ def _eps_from_eps(schedule: Schedule, z: Array, t: Array, eps: Array) -> Array:
   return eps
 
 
+# All functions have a common signature, so callers need no case distinction.
 EPS_FROM = {"epsilon": _eps_from_eps, "v_prediction": eps_from_v, "sample": eps_from_x0}
 """`prediction_type` of a scheduler config -> function from the network output to the noise."""
 
 
 def flow_interpolate(x0: Array, eps: Array, t: Array) -> Array:
-  """Computes z = (1 - t) x0 + t eps for x0, eps [B, ...] and t [B] in [0, 1].
+  """Computes z = (1 - t) x0 + t eps.
+
+  x0, eps: [B, ...]; t: [B] in [0, 1].
 
   >>> print(flow_interpolate(jnp.ones((1, 2)), jnp.zeros((1, 2)), jnp.array([0.25])))
   [[0.75 0.75]]
   """
+  # Time 0 is clean and time 1 is pure noise.
   t = per_example(t, x0)
   return (1 - t) * x0 + t * eps
 
 
 def flow_velocity(x0: Array, eps: Array) -> Array:
-  """Computes u = eps - x0, the constant velocity of the straight path.
+  """Computes u = eps - x0, the constant velocity.
 
   >>> print(flow_velocity(jnp.ones((1, 2)), jnp.zeros((1, 2))))
   [[-1. -1.]]
@@ -154,7 +164,9 @@ def eps_from_flow(z: Array, t: Array, u: Array) -> Array:
 
 
 def flow_from_x0(z: Array, t: Array, x0: Array) -> Array:
-  """Computes u = (z - x0) / t, or 0 at t = 0, where z does not depend on eps.
+  """Computes u = (z - x0) / t.
+
+  0 at t = 0, where z does not depend on eps.
 
   >>> print(flow_from_x0(jnp.full((1, 2), 0.75), jnp.array([0.25]), jnp.ones((1, 2))))
   [[-1. -1.]]
@@ -163,7 +175,9 @@ def flow_from_x0(z: Array, t: Array, x0: Array) -> Array:
 
 
 def flow_from_eps(z: Array, t: Array, eps: Array) -> Array:
-  """Computes u = (eps - z) / (1 - t), or 0 at t = 1, where z does not depend on x0.
+  """Computes u = (eps - z) / (1 - t).
+
+  0 at t = 1, where z does not depend on x0.
 
   >>> print(flow_from_eps(jnp.full((1, 2), 0.75), jnp.array([0.25]), jnp.zeros((1, 2))))
   [[-1. -1.]]
@@ -172,7 +186,9 @@ def flow_from_eps(z: Array, t: Array, eps: Array) -> Array:
 
 
 def velocity_denoiser(velocity_fn: DenoiseFn, schedule: Schedule) -> DenoiseFn:
-  """Returns the noise predictor of a velocity network for a straight path.
+  """Returns the noise predictor of a velocity network.
+
+  For a straight path.
 
   Args:
     velocity_fn: (params, z [B, ...], time [B] float32 in (0, 1], cond) -> velocity [B, ...].

@@ -19,7 +19,9 @@ from sds_jax.types import Array
 
 
 def perpendicular(x: Array, y: Array) -> Array:
-  """Computes the component [B, ...] of each x[b] perpendicular to y[b], in float32.
+  """Computes the component of each x[b] perpendicular to y[b].
+
+  [B, ...] like x, computed in float32.
 
   For |y|^2 < 1e-6 the direction is undefined, and little or nothing is subtracted from x.
 
@@ -29,12 +31,13 @@ def perpendicular(x: Array, y: Array) -> Array:
   # In bfloat16 the sums over an example would lose the small perpendicular component.
   axes = tuple(range(1, x.ndim))
   wide, along = x.astype(jnp.float32), y.astype(jnp.float32)
+  # Without the floor a zero direction would divide 0 by 0.
   share = jnp.sum(wide * along, axes) / jnp.maximum(jnp.sum(along * along, axes), 1e-6)
   return (wide - per_example(share, wide) * along).astype(x.dtype)
 
 
 def steer(eps_c: Array, eps_u: Array, eps_n: Sequence[Array], weights: Array) -> Array:
-  """Computes the replacement of eps_c for classifier-free guidance with negative prompts.
+  """Computes the replacement of eps_c with negative prompts.
 
   Args:
     eps_c: [B, ...], prediction under the positive prompt.
@@ -51,5 +54,6 @@ def steer(eps_c: Array, eps_u: Array, eps_n: Sequence[Array], weights: Array) ->
   """
   steered = eps_c
   for i, eps in enumerate(eps_n):
+    # Directions are relative to eps_u, as in the equation above.
     steered += per_example(weights[:, i], eps_c) * perpendicular(eps - eps_u, eps_c - eps_u)
   return steered

@@ -51,6 +51,7 @@ def schedule_value(spec: ScalarSpec, progress: Array | float) -> Array:
   """
   check_scalar(spec)
   progress = jnp.asarray(progress, jnp.float32)
+  # `full`, not `asarray`: the result has the shape of progress for constants, too.
   if np.ndim(spec) == 0:
     return jnp.full(progress.shape, spec, jnp.float32)
   # Static knots become constants of the program, so changing progress never recompiles.

@@ -28,7 +28,10 @@ def _scaled_linear_betas(start: float, end: float, steps: int) -> np.ndarray:
 
 
 def _cosine_betas(start: float, end: float, steps: int) -> np.ndarray:
-  """Computes the cosine schedule (arXiv:2102.09672, eq. 17); `start` and `end` have no effect."""
+  """Computes the cosine schedule (arXiv:2102.09672, eq. 17).
+
+  `start` and `end` have no effect.
+  """
   time = np.arange(steps + 1) / steps
   alpha_bar = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
   # The cap of the paper: the last beta would be 1.
@@ -64,12 +67,14 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
   if config.get("rescale_betas_zero_snr"):
     # A shift makes the last step pure noise, and a scale restores the value of the first step.
     alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+  # Recomputed from the shifted alpha: a zero-SNR schedule stays variance preserving.
   sigma = np.sqrt(1.0 - alpha**2)
   return Schedule(alpha=jnp.asarray(alpha, jnp.float32), sigma=jnp.asarray(sigma, jnp.float32))
 
 
 def _betas(config: Mapping[str, Any]) -> np.ndarray:
   """Computes beta [T], float64, in (0, 1)."""
+  # Flow-matching configs would otherwise pass silently with the default betas of diffusers.
   name = str(config.get("_class_name", ""))
   if "FlowMatch" in name:
     raise ValueError(f"_class_name={name!r} is a rectified flow and has no betas; legal: schedulers of "
@@ -77,6 +82,7 @@ def _betas(config: Mapping[str, Any]) -> np.ndarray:
   steps = config.get("num_train_timesteps", 1000)
   if not isinstance(steps, int) or steps < 1:
     raise ValueError(f"num_train_timesteps={steps!r} is not supported; legal: a whole number >= 1")
+  # Trained betas replace the formula, as in diffusers.
   trained = config.get("trained_betas")
   if trained is not None:
     betas = np.asarray(trained, np.float64)
@@ -97,7 +103,9 @@ def _betas(config: Mapping[str, Any]) -> np.ndarray:
 
 
 def flow_schedule(num_steps: int) -> Schedule:
-  """Builds the straight path of a rectified flow, z = (1 - tau) x + tau eps, at integer times.
+  """Builds the straight path of a rectified flow.
+
+  z = (1 - tau) x + tau eps at integer times.
 
   Not variance preserving: alpha + sigma = 1. Integer t means tau = (t + 1) / num_steps, so the last step is pure noise
   and no step is clean (arXiv:2209.03003; the grid of diffusers' FlowMatchEulerDiscreteScheduler without a shift).
@@ -108,12 +116,15 @@ def flow_schedule(num_steps: int) -> Schedule:
   >>> print(flow_schedule(4).alpha)
   [0.75 0.5  0.25 0.  ]
   """
+  # From 1: at tau = 0 the weight sigma / alpha and the SNR would be degenerate.
   tau = np.arange(1, num_steps + 1) / num_steps
   return Schedule(alpha=jnp.asarray(1 - tau, jnp.float32), sigma=jnp.asarray(tau, jnp.float32))
 
 
 def prediction_type_from_config(config: Mapping[str, Any]) -> PredictionType:
-  """Returns the output type of a network: "epsilon" (the default), "v_prediction" or "sample".
+  """Returns the output type of a network.
+
+  "epsilon" (the default), "v_prediction" or "sample".
 
   Args:
     config: the parsed `scheduler_config.json`.
@@ -131,9 +142,9 @@ def prediction_type_from_config(config: Mapping[str, Any]) -> PredictionType:
 
 
 def per_example(values: Array, like: Array) -> Array:
-  """Reshapes values [B] to [B, 1, ..., 1] in the rank and dtype of like [B, ...].
+  """Reshapes values [B] to multiply like [B, ...].
 
-  The result multiplies `like` example by example.
+  The result has the shape [B, 1, ..., 1] with the rank and dtype of like, and multiplies like example by example.
 
   >>> print(per_example(jnp.array([1, 2]), jnp.ones((2, 3, 1))).shape)
   (2, 1, 1)
@@ -177,7 +188,9 @@ def add_noise(schedule: Schedule, x: Array, eps: Array, t: Array) -> Array:
 
 
 def draw_noise(key: Array, index: Array, like: Array, antithetic: bool = False) -> Array:
-  """Draws standard normal noise for a batch, independent of the layout over devices.
+  """Draws standard normal noise for a batch.
+
+  The draws do not depend on the layout over devices.
 
   Args:
     key: of the step; example b consumes fold_in(key, index[b]). Use the key for no other purpose.
@@ -199,5 +212,6 @@ def draw_noise(key: Array, index: Array, like: Array, antithetic: bool = False) 
   # A key per example, not one key for the batch: the draw of an example must not depend on the local batch size.
   if not antithetic:
     return jax.vmap(draw)(index)
+  # Pair i uses the key of example i, so its first partner equals the draw of a batch without pairs.
   sign = (1 - 2 * (index % 2)).astype(like.dtype)
   return per_example(sign, like) * jax.vmap(draw)(index // 2)

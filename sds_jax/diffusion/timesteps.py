@@ -17,11 +17,14 @@ TRange = tuple[Array | float, Array | float]
 
 
 def to_index(fraction: Array, num_steps: int) -> Array:
-  """Converts a fraction of the schedule, any shape, to the integer time in 0 .. num_steps - 1, int32.
+  """Converts a fraction of the schedule to an integer time.
+
+  Any shape; int32 in 0 .. num_steps - 1.
 
   >>> print(to_index(jnp.array([0.0, 0.5, 1.0]), 1000))
   [  0 500 999]
   """
+  # A fraction of exactly 1 belongs to the last step.
   return jnp.clip(jnp.floor(fraction * num_steps), 0, num_steps - 1).astype(jnp.int32)
 
 
@@ -64,15 +67,18 @@ def stratified(key: Array, index: Array, t_range: TRange, num_steps: int, batch_
     >>> print(sorted((stratified(jax.random.key(0), jnp.arange(4), (0.0, 1.0), 1000, 4) // 250).tolist()))
     [0, 1, 2, 3]
   """
+  # Modulo 1 keeps each u uniform although all share the shift.
   shift = jax.random.uniform(key)
   u = (index.astype(jnp.float32) / batch_size + shift) % 1.0
   return _within(u, t_range, num_steps)
 
 
 def antithetic(key: Array, index: Array, t_range: TRange, num_steps: int, batch_size: int | None = None) -> Array:
-  """Draws times in pairs: examples 2 i and 2 i + 1 get u and 1 - u.
+  """Draws antithetic pairs of times.
 
-  Antithetic variates: each t is still uniform in the range, and deviations from the middle cancel in a pair.
+  Examples 2 i and 2 i + 1 get u and 1 - u.
+
+  Each t is still uniform in the range, and deviations from the middle cancel in a pair (antithetic variates).
 
   Args:
     key: of the step; pair i consumes fold_in(key, i). Use the key for no other purpose.
@@ -85,6 +91,7 @@ def antithetic(key: Array, index: Array, t_range: TRange, num_steps: int, batch_
     >>> print(antithetic(jax.random.key(0), jnp.arange(4), (0.0, 1.0), 1000).reshape(2, 2).sum(1))
     [999 999]
   """
+  # Both partners of a pair fold in the same number.
   u = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(index // 2)
   return _within(jnp.where(index % 2 == 0, u, 1 - u), t_range, num_steps)
 
@@ -124,13 +131,16 @@ def annealed_range(t_min: ScalarSpec, t_max: ScalarSpec, progress: Array | float
   """
   if warp not in WARPS:
     raise ValueError(f"warp {warp!r} is not known; legal: {', '.join(WARPS)}")
+  # Warping the progress, not the knots, keeps the knots as typed by the user.
   warped = WARPS[warp](jnp.asarray(progress, jnp.float32))
   return schedule_value(t_min, warped), schedule_value(t_max, warped)
 
 
 def dreamtime(schedule: Schedule, progress: Array | float, m1: float = 0.8, m2: float = 0.5, s1: float = 0.3,
               s2: float = 0.1) -> Array:
-  """Computes the deterministic, falling t of DreamTime, slow at large weights W(t).
+  """Computes the deterministic, falling t of DreamTime.
+
+  The fall is slow at large weights W(t).
 
   The weights at and above t sum to `progress` of all weights (arXiv:2306.12422, eq. 7). The weight is part of the pace,
   so use w(t) = 1 (`weightings.uniform`). `weightings.dreamtime` defines W.
@@ -151,6 +161,7 @@ def dreamtime(schedule: Schedule, progress: Array | float, m1: float = 0.8, m2: 
   """
   steps = schedule.alpha.shape[0]
   weight = weightings.dreamtime(schedule, jnp.arange(steps), m1, m2, s1, s2)
+  # The run starts at the largest t, so weights are summed from the last time downwards.
   from_above = jnp.cumsum(weight[::-1])  # over t = T - 1, T - 2, ...
   # Rounding can put progress = 1 past the last index; the clip below covers this case.
   passed = jnp.searchsorted(from_above / from_above[-1], jnp.asarray(progress, jnp.float32))

@@ -59,6 +59,7 @@ def sigma_over_alpha(schedule: Schedule, t: Array) -> Array:
   >>> print(sigma_over_alpha(flow_schedule(4), jnp.array([1, 2])))
   [1. 3.]
   """
+  # Division by zero is left as inf: a finite value would hide a wrong range of t.
   return schedule.sigma[t] / schedule.alpha[t]
 
 
@@ -77,10 +78,10 @@ def min_snr(schedule: Schedule, t: Array) -> Array:
 
 
 def logit_normal(schedule: Schedule, t: Array) -> Array:
-  """Returns the logit-normal density at tau = sigma / (alpha + sigma).
+  """Returns the logit-normal density of the time tau.
 
-  tau is the time of the straight path (arXiv:2403.03206, eq. 19). Mean 0 and standard deviation 1 before the logistic
-  function; largest in the middle, 0 at both ends.
+  tau = sigma / (alpha + sigma) is the time of the straight path (arXiv:2403.03206, eq. 19). Mean 0 and standard
+  deviation 1 before the logistic function; largest in the middle, 0 at both ends.
 
   >>> from sds_jax.diffusion.schedules import flow_schedule
   >>> print(f'{logit_normal(flow_schedule(4), jnp.array([1]))[0]:.3f}')  # 4 / sqrt(2 pi)
@@ -88,13 +89,16 @@ def logit_normal(schedule: Schedule, t: Array) -> Array:
   """
   # Clipped, because the density divides by tau (1 - tau); at the clipped ends the density is practically 0.
   tau = jnp.clip(schedule.sigma[t] / (schedule.alpha[t] + schedule.sigma[t]), 1e-6, 1 - 1e-6)
+  # On a straight path tau is the time itself; on other paths the time of equal SNR.
   logit = jnp.log(tau / (1 - tau))
   return jnp.exp(-0.5 * logit**2) / (jnp.sqrt(2 * jnp.pi) * tau * (1 - tau))
 
 
 def dreamtime(schedule: Schedule, t: Array, m1: float = 0.8, m2: float = 0.5, s1: float = 0.3,
               s2: float = 0.1) -> Array:
-  """Returns W(t) of DreamTime: 1 from m2 to m1, with Gaussian tails.
+  """Returns W(t) of DreamTime.
+
+  1 from m2 to m1, with Gaussian tails.
 
   arXiv:2306.12422; a later version of the paper has a single Gaussian and a factor sigma / alpha.
 
@@ -108,6 +112,7 @@ def dreamtime(schedule: Schedule, t: Array, m1: float = 0.8, m2: float = 0.5, s1
   >>> print(dreamtime(flow_schedule(10), jnp.array([4, 5, 8])))
   [0.60653067 1.         1.        ]
   """
+  # True division of integers gives float32 fractions of the schedule.
   time = t / schedule.alpha.shape[0]
   beyond = jnp.where(time > m1, (time - m1) / s1, jnp.where(time < m2, (m2 - time) / s2, 0.0))
   return jnp.exp(-0.5 * beyond**2)

@@ -36,7 +36,11 @@ def cut(file: Path, rng: random.Random) -> None:
 
 
 def flip(file: Path, rng: random.Random) -> None:
-  """Flips one to eight bits of a file; an empty file first gets a zero byte."""
+  """Flips up to eight bits of a file.
+
+  An empty file first gets a zero byte.
+  """
+  # An empty file has no bit to flip.
   content = bytearray(file.read_bytes()) or bytearray(1)
   for _ in range(rng.randint(1, 8)):
     content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
@@ -52,9 +56,13 @@ KINDS: dict[str, Callable[[Path, random.Random], None]] = dict(cut=cut, flip=fli
 
 
 def make_state(seed: int) -> dict[str, Any]:
-  """Draws a small training state of numpy arrays: parameters, Adam state, an integer, booleans, None."""
+  """Draws a small training state of numpy arrays.
+
+  Parameters, Adam state, an integer, booleans and None.
+  """
   rng = np.random.default_rng(seed)
   params = dict(grid=rng.normal(size=(16, 4)).astype(np.float32), mlp=dict(bias=rng.normal(size=8).astype(np.float32)))
+  # The structure of a real optimiser state: nested tuples with empty nodes.
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
   state = dict(step=np.int32(seed), params=params, opt_state=optimizer.init(params), occupancy=None,
                taken=rng.normal(size=64) > 0)
@@ -79,6 +87,7 @@ def attempt(original: Path, folder: Path, rng: random.Random) -> tuple[str, str,
   """
   shutil.copytree(original, folder)
   step = folder / str(NEWER)
+  # Sorted, because the order of `rglob` differs between file systems.
   file = rng.choice(sorted(path for path in step.rglob("*") if path.is_file()))
   kind = rng.choice(sorted(KINDS))
   KINDS[kind](file, rng)
@@ -124,6 +133,7 @@ def drill(tries: int, seed: int, show: Callable[[str], None] = print) -> collect
       # A generator per try: any try can be repeated without the others.
       kind, outcome, story = attempt(original, Path(place) / "copy", random.Random(f"{seed}/{number}"))
       counts[kind, outcome] += 1
+      # Long tracebacks are joined into a line of at most 900 characters.
       if outcome == OUTCOMES[2]:
         show(f"try {number}: {' '.join(story.split())[:900]}")
       shutil.rmtree(Path(place) / "copy")
@@ -131,7 +141,10 @@ def drill(tries: int, seed: int, show: Callable[[str], None] = print) -> collect
 
 
 def table(counts: collections.Counter[tuple[str, str]]) -> str:
-  """Formats the counts as a text table with a line for each kind of damage."""
+  """Formats the counts as a text table.
+
+  A line for each kind of damage.
+  """
   rows = [("", *OUTCOMES), *((kind, *(str(counts[kind, outcome]) for outcome in OUTCOMES)) for kind in KINDS)]
   widths = [max(map(len, column)) for column in zip(*rows)]
   return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)

@@ -2,11 +2,11 @@ r"""The command under hostile command lines: each run succeeds, or fails with st
 
     python -m sds_jax.drills.fuzz --num=500 --seed=0
 
-Every try runs the real command (`sds_jax.commands.main.main`) in a separate process, with a tiny prior and a single step, in a
-fresh folder with a home and caches. A try is right if the status is 0 with report.html or image*.png in the folder of
-the run and no traceback, or if the status is 2 with exactly one line "error: ..." on stderr. In both cases the try must
-end in the time allowed, write no file outside the folder of the run, and leave no partial file inside. Failures are
-printed with a command to repeat the try; the exit status is then 1.
+Every try runs the real command (`sds_jax.commands.main.main`) in a separate process, with a tiny prior and a single
+step, in a fresh folder with a home and caches. A try is right if the status is 0 with report.html or image*.png in the
+folder of the run and no traceback, or if the status is 2 with exactly one line "error: ..." on stderr. In both cases
+the try must end in the time allowed, write no file outside the folder of the run, and leave no partial file inside.
+Failures are printed with a command to repeat the try; the exit status is then 1.
 """
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "H
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs the command line; returns 0 if all tries are right, else 1.
+  """Runs the command line; returns 1 after a failure.
 
   Args:
     arguments: of the command line; None means `sys.argv`.
@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _drill(options: argparse.Namespace, scratch: Path) -> int:
   fuzz_cases.write_files(scratch)
   begin, counts, failed, slowest = time.perf_counter(), Counter(), 0, (0.0, 0)
+  # A fork takes milliseconds; a fresh interpreter with all imports takes seconds.
   context = _forkserver()
   for number, arguments in enumerate(
       fuzz_cases.tries(options.configs.resolve(), scratch, options.num, options.seed, options.strange)):
@@ -80,7 +81,10 @@ def _drill(options: argparse.Namespace, scratch: Path) -> int:
 
 
 def _forkserver() -> multiprocessing.context.ForkServerContext:
-  """Returns a context forking children from a process with all imports and no started backend."""
+  """Returns a context forking children from a preloaded process.
+
+  The process has all imports and no started backend.
+  """
   os.environ.update(ENVIRONMENT)
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(["sds_jax.drills.fuzz_child", "jaxlib.mlir.dialects.mhlo"])  # a late import of JAX
@@ -105,11 +109,13 @@ def attempt(context: multiprocessing.context.BaseContext, arguments: list[str], 
     (root / name).mkdir(parents=True)
   (root / "here" / "file").write_text("x")
   (root / "here" / "loop").symlink_to("loop")
+  # The difference of two listings shows every path created by the try.
   before = _listing(scratch)
   child = context.Process(target=fuzz_child.run, args=(arguments, root, scratch / "compiled"))
   child.start()
   child.join(timeout)
   if child.exitcode is None:
+    # SIGKILL, because a hanging child may ignore other signals.
     child.kill()
     child.join()
     return None, f"still running after {timeout:.0f} s"
@@ -127,6 +133,7 @@ def find_problem(status: int, arguments: list[str], root: Path, new: set[Path], 
     new: paths created by the try.
     allowed: legal places of new paths besides the folder of the run.
   """
+  # Undecodable bytes must not stop the drill.
   errors = (root / "stderr").read_text(encoding="utf-8", errors="replace")
   folder = run_folder(arguments, root / "here", new)
   if status == 2:
@@ -134,6 +141,7 @@ def find_problem(status: int, arguments: list[str], root: Path, new: set[Path], 
       return f"status 2 with this on stderr: {errors[-3000:]!r}"
   elif status != 0:
     return f"status {status}, with this on stderr: {errors[-3000:]}"
+  # A background thread can print a traceback although the command succeeds.
   elif "Traceback" in errors:
     return f"status 0 with a traceback: {errors[-3000:]}"
   elif not folder or not ((folder / "report.html").is_file() or list(folder.glob("image*.png"))):
@@ -151,7 +159,7 @@ def find_problem(status: int, arguments: list[str], root: Path, new: set[Path], 
 
 
 def run_folder(arguments: list[str], here: Path, new: set[Path]) -> Path | None:
-  """Returns the folder of the run, or None for an impossible name.
+  """Returns the folder of the run, or None.
 
   Args:
     arguments: the command line without the program.

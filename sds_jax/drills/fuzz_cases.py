@@ -18,6 +18,7 @@ from sds_jax.training import config as config_lib, distil, image2d_config, image
 Draw = Callable[[random.Random, "FuzzJob"], list[str]]
 """(random generator, base job) -> arguments after the arguments of the base."""
 
+# Python limits the digits of int() to 4,300 by default.
 HUGE = "9" * 5000
 """More digits than `int` accepts."""
 WRONG: dict[type, list[str]] = {
@@ -53,6 +54,7 @@ NAMES: dict[str, list[str]] = {
     "picture.elevation_deg": ["auto", "0", "-89", "90", "nan", "1e999", " 5 ", "٣", "auto ", "high"],
     "generator.name": [*catalogue.GENERATORS, "nope:x", ":", "a:", ":b", "os:getcwd", "json:loads", "a\0b:c", "..:x",
                        ".x:y", "\U0001f600:x", "sys:nothing", "a.b.c:d:e"]}
+# The first setting is drawn most often, see `_prompt`.
 TEXTS = ["prompt", "negative_prompt", "distillation.source_prompt", "csd.negative_prompt", "bridge.target_words"]
 PROMPTS = [
     "a red cube\nand a blue cone", "\n", " ", "a\tred\rcube", "\U0001f600", "a \U0001f600 cube", "\u202ea red cube",
@@ -66,6 +68,7 @@ PATHS = ["", " ", ".", "~", "-", "/", "/dev/null", "/dev/null/x", "/dev/zero", "
          "../../x", "owner/name", "https://host/x", "~nobody-here/x", "file", "loop", "<b>", "$(id)", "%00", "a/../b"]
 WORKDIRS = [path for path in PATHS if path not in ("/", "../../x", "~nobody-here/x")]
 """Folders private to a try; folders shared with other processes are excluded."""
+# Unknown names, missing values, illegal modes and broken files of settings.
 FLAGS = [
     ["--config.zzz=1"], ["--config.render.heigth=1"], ["--config.=1"], ["--config..a=1"], ["--config.prompt.x=1"],
     ["--config.render=1"], ["--config.camera={}"], ["--zzz"], ["--zzz=\ud800"], ["extra"], ["-"], ["\n"], ["\x00"],
@@ -91,19 +94,22 @@ class FuzzJob:
     self.base = [f"--config.{name}={value}" for name, value in base.items()]
 
   def random_setting(self, rng: random.Random, *kinds: type) -> str:
-    """Draws the name of a setting with a value of the given types."""
+    """Draws the name of a setting of the given types."""
     # Exact types: bool is a subclass of int.
     return rng.choice([name for name, value in self.settings.items() if type(value) in kinds])
 
 
 def jobs(configs: Path, scratch: Path) -> list[FuzzJob]:
-  """Builds tiny jobs of a single step for configs/text.py, image2d.py and image.py.
+  """Builds tiny single-step jobs for the three configs.
+
+  configs/text.py, image2d.py and image.py.
 
   Args:
     configs: folder of the files.
     scratch: folder of `write_files`.
   """
   prior = scratch / PRIOR
+  # A step and no renders: the drill tests parsing and checks, not training.
   common = {"prior.path": prior, "prompt": "a red cube", "training.steps": 1, "training.log_every": 1,
             "training.render_every": 0, "optimizer.warmup_steps": 0}
   pictures = {**common, "generator.size": 16, "training.views": 1}
@@ -119,14 +125,17 @@ PRIOR, VIEW_PRIOR, PICTURE = "prior", "view_prior", "picture.png"
 
 
 def write_files(scratch: Path) -> None:
-  """Writes the files of `jobs`: a text prior, a view prior and a photo."""
+  """Writes two tiny priors and a photo for `jobs`."""
+  # Both priors have random weights; no try depends on their quality.
   tiny.write_prior(scratch / PRIOR)
   tiny.write_view_prior(scratch / VIEW_PRIOR)
   sample_photos.write_photo(sample_photos.draw_truth(0, caption="a red cube"), 32, scratch / PICTURE)
 
 
 def tries(configs: Path, scratch: Path, num: int, seed: int, strange: float) -> Iterator[list[str]]:
-  """Yields `num` command lines without the program; equal seeds give equal command lines.
+  """Yields `num` command lines without the program.
+
+  Equal seeds give equal command lines.
 
   The first three are the plain bases of the three jobs.
 
@@ -155,6 +164,7 @@ def tries(configs: Path, scratch: Path, num: int, seed: int, strange: float) -> 
 
 
 def _wrong_value(rng: random.Random, job: FuzzJob) -> list[str]:
+  # Draws the type first, so that rare types are tried as often as common types.
   kind = rng.choice(list(WRONG))
   return [f"--config.{job.random_setting(rng, kind)}={rng.choice(WRONG[kind])}"]
 
@@ -175,6 +185,7 @@ def _two_values(rng: random.Random, job: FuzzJob) -> list[str]:
 
 
 def _choice(rng: random.Random, job: FuzzJob) -> list[str]:
+  # Not every job has every setting.
   name = rng.choice([name for name in NAMES if name in job.settings])
   return [f"--config.{name}={rng.choice(NAMES[name])}"]
 
@@ -201,7 +212,10 @@ def _prior_name(rng: random.Random, job: FuzzJob) -> list[str]:
 
 
 def _picture(rng: random.Random, job: FuzzJob) -> list[str]:
-  """Draws a path without an image; a mistake for jobs without photos."""
+  """Draws a path without an image.
+
+  For jobs without photos the setting itself is a mistake.
+  """
   name = rng.choice(["image", "image", "picture.depth", "picture.normals"])
   return [f"--config.{name}={rng.choice(PATHS[1:])}", "--config.loss.depth=(1.0,)"]
 
@@ -212,6 +226,7 @@ def _source(rng: random.Random, job: FuzzJob) -> list[str]:
 
 
 def _workdir(rng: random.Random, job: FuzzJob) -> list[str]:
+  # Both ways of naming the folder of a run.
   folder = rng.choice(WORKDIRS)
   return rng.choice([[f"--workdir={folder}"], ["--workdir=", f"--config.workdir={folder}"]])
 

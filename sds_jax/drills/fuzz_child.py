@@ -16,7 +16,7 @@ from sds_jax.io import tensorboard  # noqa: F401
 
 
 def run(arguments: list[str], root: Path, compiled: Path) -> None:
-  """Runs the command; ends by SystemExit, or by an exception from the command.
+  """Runs the command; ends by SystemExit or another exception.
 
   Args:
     arguments: the command line without the program.
@@ -35,6 +35,7 @@ def run(arguments: list[str], root: Path, compiled: Path) -> None:
     os.close(handle)
   sys.stdout.reconfigure(encoding="utf-8", errors="strict")
   sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")
+  # A shared cache: most tries compile the same step.
   jax.config.update("jax_compilation_cache_dir", str(compiled))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   sys.argv = ["run.py", *arguments]

@@ -69,6 +69,7 @@ def run_to_completion(setup: DrillSetup, folder: Path) -> float:
   """
   began = time.monotonic()
   process = setup.start(folder)
+  # A run without an end within the limit counts as a failure.
   process.join(LIMIT)
   if process.exitcode != 0:
     process.kill()
@@ -106,7 +107,7 @@ def kill_in_save(process: multiprocessing.process.BaseProcess, folder: Path, sav
 
 
 def temporary(folder: Path) -> list[str]:
-  """Lists the temporary folders of saves in progress or interrupted by a kill."""
+  """Lists the temporary folders of unfinished saves."""
   try:
     return [name for name in os.listdir(folder / "checkpoints") if "orbax-checkpoint-tmp" in name]
   except FileNotFoundError:
@@ -120,7 +121,7 @@ def log(folder: Path) -> str:
 
 
 def last_step(folder: Path) -> int:
-  """Returns the last step with a complete line in metrics.jsonl, or 0."""
+  """Returns the last complete step of metrics.jsonl, or 0."""
   path = folder / "metrics.jsonl"
   # A kill can cut the last line; a cut line does not match.
   steps = re.findall(r'^\{.*"step": (\d+).*\}$', path.read_text() if path.exists() else "", re.MULTILINE)
@@ -183,10 +184,12 @@ def kill_and_restart(setup: DrillSetup, folder: Path, rng: random.Random, durati
     else:
       end = functools.partial(kill_in_save, folder=folder, save_number=save_number, delay=delay)
     start = start_and_end(setup, folder, end)
+    # A start killed before the loop neither loses nor finishes steps.
     if start.step is not None:
       losses.append(reached - start.step)
       reached = last_step(folder)
     counts["kills"] += start.killed
+    # A temporary folder left behind proves a kill inside a save.
     counts["kills inside a save"] += bool(start.killed and temporary(folder))
   return losses
 
@@ -200,9 +203,11 @@ def find_problems(folder: Path, reference: list[bytes], losses: list[int]) -> li
     losses: steps lost at each kill.
   """
   problems = []
+  # Every step exactly once and in order, whatever the kills.
   steps = re.findall(r'"step": (\d+)', (folder / "metrics.jsonl").read_text())
   if steps != [str(step) for step in range(1, STEPS + 1)]:
     problems.append(f"metrics.jsonl has the steps {' '.join(steps)}")
+  # At most the steps since the last finished save may be lost.
   if max(losses, default=0) > INTERVAL:
     problems.append(f"a kill has cost {max(losses)} steps")
   if "warning" in log(folder) or (folder / "checkpoints" / "damaged").exists():
@@ -218,14 +223,14 @@ def find_problems(folder: Path, reference: list[bytes], losses: list[int]) -> li
 
 
 def final_bits(folder: Path) -> list[bytes]:
-  """Returns the bytes of all leaves of the state after the last step."""
+  """Returns the bytes of the final state."""
   with Checkpoints(folder / "checkpoints") as checkpoints:
     state = checkpoints.restore(STEPS, checkpoints.abstract_state(STEPS))
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
 
 
 def drill(runs: int, seed: int, job: str, show: Callable[[str], None] = print) -> collections.Counter[str]:
-  """Kills and restarts runs and returns counts of runs, kills and problems.
+  """Kills and restarts runs; returns counts.
 
   Args:
     runs: number of runs.
@@ -237,6 +242,7 @@ def drill(runs: int, seed: int, job: str, show: Callable[[str], None] = print) -
     RuntimeError: an uninterrupted run fails.
   """
   counts: collections.Counter[str] = collections.Counter(runs=0, wrong=0)
+  # A fork from a preloaded server; the server itself never starts a JAX backend.
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(PRELOADED)
   # In memory if possible: SIGKILL leaves the system running, so the drill does not depend on a disk.

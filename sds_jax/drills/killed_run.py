@@ -33,7 +33,7 @@ PAUSE = 0.01
 
 
 def main(job: str, folder: str, place: str) -> None:
-  """Starts or resumes the run in `folder` and finishes the run; the target of a process.
+  """Starts or resumes a run and finishes the run.
 
   Args:
     job: "walk" or "text3d".
@@ -41,6 +41,7 @@ def main(job: str, folder: str, place: str) -> None:
     place: folder with the tiny prior and the compiled programs.
   """
   Path(folder).mkdir(exist_ok=True)
+  # Appends, so the log has the output of all starts.
   out = os.open(Path(folder) / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
   os.dup2(out, 1)
   os.dup2(out, 2)
@@ -71,7 +72,10 @@ def train(job: str, folder: Path, prior_folder: Path) -> None:
 
 
 def walk(config: ml_collections.FrozenConfigDict) -> Job:
-  """Builds a job with a small step: parameters move towards new noise at each step."""
+  """Builds a job with a small step.
+
+  Parameters move towards new noise at each step.
+  """
   optimizer = make_optimizer(config)
 
   def new_state(key: Array) -> TrainState:

@@ -54,6 +54,7 @@ def write_prior(folder: str | os.PathLike) -> Path:
   folder = Path(folder)
   tokenizer.write_tokenizer(folder / "tokenizer")
   vocabulary = json.loads((folder / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
+  # The text encoder needs the size of the vocabulary and the special ids of its tokenizer.
   clip = dict(_CLIP, vocab_size=len(vocabulary), **tokenizer.special_ids(folder / "tokenizer"))
   _write_parts(folder, ("unet", "unet", _UNET), ("text_encoder", "clip_text", clip))
   write_json(folder / "model_index.json", dict(
@@ -63,7 +64,10 @@ def write_prior(folder: str | os.PathLike) -> Path:
 
 
 def write_view_prior(folder: str | os.PathLike) -> Path:
-  """Writes a tiny view prior with a photo and a pose as its conditions; returns `folder`."""
+  """Writes a tiny view prior and returns `folder`.
+
+  Its conditions are a photo and a pose.
+  """
   folder = Path(folder)
   # 48 channels of z_t and 48 of the photo.
   _write_parts(folder, ("unet", "unet", dict(_UNET, in_channels=96)),
@@ -84,6 +88,7 @@ def _write_parts(folder: Path, *parts: tuple[str, str, dict[str, Any]]) -> None:
     folder: of the prior.
     *parts: (name of the folder, kind of the component, config) of each network.
   """
+  # A fixed seed: tests may compare runs on equal priors.
   rng = np.random.default_rng(0)
   for name, kind, config in parts:
     shapes = checkpoint.abstract_params(checkpoint.COMPONENTS[kind].network.from_config(config))

@@ -62,17 +62,21 @@ def caption(spec: Spec, view: str | None = None) -> str:
     view: a member of `VIEWS` in place of `spec.view`; None keeps `spec.view`.
   """
   text = " on top of ".join(f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {kind}" for colour, kind in spec.parts)
+  # An explicit view wins over the view of the spec.
   view = view or spec.view
   return f"{text}, {view}" if view else text
 
 
 def azimuth_is_fixed(spec: Spec) -> bool:
-  """Tells whether a part of the spec has a front and a back."""
+  """Tells whether a part of the spec has a front."""
   return any(kind in solids.FRONTED for _, kind in spec.parts)
 
 
 def all_specs() -> list[Spec]:
-  """Lists every spec without view words: 88 single objects, then 3,136 stacks."""
+  """Lists every spec without view words.
+
+  88 single objects, then 3,136 stacks.
+  """
   single = list(itertools.product(solids.COLOURS, solids.KINDS))
   plain = [part for part in single if part[1] in solids.PLAIN]
   return [Spec((part,)) for part in single] + [Spec(parts) for parts in itertools.product(plain, plain)]
@@ -85,7 +89,8 @@ def is_held_out(spec: Spec) -> bool:
 
 def _sample_part(rng: np.random.Generator, kinds: tuple[str, ...], held_out: bool,
                  weights: Mapping[str, float]) -> Part:
-  """Draws a kind by its weight, then a legal colour uniformly; consumes `rng`."""
+  """Draws a kind, then a legal colour; consumes `rng`."""
+  # "mug" has no held-out colour and cannot be drawn as a held-out pair.
   kinds = tuple(kind for kind in kinds if not held_out or any(kind == other for _, other in HELD_OUT))
   # `choice` with p and `integers` consume `rng` differently. Merging the branches would change every published draw.
   if weights:

@@ -16,7 +16,7 @@ from sds_jax.shapeworld import captions, score_prior
 
 
 def describe_machine() -> str:
-  """Describes the devices, the cores, and the versions of Python and jax."""
+  """Describes devices, cores, and versions of Python and jax."""
   device = jax.devices()[0]
   return (f"{len(jax.devices())} x {device.device_kind}, {os.cpu_count()} cores ({platform.machine()}), "
           f"Python {platform.python_version()}, jax {jax.__version__}")
@@ -24,7 +24,7 @@ def describe_machine() -> str:
 
 def write_card(run: pathlib.Path, settings: dict[str, Any], seed: int, init: pathlib.Path | None = None,
                num: int = 200) -> None:
-  """Scores the prior of a run and writes its model card.
+  """Scores a trained prior and writes its model card.
 
   Args:
     run: folder of the run; `run`/prior receives README.md, scores.json, samples.png and metrics.jsonl.
@@ -84,7 +84,10 @@ tests, and research with exact ground truth.
 
 
 def loss_table(run: pathlib.Path) -> tuple[str, float]:
-  """Returns about eight records of metrics.jsonl as a Markdown table, and the minutes of training."""
+  """Returns a table of losses and the minutes of training.
+
+  The Markdown table has about eight records of metrics.jsonl.
+  """
   records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
   # About eight equally spaced records.
   every = max(len(records) // 8, 1)
@@ -94,7 +97,7 @@ def loss_table(run: pathlib.Path) -> tuple[str, float]:
 
 
 def _seconds(records: list[dict[str, float]]) -> float:
-  """Adds up the seconds of training over all starts of a run."""
+  """Adds up the seconds of training over all starts."""
   total = 0.0
   for previous, record in zip(records, records[1:]):
     # `seconds` counts from the latest start of the run, so a smaller value begins a new stretch.

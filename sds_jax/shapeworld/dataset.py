@@ -64,7 +64,9 @@ class ImageSetup:
 
 
 def sample_background(key: Array) -> Array:
-  """Draws a background colour [3] in [0, 1]: a grey level with a slight tint.
+  """Draws a background colour [3] in [0, 1].
+
+  A grey level with a slight tint.
 
   Consumes `key`.
   """
@@ -74,7 +76,7 @@ def sample_background(key: Array) -> Array:
 
 
 def sample_image_setup(key: Array) -> ImageSetup:
-  """Draws a camera, a light and a background; consumes `key` (one key per example)."""
+  """Draws a camera, a light and a background; consumes `key`."""
   key_camera, key_light, key_mode, key_ambient, key_background = jax.random.split(key, 5)
   camera, azimuth, elevation = cameras.sample_camera(key_camera)
   ambient = jax.random.uniform(key_ambient, minval=AMBIENT[0], maxval=AMBIENT[1])
@@ -106,7 +108,7 @@ def _render_batch(seed: Array, indices: Array, batch: SolidScene) -> tuple[Array
 
 
 def _sample_text(seed: int, index: int) -> tuple[captions.Spec, bool]:
-  """Draws the spec of example `index`, and whether its caption has view words."""
+  """Draws the spec of an example, and whether to add view words."""
   rng = np.random.default_rng([seed, index])
   # The order of the two draws is part of the data set.
   spec = captions.sample_spec(rng, STACKED_SHARE, held_out=False, weights=KIND_WEIGHTS)
@@ -178,6 +180,7 @@ def make_dataset(num: int, seed: int, path: str | os.PathLike, chunk: int = 1000
       if not files[-1].exists():
         _save(files[-1], make(seed, range(start, stop)))
       bar.update(stop - start)
+  # All chunks are loaded together, so the whole data set must fit into memory.
   loaded = []
   for file in files:
     with np.load(file) as stored:

@@ -43,7 +43,9 @@ class PriorTrainState:
 
 
 def make_optimizer(steps: int, settings: Mapping[str, Any]) -> optax.GradientTransformation:
-  """Builds AdamW with gradient clipping and a warm-up, constant and linear-decay rate.
+  """Builds AdamW with gradient clipping and a learning-rate schedule.
+
+  The rate warms up, stays constant, and decays linearly to 0.
 
   Before the decay begins, a run does not depend on `steps`, so a run can be shortened or extended half-way.
 
@@ -62,7 +64,7 @@ def make_optimizer(steps: int, settings: Mapping[str, Any]) -> optax.GradientTra
 
 
 def new_state(params: Params, optimizer: optax.GradientTransformation) -> PriorTrainState:
-  """Builds the state before the first step, on the first device."""
+  """Builds the initial state on the first device."""
   state = PriorTrainState(step=jnp.zeros((), jnp.int32), params=params, ema=jax.tree.map(jnp.copy, params),
                      opt_state=optimizer.init(params))
   # Restored states are committed to a device. A committed fresh state gives a resumed run the same compiled program.
@@ -70,7 +72,7 @@ def new_state(params: Params, optimizer: optax.GradientTransformation) -> PriorT
 
 
 def draw_times(key: Array, batch: int, schedule: Schedule, power: float) -> Array:
-  """Draws times t [batch] int32, stratified over the noise levels; consumes `key`.
+  """Draws stratified times t [batch] int32; consumes `key`.
 
   The fraction of the schedule is 1 - u^power with u uniform; power > 1 is denser towards pure noise.
   """
@@ -83,7 +85,7 @@ def draw_times(key: Array, batch: int, schedule: Schedule, power: float) -> Arra
 
 
 def clean_image_loss(x_hat: Array, x: Array, schedule: Schedule, t: Array, max_weight: float) -> Array:
-  """Computes the v-prediction loss [] of predictions x_hat of clean images x [B, H, W, C].
+  """Computes the v-prediction loss [] of predicted clean images.
 
   |v_hat - v|^2 equals |x_hat - x|^2 / sigma_t^2 (arXiv:2202.00512, appendix D).
 
@@ -118,7 +120,7 @@ def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation,
 
 def batches(data: Mapping[str, np.ndarray], batch_size: int, seed: int,
             first_step: int) -> Iterator[dict[str, np.ndarray]]:
-  """Yields batches without replacement within an epoch, from step `first_step` on.
+  """Yields batches without replacement within an epoch.
 
   The order depends on (seed, step) only, so a resumed run continues the sequence.
 
@@ -142,7 +144,7 @@ def fit(out: pathlib.Path, state: PriorTrainState, step_fn: Callable[..., tuple[
         data: Mapping[str, np.ndarray], settings: Mapping[str, Any], seed: int, *,
         on_sheet: Callable[[PriorTrainState], None], log_every: int, save_every: int,
         sheet_every: int) -> PriorTrainState:
-  """Trains from the newest checkpoint, or from `state`, and returns the last state.
+  """Trains from the newest checkpoint, or from `state`.
 
   Draws a progress bar and appends each record of the loss to `out`/metrics.jsonl.
 
@@ -193,7 +195,7 @@ def has_checkpoint(out: pathlib.Path) -> bool:
 
 def check_same_settings(path: pathlib.Path, settings: dict[str, Any],
                         defaults: Mapping[str, Any] | None = None) -> None:
-  """Stores the settings of a new run, or compares them with the stored settings.
+  """Stores the settings of a run, or checks stored settings.
 
   The number of steps may change between the starts of a run.
 
@@ -216,7 +218,9 @@ def check_same_settings(path: pathlib.Path, settings: dict[str, Any],
 
 
 def run_recipe(train: Callable[..., pathlib.Path], description: str, defaults: Mapping[str, Any], out: str) -> None:
-  """Runs the command line of a recipe; the flags are the arguments of `train`.
+  """Runs the command line of a recipe.
+
+  The flags are the arguments of `train`.
 
   Args:
     train: function of the recipe, called with the folder and the flags; returns the folder of the prior.

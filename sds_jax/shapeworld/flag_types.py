@@ -14,7 +14,7 @@ def positive(text: str) -> int:
 
 
 def seed(text: str) -> int:
-  """Parses the seed of a data set or a run, from 0 to 2^31 - 1.
+  """Parses a seed, from 0 to 2^31 - 1.
 
   Raises:
     argparse.ArgumentTypeError: any other text.

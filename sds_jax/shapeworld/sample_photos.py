@@ -94,7 +94,7 @@ def draw_truth(seed: int, index: int = 0, caption: str | None = None, azimuth_de
 
 @jax.jit
 def _draw(seed: Array, index: Array) -> tuple[Array, ...]:
-  """Draws camera, light and placement of a photo from the distributions of `view_dataset`.
+  """Draws camera, light and placement of a photo.
 
   Returns:
     azimuth [], elevation [], light [3], ambient [], size [], shift [3].
@@ -107,13 +107,13 @@ def _draw(seed: Array, index: Array) -> tuple[Array, ...]:
 
 
 def truth_scene(truth: Truth) -> scenes.SolidScene:
-  """Builds the exact scene of a photo, in the frame of the scene."""
+  """Builds the exact scene of a photo."""
   scene = scenes.scene_from_caption(truth.caption)
   return view_dataset.scale_and_shift(scene, np.float32(truth.size), np.array(truth.shift, np.float32))
 
 
 def photo_camera(truth: Truth) -> Camera:
-  """Returns the camera [] of the photo, in the frame of the scene."""
+  """Returns the camera [] of a photo in the scene frame."""
   return cameras.orbit(math.radians(truth.azimuth_deg), math.radians(truth.elevation_deg), poses.DISTANCE, poses.FOV_Y)
 
 
@@ -136,7 +136,7 @@ class PhotoPose(NamedTuple):
 
 
 def cameras_to_scene_frame(run_cameras: Camera, truth: Truth, pose: PhotoPose) -> Camera:
-  """Transforms cameras [...] of a run into the frame of the scene.
+  """Transforms cameras [...] of a run into the scene frame.
 
   A transformed camera sees `truth_scene` as the camera of the run sees a perfect object. The perfect object is the
   scene turned about z. A reframed photo, or a run with another camera than the photo, also scales the object and moves
@@ -150,7 +150,7 @@ def cameras_to_scene_frame(run_cameras: Camera, truth: Truth, pose: PhotoPose) -
 
 
 def points_to_scene_frame(points: np.ndarray, truth: Truth, pose: PhotoPose) -> np.ndarray:
-  """Transforms points [N, 3] of a run into the frame of the scene."""
+  """Transforms points [N, 3] of a run into the scene frame."""
   angle, scale, move = _object_motion(truth, pose)
   return np.asarray(scenes.rotate_points_z(jnp.asarray(points - move, jnp.float32), -angle)) / np.float32(scale)
 
@@ -185,7 +185,9 @@ def _render(scene: scenes.SolidScene, camera: Camera, light: Array, ambient: Arr
 
 
 def write_photo(truth: Truth, size: int, path: str | os.PathLike) -> Path:
-  """Renders a photo into a PNG file with its ground truth and returns the path.
+  """Writes a photo with its ground truth as a PNG file.
+
+  Returns the path.
 
   Writes atomically and creates the folder.
   """
@@ -255,7 +257,10 @@ def _validated_truth(values: dict[str, Any]) -> Truth:
 
 
 def main() -> None:
-  """Runs the command line: renders a photo into a file, or several into a folder."""
+  """Runs the command line.
+
+  Renders a photo into a file, or several into a folder.
+  """
   parser = argparse.ArgumentParser(description="Render sample photos of ShapeWorld, with their ground truth.")
   parser.add_argument("--caption", help="such as \"a red house\"; default: drawn at random")
   parser.add_argument("--azimuth_deg", type=float, help="azimuth of the camera, 0 in front; default: drawn at random")

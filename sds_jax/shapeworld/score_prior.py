@@ -35,14 +35,14 @@ FOREGROUND = 0.06
 
 
 def draw_cameras(key: jax.Array, num: int) -> Camera:
-  """Draws `num` cameras from the training distribution with elevations in ELEVATION; consumes `key`."""
+  """Draws `num` cameras with elevations in ELEVATION; consumes `key`."""
   distribution = dataclasses.replace(cameras.CameraDistribution(), elevation=ELEVATION)
   return jax.vmap(lambda k: cameras.sample_camera(k, distribution)[0])(jax.random.split(key, num))
 
 
 def sample_views(prior: prior_lib.Prior, params: Params, specs: list[captions.Spec], views: Camera, key: jax.Array,
                  guidance_scale: float, steps: int, batch: int = 16) -> np.ndarray:
-  """Samples an image [n, 64, 64, 3] for each caption from its camera.
+  """Samples an image [n, 64, 64, 3] for each caption.
 
   Args:
     prior, params: a text prior with a camera condition.
@@ -92,7 +92,7 @@ def _albedo(scene: scenes.SolidScene, camera: Camera) -> tuple[jax.Array, jax.Ar
 
 
 def foreground(image: np.ndarray) -> np.ndarray:
-  """Returns the mask [H, W] of the object in an image [H, W, 3].
+  """Returns the object mask [H, W] of an image [H, W, 3].
 
   The median colour of the border is the background. A pixel belongs to the object if its difference from the background
   exceeds FOREGROUND and half of the largest difference within two pixels. On traced images the mean IoU with the true
@@ -107,7 +107,7 @@ def foreground(image: np.ndarray) -> np.ndarray:
 
 
 def colour_name(rgb: np.ndarray) -> str:
-  """Returns the name of the colour nearest to `rgb` [3] in direction, regardless of shading."""
+  """Returns the colour name nearest to `rgb` [3] in direction."""
   # `rgb` itself needs no normalisation: its length scales all eight cosines alike.
   palette = np.array(list(solids.COLOURS.values()))
   palette = palette / np.linalg.norm(palette, axis=-1, keepdims=True)
@@ -139,7 +139,9 @@ def score_sample(image: np.ndarray, spec: captions.Spec, camera: Camera) -> dict
 
 def score(prior: prior_lib.Prior, params: Params, num: int = 200, seed: int = 0, guidance_scale: float = 2.0,
           steps: int = 30) -> tuple[dict[str, float], np.ndarray]:
-  """Scores a prior over `num` captions, half of them with pairs absent from training.
+  """Scores a prior over `num` captions.
+
+  Half of the captions have a colour-kind pair absent from training.
 
   Args:
     prior, params: a text prior with a camera condition.
@@ -181,7 +183,10 @@ def write_sheet(path: pathlib.Path, images: np.ndarray, columns: int = 16) -> No
 
 
 def main() -> None:
-  """Runs the command line: scores a prior and writes scores.json and samples.png."""
+  """Runs the command line.
+
+  Scores a prior and writes scores.json and samples.png.
+  """
   parser = argparse.ArgumentParser(description="Score a ShapeWorld prior against traced scenes.")
   parser.add_argument("--prior", default="shapeworld", help="name or folder of a prior")
   parser.add_argument("--num", type=flag_types.positive, default=200, help="number of captions")

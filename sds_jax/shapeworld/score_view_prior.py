@@ -122,6 +122,7 @@ def score(prior: prior_lib.Prior, params: Params, num: int = 100, seed: int = 0,
   table: dict[str, Any] = {}
   for group, belongs in groups.items():
     chosen = [r for r in records if belongs(r)]
+    # Few scenes can leave a group empty; the table then lacks the group.
     if chosen:
       table |= {f"{name}_{group}": float(np.mean([r[name] for r in chosen]))
                 for name in ("iou", "colour_error", "elevation_error_deg")}
@@ -129,7 +130,10 @@ def score(prior: prior_lib.Prior, params: Params, num: int = 100, seed: int = 0,
 
 
 def main() -> None:
-  """Runs the command line: scores a view prior and writes scores.json and samples.png."""
+  """Runs the command line.
+
+  Scores a view prior and writes scores.json and samples.png.
+  """
   parser = argparse.ArgumentParser(description="Score a view prior against traced scenes.")
   parser.add_argument("--prior", default="shapeworld-views", help="name or folder of a prior")
   parser.add_argument("--num", type=flag_types.positive, default=100, help="number of scenes, of three views each")

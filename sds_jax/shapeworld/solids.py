@@ -77,7 +77,7 @@ def _ring(x: Array, y: Array, z: Array, radius: float, tube: float) -> Array:
 
 
 def _wedge(across: Array, z: Array, half: float, bottom: float, top: float) -> Array:
-  """Computes a lower bound of the distance to a wedge: two roof planes and a floor."""
+  """Bounds the distance to two roof planes and a floor from below."""
   # The largest of several plane distances is exact except outside, near edges and apex, where the bound is smaller.
   slope = top - bottom
   norm = (slope * slope + half * half) ** 0.5
@@ -100,27 +100,30 @@ def cylinder(x: Array, y: Array, z: Array) -> Array:
 
 
 def cone(x: Array, y: Array, z: Array) -> Array:
-  """Returns a lower bound [N] of the signed distance to an upright cone."""
+  """Bounds the signed distance [N] to an upright cone from below."""
   return _wedge(_length(x, y), z, CONE_RADIUS, CONE_BOTTOM, CONE_TOP)
 
 
 def torus(x: Array, y: Array, z: Array) -> Array:
-  """Returns the signed distance [N] to a flat torus with a hole of radius 0.24."""
+  """Returns the signed distance [N] to a flat torus.
+
+  The hole has the radius 0.24.
+  """
   return _ring(x, y, z, TORUS_RADIUS, TORUS_TUBE)
 
 
 def pyramid(x: Array, y: Array, z: Array) -> Array:
-  """Returns a lower bound [N] of the signed distance to an upright square pyramid."""
+  """Bounds the signed distance [N] to a square pyramid from below."""
   return _wedge(jnp.maximum(jnp.abs(x), jnp.abs(y)), z, PYRAMID_HALF, PYRAMID_BOTTOM, PYRAMID_TOP)
 
 
 def capsule(x: Array, y: Array, z: Array) -> Array:
-  """Returns the signed distance [N] to an upright capsule, a cylinder with round ends."""
+  """Returns the signed distance [N] to an upright capsule."""
   return _ball(x, y, z - jnp.clip(z, -CAPSULE_HALF, CAPSULE_HALF), CAPSULE_RADIUS)
 
 
 def house(x: Array, y: Array, z: Array) -> Array:
-  """Returns a lower bound [N] of the signed distance to a house.
+  """Bounds the signed distance [N] to a house from below.
 
   A box under a gable roof with its ridge along x; the door is painted on the +x wall.
   """
@@ -130,7 +133,7 @@ def house(x: Array, y: Array, z: Array) -> Array:
 
 
 def mug(x: Array, y: Array, z: Array) -> Array:
-  """Returns a lower bound [N] of the signed distance to a mug.
+  """Bounds the signed distance [N] to a mug from below.
 
   A hollow cup, open above, with a handle on +y.
   """
@@ -183,7 +186,7 @@ def _no_paint(x: Array, y: Array, z: Array) -> tuple[Array, Array]:
 
 
 def _paint_house(x: Array, y: Array, z: Array) -> tuple[Array, Array]:
-  """Paints a wooden door at +x, and the roof in a darker shade."""
+  """Paints a wooden door at +x and a darker roof."""
   door = (x > 0.39) & (jnp.abs(y) < 0.13) & (z < -0.1)
   roof = z > 0.055
   _, wood = _uniform_paint(x, WOOD)
@@ -193,13 +196,16 @@ def _paint_house(x: Array, y: Array, z: Array) -> tuple[Array, Array]:
 
 
 def _paint_mug(x: Array, y: Array, z: Array) -> tuple[Array, Array]:
-  """Paints the inside in a darker shade, so that the mug looks hollow without shading."""
+  """Paints the inside in a darker shade.
+
+  The mug then looks hollow without shading.
+  """
   inside = (_cavity(x, y + 0.1, z) < 0.005) & (z < 0.415)
   return _uniform_paint(0.45 * inside.astype(x.dtype), BLACK)
 
 
 def _paint_snowman(x: Array, y: Array, z: Array) -> tuple[Array, Array]:
-  """Paints black eyes, black buttons and an orange nose, all at +x."""
+  """Paints black eyes, black buttons and an orange nose."""
   nose = _length(y, z - 0.43) < 0.055
   nose = nose & (x > 0.18)  # the start of the nose, inside the head, keeps the colour of the body
   buttons = jnp.minimum(_ball(x - 0.25, y, z - 0.14, 0.05), _ball(x - 0.31, y, z + 0.26, 0.05))

@@ -19,9 +19,10 @@ END_OF_WORD = "</w>"
 
 
 def byte_alphabet() -> list[str]:
-  """Returns the 256 characters for bytes in the vocabularies of GPT-2 and CLIP, in their order.
+  """Returns the 256 characters for bytes in CLIP vocabularies.
 
-  A printable Latin-1 character stands for its own byte. The other bytes, in order, get the characters from U+0100 on.
+  A printable Latin-1 character stands for its own byte. The other bytes, in order, get the characters from U+0100 on,
+  as in GPT-2.
   """
   printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
   hidden = [byte for byte in range(256) if byte not in printable]
@@ -29,7 +30,10 @@ def byte_alphabet() -> list[str]:
 
 
 def make_merge_rules(words: list[str]) -> list[tuple[str, str]]:
-  """Builds BPE merge rules, highest priority first, with a single token for each word."""
+  """Builds BPE merge rules with a single token per word.
+
+  The rules are in order of priority, highest first.
+  """
   # Each word adds rules only for the pieces left by earlier rules. New rules have the lowest priority, so an earlier
   # word still merges by its own rules: until the word is a single token, some earlier rule fits.
   rules: list[tuple[str, str]] = []
@@ -42,7 +46,10 @@ def make_merge_rules(words: list[str]) -> list[tuple[str, str]]:
 
 
 def apply_merges(word: str, rules: list[tuple[str, str]]) -> list[str]:
-  """Splits a word into BPE pieces: applies the best matching rule everywhere, until no rule matches."""
+  """Splits a word into BPE pieces.
+
+  Applies the best matching rule everywhere, until no rule matches.
+  """
   pieces = [*word[:-1], word[-1] + END_OF_WORD]
   rank = {rule: i for i, rule in enumerate(rules)}
   while len(pieces) > 1:
@@ -74,7 +81,7 @@ def build_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def write_tokenizer(folder: str | os.PathLike) -> pathlib.Path:
-  """Writes the four files of the tokenizer and returns the folder.
+  """Writes the tokenizer files and returns the folder.
 
   The files are vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json.
   """
@@ -94,7 +101,9 @@ def write_tokenizer(folder: str | os.PathLike) -> pathlib.Path:
 
 
 def special_ids(folder: str | os.PathLike) -> dict[str, int]:
-  """Reads bos_token_id, eos_token_id and pad_token_id, for the config of a CLIPTextModel.
+  """Reads the ids of the special tokens.
+
+  bos_token_id, eos_token_id and pad_token_id, for the config of a CLIPTextModel.
 
   Args:
     folder: of the tokenizer.

@@ -47,7 +47,10 @@ def _pixel_rays(camera: Camera, size: int) -> Rays:
 
 
 def _bounds(rays: Rays) -> tuple[Array, Array]:
-  """Returns the distances [R] of entry and exit of the ball; near > far for a miss."""
+  """Returns distances [R] of entry and exit of the ball.
+
+  near > far for a miss.
+  """
   along = -jnp.sum(rays.origins * rays.directions, axis=-1)
   square = BOUND**2 - jnp.sum(rays.origins**2, axis=-1) + along**2
   # The clamp and far = -1 make a missing ray inactive without a NaN.
@@ -56,7 +59,7 @@ def _bounds(rays: Rays) -> tuple[Array, Array]:
 
 
 def _march(scene: SolidScene, rays: Rays) -> tuple[Array, Array]:
-  """Marches all rays to the surface or out of the ball, at most `MAX_STEPS` steps.
+  """Marches rays to the surface or out of the ball.
 
   Returns:
     distance [R], hit [R] bool.
@@ -86,7 +89,10 @@ def _march(scene: SolidScene, rays: Rays) -> tuple[Array, Array]:
 
 
 def _normals(scene: SolidScene, x: Array, y: Array, z: Array) -> Array:
-  """Computes outward unit normals [N, 3] by differences at the corners of a tetrahedron."""
+  """Computes outward unit normals [N, 3] by finite differences.
+
+  The four points are the corners of a tetrahedron.
+  """
   # Unlike the automatic derivative, the differences stay finite at edges and apexes.
   corners = jnp.array([[1.0, -1.0, -1.0], [-1.0, -1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, 1.0, 1.0]])
   taps = [(axis[None] + TAP * corner[:, None]).ravel() for axis, corner in zip((x, y, z), corners.T)]

@@ -55,7 +55,7 @@ def init_params(key: Array, networks: tuple[Any, Any]) -> Params:
 
 
 def read_params(folder: pathlib.Path) -> Params:
-  """Reads float32 parameters from a prior of the recipe, in the layout of `init_params`.
+  """Reads float32 parameters in the layout of `init_params`.
 
   Raises:
     CheckpointError: files are missing or damaged.
@@ -110,7 +110,7 @@ def make_loss(networks: tuple[Any, Any], schedule: Schedule, settings: dict[str,
 
 
 def write_prior(folder: pathlib.Path, params: Params, vocab_size: int, special: dict[str, int]) -> None:
-  """Writes the prior as a diffusers folder with float16 safetensors, readable by `priors.build`."""
+  """Writes the prior as a diffusers folder with float16 weights."""
   folder.mkdir(parents=True, exist_ok=True)
   checkpoint.write_component(folder / "unet", "unet", recipe.UNET, params["unet"], dtype=jnp.float16)
   checkpoint.write_component(folder / "text_encoder", "clip_text",
@@ -129,14 +129,14 @@ def write_prior(folder: pathlib.Path, params: Params, vocab_size: int, special: 
 
 
 def write_sample_sheet(path: pathlib.Path, folder: pathlib.Path, seed: int = 0) -> None:
-  """Writes samples of 32 captions with the prior in `folder` as a PNG sheet."""
+  """Writes a PNG sheet with samples of 32 captions."""
   images = score_prior.score(*prior_lib.build(folder), num=32, seed=seed)[1]
   score_prior.write_sheet(path, images)
 
 
 def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None, log_every: int = 50,
           save_every: int = 500, sheet_every: int = 2000, **overrides: Any) -> pathlib.Path:
-  """Trains the text prior and returns the folder of the finished prior.
+  """Trains the text prior and returns its folder.
 
   Training starts from the newest checkpoint in `out`, else from the prior `init`, else from random weights.
 

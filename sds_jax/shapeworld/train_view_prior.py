@@ -32,7 +32,7 @@ from sds_jax.views.cameras import CAMERA_DIM, RAY_DIM
 
 
 def make_networks() -> dict[str, nn.Module]:
-  """Builds the networks of the recipe: name of the folder -> network."""
+  """Builds the networks of the recipe by folder name."""
   return dict(unet=UNet2DConditionModel.from_config(view_recipe.UNET),
               image_encoder=CLIPVisionModelWithProjection.from_config(view_recipe.IMAGE_ENCODER),
               cc_projection=CCProjection.from_config(view_recipe.PROJECTION),
@@ -40,10 +40,12 @@ def make_networks() -> dict[str, nn.Module]:
 
 
 def init_params(key: Array, networks: dict[str, nn.Module], text_unet: Params) -> Params:
-  """Initialises float32 parameters from the U-Net of the text prior; consumes `key`.
+  """Initialises parameters from the text prior; consumes `key`.
 
-  The photo has zero weights at the input of the U-Net. All other networks get random parameters.
+  float32; the U-Net has the weights of the text prior, with zero weights for the photo at its input. All other networks
+  get random parameters.
   """
+  # Zero inputs of the right shapes are enough: parameters depend on shapes and the key.
   size, width = recipe.IMAGE_SIZE, view_recipe.PROJECTION["in_features"]
   inputs = dict(image_encoder=jnp.zeros((1, size, size, 3)), cc_projection=jnp.zeros((1, 1, width)),
                 elevation_head=jnp.zeros((1, view_recipe.IMAGE_ENCODER["projection_dim"])))
@@ -58,12 +60,13 @@ def init_params(key: Array, networks: dict[str, nn.Module], text_unet: Params) -
 
 
 def on_background(image: Array, background: Array) -> Array:
-  """Composites images over plain backgrounds; returns [B, H, W, 3] in [0, 1].
+  """Composites images over plain backgrounds, [B, H, W, 3] in [0, 1].
 
   Args:
     image: [B, H, W, 4] uint8, colours times opacity, and opacity.
     background: [B, 3] in [0, 1].
   """
+  # The colours are premultiplied, so the background is added in proportion to the transparency.
   image = image.astype(jnp.float32) / 255.0
   return image[..., :3] + (1.0 - image[..., 3:]) * background[:, None, None]
 
@@ -135,7 +138,7 @@ COMPONENTS = dict(unet=view_recipe.UNET, image_encoder=view_recipe.IMAGE_ENCODER
 
 
 def write_prior(folder: pathlib.Path, params: Params) -> None:
-  """Writes the prior as a diffusers folder with float16 safetensors, readable by `priors.build`."""
+  """Writes the prior as a diffusers folder with float16 weights."""
   for name, config in COMPONENTS.items():
     checkpoint.write_component(folder / name, name, config, params[name], dtype=jnp.float16)
   for name in ("scheduler", "feature_extractor"):
@@ -168,7 +171,7 @@ def read_params(folder: pathlib.Path) -> Params:
 
 def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None, log_every: int = 50,
           save_every: int = 500, sheet_every: int = 2000, **overrides: Any) -> pathlib.Path:
-  """Trains the view prior and returns the folder of the finished prior.
+  """Trains the view prior and returns its folder.
 
   Training starts from the newest checkpoint in `out`, else from the view prior `init`, else from the shipped text
   prior.

@@ -12,7 +12,7 @@ from sds_jax.shapeworld import captions, card, score_prior, score_view_prior
 
 def write_card(run: pathlib.Path, settings: dict[str, Any], seed: int, init: pathlib.Path | None = None,
                num: int = 100) -> None:
-  """Scores the view prior of a run and writes its model card.
+  """Scores a trained view prior and writes its model card.
 
   Args:
     run: folder of the run; `run`/prior receives README.md, scores.json, samples.png and metrics.jsonl.
@@ -23,6 +23,7 @@ def write_card(run: pathlib.Path, settings: dict[str, Any], seed: int, init: pat
   # `score_view_prior.SEED` separates these scenes from every training set, so the run's own seed is safe here.
   table, images = score_view_prior.score(*prior_lib.build(folder), num=num, seed=seed)
   score_prior.write_sheet(folder / "samples.png", images[:24], columns=6)
+  # The sheet shows the first 24 scenes; the scores use all.
   write_json(folder / "scores.json", table)
   write_atomically(folder / "metrics.jsonl", lambda path: shutil.copyfile(run / "metrics.jsonl", path))
   text = _card(run, settings, seed, init, num, table)

@@ -41,7 +41,7 @@ BATCH = 16
 
 
 def sample_views(key: Array) -> tuple[Array, Array]:
-  """Draws the azimuths and elevations [VIEWS] of the views of a scene, radians; consumes `key`."""
+  """Draws azimuths and elevations [VIEWS], radians; consumes `key`."""
   key_azimuth, key_photo, key_view = jax.random.split(key, 3)
   azimuth = jax.random.uniform(key_azimuth, (VIEWS,), maxval=2 * jnp.pi)
   low, high = PHOTO_ELEVATION
@@ -52,7 +52,9 @@ def sample_views(key: Array) -> tuple[Array, Array]:
 
 
 def sample_light(key: Array) -> tuple[Array, Array]:
-  """Draws the position [3] of a light and the ambient intensity []; consumes `key`.
+  """Draws a light position [3] and an ambient intensity [].
+
+  Consumes `key`.
 
   Diffuse is 1 - ambient, so ambient = 1 means no shading.
   """
@@ -64,14 +66,14 @@ def sample_light(key: Array) -> tuple[Array, Array]:
 
 
 def sample_placement(key: Array) -> tuple[Array, Array]:
-  """Draws the scale [] and the shift [3] of a scene, world units; consumes `key`."""
+  """Draws a scale [] and a shift [3]; consumes `key`."""
   key_size, key_shift = jax.random.split(key)
   size = jax.random.uniform(key_size, minval=SIZE[0], maxval=SIZE[1])
   return size, jax.random.uniform(key_shift, (3,), minval=-SHIFT, maxval=SHIFT)
 
 
 def scale_and_shift(scene: SolidScene, size: Array | float, shift: Array) -> SolidScene:
-  """Scales a scene by `size`, then moves the scene by `shift` [3], world units."""
+  """Scales a scene by `size`, then shifts by `shift` [3]."""
   return scene.replace(offset=size * scene.offset + shift[None], scale=size * scene.scale)
 
 
@@ -119,6 +121,7 @@ def kind_weights(front_weight: float = 1.0, chair_weight: float = 1.0) -> dict[s
     chair_weight: further factor for chairs, the kind hardest to recognise in a photo.
   """
   factor = {kind: 1.0 if kind in solids.PLAIN else front_weight for kind in solids.KINDS}
+  # Both factors apply to chairs, a kind with a front.
   factor["chair"] *= chair_weight
   return {kind: KIND_WEIGHTS.get(kind, 1.0) * factor[kind] for kind in solids.KINDS}
 

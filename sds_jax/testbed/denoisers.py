@@ -25,7 +25,9 @@ from sds_jax.types import Array, DenoiseFn, Schedule
 
 
 def with_null_label(label_laws: Mixture, shares: Array) -> Mixture:
-  """Adds the null label Y, the law of x over random labels, to the laws of Y labels.
+  """Adds the null label Y to the laws of Y labels.
+
+  The law of the null label is the law of x over random labels.
 
   Classifier-free guidance evaluates the network under the null label as well.
 
@@ -44,6 +46,7 @@ def with_null_label(label_laws: Mixture, shares: Array) -> Mixture:
    [1.  0. ]
    [0.5 0.5]]
   """
+  # The number of labels is static, from the shape.
   labels = shares.shape[0]
   # `stack` pads the laws of the labels to the number of components of their union.
   each = (jax.tree.map(lambda leaf: leaf[y], label_laws) for y in range(labels))
@@ -51,7 +54,9 @@ def with_null_label(label_laws: Mixture, shares: Array) -> Mixture:
 
 
 def vp_denoiser(schedule: Schedule) -> DenoiseFn:
-  """Returns a perfect noise predictor E[eps | z_t, y] for z_t = alpha_t x + sigma_t eps.
+  """Returns a perfect noise predictor E[eps | z_t, y].
+
+  z_t = alpha_t x + sigma_t eps.
 
   Returns:
     (params, z_t [B, ...], t [B] integer, cond) -> eps_hat [B, ...]. `params` are laws of labels (leaves [Y, ...]) and
@@ -71,7 +76,9 @@ def vp_denoiser(schedule: Schedule) -> DenoiseFn:
 
 
 def flow_velocity(params: Mixture, z: Array, t: Array, cond: Array | None) -> Array:
-  """Computes E[eps - x | z_t, y] for the straight path z_t = (1 - t) x + t eps.
+  """Computes E[eps - x | z_t, y] for the straight path.
+
+  z_t = (1 - t) x + t eps.
 
   The velocity of a rectified flow (arXiv:2209.03003).
 

@@ -40,7 +40,7 @@ def kernel_law(particles: Array) -> Mixture:
 
 
 def gaussian_law(particles: Array) -> Mixture:
-  """Fits a Gaussian with a common standard deviation to particles [N, D].
+  """Fits an isotropic Gaussian to particles [N, D].
 
   >>> law = gaussian_law(jnp.array([[0.0], [2.0]]))
   >>> print(law.means[:, 0], law.stds)
@@ -53,7 +53,7 @@ def gaussian_law(particles: Array) -> Mixture:
 def gradient(name: str, label_laws: Mixture, schedule: Schedule, omega: Array | float, x: Array, t: Array, eps: Array,
              key: Array, *, start: Array, particle_law: Mixture, progress: Array | float,
              seed: Array | int = 0) -> Array:
-  """Computes w(t) residual [D] of a particle, the gradient of `score_distillation`.
+  """Computes w(t) residual [D], the gradient of `score_distillation`.
 
   Args:
     name: a name in `estimator_settings.SETTINGS`.
@@ -104,6 +104,7 @@ def _random_gradient(name: str, label_laws: Mixture, schedule: Schedule, omega: 
   """Computes `gradient` [D] with t, noise and further draws from `key`."""
   t_key, eps_key, estimator_key = jax.random.split(key, 3)
   setting = SETTINGS[name]
+  # t of a particle is a scalar with its own key, as for an example of a batch.
   low, high = timesteps.annealed_range(setting.t_min, setting.t_max, progress, setting.warp)
   t = timesteps.to_index(low + (high - low) * jax.random.uniform(t_key), schedule.alpha.shape[0])
   eps = jax.random.normal(eps_key, x.shape, x.dtype)
@@ -113,7 +114,9 @@ def _random_gradient(name: str, label_laws: Mixture, schedule: Schedule, omega: 
 
 def field(name: str, label_laws: Mixture, schedule: Schedule, omega: Array | float, key: Array, points: Array,
           particle_law: Mixture, draws: int = 256) -> Array:
-  """Computes the mean gradient [P, D] at points [P, D] over t, noise and progress.
+  """Computes the mean gradient [P, D] at points [P, D].
+
+  The mean is over t, noise and progress.
 
   Args:
     name, label_laws, schedule, omega: as for `gradient`.
@@ -143,7 +146,9 @@ def field(name: str, label_laws: Mixture, schedule: Schedule, omega: Array | flo
 
 def descend(name: str, label_laws: Mixture, schedule: Schedule, omega: Array | float, key: Array, start: Array,
             steps: int = 800, rate: float = 0.05, law: ParticleLawFn = kernel_law) -> tuple[Array, Array]:
-  """Moves particles along an estimator by Adam with a linearly falling learning rate.
+  """Moves particles along an estimator by Adam.
+
+  The learning rate falls linearly to 0.
 
   Args:
     name, label_laws, schedule, omega: as for `gradient`.
@@ -166,11 +171,14 @@ def descend(name: str, label_laws: Mixture, schedule: Schedule, omega: Array | f
     sds True True
     csd False False
   """
+  # b2 = 0.99 forgets early gradients within a few hundred steps.
   adam = optax.adam(optax.linear_schedule(rate, 0.0, steps), b2=0.99)
+  # A seed per particle: CDS keeps a noise for the whole run.
   seeds = jnp.arange(start.shape[0])
 
   def step(carry: tuple, i: Array) -> tuple[tuple, None]:
     x, state, last_fifth_start = carry
+    # Keys depend on (step, particle), so particles are independent runs.
     keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(key, i), n))(seeds)
     particle_law, progress = law(x), i.astype(jnp.float32) / steps
     gradients = jax.vmap(lambda k, x, x_start, n: _random_gradient(
@@ -188,7 +196,7 @@ def descend(name: str, label_laws: Mixture, schedule: Schedule, omega: Array | f
 
 def gradient_over_time(name: str, label_laws: Mixture, schedule: Schedule, key: Array, points: Array,
                        particle_law: Mixture, times: int = 15, nodes: int = 48, draws: int = 24) -> dict[str, Array]:
-  """Computes mean and variance of the unguided gradient over t, and the exact gradient.
+  """Computes mean, variance and exact gradient over t, without guidance.
 
   The mean over the noise is a quadrature without sampling error; other draws are averaged over `draws`. The exact
   gradient is (sigma_t / alpha_t) w(t) d/dx KL, see `kl_divergence` (arXiv:2209.14988, eq. 4).
@@ -223,6 +231,7 @@ def gradient_over_time(name: str, label_laws: Mixture, schedule: Schedule, key: 
   keys = jax.random.split(key, (nodes, draws))
   seeds = jnp.arange(nodes * draws).reshape(nodes, draws)
   target = law_of(label_laws, TARGET)
+  # Exact and estimated gradients get the same weight, so their ratio does not depend on w(t).
   weight = WEIGHTINGS[SETTINGS[name].weighting]
 
   def at(t: Array) -> tuple[Array, Array, Array]:
@@ -246,11 +255,14 @@ def gradient_over_time(name: str, label_laws: Mixture, schedule: Schedule, key: 
 
 
 def time_span(name: str) -> tuple[float, float]:
-  """Returns the smallest and the largest t of an estimator over its run, fractions of the schedule.
+  """Returns the smallest and the largest t of an estimator.
+
+  Fractions of the schedule, over the whole run.
 
   >>> print(time_span("sds"), time_span("cds"))
   (0.02, 0.98) (0.1, 0.7)
   """
+  # Scheduled ends contribute the values of all knots.
   ends = [value for spec in (SETTINGS[name].t_min, SETTINGS[name].t_max)
           for value in ([spec] if isinstance(spec, float) else [v for _, v in spec])]
   return min(ends), max(ends)

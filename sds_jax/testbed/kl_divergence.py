@@ -16,9 +16,9 @@ from sds_jax.types import Array
 
 
 def kl(law: Mixture, x: Array, a: Array | float, s: Array | float, order: int = 64) -> Array:
-  """Computes KL(N(a x, s^2 I) || p) by Gauss-Hermite quadrature, differentiable in x.
+  """Computes KL(N(a x, s^2 I) || p), differentiable in x.
 
-  p is the density of a y + s eps for y from the law.
+  p is the density of a y + s eps for y from the law; the integral is a Gauss-Hermite quadrature.
 
   Args:
     law: of the data.
@@ -40,6 +40,7 @@ def kl(law: Mixture, x: Array, a: Array | float, s: Array | float, order: int = 
     raise ValueError(f"x has shape {x.shape}; the quadrature supports the shapes [1] and [2]")
   # Probabilists' nodes for the weight exp(-e^2 / 2): with weights of sum 1 the sum is an expectation over N(0, I).
   nodes, weights = np.polynomial.hermite_e.hermegauss(order)
+  # A product grid: order nodes for numbers, order^2 nodes for points of the plane.
   grid = np.stack(np.meshgrid(*[nodes] * x.size, indexing="ij"), axis=-1).reshape(-1, x.size)
   weight = np.prod(np.stack(np.meshgrid(*[weights / weights.sum()] * x.size, indexing="ij"), -1), -1).reshape(-1)
   eps = jnp.asarray(grid, x.dtype)
@@ -50,7 +51,9 @@ def kl(law: Mixture, x: Array, a: Array | float, s: Array | float, order: int = 
 
 
 def expected_residual(law: Mixture, x: Array, a: Array | float, s: Array | float, order: int = 64) -> Array:
-  """Computes E_eps[eps_hat(a x + s eps) - eps] [D] of a perfect network.
+  """Computes the expected residual [D] of a perfect network.
+
+  E_eps[eps_hat(a x + s eps) - eps].
 
   Equals (s / a) times the gradient of `kl`. Arguments as for `kl`, with a > 0.
 
@@ -58,4 +61,5 @@ def expected_residual(law: Mixture, x: Array, a: Array | float, s: Array | float
   >>> print(f'{expected_residual(law, jnp.ones(1), 0.6, 0.8)[0]:.4f}')  # (s / a) a^2 x / s^2
   0.7500
   """
+  # d/dx of KL contains a factor a from z = a x + s eps; eq. 4 divides by a and multiplies by s.
   return (s / a) * jax.grad(lambda x: kl(law, x, a, s, order))(x)

@@ -50,12 +50,15 @@ def gaussian(mean: Array, std: Array | float) -> Mixture:
   >>> print(gaussian(jnp.zeros(2), 0.1).means.shape)
   (1, 2)
   """
+  # Explicit float32: strict promotion refuses a mixture of dtypes later.
   mean = jnp.asarray(mean, jnp.float32)
   return Mixture(jnp.ones(1), mean[None], jnp.full((1,), std, jnp.float32))
 
 
 def dataset(points: Array, std: Array | float = 0.0) -> Mixture:
-  """Returns the law of a finite data set: K equally likely points, each blurred by `std`.
+  """Returns the law of a finite data set of K points.
+
+  All points are equally likely, each blurred by `std`.
 
   Args:
     points: [K, ...].
@@ -80,18 +83,20 @@ def union(laws: Mixture, shares: Array) -> Mixture:
   >>> print(both.weights, both.means[:, 0])
   [0.25 0.75] [0. 1.]
   """
+  # Weights of a component multiply: P(label) P(component | label).
   flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])  # noqa: E731
   return Mixture(flat(shares[:, None] * laws.weights), flat(laws.means), flat(laws.stds))
 
 
 def stack(laws: list[Mixture]) -> Mixture:
-  """Stacks Y laws over arrays of equal shape into leaves [Y, ...].
+  """Stacks Y laws into leaves [Y, ...].
 
   Laws with fewer components are padded with components of weight 0.
 
   >>> print(stack([gaussian(jnp.zeros(1), 1.0), dataset(jnp.zeros((3, 1)))]).weights.shape)
   (2, 3)
   """
+  # vmap over labels needs equal shapes.
   most = max(law.weights.shape[0] for law in laws)
   filled = [jax.tree.map(lambda leaf: jnp.concatenate([leaf, jnp.zeros((most - leaf.shape[0], *leaf.shape[1:]))]), law)
             for law in laws]
@@ -113,8 +118,10 @@ def sample(law: Mixture, key: Array, count: int) -> Array:
 
 def _components(law: Mixture, z: Array, a: Array, s: Array) -> tuple[Array, Array, Array]:
   """Returns z - a m_k [K, ...], v_k [K], and log(w_k N(z; a m_k, v_k)) [K]."""
+  # All components at once; the posterior over components is a softmax of the log weights.
   gap = z[None] - a * law.means
   variance = a**2 * law.stds**2 + s**2
+  # Arrays of any shape are flattened, since the Gaussians are isotropic.
   square = jnp.sum(gap.reshape(gap.shape[0], -1) ** 2, axis=-1)
   empty = law.weights <= 0.0
   # The inner `where` keeps the derivative of log finite for empty components; the outer removes them.
@@ -137,7 +144,7 @@ def log_density(law: Mixture, z: Array, a: Array | float, s: Array | float) -> A
 
 
 def expected_noise(law: Mixture, z: Array, a: Array | float, s: Array | float) -> Array:
-  """Computes E[eps | z] [...], the prediction of a perfect network.
+  """Computes E[eps | z] [...], a perfect prediction.
 
   Equals -s times the gradient of `log_density` with respect to z. Arguments as for `log_density`.
 
@@ -151,7 +158,9 @@ def expected_noise(law: Mixture, z: Array, a: Array | float, s: Array | float) -
 
 
 def expected_clean(law: Mixture, z: Array, a: Array | float, s: Array | float) -> Array:
-  """Computes E[x | z] [...]; at a = 0 the mean of the law. Arguments as for `log_density`.
+  """Computes E[x | z] [...], at a = 0 the mean.
+
+  Arguments as for `log_density`.
 
   >>> print(expected_clean(dataset(jnp.full((1, 2), 3.0)), jnp.ones(2), 0.6, 0.8))
   [3. 3.]

@@ -48,6 +48,7 @@ def render_page(all_measured: dict[str, Measurements], summaries: dict[str, dict
     >>> print(text.count("<section"), text.count("<img"), "https:" in text)
     5 4 False
   """
+  # Links inside the page; no link leaves the file.
   contents = "".join(f'<a href="#{name}"><code>{name}</code></a>' for name in all_measured)
   sections = [
     section("Comparison of the estimators", INTRODUCTION + f"<nav>{contents}</nav>"),
@@ -64,7 +65,7 @@ def render_page(all_measured: dict[str, Measurements], summaries: dict[str, dict
 
 
 def shapeworld_section(table: str, columns: dict[str, list[float]], names: list[str]) -> str:
-  """Formats the section on runs in three dimensions: a table and bars.
+  """Formats the section on runs in three dimensions.
 
   Args:
     table: result of `evaluation.estimators.table`, Markdown.
@@ -124,11 +125,12 @@ def figure_html(figure: Any, description: str) -> str:
 
 
 def wide_table(markdown: str) -> str:
-  """Converts a Markdown table to HTML; `code` in cells stays code.
+  """Converts a Markdown table with `code` to HTML.
 
   >>> print(wide_table("| name |\\n|---|\\n| `sds` |"))
   <div class="wide"><table><tr><th>name</th></tr><tr><td><code>sds</code></td></tr></table></div>
   """
+  # The second line of a Markdown table separates the head and is dropped below.
   lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in markdown.strip().splitlines()]
   # Escaped before the backticks are replaced, so cells cannot contain HTML.
   cell = lambda text: re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text))  # noqa: E731
@@ -141,6 +143,7 @@ def _estimator_section(name: str, measured: Measurements) -> str:
   """Formats the section of an estimator: description, settings and figure."""
   # The first line of the docstring is the one-line description of the estimator.
   first, *_ = ESTIMATORS[name].fn.__doc__.splitlines()
+  # Equal schedules for both ends mean a deterministic t.
   setting = SETTINGS[name]
   ranges = f"t from {_scalar(setting.t_min)} to {_scalar(setting.t_max)}"
   if setting.t_min == setting.t_max:
@@ -151,5 +154,5 @@ def _estimator_section(name: str, measured: Measurements) -> str:
 
 
 def _scalar(spec: Any) -> str:
-  """Formats a constant, or the values of a schedule in order."""
+  """Formats a constant or the values of a schedule."""
   return f"{spec:g}" if isinstance(spec, float) else "(" + " -> ".join(f"{value:g}" for _, value in spec) + ")"

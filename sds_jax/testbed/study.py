@@ -36,7 +36,9 @@ RECORDS = Path(__file__).parent / "records" / "estimators.json"
 
 def write_study(names: Sequence[str], folder: Path, sizes: Sizes, scores: scoring.Scores,
                 step_ms: Mapping[str, float] | None = None) -> Path:
-  """Runs the exact experiments, writes records, table and page, and returns the path of the page.
+  """Runs the exact experiments and writes the study.
+
+  The study is records.json, table.md and study.html; returns the path of study.html.
 
   Args:
     names: names in `estimator_settings.SETTINGS`.
@@ -60,6 +62,7 @@ def write_study(names: Sequence[str], folder: Path, sizes: Sizes, scores: scorin
   seconds, machine = time.perf_counter() - started, _describe_machine()
   files.write_json(dict(versions=versions(), machine=machine, seconds=round(seconds), sizes=vars(sizes),
                         estimators=summaries), folder / "records.json")
+  # The records and the table are complete before the page refers to their numbers.
   with files.atomic_write(folder / "table.md") as file:
     file.write(suite.table(summaries).encode() + b"\n")
   byline = f"{len(names)} estimators in {seconds:.0f} s on {machine}"
@@ -80,6 +83,7 @@ def _shapeworld_section(scores: scoring.Scores, step_ms: Mapping[str, float]) ->
   """Formats the section on runs in three dimensions."""
   if not scores:
     return page.missing_records_section(COMMAND)
+  # A mean over all runs of an estimator.
   mean = lambda records, key: float(np.mean([r[key] for r in records]))  # noqa: E731
   columns = {title: [mean(records, key) for records in scores.values()] for title, key in (
     ("silhouette IoU", "silhouette_iou"), ("colours right", "colours_right"), ("colour error", "colour_error"))}
@@ -90,7 +94,7 @@ def _shapeworld_section(scores: scoring.Scores, step_ms: Mapping[str, float]) ->
 
 
 def _describe_machine() -> str:
-  """Describes the processor and the number of cores usable by the process."""
+  """Describes the processor and the number of usable cores."""
   # Affinity, not `cpu_count`: containers often allow a part of the cores.
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
   try:
@@ -102,7 +106,9 @@ def _describe_machine() -> str:
 
 
 def load_scores(path: str) -> scoring.Scores:
-  """Loads scores of runs in three dimensions: name -> records, one per run.
+  """Loads scores of runs in three dimensions.
+
+  Name of an estimator -> records, one per run.
 
   Args:
     path: a folder or a file; "" for the records of the package.
@@ -148,6 +154,7 @@ def main() -> None:
     if run_shapeworld.value and shapeworld.value:
       raise ValueError(f"--run_shapeworld creates records and --shapeworld={shapeworld.value} names records: give only "
                        "one of the two flags")
+    # Nothing is written before all flags are checked.
     folder = Path(out.value)
     source = Path(shapeworld.value) if shapeworld.value else scoring.SHIPPED
     scores = {} if run_shapeworld.value else load_scores(shapeworld.value)
@@ -155,6 +162,7 @@ def main() -> None:
     if run_shapeworld.value:
       source = folder / "shapeworld"
       scores = scoring.run(chosen.value, settings.defaults(), draw_captions(prompts.value, 4), range(1), source, True)
+    # Only the sizes with a flag differ from the defaults of the shipped records.
     sizes = Sizes(particles.value, steps.value)
     print(f"done: {write_study(chosen.value, folder, sizes, scores, scoring.read_times(source))}")
 

@@ -46,7 +46,9 @@ class Sizes:
 
 
 def run(name: str, sizes: Sizes, seed: int = 0) -> Measurements:
-  """Runs all experiments with an estimator under the noise schedule of Stable Diffusion.
+  """Runs all experiments with an estimator.
+
+  The noise schedule is the schedule of Stable Diffusion.
 
   Args:
     name: a name in `estimator_settings.SETTINGS`.
@@ -64,6 +66,7 @@ def run(name: str, sizes: Sizes, seed: int = 0) -> Measurements:
     1.0 True
   """
   key = jax.random.key(seed)
+  # Starts cover both laws of the plane.
   start = 1.2 * jax.random.normal(jax.random.fold_in(key, 1), (sizes.particles, 2))
   # The grid covers the modes of `toy_laws.plane` with a margin.
   along = np.linspace(-3.0, 3.6, sizes.grid, dtype=np.float32)
@@ -73,8 +76,10 @@ def run(name: str, sizes: Sizes, seed: int = 0) -> Measurements:
 
 
 def _run_all(name: str, sizes: Sizes, key: jax.Array, start: jax.Array, points: jax.Array) -> dict[str, Any]:
+  # The betas of Stable Diffusion.
   schedule = schedule_from_config(dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
   cloud_key, field_key, t_key, rest_key, numbers_key = jax.random.split(key, 5)
+  # A vmap over guidance compiles a single descent for all scales.
   plane, steps = toy_laws.plane(), sizes.steps
   ends, moving = jax.vmap(lambda omega: experiments.descend(name, plane, schedule, omega, cloud_key, start, steps))(
     jnp.array([0.0, STRONG]))
@@ -109,6 +114,7 @@ def curves_over_time(measured: Measurements) -> dict[str, np.ndarray]:
     [1.] [0.] [0.]
   """
   mean, exact = measured["mean"], measured["exact"]
+  # Norms over the points at each t.
   size, exact_size = np.linalg.norm(mean, axis=1), np.linalg.norm(exact, axis=1)
   cosine = (mean * exact).sum(1) / np.maximum(size * exact_size, 1e-20)
   return dict(error=np.linalg.norm(mean - exact, axis=1) / np.maximum(exact_size, 1e-20),
@@ -133,6 +139,7 @@ def compare_with_law(points: np.ndarray, law: Mixture) -> dict[str, float]:
   # Components of weight 0 are padding of `laws.stack`.
   weights, means, stds = weights[weights > 0], means[weights > 0], stds[weights > 0]
   gaps = np.linalg.norm(points[:, None] - means[None], axis=-1)
+  # Each point belongs to the mode with the nearest mean.
   group, dimensions = gaps.argmin(1), points.shape[1]
   near = gaps.min(1) <= 3.0 * stds[group]
   groups = [points[group == k] for k in range(len(means))]
@@ -147,7 +154,9 @@ def compare_with_law(points: np.ndarray, law: Mixture) -> dict[str, float]:
 
 
 def summary(measured: Measurements) -> dict[str, Any]:
-  """Summarises an estimator for the records as JSON values with up to four digits.
+  """Summarises an estimator as JSON values for the records.
+
+  Numbers have up to four digits.
 
   `bias` is the mean over t of `turned`, weighted by w(t) ||mean||. `relative_variance` is the variance over the squared
   mean, both summed over t with w(t)^2.
@@ -163,6 +172,7 @@ def summary(measured: Measurements) -> dict[str, Any]:
   curves = curves_over_time(measured)
   size = np.linalg.norm(measured["mean"], axis=1)
   target = toy_laws.law_of(toy_laws.plane(), toy_laws.TARGET)
+  # Short numbers keep the records small and stable across machines.
   strong = OMEGAS.index(STRONG)
   short = lambda values: [float(f"{v:.4g}") for v in values]  # noqa: E731
   return dict(
@@ -176,7 +186,7 @@ def summary(measured: Measurements) -> dict[str, Any]:
 
 
 def table(summaries: dict[str, dict[str, Any]]) -> str:
-  """Formats summaries, by name, as a Markdown table with a row each.
+  """Formats summaries, by name, as a Markdown table.
 
   "moving" marks particles not at rest.
 
@@ -188,6 +198,7 @@ def table(summaries: dict[str, dict[str, Any]]) -> str:
   rows = [f"| estimator | bias | relative variance | end at omega = {STRONG} | near a mode | modes of 3 | width "
           "| spread |", "|---" * 8 + "|"]
   for name, s in summaries.items():
+    # Particles still in motion have no point of rest.
     end = f"{s['rest_at_strong']:.2f}" + ("" if s["at_rest"] else ", moving")
     spread = f"{s['spread']:.2f}" + ("" if s["cloud_at_rest"] else ", moving")
     rows.append(f"| `{name}` | {s['bias']:.2f} | {s['relative_variance']:.2f} | {end} | {s['near']:.0%} "

@@ -16,7 +16,9 @@ TARGET, OTHER, WIDE, NULL = range(4)
 
 
 def plane() -> Mixture:
-  """Returns laws of points in the plane: three target modes and two others, of std 0.25.
+  """Returns laws of points in the plane.
+
+  Three target modes and two others, of std 0.25.
 
   Returns:
     Leaves [4, K], [4, K, 2], [4, K].
@@ -25,12 +27,15 @@ def plane() -> Mixture:
   [3, 2, 1, 5]
   """
   target = laws.dataset(jnp.array([[1.5, 1.5], [2.2, 0.0], [1.5, -1.5]]), 0.25)
+  # On the other side of the origin, so that guidance moves particles to the right.
   other = laws.dataset(jnp.array([[-1.5, 1.0], [-1.5, -1.0]]), 0.25)
   return _four_laws(target, other, laws.gaussian(jnp.zeros(2), 1.5))
 
 
 def line() -> Mixture:
-  """Returns laws of numbers: two target modes of unequal width and another mode.
+  """Returns laws of numbers.
+
+  Two target modes of unequal width and another mode.
 
   In a single dimension `kl_divergence` has an exact quadrature.
 
@@ -64,6 +69,7 @@ def two_gaussians(std: float = 0.3) -> Mixture:
     True
   """
   target, other = laws.gaussian(jnp.ones(1), std), laws.gaussian(jnp.zeros(1), std)
+  # Wide enough to cover both Gaussians.
   wide = laws.gaussian(jnp.zeros(1), 4 * std)
   # The null label is OTHER alone: a mixture of both would have no closed form for the point of rest.
   return with_null_label(laws.stack([target, other, wide]), jnp.array([0.0, 1.0, 0.0]))
@@ -75,7 +81,9 @@ def _four_laws(target: Mixture, other: Mixture, wide: Mixture) -> Mixture:
 
 
 def law_of(label_laws: Mixture, label: int) -> Mixture:
-  """Returns the law of a single label; padding components have weight 0.
+  """Returns the law of a label.
+
+  Padding components have weight 0.
 
   Args:
     label_laws: leaves [Y, K, ...].
