@@ -1,9 +1,9 @@
-"""The settings that the study runs each estimator with: the weight w(t), the range of t, a note for the reader.
+"""The settings of each estimator in the study: the weight w(t), the range of t, a note for the reader.
 
-Weights are the published ones, and so are the ranges of t, with five exceptions. The published runs of CSD, the bridge
+Weights and ranges of t are the published values, with five exceptions for the ranges. The published runs of CSD, the bridge
 and VSD lower the range in the middle of a run, and the published run of ISM lowers its range near the start. A particle
-of the study has no coarse stage and no fine stage, so these four keep one range for the whole run: CSD, the bridge and
-VSD the first range, ISM the last range. RFDS takes the range of SDS, so that only the weight separates the two. Each
+of the study has no coarse stage and no fine stage, so these four keep a constant range: CSD, the bridge and VSD the first
+range, ISM the last range. RFDS takes the range of SDS, so that only the weight separates the two. Each
 note names its exception. The settings of real runs are in the records of the estimators. Guidance is not listed here,
 because the study compares all estimators at equal guidance.
 """
@@ -18,7 +18,7 @@ from sds_jax.diffusion.scalars import ScalarSpec
 
 @dataclasses.dataclass(frozen=True)
 class EstimatorSetting:
-  """Weight and times of one estimator in the study.
+  """Weight and times of an estimator in the study.
 
   Attributes:
     weighting: a name in `weightings.WEIGHTINGS`.
@@ -68,15 +68,18 @@ CHANGES: dict[str, dict[str, Any]] = {
   "csd": dict(t_max=0.98), "bridge": dict(t_max=0.98, options=dict(begins=0.0)), "rfds": dict(t_max=0.98),
   "vsd": dict(t_max=0.98), "ism": dict(t_max=0.5),
 }
-"""Name -> the fields of `EstimatorSetting` that differ from the published ones."""
+"""Name -> fields of `EstimatorSetting` different from the published values."""
 
 
 def setting_of(record: Estimator) -> EstimatorSetting:
-  """Returns the settings of an estimator in the study: the published ones with CHANGES, and the note.
+  """Returns the settings of an estimator in the study.
+
+  The published values with CHANGES, and the note.
 
   >>> print(setting_of(ESTIMATORS["ism"]).t_max, setting_of(ESTIMATORS["sjc"]).t_max)
   0.5 0.97
   """
+  # `Draw()` holds the defaults of a run, sigma^2 and t in [0.02, 0.98].
   draw = record.published or Draw()
   setting = EstimatorSetting(draw.weighting, draw.t_min, draw.t_max, draw.t_warp, NOTES.get(record.name, ""))
   return dataclasses.replace(setting, **CHANGES.get(record.name, {}))
@@ -84,7 +87,7 @@ def setting_of(record: Estimator) -> EstimatorSetting:
 
 SETTINGS: dict[str, EstimatorSetting] = {
   name: setting_of(record) for name, record in ESTIMATORS.items() if record.term is None}
-"""Name in `estimators.ESTIMATORS` -> the settings of that estimator in the study.
+"""Name in `estimators.ESTIMATORS` -> settings of the estimator in the study.
 
 Estimators with a second term are left out: the second term needs the decoder of a latent prior.
 """
