@@ -191,26 +191,6 @@ def group(kind: Callable[[], Any]) -> Any:
   return dataclasses.field(default_factory=kind)
 
 
-def with_defaults(kind: type[T], **changes: Any) -> type[T]:
-  """Returns a subclass of a group, of the same name, with other defaults; ranges and meanings stay.
-
-  >>> import dataclasses
-  >>> @dataclasses.dataclass(frozen=True)
-  ... class Steps:
-  ...   count: int = setting(500, whole(1), "updates")
-  >>> with_defaults(Steps, count=600)().count
-  600
-  """
-  by_name = {field.name: field for field in dataclasses.fields(kind)}
-  fields = []
-  for name, default in changes.items():
-    metadata = by_name[name].metadata
-    fields.append((name, by_name[name].type, dataclasses.field(default=default, metadata=metadata) if metadata else
-                   dataclasses.field(default_factory=default)))
-  return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True,
-                                    namespace={"__doc__": kind.__doc__})
-
-
 def is_group(value: Any) -> bool:
   """Returns whether a value is a group of settings."""
   return dataclasses.is_dataclass(value) and not isinstance(value, type)

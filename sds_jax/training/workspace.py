@@ -87,14 +87,17 @@ def stored_config(folder: Path, overrides: dict[str, Any]) -> ConfigDict:
 
   Raises:
     WorkdirError: the file cannot be read.
+    ConfigError: an override is no setting of the stored task.
   """
   try:
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
-    config = schema.to_config(settings_lib.reference(ConfigDict(stored)))
+    reference = settings_lib.reference(ConfigDict(stored))
+    config = schema.to_config(reference)
     _fill(config, stored)
   except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:  # no JSON, or JSON of another form
     raise WorkdirError(f"{folder / 'config.json'} cannot be read ({error}); was it cut off or changed?") from error
   for name, value in overrides.items():
+    schema.check_name(name, reference)  # the file of --config may be of another task
     *groups, last = name.split(".")
     target = config
     for group in groups:

@@ -131,10 +131,11 @@ def test_the_second_prior_is_checked_first(start, image_config, flags_of, pictur
   assert problem in message and "config.prior." not in message.replace("config.prior.allow_unknown_words", "")
 
 
-def test_priors_of_the_other_kind_are_refused(start, image_config, flags_of, picture, tiny_prior, tiny_view_prior, tmp_path):
-  words = (f"--config=configs/image.py:{tiny_prior}",)
-  assert "is conditioned on text" in refused(start, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path}",
-                                    config=words)
-  text = (f"--config=configs/text.py:{tiny_view_prior}",)
-  assert "is conditioned on an image" in refused(start, *flags_of, "--config.prompt=a red cube", f"--workdir={tmp_path}",
-                                        config=text)
+def test_priors_of_the_other_kind_are_refused(start, image_config, flags_of, picture, tiny_prior, tiny_view_prior,
+                                              tmp_path):
+  of_text = refused(start, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path}",
+                    config=(f"--config=configs/image.py:{tiny_prior}",))
+  assert "is conditioned on text" in of_text
+  of_images = refused(start, *flags_of, "--config.prompt=a red cube", f"--workdir={tmp_path}",
+                      config=(f"--config=configs/text.py:{tiny_view_prior}",))
+  assert "is conditioned on an image" in of_images

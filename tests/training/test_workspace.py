@@ -104,6 +104,12 @@ def test_overrides_go_over_stored_settings(frozen, tmp_path):
   assert (again.export.mesh_resolution, again.seed, again.prompt) == (32, 8, "A Red Cube!")
 
 
+def test_overrides_of_another_task_are_refused(frozen, tmp_path):
+  workspace.store_settings(tmp_path, schema.to_dict(frozen), {})
+  with pytest.raises(settings_lib.ConfigError, match="config.picture is not a setting"):
+    workspace.stored_config(tmp_path, {"picture.framing": "keep"})
+
+
 def test_existing(frozen, tmp_path):
   with pytest.raises(WorkdirError, match="--mode=render needs the folder of a run: --workdir="):
     workspace.existing_folder(None, "render")
