@@ -36,7 +36,7 @@ class Settings:
   block: int  # points that the field sees at a time; 0: all
 
 
-class MLPField(torch.nn.Module):
+class TorchMLPField(torch.nn.Module):
   """Density [N] and albedo [N, 3] of points [N, 3]; weights [(kernel [out, in], bias [out]), ...] as numpy arrays."""
 
   def __init__(self, layers: list[tuple[Any, Any]], settings: Settings):
@@ -131,7 +131,7 @@ def choose_samples(origins: torch.Tensor, directions: torch.Tensor, jitter: torc
   return index, t, origins[ray] + t[:, None] * directions[ray], spacing
 
 
-def render(field: MLPField, inputs: dict[str, Any], grid: torch.Tensor | None,
+def render(field: TorchMLPField, inputs: dict[str, Any], grid: torch.Tensor | None,
            s: Settings) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
   """Images [V, H, W, 3], opacity [R] and the orientation penalty [R] of what `peer.inputs` describes."""
   origins, directions = rays(inputs["position"], inputs["rotation"], inputs["focal"], s)

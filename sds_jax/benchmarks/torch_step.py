@@ -34,7 +34,7 @@ class TorchStep:
   def reset(self) -> None:
     """Back to the state in the payload: `layers`, Adam's moments `mu` and `nu` alike, `count` and `grid`."""
     p = self.payload
-    self.field = torch_render.MLPField(p["layers"], self.settings)
+    self.field = torch_render.TorchMLPField(p["layers"], self.settings)
     b1, b2, eps = p["adam"]
     self.optimizer = torch.optim.Adam(self.field.parameters(), lr=0.0, betas=(b1, b2), eps=eps)
     moments = [[array for pair in p[name] for array in pair] for name in ("mu", "nu")]

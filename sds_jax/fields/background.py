@@ -88,6 +88,7 @@ def plain() -> Background:
   The colour changes with every view, so the object can neither hide in the background nor draw on the background.
   """
   return Background(
+    # The key belongs to the view, so all rays of the view share the colour.
     lambda key: {}, lambda params, key, directions: jnp.broadcast_to(plain_colour(key)[None], directions.shape))
 
 

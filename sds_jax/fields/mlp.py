@@ -32,6 +32,7 @@ class MLPField(nn.Module):
   def __call__(self, points: Array, variance: Array | None = None) -> tuple[Array, Array]:
     variance = jnp.zeros((), points.dtype) if variance is None else variance
     activation = {"relu": nn.relu, "silu": nn.silu, "softplus": nn.softplus}[self.activation]
+    # Variance 0 damps nothing: the plain positional encoding.
     x = integrated_positional_encoding(points, variance, self.num_octaves, self.base)
     for _ in range(self.depth):
       x = activation(nn.Dense(self.hidden, kernel_init=nn.initializers.he_uniform())(x))

@@ -194,6 +194,7 @@ def _choose_frame(path: str | os.PathLike, mask: np.ndarray, framing: str) -> Fr
   cut = top == 0 or left == 0 or bottom == height or right == width
   if cut:
     print(f"{path}: the object reaches the edge of the photo and will end in a flat face there")
+  # In units of the longer side, the side of the square frame.
   longest = _longest(mask)
   middle = ((left + right - width) / (2 * side), (top + bottom - height) / (2 * side))  # from the frame's middle
   aspect = width / height

@@ -191,6 +191,7 @@ def abstract_leaf(entry: dict[str, Any]) -> jax.ShapeDtypeStruct | np.ndarray:
   Placed on the first device. A dtype too wide for JAX gives a NumPy array instead (zeros with stride 0, which take no
   memory).
   """
+  # The dtype of typed keys has no name for jnp.dtype; eval_shape gives the dtype without making a key.
   name, shape = _parsed(entry["kind"])
   dtype = jax.eval_shape(lambda: jax.random.key(0, impl=entry["impl"])).dtype if "impl" in entry else jnp.dtype(name)
   if "impl" not in entry and not _jax_holds(dtype):

@@ -81,6 +81,7 @@ def pack_mesh(mesh: trimesh.Trimesh) -> dict[str, Any]:
     "low": low.tolist(),
     "high": high.tolist(),
     "radius": float(radius),
+    # 16 bits: at most 1/131070 of the box's side off, and a quarter the size of float64.
     "positions": _base64(np.rint(fractions * 65535.0).astype("<u2")),
     "normals": _base64(np.rint(mesh.vertex_normals * 127.0).astype("i1")),
     "colours": _base64(np.asarray(mesh.visual.vertex_colors)[:, :3].astype("u1")),

@@ -41,6 +41,7 @@ def _find_ffmpeg() -> str | None:
   """Returns the path of imageio-ffmpeg's ffmpeg, or None without imageio-ffmpeg."""
   try:
     import imageio_ffmpeg  # optional: its wheel carries 30-70 MB of ffmpeg
+    # Raises RuntimeError if the wheel has no binary for the platform.
     return imageio_ffmpeg.get_ffmpeg_exe()
   except (ImportError, RuntimeError):
     return None

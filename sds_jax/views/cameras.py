@@ -179,6 +179,7 @@ def ray_features(features: Array, size: int) -> Array:
   # Without the offset the unknown camera's direction would be 0 / 0, and NaN times zero is NaN.
   direction = _normalize(features[:3] + jnp.array([0.0, 0.0, 1e-6]))
   azimuth = jnp.arctan2(direction[1], direction[0] + 1e-12)
+  # Clipped: rounding may push the component beyond 1, where arcsin is NaN.
   elevation = jnp.arcsin(jnp.clip(direction[2], -1.0, 1.0))
   position = direction * (features[13] + _MEAN_DISTANCE)
   camera = Camera(position, look_at(position, jnp.zeros(3), _upward(azimuth, elevation)), features[14] + _MEAN_FOCAL)

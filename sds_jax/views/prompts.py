@@ -40,6 +40,7 @@ def view_weights(azimuth: Array, elevation: Array) -> Array:
   for ties and near the edge of the overhead region.
   """
   cos, sin = jnp.cos(azimuth), jnp.sin(azimuth)
+  # A smoothstep, so that the blended embedding has no kink as the camera moves.
   rise = jnp.clip((elevation - _OVERHEAD) / (2 * _OVERHEAD_BLEND) + 0.5, 0.0, 1.0)
   overhead = rise * rise * (3 - 2 * rise)
   # The three shares sum to cos^2 + sin^2 = 1.

@@ -88,7 +88,7 @@ def test_other_fields(tiny, torch_step, density, blob, activation):
   params = scene.field.init(jax.random.key(0))
   points = np.random.default_rng(0).uniform(-0.6, 0.6, (50, 3)).astype(np.float32)
   ours = with_normals(scene.field.apply, params, jnp.asarray(points))
-  field = torch_render.MLPField(peer.layers(params), torch_render.Settings(**peer.render_settings(scene, block=0)))
+  field = torch_render.TorchMLPField(peer.layers(params), torch_render.Settings(**peer.render_settings(scene, block=0)))
   theirs = [array.detach().numpy() for array in field.with_normals(torch_step.torch.tensor(points))]
   for got, expected in zip(theirs, (ours[0].density, ours[0].albedo, ours[1])):
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
