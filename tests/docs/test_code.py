@@ -5,7 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 
-from sds_jax.training import image2d_config
+from sds_jax import settings as settings_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 RUN_HERE = {"docs/quickstart.md", "docs/guides/library.md", "docs/guides/images.md", "docs/guides/settings.md",
@@ -59,16 +59,16 @@ def test_library(blocks):
 
 def test_a_generator_of_ones_own_needs_no_registration(blocks, monkeypatch):
   """The block of the page, with one step of a small batch."""
-  settings = image2d_config.default()
-  settings.training.update(steps=1, views=1)
-  settings.optimizer.warmup_steps = 0
-  monkeypatch.setattr(image2d_config, "default", lambda: settings)
+  config = settings_lib.defaults("image2d")
+  config.training.update(steps=1, views=1)
+  config.optimizer.warmup_steps = 0
+  monkeypatch.setattr(settings_lib, "defaults", lambda task: config)
   names = run(blocks("docs/guides/images.md"))
   assert names["theta"].shape == (64, 64, 3) and float(jnp.abs(names["theta"]).max()) > 1e-3
 
 
 def test_settings_file_of_ones_own(blocks):
-  assert run(blocks("docs/guides/settings.md"))["get_config"]().camera.elevation_deg == (0.0, 30.0)
+  assert tuple(run(blocks("docs/guides/settings.md"))["get_config"]().camera.elevation_deg) == (0.0, 30.0)
 
 
 def test_how_to_add_an_estimator(blocks):
