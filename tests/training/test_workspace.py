@@ -106,7 +106,7 @@ def test_overrides_go_over_stored_settings(frozen, tmp_path):
 
 def test_overrides_of_another_task_are_refused(frozen, tmp_path):
   workspace.store_settings(tmp_path, schema.to_dict(frozen), {})
-  with pytest.raises(settings_lib.ConfigError, match="config.picture is not a setting"):
+  with pytest.raises(settings_lib.ConfigError, match="config.picture.framing is not a setting"):
     workspace.stored_config(tmp_path, {"picture.framing": "keep"})
 
 
