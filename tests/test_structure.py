@@ -171,7 +171,11 @@ def files_that_name(estimator):
       yield "/".join(parts)
 
 
-@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "sds"])
+WORDS = {"sds", "score"}
+"""Estimators whose names are keys of other things, too: a loss, the second network."""
+
+
+@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name not in WORDS])
 def test_an_estimator_is_named_in_few_files(name):
   assert len(list(files_that_name(name))) <= PRINCIPLES["files_that_name_an_estimator"], list(files_that_name(name))
 

@@ -85,7 +85,7 @@ class _Run:
     Args:
       stack: releases the folder's lock.
     """
-    from sds_jax import settings as settings_lib
+    from sds_jax import settings as settings_lib, tasks
     from sds_jax.schema import ConfigError
     a = self.arguments
     if a.mode not in flags.MODES:
@@ -94,8 +94,8 @@ class _Run:
       if a.config is None:
         raise ConfigError("no settings given: say --config=configs/text.py")
       settings = settings_lib.validate(a.config)
-      self.job = settings.job
-      task, inputs = self._join(settings, stack)
+      self.job, task = settings.job, tasks.of(settings)
+      inputs = self._join(task, stack)
       from sds_jax.commands.train import train
       return lambda started: train(task, self.folder, started, inputs)
     task = self._stored_task(stack)
@@ -118,19 +118,18 @@ class _Run:
     stack.enter_context(lock.hold(self.folder))
     return tasks.of(settings)
 
-  def _join(self, settings: Any, stack: contextlib.ExitStack) -> tuple[Any, Any]:
+  def _join(self, task: Any, stack: contextlib.ExitStack) -> Any:
     """Meets the other processes, if there are any, and lets process 0 read the inputs and make and lock the folder.
 
     Returns:
-      (task, its inputs in process 0, None in the other processes, which print nothing).
+      The task's inputs in process 0, None in the other processes, which print nothing.
     """
-    from sds_jax import hosts, tasks
+    from sds_jax import hosts
     from sds_jax.io import lock
     from sds_jax.training import workspace
     a = self.arguments
     hosts.start(a.coordinator, a.num_processes, a.process_id, a.distributed)
-    task = tasks.of(settings)
-    folder = workspace.folder_of(a.workdir or settings.workdir, task.run_name, settings.seed)
+    folder = workspace.folder_of(a.workdir or task.settings.workdir, task.run_name, task.settings.seed)
     self.folder = folder
 
     def prepare() -> Any:
@@ -142,7 +141,7 @@ class _Run:
     inputs = hosts.run_on_all(lambda: prepare() if hosts.is_first() else None)
     if not hosts.is_first():
       sys.stdout = open(os.devnull, "w", encoding="utf-8")
-    return task, inputs
+    return inputs
 
 
 def _finished_run_commands() -> dict[str, Callable[[Any, Path, float], None]]:

@@ -85,11 +85,6 @@ class Prior:
   camera_dim: int = 0
   ray_dim: int = 0
 
-  @property
-  def sight(self) -> PhotoConditioning | None:
-    """Returns `photo`, under its former name."""
-    return self.photo
-
 
 @dataclasses.dataclass(frozen=True)
 class Weights:

@@ -77,11 +77,6 @@ class PhotoConditioning:
     context = self.projection.apply({"params": params["cc_projection"]}, with_pose(repeated(features["tokens"]), pose))
     return dict(text=context.astype(jnp.float32), x=repeated(features["x"]), **camera)
 
-  # Former names, for callers that still use them.
-  see = property(lambda self: self.encode)
-  tell = conditions
-  tells_elevation = property(lambda self: self.estimates_elevation)
-
 
 def null_condition(cond: Any) -> Any:
   """Returns the null condition of the same structure: zeros."""

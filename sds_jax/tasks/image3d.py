@@ -137,11 +137,11 @@ class Image3DTask(ObjectTask):
 
   def _check_camera(self, prior: Prior) -> None:
     s = self.settings
-    if s.picture.elevation_deg == AUTO and not prior.sight.tells_elevation:
+    if s.picture.elevation_deg == AUTO and not prior.photo.estimates_elevation:
       raise ConfigError(f"config.picture.elevation_deg='auto', but the prior {prior.name!r} cannot estimate the "
                         "camera's elevation: give the elevation, such as --config.picture.elevation_deg=10")
-    if prior.sight.camera:
-      for name, only in zip(("distance", "fov_deg"), prior.sight.camera):
+    if prior.photo.camera:
+      for name, only in zip(("distance", "fov_deg"), prior.photo.camera):
         value = getattr(s.camera, name)
         if not math.isclose(value[0], only, rel_tol=1e-3):
           raise ConfigError(f"config.camera.{name}={value!r}, but the prior {prior.name!r} was trained on views from "

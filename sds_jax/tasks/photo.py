@@ -95,10 +95,10 @@ def encode_photo(settings: PhotoSettings, prior: Prior, arrays: dict[str, Any]) 
     arrays: of `InputPhoto`.
 
   Returns:
-    The conditions of a run: `seen`, the encoded photo; `azimuth` and `elevation` [] in radians; and `arrays`.
+    The conditions of a run: `features`, the encoded photo; `azimuth` and `elevation` [] in radians; and `arrays`.
   """
   photo = jnp.asarray(arrays["photo"])
-  encoded = prior.sight.see(photo[..., :3] + 1.0 - photo[..., 3:])  # over white
+  encoded = prior.photo.encode(photo[..., :3] + 1.0 - photo[..., 3:])  # over white
   if settings.elevation_deg == schema.AUTO:
     degrees = min(max(math.degrees(float(encoded["elevation"])), ESTIMATED_DEG[0]), ESTIMATED_DEG[1])
     print(f"elevation of the photo's camera: {degrees:.0f} degrees, estimated by the prior "
@@ -106,7 +106,7 @@ def encode_photo(settings: PhotoSettings, prior: Prior, arrays: dict[str, Any]) 
   else:
     degrees = settings.elevation_deg
     print(f"elevation of the photo's camera: {degrees:.0f} degrees (config.picture.elevation_deg)")
-  return dict(seen=encoded, azimuth=jnp.float32(math.radians(settings.azimuth_deg)),
+  return dict(features=encoded, azimuth=jnp.float32(math.radians(settings.azimuth_deg)),
               elevation=jnp.float32(math.radians(degrees)), **jax.tree.map(jnp.asarray, arrays))
 
 

@@ -43,7 +43,7 @@ def open_prior(prior: PriorSettings, distillation: DistillationSettings, task: s
     raise
   except ValueError as error:  # networks that are not supported
     raise ConfigError(f"{named}: {error}") from error
-  if problem := prior_mismatch(task, bool(opened.sight)):
+  if problem := prior_mismatch(task, bool(opened.photo)):
     raise ConfigError(f"{named} {problem}")
   if distillation.latent_until > 0.0 and opened.x_shape[-1] != 4:
     raise ConfigError(f"config.distillation.latent_until={distillation.latent_until} makes latents of four channels, "

@@ -162,7 +162,7 @@ def of_views(prior: Prior, params: Params, distillation: DistillationSettings, c
     cams, azimuth, elevation: of the views, leaves [B, ...].
     progress: fraction of the run that is done, [] float32.
   """
-  if prior.sight:
+  if prior.photo:
     return view_conditions.of_views(prior, params, distillation, conditions, azimuth, elevation)
   known = dict(camera=cameras.camera_features(cams)) if prior.camera_dim else {}
   choose = lambda some: _by_direction(some, azimuth, elevation, distillation.view_words)  # noqa: E731

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from sds_jax.diffusion import guidance, timesteps
 from sds_jax.diffusion.distillation import DistillationAux, inject, score_distillation
 from sds_jax.diffusion.estimators import Moment, find, options_of
-from sds_jax.diffusion.estimators.base import Term
+from sds_jax.diffusion.estimators.base import SecondGradient
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.diffusion.schedules import per_example
 from sds_jax.diffusion.variational import score_loss
@@ -104,7 +104,7 @@ def _or_all(index: Array | None, x: Array) -> Array:
   return jnp.arange(x.shape[0]) if index is None else index
 
 
-def _second_scalar(distillation: DistillationSettings, prior: Prior, weight: Array, term: Term, t: Array) -> Array:
+def _second_scalar(distillation: DistillationSettings, prior: Prior, weight: Array, term: SecondGradient, t: Array) -> Array:
   """Returns the scalar whose gradient is that of an estimator's second term."""
   weight = weight * term.weight * WEIGHTINGS[distillation.weighting](prior.schedule, t)
   cotangent = per_example(weight, term.residual) * term.residual / term.at.shape[0]

@@ -4,9 +4,8 @@ from __future__ import annotations
 from typing import Any
 
 from sds_jax.diffusion.estimators import find
-from sds_jax.priors import sight as sight_lib
+from sds_jax.priors.photo import PhotoFeatures, null_condition
 from sds_jax.priors.prior import Prior
-from sds_jax.priors.sight import Seen
 from sds_jax.settings.distillation import DistillationSettings
 from sds_jax.types import Array, Params
 from sds_jax.views import poses
@@ -17,16 +16,16 @@ def of_views(prior: Prior, params: Params, distillation: DistillationSettings, c
   """Returns `cond` and `uncond` of an object's views, and the null condition as `negative` if the estimator needs one.
 
   Args:
-    prior: with a `sight`.
+    prior: conditioned on a photo.
     params: of the prior; the projection is read.
     distillation: settings that name the estimator.
-    conditions: `seen` (of `Sight.see`), and `azimuth` and `elevation` [] of the photo's camera, radians.
+    conditions: `features` (of `PhotoConditioning.encode`), and `azimuth` and `elevation` [] of the photo's camera, radians.
     azimuth, elevation: of the views, [B], radians.
   """
-  seen: Seen = conditions["seen"]
-  cond = prior.sight.tell(params, seen, poses.relative_pose(
+  features: PhotoFeatures = conditions["features"]
+  cond = prior.photo.conditions(params, features, poses.relative_pose(
       elevation, azimuth, conditions["elevation"][None], conditions["azimuth"][None]))
-  null = sight_lib.null(cond)
+  null = null_condition(cond)
   negative = dict(negative=null) if "negative" in find(distillation.estimator).needs else {}
   return dict(cond=cond, uncond=null, **negative)
 
@@ -38,4 +37,4 @@ def text_dim(conditions: dict[str, Any], prior: Prior) -> int:
     conditions: of the run, for a prior that is conditioned on a prompt.
     prior: the prior.
   """
-  return prior.sight.projection.out_features if prior.sight else conditions["null"].shape[-1]
+  return prior.photo.projection.out_features if prior.photo else conditions["null"].shape[-1]

@@ -12,7 +12,7 @@ from sds_jax import schema
 from sds_jax.diffusion import estimators
 from sds_jax.diffusion.distillation import score_distillation
 from sds_jax.diffusion.estimators import ESTIMATORS, Draw, Estimator, Moment, find
-from sds_jax.diffusion.estimators.base import NEEDS, Term, fill, options_of
+from sds_jax.diffusion.estimators.base import NEEDS, SecondGradient, fill, options_of
 from sds_jax.diffusion.schedules import flow_schedule
 from sds_jax.schema import AUTO, number, scheduled, setting
 
@@ -123,7 +123,7 @@ def test_options_that_a_translation_leaves_unread():
 def test_options_of_a_second_term():
   """fn and term may share the options between them; one that neither reads is an error."""
   def term(options, moment, aux):
-    return Term(aux, aux, options.weight)
+    return SecondGradient(aux, aux, options.weight)
 
   record = Estimator("mine", residual, options=group(share=0.5, weight=2.0), term=term)
   assert record.keywords(record.options(), MOMENT) == dict(share=0.5)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from sds_jax.diffusion import guidance
-from sds_jax.priors import prior as prior_lib, sight
+from sds_jax.priors import prior as prior_lib
+from sds_jax.priors.photo import null_condition
 from sds_jax import settings as settings_lib
 from sds_jax.schema import ConfigError
 from sds_jax.settings.recipes import image3d as recipes
@@ -36,8 +37,8 @@ def photo_data(prior, azimuth=0.0, elevation=0.3, seed=0):
   rng = np.random.default_rng(seed)
   alpha = rng.uniform(size=(32, 32, 1))
   picture = np.concatenate([alpha * rng.uniform(size=(32, 32, 3)), alpha], -1).astype(np.float32)
-  seen = prior.sight.see(jnp.asarray(picture[..., :3] + 1.0 - picture[..., 3:]))
-  return dict(seen=seen, azimuth=jnp.float32(azimuth), elevation=jnp.float32(elevation), photo=jnp.asarray(picture))
+  features = prior.photo.encode(jnp.asarray(picture[..., :3] + 1.0 - picture[..., 3:]))
+  return dict(features=features, azimuth=jnp.float32(azimuth), elevation=jnp.float32(elevation), photo=jnp.asarray(picture))
 
 
 def test_each_view_is_told_where_it_stands(viewer, task_of):
@@ -50,10 +51,10 @@ def test_each_view_is_told_where_it_stands(viewer, task_of):
   kernel, bias = (np.asarray(params["cc_projection"]["projection"][name]) for name in ("kernel", "bias"))
   for i, (a, e) in enumerate(zip(azimuth.tolist(), elevation.tolist())):
     pose = [(math.pi / 2 - e) - (math.pi / 2 - 0.3), math.sin(a - 0.5), math.cos(a - 0.5), math.pi / 2 - 0.3]
-    tokens = np.asarray(data["seen"]["tokens"])
+    tokens = np.asarray(data["features"]["tokens"])
     by_hand = np.stack([np.concatenate([token, pose]) @ kernel + bias for token in tokens])
     np.testing.assert_allclose(sides["cond"]["text"][i], by_hand, atol=1e-5)
-    np.testing.assert_array_equal(sides["cond"]["x"][i], data["seen"]["x"])
+    np.testing.assert_array_equal(sides["cond"]["x"][i], data["features"]["x"])
   for null in (sides["uncond"], sides["negative"]):
     assert jax.tree.structure(null) == jax.tree.structure(sides["cond"])
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(null))
@@ -63,14 +64,14 @@ def test_guidance_is_between_the_picture_and_nothing(viewer):
   """eps_u + s (eps_c - eps_u), each side by a call of its own."""
   prior, params = viewer
   data = photo_data(prior)
-  cond = prior.sight.tell(params, data["seen"], jnp.array([[0.2, 0.0, 1.0, 1.2], [0.1, 1.0, 0.0, 1.2]]))
+  cond = prior.photo.conditions(params, data["features"], jnp.array([[0.2, 0.0, 1.0, 1.2], [0.1, 1.0, 0.0, 1.2]]))
   z, t = jax.random.normal(jax.random.key(0), (2, *prior.x_shape)), jnp.array([3, 70])
-  both = guidance.guided(prior.denoise, "diffusers", 3.0)(params, z, t, dict(cond=cond, uncond=sight.null(cond)))
-  c, u = (prior.denoise(params, z, t, side) for side in (cond, sight.null(cond)))
+  both = guidance.guided(prior.denoise, "diffusers", 3.0)(params, z, t, dict(cond=cond, uncond=null_condition(cond)))
+  c, u = (prior.denoise(params, z, t, side) for side in (cond, null_condition(cond)))
   np.testing.assert_allclose(both, u + 3.0 * (c - u), atol=1e-4)
   blank = photo_data(prior, seed=1)
-  other = prior.sight.tell(params, blank["seen"], jnp.array([[0.2, 0.0, 1.0, 1.2]] * 2))
-  np.testing.assert_array_equal(u, prior.denoise(params, z, t, sight.null(other)))  # nothing of the picture is left
+  other = prior.photo.conditions(params, blank["features"], jnp.array([[0.2, 0.0, 1.0, 1.2]] * 2))
+  np.testing.assert_array_equal(u, prior.denoise(params, z, t, null_condition(other)))  # nothing of the picture is left
 
 
 def run(task, viewer, data, second=None, extra=None):

@@ -166,7 +166,7 @@ def inversion_start(start: float, moment: Moment) -> float:
   return 0.15 if moment.prediction_type == "sample" else 0.0
 
 
-class Term(NamedTuple):
+class SecondGradient(NamedTuple):
   """A second gradient of an estimator, at another array than x.
 
   Attributes:
@@ -175,7 +175,7 @@ class Term(NamedTuple):
     weight: [] or [B]; multiplies w(t) and the weight of the loss.
 
   >>> image = jnp.ones((2, 8, 8, 3))
-  >>> print(Term(image, 0.1 * image, weight=0.01).residual.shape)
+  >>> print(SecondGradient(image, 0.1 * image, weight=0.01).residual.shape)
   (2, 8, 8, 3)
   """
   at: Array
@@ -227,7 +227,7 @@ class Estimator:
   guided: bool = True
   arguments: Callable[[Any, Moment], dict[str, Any]] | None = None
   relations: Callable[[Any, str], Iterator[str]] | None = None
-  term: Callable[[Any, Moment, Any], Term] | None = None
+  term: Callable[[Any, Moment, Any], SecondGradient] | None = None
 
   def __post_init__(self) -> None:
     object.__setattr__(self, "needs", frozenset(self.needs))
@@ -257,7 +257,7 @@ class Estimator:
       self._check_read(recorder)
     return own | {name: moment.inputs[name] for name in inputs}
 
-  def second_term(self, options: Any, moment: Moment, aux: Any) -> Term | None:
+  def second_term(self, options: Any, moment: Moment, aux: Any) -> SecondGradient | None:
     """Returns the second gradient, or None where the estimator has none.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sds_jax.diffusion.estimators.base import Draw, Estimator, Moment, Term, for_small_prior
+from sds_jax.diffusion.estimators.base import Draw, Estimator, Moment, SecondGradient, for_small_prior
 from sds_jax.diffusion.estimators.linear import linear, sds
 from sds_jax.diffusion.schedules import per_example
 from sds_jax.schema import Scheduled, scheduled, setting
@@ -46,10 +46,10 @@ class Options:
   image_weight: Scheduled = setting(0.01, scheduled(0.0), "weight of the term at the image")
 
 
-def _term(options: Options, moment: Moment, aux: Any) -> Term:
+def _term(options: Options, moment: Moment, aux: Any) -> SecondGradient:
   image = moment.inputs["image"]
   image_hat = jax.lax.stop_gradient(moment.decode(aux.x0_hat))
-  return Term(image, image_residual(moment.schedule, aux.t, image, image_hat), moment.now(options.image_weight))
+  return SecondGradient(image, image_residual(moment.schedule, aux.t, image, image_hat), moment.now(options.image_weight))
 
 
 def _relations(distillation: Any, path: str) -> Iterator[str]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from sds_jax.priors.networks.attention import AddedKVAttention, TextTimeEmbedding, Transformer2DModel
 from sds_jax.priors.networks.layers import (ACTIVATIONS, GroupNorm, ResnetBlock2D, TimestepEmbedding, conv,
                                             sinusoidal_embedding)
-from sds_jax.priors.networks.unet_blocks import MidBlock, ModuleFactory, Stage
+from sds_jax.priors.networks.unet_blocks import MidBlock, ModuleFactory, UNetStage
 from sds_jax.priors.networks.unet_config import check_unet_config, per_block
 from sds_jax.types import Array
 
@@ -168,9 +168,9 @@ class UNet2DConditionModel(nn.Module):
   def _per_block(self, value: Any) -> tuple[Any, ...]:
     return per_block(value, len(self.block_out_channels))
 
-  def _stage(self, kind: str, i: int, more_layers: int, resample: str | None, name: str) -> Stage:
+  def _stage(self, kind: str, i: int, more_layers: int, resample: str | None, name: str) -> UNetStage:
     """Returns the block of the given kind at resolution i."""
-    return Stage(self.block_out_channels[i], self._per_block(self.layers_per_block)[i] + more_layers, self._resnet(),
+    return UNetStage(self.block_out_channels[i], self._per_block(self.layers_per_block)[i] + more_layers, self._resnet(),
                  self._attention(kind, i), resample, kind.startswith(_BY_RESNET), self.downsample_padding,
                  self.dtype, name=name)
 

@@ -12,7 +12,7 @@ from sds_jax.types import Array
 ModuleFactory = Callable[..., nn.Module]
 
 
-class Stage(nn.Module):
+class UNetStage(nn.Module):
   """Residual blocks, each perhaps with attention behind, then perhaps a change of resolution.
 
   A down block collects its outputs as skips; an up block takes skips and concatenates them to its inputs.
@@ -65,7 +65,7 @@ class Stage(nn.Module):
 class MidBlock(nn.Module):
   """Residual block, attention, residual block, all at the lowest resolution: [B, H, W, C] -> [B, H, W, C].
 
-  Attributes are those of Stage.
+  Attributes are those of UNetStage.
   """
   resnet: ModuleFactory
   attention: ModuleFactory

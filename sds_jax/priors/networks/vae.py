@@ -79,7 +79,7 @@ class ResnetStack(nn.Module):
     return x
 
 
-class MidBlock(nn.Module):
+class VAEMidBlock(nn.Module):
   """Residual block, attention (unless `attend` is false), residual block: [B, H, W, C] -> [B, H, W, C]."""
   attend: bool
   implementation: str
@@ -103,7 +103,7 @@ class Encoder(nn.Module):
     features: output channels.
     widths: channels of each resolution, the finest first.
     layers: residual blocks at each resolution.
-    mid: keyword arguments of MidBlock.
+    mid: keyword arguments of VAEMidBlock.
     resnet, remat: as for ResnetStack.
   """
   features: int
@@ -119,7 +119,7 @@ class Encoder(nn.Module):
     for i, width in enumerate(self.widths):
       resample = "down" if i < len(self.widths) - 1 else None
       x = ResnetStack(width, self.layers, resample, self.resnet, self.remat, name=f"down_blocks_{i}")(x)
-    x = MidBlock(**self.mid, resnet=self.resnet, remat=self.remat, name="mid_block")(x)
+    x = VAEMidBlock(**self.mid, resnet=self.resnet, remat=self.remat, name="mid_block")(x)
     return _conv_out(x, self.features, self.resnet)
 
 
@@ -135,7 +135,7 @@ class Decoder(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     x = conv(self.widths[-1], dtype=self.resnet["dtype"], name="conv_in")(x)
-    x = MidBlock(**self.mid, resnet=self.resnet, remat=self.remat, name="mid_block")(x)
+    x = VAEMidBlock(**self.mid, resnet=self.resnet, remat=self.remat, name="mid_block")(x)
     for i, width in enumerate(reversed(self.widths)):
       resample = "up" if i < len(self.widths) - 1 else None
       x = ResnetStack(width, self.layers + 1, resample, self.resnet, self.remat, name=f"up_blocks_{i}")(x)
