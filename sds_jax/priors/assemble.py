@@ -98,11 +98,11 @@ def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
   """
   schedule, prediction_type = schedule_from_config(scheduler), prediction_type_from_config(scheduler)
 
-  def embed(prompts: Sequence[str]) -> Array:
+  def embed(prompts: Sequence[str]) -> Mapping[str, Array]:
     if text is None:
       raise ValueError(f"the prior {source.name!r} is conditioned on a photo, not on a prompt: use configs/image.py")
     check_words(prompts, vocabulary)
-    return text(prompts)["text"]
+    return text(prompts)
 
   def denoise(params: Params, z_t: Array, t: Array, cond: Cond) -> Array:
     labels = _camera_features(cond, z_t.shape[0], camera_dim)

@@ -53,7 +53,8 @@ class Prior:
     x_bound: upper bound of |x| over all images; None for latents, which have no bound.
     schedule: the noise schedule of its training.
     prediction_type: output of its network: "epsilon", "v_prediction" or "sample" (`denoise` always returns eps).
-    embed: (prompts: n strings) -> [n, T, D] float32. Reads the text encoder from the prior's folder, or the embeddings
+    embed: (prompts: n strings) -> the conditions of the prompts, a mapping with leaves [n, ...] float32; {"text":
+      [n, T, D]} in families with cross-attention. Reads the text encoder from the prior's folder, or the embeddings
       from the cache, so not for use under jit. Raises ValueError for a word outside the vocabulary; warns when a
       prompt is cut.
     encode: (params, image [B, H, H, 3] in [0, 1], key) -> x [B, *x_shape] float32; images of other sizes are resized.
@@ -74,7 +75,7 @@ class Prior:
   x_bound: float | None
   schedule: Schedule
   prediction_type: str
-  embed: Callable[[Sequence[str]], Array]
+  embed: Callable[[Sequence[str]], Cond]
   encode: EncodeFn
   decode: Callable[[Params, Array], Array]
   denoise: DenoiseFn

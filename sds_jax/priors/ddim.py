@@ -21,7 +21,7 @@ def ddim(prior: Prior, params: Params, cond: Cond, uncond: Cond | None, key: Arr
 
   Args:
     prior, params: from `prior.build`.
-    cond: what B images shall show (text [B, T, D], perhaps camera [B, camera_dim]).
+    cond: conditions of B images, leaves [B, ...] (`base.Cond`).
     uncond: null conditions of cond's structure (empty or negative prompt); None for no guidance.
     key: consumed for the starting noise.
     steps: number of network evaluations (static), at integer times spaced evenly from T - 1 down.
@@ -39,14 +39,14 @@ def ddim(prior: Prior, params: Params, cond: Cond, uncond: Cond | None, key: Arr
   alpha, sigma = prior.schedule.alpha, prior.schedule.sigma
   if not 1 <= steps <= alpha.shape[0]:
     raise ValueError(f"steps={steps} should be from 1 to {alpha.shape[0]}")
-  batch = cond["text"].shape[0]
+  batch = jax.tree.leaves(cond)[0].shape[0]
   times = np.round(np.linspace(alpha.shape[0] - 1, 0, steps + 1)[:-1]) if times is None else np.asarray(times)
   times = times.astype(np.int32)
 
   def predict(z: Array, t: Array) -> Array:
     if uncond is None:
       return prior.denoise(params, z, t, cond)
-    both = jax.tree.map(lambda c, u: jnp.concatenate([c, u]), dict(cond), dict(uncond))
+    both = jax.tree.map(lambda c, u: jnp.concatenate([c, u]), cond, uncond)
     eps = prior.denoise(params, jnp.concatenate([z, z]), jnp.concatenate([t, t]), both)
     return guidance.cfg_diffusers(eps[:batch], eps[batch:], guidance_scale)
 

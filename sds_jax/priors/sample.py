@@ -28,7 +28,7 @@ def sample(prior: Prior, params: Params, prompts: Sequence[str], key: Array, neg
            guidance_scale: float = 7.5) -> Array:
   """Samples images [n, image_size, image_size, 3] in [0, 1] for n prompts, cameras unknown. `key`: see `ddim`."""
   cond, null = prior.embed(list(prompts)), prior.embed([negative_prompt])
-  cond, uncond = dict(text=cond), dict(text=jnp.broadcast_to(null, cond.shape))
+  uncond = jax.tree.map(lambda leaf, like: jnp.broadcast_to(leaf, like.shape), null, cond)
   draw = jax.jit(lambda p, c, u, k: ddim(prior, p, c, u, k, steps, guidance_scale),
                  compiler_options=compilation.unet_options())
   return draw(params, cond, uncond, key)

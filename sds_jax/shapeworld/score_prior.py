@@ -62,10 +62,10 @@ def sample_views(prior: prior_lib.Prior, params: Params, specs: list[captions.Sp
     # The last batch repeats the last caption, so that the sampler compiles once.
     index = [min(i, len(specs) - 1) for i in range(start, start + batch)]
     text = prior.embed([captions.caption(specs[i]) for i in index])
+    empty = jax.tree.map(lambda leaf, like: jnp.broadcast_to(leaf, like.shape), null, text)
     camera = features[np.array(index)]
     # The unconditional side keeps the camera: guidance sharpens the text alone.
-    uncond = dict(text=jnp.broadcast_to(null, text.shape), camera=camera)
-    out = draw(params, dict(text=text, camera=camera), uncond, jax.random.fold_in(key, start))
+    out = draw(params, {**text, "camera": camera}, {**empty, "camera": camera}, jax.random.fold_in(key, start))
     images.append(np.asarray(out)[:len(specs) - start])
   return np.concatenate(images)
 

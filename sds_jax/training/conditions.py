@@ -17,7 +17,7 @@ from sds_jax.types import Array, Camera, Params
 from sds_jax.views import cameras, perp_neg_weights, prompts
 
 Text: TypeAlias = dict[str, Any]
-"""Name -> embedded prompts, a pytree of arrays; see `embed`."""
+"""Name -> embedded prompts, a tree of arrays as `Prior.embed` returns it; see `embed`."""
 
 SPREAD = ("views", "target", "source")
 """Names that have several prompts, such as one for each direction of view."""
@@ -97,7 +97,7 @@ def _knows(prior: Prior, text: str) -> bool:
 
 
 def embed(prior: Prior, by_name: dict[str, list[str]]) -> Text:
-  """Returns the prompts of `texts`, embedded: leaves [V, T, D] where the name is one of SPREAD, else [T, D]."""
+  """Returns the prompts of `texts`, embedded: leaves [V, ...] where the name is one of SPREAD, else [...]."""
   embedded = prior.embed([prompt for some in by_name.values() for prompt in some])
   text, first = {}, 0
   for name, some in by_name.items():
@@ -108,7 +108,7 @@ def embed(prior: Prior, by_name: dict[str, list[str]]) -> Text:
 
 
 def embed_prompts(prior: Prior, distillation: DistillationSettings, negative_prompt: str, prompt: str) -> Text:
-  """Returns the prompts of an object, embedded: `views` [V, T, D], `null` [T, D], and more by the estimator's needs.
+  """Returns the prompts of an object, embedded: `views` [V, ...], `null` [...], and more by the estimator's needs.
 
   V is the number of `prompts.VIEWS`, or 1 where view_words is "none".
 
@@ -129,7 +129,7 @@ def sides(distillation: DistillationSettings, text: Text, choose: Callable[[Arra
   Args:
     distillation: settings with the estimator.
     text: of `embed`.
-    choose: leaves [V, T, D] of embedded prompts -> [B, T, D], the prompt of each image.
+    choose: leaves [V, ...] of embedded prompts -> [B, ...], the prompt of each image.
     known: other conditions of each image, equal on every side: guidance strengthens the prompt, not the viewpoint.
     progress: fraction of the run that is done, [] float32.
   """
@@ -141,9 +141,9 @@ def sides(distillation: DistillationSettings, text: Text, choose: Callable[[Arra
     replaced = progress >= options_of(distillation, record).begins
     either = lambda new, old: jax.tree.map(lambda a, b: jnp.where(replaced, choose(a), b), new, old)  # noqa: E731
     chosen, null = either(text["target"], chosen), either(text["source"], null)
-  cond = dict(cond=dict(text=chosen, **known), uncond=dict(text=null, **known))
+  cond = dict(cond={**chosen, **known}, uncond={**null, **known})
   if "negative" in text:
-    cond["negative"] = dict(text=every(text["negative"]), **known)
+    cond["negative"] = {**every(text["negative"]), **known}
   return cond
 
 
@@ -174,13 +174,13 @@ def of_views(prior: Prior, params: Params, distillation: DistillationSettings, c
 
 
 def _by_direction(some: Array, azimuth: Array, elevation: Array, view_words: str) -> Array:
-  """Returns the prompt [B, T, D] of each view, out of one for each direction [V, T, D]."""
+  """Returns the prompt [B, ...] of each view, out of one for each direction [V, ...]."""
   if view_words == "none":
     return jnp.broadcast_to(some[:1], (azimuth.shape[0],) + some.shape[1:])
   if view_words == "nearest":
     return some[prompts.view_index(azimuth, elevation)]
   weights = prompts.view_weights(azimuth, elevation).astype(some.dtype)
-  return jnp.einsum("bv,vtd->btd", weights, some)
+  return jnp.einsum("bv,v...->b...", weights, some)
 
 
 def perp_neg_sides(cond: dict[str, dict[str, Any]], text: Text, azimuth: Array, elevation: Array, variant: str,
@@ -195,10 +195,10 @@ def perp_neg_sides(cond: dict[str, dict[str, Any]], text: Text, azimuth: Array, 
     scale: [], multiplies the weights.
   """
   mix, weights = perp_neg_weights.VARIANTS[variant](azimuth, elevation)
-  chosen = jax.tree.map(lambda leaf: jnp.einsum("bv,vtd->btd", mix.astype(leaf.dtype), leaf), text["views"])
+  chosen = jax.tree.map(lambda leaf: jnp.einsum("bv,v...->b...", mix.astype(leaf.dtype), leaf), text["views"])
 
   def side(some: Any) -> dict[str, Any]:
-    return dict(cond["cond"], text=jax.tree.map(lambda a, b: jnp.broadcast_to(a, b.shape), some, chosen))
+    return {**cond["cond"], **jax.tree.map(lambda a, b: jnp.broadcast_to(a, b.shape), some, chosen)}
 
   negatives = tuple(side(jax.tree.map(lambda leaf, v=view: leaf[v][None], text["views"]))
                     for view in perp_neg_weights.NEGATIVES)

@@ -37,4 +37,4 @@ def text_dim(conditions: dict[str, Any], prior: Prior) -> int:
     conditions: of the run, for a prior that is conditioned on a prompt.
     prior: the prior.
   """
-  return prior.photo.projection.out_features if prior.photo else conditions["null"].shape[-1]
+  return prior.photo.projection.out_features if prior.photo else conditions["null"]["text"].shape[-1]

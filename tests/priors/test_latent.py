@@ -123,7 +123,7 @@ def test_half_precision_stays_inside(sd_folder):
   prior, params = prior_lib.build(sd_folder, dtype=jnp.bfloat16)
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
   image, x, key = jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 8, 8, 4)), jax.random.key(0)
-  text = prior.embed(["a red cube"])
+  text = prior.embed(["a red cube"])["text"]
   assert (text.dtype, text.shape) == (jnp.float32, (1, 8, 12))
   for function, *args in ((prior.encode, image, key), (prior.decode, x),
                           (prior.denoise, x, jnp.zeros(1, jnp.int32), dict(text=text))):
@@ -145,7 +145,7 @@ def test_learned_variance_is_left_out(latent, kind, expected):
 def test_if(if_folder):
   prior, params = prior_lib.build(if_folder)
   assert (prior.image_size, prior.x_shape, prior.x_bound, list(params)) == (8, (8, 8, 3), 1, ["unet"])
-  text = prior.embed(["a red cube", ""])
+  text = prior.embed(["a red cube", ""])["text"]
   assert text.shape == (2, 77, 12) and text.dtype == jnp.float32
   image = pictures(8)
   x = prior.encode(params, image, jax.random.key(0))

@@ -121,7 +121,7 @@ def test_rays_follow_the_image_at_the_input(built, random_params, quick_jit, pri
 
 def test_embed(built):
   prior = built[0]
-  text = prior.embed(["a red cube", "A blue cone!", ""])
+  text = prior.embed(["a red cube", "A blue cone!", ""])["text"]
   assert text.shape == (3, 8, 12) and text.dtype == jnp.float32
   assert float(jnp.abs(text[0] - text[1]).max()) > 1e-3
   with pytest.raises(ValueError, match="the prior doesn't know 'dog', 'green' in 'a green dog'; it knows: a, blue, "):

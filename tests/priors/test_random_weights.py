@@ -73,7 +73,7 @@ def test_parameters_reach_the_device_in_their_dtype_one_by_one(monkeypatch):
 
 def test_what_it_computes_is_finite_in_bfloat16(tiny_published):
   prior, params = prior_lib.build("sd15", **SD15)
-  image, text = jnp.zeros((2, 4, 4, 3)) + 0.3, prior.embed(["a red cube", ""])
+  image, text = jnp.zeros((2, 4, 4, 3)) + 0.3, prior.embed(["a red cube", ""])["text"]
 
   def run(params, image, text):
     x = prior.encode(params, image, jax.random.key(0))
@@ -101,10 +101,10 @@ def test_a_picture_that_is_made_up(tiny_published, nothing_to_read):
 
 def test_text(tiny_published):
   prior, _ = prior_lib.open_prior("sd15", **SD15)
-  text = prior.embed(["a red cube", "", "a red cube"])
+  text = prior.embed(["a red cube", "", "a red cube"])["text"]
   assert text.shape == (3, 77, 8) and text.dtype == jnp.float32
   assert np.array_equal(text[0], text[2]) and abs(np.corrcoef(np.ravel(text[0]), np.ravel(text[1]))[0, 1]) < 0.2
-  assert np.array_equal(prior_lib.open_prior("sd15", **SD15)[0].embed([""])[0], text[1])
+  assert np.array_equal(prior_lib.open_prior("sd15", **SD15)[0].embed([""])["text"][0], text[1])
 
 
 def test_it_says_what_it_is(tiny_published):

@@ -242,7 +242,7 @@ def test_a_symlinked_cache_is_read(prior_folder, tmp_path, monkeypatch):
   monkeypatch.setattr(sources, "default_hub", lambda: fake.hub)
   prior, params = prior_lib.build("owner/name")
   assert (prior.source.repo, prior.source.revision, fake.asked) == ("owner/name", COMMIT, [])
-  assert prior.embed(["a red cube"]).shape == (1, 8, 12) and list(params) == ["unet"]
+  assert prior.embed(["a red cube"])["text"].shape == (1, 8, 12) and list(params) == ["unet"]
   assert sources.find(str(snapshot), jnp.float32) == sources.Source(str(snapshot), snapshot, "owner/name", COMMIT)
 
 

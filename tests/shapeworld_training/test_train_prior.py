@@ -67,7 +67,7 @@ def test_an_uninterrupted_run_and_a_killed_run(train, images, tmp_path, monkeypa
   prior, params = prior_lib.build(whole)
   assert (prior.image_size, prior.x_shape, prior.camera_dim) == (64, (16, 16, 48), 16)
   assert prior.vocabulary == captions.WORDS
-  cond = dict(text=prior.embed(["a red cube"]), camera=jnp.ones((1, 16)))
+  cond = dict(prior.embed(["a red cube"]), camera=jnp.ones((1, 16)))
   noise = jax.jit(prior.denoise)(params, jnp.ones((1, 16, 16, 48)), jnp.asarray([500]), cond)
   assert noise.shape == (1, 16, 16, 48) and bool(jnp.isfinite(noise).all())
   text = (whole / "README.md").read_text()

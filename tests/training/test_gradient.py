@@ -130,7 +130,7 @@ def test_whole_step(ready, prior_and_params, tiny_prior, shaded, changes, combin
   params = state.params["field"]
   x, _ = jax.jit(generate)(params)
   prompts = [f"a red cube, {word} view" for word in view_words(azimuth, elevation)]
-  texts = prior.embed(prompts + [""] * views)
+  texts = prior.embed(prompts + [""] * views)["text"]
   network = read_component(tiny_prior / "unet", "unet")[0]
   unet = jax.jit(lambda p, *inputs: network.apply({"params": p}, *inputs))
   eps_hat, sigma = noise_by_hand(unet, prior_params, texts, x, eps, t, told, combine)

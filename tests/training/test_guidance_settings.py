@@ -40,8 +40,8 @@ def test_one_compile_for_all_of_the_run(scheduled):
 def test_the_negative_prompt_is_the_unconditional_side(ready, prior_and_params):
   prior, _ = prior_and_params
   null = {negative: ready({"negative_prompt": negative})[2][2]["null"] for negative in ("", "a blue sphere")}
-  expected = prior.embed(["", "a blue sphere"])
-  np.testing.assert_allclose(jnp.stack([null[""], null["a blue sphere"]]), expected, atol=1e-5)
+  expected = prior.embed(["", "a blue sphere"])["text"]
+  np.testing.assert_allclose(jnp.stack([null[""]["text"], null["a blue sphere"]["text"]]), expected, atol=1e-5)
   assert np.abs(expected[0] - expected[1]).max() > 1e-3
 
 
@@ -53,14 +53,14 @@ def test_conditions_under_perp_neg(scheduled, prior_and_params):
   cams = jax.vmap(lambda a, e: cameras.orbit(a, e, 2.5, 0.8))(azimuth, elevation)
   cond = conditions.of_views(*prior_and_params, plain, text, cams, azimuth, elevation, jnp.float32(0.0))
   sides = dict(cond, **conditions.perp_neg_sides(cond, text, azimuth, elevation, "threestudio", jnp.float32(2.0)))
-  views = {name: np.asarray(text["views"][i]) for i, name in enumerate(prompts.VIEWS)}
+  views = {name: np.asarray(text["views"]["text"][i]) for i, name in enumerate(prompts.VIEWS)}
   np.testing.assert_allclose(sides["cond"]["text"][0], 0.6 * views["front"] + 0.4 * views["side"], atol=1e-5)
   np.testing.assert_allclose(sides["cond"]["text"][1], views["overhead"], atol=1e-6)
   decay = lambda r: 4 * math.exp(-0.5 * r) - 2.426  # noqa: E731
   np.testing.assert_allclose(sides["weights"], [[-2 * decay(0.6), -2 * decay(0.4)], [0.0, 0.0]], atol=1e-4)
   for side, name in zip(sides["negatives"], ("front", "side")):
     np.testing.assert_array_equal(side["text"], np.stack([views[name]] * 2))
-  np.testing.assert_array_equal(sides["uncond"]["text"], np.stack([np.asarray(text["null"])] * 2))
+  np.testing.assert_array_equal(sides["uncond"]["text"], np.stack([np.asarray(text["null"]["text"])] * 2))
   for side in (sides["cond"], sides["uncond"], *sides["negatives"]):
     np.testing.assert_array_equal(side["camera"], cond["cond"]["camera"])
 

@@ -84,8 +84,8 @@ def test_prompts_are_spread_over_the_frames(make, prior_and_params):
   prior, _ = prior_and_params
   task = make("shared", {"generator.shared.frames": 3, "training.views": 3, "prompt": "a red cube|a blue sphere"})
   text = task.embed(prior)
-  ends = prior.embed(["a red cube", "a blue sphere"])
-  np.testing.assert_allclose(text["views"], jnp.stack([ends[0], (ends[0] + ends[1]) / 2, ends[1]]), atol=1e-5)
+  ends = prior.embed(["a red cube", "a blue sphere"])["text"]
+  np.testing.assert_allclose(text["views"]["text"], jnp.stack([ends[0], (ends[0] + ends[1]) / 2, ends[1]]), atol=1e-5)
 
 
 @pytest.mark.thorough

@@ -52,7 +52,7 @@ def camera_of(cond):
 def test_each_frame_has_its_prompt_in_every_repeat(first_step, prior_and_params):
   _, images, cond, _ = first_step("shared", {"generator.shared.frames": 2, "training.views": 4,
                                              "prompt": "a red cube|a blue sphere"})
-  cube, sphere = np.asarray(prior_and_params[0].embed(["a red cube", "a blue sphere"]))
+  cube, sphere = np.asarray(prior_and_params[0].embed(["a red cube", "a blue sphere"])["text"])
   np.testing.assert_allclose(cond["cond"]["text"], np.stack([cube, sphere, cube, sphere]), atol=1e-5)
   assert np.abs(cube - sphere).max() > 1e-3
   np.testing.assert_array_equal(images[:2], images[2:])

@@ -66,7 +66,7 @@ def test_under_vmap_they_are_the_same(together, run, tmp_path):
 
 
 def test_one_that_diverges_does_not_stop_the_others(together, run, prior_and_params, tmp_path, capsys):
-  bad = prior_and_params[0].embed([PROMPTS[1]])[0]
+  bad = prior_and_params[0].embed([PROMPTS[1]])["text"][0]
 
   def poison(prior):
     def denoise(params, z, t, cond):

@@ -26,8 +26,8 @@ def test_four_steps(torch, pipeline, sd_folder):
   prior, params = prior_lib.build(sd_folder)
   key, prompts, negative = jax.random.key(5), ["a red cube", "a blue cone"], "a cone"
   noise = np.asarray(jax.random.normal(key, (2, *prior.x_shape)))
-  cond = dict(text=prior.embed(prompts))
-  uncond = dict(text=jnp.broadcast_to(prior.embed([negative]), cond["text"].shape))
+  cond = prior.embed(prompts)
+  uncond = dict(text=jnp.broadcast_to(prior.embed([negative])["text"], cond["text"].shape))
   whole = dataclasses.replace(prior, decode=lambda params, x: (x, prior.decode(params, x)))
   latents, images = jax.jit(lambda p, k: ddim(whole, p, cond, uncond, k, guidance_scale=GUIDANCE, times=TIMES))(
     params, key)

@@ -37,7 +37,7 @@ def test_unet_is_that_of_diffusers(torch, diffusers, shipped):
 def test_text_encoder_is_that_of_transformers(torch, transformers, shipped):
   prior, _ = shipped
   texts = ["a green cone on top of a blue cylinder, side view", "a pink house", ""]
-  got = prior.embed(texts)
+  got = prior.embed(texts)["text"]
   tokens = transformers.CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")(
       texts, padding="max_length", truncation=True, return_tensors="pt")
   theirs = transformers.CLIPTextModel.from_pretrained(FOLDER / "text_encoder").float().eval()
