@@ -47,7 +47,7 @@ class DistillationSettings:
   """How the prior's predictions become a gradient: estimator, guidance, range of t, noise, clipping, view words.
 
   "auto" stands for the estimator's own value: the published value, another value with the small priors that ship, or,
-  with sds, score and ldiff, the value in the group `sds`.
+  if nothing is published, the value in the group `sds`.
   """
   estimator: str = setting("sds", estimators.legal_name(), "estimator of the gradient")
   weighting: str = _left_open("weighting")
@@ -69,8 +69,8 @@ class DistillationSettings:
   clip_norm: Scheduled = setting(0.0, _CLIP, "largest norm of a view's gradient; 0: no clipping")
   view_words: str = setting(
       "nearest", one_of(("nearest", "blended", "none")), "words for the direction of a view, added to the prompt")
-  source: str = setting("", folder(" of a run, or empty"), "dds, pds: the run to edit; empty: this run's own start")
-  source_prompt: str = setting("", sentence(), "dds, pds: prompt of the source; empty: that of the run `source`")
+  source: str = setting("", folder(" of a run, or empty"), "run that an estimator with a source edits; empty: this one")
+  source_prompt: str = setting("", sentence(), "prompt of the source; empty: that of the run `source`")
   sds: estimators.Draw = group(estimators.Draw)
 
   def relations(self, path: str) -> Iterator[str]:

@@ -171,7 +171,7 @@ def test_by_name_by_record_and_by_function(module, monkeypatch):
   np.testing.assert_array_equal(by_gradient("mine", options=dict(share=0.5)), expected)
   with pytest.raises(TypeError, match="strength"):
     by_gradient("mine", options=dict(strength=1.0))
-  with pytest.raises(ValueError, match="'hifa' has a second term, at another array than x: give record.fn"):
+  with pytest.raises(ValueError, match="'hifa' has a second term at another array than x; give record.fn"):
     by_gradient("hifa")
 
 

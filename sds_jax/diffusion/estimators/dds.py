@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sds_jax.diffusion.estimators.base import Draw, Estimator, for_small_prior
+from sds_jax.diffusion.pairs import predict_both
 from sds_jax.diffusion.parameterizations import x0_from_eps
 from sds_jax.diffusion.schedules import add_noise
 from sds_jax.types import Array, DenoiseFn, Params, Schedule
@@ -38,27 +39,6 @@ def dds(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
   eps_hat, eps_source = predict_both(denoise_fn, params, z, z_source, t, cond, source_cond)
   residual = eps_hat.astype(jnp.float32) - eps_source.astype(jnp.float32)
   return residual, dict(eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))
-
-
-def predict_both(denoise_fn: DenoiseFn, params: Params, z: Array, z_source: Array, t: Array, cond: Any,
-                 source_cond: Any) -> tuple[Array, Array]:
-  """Returns eps_hat of the image and of its source, [B, ...] each, in x's dtype.
-
-  Both come from one call, since a second copy of a network takes long to compile.
-
-  Args:
-    denoise_fn, params: the network.
-    z, z_source: [B, ...], noisy image and noisy source.
-    t: [B] integer times.
-    cond, source_cond: their conditions, of one structure and equal shapes.
-
-  >>> one, t = jnp.ones((1, 2)), jnp.array([3])
-  >>> print(*predict_both(lambda params, z, t, cond: z + cond, None, one, 2 * one, t, one, 0 * one))
-  [[2. 2.]] [[2. 2.]]
-  """
-  pair = jax.tree.map(lambda a, b: jnp.stack([a, b]), (z, cond), (z_source, source_cond))
-  both = jax.vmap(lambda z, cond: denoise_fn(params, z, t, cond))(*pair)
-  return both[0].astype(z.dtype), both[1].astype(z.dtype)
 
 
 PUBLISHED = Draw("uniform", guidance_scale=7.5, t_min=0.05, t_max=0.95)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sds_jax.diffusion.estimators.base import Draw, Estimator, for_small_prior
-from sds_jax.diffusion.estimators.dds import predict_both
+from sds_jax.diffusion.pairs import predict_both
 from sds_jax.diffusion.parameterizations import x0_from_eps
 from sds_jax.diffusion.schedules import add_noise, per_example
 from sds_jax.types import Array, DenoiseFn, Params, Schedule
