@@ -1,5 +1,7 @@
 """The table of families: each folder has one family, and a new family needs its module and an entry."""
 import json
+import pathlib
+import re
 
 import flax.linen as nn
 import jax
@@ -19,7 +21,7 @@ from sds_jax.priors.loading.names import NameTable
 from sds_jax.priors.spaces import pixel_space
 
 
-# [start of the example in docs/how-to/add-a-prior-family.md]
+# Start of the example in docs/how-to/add-a-prior-family.md.
 class LabelNet(nn.Module):
   """Predicts the noise from z_t [B, H, W, 3] and a one-hot label [B, classes]."""
   classes: int
@@ -68,7 +70,7 @@ def open_folder(source, index, options):
 LABELS = Family(
   name="labels", layout="'LabelPipeline'", matches=lambda index: index.get("_class_name") == "LabelPipeline",
   files=lambda index: Files({"net": NET}), open=open_folder)
-# [end of the example]
+# End of the example.
 
 
 @pytest.fixture
@@ -103,6 +105,15 @@ def test_a_new_family_is_an_entry_in_the_table(folder, monkeypatch):
   weight = prior.schedule.sigma[aux.t][:, None, None, None] ** 2
   np.testing.assert_allclose(gradient, 2 * weight * (aux.eps_hat - aux.eps) / 2, rtol=1e-4, atol=1e-6)
   assert float(jnp.abs(aux.eps_hat).max()) > 1e-3
+
+
+def test_the_page_shows_the_example():
+  page = pathlib.Path(__file__).parents[2] / "docs" / "how-to" / "add-a-prior-family.md"
+  marks = r"(?s)# Start of the example in docs/how-to/add-a-prior-family.md.\n(.*)# End of the example.\n"
+  example = re.search(marks, pathlib.Path(__file__).read_text(encoding="utf-8"))[1].strip()
+  block = page.read_text(encoding="utf-8").split("```py\n")[1].split("```")[0]
+  assert example in block and len(block.splitlines()) < 80
+  exec(block.split("\n\n\n")[0], {})  # noqa: S102 (the page's imports exist)
 
 
 def test_names_belong_to_one_family():
