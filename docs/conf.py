@@ -30,10 +30,12 @@ nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_default_options = {"exclude-members": "replace"}  # of every flax.struct.dataclass
 python_maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 default_role = "code"
 
 html_theme = "furo"

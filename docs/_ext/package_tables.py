@@ -29,8 +29,8 @@ def estimator_table() -> str:
 
 def estimator_options() -> str:
   """Every option of an estimator with its default, legal values and meaning."""
-  rows = [(f"`{name}.{field.name}`", f"`{field.default!r}`", field.metadata["legal"].describe(),
-           field.metadata["meaning"])
+  rows = [(f"`{name}.{field.name}`", f"`{field.default!r}`", without_tags(field.metadata["legal"].describe()),
+           without_tags(field.metadata["meaning"]))
           for name, record in ESTIMATORS.items() for field in dataclasses.fields(record.options)]
   return markdown(("option", "default", "legal values", "meaning"), rows)
 
@@ -43,11 +43,18 @@ def published_draws() -> str:
   return markdown(("name", *(f"`{field}`" for field in fields), "source"), rows)
 
 
+def without_tags(text: str) -> str:
+  """Returns Markdown with `<` outside code escaped, so that `<seed>` is no HTML."""
+  parts = text.split("`")
+  parts[::2] = [part.replace("<", "\\<") for part in parts[::2]]
+  return "`".join(parts)
+
+
 def write_settings() -> None:
   """Writes the reference of the settings of each task as a page of its own."""
   SETTINGS.mkdir(parents=True, exist_ok=True)
   for task in TREES:
-    path, text = SETTINGS / f"{task}.md", reference_markdown(task)
+    path, text = SETTINGS / f"{task}.md", without_tags(reference_markdown(task))
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
       path.write_text(text, encoding="utf-8")
 
