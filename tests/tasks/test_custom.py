@@ -1,0 +1,132 @@
+"""A user's own 3D representation through the command's path: configuration, steps, outputs, errors, many devices."""
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax import settings as settings_lib
+from sds_jax.commands.train import train
+from sds_jax.generators import custom
+from sds_jax.io import files
+from sds_jax.priors import prior as prior_lib
+from sds_jax.schema import ConfigError
+from sds_jax.settings.recipes import text3d as recipes
+from sds_jax.tasks import Text3DTask
+from sds_jax.training import layout as layout_lib
+from sds_jax.views import cameras
+
+MODULE = '''
+import jax, jax.numpy as jnp
+from sds_jax.views.cameras import camera_rays
+
+class Ball:
+  def init(self, key):
+    return dict(centre=0.1 * jax.random.normal(key, (3,)), radius=jnp.float32(0.5), colour=jnp.zeros(3))
+
+  def render(self, params, camera, size, key):
+    rays = camera_rays(camera, size, size)
+    towards = params["centre"][None, None] - rays.origins
+    along = jnp.sum(towards * rays.directions, axis=-1)
+    gap = jnp.linalg.norm(towards - along[..., None] * rays.directions, axis=-1)
+    opacity = jax.nn.sigmoid(20.0 * (params["radius"] - gap))
+    return dict(rgb=opacity[..., None] * jax.nn.sigmoid(params["colour"])[None, None], opacity=opacity)
+
+  def export(self, params, folder):
+    (folder / "ball.txt").write_text(f"{float(params['radius']):.3f}")
+    return dict(ball=folder / "ball.txt")
+
+def make(size):
+  return Ball()
+
+def no_opacity(size):
+  made = Ball()
+  made.render = lambda params, camera, size, key: dict(rgb=jnp.zeros((size, size, 3)))
+  return made
+
+def wrong_size(size):
+  made = Ball()
+  made.render = lambda params, camera, size, key: dict(rgb=jnp.zeros((4, 4, 3)), opacity=jnp.zeros((4, 4)))
+  return made
+
+def whole_numbers(size):
+  made = Ball()
+  made.init = lambda key: dict(Ball().init(key), count=jnp.int32(3))
+  return made
+
+def broken(size):
+  raise RuntimeError("no such shape")
+'''
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("user")
+  (folder / "my_ball.py").write_text(textwrap.dedent(MODULE), encoding="utf-8")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(folder))
+    yield
+
+
+@pytest.fixture(scope="module")
+def make_task(tiny_settings):
+  def make(changes=None):
+    config = recipes.from_words("my_ball:make,shapeworld")
+    config.update_from_flattened_dict({**tiny_settings, **(changes or {})})
+    return Text3DTask(settings_lib.validate(config))
+  return make
+
+
+def test_a_run_leaves_what_a_run_leaves(make_task, tmp_path):
+  """Every output that does not need a density, and the representation's own file; the ball has moved."""
+  task = make_task()
+  train(task, tmp_path, 0.0)
+  for name in ("report.html", "renders.png", "config.json", "metrics.jsonl", "ball.txt"):
+    assert (tmp_path / name).stat().st_size > 0, name
+  assert not (tmp_path / "mesh.glb").exists()
+  assert files.read_json(tmp_path / "config.json")["config"]["generator"]["name"] == "my_ball:make"
+  state = make_task().restore(tmp_path)
+  begun = task.new_state(jax.random.key(0))
+  assert float(state.params["field"]["radius"]) != float(begun.params["field"]["radius"])
+
+
+def test_the_image_of_the_ball_is_a_disc():
+  """Through one camera on white: the radius of the disc is that of the sphere's silhouette, colour over white."""
+  ball = custom.load_representation("my_ball:make", 64)
+  params = dict(centre=jnp.zeros(3), radius=jnp.float32(0.5), colour=jnp.array([10.0, -10.0, -10.0]))
+  camera = cameras.orbit(0.3, 0.2, 2.7, 0.8)
+  out = custom.composite(ball.render(params, camera, 64, jax.random.key(0)), jnp.ones((64, 64, 3)))
+  covered = float((out.opacity > 0.5).mean())
+  angle = np.arcsin(0.5 / 2.7)
+  radius = np.tan(angle) * float(camera.focal)  # in image heights
+  assert covered == pytest.approx(np.pi * radius**2, rel=0.03)
+  np.testing.assert_allclose(out.rgb[0, 0], 1.0, atol=1e-3)
+  np.testing.assert_allclose(out.rgb[32, 32], [1.0, 0.0, 0.0], atol=1e-2)
+
+
+def test_eight_devices_do_what_one_does(make_task, tiny_prior):
+  prior, prior_params = prior_lib.build(tiny_prior)
+  ends = []
+  for devices in (1, 8):
+    task = make_task({"training.views": 8, "parallel.devices": devices})
+    layout, program = layout_lib.make_layout(task.settings.parallel, 8), task.program(prior)
+    text = program.embed()
+    state = layout.put_state(jax.jit(lambda key, p=program, t=text: p.begin(prior_params, t, key, None))(
+        jax.random.key(5)))
+    fixed = (layout.put_prior(prior_params), layout.put_conditions(text), layout.put(jax.random.key(0)))
+    step = layout.compile(program.make_step(program.stages[0], layout.share), state, fixed)
+    for _ in range(2):
+      state, _ = step(state, *fixed)
+    ends.append(layout.fetch(state.params))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *ends)
+
+
+@pytest.mark.parametrize("name, words", [
+    ("my_ball:nothing", "AttributeError"), ("no_such_module:make", "ModuleNotFoundError"),
+    ("my_ball:broken", "no such shape"), ("my_ball:no_opacity", "render returns opacity nothing"),
+    ("my_ball:wrong_size", r"rgb \(4, 4, 3\)"), ("my_ball:whole_numbers", "only floating-point arrays can be learnt")])
+def test_a_representation_that_does_not_work(tiny_config, name, words):
+  task = Text3DTask(settings_lib.validate(tiny_config({"generator.name": name})))
+  with pytest.raises(ConfigError, match=f"config.generator.name='{name}'.*{words}"):
+    task.generator  # noqa: B018
