@@ -1,4 +1,4 @@
-"""Generators by name, and the user's own by module."""
+"""Image generators by name; a user's generator by module and function."""
 from __future__ import annotations
 
 import importlib
@@ -21,7 +21,7 @@ from sds_jax.generators.translucent import make_translucent
 
 WRAPPABLE = {"pixels": make_pixels, "fourier": make_fourier, "cppn": make_cppn, "siren": make_siren,
              "gaussians": make_gaussians}
-"""Those that are a plain picture, which `symmetric` can mirror."""
+"""Generators of one plain image, which `symmetric` can mirror."""
 
 
 def _symmetric(size: int, of: str = "fourier", settings: dict[str, Any] | None = None) -> Parameterization:
@@ -35,40 +35,42 @@ GENERATORS: dict[str, Callable[..., Parameterization]] = {
 
 
 class GeneratorError(ValueError):
-  """A generator that cannot be used; the message is one line that names it and says what is wrong."""
+  """Raised for a generator that cannot be used; the message is one line with the generator's name and the problem."""
 
 
 def make_generator(name: str, size: int, settings: dict[str, Any]) -> Parameterization:
-  """The generator of a name, whose images are size x size.
+  """Returns the generator of a name, whose images are size x size.
 
   Args:
-    name: of GENERATORS; or "package.module:function", a function of the user's: (size) -> an object with `init` and
-      `apply` as `base.Parameterization` has them, and perhaps its other attributes. The module must be importable.
+    name: a key of GENERATORS; or "package.module:function", where the user's function (size) returns an object with
+      `init` and `apply`, and perhaps other attributes, of a `Parameterization`. The module must be importable.
     size: side of the images.
-    settings: keywords for one of GENERATORS; a user's own gets none.
+    settings: keywords for one of GENERATORS; a user's function gets none.
 
   Raises:
-    GeneratorError: no such name; or the user's own cannot be imported, fails, or gives something else than images.
+    GeneratorError: the name is unknown; or the user's function cannot be imported, fails, or returns no images.
   """
   if ":" in name:
-    return _own(name, size)
+    return _load_users_generator(name, size)
   if name not in GENERATORS:
     raise GeneratorError(f"{name!r} is not a generator; legal: {', '.join(GENERATORS)}, or package.module:function")
   return GENERATORS[name](size, **settings)
 
 
-def _own(name: str, size: int) -> Parameterization:
+def _load_users_generator(name: str, size: int) -> Parameterization:
+  """Imports and calls the user's function, and checks shapes and types; `eval_shape` computes no image."""
   module, _, function = name.partition(":")
   try:
-    made = getattr(importlib.import_module(module), function)(size)
-    known = {field: getattr(made, field) for field in Parameterization.__dataclass_fields__ if hasattr(made, field)}
-    generator = Parameterization(**known)
+    users_object = getattr(importlib.import_module(module), function)(size)
+    attributes = {field: getattr(users_object, field) for field in Parameterization.__dataclass_fields__
+                  if hasattr(users_object, field)}
+    generator = Parameterization(**attributes)
     params = jax.eval_shape(generator.init, jax.random.key(0))
     image = jax.eval_shape(generator.apply, params, jax.random.key(0))
     shown = jax.eval_shape(generator.show, params) if generator.show else image
     large = jax.eval_shape(lambda params: generator.at(params, 2 * size), params) if generator.at else None
-    others = [fn for fn in (generator.extras, generator.penalty) if fn is not None]
-    jax.eval_shape(lambda params: [fn(params) for fn in others], params)
+    optional = [fn for fn in (generator.extras, generator.penalty) if fn is not None]
+    jax.eval_shape(lambda params: [fn(params) for fn in optional], params)
     if generator.cameras:
       jax.eval_shape(generator.cameras, jax.random.key(0))
   except Exception as error:  # whatever a user's code raises
@@ -79,9 +81,10 @@ def _own(name: str, size: int) -> Parameterization:
   check_images(f"{name!r}: show", shown, generator.frames, size)
   if generator.at:
     check_images(f"{name!r}: at", large, generator.frames, 2 * size)
+  # jax.grad refuses integer leaves, and with a message that does not name the parameter.
   if fixed := [leaf for leaf in jax.tree.leaves(params) if not jnp.issubdtype(leaf.dtype, jnp.floating)]:
-    raise GeneratorError(f"{name!r}: init gives a parameter {fixed[0]}: only floating-point ones can be learnt; keep "
-                         "others in the object")
+    raise GeneratorError(f"{name!r}: init returns a parameter {fixed[0]}: only floating-point arrays can be learnt; "
+                         "keep other arrays in the object")
   return generator
 
 
@@ -90,4 +93,4 @@ def check_images(what: str, image: Any, frames: int, size: int | None = None) ->
   shape = getattr(image, "shape", ())
   wanted = size or (shape[1] if len(shape) == 4 else "H")
   if shape != (frames, wanted, wanted, 3) or image.dtype != jnp.float32:
-    raise GeneratorError(f"{what} gives {image}: it must give images [{frames}, {wanted}, {wanted}, 3] float32")
+    raise GeneratorError(f"{what} returns {image}; it must return images [{frames}, {wanted}, {wanted}, 3] float32")

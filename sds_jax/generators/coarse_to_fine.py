@@ -1,4 +1,4 @@
-"""What changes in a field over a run: the blur of the paper's MLP, the open levels of a hash grid."""
+"""Changes of a field over a run: the blur of the paper's MLP, the open levels of a hash grid."""
 from __future__ import annotations
 
 import dataclasses
@@ -11,7 +11,7 @@ from sds_jax.types import Array, FieldFn, Params
 
 @dataclasses.dataclass(frozen=True)
 class FieldSchedule:
-  """Coarse to fine; by default nothing changes.
+  """A schedule from coarse to fine; by default nothing changes.
 
   Attributes:
     variance: blur of a `paper_mlp`, world units squared; None: that of the finished field.

@@ -11,17 +11,17 @@ from sds_jax.types import Array, Params
 
 
 def make_cppn(size: int, hidden: int = 24, depth: int = 6) -> Parameterization:
-  """Colour = sigmoid(MLP(x, y)); smooth, of any resolution.
+  """Returns a generator with colour = sigmoid(MLP(x, y)), smooth and of any resolution.
 
-  As in Distill 2018: coordinates of unit variance ([-sqrt 3, sqrt 3]), and after each layer h both atan(h) / 0.67 and
-  (atan(h)^2 - 0.45) / 0.396, of about unit variance and uncorrelated for a normal h. The last layer is zero to begin
-  with, so the first picture is grey.
+  As in Distill 2018, coordinates have unit variance ([-sqrt 3, sqrt 3]). After each layer h the activations are both
+  atan(h) / 0.67 and (atan(h)^2 - 0.45) / 0.396, of about unit variance and uncorrelated for a normal h. The last layer
+  begins at zero, so the first image is grey.
 
   Args:
     size: side of the images of `apply`.
     hidden, depth: channels of a layer before the activation doubles them, and number of layers.
   """
-  widths = [2] + [2 * hidden] * depth
+  widths = [2] + [2 * hidden] * depth  # each layer emits two activations a channel
 
   def init(key: Array) -> Params:
     keys = jax.random.split(key, depth)

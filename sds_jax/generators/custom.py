@@ -33,7 +33,7 @@ from sds_jax.views import cameras
 
 
 class Representation(Protocol):
-  """The object that a user's function returns; see the module."""
+  """The object that a user's function returns; the docstring of this module has the details."""
 
   def init(self, key: Array) -> Params:
     """Returns the parameters to begin with; consumes `key`."""
@@ -141,13 +141,14 @@ def load_representation(name: str, size: int) -> Representation:
   module, _, function = name.partition(":")
   camera = jax.eval_shape(lambda: cameras.orbit(0.0, 0.0, 2.7, 0.8))
   try:
-    made = getattr(importlib.import_module(module), function)(size)
-    params = jax.eval_shape(made.init, jax.random.key(0))
-    out = jax.eval_shape(lambda p, c, k: made.render(p, c, size, k), params, camera, jax.random.key(0))
+    representation = getattr(importlib.import_module(module), function)(size)
+    params = jax.eval_shape(representation.init, jax.random.key(0))
+    out = jax.eval_shape(lambda p, c, k: representation.render(p, c, size, k), params, camera, jax.random.key(0))
     shapes = {field: (leaf.shape, leaf.dtype) for field, leaf in out.items()}
   except Exception as error:  # whatever a user's code raises
     raise GeneratorError(f"{name!r} does not work ({type(error).__name__}: {error}); {_EXPECTED}") from error
   wanted = dict(rgb=(size, size, 3), opacity=(size, size), depth=(size, size), normals=(size, size, 3))
+  # rgb and opacity are listed first, so that a missing one is reported, too.
   for field in ("rgb", "opacity", *shapes):
     if field not in wanted:
       raise GeneratorError(f"{name!r}: render returns {field!r}; legal: {', '.join(wanted)}")
@@ -157,4 +158,4 @@ def load_representation(name: str, size: int) -> Representation:
   if wrong := [leaf for leaf in jax.tree.leaves(params) if not jnp.issubdtype(leaf.dtype, jnp.floating)]:
     raise GeneratorError(f"{name!r}: init returns a parameter {wrong[0]}: only floating-point arrays can be learnt; "
                          "keep other arrays in the object")
-  return made
+  return representation

@@ -36,16 +36,16 @@ class FieldGenerator:
   """A field, its background, and the distributions of cameras and lights; no arrays.
 
   Attributes:
-    field, background: what is optimised: {"field": ..., "background": ...}.
+    field, background: the optimised functions; the parameters are {"field": ..., "background": ...}.
     options: of the training renders; the field's normals are chosen by `normals`.
     viewpoints: the cameras of the views.
     lights: how lights and shading modes are drawn.
     size: height and width of the training renders.
     occupancy: resolution of the occupancy grid, and when it is updated.
-    schedule: what changes in the field over the run.
+    schedule: changes of the field over the run.
     particles: number of independent objects.
     normals: "analytic" or "difference", for shaded renders.
-    always_normals: whether unshaded renders have normals too, for losses that read them.
+    always_normals: whether unshaded renders have normals too, for losses that read normals.
     as_latent: whether normals and opacity stand in for the latent; colours are then not learnt, and nothing is shaded.
     mesh_resolution: cells along an axis when a mesh is extracted.
     mesh_threshold: density of the surface; 0: chosen automatically.
@@ -80,7 +80,7 @@ class FieldGenerator:
     return particles_lib.init(self.particles, new, key)
 
   def render(self, params: Params, buffers: Any, draws: Draws) -> Views:
-    """Renders the views of a step through cameras of its own drawing, each particle through its share of them."""
+    """Renders the views of a step through random cameras, each particle through its share of the cameras."""
     cams, azimuth, elevation = self.viewpoints.draw(draws)
     shading = lights.sample_shading(draws.keys["shading"], draws.progress, self.lights)
     one = lambda params, grid, cams, index: self.render_step(  # noqa: E731
@@ -114,7 +114,8 @@ class FieldGenerator:
 
     if self.lights.shaded == 0.0 or self.as_latent:
       return bare(field_params)
-    # Normals cost more than all else, so an unshaded step takes a branch without them.
+    # Normals cost more than all else, so an unshaded step takes a branch without them. The mode is one scalar for the
+    # whole step: a mode per view would turn `cond` into `select` under vmap, which computes both branches.
     return jax.lax.cond(shading.mode == ALBEDO, bare, shaded, field_params)
 
   def update_buffers(self, params: Params, buffers: Any, step: Array, progress: Array, key: Array) -> Any:
@@ -127,6 +128,7 @@ class FieldGenerator:
       field, field_params = self.schedule.at(self.field, field_params, progress)
       return occupancy.update(grid, field, field_params, key, step // o.every, bound=self.options.bound, decay=o.decay)
 
+    # A branch, not a `where`: the update evaluates the field at many points, and most steps skip it.
     due = (step % o.every == 0) & (step >= o.start_step)
     return jax.lax.cond(due, lambda grid: particles_lib.each(self.particles, update, grid, params["field"]),
                         lambda grid: grid, buffers)

@@ -1,4 +1,4 @@
-"""A picture as its spectrum, with colours decorrelated: steps of equal length in every frequency matter equally.
+"""An image as its spectrum with decorrelated colours: a step of a given length counts alike in every frequency.
 
 Natural images have amplitudes of about 1/f. Gradient descent on c with coefficients c / f and colours mixed as in
 natural images is preconditioned by their covariance (Distill 2018, "Differentiable Image Parameterizations").
@@ -16,25 +16,27 @@ COLOUR_SQRT = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0
 """A square root of the covariance of RGB in ImageNet, as published with lucid (tensorflow/lucid, color.py)."""
 
 COLOUR_MIX = COLOUR_SQRT / np.max(np.linalg.norm(COLOUR_SQRT, axis=0))
-"""The same with its longest column of length 1: [rgb, decorrelated]."""
+"""COLOUR_SQRT scaled so that its longest column has length 1: [rgb, decorrelated]."""
 
 
 def decorrelated_to_rgb(values: Array) -> Array:
-  """Decorrelated colours [..., 3] as logits of red, green and blue [..., 3]: rgb = M values, M of COLOUR_MIX."""
+  """Returns decorrelated colours [..., 3] as logits [..., 3] of red, green and blue: COLOUR_MIX times `values`."""
+  # HIGHEST: by default an accelerator multiplies in TF32 or bfloat16, with 11 or 8 significant bits.
   return jnp.einsum("...d,cd->...c", values, jnp.asarray(COLOUR_MIX), precision=jax.lax.Precision.HIGHEST)
 
 
 def frequencies(height: int, width: int) -> np.ndarray:
-  """|f| [height, width // 2 + 1] of the coefficients of a real FFT, in cycles a pixel."""
+  """Returns |f| [height, width // 2 + 1] of the coefficients of a real FFT, in cycles a pixel."""
   return np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
 
 
 def amplitudes(height: int, width: int, decay: float) -> np.ndarray:
-  """What each coefficient is multiplied by, [height, width // 2 + 1]: sqrt(H W) / (4 max(|f|, 1 / max(H, W))^decay).
+  """Returns the factors [height, width // 2 + 1] of the coefficients: sqrt(H W) / (4 max(|f|, 1 / max(H, W))^decay).
 
-  The unit of f is the coarsest wave, 1 / max(H, W). Zero at the Nyquist frequency of an even side, where a real picture
-  has no free phase; so a spectrum can be padded exactly.
+  The unit of f is the coarsest wave, 1 / max(H, W). The factor is zero at the Nyquist frequency of an even side, where
+  a real image has no free phase; so a spectrum can be padded exactly.
   """
+  # At least 1: 1 / f^decay would be infinite at the mean.
   f = np.maximum(frequencies(height, width) * max(height, width), 1.0)
   scale = 0.25 * max(height, width) * np.sqrt(height * width) / f**decay
   if height % 2 == 0:
@@ -45,22 +47,25 @@ def amplitudes(height: int, width: int, decay: float) -> np.ndarray:
 
 
 def synthesize(spectrum: Array, scale: np.ndarray, width: int) -> Array:
-  """irfft2 of the scaled spectrum.
+  """Returns irfft2 of the scaled spectrum.
 
   Args:
     spectrum: [2, height, width // 2 + 1, C], real and imaginary parts.
     scale: [height, width // 2 + 1], of `amplitudes`.
-    width: of the picture.
+    width: of the image.
 
   Returns:
     [height, width, C].
   """
+  # The parameters stay real: for complex ones JAX's gradient is the conjugate of the direction of ascent.
   scaled = spectrum * scale[None, :, :, None]
   return jnp.fft.irfft2(jax.lax.complex(scaled[0], scaled[1]), s=(scale.shape[0], width), axes=(0, 1))
 
 
 def padded(spectrum: Array, scale: np.ndarray, size: int, large: int) -> Array:
-  """The picture of `synthesize`, square of side `size`, drawn at `large` > size pixels a side: the same waves."""
+  """Returns the square image of `synthesize` with side `size`, drawn from equal waves at `large` > size pixels."""
+  # irfft2 divides by the number of pixels, hence the factor. Rows from `half` on are negative frequencies, which stay
+  # at the end of the larger spectrum.
   half, columns = size // 2, size // 2 + 1
   scaled = spectrum * scale[None, :, :, None] * (large / size) ** 2
   wide = jnp.zeros((2, large, large // 2 + 1, spectrum.shape[-1]), spectrum.dtype)
@@ -70,12 +75,15 @@ def padded(spectrum: Array, scale: np.ndarray, size: int, large: int) -> Array:
 
 
 def init_spectrum(key: Array, height: int, width: int, channels: int, std: float) -> Array:
-  """[2, height, width // 2 + 1, channels], N(0, std^2); consumes the key."""
+  """Returns a spectrum [2, height, width // 2 + 1, channels] drawn from N(0, std^2); consumes the key."""
   return std * jax.random.normal(key, (2, height, width // 2 + 1, channels))
 
 
 def make_fourier(size: int, decay: float = 1.5, init_std: float = 0.01) -> Parameterization:
-  """x = sigmoid(M irfft2(c / f^decay)); c [2, size, size // 2 + 1, 3], N(0, init_std^2) to begin with."""
+  """Returns the generator x = sigmoid(M irfft2(c / f^decay)).
+
+  The parameters are c [2, size, size // 2 + 1, 3], at first drawn from N(0, init_std^2).
+  """
   scale = amplitudes(size, size, decay)
 
   def init(key: Array) -> Params:

@@ -1,4 +1,4 @@
-"""A picture of Gaussians, composited front to back: 3D Gaussian splatting (arXiv:2308.04079) in the plane."""
+"""An image of Gaussians, composited front to back: 3D Gaussian splatting (arXiv:2308.04079) in the plane."""
 from __future__ import annotations
 
 import jax
@@ -8,19 +8,19 @@ from sds_jax.generators.parameterization import Parameterization, coordinates
 from sds_jax.types import Array, Params
 
 MAX_OPACITY = 0.99
-"""As in the paper's code: no Gaussian is opaque, so every one behind it keeps a gradient."""
+"""As in the paper's code: no Gaussian is opaque, so all Gaussians behind keep a gradient."""
 
 
 def make_gaussians(size: int, count: int = 128, radius: float = 0.15) -> Parameterization:
-  """`count` anisotropic Gaussians in an order of depth that stays as it is, over a learnt plain background.
+  """Returns a generator of `count` anisotropic Gaussians in a fixed order of depth over a learnt plain background.
 
   alpha_i(p) = 0.99 sigmoid(o_i) exp(-|S_i^-1 R(-phi_i) (p - m_i)|^2 / 2), with S_i = diag(exp(s_i)) and rotation R;
   C(p) = sum_i c_i alpha_i prod_{j<i} (1 - alpha_j) + b prod_j (1 - alpha_j), equation 3 of the paper.
 
   Args:
     size: side of the images of `apply`.
-    count: how many; time and memory are of order count size^2.
-    radius: standard deviation of all to begin with; the picture is 2 wide.
+    count: number of Gaussians; time and memory are of order count size^2.
+    radius: first standard deviation of all Gaussians; the image is 2 wide.
   """
   def init(key: Array) -> Params:
     k_mean, k_angle, k_colour = jax.random.split(key, 3)
@@ -38,7 +38,8 @@ def make_gaussians(size: int, count: int = 128, radius: float = 0.15) -> Paramet
     u = (cos * offset[..., 0] + sin * offset[..., 1]) / width[..., 0]
     v = (cos * offset[..., 1] - sin * offset[..., 0]) / width[..., 1]
     alpha = MAX_OPACITY * jax.nn.sigmoid(params["opacity"])[:, None] * jnp.exp(-0.5 * (u * u + v * v))
-    passed = jnp.cumsum(jnp.log1p(-alpha), axis=0)  # log of what gets through the first i
+    # A sum of logarithms, each finite because alpha is at most MAX_OPACITY.
+    passed = jnp.cumsum(jnp.log1p(-alpha), axis=0)  # log of the transmittance of Gaussians 0 to i
     weight = alpha * jnp.exp(passed - jnp.log1p(-alpha))
     colour = jnp.einsum("np,nc->pc", weight, jax.nn.sigmoid(params["colour"]), precision=jax.lax.Precision.HIGHEST)
     behind = jnp.exp(passed[-1])[:, None] * jax.nn.sigmoid(params["background"])[None]

@@ -1,7 +1,7 @@
 """A parameterised image as a generator: P particles of F frames, rendered R times with other random parts.
 
-A batch has B = R P F images in the order repeat, particle, frame. Particles are images that have nothing in common;
-their parameters have a leading axis [P].
+A batch has B = R P F images in the order repeat, particle, frame. Particles are independent images; their parameters
+have a leading axis [P].
 """
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sds_jax.types import Array, Camera, Params
 from sds_jax.views import cameras
 
 ENLARGEMENT = 4
-"""Side of `image_large.png` over that of `image.png`, for images without a resolution of their own."""
+"""Side of `image_large.png` over the side of `image.png`, for images that can be drawn at any resolution."""
 
 _STEMS = ("image", "images", "image_large", "rgba", "texture", "views")
 """Stems of the files that generators write, which a number may follow."""
@@ -46,7 +46,7 @@ class ImageGenerator:
 
   @property
   def together(self) -> int:
-    """Number of neighbouring images that are not of the same frame of the same particle."""
+    """Number of neighbouring images that belong to different particles or frames."""
     return self.particles * self.parameterization.frames
 
   def init(self, key: Array) -> tuple[Params, None]:
@@ -61,19 +61,20 @@ class ImageGenerator:
     del buffers
     frames, count = self.parameterization.frames, draws.index.shape[0]
     repeats = count // self.together
+    # One key for all frames of a particle, because `apply` draws all frames together.
     keys = jax.vmap(lambda i: jax.random.fold_in(draws.keys["views"], i))(draws.index[::frames] // frames)
     keys = keys.reshape(repeats, self.particles)
-    images = jax.vmap(lambda some: jax.vmap(self.parameterization.apply)(params, some))(keys)  # [R, P, F, H, H, 3]
+    images = jax.vmap(lambda row: jax.vmap(self.parameterization.apply)(params, row))(keys)  # [R, P, F, H, H, 3]
     images = images.reshape(count, *images.shape[3:])
     metrics = dict(image_mean=jnp.mean(images), image_std=jnp.mean(jnp.std(images, axis=(1, 2, 3))))
     frame = jnp.tile(jnp.arange(frames, dtype=jnp.int32), repeats * self.particles)
     return Views(images, metrics, self._cameras(keys), frame=frame)
 
   def _cameras(self, keys: Array) -> Camera | None:
-    """Returns the cameras [B] of a batch: the parameterisation's own, else the viewpoint's; `keys` is [R, P]."""
-    count, own = keys.size * self.parameterization.frames, self.parameterization.cameras
-    if own is not None:
-      cams = jax.vmap(jax.vmap(own))(keys)
+    """Returns the cameras [B] of a batch: those of the parameterisation, else the viewpoint's; `keys` is [R, P]."""
+    count, draw_cameras = keys.size * self.parameterization.frames, self.parameterization.cameras
+    if draw_cameras is not None:
+      cams = jax.vmap(jax.vmap(draw_cameras))(keys)
       return jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[3:]), cams)
     if self.viewpoint is None:
       return None
@@ -98,7 +99,7 @@ class ImageGenerator:
     return images
 
   def export(self, params: Params, buffers: Any, folder: Path) -> Exported:
-    """Writes all images, each whole or not at all, and deletes those of an earlier state."""
+    """Writes all images, each whole or not at all, and deletes the images of an earlier state."""
     del buffers
     generator, written = self.parameterization, {}
     shown = jax.device_get(self.make_show()(params))
@@ -125,7 +126,7 @@ def _delete_stale(folder: Path, kept: set[Path]) -> None:
 
 
 def _write(folder: Path, name: str, batch: np.ndarray) -> list[Path]:
-  """Writes name.png, or name_0.png and so on where there are several."""
+  """Writes name.png, or name_0.png and so on for several images."""
   if len(batch) == 1:
     return [images_lib.write_png(batch[0], folder / f"{name}.png")]
   return [images_lib.write_png(image, folder / f"{name}_{i}.png") for i, image in enumerate(batch)]

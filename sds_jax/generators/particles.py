@@ -1,7 +1,7 @@
 """Several objects of one prompt in one run ("particles"), for estimators whose second network needs many images.
 
 With P > 1 particles all leaves of the parameters and of the occupancy grid have a leading axis [P], and the V views of
-a step are dealt to the objects in turn: view v shows object v mod P. With P = 1 there is no such axis.
+a step are dealt to the objects in turn: view v shows object v mod P. With P = 1 no leaf has this axis.
 """
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from sds_jax.types import Array
 
 
 def init(count: int, new: Callable[[Array], Any], key: Array) -> Any:
-  """Returns new(key), or `count` of them with a leading axis; consumes `key`."""
+  """Returns new(key), or for count > 1 `count` results with a leading axis; consumes `key`."""
+  # Without an axis for P = 1, checkpoints and programs of one object stay simple.
   return new(key) if count == 1 else jax.vmap(new)(jax.random.split(key, count))
 
 

@@ -1,4 +1,4 @@
-"""Free pixels: every value of the picture is a parameter, behind a sigmoid."""
+"""Free pixels: every value of the image is a parameter, behind a sigmoid."""
 from __future__ import annotations
 
 import jax
@@ -8,9 +8,9 @@ from sds_jax.types import Array, Params
 
 
 def make_pixels(size: int, init_std: float = 0.1) -> Parameterization:
-  """x = sigmoid(theta), theta [size, size, 3] and N(0, init_std^2) to begin with.
+  """Returns the generator x = sigmoid(theta), with theta [size, size, 3] at first drawn from N(0, init_std^2).
 
-  The baseline: nothing ties neighbours together, so the noise of the estimator stays visible for long.
+  The baseline: no term couples neighbouring pixels, so the noise of the estimator stays visible for long.
   """
   def init(key: Array) -> Params:
     return dict(logits=init_std * jax.random.normal(key, (size, size, 3)))

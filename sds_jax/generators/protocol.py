@@ -1,6 +1,6 @@
-"""The protocol of everything that can be optimised: parameters in, views out.
+"""The protocol of a generator: parameters in, views out.
 
-A step knows no more of what it optimises than this file says. A field that is rendered through cameras
+A step uses nothing else of its generator than this file defines. A field that is rendered through cameras
 (`generators/field.py`), an image with parameters (`generators/images.py`), and a user's own 3D representation
 (`generators/custom.py`) all follow it.
 """
@@ -60,11 +60,11 @@ class Exported(NamedTuple):
 
 
 class Generator(Protocol):
-  """What a step optimises.
+  """The generator of the views that a step optimises.
 
-  All functions are pure. `buffers` is whatever the generator keeps beside its parameters without learning it, such as
-  an occupancy grid; None where there is nothing. With `particles` P > 1 every leaf of parameters and buffers may have
-  a leading axis [P]; how is the generator's own choice.
+  All functions are pure. `buffers` are arrays that the generator keeps beside its parameters and does not learn, such
+  as an occupancy grid; None without any. With `particles` P > 1 every leaf of parameters and buffers may have
+  a leading axis [P]; the generator decides.
 
   Attributes:
     particles: number of independent objects or images.

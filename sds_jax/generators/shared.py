@@ -1,4 +1,4 @@
-"""Several frames that have their coarse part in common: pictures of different prompts that stay aligned."""
+"""Several frames with a common coarse part: images of different prompts, aligned with each other."""
 from __future__ import annotations
 
 import jax
@@ -12,16 +12,16 @@ from sds_jax.types import Array, Params
 
 def make_shared(size: int, frames: int = 3, cutoff: float = 4.0, own: float = 0.5, decay: float = 1.5,
                 init_std: float = 0.01) -> Parameterization:
-  """x_i = sigmoid(M irfft2((s + own c_i) / f^decay)): one spectrum s of low frequencies, and one c_i for each frame.
+  """Returns frames x_i = sigmoid(M irfft2((s + own c_i) / f^decay)) that share the low frequencies s.
 
-  Since all frames move s, what they can have in common, position and outline, they have in common, and blends of two
-  frames do not show double images (Distill 2018, "Aligned Feature Visualization Interpolation").
+  Each frame i also has its own spectrum c_i. All frames move s, so the frames agree on position and outline, and a
+  blend of two frames shows no double image (Distill 2018, "Aligned Feature Visualization Interpolation").
 
   Args:
     size: side of the images.
-    frames: how many.
-    cutoff: highest frequency of the common part, cycles a picture.
-    own: how fast a frame's own part moves beside the common one.
+    frames: number of frames.
+    cutoff: highest frequency of the common part, cycles an image.
+    own: factor of a frame's own spectrum, which sets how fast it moves beside the common part.
     decay, init_std: as in `fourier.make_fourier`.
   """
   scale = amplitudes(size, size, decay)

@@ -11,7 +11,9 @@ from sds_jax.types import Array, Params
 
 
 def make_siren(size: int, hidden: int = 64, depth: int = 3, w0: float = 30.0) -> Parameterization:
-  """Colour = sigmoid(W h_depth + b), h_i = sin(w0 (W_i h_{i-1} + b_i)), h_0 = (x, y) in [-1, 1]^2.
+  """Returns a generator whose colour is a network of sines of the coordinates.
+
+  Colour = sigmoid(W h_depth + b), h_i = sin(w0 (W_i h_{i-1} + b_i)), h_0 = (x, y) in [-1, 1]^2.
 
   The init of section 3.2 keeps the spread of the activations the same from layer to layer: the first layer's weights
   are U(-1/n, 1/n), all others' U(-sqrt(6/n) / w0, sqrt(6/n) / w0), n the number of inputs.
@@ -19,7 +21,7 @@ def make_siren(size: int, hidden: int = 64, depth: int = 3, w0: float = 30.0) ->
   Args:
     size: side of the images of `apply`.
     hidden, depth: width and number of the layers of sines.
-    w0: the frequency scale; the paper's 30 suits pictures of some hundred pixels.
+    w0: the frequency scale; the paper's 30 suits images of some hundred pixels.
   """
   widths = [2] + [hidden] * depth
 

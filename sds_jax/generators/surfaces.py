@@ -1,4 +1,4 @@
-"""Fixed shapes that carry a texture: where a ray meets them, and where in the texture that is; all in closed form."""
+"""Fixed shapes with a texture: where a ray meets the shape and the texture, in closed form."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -12,14 +12,16 @@ Surface = Callable[[Rays, float], tuple[Array, Array, Array]]
 
 
 def sphere(rays: Rays, size: float) -> tuple[Array, Array, Array]:
-  """Radius `size`; one chart, u the azimuth over 2 pi (0 on +x, growing towards +y), v from the north pole southwards.
+  """Intersects rays with a sphere of radius `size`.
 
+  One chart: u is the azimuth over 2 pi (0 on +x, growing towards +y), v runs from the north pole to the south pole.
   |o + t d|^2 = r^2 has its nearer root at t = -o.d - sqrt((o.d)^2 - |o|^2 + r^2).
   """
   o, d = rays.origins, rays.directions
   b = jnp.sum(o * d, axis=-1)
   inside = b * b - jnp.sum(o * o, axis=-1) + size * size
   hit = (inside > 0) & (b < 0)
+  # The root of a negative number would be NaN, also in the gradient of a `where` that discards it.
   point = (o + (-b - jnp.sqrt(jnp.maximum(inside, 0.0)))[..., None] * d) / size
   u = jnp.mod(jnp.arctan2(point[..., 1], point[..., 0]) / (2 * jnp.pi), 1.0)
   v = jnp.arccos(jnp.clip(point[..., 2], -1.0, 1.0)) / jnp.pi
@@ -27,13 +29,13 @@ def sphere(rays: Rays, size: float) -> tuple[Array, Array, Array]:
 
 
 def cube(rays: Rays, size: float) -> tuple[Array, Array, Array]:
-  """Half-width `size`; charts +x, -x, +y, -y, +z, -z.
+  """Intersects rays with a cube of half-width `size`; charts +x, -x, +y, -y, +z, -z.
 
   Sides are upright and read from left to right seen from outside; +z is seen from above and -z from below, each with
-  the picture's right towards +y. The slab method: a ray is inside between the last entry and the first exit.
+  the right of the chart towards +y. The slab method: a ray is inside between the last entry and the first exit.
   """
   o, d = rays.origins, rays.directions
-  d = jnp.where(jnp.abs(d) < 1e-9, 1e-9, d)
+  d = jnp.where(jnp.abs(d) < 1e-9, 1e-9, d)  # a ray along a side would divide 0 by 0
   first, second = (-size - o) / d, (size - o) / d
   entry = jnp.minimum(first, second)
   leave = jnp.min(jnp.maximum(first, second), axis=-1)
@@ -51,13 +53,13 @@ SURFACES: dict[str, tuple[Surface, int, int, bool]] = {"sphere": (sphere, 1, 2, 
 
 
 def lookup(texture: Array, chart: Array, uv: Array, closed: bool) -> Array:
-  """Bilinear between the centres of texels.
+  """Interpolates bilinearly between the centres of texels.
 
   Args:
     texture: [charts, h, w, C].
     chart: [...] int32.
     uv: [..., 2] in [0, 1], u to the right and v downwards.
-    closed: whether u = 0 and u = 1 are the same place; else the border continues.
+    closed: whether u = 0 and u = 1 are one place; else the border texels continue.
 
   Returns:
     [..., C].

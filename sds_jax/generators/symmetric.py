@@ -1,4 +1,4 @@
-"""Pictures that equal their mirror image: x = (theta, flip(theta)) side by side (arXiv:2209.14988, Figure 2)."""
+"""Images that equal their mirror image: x = (theta, flip(theta)) side by side (arXiv:2209.14988, Figure 2)."""
 from __future__ import annotations
 
 import dataclasses
@@ -10,15 +10,16 @@ from sds_jax.types import Array, Params
 
 
 def mirrored(images: Array) -> Array:
-  """The left half of [..., H, W, 3], W even, and its mirror image on the right."""
+  """Returns the left half of [..., H, W, 3], W even, with its mirror image on the right."""
   left = images[..., :images.shape[-2] // 2, :]
   return jnp.concatenate([left, left[..., ::-1, :]], axis=-2)
 
 
 def make_symmetric(inner: Parameterization) -> Parameterization:
-  """Another generator with the left half of its pictures mirrored: a constraint that holds exactly, at every step.
+  """Returns a generator that mirrors the left half of another generator's images.
 
-  DreamFusion's own example of what a generator can force upon a picture that the prior does not ask for.
+  The constraint holds exactly at every step. DreamFusion's example of a constraint that comes from the generator and
+  not from the prior.
   """
   def apply(params: Params, key: Array) -> Array:
     return mirrored(inner.apply(params, key))

@@ -13,20 +13,20 @@ from sds_jax.generators.fourier import amplitudes, decorrelated_to_rgb, init_spe
 from sds_jax.types import Array, Camera, Params
 from sds_jax.views import cameras
 
-SHOWN = 8
-"""Cameras around the solid, of which `views.png` is a strip."""
+NUM_VIEWS = 8
+"""Number of cameras around the solid whose renders `views.png` shows."""
 
 
 def make_texture(size: int, shape: str = "cube", extent: float = 0.4, resolution: int = 32, decay: float = 1.0,
                  init_std: float = 0.01) -> Parameterization:
-  """x = what a random camera sees of the textured solid, unlit, on a random nearly grey background.
+  """Returns a generator of unlit renders of a textured solid through a random camera on a random near-grey background.
 
   Args:
     size: side of the images.
-    shape: a name of `surfaces.SURFACES`; it is given, only its colours are learnt.
+    shape: a name in `surfaces.SURFACES`; the shape is fixed, and only its colours are learnt.
     extent: radius of the sphere or half-width of the cube, world units.
     resolution: height of the texture, or of each of the cube's six faces, in texels.
-    decay, init_std: as in `fourier.make_fourier`; the texture is a spectrum too.
+    decay, init_std: as in `fourier.make_fourier`; the texture is a spectrum, too.
   """
   surface, charts, aspect, closed = surfaces.SURFACES[shape]
   scale = amplitudes(resolution, aspect * resolution, decay)
@@ -43,22 +43,23 @@ def make_texture(size: int, shape: str = "cube", extent: float = 0.4, resolution
     drawn, _, _ = cameras.sample_camera(jax.random.split(key)[0])
     return jax.tree.map(lambda leaf: leaf[None], drawn)
 
-  def seen(painted: Array, view: Camera, background: Array) -> Array:
+  def render(colours: Array, view: Camera, background: Array) -> Array:
     hit, chart, uv = surface(cameras.camera_rays(view, size, size), extent)
-    return jnp.where(hit[..., None], surfaces.lookup(painted, chart, uv, closed), background[None, None])
+    return jnp.where(hit[..., None], surfaces.lookup(colours, chart, uv, closed), background[None, None])
 
   def apply(params: Params, key: Array) -> Array:
+    # Half 0 of the key draws the camera, in `camera` too, so that `cameras` reports this render's camera.
     background = plain_colour(jax.random.split(key)[1])
-    return seen(texture(params), jax.tree.map(lambda leaf: leaf[0], camera(key)), background)[None]
+    return render(texture(params), jax.tree.map(lambda leaf: leaf[0], camera(key)), background)[None]
 
-  def around(params: Params) -> Array:
-    angles = 2 * math.pi * jnp.arange(SHOWN, dtype=jnp.float32) / SHOWN + math.pi / 8
-    lift = jnp.where(jnp.arange(SHOWN) % 2 == 0, 0.5, -0.1)
+  def render_ring(params: Params) -> Array:
+    angles = 2 * math.pi * jnp.arange(NUM_VIEWS, dtype=jnp.float32) / NUM_VIEWS + math.pi / 8
+    lift = jnp.where(jnp.arange(NUM_VIEWS) % 2 == 0, 0.5, -0.1)
     views = jax.vmap(lambda a, e: cameras.orbit(a, e, 2.7, math.radians(46.0)))(angles, lift)
-    return jax.vmap(lambda view: seen(texture(params), view, jnp.ones(3)))(views)
+    return jax.vmap(lambda view: render(texture(params), view, jnp.ones(3)))(views)
 
   def extras(params: Params) -> dict[str, Array]:
     strip = lambda images: jnp.concatenate(list(images), axis=1)  # noqa: E731
-    return dict(texture=strip(texture(params)), views=strip(around(params)))
+    return dict(texture=strip(texture(params)), views=strip(render_ring(params)))
 
-  return Parameterization(init, apply, cameras=camera, show=lambda params: around(params)[:1], extras=extras)
+  return Parameterization(init, apply, cameras=camera, show=lambda params: render_ring(params)[:1], extras=extras)

@@ -1,7 +1,7 @@
-"""A picture with opacity, seen over a background that changes at every step: what belongs to the object becomes opaque.
+"""An image with opacity over a background that changes at every step: the object becomes opaque.
 
-Distill 2018, "Transparent Generation": over a random background the only sure way to look like something is to be
-opaque there, and a price on opacity makes the rest clear.
+Distill 2018, "Transparent Generation": over a random background only opaque pixels keep their colour, and a price on
+opacity makes all other pixels clear.
 """
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sds_jax.types import Array, Params
 
 
 def random_background(key: Array, size: int, noise: float) -> Array:
-  """[size, size, 3] in [0, 1]: a random nearly grey colour, and in a share `noise` of cases smooth noise around it."""
+  """Returns a random near-grey colour [size, size, 3] in [0, 1], with smooth noise in a share `noise` of cases."""
   k_colour, k_kind, k_noise = jax.random.split(key, 3)
   plain = plain_colour(k_colour)[None, None]
   waves = jax.image.resize(jax.random.normal(k_noise, (4, 4, 3)), (size, size, 3), "cubic")
@@ -25,11 +25,13 @@ def random_background(key: Array, size: int, noise: float) -> Array:
 
 def make_translucent(size: int, noise: float = 0.0, price: float = 100.0, decay: float = 1.5,
                      init_std: float = 0.01) -> Parameterization:
-  """x = a c + (1 - a) b: colours c and opacity a from one spectrum of four channels, b of `random_background`.
+  """Returns the generator x = a c + (1 - a) b with colours c, opacity a and a random background b.
+
+  Colours and opacity come from one spectrum of four channels, b from `random_background`.
 
   Args:
     size: side of the images.
-    noise: share of backgrounds that are not plain.
+    noise: share of backgrounds with smooth noise.
     price: weight of the mean opacity as a loss beside the distillation.
     decay, init_std: as in `fourier.make_fourier`.
   """

@@ -12,7 +12,7 @@ from sds_jax.views import cameras
 
 @dataclasses.dataclass(frozen=True)
 class Viewpoints:
-  """Where a step's views are drawn from.
+  """The distribution of a step's cameras.
 
   Attributes:
     distribution: of one camera.
@@ -25,7 +25,7 @@ class Viewpoints:
 
   def draw(self, draws: Draws) -> tuple[Camera, Array, Array]:
     """Draws cameras (leaves [B, ...]), azimuths [B] and elevations [B] of the views `draws.index`."""
-    key = draws.keys["views"]
+    key = draws.keys["views"]  # folded with the number of each view: draws do not depend on the number of devices
     if self.stratified:
       return cameras.sample_cameras(key, draws.index, self.views, self.distribution)
     return jax.vmap(lambda i: cameras.sample_camera(jax.random.fold_in(key, i), self.distribution))(draws.index)

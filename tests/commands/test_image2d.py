@@ -76,7 +76,7 @@ def test_a_generator_of_the_users_own(command, flags_of, tmp_path, monkeypatch):
   assert status == 0, err
   assert np.ptp(np.asarray(Image.open(tmp_path / "run" / "image.png")), axis=(0, 1)).max() == 0
   for name, part in (("broken", "'my_own:broken' does not work (RuntimeError: no such thing)"),
-                     ("Wide", "it must give images [1, 16, 16, 3] float32"), ("Whole", "only floating-point ones"),
+                     ("Wide", "it must return images [1, 16, 16, 3] float32"), ("Whole", "only floating-point arrays"),
                      ("Shown", "does not work (TypeError")):
     status, _, err = command(f"{CONFIG}:my_own:{name}", *flags_of, f"--workdir={tmp_path / 'other'}")
     assert status == 2 and part in err and err.count("\n") == 1, err

@@ -1,4 +1,4 @@
-"""The textured solids: where rays meet them, which texel that is, and what a camera sees of a known texture."""
+"""Tests the textured solids: intersections of rays, texel coordinates, and renders of a known texture."""
 import math
 
 import jax
@@ -12,8 +12,8 @@ from sds_jax.types import Rays
 from sds_jax.views import cameras
 
 
-def marched(inside, origin, direction):
-  """The first point of a ray within a solid, by small steps and bisection; None where it misses."""
+def march(inside, origin, direction):
+  """Returns the first point of a ray inside a solid by small steps and bisection; None where the ray misses."""
   ts = np.linspace(0.0, 6.0, 6001)
   within = [inside(origin + t * direction) for t in ts]
   if True not in within:
@@ -30,7 +30,7 @@ SOLIDS = {"sphere": lambda p: np.linalg.norm(p) <= 0.5, "cube": lambda p: np.abs
 
 
 @pytest.mark.parametrize("shape", SOLIDS)
-def test_rays_meet_the_solid_where_marching_does(shape):
+def test_intersections_match_marching(shape):
   rng = np.random.default_rng(0)
   origins = rng.normal(size=(60, 3))
   origins *= 2.0 / np.linalg.norm(origins, axis=1, keepdims=True)
@@ -41,7 +41,7 @@ def test_rays_meet_the_solid_where_marching_does(shape):
   hit, chart, uv = (np.asarray(a) for a in surface(rays, 0.5))
   assert 5 < hit.sum() < 60
   for i in range(60):
-    point = marched(SOLIDS[shape], origins[i], directions[i])
+    point = march(SOLIDS[shape], origins[i], directions[i])
     assert (point is not None) == hit[i]
     if point is None:
       continue
@@ -64,7 +64,7 @@ def test_lookup_is_bilinear():
   texture = rng.uniform(size=(2, 3, 4, 2))
   uv, chart = rng.uniform(size=(50, 2)), rng.integers(0, 2, 50)
   for closed in (False, True):
-    found = surfaces.lookup(*(jnp.asarray(a, jnp.float32) for a in (texture,)), jnp.asarray(chart),
+    interpolated = surfaces.lookup(*(jnp.asarray(a, jnp.float32) for a in (texture,)), jnp.asarray(chart),
                             jnp.asarray(uv, jnp.float32), closed)
     for k in range(50):
       total = np.zeros(2)
@@ -73,10 +73,10 @@ def test_lookup_is_bilinear():
         for j in range(-1, 4):
           weight = max(0.0, 1 - abs(x - i)) * max(0.0, 1 - abs(y - j))
           total += weight * texture[chart[k], min(max(j, 0), 2), i % 4 if closed else min(max(i, 0), 3)]
-      np.testing.assert_allclose(found[k], total, atol=1e-5)
+      np.testing.assert_allclose(interpolated[k], total, atol=1e-5)
 
 
-def test_a_plain_texture_is_plain_on_the_disc_and_its_camera_is_told():
+def test_plain_texture_on_the_disc_and_the_reported_camera():
   generator = make_texture(24, shape="sphere", extent=0.5, resolution=8)
   params = jax.tree.map(jnp.zeros_like, generator.init(jax.random.key(0)))  # sigmoid(0) = 0.5 everywhere
   key = jax.random.key(2)
@@ -90,7 +90,7 @@ def test_a_plain_texture_is_plain_on_the_disc_and_its_camera_is_told():
   assert not np.allclose(other.position, camera.position[None])
 
 
-def test_what_it_leaves():
+def test_extra_images():
   generator = make_texture(16, shape="cube", resolution=8)
   extras = generator.extras(generator.init(jax.random.key(0)))
   assert extras["texture"].shape == (8, 48, 3) and extras["views"].shape == (16, 128, 3)

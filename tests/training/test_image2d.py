@@ -115,7 +115,7 @@ def test_any_function_is_a_generator(make, prior_and_params):
   assert learnt["mean"].shape == (3,) and float(jnp.abs(learnt["mean"]).max()) > 0.01
   for function, change, message in (
       (lambda theta, key: jnp.concatenate([draw(theta, key)] * 2), {"training.views": 3}, "views=3 must be a multiple"),
-      (lambda theta, key: draw(theta, key)[0], {}, r"apply gives .* it must give images"),
+      (lambda theta, key: draw(theta, key)[0], {}, r"apply returns .* it must return images"),
       (draw, {"distillation.estimator": "nope"}, "estimator='nope' is not legal: it must be one of sds")):
     wrong = settings.copy_and_resolve_references()
     wrong.update_from_flattened_dict(change)

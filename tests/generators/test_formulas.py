@@ -1,4 +1,4 @@
-"""Each generator against its formula, recomputed pixel by pixel in numpy."""
+"""Compares each generator with its formula, recomputed pixel by pixel in numpy."""
 import math
 
 import jax
@@ -23,22 +23,22 @@ def sigmoid(x):
   return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
 
 
-def made(generator, key=KEY, scale=1.0):
-  """Random parameters of a generator, larger than those it begins with, and its images."""
+def params_and_image(generator, key=KEY, scale=1.0):
+  """Returns random parameters of a generator, `scale` times the first ones, and the images."""
   params = jax.tree.map(lambda leaf: scale * leaf, generator.init(key))
   return params, np.asarray(generator.apply(params, jax.random.key(5)))
 
 
 @pytest.mark.parametrize("name", catalogue.GENERATORS)
-def test_what_a_generator_is(name):
-  """Images of its size in [0, 1], the same for the same key; two inits give two pictures; all parameters count."""
+def test_images_are_deterministic_and_every_parameter_counts(name):
+  """Checks that images lie in [0, 1], that equal keys give equal images, and that every parameter has a gradient."""
   generator = catalogue.make_generator(name, 16, {})
   first, second = (generator.init(jax.random.key(i)) for i in (0, 1))
   image = generator.apply(first, KEY)
   assert image.shape == (generator.frames, 16, 16, 3) and image.dtype == jnp.float32
   assert 0.0 <= float(image.min()) and float(image.max()) <= 1.0
   np.testing.assert_array_equal(image, generator.apply(first, KEY))
-  if name != "cppn":  # which begins with plain grey
+  if name != "cppn":  # its first image is plain grey
     assert not np.allclose(image, generator.apply(second, KEY))
   weights = jax.random.normal(KEY, image.shape)
   moved = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(KEY, leaf.shape), first)
@@ -46,13 +46,13 @@ def test_what_a_generator_is(name):
   assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
 
 
-def test_pixels():
-  params, image = made(make_pixels(8, init_std=1.0))
+def test_pixels_are_a_sigmoid_of_the_logits():
+  params, image = params_and_image(make_pixels(8, init_std=1.0))
   np.testing.assert_allclose(image[0], sigmoid(params["logits"]), atol=1e-6)
 
 
 def colours(params, spectrum, decay):
-  """sigmoid(M irfft2(c / f^decay)) of spectrum [2, n, n / 2 + 1, 3] by a sum of waves."""
+  """Returns sigmoid(M irfft2(c / f^decay)) of a spectrum [2, n, n / 2 + 1, 3] as a sum of waves."""
   n = spectrum.shape[1]
   c = np.asarray(spectrum[0], np.float64) + 1j * np.asarray(spectrum[1], np.float64)
   values = np.zeros((n, n, 3))
@@ -64,17 +64,17 @@ def colours(params, spectrum, decay):
         continue
       f = max(math.hypot(row, j), 1.0)
       wave = np.exp(2j * np.pi * (row * y + j * x) / n)[..., None]
-      twice = 1.0 if j == 0 else 2.0  # a real picture has the mirrored coefficient too
+      twice = 1.0 if j == 0 else 2.0  # a real image has the mirrored coefficient, too
       values += twice * np.real(c[i, j] * wave) * 0.25 * n * n / f**decay / n**2
   return sigmoid(values @ COLOUR_MIX.T.astype(np.float64))
 
 
 def test_fourier_is_a_sum_of_waves_of_one_over_f():
   generator = make_fourier(8, decay=1.5, init_std=0.5)
-  params, image = made(generator)
+  params, image = params_and_image(generator)
   np.testing.assert_allclose(image[0], colours(params, params["spectrum"], 1.5), atol=2e-5)
   large = np.asarray(generator.at(params, 32))[0]
-  np.testing.assert_allclose(large[::4, ::4], image[0], atol=2e-5)  # the same waves between the same places
+  np.testing.assert_allclose(large[::4, ::4], image[0], atol=2e-5)  # equal waves at equal positions
 
 
 def test_the_amplitudes_fall_with_the_frequency():
@@ -83,7 +83,7 @@ def test_the_amplitudes_fall_with_the_frequency():
   assert not scale[8].any() and not scale[:, 8].any()
 
 
-def test_cppn():
+def test_cppn_matches_its_layers():
   generator = make_cppn(6, hidden=5, depth=2)
   params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(KEY, leaf.shape), generator.init(KEY))
   image = np.asarray(generator.apply(params, KEY))[0]
@@ -96,9 +96,9 @@ def test_cppn():
     np.testing.assert_allclose(image[row, column], expected, atol=1e-5)
 
 
-def test_siren():
+def test_siren_matches_its_layers():
   generator = make_siren(6, hidden=7, depth=2, w0=4.0)
-  params, images = made(generator)
+  params, images = params_and_image(generator)
   for row, column in ((0, 0), (2, 5)):
     h = np.array([(column + 0.5) / 3 - 1, 1 - (row + 0.5) / 3])
     for layer in params[:-1]:
@@ -109,8 +109,8 @@ def test_siren():
   assert np.abs(wide[1]["w"]).max() <= math.sqrt(6 / 400) / 30
 
 
-def test_gaussians_front_to_back():
-  params, images = made(make_gaussians(6, count=5, radius=0.5))
+def test_gaussians_are_composited_front_to_back():
+  params, images = params_and_image(make_gaussians(6, count=5, radius=0.5))
   p = {name: np.asarray(leaf, np.float64) for name, leaf in params.items()}
   for row, column in ((0, 0), (2, 3), (5, 4)):
     place, colour, through = np.array([(column + 0.5) / 3 - 1, 1 - (row + 0.5) / 3]), np.zeros(3), 1.0
@@ -127,7 +127,7 @@ def test_gaussians_front_to_back():
 
 def test_frames_share_low_frequencies_only():
   generator = make_shared(8, frames=2, cutoff=1.0, own=0.5, decay=1.0, init_std=0.5)
-  params, images = made(generator)
+  params, images = params_and_image(generator)
   low = np.hypot(np.fft.fftfreq(8, 1 / 8)[:, None], np.arange(5)[None]) <= 1.0
   for i in range(2):
     spectrum = low[None, :, :, None] * np.asarray(params["shared"]) + 0.5 * np.asarray(params["own"][i])
@@ -135,7 +135,7 @@ def test_frames_share_low_frequencies_only():
 
 
 @pytest.mark.parametrize("of", sorted(catalogue.WRAPPABLE))
-def test_symmetric_pictures_are_exactly_symmetric(of):
+def test_symmetric_images_are_exactly_symmetric(of):
   inner = catalogue.WRAPPABLE[of](8)
   generator = make_symmetric(inner)
   params = jax.tree.map(lambda leaf: leaf + jax.random.normal(KEY, leaf.shape), inner.init(KEY))
@@ -155,7 +155,7 @@ def test_translucent_is_composited_over_its_background():
   np.testing.assert_allclose(generator.penalty(params), 7.0 * rgba[..., 3].mean(), rtol=1e-5)
 
 
-def test_backgrounds_are_plain_or_not_as_often_as_asked():
+def test_share_of_noisy_backgrounds():
   keys = jax.random.split(KEY, 300)
   spread = jax.jit(jax.vmap(lambda k: jnp.std(random_background(k, 8, 0.25), axis=(0, 1)).max()))(keys)
   share = float((np.asarray(spread) > 1e-3).mean())
