@@ -65,8 +65,8 @@ def test_another_picture_does_not_go_on_with_this_ones_run(start, image_config, 
   folder, _ = made
   before = {name: (folder / name).read_bytes() for name in ("input.png", "picture.json", "original.png")}
   other = sample_photos.write_photo(sample_photos.draw_truth(4, 0, "a blue cone"), 64, tmp_path / "house.png")
-  assert "another picture" in refused(start, *flags_of, f"--config.image={other}", f"--workdir={folder}",
-                                      config=image_config)
+  assert "differs from the file" in refused(start, *flags_of, f"--config.image={other}", f"--workdir={folder}",
+                                            config=image_config)
   assert "config.seed=9" in refused(start, *flags_of, f"--config.image={other}", f"--workdir={folder}",
                                     "--config.seed=9", config=image_config)
   assert all((folder / name).read_bytes() == held for name, held in before.items())
@@ -111,7 +111,7 @@ def test_a_bad_map_is_refused_before_there_is_a_folder(start, image_config, flag
   message = refused(start, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path / 'run'}",
                     f"--config.picture.depth={tmp_path / 'depth.png'}", "--config.loss.depth=1.0",
                     config=image_config)
-  assert "depth.png" in message and "its picture" in message and not (tmp_path / "run").exists()
+  assert "depth.png" in message and "its photo" in message and not (tmp_path / "run").exists()
 
 
 def test_a_camera_that_the_prior_has_never_seen(start, image_config, flags_of, picture, tmp_path):
