@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv:2106.09685) as a pytree beside a network's parameters.
 
-A network whose kernels are W becomes one whose kernels are W + down @ up, by a pure function on parameters: no layer is
-touched, so that any Flax network takes them, and whoever differentiates with respect to the adapters trains them alone.
+A pure function on parameters replaces the kernels W of a network by W + down @ up. No layer changes, so that any Flax
+network takes adapters, and differentiating with respect to the adapters trains the adapters alone.
 
   >>> params = dict(block=dict(to_q=dict(kernel=jnp.ones((4, 4)), bias=jnp.zeros(4))))
   >>> adapters = init(jax.random.key(0), params, rank=2)
@@ -26,7 +26,7 @@ Adapters = dict[str, dict[str, Array]]
 
 
 def init(key: Array, params: Params, rank: int = 4, match: str = ATTENTION) -> Adapters:
-  """Adapters that change nothing yet: down is random of standard deviation 1 / rank, up is 0.
+  """Returns adapters that change nothing yet: down is random of standard deviation 1 / rank, up is 0.
 
   Args:
     key: consumed.
@@ -53,15 +53,15 @@ def init(key: Array, params: Params, rank: int = 4, match: str = ATTENTION) -> A
 
 
 def merge(params: Params, adapters: Adapters, scale: Array | float = 1.0) -> Params:
-  """The network's parameters with `scale` down @ up added to the kernels that have adapters; dtypes stay.
+  """Returns the network's parameters with `scale` down @ up added to the kernels of the adapters; dtypes stay.
 
   Args:
     params: as `init` had them; they get no gradient.
     adapters: of `init`.
-    scale: a scalar; 0 is the network as it was.
+    scale: a scalar; 0 leaves the network unchanged.
 
   Raises:
-    KeyError: an adapter's kernel is not there.
+    KeyError: `params` has no kernel for an adapter.
 
   >>> params, pair = dict(to_k=dict(kernel=jnp.ones((2, 2)))), dict(down=jnp.ones((2, 1)), up=jnp.array([[0.0, 0.5]]))
   >>> print(merge(params, {'to_k/kernel': pair})['to_k']['kernel'])

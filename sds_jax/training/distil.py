@@ -104,7 +104,8 @@ def _or_all(index: Array | None, x: Array) -> Array:
   return jnp.arange(x.shape[0]) if index is None else index
 
 
-def _second_scalar(distillation: DistillationSettings, prior: Prior, weight: Array, term: SecondGradient, t: Array) -> Array:
+def _second_scalar(distillation: DistillationSettings, prior: Prior, weight: Array, term: SecondGradient,
+                   t: Array) -> Array:
   """Returns the scalar whose gradient is that of an estimator's second term."""
   weight = weight * term.weight * WEIGHTINGS[distillation.weighting](prior.schedule, t)
   cotangent = per_example(weight, term.residual) * term.residual / term.at.shape[0]

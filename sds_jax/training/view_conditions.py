@@ -19,7 +19,8 @@ def of_views(prior: Prior, params: Params, distillation: DistillationSettings, c
     prior: conditioned on a photo.
     params: of the prior; the projection is read.
     distillation: settings that name the estimator.
-    conditions: `features` (of `PhotoConditioning.encode`), and `azimuth` and `elevation` [] of the photo's camera, radians.
+    conditions: `features` (of `PhotoConditioning.encode`), and `azimuth` and `elevation` [] of the photo's camera,
+      radians.
     azimuth, elevation: of the views, [B], radians.
   """
   features: PhotoFeatures = conditions["features"]

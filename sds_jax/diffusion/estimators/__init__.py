@@ -1,6 +1,6 @@
 """Every published way to turn the predictions of a frozen diffusion model into a direction for an image.
 
-An estimator is a pure function, and `score_distillation` takes it by name, as a record, or as a function of your own:
+An estimator is a pure function. `score_distillation` takes a name, a record, or a function of your own:
 
   (denoise_fn, params, schedule, x, t, eps, cond, keys, **arguments) -> (residual, seen)
 
@@ -33,8 +33,8 @@ An estimator of your own, here SDS that clips predictions to [-1, 1]:
   >>> print(jax.grad(loss)(jnp.ones((1, 2))).shape)
   (1, 2)
 
-For settings and runs to know an estimator by name, it needs a record (`base.Estimator`): in ESTIMATORS, or in a module
-of your own that settings name as "package.module:NAME".
+For settings and runs to know an estimator by name, the estimator needs a record (`base.Estimator`): in ESTIMATORS, or
+in a module of your own that settings name as "package.module:NAME".
 """
 from __future__ import annotations
 

@@ -38,6 +38,7 @@ def asd(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
   """
   count = schedule.alpha.shape[0]
   span = shift * jnp.maximum(t.astype(jnp.float32) - t_min * count, 0.0)
+  # Whole times, so that u = t is drawn, too, and u never exceeds t by more than the span.
   later = jnp.floor(jax.vmap(jax.random.uniform)(keys) * span).astype(t.dtype)
   u = jnp.minimum(t + later, count - 1)
   z = add_noise(schedule, x, eps, t)

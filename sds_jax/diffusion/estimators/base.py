@@ -1,4 +1,4 @@
-"""The record of an estimator: its function, its options, what it needs, and its published settings.
+"""The record of an estimator: function, options, needs and published settings.
 
 A new estimator is one file with one record, and one line in `estimators.ESTIMATORS`:
 
@@ -118,7 +118,7 @@ NEEDS: dict[str, Need] = {
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-  """The state of a run at one step, as far as the arguments of an estimator may depend on it.
+  """The part of a run's state at one step that the arguments of an estimator may depend on.
 
   Attributes:
     progress: fraction of the run that is done, [] float32 or a Python number.
@@ -185,7 +185,7 @@ class SecondGradient(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Estimator:
-  """An estimator: a function, and all that other modules have to know of it.
+  """An estimator: a function, and the facts that other modules read of the estimator.
 
   Attributes:
     name: in settings and tables.
@@ -322,7 +322,7 @@ def _required(fn: EstimateFn) -> set[str]:
 
 
 def _contradictions(record: Estimator) -> Iterator[str]:
-  """Yields what is wrong with a record."""
+  """Yields the contradictions within a record."""
   if unknown := sorted(record.needs - NEEDS.keys()):
     yield f"needs={unknown[0]!r} is not legal: it must be one of {', '.join(NEEDS)}"
     return
@@ -363,7 +363,7 @@ def options_of(distillation: Any, record: Estimator) -> Any:
 
 
 def fill(distillation: Any, record: Estimator, small: bool, photo: bool = False) -> Any:
-  """Returns the settings `distillation` with what they leave open filled by the estimator's values.
+  """Returns the settings `distillation` with the open ones filled by the estimator's values.
 
   Args:
     distillation: a frozen dataclass with the fields of `Draw`, each perhaps `schema.AUTO`, and a group `sds`.

@@ -45,6 +45,7 @@ def cds(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
   count = schedule.alpha.shape[0]
   above = gap + spread * jax.vmap(jax.random.uniform)(keys)
   u = jnp.minimum(t + jnp.floor(above * count).astype(t.dtype), count - 1)
+  # The noise goes by the run's seed alone, not by the step or the example: the path must be the same at every step.
   one = jax.random.normal(jax.random.key(noise_seed), x.shape[1:], x.dtype)
   e = jnp.broadcast_to(one[None], x.shape)
   z_u = add_noise(schedule, x, e, u)

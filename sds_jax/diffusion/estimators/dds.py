@@ -34,7 +34,7 @@ def dds(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
     >>> print(dds(lambda p, z, t, c: z + c, None, flow_schedule(4), x, t, x, x, source_x=x, source_cond=x)[0])
     [[0. 0.]]
   """
-  source_x = jax.lax.stop_gradient(source_x)
+  source_x = jax.lax.stop_gradient(source_x)  # the caller may have rendered the source from differentiated parameters
   z, z_source = add_noise(schedule, x, eps, t), add_noise(schedule, source_x, eps, t)
   eps_hat, eps_source = predict_both(denoise_fn, params, z, z_source, t, cond, source_cond)
   residual = eps_hat.astype(jnp.float32) - eps_source.astype(jnp.float32)

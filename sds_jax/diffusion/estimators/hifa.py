@@ -49,7 +49,8 @@ class Options:
 def _term(options: Options, moment: Moment, aux: Any) -> SecondGradient:
   image = moment.inputs["image"]
   image_hat = jax.lax.stop_gradient(moment.decode(aux.x0_hat))
-  return SecondGradient(image, image_residual(moment.schedule, aux.t, image, image_hat), moment.now(options.image_weight))
+  residual = image_residual(moment.schedule, aux.t, image, image_hat)
+  return SecondGradient(image, residual, moment.now(options.image_weight))
 
 
 def _relations(distillation: Any, path: str) -> Iterator[str]:

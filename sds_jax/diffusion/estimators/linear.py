@@ -37,7 +37,7 @@ def sds(time: Array) -> Row:
   residual of the prior plus omega times that of a classifier: eps_guided - eps = (eps_c - eps) + omega (eps_c - eps_u).
 
   Args:
-    time: [B], fraction of the schedule in [0, 1); only `nfsd` uses it.
+    time: [B], fraction of the schedule in [0, 1); only `nfsd` uses the time.
 
   >>> print(sds(0.5))
   {'guided': 1.0, 'eps': -1.0}
@@ -119,7 +119,7 @@ def linear(row: Callable[..., Row]) -> EstimateFn:
     The estimator, with the signature that `estimators` describes. The estimator raises ValueError where the row names a
     single side and the denoiser is not a guided one, or where cond lacks that side.
 
-  Example: how much the network says beyond the noise that is there, for one that always says 1.
+  Example: a network that predicts 1 everywhere, where the noise is 1/4.
     >>> from sds_jax.diffusion.schedules import schedule_from_config
     >>> x, t = jnp.zeros((1, 2)), jnp.array([5])
     >>> residual, seen = linear(sds)(lambda *a: jnp.ones((1, 2)), None, schedule_from_config({}), x, t, 0.25 + x, None)

@@ -49,7 +49,7 @@ def sdi(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
   upwards = dataclasses.replace(denoise_fn, scale=inversion_scale) if isinstance(denoise_fn, Guided) else denoise_fn
   top = jnp.maximum(t, int(start * schedule.alpha.shape[0]))
   times, kicks = rising_times(schedule, top, stride, steps, start), None
-  if eta:
+  if eta:  # static, so that the program holds no random numbers without eta
     kicks = eta * jnp.moveaxis(jax.vmap(lambda k: jax.random.normal(k, (steps, *x.shape[1:]), x.dtype))(keys), 1, 0)
   z, _ = invert(lambda z, t: upwards(params, z, t, cond), schedule, add_noise(schedule, x, eps, times[0]), times, kicks)
   t = times[-1]
