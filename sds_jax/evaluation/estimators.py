@@ -1,10 +1,10 @@
-r"""Every estimator on the main job: the shipped prior, the same captions, each at its published defaults, one table.
+r"""A table of all estimators: the shipped prior, one set of captions, each estimator at its published defaults.
 
     python -m sds_jax.evaluation.estimators --prompts=12 --estimators=sds,csd --out=estimator_scores
 
-Each compiles once; one whose records lie in the folder already, of the same settings, captions, versions and prior, is
-not run again, so that a command that was stopped goes on. Settings are overridden for all of them as for `run.py`
-(`--config.training.steps=300`). Afterwards all of them are timed in turns, step by step (`--notimes`: not).
+Each estimator compiles once. An estimator is not run again if the folder holds its records of equal settings,
+captions, versions and prior, so a stopped command continues. Settings are overridden for all estimators as for `run.py`
+(`--config.training.steps=300`). Afterwards the steps of all estimators are timed in turns; `--notimes` leaves this out.
 """
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ Scores = dict[str, list[Record]]
 """Name of an estimator -> its runs."""
 
 WARM_UP = 60
-"""Steps before one is timed: by then rays no longer pass through a full occupancy grid."""
+"""Steps before the first timed step: by then rays no longer pass through a full occupancy grid."""
 
 
 def check_names(names: Sequence[str], flag: str = "--estimators") -> None:
-  """Raises ValueError unless all `names` are estimators, and there is one at least."""
+  """Raises ValueError unless `names` holds estimators only, and at least one."""
   unknown = [name for name in names if name not in ESTIMATORS]
   if unknown or not names:
     raise ValueError(f"{flag}={','.join(names)}: {unknown[0] if unknown else ''!r} is none of {', '.join(ESTIMATORS)}")
@@ -62,15 +62,15 @@ def task_with(name: str, config: ConfigDict) -> Text3DTask:
 
 def run(names: Sequence[str], config: ConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int],
         folder: Path, times: bool = False) -> Scores:
-  """Scores of each estimator; renders and records go to folder/NAME, all records and the table to `folder`.
+  """Runs and scores each estimator; writes renders and records to folder/NAME, all records and the table to `folder`.
 
   Args:
-    names: of ESTIMATORS; all their settings are checked before the first run.
-    config: what is common to all; not yet validated.
-    times: whether `step_times` are taken too.
+    names: keys of ESTIMATORS; the settings of all are checked before the first run.
+    config: the common settings; not yet validated.
+    times: whether `step_times` are measured, too.
 
   Raises:
-    ValueError: an unknown name.
+    ValueError: a name is unknown.
     ConfigError, CheckpointError: see `task_with` and `Text3DTask.load_prior`.
   """
   check_names(names)
@@ -93,13 +93,13 @@ def _write(scores: Scores, step_ms: Mapping[str, float], folder: Path) -> None:
 
 def step_times(chosen: Mapping[str, Text3DTask], prompt: str, steps: int = 5,
                rounds: int = 4) -> dict[str, float]:
-  """Milliseconds of a step of each, after WARM_UP steps: the best of `rounds` in which they take turns.
+  """Measures milliseconds a step of each estimator after WARM_UP steps: the best of `rounds` in which they take turns.
 
-  In turns, because on a shared machine only what was measured side by side can be compared.
+  The estimators take turns, because on a shared machine only times measured side by side can be compared.
 
   Args:
     chosen: name -> validated settings, of one prior.
-    steps: how many at a time.
+    steps: number of steps at a time.
   """
   prior = next(iter(chosen.values())).load_prior()
   runs = {name: CaptionRuns(task, *prior) for name, task in chosen.items()}
@@ -110,23 +110,24 @@ def step_times(chosen: Mapping[str, Text3DTask], prompt: str, steps: int = 5,
   times: dict[str, list[float]] = {name: [] for name in runs}
   for _ in range(rounds):
     for name, run in runs.items():
-      started = time.perf_counter()
+      started = time.perf_counter()  # `advance` waits for the device: dispatch alone takes almost no time
       states[name] = run.advance(*states[name], range(WARM_UP, WARM_UP + steps)), states[name][1]
       times[name].append((time.perf_counter() - started) / steps * 1e3)
+  # The minimum: other work on the machine only adds time.
   return {name: min(measured) for name, measured in times.items()}
 
 
 def read(path: Path) -> Scores:
-  """Scores out of the file, or the folder, that `run` has written; {} where there is no file.
+  """Returns the scores in the file or folder that `run` has written; {} without a file.
 
   Raises:
-    DamagedFileError: the file holds something else.
+    DamagedFileError: the file holds no records of estimators.
   """
   return _stored(path).get("estimators", {})
 
 
 def read_times(path: Path) -> dict[str, float]:
-  """The `step_times` in the same place; {} where there are none."""
+  """Returns the result of `step_times` in the file or folder that `run` has written; {} without one."""
   return _stored(path).get("step_ms", {})
 
 
@@ -134,13 +135,13 @@ def _stored(path: Path) -> dict[str, Any]:
   path = path / "records.json" if path.is_dir() else path
   stored = files.read_json(path)
   if stored and not isinstance(stored.get("estimators"), dict):
-    raise files.DamagedFileError(f"{path} holds no records of estimators; such a file is made by "
+    raise files.DamagedFileError(f"{path} holds no records of estimators; make the file with "
                                  "python -m sds_jax.evaluation.estimators")
   return stored
 
 
 def table(scores: Scores, step_ms: Mapping[str, float]) -> str:
-  """Means and worst cases of each estimator, and what a step costs where that is known, as a Markdown table."""
+  """Returns means and worst cases of each estimator, and known times of a step, as a Markdown table."""
   rows = ["| estimator | runs | IoU | worst | volume IoU | colours right | colour error | empty or full | ms a step "
           "| times SDS |", "|---" * 10 + "|"]
   for name, records in scores.items():
@@ -155,24 +156,24 @@ def table(scores: Scores, step_ms: Mapping[str, float]) -> str:
 
 
 def main() -> None:
-  """Command line."""
+  """Runs the command line."""
   config = config_flags.DEFINE_config_dict("config", settings_lib.defaults("text3d"))
   chosen = flags.DEFINE_list("estimators", ",".join(ESTIMATORS), f"of {', '.join(ESTIMATORS)}")
-  prompts = flags.DEFINE_integer("prompts", 12, "captions", lower_bound=1)
-  seeds = flags.DEFINE_integer("seeds", 1, "seeds of each caption", lower_bound=1)
+  prompts = flags.DEFINE_integer("prompts", 12, "number of captions", lower_bound=1)
+  seeds = flags.DEFINE_integer("seeds", 1, "number of seeds of each caption", lower_bound=1)
   draw = flags.DEFINE_integer("draw", 4, "seed of the drawing of captions")
   times = flags.DEFINE_boolean("times", True, "time a step of each as well")
   out = flags.DEFINE_string("out", "estimator_scores", "folder of the table, the records and the renders")
 
   def action(argv: Sequence[str]) -> None:
     if argv[1:]:
-      raise ValueError(f"{argv[1]!r} is not an option; estimators are named as --estimators=sds,csd")
+      raise ValueError(f"{argv[1]!r} is not an option; name estimators as --estimators=sds,csd")
     specs, folder = draw_captions(prompts.value, draw.value), Path(out.value)
     check_names(chosen.value)
     compilation.prepare()
     scores = run(chosen.value, config.value, specs, range(seeds.value), folder, times.value)
     print(table(scores, read_times(folder)))
-    print(f"renders, records and table lie in {folder}")
+    print(f"renders, records and table are in {folder}")
 
   app.run(lambda argv: exit_on_user_error(lambda: action(argv)))
 

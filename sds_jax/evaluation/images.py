@@ -1,11 +1,11 @@
-r"""Image-to-3D over many sample pictures and seeds, scored against the exact scenes.
+r"""Image-to-3D over many sample photos and seeds, scored against the exact scenes.
 
     python -m sds_jax.evaluation.images --pictures=12 --seeds=3 --out=image_scores
     python -m sds_jax.evaluation.images --pictures=12 --config.loss.sds=0      # without the prior of views
 
-Pictures are those of `python -m sds_jax.shapeworld.sample_photos`: singles, stacks and things with a front, half of
-them with a colour and shape that training never shows. The step is compiled once for all of them. Settings are
-overridden as for `run.py`.
+The photos are made by `python -m sds_jax.shapeworld.sample_photos`: single solids, stacks and objects with a front,
+half of them with a pair of colour and shape that training never shows. The step is compiled once for all photos.
+Settings are overridden as for `run.py`.
 """
 from __future__ import annotations
 
@@ -48,28 +48,28 @@ COLUMNS = {
     "volume IoU": ("volume_iou", "{:.3f}"),
     "colours right": ("colours_right", "{:.0%}"), "unseen colours right": ("unseen_colours_right", "{:.0%}"),
     "colour error": ("colour_error", "{:.3f}"), "s a run": ("seconds", "{:.0f}")}
-"""Title -> score, of which the mean is shown, and how."""
+"""Title of a column -> (name of the score whose mean the column shows, format)."""
 
 
-def draw_pictures(count: int, seed: int) -> list[sample_photos.Truth]:
-  """`count` truths, one single, one stack and one thing with a front in turn, every other one never seen."""
+def draw_truths(count: int, seed: int) -> list[sample_photos.Truth]:
+  """Returns `count` truths: a single solid, a stack, an object with a front in turn; every second trio never seen."""
   kinds: dict[int, Callable[[captions.Spec], bool]] = {
       0: lambda spec: len(spec.parts) == 1 and spec.parts[0][1] in solids.PLAIN,
       1: lambda spec: len(spec.parts) == 2,
       2: lambda spec: spec.parts[0][1] not in solids.PLAIN}
-  found, index = [], 0
-  while len(found) < count:
+  truths, index = [], 0
+  while len(truths) < count:
     truth = sample_photos.draw_truth(seed, index)
     index += 1
     spec = captions.parse(truth.caption)
-    if kinds[len(found) % 3](spec) and captions.is_held_out(spec) == (len(found) // 3 % 2 == 1):
-      found.append(truth)
-  return found
+    if kinds[len(truths) % 3](spec) and captions.is_held_out(spec) == (len(truths) // 3 % 2 == 1):
+      truths.append(truth)
+  return truths
 
 
 def run_set(task: Image3DTask, priors: tuple[Prior, Prior | None, Params],
             truths: Sequence[sample_photos.Truth], seeds: Sequence[int], folder: Path) -> list[Record]:
-  """Scores of every picture with every seed; pictures and a strip of renders of each go to `folder`.
+  """Returns the scores of every photo with every seed; writes photos and a strip of renders of each to `folder`.
 
   Args:
     task: with its settings; a second prior is conditioned on the caption of each photo, whatever `prompt` is.
@@ -101,7 +101,7 @@ def run_set(task: Image3DTask, priors: tuple[Prior, Prior | None, Params],
             truth._asdict(), picture=path.name, seed=seed, parts=len(spec.parts), never_seen=captions.is_held_out(spec),
             plain=all(kind in solids.PLAIN for _, kind in spec.parts), seconds=seconds,
             told_elevation_deg=float(np.degrees(data["elevation"])), **scores))
-        with open(folder / "records.jsonl", "a", encoding="utf-8") as log:  # kept should a later run fail
+        with open(folder / "records.jsonl", "a", encoding="utf-8") as log:  # kept if a later run fails
           log.write(json.dumps(files.to_jsonable(records[-1])) + "\n")
         strip = outputs.render_row(task.view, state, 6)
         first = photos.resize_square(photo.rgb, settings.export.image_size)
@@ -113,7 +113,7 @@ def run_set(task: Image3DTask, priors: tuple[Prior, Prior | None, Params],
 
 
 def table(records: Sequence[Record]) -> str:
-  """Means and worst cases of each group of runs, as the rows of a Markdown table."""
+  """Returns means and worst cases of each group of runs as the rows of a Markdown table."""
   lines = ["| pictures | runs | " + " | ".join(COLUMNS) + " | worst view |", "|---" * (len(COLUMNS) + 3) + "|"]
   for name, belongs in GROUPS.items():
     group = [r for r in records if belongs(r)]
@@ -126,7 +126,7 @@ def table(records: Sequence[Record]) -> str:
 
 def _run(config: ConfigDict, truths: Sequence[sample_photos.Truth], seeds: Sequence[int],
          folder: Path) -> None:
-  """The set, its records and its table, in `folder`."""
+  """Runs the set, and writes its records and its table to `folder`."""
   compilation.prepare()
   task = Image3DTask(settings_lib.validate(config))
   for name in ("depth", "normals"):
@@ -141,19 +141,19 @@ def _run(config: ConfigDict, truths: Sequence[sample_photos.Truth], seeds: Seque
                    folder / "records.json")
   (folder / "table.md").write_text(table(records) + "\n", encoding="utf-8")
   print(table(records))
-  print(f"pictures, renders, records and table lie in {folder}")
+  print(f"photos, renders, records and table are in {folder}")
 
 
 def main() -> None:
-  """Command line."""
+  """Runs the command line."""
   config = config_flags.DEFINE_config_dict("config", settings_lib.defaults("image3d"))
-  count = flags.DEFINE_integer("pictures", 12, "how many", lower_bound=1)
-  seeds = flags.DEFINE_integer("seeds", 3, "seeds of each picture", lower_bound=1)
-  draw = flags.DEFINE_integer("draw", 1, "seed of the drawing of pictures")
-  out = flags.DEFINE_string("out", "image_scores", "folder of the table, the records, pictures and renders")
+  count = flags.DEFINE_integer("pictures", 12, "number of photos", lower_bound=1)
+  seeds = flags.DEFINE_integer("seeds", 3, "number of seeds of each photo", lower_bound=1)
+  draw = flags.DEFINE_integer("draw", 1, "seed of the choice of photos")
+  out = flags.DEFINE_string("out", "image_scores", "folder of the table, the records, photos and renders")
 
   app.run(lambda argv: exit_on_user_error(lambda: _run(
-    config.value, draw_pictures(count.value, draw.value), range(seeds.value), Path(out.value))))
+    config.value, draw_truths(count.value, draw.value), range(seeds.value), Path(out.value))))
 
 
 if __name__ == "__main__":

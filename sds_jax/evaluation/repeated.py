@@ -1,4 +1,4 @@
-"""A program that is compiled once and run many times, with other conditions and other seeds."""
+"""Repeated runs of one compiled program with different conditions and seeds."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,7 +15,9 @@ from sds_jax.types import Params
 
 
 class RepeatedRuns:
-  """Any number of runs of one program, one executable a stage; each ends as the command's run would without bad updates.
+  """Any number of runs of one program, one executable a stage.
+
+  A run ends in the state that the command's run reaches when all updates are finite.
 
   Attributes:
     generator: of the first stage.
@@ -51,6 +53,7 @@ class RepeatedRuns:
 
   def advance(self, state: TrainState, fixed: tuple, numbers: range) -> TrainState:
     """Returns the state after the steps `numbers`; `state` is donated."""
+    # Shapes are equal in all runs, so the first run's arguments serve for compilation.
     self._executables = self._executables or [
         self._layout.compile(self._program.make_step(stage, self._layout.share), state, fixed)
         for stage in self._program.stages]

@@ -1,7 +1,7 @@
 """Scores of a finished object against the exact scene of its ShapeWorld caption.
 
-Where the caption does not fix the azimuth, all are taken at the one rotation about z at which the silhouettes fit best;
-the geometric ones are given both as they are and with one common scale fitted.
+If the caption does not fix the azimuth, all scores are computed at the one rotation about z with the best mean IoU of
+silhouettes. Geometric scores are returned both at the object's own scale and at the best of SCALES.
 """
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VOLUME_GRID = 56
 
 
 def scoring_cameras() -> Camera:
-  """16 cameras [16] on a spiral over the whole training distribution, from 10 degrees below to straight overhead."""
+  """Returns cameras [16] on a spiral over all training elevations, from 10 degrees below to straight overhead."""
   share = np.arange(VIEWS) / (VIEWS - 1)
   low, high = math.sin(math.radians(-10.0)), math.sin(math.radians(88.0))
   elevation = np.arcsin(low + share * (high - low))  # even in area
@@ -42,7 +42,7 @@ def scoring_cameras() -> Camera:
 
 @jax.jit
 def truth_silhouettes(scene: scenes.SolidScene, angles: Array, scales: Array) -> Array:
-  """bool [P, 16, SIZE, SIZE]: the caption's scene in every pose (angle [P], scale [P])."""
+  """Returns silhouettes, bool [P, 16, SIZE, SIZE], of the caption's scene in every pose (angle [P], scale [P])."""
   shots = scoring_cameras()
 
   def pose(inputs):
@@ -55,16 +55,18 @@ def truth_silhouettes(scene: scenes.SolidScene, angles: Array, scales: Array) ->
 
 @jax.jit
 def truth_albedo(scene: scenes.SolidScene, angle: Array) -> tuple[Array, Array]:
-  """Albedo [16, SIZE, SIZE, 3] and mask of the caption's scene turned by `angle`, as the scoring cameras see it."""
+  """Renders albedo [16, SIZE, SIZE, 3] and mask of the scene turned by `angle` through the scoring cameras."""
   return traced(scene, cameras.camera_of_turned_object(scoring_cameras(), angle, jnp.float32(1.0)), jnp.zeros(3), 1.0)
 
 
 def traced(scene: scenes.SolidScene, shots: Camera, light: Array, ambient: Array | float) -> tuple[Array, Array]:
-  """The exact scene as cameras [V] see it: colours [V, SIZE, SIZE, 3] over black, bool mask [V, SIZE, SIZE].
+  """Renders the exact scene: colours [V, SIZE, SIZE, 3] over black, bool mask [V, SIZE, SIZE].
 
   Args:
+    scene: the exact scene.
+    shots: cameras [V].
     light: [3], position, world units.
-    ambient: [] in [0, 1]; the diffuse light is the rest, so that 1 gives the bare albedo.
+    ambient: [] in [0, 1]; 1 - ambient is the diffuse share, so 1 returns the bare albedo.
   """
 
   def one(camera):
@@ -90,13 +92,13 @@ def make_object_views(generator: ObjectGenerator) -> Callable[[Any, Any, Camera]
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """Intersection over union of masks over the last two axes; 1 where both are empty."""
+  """Returns the intersection over union of masks over the last two axes; 1 for two empty masks."""
   union = (a | b).sum((-2, -1))
   return np.where(union == 0, 1.0, (a & b).sum((-2, -1)) / np.maximum(union, 1))
 
 
 def score(generator: ObjectGenerator, state: TrainState, spec: captions.Spec) -> dict[str, Any]:
-  """All scores of one object.
+  """Returns all scores of one object.
 
   Returns:
     silhouette_iou and silhouette_iou_scaled (means over 16 views), worst_view_iou, volume_iou, volume_iou_scaled,
@@ -128,20 +130,20 @@ def score(generator: ObjectGenerator, state: TrainState, spec: captions.Spec) ->
 
 
 def _fit(truth: scenes.SolidScene, mask: np.ndarray, angles: np.ndarray, scales: np.ndarray) -> np.ndarray:
-  """IoU [P, 16] of the object's silhouettes with the scene's in each pose."""
+  """Returns IoU [P, 16] of the object's and the scene's silhouettes in each pose."""
   return iou(np.asarray(truth_silhouettes(truth, angles, scales)), mask[None])
 
 
 def solid_points(generator: FieldGenerator, state: TrainState) -> tuple[np.ndarray, np.ndarray, float]:
-  """A grid over the object's cube: points [N, 3] float32, whether each is solid [N], and how full the bounding ball is.
+  """Returns a grid of points [N, 3], whether each point is solid, bool [N], and the solid share of the bounding ball.
 
-  Solid is what the mesh's automatic threshold takes for the object; nothing where it finds none.
+  Solid points are denser than the mesh's automatic threshold; without a threshold no point is solid.
   """
   bound, params, density_fn = generator.options.bound, state.shown, jax.jit(generator.density)
   try:
     density = grid_density(lambda p: np.asarray(density_fn(params, jnp.asarray(p, jnp.float32))), VOLUME_GRID, bound)
     solid = density.reshape(-1) > auto_threshold(density, bound)
-  except ValueError:  # an empty field has no threshold, one that is not finite no surface
+  except ValueError:  # an empty field has no threshold, a non-finite field no surface
     solid = np.zeros(VOLUME_GRID**3, bool)
   axis = np.linspace(-bound, bound, VOLUME_GRID)
   points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3).astype(np.float32)
@@ -150,7 +152,7 @@ def solid_points(generator: FieldGenerator, state: TrainState) -> tuple[np.ndarr
 
 
 def volume_iou(truth: scenes.SolidScene, points: np.ndarray, solid: np.ndarray) -> float:
-  """IoU of the exact scene's inside and what is `solid` [N], at points [N, 3] in the scene's own frame."""
+  """Returns the IoU of the exact scene's interior and `solid` [N], at points [N, 3] in the scene's frame."""
   inside = in_chunks(lambda p: np.asarray(_distance(truth, jnp.asarray(p, jnp.float32))), points) < 0
   return float((inside & solid).sum() / max((inside | solid).sum(), 1))
 
@@ -161,24 +163,24 @@ def _distance(truth: scenes.SolidScene, points: Array) -> Array:
 
 
 def flags(opacity: np.ndarray, filled: float) -> dict[str, bool]:
-  """empty: hardly a pixel of the views [..., SIZE, SIZE] is opaque; full: most of the bounding ball is `filled`."""
+  """Returns `empty` (under 0.5% of pixels [..., SIZE, SIZE] are opaque) and `full` (over 80% of the ball is solid)."""
   return dict(empty=bool((opacity > 0.5).mean() < 0.005), full=bool(filled > 0.8))
 
 
 def _colours(truth: scenes.SolidScene, spec: captions.Spec, angle: float, rgb: np.ndarray,
              opacity: np.ndarray) -> tuple[float, bool]:
-  """Mean absolute RGB error on the overlap, and whether every part's mean colour is nearest to its own name."""
+  """Returns the mean absolute RGB error on the overlap, and whether each part's mean colour is nearest to its name."""
   albedo, inside = jax.device_get(truth_albedo(truth, jnp.float32(angle)))
-  seen = inside & (opacity > 0.5)
-  if not seen.any():
+  overlap = inside & (opacity > 0.5)
+  if not overlap.any():
     return 1.0, False
-  colour = rgb / np.maximum(opacity, 1e-3)[..., None]
-  error = float(np.abs(colour - albedo)[seen].mean())
+  colour = rgb / np.maximum(opacity, 1e-3)[..., None]  # renders are over black: undoes the product with opacity
+  error = float(np.abs(colour - albedo)[overlap].mean())
   names = list(solids.COLOURS)
   palette = np.array([solids.COLOURS[name] for name in names])
   right = []
   for name, _ in spec.parts:
-    part = seen & (np.abs(albedo - np.asarray(solids.COLOURS[name])).max(-1) < 0.05)
+    part = overlap & (np.abs(albedo - np.asarray(solids.COLOURS[name])).max(-1) < 0.05)
     mean = colour[part].mean(0) if part.any() else np.full(3, np.inf)
     right.append(names[int(np.argmin(np.abs(palette - mean).sum(-1)))] == name if part.any() else False)
   return error, all(right)

@@ -1,9 +1,10 @@
-r"""The main job over many captions and seeds, scored against the exact scenes.
+r"""Text-to-3D over many captions and seeds, scored against the exact scenes.
 
     python -m sds_jax.evaluation.shapeworld --prompts=8 --seeds=3 --out=scores
 
-Half of the captions hold a colour and shape never seen together in training, half of each are stacks of two. The step
-is compiled once for all of them. Settings are overridden as for `run.py` (`--config.training.steps=300`).
+Half of the captions have a pair of colour and shape that training never shows, and half of either kind are stacks of
+two. The step is compiled once for all captions. Settings are overridden as for `run.py`
+(`--config.training.steps=300`).
 """
 from __future__ import annotations
 
@@ -46,18 +47,18 @@ GROUPS: dict[str, Callable[[Record], bool]] = {
 
 
 def draw_captions(count: int, seed: int = 1) -> list[captions.Spec]:
-  """`count` captions: singles and stacks in turn, and of each every other one never seen; no caption twice.
+  """Returns `count` different captions: singles and stacks in turn, half of either kind never seen in training.
 
-  There are few singles that were never seen; when they are used up, stacks take their place.
+  Few singles were never seen; when these are used up, stacks take their place.
 
   Raises:
-    ValueError: there are not so many captions.
+    ValueError: `count` exceeds the number of captions.
   """
   pools: dict[tuple[bool, bool], list[captions.Spec]] = {}
   for spec in captions.all_specs():
     pools.setdefault((len(spec.parts) == 2, captions.is_held_out(spec)), []).append(spec)
   if count > sum(map(len, pools.values())):
-    raise ValueError(f"count={count} is more than there are captions ({sum(map(len, pools.values()))})")
+    raise ValueError(f"count={count} exceeds the number of captions: at most {sum(map(len, pools.values()))} are legal")
   rng = np.random.default_rng(seed)
   pools = {kind: [pool[i] for i in rng.permutation(len(pool))] for kind, pool in pools.items()}
   chosen: list[captions.Spec] = []
@@ -85,7 +86,7 @@ class CaptionRuns(RepeatedRuns):
 
 def run_set(runs: CaptionRuns, specs: Sequence[captions.Spec], seeds: Sequence[int],
             folder: Path | None = None) -> list[Record]:
-  """Returns the scores of every caption with every seed; a strip of renders of each goes to `folder` if given."""
+  """Returns the scores of every caption with every seed; writes a strip of renders of each to `folder` if given."""
   records = []
   with tqdm.tqdm(total=len(specs) * len(seeds), desc="runs") as bar:
     for spec in specs:
@@ -99,7 +100,7 @@ def run_set(runs: CaptionRuns, specs: Sequence[captions.Spec], seeds: Sequence[i
             prompt=prompt, seed=seed, parts=len(spec.parts), never_seen=captions.is_held_out(spec),
             plain=all(kind in solids.PLAIN for _, kind in spec.parts), seconds=seconds, **scores))
         if folder:
-          with open(folder / "records.jsonl", "a", encoding="utf-8") as log:  # kept should a later run fail
+          with open(folder / "records.jsonl", "a", encoding="utf-8") as log:  # kept if a later run fails
             log.write(json.dumps(files.to_jsonable(records[-1])) + "\n")
           name = f"{files.prompt_slug(prompt)}-{seed}.png"
           images.write_png(outputs.render_row(runs.task.view, state, 6), folder / name)
@@ -110,7 +111,7 @@ def run_set(runs: CaptionRuns, specs: Sequence[captions.Spec], seeds: Sequence[i
 
 
 def table(records: Sequence[Record]) -> str:
-  """Means and worst cases of each group of runs, as the rows of a Markdown table."""
+  """Returns means and worst cases of each group of runs as the rows of a Markdown table."""
   head = ("| captions | runs | IoU | worst | under 0.5 | IoU, scaled | volume IoU | colours right | colour error "
           "| empty or full | s a run |\n" + "|---" * 11 + "|")
   rows = [head]
@@ -128,7 +129,7 @@ def table(records: Sequence[Record]) -> str:
 
 
 def _run(config: ConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int], folder: Path) -> None:
-  """The set, its records and its table, in `folder`."""
+  """Runs the set, and writes its records and its table to `folder`."""
   compilation.prepare()
   task = Text3DTask(settings_lib.validate(config))
   prior, params = task.load_prior()
@@ -139,7 +140,7 @@ def _run(config: ConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int
                    folder / "records.json")
   (folder / "table.md").write_text(table(records) + "\n", encoding="utf-8")
   print(table(records))
-  print(f"renders, records and table lie in {folder}")
+  print(f"renders, records and table are in {folder}")
 
 
 def exit_on_user_error(action: Callable[[], None]) -> None:
@@ -147,7 +148,7 @@ def exit_on_user_error(action: Callable[[], None]) -> None:
 
   With SDS_JAX_TRACEBACK set in the environment the exception is raised instead.
   """
-  logging.set_verbosity(logging.ERROR)  # JAX tells of each backend that is not here
+  logging.set_verbosity(logging.ERROR)  # JAX warns of each backend that is not installed
   try:
     action()
   except (ValueError, OSError) as error:
@@ -158,10 +159,10 @@ def exit_on_user_error(action: Callable[[], None]) -> None:
 
 
 def main() -> None:
-  """Command line."""
+  """Runs the command line."""
   config = config_flags.DEFINE_config_dict("config", settings_lib.defaults("text3d"))
-  prompts = flags.DEFINE_integer("prompts", 8, "captions", lower_bound=1)
-  seeds = flags.DEFINE_integer("seeds", 3, "seeds of each caption", lower_bound=1)
+  prompts = flags.DEFINE_integer("prompts", 8, "number of captions", lower_bound=1)
+  seeds = flags.DEFINE_integer("seeds", 3, "number of seeds of each caption", lower_bound=1)
   draw = flags.DEFINE_integer("draw", 1, "seed of the drawing of captions")
   out = flags.DEFINE_string("out", "shapeworld_scores", "folder of the table, the records and the renders")
 

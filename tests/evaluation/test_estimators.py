@@ -1,4 +1,4 @@
-"""The table of estimators: each is run with its own settings, what is done already is not done again."""
+"""Tests the table of estimators: each runs with its own settings, and finished runs are not repeated."""
 import json
 import types
 
@@ -14,11 +14,11 @@ SPECS = [captions.parse("a red cube"), captions.parse("a green cone on top of a 
 
 @pytest.fixture
 def runs(monkeypatch):
-  """Estimators in the order in which they were run."""
-  seen = []
+  """Returns a list that gets the name of each estimator that runs."""
+  names_run = []
 
   def run_set(task, specs, seeds, folder):
-    seen.append(task.settings.distillation.estimator)
+    names_run.append(task.settings.distillation.estimator)
     return [dict(prompt=captions.caption(spec), seed=seed, silhouette_iou=0.5 + 0.1 * seed, volume_iou=0.4,
                  colours_right=seed == 0, colour_error=0.02, empty=False, full=seed == 1,
                  seconds=30.0)
@@ -27,7 +27,7 @@ def runs(monkeypatch):
   monkeypatch.setattr(recipes, "CaptionRuns", lambda task, prior, params: task)
   monkeypatch.setattr(recipes.Text3DTask, "load_prior", lambda task: (None, None))
   monkeypatch.setattr(recipes, "run_set", run_set)
-  return seen
+  return names_run
 
 
 def run(names, folder, seeds=1, **changes):
@@ -36,7 +36,7 @@ def run(names, folder, seeds=1, **changes):
   return estimators.run(names, config, SPECS, range(seeds), folder)
 
 
-def test_each_runs_once_and_the_records_are_read_again(runs, tmp_path):
+def test_each_runs_once_and_records_are_reused(runs, tmp_path):
   scores = run(["sds", "sjc"], tmp_path)
   assert runs == ["sds", "sjc"] and run(["sds", "sjc"], tmp_path) == scores and len(runs) == 2
   assert estimators.read(tmp_path) == estimators.read(tmp_path / "records.json") == scores
@@ -52,7 +52,7 @@ def test_other_settings_are_run_anew(runs, tmp_path):
   assert json.loads((tmp_path / "sds" / "records.json").read_text())["config"]["training"]["steps"] == 300
 
 
-def test_what_was_stopped_goes_on(runs, tmp_path, monkeypatch):
+def test_a_stopped_command_continues(runs, tmp_path, monkeypatch):
   good = recipes.run_set
   with monkeypatch.context() as patch:
     patch.setattr(recipes, "run_set",
@@ -63,7 +63,7 @@ def test_what_was_stopped_goes_on(runs, tmp_path, monkeypatch):
   assert list(run(["sds", "asd"], tmp_path)) == ["sds", "asd"] and runs == ["sds", "asd"]
 
 
-def test_settings_are_all_looked_at_before_the_first_run(runs, tmp_path):
+def test_all_settings_are_checked_before_the_first_run(runs, tmp_path):
   with pytest.raises(ValueError, match="--estimators=sds,nothing: 'nothing' is none of sds, score"):
     run(["sds", "nothing"], tmp_path)
   with pytest.raises(ValueError, match="--estimators=: '' is none of"):
@@ -73,7 +73,7 @@ def test_settings_are_all_looked_at_before_the_first_run(runs, tmp_path):
   assert runs == [] and not list(tmp_path.iterdir())
 
 
-def test_the_table_has_means_worst_cases_and_time_beside_sds(runs, tmp_path):
+def test_table_has_means_worst_cases_and_times_relative_to_sds(runs, tmp_path):
   scores = run(["sds", "asd"], tmp_path, seeds=2)
   table = estimators.table(scores, dict(sds=80.0, asd=120.0))
   rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
@@ -84,7 +84,7 @@ def test_the_table_has_means_worst_cases_and_time_beside_sds(runs, tmp_path):
 
 
 def test_steps_are_timed_in_turns_after_a_warm_up(monkeypatch, tmp_path):
-  """Each is compiled and warmed up, then all go round in turns; of an estimator's rounds the best counts."""
+  """Checks that each estimator is warmed up, that all take turns, and that the best round of each counts."""
   clock, log = [0.0], []
 
   class Slow:
@@ -103,12 +103,12 @@ def test_steps_are_timed_in_turns_after_a_warm_up(monkeypatch, tmp_path):
   monkeypatch.setattr(estimators, "CaptionRuns", Slow)
   monkeypatch.setattr(estimators.time, "perf_counter", lambda: clock[0])
   tasks = {name: types.SimpleNamespace(name=name, load_prior=lambda: (None, None)) for name in ("sds", "asd")}
-  found = estimators.step_times(tasks, "a red cube", steps=5, rounds=3)
+  times = estimators.step_times(tasks, "a red cube", steps=5, rounds=3)
   assert log[:2] == [("sds", 0, 60), ("asd", 0, 60)] and log[2:] == [("sds", 60, 5), ("asd", 60, 5)] * 3
-  assert found == pytest.approx(dict(sds=125.0, asd=250.0))
+  assert times == pytest.approx(dict(sds=125.0, asd=250.0))
 
 
-def test_another_file_is_not_taken_for_records(tmp_path):
+def test_a_file_without_records_is_refused(tmp_path):
   (tmp_path / "records.json").write_text('{"records": []}')
   with pytest.raises(ValueError, match="records.json holds no records of estimators"):
     estimators.read(tmp_path)

@@ -1,4 +1,4 @@
-"""Scores of objects made from a picture, where the object is the truth, or wrong in one known way."""
+"""Tests scores of objects made from a photo, where the object is the truth, or wrong in one known way."""
 import dataclasses
 import math
 
@@ -18,7 +18,7 @@ from sds_jax.training.state import TrainState
 from sds_jax.types import FieldOutput
 
 AZIMUTH, ELEVATION = math.radians(-50.0), math.radians(20.0)
-"""Where the run has its picture."""
+"""Viewpoint of the photo in the run."""
 TRUTH = sample_photos.Truth("a green cone on top of a blue cylinder", 100.0, 20.0, (0.5, 1.1, 0.4), 1.0, 0.9,
                        (0.03, -0.02, 0.01))
 HOUSE, BALL = TRUTH._replace(caption="a yellow house"), TRUTH._replace(caption="an orange sphere", ambient=0.4)
@@ -26,7 +26,7 @@ DENSITY, SHARPNESS, MARGIN = 150.0, 0.003, 0.008
 
 
 def apply(params, points):
-  """A scene, lit if it is a ball, scaled, turned and moved; what is beyond the plane `behind` is of another colour."""
+  """Returns a scaled, turned, moved and lit scene; points beyond the plane `behind` have another colour."""
   inner = scenes.rotate_points_z(points - params["move"][None], -params["angle"]) / params["scale"]
   distance, albedo = scenes.sdf(params["scene"], inner)
   normals = inner - params["scene"].offset[:1]
@@ -40,8 +40,8 @@ def apply(params, points):
   return FieldOutput(jnp.where(jnp.sum(points**2, axis=-1) < 0.8**2, density, 0.0), jnp.clip(colour, 0.0, 1.0))
 
 
-def picture_of(truth, frame=Frame()):
-  """The picture that the truth's own camera takes, as the run reads it when nothing is moved."""
+def photo_of(truth, frame=Frame()):
+  """Returns the photo of the truth's camera, as a run reads the file of an unmoved photo."""
   image = sample_photos.render_photo(truth, 64).astype(np.float32) / 255
   rgb, opacity = image[..., :3], image[..., 3]
   return Photo(rgb * opacity[..., None] + 1 - opacity[..., None], opacity, frame)
@@ -49,14 +49,14 @@ def picture_of(truth, frame=Frame()):
 
 @pytest.fixture(scope="module")
 def judge():
-  """(truth, what is wrong with the object) -> its scores."""
+  """Returns a function (truth, errors of the object) -> scores."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(scores, "VOLUME_GRID", 28)
     generator = Text3DTask(settings.validate(settings.defaults())).generator
     generator = dataclasses.replace(generator, field=Field(lambda key: {}, apply, 0.8))
 
     def score(truth=TRUTH, turn=0.0, scale=1.0, move=(0.0, 0.0, 0.0), solid=1.0, fog=0.0, behind=(0.0, 0.0, 0.0),
-              back_colour=(0.0, 0.0, 0.0), shown=None, picture=None, ambient=None, camera=(2.7, 46.0)):
+              back_colour=(0.0, 0.0, 0.0), shown=None, photo=None, ambient=None, camera=(2.7, 46.0)):
       number = lambda value: jnp.asarray(value, jnp.float32)  # noqa: E731
       ambient = truth.ambient if ambient is None else ambient
       params = dict(scene=sample_photos.truth_scene(shown or truth), light=number(truth.light), scale=number(scale),
@@ -65,84 +65,84 @@ def judge():
                     behind=number(behind), back_colour=number(back_colour))
       state = TrainState(step=jnp.int32(0), params=dict(field=params, background={}), opt_state=(), occupancy=None)
       shot = CameraSettings(distance=(camera[0],) * 2, fov_deg=(camera[1],) * 2)
-      return image_scores.score(generator, shot, state, truth, picture or picture_of(truth), AZIMUTH, ELEVATION)
+      return image_scores.score(generator, shot, state, truth, photo or photo_of(truth), AZIMUTH, ELEVATION)
 
     yield score
 
 
-def test_the_truth(judge):
-  found = judge()
-  assert found["silhouette_iou"] > 0.95 and found["worst_view_iou"] > 0.9 and found["volume_iou"] > 0.9
-  assert min(found["seen_iou"], found["unseen_iou"]) > 0.94 and found["reference_psnr"] > 25.0
-  assert found["colours_right"] and found["unseen_colours_right"] and found["colour_error"] < 0.03
-  assert not found["empty"] and not found["full"]
-  assert all(type(value) in (float, bool) for value in found.values())
+def test_truth_scores_well(judge):
+  scored = judge()
+  assert scored["silhouette_iou"] > 0.95 and scored["worst_view_iou"] > 0.9 and scored["volume_iou"] > 0.9
+  assert min(scored["seen_iou"], scored["unseen_iou"]) > 0.94 and scored["reference_psnr"] > 25.0
+  assert scored["colours_right"] and scored["unseen_colours_right"] and scored["colour_error"] < 0.03
+  assert not scored["empty"] and not scored["full"]
+  assert all(type(value) in (float, bool) for value in scored.values())
 
 
-def test_a_wrong_side_costs_what_it_should(judge):
-  """A house turned by a quarter; no rotation is searched for."""
+def test_a_turned_object_scores_worse(judge):
+  """Checks a house turned by a quarter: no rotation is searched for."""
   right, side = judge(HOUSE), judge(HOUSE, turn=90.0)
   assert right["silhouette_iou"] > 0.95 and right["reference_psnr"] > 21.0
   assert side["silhouette_iou"] < 0.93 and side["volume_iou"] < 0.85
   assert side["reference_psnr"] < right["reference_psnr"] - 3.0
 
 
-def test_a_back_of_another_colour(judge):
-  """It is found only from behind."""
+def test_a_back_of_the_wrong_colour(judge):
+  """Checks that a wrong back lowers only the scores of unseen views and of colour."""
   towards = (math.cos(AZIMUTH), math.sin(AZIMUTH), 0.0)
-  found = judge(HOUSE, behind=towards, back_colour=(0.9, 0.06, 0.06))
-  assert not found["unseen_colours_right"] and found["reference_psnr"] > 21.0 and found["silhouette_iou"] > 0.95
-  assert found["colour_error"] > 0.1
+  scored = judge(HOUSE, behind=towards, back_colour=(0.9, 0.06, 0.06))
+  assert not scored["unseen_colours_right"] and scored["reference_psnr"] > 21.0 and scored["silhouette_iou"] > 0.95
+  assert scored["colour_error"] > 0.1
 
 
-def test_light_belongs_to_the_colours(judge):
-  """In the picture's light an object is right that has it, and not one of the bare colour; both have the right name."""
+def test_colours_include_the_light(judge):
+  """Checks that an object of lit colours scores better than one of bare colours; the names of both are right."""
   lit, bare = judge(BALL), judge(BALL, ambient=1.0)
   assert lit["colour_error"] < 0.03 and lit["reference_psnr"] > 25.0 and lit["colours_right"]
   assert bare["colour_error"] > 0.1 and bare["reference_psnr"] < 22.0 and bare["colours_right"]
 
 
-def test_colours_that_are_exchanged(judge):
-  found = judge(shown=TRUTH._replace(caption="a blue cone on top of a green cylinder"))
-  assert not found["colours_right"] and not found["unseen_colours_right"] and found["silhouette_iou"] > 0.95
-  assert found["colour_error"] > 0.2
+def test_exchanged_colours(judge):
+  scored = judge(shown=TRUTH._replace(caption="a blue cone on top of a green cylinder"))
+  assert not scored["colours_right"] and not scored["unseen_colours_right"] and scored["silhouette_iou"] > 0.95
+  assert scored["colour_error"] > 0.2
 
 
-def test_a_moved_picture_makes_another_object_right(judge):
-  """Smaller by a fifth, and aside by a tenth of the frame, which at the origin measures 2.29: of the object too."""
+def test_a_moved_photo_moves_the_correct_object(judge):
+  """Checks an object 0.8 times as large, moved by a share of the frame, which measures 2.29 at the origin."""
   frame = Frame(0.8, (0.08, -0.05), 1.0)
   right = np.array([-math.sin(AZIMUTH), math.cos(AZIMUTH), 0.0])
   up = np.array([-math.sin(ELEVATION) * math.cos(AZIMUTH), -math.sin(ELEVATION) * math.sin(AZIMUTH),
                  math.cos(ELEVATION)])
   move = 2 * 2.7 * math.tan(math.radians(23.0)) * (0.08 * right + 0.05 * up)
-  picture = picture_of(TRUTH, frame)
-  found = judge(scale=0.8, move=tuple(move), picture=picture)
-  assert found["silhouette_iou"] > 0.93 and found["volume_iou"] > 0.88 and found["colours_right"]
-  assert found["colour_error"] < 0.03
-  assert judge(picture=picture)["silhouette_iou"] < 0.7
+  photo = photo_of(TRUTH, frame)
+  scored = judge(scale=0.8, move=tuple(move), photo=photo)
+  assert scored["silhouette_iou"] > 0.93 and scored["volume_iou"] > 0.88 and scored["colours_right"]
+  assert scored["colour_error"] < 0.03
+  assert judge(photo=photo)["silhouette_iou"] < 0.7
 
 
-def test_nothing_and_everything_are_flagged(judge):
+def test_empty_and_full_objects_are_flagged(judge):
   nothing, everything = judge(solid=0.0), judge(fog=50.0)
   assert nothing["empty"] and not nothing["full"] and nothing["silhouette_iou"] == nothing["volume_iou"] == 0.0
   assert not nothing["colours_right"] and not nothing["unseen_colours_right"] and nothing["colour_error"] == 1.0
   assert everything["full"] and not everything["empty"] and everything["silhouette_iou"] < 0.6
 
 
-def test_unseen_views_stand_behind():
-  """More than 90 degrees away in azimuth, whichever way round: about half of them, and the others from opposite."""
+def test_hidden_views_are_behind_the_object():
+  """Checks that hidden views differ by over 90 degrees of azimuth; from the opposite side the others are hidden."""
   position = np.asarray(scores.scoring_cameras().position)
   for degrees in (0.0, 77.0, -160.0):
     away = np.abs((np.degrees(np.arctan2(position[:, 1], position[:, 0])) - degrees + 180.0) % 360.0 - 180.0)
-    hidden = image_scores.unseen(math.radians(degrees))
+    hidden = image_scores.hidden_views(math.radians(degrees))
     assert np.array_equal(hidden, away > 90.0) and 6 <= hidden.sum() <= 10
-    assert np.array_equal(image_scores.unseen(math.radians(degrees + 180.0)), ~hidden)
+    assert np.array_equal(image_scores.hidden_views(math.radians(degrees + 180.0)), ~hidden)
 
 
-def test_another_camera_makes_another_object_right(judge):
-  """From 3.8 with a lens of 20 degrees the frame measures 1.34 at the origin, not 2.29, and the object as much less."""
+def test_another_camera_scales_the_correct_object(judge):
+  """Checks an object scaled by 1.34 / 2.29, the ratio of the frame sizes at the origin."""
   scale = 3.8 * math.tan(math.radians(10.0)) / (2.7 * math.tan(math.radians(23.0)))
-  found = judge(camera=(3.8, 20.0), scale=scale)
-  assert found["silhouette_iou"] > 0.93 and found["volume_iou"] > 0.85 and found["reference_psnr"] > 16.0
+  scored = judge(camera=(3.8, 20.0), scale=scale)
+  assert scored["silhouette_iou"] > 0.93 and scored["volume_iou"] > 0.85 and scored["reference_psnr"] > 16.0
   wrong = judge(camera=(3.8, 20.0))
-  assert wrong["silhouette_iou"] < 0.5 and wrong["reference_psnr"] < found["reference_psnr"] - 3.0
+  assert wrong["silhouette_iou"] < 0.5 and wrong["reference_psnr"] < scored["reference_psnr"] - 3.0

@@ -1,4 +1,4 @@
-"""The table over many sample pictures: which pictures, what it says of them, and that a run is that of the command."""
+"""Tests the table over many sample photos: choice of photos, means, and that a run equals the command's run."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,16 +14,16 @@ from sds_jax.training import loop
 from sds_jax.training.layout import make_layout
 
 
-def test_pictures_are_of_three_kinds_and_half_never_seen():
-  specs = [captions.parse(truth.caption) for truth in images.draw_pictures(12, 1)]
+def test_photos_are_of_three_kinds_and_half_never_seen():
+  specs = [captions.parse(truth.caption) for truth in images.draw_truths(12, 1)]
   assert [len(spec.parts) for spec in specs] == [1, 2, 1] * 4
   assert all(spec.parts[0][1] not in solids.PLAIN for spec in specs[2::3])
   assert [captions.is_held_out(spec) for spec in specs] == ([False] * 3 + [True] * 3) * 2
-  again = images.draw_pictures(6, 1)
-  assert again == images.draw_pictures(12, 1)[:6] and again != images.draw_pictures(6, 2)
+  again = images.draw_truths(6, 1)
+  assert again == images.draw_truths(12, 1)[:6] and again != images.draw_truths(6, 2)
 
 
-def test_the_table_has_means_and_the_worst_view():
+def test_table_has_means_and_the_worst_view():
   record = dict({key: 0.5 for key, _ in images.COLUMNS.values()}, parts=1, plain=True, never_seen=False)
   records = [dict(record, silhouette_iou=0.75, worst_view_iou=0.5),
              dict(record, silhouette_iou=0.25, worst_view_iou=0.125, parts=2)]
@@ -33,7 +33,7 @@ def test_the_table_has_means_and_the_worst_view():
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_a_run_of_the_table_is_that_of_the_command(tiny_view_prior, tiny_settings, tmp_path, devices):
+def test_a_run_of_the_table_equals_the_run_of_the_command(tiny_view_prior, tiny_settings, tmp_path, devices):
   config = settings.defaults("image3d")
   tiny = {name: value for name, value in tiny_settings.items() if name != "prompt"}
   path = sample_photos.write_photo(sample_photos.draw_truth(5, caption="a red cube"), 64, tmp_path / "cube.png")
@@ -44,9 +44,9 @@ def test_a_run_of_the_table_is_that_of_the_command(tiny_view_prior, tiny_setting
   data = photo.encode_photo(task.settings.picture, prior, task.read_inputs().arrays)
   program = task.program(prior, None, data)
   layout = make_layout(task.settings.parallel, devices, program.together)
-  made = RepeatedRuns(program, layout, params, task.settings.training.steps).optimise(data, 3)
+  repeated = RepeatedRuns(program, layout, params, task.settings.training.steps).optimise(data, 3)
   workdir = tmp_path / "run"
   workdir.mkdir()
   expected = loop.train(task.settings, workdir, prior, layout.put_prior(params), program, layout).state
-  jax.tree.map(np.testing.assert_array_equal, jax.device_get(made.params), jax.device_get(expected.params))
-  assert jnp.isfinite(jax.tree.leaves(made.params)[0]).all()
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(repeated.params), jax.device_get(expected.params))
+  assert jnp.isfinite(jax.tree.leaves(repeated.params)[0]).all()

@@ -1,4 +1,4 @@
-"""A text prior refuses unknown words in the negative prompt as well."""
+"""Tests that a text prior refuses unknown words in the negative prompt as well."""
 import pytest
 
 from sds_jax import settings

@@ -1,4 +1,4 @@
-"""Maps of a picture, as files of the documented conventions: exact ones cost next to nothing, others a lot."""
+"""Tests maps of a photo in the documented conventions: exact maps have a small loss, wrong maps a large one."""
 import shutil
 
 import jax
@@ -21,7 +21,7 @@ SIZE, FINE = 64, 256
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-  """(folder with picture.png and its exact maps, what a perfect render of the picture's view is, its camera)."""
+  """Returns (folder with picture.png and its exact maps, a perfect render of the photo's view, the camera)."""
   folder = tmp_path_factory.mktemp("maps")
   truth = sample_photos.draw_truth(3, 0, "a red house", 40.0, 20.0)
   sample_photos.write_photo(truth, FINE, folder / "picture.png")
@@ -31,7 +31,7 @@ def scene(tmp_path_factory):
   depth = distance * (np.asarray(cameras.camera_rays(shot, FINE, FINE).directions) @ axis)
   for name, values in (("depth", depth), ("disparity", 1.0 / np.maximum(depth, 0.1))):
     low, high = values[mask].min(), values[mask].max()
-    grey = np.where(mask, (values - low) / (high - low), 0.5)  # what is behind is no part of it
+    grey = np.where(mask, (values - low) / (high - low), 0.5)  # pixels outside the object have no value
     Image.fromarray(np.rint(grey * 65535).astype(np.uint16)).save(folder / f"{name}.png")
   local = np.where(mask[..., None], normals @ np.asarray(shot.rotation), 0.0)  # right, up, towards the camera
   for name, signs in (("normals", (1, 1, 1)), ("flipped", (1, -1, 1))):
@@ -46,13 +46,14 @@ def scene(tmp_path_factory):
 
 
 def trace(truth, shot, size):
-  """Distances [S, S], normals [S, S, 3] and mask [S, S] of the exact scene."""
+  """Returns distances [S, S], normals [S, S, 3] and mask [S, S] of the exact scene."""
   flat = jax.tree.map(lambda leaf: leaf.reshape(-1, 3), cameras.camera_rays(shot, size, size))
   hit = jax.device_get(jax.jit(tracer.trace)(sample_photos.truth_scene(truth), flat))
   return (hit.distance.reshape(size, size), hit.normals.reshape(size, size, 3), hit.mask.reshape(size, size))
 
 
-def shown(folder, **maps):
+def photo_data(folder, **maps):
+  """Returns the arrays of the photo in the folder with these maps."""
   maps = {name: str(folder / value) if value.endswith(".png") else value for name, value in maps.items()}
   tree = schema.replaced(settings.TREES["image3d"](), {
     "picture.framing": "keep", "render.height": SIZE, "render.width": SIZE,
@@ -62,16 +63,16 @@ def shown(folder, **maps):
 
 
 @pytest.mark.parametrize("kind, other", [("depth", "disparity"), ("disparity", "depth")])
-def test_depth_light_far_or_near(scene, kind, other):
+def test_depth_and_disparity_have_opposite_signs(scene, kind, other):
   folder, out, shot = scene
-  right = shown(folder, depth=f"{kind}.png", depth_is=kind)
+  right = photo_data(folder, depth=f"{kind}.png", depth_is=kind)
   assert {*right} == {"photo", kind}
   assert float(reference.depth(out, right, None, shot)) < 0.02
-  wrong = shown(folder, depth=f"{kind}.png", depth_is=other)
+  wrong = photo_data(folder, depth=f"{kind}.png", depth_is=other)
   assert float(reference.depth(out, wrong, None, shot)) > 1.5
 
 
-def test_other_maps_do_not_go_on_with_a_run(scene, tmp_path):
+def test_a_run_does_not_continue_with_other_maps(scene, tmp_path):
   folder, *_ = scene
   for name in ("picture", "depth", "disparity", "normals"):
     shutil.copyfile(folder / f"{name}.png", tmp_path / f"{name}.png")
@@ -98,18 +99,18 @@ def test_other_maps_do_not_go_on_with_a_run(scene, tmp_path):
     photo.check_same_photo(image, given, workdir)
 
 
-def test_a_map_has_to_be_about_the_object(scene, tmp_path):
+def test_a_map_must_cover_the_object(scene, tmp_path):
   folder, *_ = scene
   with Image.open(folder / "normals.png") as image:
     colours = np.array(image)
   colours[..., :3], colours[..., 3] = (128, 200, 255), 255 - colours[..., 3]
   Image.fromarray(colours).save(folder / "behind.png")
   with pytest.raises(PictureError, match="behind.png is transparent where .*picture.png shows the object"):
-    shown(folder, normals="behind.png")
+    photo_data(folder, normals="behind.png")
 
 
-def test_normals_of_the_camera(scene):
+def test_normals_in_the_frame_of_the_camera(scene):
   folder, out, shot = scene
-  exact = float(reference.normals(out, shown(folder, normals="normals.png"), None, shot))
-  flipped = float(reference.normals(out, shown(folder, normals="flipped.png"), None, shot))
+  exact = float(reference.normals(out, photo_data(folder, normals="normals.png"), None, shot))
+  flipped = float(reference.normals(out, photo_data(folder, normals="flipped.png"), None, shot))
   assert exact < 0.04 and flipped > 5 * exact, (exact, flipped)  # edges are rounder at a quarter of the size

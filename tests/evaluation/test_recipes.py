@@ -1,4 +1,4 @@
-"""The table of recipes: each is run with its own settings, what is done already is not done again."""
+"""Tests the table of recipes: each runs with its own settings, and finished runs are not repeated."""
 import json
 
 import pytest
@@ -12,11 +12,11 @@ SPECS = [captions.parse("a red cube"), captions.parse("a green cone on top of a 
 
 @pytest.fixture
 def runs(monkeypatch):
-  """The settings that were run, in order; every run scores the number of its seed."""
-  seen = []
+  """Returns a list that gets the settings of each run; scores depend on the number of the seed."""
+  settings_run = []
 
   def run_set(task, specs, seeds, folder):
-    seen.append(task.settings)
+    settings_run.append(task.settings)
     return [dict(prompt=captions.caption(spec), seed=seed, silhouette_iou=0.5 + 0.1 * seed, volume_iou=0.4,
                  colours_right=seed == 0, colour_error=0.02, empty=False, full=seed == 1, seconds=30.0)
             for spec in specs for seed in seeds]
@@ -24,7 +24,7 @@ def runs(monkeypatch):
   monkeypatch.setattr(recipes, "CaptionRuns", lambda task, prior, params: task)
   monkeypatch.setattr(recipes.Text3DTask, "load_prior", lambda task: (None, None))
   monkeypatch.setattr(recipes, "run_set", run_set)
-  return seen
+  return settings_run
 
 
 def test_each_recipe_runs_once_with_its_own_settings(runs, tmp_path):
@@ -48,7 +48,7 @@ def test_other_captions_or_settings_are_run_anew(runs, tmp_path, monkeypatch):
   assert len(runs) == 3 and runs[-1].training.steps == small["training.steps"]
 
 
-def test_the_table_has_means_and_worst_cases(runs, tmp_path):
+def test_table_has_means_and_worst_cases(runs, tmp_path):
   table = recipes.table(dict(default=recipes.run_recipe(recipes.DEFAULT, SPECS, range(2), tmp_path)))
   cells = [cell.strip() for cell in table.splitlines()[2].split("|")[1:-1]]
   assert cells == ["`default`", "4", "0.550", "0.500", "0.400", "50%", "0.020", "2", "30"]

@@ -1,4 +1,4 @@
-"""Scores of objects that are the truth, or are wrong in one known way: fields made of a scene's own distance."""
+"""Tests scores of objects that are the truth, or wrong in one known way: fields made from a scene's distance."""
 import dataclasses
 import math
 
@@ -17,11 +17,11 @@ from sds_jax.types import FieldOutput
 from sds_jax.views import cameras
 
 DENSITY, SHARPNESS, MARGIN = 150.0, 0.003, 0.008
-"""Full inside, gone within a few times SHARPNESS of a surface that lies MARGIN deeper: rays that graze it pass."""
+"""Density inside; width of its fall; depth of the fall below the surface, so that grazing rays pass."""
 
 
 def apply(params, points):
-  """Dense inside a scene that was turned by params["angle"] and made params["scale"] times as large."""
+  """Returns a field that is dense inside a scene turned by params["angle"] and scaled by params["scale"]."""
   inner = scenes.rotate_points_z(points, -params["angle"]) / params["scale"]
   distance, albedo = scenes.sdf(params["scene"], inner)
   surface = jax.nn.sigmoid(-(distance * params["scale"] + MARGIN) / SHARPNESS)
@@ -32,7 +32,7 @@ def apply(params, points):
 
 @pytest.fixture(scope="module")
 def judge():
-  """(caption, what the object really is, pose and density of it) -> its scores."""
+  """Returns a function (caption, the object's caption, pose and density) -> scores."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(scores, "ROTATIONS", 12)  # every 30 degrees
     patch.setattr(scores, "SCALES", (0.8, 1.0, 1.2))
@@ -49,38 +49,38 @@ def judge():
     yield score
 
 
-def test_the_truth(judge):
-  found = judge("a green cone on top of a blue cylinder")
-  assert found["silhouette_iou"] > 0.95 and found["worst_view_iou"] > 0.9 and found["volume_iou"] > 0.9
-  assert found["silhouette_iou_scaled"] == found["silhouette_iou"] and found["scale"] == pytest.approx(1.0)
-  assert found["colours_right"] and found["colour_error"] < 0.02
-  assert not found["empty"] and not found["full"]
+def test_truth_scores_well(judge):
+  scored = judge("a green cone on top of a blue cylinder")
+  assert scored["silhouette_iou"] > 0.95 and scored["worst_view_iou"] > 0.9 and scored["volume_iou"] > 0.9
+  assert scored["silhouette_iou_scaled"] == scored["silhouette_iou"] and scored["scale"] == pytest.approx(1.0)
+  assert scored["colours_right"] and scored["colour_error"] < 0.02
+  assert not scored["empty"] and not scored["full"]
 
 
-def test_a_turned_cube_is_forgiven(judge):
-  """Its caption says nothing of the azimuth; a cube looks the same every 90 degrees."""
-  found = judge("a red cube", angle=30.0)
-  assert found["rotation_deg"] % 90.0 == pytest.approx(30.0) and found["silhouette_iou"] > 0.95
-  assert found["volume_iou"] > 0.9 and found["colours_right"]
+def test_rotation_of_a_cube_does_not_count(judge):
+  """Checks that the best rotation is found: a caption of a cube leaves the azimuth open."""
+  scored = judge("a red cube", angle=30.0)
+  assert scored["rotation_deg"] % 90.0 == pytest.approx(30.0) and scored["silhouette_iou"] > 0.95
+  assert scored["volume_iou"] > 0.9 and scored["colours_right"]
 
 
-def test_a_turned_house_is_not(judge):
-  """It has a front. Turned by half, its silhouettes are the same: the colour of the door remains; by a quarter not."""
+def test_rotation_of_a_house_counts(judge):
+  """Checks a house, which has a front: after half a turn only the colour of the door differs."""
   right, back, side = (judge("a yellow house", angle=angle) for angle in (0.0, 180.0, 90.0))
   assert right["silhouette_iou"] > 0.95 and right["colours_right"] and right["rotation_deg"] == 0.0
   assert back["rotation_deg"] == 0.0 and back["colour_error"] > right["colour_error"] + 0.005
   assert side["rotation_deg"] == 0.0 and side["silhouette_iou"] < 0.93 and side["volume_iou"] < 0.85
 
 
-def test_a_turned_chair_is_not(judge):
-  found = judge("a purple chair", angle=180.0)
-  assert found["silhouette_iou"] < 0.8 and found["volume_iou"] < 0.75
+def test_rotation_of_a_chair_counts(judge):
+  scored = judge("a purple chair", angle=180.0)
+  assert scored["silhouette_iou"] < 0.8 and scored["volume_iou"] < 0.75
 
 
-def test_a_small_one_is_right_but_for_its_size(judge):
-  found = judge("an orange torus", scale=0.8)
-  assert found["scale"] == pytest.approx(0.8) and found["silhouette_iou_scaled"] > 0.95 > found["silhouette_iou"]
-  assert found["volume_iou_scaled"] > 0.85 > 0.6 > found["volume_iou"]
+def test_scaled_scores_ignore_the_size(judge):
+  scored = judge("an orange torus", scale=0.8)
+  assert scored["scale"] == pytest.approx(0.8) and scored["silhouette_iou_scaled"] > 0.95 > scored["silhouette_iou"]
+  assert scored["volume_iou_scaled"] > 0.85 > 0.6 > scored["volume_iou"]
 
 
 def test_wrong_shapes_and_colours(judge):
@@ -94,7 +94,7 @@ def test_wrong_shapes_and_colours(judge):
   assert not upside_down["colours_right"] and upside_down["volume_iou"] < 0.6
 
 
-def test_nothing_and_everything_are_flagged(judge):
+def test_empty_and_full_objects_are_flagged(judge):
   nothing = judge("a red cube", solid=0.0)
   assert nothing["empty"] and not nothing["full"] and nothing["silhouette_iou"] == nothing["volume_iou"] == 0.0
   assert not nothing["colours_right"]
@@ -102,16 +102,16 @@ def test_nothing_and_everything_are_flagged(judge):
   assert everything["full"] and not everything["empty"] and everything["silhouette_iou"] < 0.6
 
 
-def test_a_floater_costs_something(judge):
-  """Thin fog that no view sees as solid changes no silhouette; the mesh's threshold does not take it for an object."""
-  found = judge("a red cube", fog=0.2)
-  assert found["silhouette_iou"] > 0.95 and found["volume_iou"] > 0.9 and not found["full"]
+def test_thin_fog_costs_nothing(judge):
+  """Checks that fog below the threshold of the mesh changes neither silhouettes nor volume."""
+  scored = judge("a red cube", fog=0.2)
+  assert scored["silhouette_iou"] > 0.95 and scored["volume_iou"] > 0.9 and not scored["full"]
 
 
 def test_scores_are_plain_numbers(judge):
-  found = judge("a red cube")
-  assert all(type(value) in (float, bool) for value in found.values())
-  assert all(0.0 <= found[name] <= 1.0 for name in found if name.endswith(("iou", "iou_scaled", "error")))
+  scored = judge("a red cube")
+  assert all(type(value) in (float, bool) for value in scored.values())
+  assert all(0.0 <= scored[name] <= 1.0 for name in scored if name.endswith(("iou", "iou_scaled", "error")))
 
 
 def test_iou():
@@ -121,7 +121,7 @@ def test_iou():
 
 
 def test_cameras_cover_the_distribution():
-  """From 10 degrees below the horizon to overhead, all looking at the origin, azimuths all around."""
+  """Checks elevations from -10 degrees to overhead, azimuths all around, and that all cameras face the origin."""
   shots = scores.scoring_cameras()
   position = np.asarray(shots.position)
   np.testing.assert_allclose(np.linalg.norm(position, axis=-1), 2.7, rtol=1e-5)
@@ -133,7 +133,7 @@ def test_cameras_cover_the_distribution():
 
 
 def test_turned_cameras_see_a_turned_object():
-  """Rays of the camera that `turned` gives, turned back, are those of the camera it was given."""
+  """Checks that turning back the camera of the turned object restores the first camera."""
   camera = jax.tree.map(lambda leaf: leaf[3], scores.scoring_cameras())
   angle = 0.7
   other = cameras.camera_of_turned_object(camera, jnp.float32(angle), jnp.float32(2.0))

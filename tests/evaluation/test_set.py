@@ -1,4 +1,4 @@
-"""Sets of captions and their table."""
+"""Tests the sets of captions and their table."""
 import subprocess
 import sys
 
@@ -8,7 +8,7 @@ from sds_jax.evaluation import shapeworld
 from sds_jax.shapeworld import captions
 
 
-def test_captions_are_distinct_balanced_and_the_same_every_time():
+def test_captions_are_distinct_balanced_and_deterministic():
   specs = shapeworld.draw_captions(120)
   assert len(set(specs)) == 120 and specs == shapeworld.draw_captions(120) != shapeworld.draw_captions(120, seed=2)
   first = specs[:8]
@@ -16,13 +16,13 @@ def test_captions_are_distinct_balanced_and_the_same_every_time():
   assert [captions.is_held_out(spec) for spec in first] == [False, False, True, True] * 2
 
 
-def test_more_captions_than_there_are_is_an_error():
-  with pytest.raises(ValueError, match="more than there are captions"):
+def test_too_many_captions_are_an_error():
+  with pytest.raises(ValueError, match="exceeds the number of captions"):
     shapeworld.draw_captions(10**6)
 
 
 @pytest.mark.parametrize("arguments, message", [
-  (["--prompts=100000"], "more than there are captions"),
+  (["--prompts=100000"], "exceeds the number of captions"),
   (["--config.render.height=-1"], "config.render.height=-1"),
   (["--config.prior.path=/nowhere"], "/nowhere")])
 def test_mistakes_are_one_line(arguments, message, tmp_path):
