@@ -99,7 +99,7 @@ def _knows(prior: Prior, text: str) -> bool:
 def embed(prior: Prior, by_name: dict[str, list[str]]) -> Text:
   """Returns the prompts of `texts`, embedded: leaves [V, ...] where the name is one of SPREAD, else [...]."""
   embedded = prior.embed([prompt for some in by_name.values() for prompt in some])
-  text, first = {}, 0
+  text, first = {}, 0  # first: number of the first prompt of each name in the one batch above
   for name, some in by_name.items():
     last = first + len(some)
     text[name] = jax.tree.map(lambda leaf, a=first, b=last, n=name: leaf[a:b] if n in SPREAD else leaf[a], embedded)

@@ -1,8 +1,8 @@
 """Updates that are not finite: the step drops and counts such updates (step.py); this module reads the counts.
 
 The counts come with the other metrics every `training.log_every` steps, so reading them costs nothing. After
-`divergence.patience` bad updates in a row the run returns to its last good checkpoint and continues with other draws and
-a lower learning rate. After `divergence.restarts` returns the run gives up.
+`divergence.patience` bad updates in a row the run returns to its last good checkpoint and continues with other draws
+and a lower learning rate. After `divergence.restarts` returns the run gives up.
 """
 from __future__ import annotations
 

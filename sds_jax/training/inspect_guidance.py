@@ -35,11 +35,12 @@ InspectFn = Callable[[TrainState, Params, Any, Array], dict[str, Array]]
 
 
 def make_inspection(term: Distillation, steps: int) -> InspectFn:
-  """Returns a function of the step's arguments that computes the sheet of the coming step without moving anything.
+  """Returns a function of the step's arguments that computes the sheet of the coming step and changes no state.
 
-  The function draws the very views, t and noise of the coming step. For the first MAX_VIEWS views its result has an
-  array [B, S, S, 3] in [0, 1] for each of COLUMNS, S a multiple of the prior's image size; `t` [B] int32; and `scale` []
-  float32, the guidance scale. The function is pure and can be jitted. Images are decoded one at a time to save memory.
+  The function draws exactly the views, t and noise of the coming step. For the first MAX_VIEWS views its result has an
+  array [B, S, S, 3] in [0, 1] for each of COLUMNS, S a multiple of the prior's image size; `t` [B] int32; and
+  `scale` [] float32, the guidance scale. The function is pure and can be jitted. Images are decoded one at a time to
+  save memory.
 
   Args:
     term: the distillation, with its generator.
@@ -111,7 +112,8 @@ def sheets(stages: Sequence[Stage], terms: Sequence[Distillation], steps: int, w
     while under_way:
       under_way.pop().result()
     sheet = at_step(stages, inspections, step)(state, *fixed)  # before the step takes over the state's memory
-    under_way.append(pool.submit(write_sheet, terms[0].settings, sheet, workdir / "progress" / f"guidance_{step:06d}.png"))
+    path = workdir / "progress" / f"guidance_{step:06d}.png"
+    under_way.append(pool.submit(write_sheet, terms[0].settings, sheet, path))
 
   with ThreadPoolExecutor(max_workers=1) as pool:
     yield draw

@@ -8,7 +8,7 @@ from sds_jax.settings.training import MAX_STEPS
 from sds_jax.types import Array
 
 STREAMS = ("views", "rest", "shading", "t", "distil", "encode", "occupancy", "score", "forget")
-"""What a step draws at random, each from its own key."""
+"""Names of the random streams of a step, each with its own key."""
 
 
 def step_keys(key: Array, step: Array, restarts: Array | int = 0) -> dict[str, Array]:

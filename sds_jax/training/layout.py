@@ -1,4 +1,4 @@
-"""The devices of a run: one device, a mesh under `jax.jit`, or `jax.pmap`. The loop does not depend on the choice.
+"""The devices of a run: one device, a mesh under `jax.jit`, or `jax.pmap`. The loop is the same for all three.
 
 Every device holds the whole state. The views of a step are spread over the devices. Every device holds the whole prior,
 or with `parallel.shard_prior` a part of the prior, and an all-gather inside the step collects the parts; XLA schedules
@@ -33,8 +33,8 @@ class DeviceLayout:
 
   Attributes:
     mode: "one" device, or "jit" or "pmap" over several.
-    mesh: of these, with the axis VIEWS.
-    shard_prior: whether each has a part of the prior only.
+    mesh: the devices, with the axis VIEWS.
+    shard_prior: whether each device holds only a part of the prior.
   """
   mode: str
   mesh: Mesh
@@ -42,7 +42,7 @@ class DeviceLayout:
 
   @property
   def share(self) -> Share:
-    """What a step is told of the views of a device."""
+    """The share of a device in the views of a step."""
     return Share() if self.mode in ("one", "scenes") else Share(VIEWS, self.mesh.size)
 
   def __str__(self) -> str:
@@ -50,44 +50,46 @@ class DeviceLayout:
     return "" if self.mode == "one" else f" for {self.mesh.size} devices by {self.mode}{split}"
 
   def put_state(self, state: TrainState) -> TrainState:
-    """A state of this process (the same in all) where the step wants it."""
+    """Places a state, equal in all processes, onto the devices as the step expects."""
     return self.put(state)
 
   def put_conditions(self, conditions: Any) -> Any:
-    """The same of what the prior is told."""
+    """Places the conditions of the prior, equal in all processes, onto the devices as the step expects."""
     return self.put(conditions)
 
   def put(self, tree: Any) -> Any:
-    """A tree of arrays of this process (the same in all) on all devices."""
+    """Copies a tree of arrays, equal in all processes, onto every device."""
     return jax.tree.map(self._put if self.mode != "one" else jax.device_put, tree)
 
   def shapes(self, prior_params: Params) -> Params:
-    """What `put_prior` has put, as `jax.ShapeDtypeStruct` of the whole parameters."""
+    """Returns the shapes of the whole parameters, as `jax.ShapeDtypeStruct`, from the result of `put_prior`."""
+    # Under pmap every array has a leading axis of devices.
     axes = 1 if self.mode == "pmap" else 0
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype), prior_params)
 
   def put_prior(self, params: Params) -> Params:
-    """The prior's parameters where they belong."""
+    """Places the prior's parameters: whole on every device, or in parts with `shard_prior`."""
     if not self.shard_prior:
       return self.put(params)
     return jax.tree.map(lambda leaf: _onto(leaf, NamedSharding(self.mesh, self._part(leaf))), params)
 
   def local(self, tree: Any) -> Any:
-    """What `put_state` has put, in this process again; all processes have to ask."""
+    """Returns the result of `put_state` or `put` on a single device of this process; every process must call."""
     if self.mode == "one":
       return tree
     return jax.tree.map(_first, tree) if self.mode == "jit" else jax.tree.map(lambda x: _first(x)[0], tree)
 
   def fetch(self, tree: Any) -> Any:
-    """`local`, as numpy arrays."""
+    """Returns the result of `put_state` or `put` as numpy arrays; every process must call."""
     fetched = jax.device_get(jax.tree.map(_first, tree) if self.mode != "one" else tree)
     return jax.tree.map(lambda leaf: leaf[0], fetched) if self.mode == "pmap" else fetched
 
   def compile(self, step: StepFn, state: Any, fixed: tuple) -> Callable:
-    """The step (of `share`) as one executable that takes over the state's memory.
+    """Compiles the step of `share` to one executable, to which the state is donated.
 
     Args:
-      state, fixed: its arguments (state, (prior_params, conditions, key)), put where they belong.
+      step: the step.
+      state, fixed: arguments of the step, fixed = (prior_params, conditions, key), already on the devices.
     """
     if self.mode == "pmap":
       return jax.pmap(step, axis_name=VIEWS, donate_argnums=0, devices=self._local_or_all()).lower(
@@ -99,7 +101,7 @@ class DeviceLayout:
     return jax.jit(step, donate_argnums=0, compiler_options=compilation.unet_options()).lower(state, *fixed).compile()
 
   def _local_or_all(self) -> list[jax.Device] | None:
-    """Of pmap: all devices of a job of several processes, else those of the mesh."""
+    """Returns the devices for pmap: None, which means all, in a job of several processes; else those of the mesh."""
     return None if jax.process_count() > 1 else list(self.mesh.devices.flat)
 
   def _put(self, leaf: jax.Array) -> jax.Array:
@@ -111,7 +113,7 @@ class DeviceLayout:
     return jax.make_array_from_single_device_arrays((len(here), *leaf.shape), sharding, copies)
 
   def _part(self, leaf: Any) -> P:
-    """How a parameter is taken apart: along its longest axis that the devices divide, if it is large enough."""
+    """Returns the partition of a parameter: its longest axis that the number of devices divides; none if small."""
     fitting = [axis for axis, size in enumerate(leaf.shape) if size % self.mesh.size == 0]
     if leaf.size < SMALLEST_PART or not fitting:
       return P()
@@ -121,12 +123,12 @@ class DeviceLayout:
 
 @dataclasses.dataclass(frozen=True)
 class SceneLayout(DeviceLayout):
-  """The devices of many scenes: each device has some of them, with all their views (`scenes.over_scenes`).
+  """The devices of many scenes: each device holds some scenes with all their views (`scenes.over_scenes`).
 
-  The last scene is there several times where they would not come out even; nobody else knows of it.
+  The scenes are padded with copies of the last scene to a multiple of the device count; `fetch` drops the padding.
 
   Attributes:
-    scenes: N, how many there are.
+    scenes: N, the number of scenes without padding.
   """
   scenes: int = 1
 
@@ -134,32 +136,32 @@ class SceneLayout(DeviceLayout):
     return f" for {self.scenes} scenes, devices: {self.mesh.size}"
 
   def _put_scenes(self, leaf: Any) -> jax.Array:
-    """[N, ...] onto the devices."""
-    lacking = -self.scenes % self.mesh.size
-    filled = np.concatenate([leaf, *[np.asarray(leaf)[-1:]] * lacking]) if lacking else leaf
-    return _onto(filled, NamedSharding(self.mesh, P(SCENES)))
+    """Pads [N, ...] and spreads the first axis over the devices."""
+    padding = -self.scenes % self.mesh.size
+    padded = np.concatenate([leaf, *[np.asarray(leaf)[-1:]] * padding]) if padding else leaf
+    return _onto(padded, NamedSharding(self.mesh, P(SCENES)))
 
   def put_state(self, state: TrainState) -> TrainState:
-    """Scenes spread over the devices; the number of the step is everywhere."""
+    """Spreads the scenes over the devices, and copies the number of the step onto every device."""
     spread = jax.tree.map(self._put_scenes, dataclasses.replace(state, step=None))
     return dataclasses.replace(spread, step=self.put(state.step))
 
   def put_conditions(self, conditions: Any) -> Any:
-    """[N, ...], like the scenes."""
+    """Spreads conditions [N, ...] over the devices like the scenes."""
     return jax.tree.map(self._put_scenes, conditions)
 
   def local(self, tree: Any) -> Any:
-    """All scenes, as numpy arrays."""
+    """Returns all scenes as numpy arrays, without padding; every process must call."""
     return self.fetch(tree)
 
   def fetch(self, tree: Any) -> Any:
-    """All scenes, as numpy arrays."""
+    """Returns all scenes as numpy arrays, without padding; every process must call."""
     several = jax.process_count() > 1
     fetched = multihost_utils.process_allgather(tree, tiled=True) if several else jax.device_get(tree)
     return jax.tree.map(lambda leaf: leaf[:self.scenes] if leaf.ndim else leaf, fetched)
 
   def compile(self, step: StepFn, state: Any, fixed: tuple) -> Callable:
-    """The step of many scenes; nothing passes between the devices."""
+    """Compiles the step of many scenes, which needs no communication between the devices."""
     step = jax.shard_map(step, mesh=self.mesh, in_specs=(_STATE_PARTS, P(), P(SCENES), P()),
                          out_specs=(_STATE_PARTS, P(SCENES)), check_vma=False)
     return jax.jit(step, donate_argnums=0, compiler_options=compilation.unet_options()).lower(state, *fixed).compile()
@@ -173,7 +175,7 @@ def make_scene_layout(parallel: ParallelSettings, scenes: int) -> SceneLayout:
   """Returns the devices of a run of many scenes.
 
   Raises:
-    ConfigError: there are not as many.
+    ConfigError: the machine has fewer devices than the settings ask for.
   """
   count = _count(parallel)
   return SceneLayout("scenes", Mesh(np.array(jax.devices()[:count]), (SCENES,)), scenes=scenes)
@@ -188,7 +190,7 @@ def make_layout(parallel: ParallelSettings, views: int, together: int = 1) -> De
     together: number of neighbouring views that one device must hold: one of each particle and of each of its frames.
 
   Raises:
-    ConfigError: there are fewer devices, or the devices do not divide the views of a step.
+    ConfigError: the machine has fewer devices than the settings ask for, or their number does not divide the views.
   """
   count = _count(parallel)
   _check_views(views, count, together)
@@ -198,14 +200,14 @@ def make_layout(parallel: ParallelSettings, views: int, together: int = 1) -> De
 
 def _count(parallel: ParallelSettings) -> int:
   """Returns the number of devices of the settings."""
-  asked, there = parallel.devices, jax.device_count()
-  if asked > there:
-    raise ConfigError(f"config.parallel.devices={asked} is more than the {there} that there are; set it to {there}, or "
-                      "0 for all")
-  if jax.process_count() > 1 and asked not in (0, there):
-    raise ConfigError(f"config.parallel.devices={asked}, but all {there} devices of the {jax.process_count()} "
+  count, available = parallel.devices, jax.device_count()
+  if count > available:
+    raise ConfigError(f"config.parallel.devices={count} exceeds the {available} available devices; set it to "
+                      f"{available}, or to 0 for all")
+  if jax.process_count() > 1 and count not in (0, available):
+    raise ConfigError(f"config.parallel.devices={count}, but all {available} devices of the {jax.process_count()} "
                       "processes take part in a job of several processes; set it to 0")
-  return asked or there
+  return count or available
 
 
 def _check_views(views: int, devices: int, together: int) -> None:
@@ -213,21 +215,22 @@ def _check_views(views: int, devices: int, together: int) -> None:
   unit = devices * together
   if devices == 1 or views % unit == 0:
     return
-  each = f" times {together} things" if together > 1 else ""
+  each = f" times {together} particles and frames" if together > 1 else ""
   fewer = max(count for count in range(1, devices) if count == 1 or views % (count * together) == 0)
-  remedy = f", or take fewer devices with --config.parallel.devices={fewer}" if jax.process_count() == 1 else ""
+  remedy = f", or use fewer devices with --config.parallel.devices={fewer}" if jax.process_count() == 1 else ""
   raise ConfigError(f"config.training.views={views} cannot be spread evenly over the {devices} devices{each}: set it "
                     f"to {unit} or a multiple{remedy}")
 
 
 def _onto(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
-  """An array that every process has, laid out over devices of all processes."""
+  """Places an array that every process holds onto devices of all processes."""
   if jax.process_count() == 1:
     return jax.device_put(leaf, sharding)
+  # Typed keys have no numpy form, so their data are placed and wrapped again.
   if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     return jax.random.wrap_key_data(_onto(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
-  there = np.asarray(leaf)
-  return jax.make_array_from_callback(leaf.shape, sharding, lambda index: there[index])
+  values = np.asarray(leaf)
+  return jax.make_array_from_callback(leaf.shape, sharding, lambda index: values[index])
 
 
 def _first(leaf: jax.Array) -> jax.Array:
@@ -235,7 +238,7 @@ def _first(leaf: jax.Array) -> jax.Array:
 
 
 def _gathering(step: StepFn, parts: Any) -> StepFn:
-  """`step` whose prior comes in parts, which are put together in it."""
+  """Returns `step` for a prior in parts, which an all-gather inside the step joins."""
   def whole(leaf: jax.Array, part: P) -> jax.Array:
     return jax.lax.all_gather(leaf, VIEWS, axis=len(part) - 1, tiled=True) if len(part) else leaf
 

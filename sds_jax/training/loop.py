@@ -181,6 +181,7 @@ class _Run:
     done, pending = int(self.layout.fetch(state.step)), []
     with _stop_requests() as stop, RunLog(self.workdir, self.folders, done, t.steps) as log:
       while done < t.steps:
+        # Implicit transfers raise: one in a step would make host and device wait for each other at every step.
         with jax.transfer_guard("disallow"):
           state, metrics = step_at(done)(state, *self.fixed)
         # The last checkpoint is written to its end while the device works on this step, so that a kill costs no more
@@ -206,7 +207,7 @@ class _Run:
           self._save(state, done)
         if stopped and done < t.steps:
           raise Interrupted(f"stopped at step {done} of {t.steps}; saved in {self.workdir / 'checkpoints'}; "
-                            "the same command goes on from there")
+                            "the same command continues from there")
       log.close(self.layout.fetch(state.health))
     return state
 
@@ -221,9 +222,9 @@ class _Run:
            if every and look and done % every == 0 and done < self.settings.training.steps]
     if not due:
       return
-    here = self.layout.local(state)
+    local_state = self.layout.local(state)  # in every process: the fetch may be collective
     for look in due if hosts.is_first() else ():
-      look(here, done)
+      look(local_state, done)
 
   def _save(self, state: TrainState, done: int) -> None:
     state = self.layout.local(state)

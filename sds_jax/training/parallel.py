@@ -1,8 +1,8 @@
-"""A step over many devices: which views are this device's, and the one number that all of them have to agree on.
+"""A step over many devices: the views of one device, and the mean over all devices.
 
 The step is one pure function of one device's share of the views. It runs by itself on one device, under `shard_map` in
-a jitted program (`parallel.mode=jit`), or under `pmap`; views are numbered over all devices, so each draws what it
-would draw anywhere.
+a jitted program (`parallel.mode=jit`), or under `pmap`; views are numbered over all devices, so a
+view's random draws do not depend on the number of devices.
 """
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ class Share:
 
   Attributes:
     axis: the mesh axis over which the views are spread, or None on one device.
-    devices: how many devices there are along it.
+    devices: number of devices along the axis.
   """
   axis: str | None = None
   devices: int = 1
 
   def index(self, views: int) -> Array:
-    """The numbers [views / devices] int32 of this device's views among all `views`, which they divide."""
+    """Returns the numbers [views / devices] int32 of this device's views among all `views`."""
     local = views // self.devices
     first = jax.lax.axis_index(self.axis) * local if self.axis else 0
     return first + jnp.arange(local, dtype=jnp.int32)
 
   def mean(self, tree: Any) -> Any:
-    """The mean over all devices of a tree of float32 arrays, by one all-reduce of one vector."""
+    """Returns the mean over all devices of a tree of float32 arrays, by one all-reduce of one vector."""
     if self.axis is None:
       return tree
+    # One vector: an all-reduce for each of many small arrays would pay its latency many times.
     flat, unravel = ravel_pytree(tree)
     return unravel(jax.lax.pmean(flat, self.axis))

@@ -1,4 +1,4 @@
-"""What the loop runs: the functions of a run, from the first state to the step of each stage."""
+"""The functions of a run for the loop, from the first state to the step of each stage."""
 from __future__ import annotations
 
 import contextlib
@@ -65,7 +65,7 @@ class Program:
 
 
 def step_options(settings: Any) -> StepOptions:
-  """Returns what is fixed in a step; `settings` is the tree of any task."""
+  """Returns the options of a step; `settings` is the tree of any task."""
   return StepOptions(settings.distillation, settings.training.views, settings.training.steps,
                      settings.optimizer.ema_decay, settings.divergence.learning_rate_factor)
 

@@ -1,4 +1,4 @@
-"""Returning to the last good checkpoint when updates are no longer finite (divergence.py)."""
+"""Returns a run to its last good checkpoint when updates stay non-finite (divergence.py)."""
 from __future__ import annotations
 
 import dataclasses
@@ -58,11 +58,11 @@ class Recovery:
     health = self.layout.fetch(state.health)
     if self.scenes is None:
       return self._whole(health, done)
-    lost = bad & (health["restarts"] >= self.settings.restarts)
-    for number in sorted(set(np.flatnonzero(lost).tolist()) - self.reported):
-      print(f"\n{self.scenes.folders[number]} is given up at step {done}; the others go on")
+    exhausted = bad & (health["restarts"] >= self.settings.restarts)
+    for number in sorted(set(np.flatnonzero(exhausted).tolist()) - self.reported):
+      print(f"\n{self.scenes.folders[number]} is given up at step {done}; the other scenes continue")
       self.reported.add(number)
-    numbers = np.flatnonzero(bad & ~lost)
+    numbers = np.flatnonzero(bad & ~exhausted)
     return (self._some(state, health, done, numbers.tolist()) if numbers.size else state), done
 
   def given_up(self, health: dict[str, np.ndarray]) -> tuple[int, ...]:
@@ -75,7 +75,7 @@ class Recovery:
   def _whole(self, health: dict[str, np.ndarray], done: int) -> tuple[TrainState, int]:
     restarts = int(health["restarts"]) + 1
     if restarts > self.settings.restarts:
-      raise divergence.gave_up(self.settings, done, f"the last good state lies in {self.workdir / 'checkpoints'}")
+      raise divergence.gave_up(self.settings, done, f"the last good state is in {self.workdir / 'checkpoints'}")
     good = self._good(0, drop=True)
     step = int(good.step)
     self._print(f"{self.settings.patience} updates in a row were not finite: back from step {done} to {step}",
@@ -84,19 +84,20 @@ class Recovery:
 
   def _some(self, state: TrainState, health: dict[str, np.ndarray], done: int, numbers: list[int]) -> TrainState:
     """Returns the state with some scenes replaced by an earlier one, at the step of all other scenes."""
-    here = jax.tree.map(np.array, self.layout.local(state))
+    # np.array copies: `put_back` writes in place, and arrays from the device are read-only.
+    states = jax.tree.map(np.array, self.layout.local(state))
     for number in numbers:
       restarts = int(health["restarts"][number]) + 1
       good = divergence.restarted(scenes_lib.pick(self._good(number), number), restarts, int(health["dropped"][number]))
-      here = scenes_lib.put_back(here, number, good)
+      states = scenes_lib.put_back(states, number, good)
       self._print(f"{self.settings.patience} updates in a row of {self.scenes.folders[number]} were not "
-                 f"finite: at step {done} it goes on from an earlier state", restarts)
-    return self.layout.put_state(here)
+                 f"finite: at step {done} the scene continues from an earlier state", restarts)
+    return self.layout.put_state(states)
 
   def _print(self, event: str, restarts: int) -> None:
     d = self.settings
-    print(f"\n{event}, restart {restarts} of {d.restarts}, with {d.learning_rate_factor**restarts:g} times the learning "
-          "rate")
+    print(f"\n{event}, restart {restarts} of {d.restarts}, with {d.learning_rate_factor**restarts:g} times the "
+          "learning rate")
 
   def _good(self, number: int, drop: bool = False) -> TrainState:
     """Returns the newest checkpoint before a scene's bad updates, else the newest checkpoint, else a new state.

@@ -37,18 +37,18 @@ def first_state(settings: Any, workdir: Path, checkpoints: Checkpoints, like: Tr
   """
   if settings.resume == "never":
     checkpoints.clear()
-  there = checkpoints.latest_step() is not None
-  if there:
+  exists = checkpoints.latest_step() is not None
+  if exists:
     check_same_object(settings, workdir, checkpoints)
     program.check_inputs(workdir)
-  newest = restore_newest(checkpoints, like, workdir) if there else None
+  newest = restore_newest(checkpoints, like, workdir) if exists else None
   if newest is None:
     if settings.resume == "must":
-      raise ResumeError(f"config.resume='must', but {workdir / 'checkpoints'} holds no {'whole ' * there}checkpoint; "
-                        "use --config.resume=auto to start anew where there is none")
-    if there:
+      raise ResumeError(f"config.resume='must', but {workdir / 'checkpoints'} holds no {'whole ' * exists}checkpoint; "
+                        "use --config.resume=auto to start anew without one")
+    if exists:
       print(f"none of the checkpoints in {workdir} is whole: starting anew")
-    state = new()  # before anything of the run that was there goes
+    state = new()  # first, so that files of the earlier run are kept if this fails
     _truncate(workdir, program, 0)
     for pattern in ("events.out.tfevents.*", "progress/*.png", "*/progress/*.png"):
       for old in workdir.glob(pattern):

@@ -39,13 +39,14 @@ def read_prompts(path: str) -> tuple[str, ...]:
   """Reads the prompts of a UTF-8 text file, one a line, and skips empty lines.
 
   Raises:
-    ConfigError: there is no such file, it is no text, or it has no prompts, too many, or too long ones.
+    ConfigError: the file is missing, is no UTF-8 text, or has no, too many, or too long prompts.
   """
   named = f"config.prompts_file={path!r}"
   if not Path(path).is_file():
     raise ConfigError(f"{named} is not a file; give a text file with one prompt a line")
   try:
-    lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # by nothing else: prompts may have strange spaces
+    # Not splitlines, which also splits at form feeds and Unicode separators.
+    lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
   except (OSError, UnicodeDecodeError) as error:
     raise ConfigError(f"{named} cannot be read as UTF-8 text ({error}); give a text file with one prompt a line"
                       ) from error
@@ -61,27 +62,27 @@ def read_prompts(path: str) -> tuple[str, ...]:
 
 def make_scenes(prompts: Sequence[str], seed: int) -> SceneList:
   """Returns the scenes of these prompts; a number distinguishes equal folder names."""
-  names, seen = [f"{files.prompt_slug(prompt)}-{seed}" for prompt in prompts], Counter()
+  names, counts = [f"{files.prompt_slug(prompt)}-{seed}" for prompt in prompts], Counter()
   folders = []
   for name in names:
-    seen[name] += 1
-    numbered = name if seen[name] == 1 else f"{name}-{seen[name]}"
-    while seen[name] > 1 and (numbered in names or numbered in folders):
-      seen[name] += 1
-      numbered = f"{name}-{seen[name]}"
+    counts[name] += 1
+    numbered = name if counts[name] == 1 else f"{name}-{counts[name]}"
+    while counts[name] > 1 and (numbered in names or numbered in folders):
+      counts[name] += 1
+      numbered = f"{name}-{counts[name]}"
     folders.append(numbered)
   return SceneList(tuple(prompts), tuple(folders))
 
 
 SCENES_FILE = "scenes.json"
-"""In the folder of a run of many: {"prompts": [...], "folders": [...]}."""
+"""A file in the folder of a run of many scenes: {"prompts": [...], "folders": [...]}."""
 
 
 def check_same_prompts(prompts_file: str, scenes: SceneList, workdir: Path) -> None:
   """Raises ResumeError if the run in `workdir` has another list of prompts."""
   if files.read_json(workdir / SCENES_FILE).get("prompts") != list(scenes.prompts):
-    raise ResumeError(f"the prompts in config.prompts_file={prompts_file!r} are not those that the checkpoints "
-                      f"in {workdir} were made with; give another --workdir, or --config.resume=never to start anew")
+    raise ResumeError(f"the prompts in config.prompts_file={prompts_file!r} differ from the prompts of the "
+                      f"checkpoints in {workdir}; give another --workdir, or --config.resume=never to start anew")
 
 
 def write_scene_list(scenes: SceneList, workdir: Path) -> None:
@@ -125,11 +126,12 @@ def over_scenes(step: StepFn, together: int) -> StepFn:
       moved, metrics = step(dataclasses.replace(scene[0], step=state.step), prior_params, scene[1], key)
       return dataclasses.replace(moved, step=None), metrics
 
-    every = (dataclasses.replace(state, step=None), conditions)
-    if together >= jax.tree.leaves(every)[0].shape[0]:
-      moved, metrics = jax.vmap(one)(every)
+    # The number of the step has no axis of scenes: mapped, it would turn every `cond` on it into a `select`.
+    scenes = (dataclasses.replace(state, step=None), conditions)
+    if together >= jax.tree.leaves(scenes)[0].shape[0]:
+      moved, metrics = jax.vmap(one)(scenes)
     else:
-      moved, metrics = jax.lax.map(one, every, batch_size=together if together > 1 else None)
+      moved, metrics = jax.lax.map(one, scenes, batch_size=together if together > 1 else None)
     return dataclasses.replace(moved, step=state.step + 1), metrics
 
   return many

@@ -19,7 +19,7 @@ from sds_jax.views.cameras import CAMERA_DIM
 
 
 def init(options: SecondNetwork, prior: Prior, prior_params: Params, text_dim: int, key: Array) -> Params:
-  """Returns phi, which at first changes nothing.
+  """Returns phi, which at first leaves the prior unchanged.
 
   Args:
     options: of the estimator.
@@ -59,15 +59,15 @@ def score_conditions(options: SecondNetwork, cond: dict[str, Any], camera: Array
   Args:
     options: of the estimator.
     cond: of `conditions.of_views` or `conditions.sides`.
-    camera: [B, CAMERA_DIM] features of the views' cameras; None where there are none, as with images.
+    camera: [B, CAMERA_DIM] features of the views' cameras; None for images without cameras.
     key: consumed.
   """
   # The prior's own camera takes precedence: it may be relative to the camera of a photo.
-  own = dict(cond["cond"]) if camera is None else dict(camera=camera) | cond["cond"]
-  if "camera" not in own:
-    return own, own
+  estimating = dict(cond["cond"]) if camera is None else dict(camera=camera) | cond["cond"]
+  if "camera" not in estimating:
+    return estimating, estimating
   forget = jax.random.bernoulli(key, options.forget_camera)
-  return own, dict(own, camera=jnp.where(forget, 0.0, own["camera"]))
+  return estimating, dict(estimating, camera=jnp.where(forget, 0.0, estimating["camera"]))
 
 
 def make_optimizer(options: SecondNetwork) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""The stages of a run: parts with different render sizes, or whose renders are the latents themselves.
+"""The stages of a run: parts with different render sizes, or with renders that are the latents themselves.
 
 A compiled program has fixed image sizes, and so has the prior's input. A run with `render.milestones` or
 `distillation.latent_until` therefore has one program for each stage. The stages share state, optimiser and schedules,
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """A part of a run that is one program.
+  """A part of a run with one compiled program.
 
   Attributes:
     first: number of its first step.

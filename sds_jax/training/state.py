@@ -20,7 +20,7 @@ def zero_counters() -> dict[str, Array]:
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything that a checkpoint holds.
+  """The state of a run, all of which a checkpoint holds.
 
   Attributes:
     step: [] int32, the number of updates done.
@@ -29,9 +29,9 @@ class TrainState:
     occupancy: the generator's buffers: of a field the occupancy grid (rendering/occupancy.py), else mostly None.
     estimator: the estimator's state, or None: dict(score=..., opt_state=...) of a second network;
       dict(params=..., occupancy=...) of the source of an edit, which never changes.
-    ema: an average of the last parameters (`optimizer.ema_decay`), which outputs show; or None.
-    health: counters, [] int32 each: `dropped` updates that were not finite; how many of them `in_a_row` there were
-      last; `restarts`, how often the run was taken back to an earlier state because of them.
+    ema: an average of the last parameters (`optimizer.ema_decay`) for outputs; or None.
+    health: counters, [] int32 each: `dropped`, the number of non-finite updates; `in_a_row`, the number of non-finite
+      updates since the last finite update; `restarts`, the number of returns to an earlier state.
   """
   step: Array
   params: Params
@@ -43,7 +43,7 @@ class TrainState:
 
   @property
   def shown(self) -> Params:
-    """The parameters that outputs show."""
+    """The parameters for outputs: the average if the run keeps one, else the last."""
     return self.params if self.ema is None else self.ema
 
 

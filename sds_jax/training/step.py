@@ -30,7 +30,7 @@ StepFn = Callable[[TrainState, Params, Any, Array], tuple[TrainState, dict[str, 
 
 
 class Context(NamedTuple):
-  """What a term may read besides the views.
+  """The inputs of a term besides the views.
 
   Attributes:
     params: of the generator; differentiated.
@@ -57,7 +57,7 @@ class Term(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-  """What is fixed in a step.
+  """The options of a step that are fixed for a run.
 
   Attributes:
     distillation: names the estimator, whose second network the same gradient may train.
@@ -78,10 +78,10 @@ def make_step(generator: Generator, terms: Sequence[Term], optimizer: optax.Grad
   """Returns the step of a run; pure, to be jitted with `donate_argnums=0`.
 
   Args:
-    generator: what is optimised.
+    generator: renders the views from the optimised parameters.
     terms: summands of the loss; all work on one render.
     optimizer: of the generator's parameters.
-    options: what is fixed.
+    options: fixed for the run.
     share: this device's views.
 
   Returns:
@@ -95,8 +95,8 @@ def make_step(generator: Generator, terms: Sequence[Term], optimizer: optax.Grad
     context = Context(params, state, score_params, prior_params, conditions, draws)
     loss, metrics = jnp.zeros(()), dict(views.metrics)
     for term in terms:
-      value, own_metrics = term(views, context)
-      loss, metrics = loss + value, metrics | own_metrics
+      value, term_metrics = term(views, context)
+      loss, metrics = loss + value, metrics | term_metrics
     return loss, metrics
 
   def step(state: TrainState, prior_params: Params, conditions: Any, key: Array) -> tuple[TrainState, dict[str, Array]]:
@@ -124,9 +124,12 @@ def _scaled(tree: Any, factor: Array) -> Any:
 
 def _unless_bad(state: TrainState, moved: TrainState, metrics: dict[str, Array],
                 learning: Any) -> tuple[TrainState, dict[str, Array]]:
-  """Returns `moved`, or `state` with one more step and one more dropped update if a number of it is not finite.
+  """Returns `moved`, or `state` with the next step number and a dropped update if `moved` is not finite.
 
   Args:
+    state: before the step.
+    moved: after the step.
+    metrics: of the step, with `grad_norm`.
     learning: the part of the estimator's state that an update changes.
   """
   bad = ~(jnp.isfinite(metrics["grad_norm"]) & all_finite((moved.params, moved.opt_state, learning, moved.ema)))
@@ -143,7 +146,7 @@ def _unless_bad(state: TrainState, moved: TrainState, metrics: dict[str, Array],
 
 def all_finite(tree: Any) -> Array:
   """Returns whether [] bool all floating-point numbers of a tree are finite."""
-  # By the place of the first one that is not. A plain `all` becomes a chain of scalars, which XLA repeats in the
+  # By the position of the first non-finite array. A plain `all` becomes a chain of scalars, which XLA repeats in the
   # program of each leaf that depends on the answer: with hundreds of leaves most of a compilation's time.
   leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
   return jnp.argmin(jnp.array([True, *(jnp.all(jnp.isfinite(leaf)) for leaf in leaves)])) == 0

@@ -50,7 +50,7 @@ def done(start, interrupted, tiny_flags):
 def test_ctrl_c_leaves_a_folder_to_go_on_from(interrupted):
   folder, status, _, err = interrupted
   assert status == 130, err
-  assert "stopped at step" in err and "the same command goes on from there" in err and "Traceback" not in err
+  assert "stopped at step" in err and "the same command continues from there" in err and "Traceback" not in err
   assert len(os.listdir(folder / "checkpoints")) == 1
 
 

@@ -116,10 +116,10 @@ def test_restores_on_other_numbers_of_devices(make_task, train, prior_and_params
 
 @pytest.mark.parametrize("changes, words", [
     ({"training.views": 6}, "training.views=6 cannot be spread evenly over the 8 devices: set it to 8 or a multiple, "
-     "or take fewer devices with --config.parallel.devices=6"),
-    ({"training.views": 8, "parallel.devices": 9}, "parallel.devices=9 is more than the 8 that there are"),
-    ({"training.views": 8, "training.particles": 4, "distillation.estimator": "vsd"}, "the 8 devices times 4 things: "
-     "set it to 32")])
+     "or use fewer devices with --config.parallel.devices=6"),
+    ({"training.views": 8, "parallel.devices": 9}, "parallel.devices=9 exceeds the 8 available devices"),
+    ({"training.views": 8, "training.particles": 4, "distillation.estimator": "vsd"},
+     "the 8 devices times 4 particles and frames: set it to 32")])
 def test_views_that_cannot_be_spread(make_task, changes, words):
   task = make_task({"parallel.devices": 0, **changes})
   with pytest.raises(ConfigError) as caught:

@@ -81,11 +81,11 @@ def test_one_that_diverges_does_not_stop_the_others(together, run, prior_and_par
     close(scenes_lib.pick(ill.state, number).params, scenes_lib.pick(well.state, number).params, 1e-6)
   lost = scenes_lib.pick(ill.state, 1)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(lost.params)) and lost.health["dropped"] == 6
-  assert "a-blue-sphere-0 is given up at step 4; the others go on" in capsys.readouterr().out
+  assert "a-blue-sphere-0 is given up at step 4; the other scenes continue" in capsys.readouterr().out
 
 
 def test_another_list_is_not_gone_on_with(together, run):
-  with pytest.raises(resume.ResumeError, match="config.prompts_file='prompts.txt' are not those .*resume=never"):
+  with pytest.raises(resume.ResumeError, match="config.prompts_file='prompts.txt' differ from .*resume=never"):
     run(together[0], prompts=(*PROMPTS[:2], "a red torus"))
   # The same list is, on any number of devices.
   again = run(together[0], {"parallel.devices": 3, "training.steps": 7})

@@ -22,7 +22,7 @@ from sds_jax.views import cameras
 
 
 class Distilled(NamedTuple):
-  """What the term computes of a step's views: the scalar, what the estimator reports, and x [B, *x_shape]."""
+  """The result of distilling a step's views: the scalar, the estimator's aux, and encoded images x [B, *x_shape]."""
   loss: Array
   aux: DistillationAux
   x: Array
@@ -40,7 +40,7 @@ class Distillation:
     views: number of views of a whole step.
     seed: of the run; CDS draws its one noise from the seed.
     as_latent: whether normals and opacity are the latent.
-    part: name of this prior's part in `Context.prior_params` and `Context.conditions`; "": the whole of them.
+    part: name of this prior's part in `Context.prior_params` and `Context.conditions`; "": both are the prior's own.
     stream: number that tells the random draws of several priors apart; 0: the step's own keys.
     prefix: of the metric `grad_norm`.
   """
@@ -81,8 +81,8 @@ class Distillation:
       inputs["source_x"] = self._encode(prior_params, source_views, draws)
       inputs["source_cond"] = self.condition(prior_params, dict(conditions, views=conditions["source"]), views, draws)
     cond = self.condition(prior_params, conditions, views, draws)
-    loss, aux = distil(self.settings, self.weight, self.prior, prior_params, x, cond, draws.keys, draws.progress, inputs,
-                       draws.index, views=self.views, seed=self.seed)
+    loss, aux = distil(self.settings, self.weight, self.prior, prior_params, x, cond, draws.keys, draws.progress,
+                       inputs, draws.index, views=self.views, seed=self.seed)
     return Distilled(loss, aux, x)
 
   def _encode(self, prior_params: Params, views: Views, draws: Draws) -> Array:
@@ -91,15 +91,15 @@ class Distillation:
     return encode_views(self.prior, prior_params, views.images, draws.keys["encode"], draws.index)
 
   def condition(self, prior_params: Params, conditions: Any, views: Views, draws: Draws) -> dict[str, Any]:
-    """Returns what the guided denoiser is conditioned on for each view: `cond`, `uncond`, and the estimator's own."""
+    """Returns the conditions of the guided denoiser for each view: `cond`, `uncond`, and those of the estimator."""
     if views.azimuth is not None:
       return conditions_lib.of_views(self.prior, prior_params, self.settings, conditions, views.cameras, views.azimuth,
                                      views.elevation, draws.progress)
-    known = {}
+    extra = {}
     if self.prior.camera_dim and views.cameras is not None:
-      known = dict(camera=cameras.camera_features(views.cameras))
+      extra = dict(camera=cameras.camera_features(views.cameras))
     choose: Callable[[Array], Array] = lambda texts: texts[views.frame]  # noqa: E731
-    return conditions_lib.sides(self.settings, conditions, choose, known, draws.progress)
+    return conditions_lib.sides(self.settings, conditions, choose, extra, draws.progress)
 
 
 def encode_views(prior: Prior, prior_params: Params, images: Array, key: Array, index: Array) -> Array:
