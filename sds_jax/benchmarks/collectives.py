@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text (HLO)."""
+"""The collectives of a compiled program, read from its text (HLO)."""
 from __future__ import annotations
 
 import math
@@ -13,19 +13,19 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
 class Collective(NamedTuple):
-  """One operation: its kind, and the bytes of its result on one device."""
+  """An operation between devices: its kind, and the bytes of its result on one device."""
   kind: str
   bytes: int
 
 
 def collectives(program: str) -> list[Collective]:
-  """All operations between devices in a compiled program's `as_text()`, in order.
+  """Returns all operations between devices in a compiled program's `as_text()`, in order.
 
-  One in a loop counts once. Of an asynchronous pair the start counts, with the result alone.
+  An operation in a loop counts once. Of an asynchronous pair the start counts, with the bytes of the result alone.
   """
-  found = []
+  operations = []
   for shapes, kind in _OP.findall(program):
     arrays = [_BYTES[dtype] * math.prod(int(n) for n in dims.split(",") if n)
               for dtype, dims in _ARRAY.findall(shapes) if dtype in _BYTES]
-    found.append(Collective(kind, sum(arrays)))
-  return found
+    operations.append(Collective(kind, sum(arrays)))
+  return operations

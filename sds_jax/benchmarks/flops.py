@@ -1,8 +1,9 @@
-"""Floating point operations of a function, counted on what JAX traced: matrix products and convolutions only.
+"""The floating point operations of a function, counted in its jaxpr: matrix products and convolutions only.
 
-XLA's own `cost_analysis` counts the body of a loop once, whatever its length, so it is of no use for a program that
-renders in blocks. Here a `scan` counts as often as it runs. One multiplication and addition are 2 FLOPs. Everything
-else (activations, normalisations, gathers) is left out, as is usual where a share of a machine's peak is given.
+XLA's own `cost_analysis` counts the body of a loop once, whatever the number of trips, so `cost_analysis` cannot count
+a program that renders in blocks. Here a `scan` counts as often as the scan runs. One multiplication and one addition
+are 2 FLOPs. All other operations (activations, normalisations, gathers) are left out, as is usual for a share of a
+machine's peak.
 """
 from __future__ import annotations
 
@@ -17,25 +18,25 @@ Rule = Callable[[Sequence[float]], float]
 
 
 def count(function: Callable[..., Any], *args: Any, branch: Rule = max, trips: int | None = None) -> float:
-  """FLOPs of one call of `function(*args)`.
+  """Counts the FLOPs of one call of `function(*args)`.
 
   Args:
-    function: anything that JAX can trace.
+    function: any function that JAX can trace.
     *args: arrays, or their `jax.ShapeDtypeStruct`; nothing is computed.
-    branch: what a `cond` costs. `max` is an upper bound; `filled` says how often the expensive branch is taken.
-    trips: how often each `while` loop runs that has products in it; a loop with a number of trips known beforehand is
-      a `scan` and needs none.
+    branch: rule for a `cond`. `max` is an upper bound; `filled` weights the expensive branch.
+    trips: number of trips of each `while` loop that contains products. A loop whose number of trips is known to JAX
+      is a `scan` and needs no `trips`.
 
   Raises:
-    ValueError: such a `while` loop was found and `trips` was not given.
+    ValueError: a `while` loop contains products, and `trips` was not given.
   """
   return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr, branch, trips)
 
 
 def filled(share: float) -> Rule:
-  """The rule of a renderer in blocks, of which the fraction `share` is evaluated and the others do nothing.
+  """Returns the rule of a renderer in blocks that evaluates the fraction `share` of the blocks.
 
-  A `cond` both of whose branches have products (shaded or not) counts as its dearer branch.
+  A `cond` whose branches both contain products (shaded or not) counts as the more expensive branch.
   """
   return lambda flops: max(flops) if min(flops) else share * max(flops)
 
@@ -50,20 +51,20 @@ def _of_equation(equation: Any, branch: Rule, trips: int | None) -> float:
     return _dot(equation)
   if kind == "conv_general_dilated":
     return _convolution(equation)
-  inner = [_of_jaxpr(jaxpr, branch, trips) for jaxpr in _inner(equation.params)]
+  inner = [_of_jaxpr(jaxpr, branch, trips) for jaxpr in _inner_jaxprs(equation.params)]
   if kind == "scan":
     return equation.params["length"] * sum(inner)
   if kind == "cond":
     return branch(inner)
   if kind == "while" and sum(inner):
     if trips is None:
-      raise ValueError("a while loop has matrix products in it, and nobody knows how often it runs: give `trips`")
+      raise ValueError("a while loop contains matrix products, and its number of trips is not known: give `trips`")
     return trips * sum(inner)
   return sum(inner)
 
 
-def _inner(params: dict[str, Any]) -> Iterator[Any]:
-  """The programs within an equation (of a jit, a loop, a branch, a custom rule), in order."""
+def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+  """Yields the jaxprs within an equation (of a jit, a loop, a branch, a custom rule), in order."""
   for value in params.values():
     for item in value if isinstance(value, (tuple, list)) else (value,):
       item = getattr(item, "jaxpr", item)
@@ -72,15 +73,15 @@ def _inner(params: dict[str, Any]) -> Iterator[Any]:
 
 
 def _dot(equation: Any) -> float:
-  """2 x size of the result x length of the contraction."""
+  """Returns 2 x size of the result x length of the contraction."""
   (contracted, _), _ = equation.params["dimension_numbers"]
   shape = equation.invars[0].aval.shape
   return 2.0 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
 
 
 def _convolution(equation: Any) -> float:
-  """2 x size of the result x inputs that each output sees (padding counted as if it were data)."""
+  """Returns 2 x size of the result x inputs of each output; padding counts as data."""
   kernel = equation.invars[1].aval.shape
   _, inputs, *space = equation.params["dimension_numbers"].rhs_spec
-  seen = kernel[inputs] * math.prod(kernel[axis] for axis in space)  # the kernel's inputs are those of one group
-  return 2.0 * equation.outvars[0].aval.size * seen
+  per_output = kernel[inputs] * math.prod(kernel[axis] for axis in space)  # the kernel has the inputs of one group
+  return 2.0 * equation.outvars[0].aval.size * per_output

@@ -1,170 +1,183 @@
-"""The same step in PyTorch: first that it computes the same, then how long it takes, in turns with ours.
+"""The same step in PyTorch: first a check that both compute the same, then the seconds of both, in turns.
 
-What is equal: prior (diffusers' `UNet2DConditionModel` on the same folder), field parameters, Adam's moments,
-occupancy grid, cameras, lights, background, jitter, t and noise. Both sides choose their samples themselves, since that
-is part of a step; the budget is the same. Both update the occupancy grid when it is due. What favours PyTorch: what is
-random is drawn by JAX within its step and handed to PyTorch ready-made, and PyTorch evaluates just the wanted samples.
+Equal on both sides: prior (diffusers' `UNet2DConditionModel` on the same folder), field parameters, Adam's moments,
+occupancy grid, cameras, lights, background, jitter, t and noise. Both sides choose their samples themselves, under the
+same budget, because that choice is part of a step. Both update the occupancy grid when an update is due. Two things
+favour PyTorch: JAX draws the random numbers within the step and PyTorch gets them ready-made, and PyTorch evaluates
+only the wanted samples.
 
-PyTorch runs eagerly, as diffusers does, in a process of its own, so that the threads of one side are asleep while the
-other side works, and memory can be told apart. Every turn starts from the same state, with a step that is not counted;
-nor is the first turn of each side.
+PyTorch runs eagerly, as diffusers does, in a process of its own. The threads of one side therefore sleep while the
+other side works, and the memory of both sides can be told apart. Every turn starts from the same state. The first step
+of a turn and the first turn of each side are not counted.
 """
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.util
 import multiprocessing
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
 from sds_jax import compilation
 from sds_jax.benchmarks import parts, timing, workload
-from sds_jax.benchmarks.workload import Draws, Workload
+from sds_jax.benchmarks.step_draws import StepDraws, diffusers_scale
+from sds_jax.benchmarks.workload import Workload
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.diffusion.weightings import WEIGHTINGS
-from sds_jax.priors.prior import unet_input
-from sds_jax.priors.sources import shipped_folder
-from sds_jax.training import step as step_lib
-from sds_jax.training.config import scalar_spec
+from sds_jax.generators.field import FieldGenerator
+from sds_jax.priors.assemble import unet_input
+from sds_jax.settings.distillation import DistillationSettings
+from sds_jax.settings.field import FieldSettings
+from sds_jax.settings.optimizer import OptimizerSettings
+from sds_jax.training.program import step_options
 from sds_jax.training.state import TrainState
+from sds_jax.training.step import make_step
 from sds_jax.types import Params
 from sds_jax.views.lights import ALBEDO, TEXTURELESS
 
 TOLERANCES = dict(image=1e-4, gradient=1e-3, update=1e-2)
 """Largest relative errors of PyTorch's image, gradient of the parameters and their change in the step."""
 
+Layers = list[tuple[np.ndarray, np.ndarray]]
+"""The layers of a field, first to last: (kernel [out, in], bias [out])."""
+
 
 class PeerError(RuntimeError):
-  """The comparison cannot be made; the message says why."""
+  """Raised when the comparison cannot be made; the message says why."""
 
 
 def check_installed() -> None:
-  """Raises PeerError, naming the extra, unless torch and diffusers are there."""
+  """Raises PeerError, naming the extra, unless torch and diffusers are installed."""
   missing = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
   if missing:
     raise PeerError(f"--peer=torch needs {' and '.join(missing)}, not installed here: pip install 'sds_jax[parity]'")
 
 
-def check_supported(config: ml_collections.FrozenConfigDict) -> None:
+def check_supported(work: Workload) -> None:
   """Raises PeerError for settings that the step in PyTorch does not have."""
+  settings = work.settings
   _check(
-      ("field.name", config.field.name, ("mlp",)), ("background.name", config.background.name, ("plain", "white")),
-      ("render.normals", config.render.normals, ("analytic",)), ("optimizer.name", config.optimizer.name, ("adam",)),
-      ("optimizer.clip_norm", config.optimizer.clip_norm, (0.0,)), ("prior.dtype", config.prior.dtype, ("float32",)))
-  check_distillation(config)
+      ("field.name", settings.field.name, ("mlp",)), ("background.name", settings.background.name, ("plain", "white")),
+      ("render.normals", settings.render.normals, ("analytic",)),
+      ("optimizer.name", settings.optimizer.name, ("adam",)),
+      ("optimizer.clip_norm", settings.optimizer.clip_norm, (0.0,)),
+      ("prior.dtype", settings.prior.dtype, ("float32",)))
+  check_distillation(settings.distillation)
 
 
-def check_distillation(config: ml_collections.FrozenConfigDict) -> None:
+def check_distillation(settings: DistillationSettings) -> None:
   """Raises PeerError for settings of the distillation that PyTorch's side does not have."""
   _check(
-      ("distillation.estimator", config.distillation.estimator, ("sds",)),
-      ("distillation.perp_neg", config.distillation.perp_neg, ("none",)),
-      ("distillation.guidance_rescale", config.distillation.guidance_rescale, ((0.0,),)),
-      ("distillation.clip_norm", config.distillation.clip_norm, (config.distillation.clip_norm[:1],)))
+      ("distillation.estimator", settings.estimator, ("sds",)), ("distillation.perp_neg", settings.perp_neg, ("none",)),
+      ("distillation.guidance_rescale", settings.guidance_rescale, (0.0,)))
+  if isinstance(settings.clip_norm, tuple):
+    raise PeerError(f"config.distillation.clip_norm={settings.clip_norm!r}: the step in PyTorch has only a constant; "
+                    "set one number")
 
 
 def _check(*facts: tuple[str, Any, tuple[Any, ...]]) -> None:
   for name, value, legal in facts:
     if value not in legal:
-      raise PeerError(f"config.{name}={value!r}: the step in PyTorch only knows {', '.join(map(repr, legal))}")
+      raise PeerError(f"config.{name}={value!r}: the step in PyTorch has only {', '.join(map(repr, legal))}")
 
 
 def payload(work: Workload, state: TrainState, block: int) -> dict[str, Any]:
-  """What a `torch_step.TorchStep` is made of: plain values and numpy arrays.
+  """Returns the arguments of a `torch_step.TorchStep`: plain values and numpy arrays.
+
+  Args:
+    work: the workload; its prior is read from a folder.
+    state: the start of every turn.
+    block: number of points that PyTorch's field gets at a time; 0: all.
 
   Raises:
-    PeerError: images are not rendered at the prior's size, which the step in PyTorch would have to resize.
+    PeerError: images are not rendered at the prior's size, so that the step in PyTorch would have to resize them.
   """
-  config, p = work.config, work.config.prior
-  size = work.prior.image_size
-  if (config.render.height, config.render.width) != (size, size):
-    raise PeerError(f"the step in PyTorch renders at the prior's {size}x{size} only")
-  folder = Path(p.path) if p.path else shipped_folder() if p.name == "shapeworld" else Path(p.name)
-  o = config.occupancy
+  settings, size = work.settings, work.prior.image_size
+  if work.generator.size != size:
+    raise PeerError(f"config.render.height={work.generator.size}: the step in PyTorch renders at the prior's size "
+                    f"only; set config.render.height and width to {size}")
+  o, adam = settings.occupancy, settings.optimizer
   moments = {name: layers(optax.tree_utils.tree_get(state.opt_state, name)["field"]) for name in ("mu", "nu")}
   return dict(
-    render=render_settings(work.scene, block), unet=str(folder / "unet"), prediction=work.prior.prediction_type,
-    unshuffle=size // work.prior.x_shape[0], adam=(config.optimizer.b1, config.optimizer.b2, config.optimizer.eps),
-    clip_norm=config.distillation.clip_norm[0], layers=layers(state.params["field"]), **moments, count=int(state.step),
-    occupancy=dict(every=o.every, decay=o.decay, start_step=o.start_step, shares=4),
-    grid=None if state.occupancy is None else np.asarray(state.occupancy.density))
+      render=render_settings(settings.field, work.generator, block), unet=str(work.prior.source.folder / "unet"),
+      prediction=work.prior.prediction_type, unshuffle=size // work.prior.x_shape[0], adam=(adam.b1, adam.b2, adam.eps),
+      clip_norm=settings.distillation.clip_norm, layers=layers(state.params["field"]), **moments, count=int(state.step),
+      occupancy=dict(every=o.every, decay=o.decay, start_step=o.start_step, shares=4),
+      grid=None if state.occupancy is None else np.asarray(state.occupancy.density))
 
 
-def render_settings(scene: step_lib.Scene, block: int) -> dict[str, Any]:
-  """The attributes of `torch_render.Settings`."""
-  f, r, options = scene.config.field, scene.config.render, scene.options
-  return dict(height=r.height, width=r.width, candidates=options.candidates, samples=options.samples, bound=f.bound,
-              occupied_depth=options.occupied_depth, density=f.density, blob=f.blob, blob_scale=f.blob_scale,
-              blob_radius=f.blob_radius, density_bias=f.density_bias, octaves=f.mlp.num_octaves,
-              activation=f.mlp.activation, block=block)
+def render_settings(field: FieldSettings, generator: FieldGenerator, block: int) -> dict[str, Any]:
+  """Returns the attributes of `torch_render.RendererSettings`."""
+  options = generator.options
+  return dict(height=generator.size, width=generator.size, candidates=options.candidates, samples=options.samples,
+              bound=options.bound, occupied_depth=options.occupied_depth, density=field.density, blob=field.blob,
+              blob_scale=field.blob_scale, blob_radius=field.blob_radius, density_bias=field.density_bias,
+              octaves=field.mlp.num_octaves, activation=field.mlp.activation, block=block)
 
 
-def layers(params: Params) -> list[tuple[np.ndarray, np.ndarray]]:
-  """The layers of an `MLPField`, first to last: (kernel [out, in], bias [out])."""
+def layers(params: Params) -> Layers:
+  """Returns the layers of an `MLPField`."""
   return [(np.array(params[f"Dense_{i}"]["kernel"].T), np.array(params[f"Dense_{i}"]["bias"]))
           for i in range(len(params))]
 
 
-def inputs(work: Workload, step: int, d: Draws) -> dict[str, Any]:
-  """What step number `step` draws, `d`, as PyTorch wants it: numpy arrays (channels first) and plain values."""
-  config = work.config
-  arrays = dict(position=d.cameras.position, rotation=d.cameras.rotation, focal=d.cameras.focal,
-                background=d.background, jitter=d.jitter, light=d.light)
-  camera = d.cond["cond"].get("camera")
-  if camera is not None:  # what the network is told of it: the vector, and the channels that go with z_t
-    rays = unet_input(d.eps, camera, work.prior.ray_dim)[..., d.eps.shape[-1]:]
+def torch_inputs(work: Workload, step: int, draws: StepDraws) -> dict[str, Any]:
+  """Returns the draws of step number `step` for PyTorch: numpy arrays (channels first) and plain values."""
+  loss, shading, mode = work.settings.loss, draws.shading, int(draws.shading.mode)
+  arrays = dict(position=draws.cameras.position, rotation=draws.cameras.rotation, focal=draws.cameras.focal,
+                background=draws.background, jitter=draws.jitter, light=draws.light)
+  camera = draws.cond["cond"].get("camera")
+  if camera is not None:  # the prior's condition: the vector, and the channels that are concatenated with z_t
+    rays = unet_input(draws.eps, camera, work.prior.ray_dim)[..., draws.eps.shape[-1]:]
     arrays |= dict(camera=camera, rays=rays.transpose(0, 3, 1, 2))
-  weights = {name: float(schedule_value(scalar_spec(config.loss[name]), d.progress))
+  weights = {name: float(schedule_value(getattr(loss, name), draws.progress))
              for name in ("orientation", "opacity", "entropy")}
-  mode = int(d.shading.mode)
-  return dict({name: np.array(value) for name, value in arrays.items()}, **distillation_inputs(work, d), **weights,
-              step=step, shaded=mode != ALBEDO, textureless=mode == TEXTURELESS, ambient=float(d.shading.ambient),
-              diffuse=float(d.shading.diffuse), learning_rate=_learning_rate(config, step))
+  return dict({name: np.array(value) for name, value in arrays.items()}, **torch_distillation_inputs(work, draws),
+              **weights, step=step, shaded=mode != ALBEDO, textureless=mode == TEXTURELESS,
+              ambient=float(shading.ambient), diffuse=float(shading.diffuse),
+              learning_rate=_learning_rate(work.settings.optimizer, work.settings.training.steps, step))
 
 
-def distillation_inputs(work: Workload, d: Draws) -> dict[str, Any]:
-  """The part of `inputs` that has to do with the prior."""
-  config, schedule = work.config, work.prior.schedule
+def torch_distillation_inputs(work: Workload, draws: StepDraws) -> dict[str, Any]:
+  """Returns the part of `torch_inputs` that the prior's part of a step needs."""
+  d, schedule, t = work.settings.distillation, work.prior.schedule, draws.t
   arrays = dict(
-    t=d.t, eps=d.eps.transpose(0, 3, 1, 2), alpha=schedule.alpha[d.t], sigma=schedule.sigma[d.t],
-    weight=WEIGHTINGS[config.distillation.weighting](schedule, d.t),
-    text=jnp.concatenate([d.cond["cond"]["text"], d.cond["uncond"]["text"]]))
+      t=t, eps=draws.eps.transpose(0, 3, 1, 2), alpha=schedule.alpha[t], sigma=schedule.sigma[t],
+      weight=WEIGHTINGS[d.weighting](schedule, t),
+      text=jnp.concatenate([draws.cond["cond"]["text"], draws.cond["uncond"]["text"]]))
   return dict({name: np.array(value) for name, value in arrays.items()},
-              sds=float(schedule_value(scalar_spec(config.loss.sds), d.progress)),
-              guidance=float(workload.guidance_scale(config, d.progress)))
+              sds=float(schedule_value(work.settings.loss.sds, draws.progress)),
+              guidance=float(diffusers_scale(d, draws.progress)))
 
 
-def _learning_rate(config: ml_collections.FrozenConfigDict, step: int) -> float:
-  """As in `training.state.make_optimizer`."""
-  o, rate = config.optimizer, config.optimizer.learning_rate
+def _learning_rate(settings: OptimizerSettings, steps: int, step: int) -> float:
+  """Returns the learning rate of `training.optimizer.make_optimizer` at a step of a run of `steps`."""
+  warmup, rate = settings.warmup_steps, settings.learning_rate
   return float(optax.warmup_cosine_decay_schedule(
-    0.0 if o.warmup_steps else rate, rate, o.warmup_steps, config.training.steps, rate * o.final_fraction)(step))
+      0.0 if warmup else rate, rate, warmup, steps, rate * settings.final_fraction)(step))
 
 
-def own_step(work: Workload) -> Callable[[TrainState, Draws], dict[str, Any]]:
-  """A function (state, its draws) -> dict(image, gradient, layers) of the trainer's step, as `torch_step.check` has it.
+def make_checked_step(work: Workload) -> Callable[[TrainState, StepDraws], dict[str, Any]]:
+  """Returns a function (state, its draws) -> dict(image, gradient, layers) of our step, as `torch_step.check` returns.
 
-  The step is asked for its gradient by an optimiser that keeps what it is given.
+  The gradient comes from an optimiser that keeps the gradients in its own state.
   """
-  real = work.scene.optimizer
+  optimizer = work.optimizer
 
   def update(grads, kept, params):
-    updates, opt_state = real.update(grads, kept[1], params)
+    updates, opt_state = optimizer.update(grads, kept[1], params)
     return updates, (grads, opt_state)
 
-  spy = dataclasses.replace(work.scene, optimizer=optax.GradientTransformation(real.init, update))
-  step = jax.jit(step_lib.make_step(spy, work.prior))
-  image = jax.jit(lambda *args: parts.image(work, *args))
+  keeping = optax.GradientTransformation(optimizer.init, update)
+  step = jax.jit(make_step(work.generator, work.terms, keeping, step_options(work.settings)))
+  image = jax.jit(lambda *args: parts.render_views(work.generator, *args))
 
-  def run(state: TrainState, draws: Draws) -> dict[str, Any]:
+  def run(state: TrainState, draws: StepDraws) -> dict[str, Any]:
     after = step(state.replace(opt_state=(state.params, state.opt_state)), *work.fixed)[0]
     return dict(image=np.asarray(image(state.params, state.occupancy, draws)),
                 gradient=layers(after.opt_state[0]["field"]), layers=layers(after.params["field"]))
@@ -172,71 +185,85 @@ def own_step(work: Workload) -> Callable[[TrainState, Draws], dict[str, Any]]:
   return run
 
 
-def errors(ours: dict[str, Any], theirs: dict[str, Any],
-           before: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-  """Relative errors dict(image, gradient, update): the largest difference of an image over its largest value, and the
-  norm of the difference over the norm for all parameters taken together."""
+def errors(jax_result: dict[str, Any], torch_result: dict[str, Any], before: Layers) -> dict[str, float]:
+  """Returns the relative errors dict(image, gradient, update) of PyTorch's result.
+
+  Of the image: the largest difference over the largest value. Of gradient and update: the norm of the difference over
+  the norm, for all parameters together.
+
+  Args:
+    jax_result, torch_result: dict(image, gradient, layers).
+    before: the layers before the step.
+  """
   flat = lambda layers: np.concatenate([a.ravel() for pair in layers for a in pair])  # noqa: E731
   relative = lambda got, expected: float(np.linalg.norm(got - expected) / np.linalg.norm(expected))  # noqa: E731
-  start = flat(before)
+  start, image = flat(before), jax_result["image"]
   return dict(
-    image=float(np.abs(theirs["image"] - ours["image"]).max() / np.abs(ours["image"]).max()),
-    gradient=relative(flat(theirs["gradient"]), flat(ours["gradient"])),
-    update=relative(flat(theirs["layers"]) - start, flat(ours["layers"]) - start))
+      image=float(np.abs(torch_result["image"] - image).max() / np.abs(image).max()),
+      gradient=relative(flat(torch_result["gradient"]), flat(jax_result["gradient"])),
+      update=relative(flat(torch_result["layers"]) - start, flat(jax_result["layers"]) - start))
 
 
-def check_errors(found: dict[str, float]) -> None:
-  """Raises PeerError when one is beyond its tolerance (or is no number)."""
+def check_errors(relative: dict[str, float]) -> None:
+  """Raises PeerError if an error of `errors` is beyond its tolerance or not a number."""
   for name, largest in TOLERANCES.items():
-    if not found[name] <= largest:
-      raise PeerError(f"PyTorch does not compute the same: relative error of the {name} {found[name]:.1e}, allowed "
+    if not relative[name] <= largest:
+      raise PeerError(f"PyTorch does not compute the same: relative error of the {name} {relative[name]:.1e}, allowed "
                       f"{largest:.0e}; no times are compared")
 
 
-def compare(work: Workload, drawn: Callable[[jax.Array], Draws], compiled: Callable, state: TrainState, *, steps: int,
-            rounds: int, block: int = 0) -> dict[str, Any]:
+def compare(work: Workload, drawer: Callable[[jax.Array], StepDraws], compiled: Callable, state: TrainState, *,
+            steps: int, rounds: int, block: int = 0) -> dict[str, Any]:
   """Checks, then times both sides in turns.
 
   Args:
-    work, drawn, compiled: the workload, its `workload.drawer` and its executable step.
-    state: what every turn starts from.
+    work, drawer, compiled: the workload, its `step_draws.make_drawer` and its executable step.
+    state: the start of every turn.
     steps: of a turn.
-    rounds: turns of each side.
-    block: points that PyTorch's field sees at a time; 0: all at once.
+    rounds: number of turns of each side.
+    block: number of points that PyTorch's field gets at a time; 0: all.
 
   Returns:
-    dict(errors, threads, jax, torch, ratios, torch_peak_memory_bytes): `jax` and `torch` as `workload.by_mode`; ratios
-    of their medians, torch / JAX, by mode.
+    dict(errors, threads, block, jax, torch, ratios, torch_peak_memory_bytes): `jax` and `torch` as `workload.by_mode`;
+    `ratios` of their medians, torch / JAX, by mode.
 
   Raises:
     PeerError: PyTorch does not compute the same, or its process ended.
   """
   first = int(state.step)
-  given = [inputs(work, step, drawn(jnp.int32(step))) for step in range(first, first + steps + 1)]
+  inputs = [torch_inputs(work, step, drawer(jnp.int32(step))) for step in range(first, first + steps + 1)]
   content, threads = payload(work, state, block), timing.cpu_count()
-  found: dict[str, list] = dict(jax=[], torch=[])
+  records: dict[str, list] = dict(jax=[], torch=[])
   with Process("torch_step", content, threads) as process:
-    error = errors(own_step(work)(state, drawn(state.step)), process.ask("check", given[0]), content["layers"])
-    check_errors(error)
+    jax_result = make_checked_step(work)(state, drawer(state.step))
+    relative = errors(jax_result, process.ask("check", inputs[0]), content["layers"])
+    check_errors(relative)
     for turn in range(rounds + 1):
       fresh = jax.block_until_ready(jax.tree.map(jnp.copy, state))
-      own = workload.run_steps(work, compiled, fresh, steps + 1)[1]
-      theirs = [dict(seconds=seconds, shaded=one["shaded"])
-                for seconds, one in zip(process.ask("time", given), given)]
-      if turn:  # PyTorch takes some steps to get going
-        found["jax"] += own[1:]
-        found["torch"] += theirs[1:]
+      jax_records = workload.run_steps(work, compiled, fresh, steps + 1)[1]
+      torch_records = [dict(seconds=seconds, shaded=one["shaded"])
+                       for seconds, one in zip(process.ask("time", inputs), inputs)]
+      if turn:  # PyTorch's first steps are slower than its later ones
+        records["jax"] += jax_records[1:]
+        records["torch"] += torch_records[1:]
     memory = process.ask("stop", None)
-  both = {name: workload.by_mode(records) for name, records in found.items()}
-  ratios = {mode: both["torch"][mode]["median_s"] / own["median_s"] if own["count"] else None
-            for mode, own in both["jax"].items()}
-  return dict(errors=error, threads=threads, block=block, **both, ratios=ratios, torch_peak_memory_bytes=memory)
+  times = {name: workload.by_mode(steps) for name, steps in records.items()}
+  ratios = {mode: times["torch"][mode]["median_s"] / summary["median_s"] if summary["count"] else None
+            for mode, summary in times["jax"].items()}
+  return dict(errors=relative, threads=threads, block=block, **times, ratios=ratios, torch_peak_memory_bytes=memory)
 
 
 class Process:
-  """`serve` of a module of benchmarks (torch_step, torch_prior) in a process of its own, as a context manager."""
+  """A process that runs `serve` of torch_step or torch_prior; a context manager."""
 
   def __init__(self, module: str, content: dict[str, Any], threads: int):
+    """Starts the process.
+
+    Args:
+      module: in this package.
+      content: the payload of `serve`.
+      threads: number of PyTorch's threads.
+    """
     context = multiprocessing.get_context("spawn")
     self._connection, theirs = context.Pipe()
     self._process = context.Process(target=_serve, args=(theirs, module, content, threads), daemon=True)
@@ -251,16 +278,16 @@ class Process:
     self._process.join(timeout=10)
     self._process.kill()
 
-  def ask(self, what: str, argument: Any) -> Any:
-    """The answer to one request. Raises PeerError when the process has ended instead."""
+  def ask(self, request: str, argument: Any) -> Any:
+    """Returns the answer to one request; raises PeerError if the process has ended."""
     try:
-      self._connection.send((what, argument))
+      self._connection.send((request, argument))
       return self._connection.recv()
     except (EOFError, ConnectionError) as error:
-      raise PeerError("the PyTorch process ended; what it printed above says why") from error
+      raise PeerError("the PyTorch process ended; its output above says why") from error
 
 
 def _serve(connection: Any, module: str, content: dict[str, Any], threads: int) -> None:
-  """In the new process only: here torch is imported."""
-  compilation.disable_malloc_trim()  # as on our side
+  """Runs in the new process, the only process that imports torch."""
+  compilation.disable_malloc_trim()  # as in our own process, so that both sides allocate alike
   importlib.import_module(f"sds_jax.benchmarks.{module}").serve(connection, content, threads)

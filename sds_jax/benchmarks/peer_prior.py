@@ -1,10 +1,11 @@
-"""The part of a step that is the prior's, in PyTorch: first that it computes the same, then how long it takes.
+"""The prior's part of a step in PyTorch: first a check that both compute the same, then the seconds of both, in turns.
 
-From the rendered images to their cotangents: resize, encode (latent priors), add noise, the U-Net on twice the images,
-guidance, and back through the encoder. Rendering is left out on both sides, since the step in PyTorch (torch_step.py)
-has neither hash grid nor encoder. Ours is the trainer's own `encode` and `distil`; PyTorch's are diffusers'
-`UNet2DConditionModel` and `AutoencoderKL` with its scaled dot-product attention, eagerly and through `torch.compile`,
-in the same dtype. Images, text, t and noise are the same; so are the weights, by way of a folder in diffusers' format.
+The part goes from the rendered images to their cotangents: resize, encode (latent priors), add noise, the U-Net on
+twice the images, guidance, and back through the encoder. Rendering is left out on both sides, because the step in
+PyTorch (torch_step.py) has neither hash grid nor encoder. Our side is the training step's own `encode_views` and
+`distil`. PyTorch's side is diffusers' `UNet2DConditionModel` and `AutoencoderKL` with scaled dot-product attention,
+eagerly and through `torch.compile`, in the same dtype. Images, text, t, noise and weights are equal; the weights go
+through a folder in diffusers' format.
 """
 from __future__ import annotations
 
@@ -20,112 +21,120 @@ import numpy as np
 
 from sds_jax import compilation
 from sds_jax.benchmarks import peer, timing
-from sds_jax.benchmarks.workload import Draws, Workload
+from sds_jax.benchmarks.step_draws import StepDraws
+from sds_jax.benchmarks.workload import Workload
 from sds_jax.priors import published
 from sds_jax.priors.loading import checkpoint
-from sds_jax.training import step as step_lib, update
 from sds_jax.training.distil import distil
+from sds_jax.training.keys import progress_at, step_keys
+from sds_jax.training.terms.distillation import encode_views
 from sds_jax.types import Array, Params
 
 WHAT = "PyTorch against the prior's part of the step; rendering left out on both sides"
 
 TOLERANCES = dict(float32=1e-3, bfloat16=0.5)
-"""Largest relative error (of norms) of PyTorch's cotangents. In bfloat16 guidance multiplies what rounding makes of the
-difference of two predictions, so only a gross mistake shows; run with
---config.prior.dtype=float32 for the rest."""
+"""Largest relative error (of norms) of PyTorch's cotangents, by dtype.
+
+Guidance multiplies the difference of two predictions, and in bfloat16 that difference is mostly rounding, so only a
+gross mistake exceeds 0.5. `--config.prior.dtype=float32` checks the rest.
+"""
 
 
-def wanted(work: Workload) -> bool:
-  """Whether only the prior's part can be compared: a latent prior, or one that isn't read from a folder."""
+def is_only_comparison(work: Workload) -> bool:
+  """Returns whether only the prior's part can be compared: a latent prior, or a prior without a folder."""
   return "vae" in work.prior_params or work.prior.source.folder is None
 
 
-def own_part(work: Workload) -> Callable[[Params, dict[str, Any], Array, Array, Array], Array]:
-  """(prior_params, cond of `Draws`, image [V, H, H, 3], step [] int32, key) -> cotangents of the images, like them.
+def make_prior_part(work: Workload) -> Callable[[Params, dict[str, Any], Array, Array, Array], Array]:
+  """Returns the part of the training step from the rendered images to their cotangents, jitted.
 
-  It is what the trainer's step does with the images that it has rendered; `key` is the run's, as there.
+  Returns:
+    (prior_params, cond of `StepDraws`, images [V, H, H, 3], number of the step [] int32, key of the run) -> cotangents
+    of the images, like them.
   """
-  def part(prior_params: Params, cond: dict[str, Any], image: Array, step: Array, key: Array) -> Array:
-    keys = update.step_keys(key, step)
+  settings, prior, views = work.settings, work.prior, work.settings.training.views
 
-    def loss(rgb: Array) -> Array:
-      x = step_lib.encode_each(work.prior, prior_params, rgb, keys["encode"], jnp.arange(rgb.shape[0]))
-      progress = update.progress_of(work.config, step)
-      return distil(work.config, work.prior, prior_params, x, cond, keys, progress)[0]
+  def part(prior_params: Params, cond: dict[str, Any], images: Array, step: Array, key: Array) -> Array:
+    keys, progress = step_keys(key, step), progress_at(step, settings.training.steps)
 
-    return jax.grad(loss)(image)
+    def loss(images: Array) -> Array:
+      x = encode_views(prior, prior_params, images, keys["encode"], jnp.arange(views))
+      return distil(settings.distillation, settings.loss.sds, prior, prior_params, x, cond, keys, progress,
+                    views=views, seed=settings.seed)[0]
+
+    return jax.grad(loss)(images)
 
   return jax.jit(part, compiler_options=compilation.unet_options())
 
 
-def images(work: Workload, step: Array) -> Array:
-  """Images [V, H, H, 3] in [0, 1] of the size that the step renders: noise, which is as good as any for timing."""
-  size = work.config.render.height
-  return jax.random.uniform(jax.random.fold_in(work.key, step), (work.config.training.views, size, size, 3))
+def random_images(work: Workload, step: Array) -> Array:
+  """Returns noise images [V, H, H, 3] in [0, 1] of the step's size; the content does not change the seconds."""
+  size = work.generator.size
+  return jax.random.uniform(jax.random.fold_in(work.key, step), (work.settings.training.views, size, size, 3))
 
 
-def inputs(work: Workload, step: Array, draws: Draws, image: Array) -> dict[str, Any]:
-  """What PyTorch is called with: numpy arrays (channels first) and plain values."""
-  keys = update.step_keys(work.key, step)
-  each = jax.vmap(lambda i: jax.random.fold_in(keys["encode"], i))(jnp.arange(draws.eps.shape[0]))
-  noise = jax.vmap(lambda k: jax.random.normal(k, draws.eps.shape[1:]))(each)  # as `spaces.latent_space` draws it
-  first = {"image": image, "noise": noise}
-  return dict({name: np.array(value.transpose(0, 3, 1, 2)) for name, value in first.items()},
-              **peer.distillation_inputs(work, draws))
+def torch_inputs(work: Workload, step: Array, draws: StepDraws, images: Array) -> dict[str, Any]:
+  """Returns the inputs of PyTorch's part: numpy arrays (channels first) and plain values."""
+  keys = step_keys(work.key, step)
+  of_views = jax.vmap(lambda i: jax.random.fold_in(keys["encode"], i))(jnp.arange(draws.eps.shape[0]))
+  noise = jax.vmap(lambda k: jax.random.normal(k, draws.eps.shape[1:]))(of_views)  # as in `spaces.latent_space`
+  arrays = {"image": images, "noise": noise}
+  return dict({name: np.array(value.transpose(0, 3, 1, 2)) for name, value in arrays.items()},
+              **peer.torch_distillation_inputs(work, draws))
 
 
 @contextlib.contextmanager
 def folders(work: Workload) -> Iterator[dict[str, str]]:
-  """{"unet": folder, "vae": folder or ""} that diffusers opens: the prior's own, or a temporary copy of our weights."""
-  with tempfile.TemporaryDirectory() as place:
-    own = work.prior.source.folder or Path(place)
+  """Yields {"unet": folder, "vae": folder or ""} for diffusers: the prior's own, or a temporary copy of our weights."""
+  with tempfile.TemporaryDirectory() as temporary:
+    root = work.prior.source.folder or Path(temporary)
     if work.prior.source.folder is None:
       for name, params in work.prior_params.items():
-        checkpoint.write_component(own / name, name, published.PRIORS[work.prior.name][name], params, jnp.float32)
-    yield {name: str(own / name) if name in work.prior_params else "" for name in ("unet", "vae")}
+        checkpoint.write_component(root / name, name, published.PRIORS[work.prior.name][name], params, jnp.float32)
+    yield {name: str(root / name) if name in work.prior_params else "" for name in ("unet", "vae")}
 
 
-def compare(work: Workload, draws: Draws, step: Array, *, steps: int, rounds: int) -> dict[str, Any]:
+def compare(work: Workload, draws: StepDraws, step: Array, *, steps: int, rounds: int) -> dict[str, Any]:
   """Checks, then times both sides in turns.
 
   Args:
     work: the workload.
     draws: of the step.
-    step: its number [] int32.
-    steps: how often each side computes in a turn, after once that is not counted.
-    rounds: turns of each side.
+    step: number of the step [] int32.
+    steps: number of timed calls of each side in a turn, after one that is not counted.
+    rounds: number of turns of each side.
 
   Returns:
     dict(what, error, dtype, threads, device, jax, torch, ratios, skipped, torch_peak_memory_bytes): `jax` is a
-    `timing.summary`, `torch` one for "eager" and one for "compiled", `ratios` of their medians, torch / JAX; `skipped`
-    {what could not be timed: why}.
+    `timing.summary`; `torch` has one for "eager" and one for "compiled"; `ratios` of their medians, torch / JAX;
+    `skipped` {what could not be timed: why}.
 
   Raises:
-    PeerError: PyTorch's side has not what the settings ask for, does not compute the same, or its process ended.
+    PeerError: PyTorch's side lacks a setting, or does not compute the same, or its process ended.
   """
-  peer.check_distillation(work.config)
-  image, part = images(work, step), own_part(work)
-  args = (work.prior_params, draws.cond, image, step, work.key)
-  given, threads, dtype = inputs(work, step, draws, image), timing.cpu_count(), work.config.prior.dtype
-  own = np.asarray(part(*args))
+  peer.check_distillation(work.settings.distillation)
+  images, part = random_images(work, step), make_prior_part(work)
+  args = (work.prior_params, draws.cond, images, step, work.key)
+  inputs, threads, dtype = torch_inputs(work, step, draws, images), timing.cpu_count(), work.settings.prior.dtype
+  expected = np.asarray(part(*args))
   with folders(work) as places, peer.Process("torch_prior", dict(
-      places, dtype=dtype, prediction=work.prior.prediction_type, clip_norm=work.config.distillation.clip_norm[0],
+      places, dtype=dtype, prediction=work.prior.prediction_type, clip_norm=work.settings.distillation.clip_norm,
       block=work.prior.image_size // work.prior.x_shape[0]), threads) as process:
-    theirs = process.ask("check", given).transpose(0, 2, 3, 1)
-    error = float(np.linalg.norm(theirs - own) / np.linalg.norm(own))
+    cotangents = process.ask("check", inputs).transpose(0, 2, 3, 1)
+    error = float(np.linalg.norm(cotangents - expected) / np.linalg.norm(expected))
     if not error <= TOLERANCES[dtype]:
       raise peer.PeerError(f"PyTorch does not compute the same: relative error of the images' gradient {error:.1e}, "
                            f"allowed in {dtype} {TOLERANCES[dtype]:.0e}; no times are compared")
-    problem = process.ask("compile", given)
+    problem = process.ask("compile", inputs)
     ways = ("eager",) if problem else ("eager", "compiled")
-    found: dict[str, list[float]] = {name: [] for name in ("jax", *ways)}
+    seconds: dict[str, list[float]] = {name: [] for name in ("jax", *ways)}
     for _ in range(rounds):
-      found["jax"] += timing.repeat(part, *args, repeats=steps)
+      seconds["jax"] += timing.repeat(part, *args, repeats=steps)
       for way in ways:
-        found[way] += process.ask(way, (given, steps))
+        seconds[way] += process.ask(way, (inputs, steps))
     device, memory = process.ask("device", None), process.ask("stop", None)
-  times = {name: timing.summary(seconds) for name, seconds in found.items()}
-  ours = times.pop("jax")
-  return dict(what=WHAT, error=error, dtype=dtype, threads=threads, device=device, jax=ours, torch=times,
-              ratios={way: summary["median_s"] / ours["median_s"] for way, summary in times.items()},
+  times = {name: timing.summary(values) for name, values in seconds.items()}
+  jax_times = times.pop("jax")
+  return dict(what=WHAT, error=error, dtype=dtype, threads=threads, device=device, jax=jax_times, torch=times,
+              ratios={way: summary["median_s"] / jax_times["median_s"] for way, summary in times.items()},
               skipped={"compiled": problem} if problem else {}, torch_peak_memory_bytes=memory)

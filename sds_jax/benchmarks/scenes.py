@@ -1,9 +1,9 @@
-"""Many prompts at once against one after the other: steps a second of all scenes together, and whether they are equal.
+"""Many prompts at once against one after the other: steps a second of all scenes, and the difference of the results.
 
     python -m sds_jax.benchmarks.scenes --prompts=16 --steps=20 --json=scenes.json
 
-The step of one scene (as 16 runs have it) and that of all scenes, made one by one or all together under `vmap`, are
-compiled once each and timed in turns; the default settings and prior.
+Three ways are compiled once each and timed in turns, with the default settings and prior: the step of one scene, as 16
+separate runs have it; the step of all scenes, one scene after the other; the step of all scenes together under `vmap`.
 """
 from __future__ import annotations
 
@@ -16,61 +16,79 @@ from typing import Any
 import jax
 import numpy as np
 
-from sds_jax import compilation
+from sds_jax import compilation, settings as settings_lib
 from sds_jax.benchmarks import timing
-from sds_jax.benchmarks.runs import Run
+from sds_jax.benchmarks.timed_program import TimedProgram
 from sds_jax.io import files
 from sds_jax.priors import prior as prior_lib
+from sds_jax.priors.prior import Prior
+from sds_jax.settings.text3d import Text3D
 from sds_jax.shapeworld import solids
-from sds_jax.training import config as config_lib, jobs, layout as layout_lib, scenes as scenes_lib, validation
+from sds_jax.tasks import ScenesTask, Text3DTask
+from sds_jax.training.scenes import make_scenes
+from sds_jax.training.layout import make_layout, make_scene_layout
+from sds_jax.types import Params
 
 
-class _Separate:
-  """Runs of one prompt each, all by the executable of the first."""
+def _default_settings(**changes: Any) -> Text3D:
+  """Returns the default settings on one device, with changes by dotted name."""
+  config = settings_lib.defaults()
+  config.update_from_flattened_dict({"parallel.devices": 1, **changes})
+  return settings_lib.validate(config)
 
-  def __init__(self, prompts: Sequence[str], prior: prior_lib.Prior, params: Any):
-    self._runs, step = [], None
+
+class _SeparatePrograms:
+  """One program for each prompt, all with the executable of the first."""
+
+  def __init__(self, prompts: Sequence[str], prior: Prior, prior_params: Params):
+    self._programs, step = [], None
     for prompt in prompts:
-      config = config_lib.default()
-      config.update_from_flattened_dict({"prompt": prompt, "parallel.devices": 1})
-      config = validation.validate(config)
-      self._runs.append(Run(jobs.text3d(config, prior), layout_lib.make_layout(config), params, step=step))
-      step = self._runs[0].step
+      settings = _default_settings(prompt=prompt)
+      layout = make_layout(settings.parallel, settings.training.views)
+      program = TimedProgram(Text3DTask(settings).program(prior), layout, prior_params, step)
+      self._programs.append(program)
+      step = program.step
 
   def run(self, steps: int) -> float:
-    """Seconds of so many steps of every prompt."""
-    return sum(run.run(steps) for run in self._runs)
+    """Runs this many steps of every prompt, and returns the seconds."""
+    return sum(program.run(steps) for program in self._programs)
 
   def params(self) -> Any:
-    """[N, ...] of all prompts."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *[run.params() for run in self._runs])
+    """Returns the parameters of all prompts, leaves [N, ...]."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *[program.params() for program in self._programs])
 
 
-def _together(prompts: Sequence[str], prior: prior_lib.Prior, params: Any, together: int) -> Run:
-  """The same as the scenes of one run, `together` at a time."""
-  config = config_lib.default()
-  config.update_from_flattened_dict({"parallel.devices": 1, "parallel.together": together})
-  config = validation.validate(config)
-  job = jobs.many(config, prior, scenes_lib.make_scenes(prompts, config.seed))
-  return Run(job, layout_lib.scenes_layout(config, len(prompts)), params)
+def _scenes_program(prompts: Sequence[str], prior: Prior, prior_params: Params, together: int) -> TimedProgram:
+  """Returns the program of all prompts as scenes of one run, `together` at a time (0: all)."""
+  task = ScenesTask(_default_settings(**{"parallel.together": together}))
+  task.scenes = make_scenes(prompts, task.settings.seed)
+  return TimedProgram(task.program(prior), make_scene_layout(task.settings.parallel, len(prompts)), prior_params)
 
 
 def measure(count: int, steps: int, rounds: int, warm_up: int) -> dict[str, Any]:
-  """dict(prompts, rows=[dict(way, scene_steps_per_second, ratio, difference)]) of `count` captions of single solids.
+  """Times the three ways for `count` captions of single solids.
 
-  `difference` is the largest of any parameter from the separate runs', relative to the largest of its array.
+  Args:
+    count: number of prompts.
+    steps: of a turn.
+    rounds: number of turns of each way.
+    warm_up: steps before the first turn; the results are compared after them.
+
+  Returns:
+    dict(prompts, rows=[dict(way, scene_steps_per_second, ratio, difference)]). `difference` is the largest of any
+    parameter from the separate runs' parameter, relative to the largest of its array.
   """
-  prior, params = prior_lib.build("shapeworld")
+  prior, prior_params = prior_lib.build("shapeworld")
   every = (f"a {colour} {shape}" for shape in solids.PLAIN for colour in solids.COLOURS)
   prompts = list(itertools.islice(every, count))
-  ways: dict[str, Any] = {"separate runs": _Separate(prompts, prior, params)}
-  ways["one by one in a program"] = _together(prompts, prior, params, 1)
-  ways["all under vmap"] = _together(prompts, prior, params, 0)
+  ways: dict[str, Any] = {"separate runs": _SeparatePrograms(prompts, prior, prior_params)}
+  ways["one by one in a program"] = _scenes_program(prompts, prior, prior_params, 1)
+  ways["all under vmap"] = _scenes_program(prompts, prior, prior_params, 0)
   seconds: dict[str, list[float]] = {name: [] for name in ways}
   for way in ways.values():
     way.run(warm_up)
-  first = ways["separate runs"].params()
-  rows = {name: dict(way=name, difference=_difference(first, way.params())) for name, way in ways.items()}
+  separate = ways["separate runs"].params()
+  rows = {name: dict(way=name, difference=_difference(separate, way.params())) for name, way in ways.items()}
   for _ in range(rounds):
     for name, way in ways.items():
       seconds[name].append(way.run(steps))
@@ -86,7 +104,7 @@ def _difference(a: Any, b: Any) -> float:
 
 
 def table(record: dict[str, Any]) -> str:
-  """A record as Markdown."""
+  """Returns a record as a Markdown table."""
   lines = [f"| {len(record['prompts'])} prompts | steps of a scene per second | ratio | largest difference |",
            "|---|---|---|---|"]
   for row in record["rows"]:
@@ -96,13 +114,13 @@ def table(record: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """The command line."""
+  """Runs the command."""
   parser = argparse.ArgumentParser(prog="python -m sds_jax.benchmarks.scenes", description="Many prompts at once.")
-  parser.add_argument("--prompts", type=int, default=16, help="how many (default: %(default)s)")
-  parser.add_argument("--steps", type=int, default=5, help="timed at a time (default: %(default)s)")
+  parser.add_argument("--prompts", type=int, default=16, help="number of prompts (default: %(default)s)")
+  parser.add_argument("--steps", type=int, default=5, help="steps of a turn (default: %(default)s)")
   parser.add_argument("--rounds", type=int, default=3, help="turns of each way (default: %(default)s)")
-  parser.add_argument("--warm_up", type=int, default=40, help="steps before (default: %(default)s)")
-  parser.add_argument("--json", type=Path, help="where to write all numbers")
+  parser.add_argument("--warm_up", type=int, default=40, help="steps before the first turn (default: %(default)s)")
+  parser.add_argument("--json", type=Path, help="file for all numbers")
   args = parser.parse_args(argv)
   compilation.prepare()
   record = dict(measure(args.prompts, args.steps, args.rounds, args.warm_up), machine=timing.machine())

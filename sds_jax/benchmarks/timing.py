@@ -1,4 +1,4 @@
-"""Clocks, and what has to be known of a machine to read them."""
+"""Clocks, and a description of the machine."""
 from __future__ import annotations
 
 import importlib.metadata
@@ -16,23 +16,24 @@ import jax
 import jax.numpy as jnp
 
 PACKAGES = ("sds_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "diffusers")
+"""Packages whose versions a record names."""
 
 
 def once(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
-  """(result, seconds) of one call, waiting for all arrays of the result."""
+  """Calls a function, waits for all arrays of the result, and returns (result, seconds)."""
   started = time.perf_counter()
   result = jax.block_until_ready(function(*args))
   return result, time.perf_counter() - started
 
 
 def repeat(function: Callable[..., Any], *args: Any, repeats: int) -> list[float]:
-  """Seconds of `repeats` calls after one that is not counted (it compiles, and warms the caches)."""
+  """Returns the seconds of `repeats` calls; a first call, which compiles and warms the caches, is not counted."""
   once(function, *args)
   return [once(function, *args)[1] for _ in range(repeats)]
 
 
 def summary(seconds: Sequence[float]) -> dict[str, Any]:
-  """dict(median_s, min_s, mean_s, count, seconds) of raw times; the first three are None where there are none."""
+  """Summarises raw times as dict(median_s, min_s, mean_s, count, seconds); without times the first three are None."""
   if not seconds:
     return dict(median_s=None, min_s=None, mean_s=None, count=0, seconds=[])
   return dict(median_s=statistics.median(seconds), min_s=min(seconds), mean_s=statistics.fmean(seconds),
@@ -40,30 +41,30 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def matmul_rate(size: int = 2048, repeats: int = 5, dtype: str = "float32") -> float:
-  """FLOP/s that the best of `repeats` products of two [size, size] matrices of this dtype reaches."""
+  """Returns the FLOP/s of the fastest of `repeats` products of two [size, size] matrices of this dtype."""
   a, b = jax.random.normal(jax.random.key(0), (2, size, size), jnp.dtype(dtype))
   product = jax.jit(lambda a, b: jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST))
   return 2.0 * size**3 / min(repeat(product, a, b, repeats=repeats))
 
 
 def peak_memory_bytes() -> int:
-  """The most memory that this process has had so far (resident set)."""
+  """Returns the largest resident set of this process so far."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def peak_device_bytes() -> int | None:
-  """The most memory that the first device has had in use so far; None where it does not say, as CPUs."""
+  """Returns the largest memory in use on the first device so far; None on CPUs, which do not report it."""
   return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def cpu_count() -> int:
-  """How many processors this process may use."""
+  """Returns the number of processors that this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:
-  """The processor, how much of it is ours, the backend, and versions (None: not installed)."""
+  """Returns the processor, the number of CPUs for this process, the backend, and versions (None: not installed)."""
   device = jax.devices()[0]
   return dict(processor=_processor(), cpus=cpu_count(), system=f"{platform.system()} {platform.machine()}",
               backend=device.platform, device=device.device_kind, python=platform.python_version(),

@@ -1,6 +1,6 @@
-"""The prior's part of a step with PyTorch and diffusers: encode, add noise, U-Net under guidance, back to the images.
+"""The prior's part of a step in PyTorch and diffusers: encode, add noise, guided U-Net, back to the images.
 
-Imports torch and diffusers (the extra `sds_jax[parity]`) and nothing of JAX: it is meant for a process of its own.
+Imports torch and diffusers (the extra `sds_jax[parity]`) but not JAX, for a process of its own.
 """
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from sds_jax.benchmarks import torch_process
 
 
 class TorchPrior:
-  """The networks.
-
-  Args:
-    payload: of `peer_prior.compare`: `unet` and `vae` (folders; no VAE where empty), `dtype`, `prediction` (a
-      scheduler's prediction_type), `block` (that pixels are folded by, without a VAE), `clip_norm`.
-  """
+  """U-Net and perhaps VAE of a prior, on one device."""
 
   def __init__(self, payload: dict[str, Any]):
+    """Loads the networks.
+
+    Args:
+      payload: of `peer_prior.compare`: `unet` and `vae` (folders; "": no VAE), `dtype`, `prediction` (a scheduler's
+        prediction_type), `block` (by which pixels are folded, without a VAE), `clip_norm`.
+    """
     self.payload = payload
     self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     self.dtype = getattr(torch, payload["dtype"])
@@ -37,64 +38,66 @@ class TorchPrior:
     return model.eval().requires_grad_(False).to(self.device)
 
   def use(self, compiled: bool) -> None:
-    """Takes the networks as they are, or through `torch.compile`."""
+    """Selects the eager networks, or those of `torch.compile`."""
     if compiled and self.compiled is None:
       self.compiled = tuple(None if network is None else torch.compile(network) for network in self.eager)
     self.unet, self.encoder = self.compiled if compiled else self.eager
 
-  def encode(self, image: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Images [V, 3, H, H] in [0, 1] -> x, float32; differentiable."""
+  def encode(self, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Encodes images [V, 3, H, H] in [0, 1] as x, float32; differentiable."""
     if self.vae is None:
       size = self.unet_config["sample_size"] * self.payload["block"]
-      return F.pixel_unshuffle(2 * resized(image, size) - 1, self.payload["block"])
+      return F.pixel_unshuffle(2 * resize(images, size) - 1, self.payload["block"])
     size = noise.shape[-1] * 2 ** (len(self.vae.config.block_out_channels) - 1)
-    hidden = self.encoder((2 * resized(image, size) - 1).to(self.dtype))
+    hidden = self.encoder((2 * resize(images, size) - 1).to(self.dtype))
     hidden = self.vae.quant_conv(hidden) if self.vae.quant_conv is not None else hidden
     mean, logvar = hidden.float().chunk(2, dim=1)
     return (mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * noise) * self.vae.config.scaling_factor
 
   @property
   def unet_config(self) -> Any:
+    """The U-Net's configuration."""
     return self.eager[0].config
 
   def predict(self, z: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """What the U-Net puts out, float32."""
+    """Returns the U-Net's output, float32."""
     return self.unet(z.to(self.dtype), t, text.to(self.dtype)).sample.float()
 
-  def step(self, given: dict[str, Any]) -> torch.Tensor:
-    """The cotangents of `given["image"]`, like it."""
-    image = given["image"].clone().requires_grad_()
-    x = self.encode(image, given["noise"])
+  def step(self, inputs: dict[str, Any]) -> torch.Tensor:
+    """Returns the cotangents [V, 3, H, H] of the images `inputs["image"]`."""
+    images = inputs["image"].clone().requires_grad_()
+    x = self.encode(images, inputs["noise"])
     with torch.no_grad():
-      gradient = sds_gradient(self.predict, x, given, self.payload["prediction"], self.payload["clip_norm"])
+      gradient = sds_gradient(self.predict, x, inputs, self.payload["prediction"], self.payload["clip_norm"])
     x.backward(gradient)
-    return image.grad
+    return images.grad
 
 
-def resized(image: torch.Tensor, size: int) -> torch.Tensor:
-  """Images [V, 3, H, H] at [V, 3, size, size], as `priors.spaces.resized`."""
-  if image.shape[-1] == size:
-    return image
-  return F.interpolate(image, (size, size), mode="bilinear", align_corners=False, antialias=image.shape[-1] > size)
+def resize(images: torch.Tensor, size: int) -> torch.Tensor:
+  """Returns images [V, 3, H, H] at [V, 3, size, size], as `priors.spaces` resizes."""
+  if images.shape[-1] == size:
+    return images
+  return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=images.shape[-1] > size)
 
 
-def sds_gradient(predict: Any, x: torch.Tensor, given: dict[str, Any], prediction: str,
+def sds_gradient(predict: Any, x: torch.Tensor, inputs: dict[str, Any], prediction: str,
                  clip_norm: float) -> torch.Tensor:
-  """The gradient of score distillation with respect to x [V, C, h, w].
+  """Returns the gradient of score distillation with respect to x [V, C, h, w].
 
   Args:
-    predict: (z [2V, C, h, w], t [2V], text [2V, T, D]) -> what the network puts out; first the images with the
-      text. A learned variance behind their channels is left out.
-    given: `peer.distillation_inputs` as tensors.
+    predict: (z [2V, C, h, w], t [2V], text [2V, T, D]) -> the network's output; the images with the text come first.
+      The channels of a learned variance are left out.
+    x: the encoded images.
+    inputs: `peer.torch_distillation_inputs` as tensors.
     prediction: a scheduler's prediction_type.
-    clip_norm: largest norm of one view's gradient, 0 for no limit.
+    clip_norm: largest norm of one view's gradient; 0: no limit.
   """
-  alpha, sigma, weight = (given[name][:, None, None, None] for name in ("alpha", "sigma", "weight"))
-  z = alpha * x + sigma * given["eps"]
-  predicted = predict(torch.cat([z, z]), torch.cat([given["t"]] * 2), given["text"])[:, :x.shape[1]]
+  alpha, sigma, weight = (inputs[name][:, None, None, None] for name in ("alpha", "sigma", "weight"))
+  z = alpha * x + sigma * inputs["eps"]
+  predicted = predict(torch.cat([z, z]), torch.cat([inputs["t"]] * 2), inputs["text"])[:, :x.shape[1]]
   with_text, without = (_eps(part, z, alpha, sigma, prediction) for part in predicted.chunk(2))
-  eps_hat = without + given["guidance"] * (with_text - without)
-  gradient = given["sds"] * weight * (eps_hat - given["eps"])
+  eps_hat = without + inputs["guidance"] * (with_text - without)
+  gradient = inputs["sds"] * weight * (eps_hat - inputs["eps"])
   if clip_norm:
     norm = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
     gradient = gradient * (clip_norm / norm).clamp(max=1.0)[:, None, None, None]
@@ -103,33 +106,32 @@ def sds_gradient(predict: Any, x: torch.Tensor, given: dict[str, Any], predictio
 
 def _eps(predicted: torch.Tensor, z: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor,
          kind: str) -> torch.Tensor:
-  """The noise prediction in what the network puts out (`prediction_type` of its scheduler)."""
+  """Returns the noise prediction of a network's output; `kind` is the prediction_type of its scheduler."""
   if kind == "v_prediction":
     return alpha * predicted + sigma * z
   return predicted if kind == "epsilon" else (z - alpha * predicted) / sigma
 
 
-def check(prior: TorchPrior, given: dict[str, Any]) -> np.ndarray:
-  """The cotangents of the images [V, 3, H, H]."""
+def check(prior: TorchPrior, inputs: dict[str, Any]) -> np.ndarray:
+  """Returns the cotangents of the images [V, 3, H, H]."""
   prior.use(compiled=False)
-  return prior.step(torch_process.as_tensors(given, prior.device)).cpu().numpy()
+  return prior.step(torch_process.as_tensors(inputs, prior.device)).cpu().numpy()
 
 
-def try_compiled(prior: TorchPrior, given: dict[str, Any]) -> str:
-  """"" when `torch.compile` does, else why it does not, in one line; compiles."""
+def try_compiled(prior: TorchPrior, inputs: dict[str, Any]) -> str:
+  """Compiles the networks with `torch.compile`; returns "", or in one line why that fails."""
   try:
     prior.use(compiled=True)
-    prior.step(torch_process.as_tensors(given, prior.device))
-  except Exception as error:  # whatever a compiler may raise: the eager times stand anyway
+    prior.step(torch_process.as_tensors(inputs, prior.device))
+  except Exception as error:  # a compiler may raise anything; the eager times are valid without it
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
   return ""
 
 
-def time_steps(prior: TorchPrior, asked: tuple[dict[str, Any], int], compiled: bool) -> list[float]:
-  """Seconds of each of so many steps, after one that is not counted."""
-  given, count = asked
+def time_steps(prior: TorchPrior, inputs: dict[str, Any], count: int, compiled: bool) -> list[float]:
+  """Returns the seconds of each of `count` steps, after one that is not counted."""
   prior.use(compiled)
-  tensors, seconds = torch_process.as_tensors(given, prior.device), []
+  tensors, seconds = torch_process.as_tensors(inputs, prior.device), []
   for _ in range(count + 1):
     started = time.perf_counter()
     prior.step(tensors)
@@ -140,13 +142,13 @@ def time_steps(prior: TorchPrior, asked: tuple[dict[str, Any], int], compiled: b
 
 
 def serve(connection: Any, payload: dict[str, Any], threads: int) -> None:
-  """The life of the process: answers "check", "compile", "eager", "compiled", "device" until it is told "stop"."""
+  """Answers the requests "check", "compile", "eager", "compiled" and "device" until "stop"."""
   torch_process.serve(connection, payload, threads, TorchPrior, dict(
     check=check, compile=try_compiled, device=lambda prior, _: describe(prior.device),
-    eager=lambda prior, asked: time_steps(prior, asked, False),
-    compiled=lambda prior, asked: time_steps(prior, asked, True)))
+    eager=lambda prior, argument: time_steps(prior, *argument, compiled=False),
+    compiled=lambda prior, argument: time_steps(prior, *argument, compiled=True)))
 
 
 def describe(device: torch.device) -> str:
-  """Its name."""
+  """Returns the name of a device."""
   return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

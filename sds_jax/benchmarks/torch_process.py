@@ -1,4 +1,4 @@
-"""The life of a process that computes with PyTorch for a benchmark in JAX. Imports torch (the extra `parity`)."""
+"""The loop of a process that computes with PyTorch for a benchmark. Imports torch (the extra `sds_jax[parity]`)."""
 from __future__ import annotations
 
 import resource
@@ -10,21 +10,28 @@ import numpy as np
 import torch
 
 
-def as_tensors(given: dict[str, Any], device: Any = "cpu") -> dict[str, Any]:
-  """A dictionary with its arrays as tensors on the device."""
+def as_tensors(inputs: dict[str, Any], device: Any = "cpu") -> dict[str, Any]:
+  """Returns a dictionary whose arrays are replaced by tensors on the device."""
   return {name: torch.tensor(value, device=device) if isinstance(value, np.ndarray) else value
-          for name, value in given.items()}
+          for name, value in inputs.items()}
 
 
 def serve(connection: Any, payload: dict[str, Any], threads: int, make: Callable[[dict[str, Any]], Any],
           answers: dict[str, Callable[[Any, Any], Any]]) -> None:
-  """Makes a thing of the payload and answers requests (name, argument) by `answers[name](thing, argument)`.
+  """Answers requests (name, argument) by `answers[name](make(payload), argument)`.
 
-  It ends at ("stop", None); the last answer is the most memory that the process has had, in bytes.
+  The request ("stop", None) ends the loop. Its answer is the largest resident set of the process in bytes.
+
+  Args:
+    connection: a pipe to the benchmark.
+    payload: argument of `make`.
+    threads: number of PyTorch's threads.
+    make: builds the object that all requests share.
+    answers: {name of a request: function (object, argument) -> answer}.
   """
   torch.set_num_threads(threads)
-  thing = make(payload)
+  shared = make(payload)
   while (request := connection.recv())[0] != "stop":
-    connection.send(answers[request[0]](thing, request[1]))
+    connection.send(answers[request[0]](shared, request[1]))
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   connection.send(peak if sys.platform == "darwin" else 1024 * peak)

@@ -1,8 +1,8 @@
-"""The renderer of the default settings once more, in PyTorch as one would write it there: eager, shapes as they come.
+"""The renderer of the default settings in idiomatic PyTorch: eager, with arrays of varying sizes.
 
-Candidates are placed, looked up in the occupancy grid and cut off at the same budget as in `rendering.render`; but
-where XLA wants an array of fixed size, `nonzero` gives just those samples that are wanted, so nothing is padded.
-Imports torch (the extra `sds_jax[parity]`) and nothing of JAX.
+Candidates are placed, looked up in the occupancy grid and cut off at the same budget as in `rendering.render`. There
+XLA needs an array of fixed size; here `nonzero` gives only the wanted samples, so nothing is padded. Imports torch (the
+extra `sds_jax[parity]`) but not JAX.
 """
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ DENSITIES = {"softplus": F.softplus, "exp": lambda logit: torch.exp(torch.clamp(
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """What the renderer has to know of a config: numbers and names with the meaning they have there."""
+class RendererSettings:
+  """The settings that the renderer reads, with the names and meanings of the settings tree."""
   height: int
   width: int
   candidates: int
@@ -33,13 +33,14 @@ class Settings:
   density_bias: float
   octaves: int
   activation: str
-  block: int  # points that the field sees at a time; 0: all
+  block: int  # points that the field gets at a time; 0: all
 
 
 class TorchMLPField(torch.nn.Module):
-  """Density [N] and albedo [N, 3] of points [N, 3]; weights [(kernel [out, in], bias [out]), ...] as numpy arrays."""
+  """The field: points [N, 3] -> density [N] and albedo [N, 3]."""
 
-  def __init__(self, layers: list[tuple[Any, Any]], settings: Settings):
+  def __init__(self, layers: list[tuple[Any, Any]], settings: RendererSettings):
+    """Copies the weights [(kernel [out, in], bias [out]), ...], numpy arrays."""
     super().__init__()
     self.settings = settings
     self.layers = torch.nn.ModuleList()
@@ -50,6 +51,7 @@ class TorchMLPField(torch.nn.Module):
       self.layers.append(layer)
 
   def forward(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns density [N] and albedo [N, 3] at points [N, 3]."""
     s = self.settings
     x = self._encode(points)
     for layer in self.layers[:-1]:
@@ -74,14 +76,14 @@ class TorchMLPField(torch.nn.Module):
     return torch.cat(out, -1)
 
   def with_normals(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Density, albedo and outward unit normals [N, 3]; these can be differentiated in turn."""
+    """Returns density, albedo and outward unit normals [N, 3]; all are differentiable."""
     points = points.detach().requires_grad_()
     density, albedo = self(points)
     gradient, = torch.autograd.grad(density.sum(), points, create_graph=True)
     return density, albedo, _unit(-gradient)
 
   def in_blocks(self, points: torch.Tensor, normals: bool) -> tuple[torch.Tensor, ...]:
-    """`with_normals`, or density and albedo, for `settings.block` points at a time."""
+    """Evaluates `with_normals`, or density and albedo alone, `settings.block` points at a time."""
     at = self.with_normals if normals else self
     if not self.settings.block or points.shape[0] <= self.settings.block:
       return at(points)
@@ -93,8 +95,8 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def rays(position: torch.Tensor, rotation: torch.Tensor, focal: torch.Tensor,
-         s: Settings) -> tuple[torch.Tensor, torch.Tensor]:
-  """Origins and unit directions [R, 3] of cameras [V], view by view, row by row."""
+         s: RendererSettings) -> tuple[torch.Tensor, torch.Tensor]:
+  """Returns origins and unit directions [R, 3] of cameras [V], view by view, row by row."""
   x = (torch.arange(s.width) + 0.5 - s.width / 2) / s.height
   y = (s.height / 2 - torch.arange(s.height) - 0.5) / s.height
   y, x = torch.meshgrid(y, x, indexing="ij")
@@ -104,16 +106,16 @@ def rays(position: torch.Tensor, rotation: torch.Tensor, focal: torch.Tensor,
   return position[:, None, None].expand_as(directions).reshape(-1, 3), directions.reshape(-1, 3)
 
 
-def occupied_cells(grid: torch.Tensor, s: Settings) -> torch.Tensor:
-  """bool [G, G, G]: cells that are dense enough, and their neighbours."""
+def occupied_cells(grid: torch.Tensor, s: RendererSettings) -> torch.Tensor:
+  """Returns bool [G, G, G]: cells that are dense enough, and their neighbours."""
   threshold = s.occupied_depth / (2 * s.bound / s.candidates)
   cells = (grid > torch.clamp(grid.mean(), max=threshold)).float()
   return F.max_pool3d(cells[None, None], 3, stride=1, padding=1)[0, 0] > 0
 
 
 def choose_samples(origins: torch.Tensor, directions: torch.Tensor, jitter: torch.Tensor, grid: torch.Tensor | None,
-                   s: Settings) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
-  """(place in the [S, R] table, distance, point) of each sample, nearest first, and the spacing of samples."""
+                   s: RendererSettings) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+  """Returns (index into the [S, R] table, distance, point) of each sample, nearest first, and the spacing."""
   spacing = 2 * s.bound / s.candidates
   start = -(origins * directions).sum(-1) - s.bound
   t = start + (torch.arange(s.candidates)[:, None] + jitter) * spacing
@@ -132,8 +134,8 @@ def choose_samples(origins: torch.Tensor, directions: torch.Tensor, jitter: torc
 
 
 def render(field: TorchMLPField, inputs: dict[str, Any], grid: torch.Tensor | None,
-           s: Settings) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-  """Images [V, H, W, 3], opacity [R] and the orientation penalty [R] of what `peer.inputs` describes."""
+           s: RendererSettings) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+  """Renders images [V, H, W, 3], opacity [R] and the orientation penalty [R] of `peer.torch_inputs`."""
   origins, directions = rays(inputs["position"], inputs["rotation"], inputs["focal"], s)
   count = origins.shape[0]
   index, t, points, spacing = choose_samples(origins, directions, inputs["jitter"], grid, s)

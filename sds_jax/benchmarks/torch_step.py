@@ -1,6 +1,6 @@
-"""The step of the default settings once more, with PyTorch and diffusers: render, U-Net, gradient, Adam, occupancy.
+"""The step of the default settings in PyTorch and diffusers: render, U-Net, gradient, Adam, occupancy grid.
 
-Imports torch and diffusers (the extra `sds_jax[parity]`) and nothing of JAX: it is meant for a process of its own.
+Imports torch and diffusers (the extra `sds_jax[parity]`) but not JAX, for a process of its own.
 """
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from sds_jax.benchmarks.torch_prior import sds_gradient
 
 
 class TorchStep:
-  """State and step.
-
-  Args:
-    payload: of `peer.payload`, numpy arrays and plain values: `render` (of `torch_render.Settings`), `unet` (a folder),
-      `prediction` (a scheduler's prediction_type), `unshuffle`, `adam` (b1, b2, eps), `clip_norm`, `occupancy` (every,
-      decay, start_step, shares), and what `reset` reads.
-  """
+  """The state of a run, and its step."""
 
   def __init__(self, payload: dict[str, Any]):
+    """Loads the U-Net and makes the first state.
+
+    Args:
+      payload: of `peer.payload`, numpy arrays and plain values: `render` (of `torch_render.RendererSettings`), `unet`
+        (a folder), `prediction` (a scheduler's prediction_type), `unshuffle`, `adam` (b1, b2, eps), `clip_norm`,
+        `occupancy` (every, decay, start_step, shares), and the entries that `reset` reads.
+    """
     self.payload = payload
-    self.settings = torch_render.Settings(**payload["render"])
+    self.settings = torch_render.RendererSettings(**payload["render"])
     self.unet = UNet2DConditionModel.from_pretrained(payload["unet"], torch_dtype=torch.float32,
                                                      low_cpu_mem_usage=False).eval().requires_grad_(False)
     self.reset()
 
   def reset(self) -> None:
-    """Back to the state in the payload: `layers`, Adam's moments `mu` and `nu` alike, `count` and `grid`."""
+    """Restores the payload's state: `layers`, Adam's moments `mu` and `nu` (like layers), `count` and `grid`."""
     p = self.payload
     self.field = torch_render.TorchMLPField(p["layers"], self.settings)
     b1, b2, eps = p["adam"]
@@ -44,7 +45,7 @@ class TorchStep:
     self.grid = None if p["grid"] is None else torch.tensor(p["grid"])
 
   def noise_residual(self, images: torch.Tensor, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the prior is shown, x [V, C, h, w], and the gradient of score distillation with respect to it."""
+    """Returns the encoded images x [V, C, h, w], and the gradient of score distillation with respect to x."""
     x = F.pixel_unshuffle(2 * images.permute(0, 3, 1, 2) - 1, self.payload["unshuffle"])
     camera = inputs.get("camera")
 
@@ -58,7 +59,7 @@ class TorchStep:
       return x, sds_gradient(predict, x, inputs, self.payload["prediction"], self.payload["clip_norm"])
 
   def step(self, inputs: dict[str, Any]) -> torch.Tensor:
-    """One step; the images that it rendered. The gradient stays in the parameters."""
+    """Takes one step and returns its images. The gradient stays in the parameters' `grad`."""
     images, opacity, penalty = torch_render.render(self.field, inputs, self.grid, self.settings)
     x, gradient = self.noise_residual(images, inputs)
     p = opacity.clamp(1e-5, 1 - 1e-5)
@@ -72,12 +73,12 @@ class TorchStep:
     for group in self.optimizer.param_groups:
       group["lr"] = inputs["learning_rate"]
     self.optimizer.step()
-    self._look_again(inputs["step"])
+    self._update_grid(inputs["step"])
     return images.detach()
 
   @torch.no_grad()
-  def _look_again(self, step: int) -> None:
-    """The occupancy update, when it is due; its points within the cells are torch's own random numbers."""
+  def _update_grid(self, step: int) -> None:
+    """Updates the occupancy grid if an update is due; the points within the cells are torch's own random numbers."""
     o = self.payload["occupancy"]
     if self.grid is None or step % o["every"] or step < o["start_step"]:
       return
@@ -85,12 +86,16 @@ class TorchStep:
     cells = torch.arange(step // o["every"] % o["shares"], flat.shape[0], o["shares"])
     corner = torch.stack([cells // size**2, cells // size % size, cells % size], -1)
     points = (corner + torch.rand(corner.shape)) * (2 * self.settings.bound / size) - self.settings.bound
-    seen, old = self.field(points)[0], flat[cells]
-    flat[cells] = torch.where(old.isinf(), seen, torch.maximum(o["decay"] * old, seen))
+    new, old = self.field(points)[0], flat[cells]
+    flat[cells] = torch.where(old.isinf(), new, torch.maximum(o["decay"] * old, new))  # infinity: never evaluated
 
 
 def check(step: TorchStep, inputs: dict[str, Any]) -> dict[str, Any]:
-  """One step from the payload's state: dict(image, gradient, layers), the last two as [(kernel, bias), ...]."""
+  """Takes one step from the payload's state.
+
+  Returns:
+    dict(image, gradient, layers), the last two as [(kernel, bias), ...].
+  """
   step.reset()
   image = step.step(torch_process.as_tensors(inputs)).numpy()
   pairs = lambda get: [(get(layer.weight).numpy().copy(), get(layer.bias).numpy().copy())  # noqa: E731
@@ -99,7 +104,7 @@ def check(step: TorchStep, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def time_steps(step: TorchStep, inputs: list[dict[str, Any]]) -> list[float]:
-  """Seconds of each of the steps `inputs`, from the payload's state."""
+  """Returns the seconds of each of the steps `inputs`, from the payload's state on."""
   step.reset()
   tensors, seconds = [torch_process.as_tensors(one) for one in inputs], []
   for one in tensors:
@@ -110,5 +115,5 @@ def time_steps(step: TorchStep, inputs: list[dict[str, Any]]) -> list[float]:
 
 
 def serve(connection: Any, payload: dict[str, Any], threads: int) -> None:
-  """The life of the process: answers "check" and "time" until it is told "stop"."""
+  """Answers the requests "check" and "time" until "stop"."""
   torch_process.serve(connection, payload, threads, TorchStep, dict(check=check, time=time_steps))

@@ -6,12 +6,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-import huggingface_hub  # noqa: F401, imported here and below so that children need not import again
+# Imported here although unused, so that children need not import these modules again.
+import huggingface_hub  # noqa: F401
 import jax
 from huggingface_hub import constants  # noqa: F401
 
-from sds_jax.commands import main as command
-from sds_jax.evaluation import image2d_modes, modes  # noqa: F401
+from sds_jax import tasks  # noqa: F401
+from sds_jax.commands import errors, evaluate, export, main as command, train  # noqa: F401
 from sds_jax.io import tensorboard  # noqa: F401
 
 

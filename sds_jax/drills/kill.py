@@ -32,8 +32,7 @@ from sds_jax.drills import killed_run, tiny
 from sds_jax.drills.killed_run import INTERVAL, STEPS
 from sds_jax.io.checkpoints import Checkpoints
 
-PRELOADED = ["sds_jax.drills.killed_run", "sds_jax.training.image2d", "sds_jax.priors.prior", "sds_jax.io.tensorboard",
-             "jaxlib.mlir.dialects.mhlo"]
+PRELOADED = ["sds_jax.drills.killed_run", "sds_jax.io.tensorboard", "jaxlib.mlir.dialects.mhlo"]
 """Imports of a run; JAX imports the last module at its first lowering, a fifth of the time of a start."""
 POLL = 0.0005
 """Seconds between two checks for a save in progress."""

@@ -1,4 +1,4 @@
-"""A prior of a few thousand parameters and settings to match, so that the benchmark runs in seconds."""
+"""A prior of a few thousand parameters, and settings with which the benchmark runs in seconds."""
 import json
 
 import flax.traverse_util
@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sds_jax import settings as settings_lib
 from sds_jax.priors.loading import checkpoint
 from sds_jax.priors.networks.clip import CLIPTextModel
 from sds_jax.priors.networks.unet import UNet2DConditionModel
 from sds_jax.shapeworld import captions, recipe, tokenizer
-from sds_jax.training import config as config_lib
 
 UNET = dict(recipe.UNET, sample_size=4, block_out_channels=[8], down_block_types=["CrossAttnDownBlock2D"],
             up_block_types=["CrossAttnUpBlock2D"], cross_attention_dim=8, attention_head_dim=2, norm_num_groups=4)
@@ -18,7 +18,7 @@ INDEX = dict(pixel_unshuffle=4, image_size=16, camera_dim=16, ray_dim=18, vocabu
 
 
 def _random(model, seed):
-  """Parameters that all matter: no zero biases, no unit scales."""
+  """Returns parameters that all have an effect: no zero biases, no unit scales."""
   rng = np.random.default_rng(seed)
   draw = lambda path, leaf: (path[-1] == "scale") + rng.normal(size=leaf.shape) / np.sqrt(leaf.size)**0.5  # noqa: E731
   return flax.traverse_util.unflatten_dict({
@@ -27,7 +27,7 @@ def _random(model, seed):
 
 @pytest.fixture(scope="session")
 def prior_folder(tmp_path_factory):
-  """16x16 images in patches of 4x4, v-prediction, told the camera; ShapeWorld's words."""
+  """A prior of 16x16 images in patches of 4x4: v-prediction, camera features, ShapeWorld's vocabulary."""
   folder = tmp_path_factory.mktemp("prior")
   tokenizer.write_tokenizer(folder / "tokenizer")
   clip = dict(recipe.TEXT_ENCODER, hidden_size=8, intermediate_size=16, num_attention_heads=2,
@@ -47,16 +47,16 @@ TINY = {"render.height": 16, "render.width": 16, "render.num_samples": 8, "rende
 
 
 @pytest.fixture
-def settings():
-  """What the tiny settings change: dotted name -> value."""
+def tiny_changes():
+  """The changes of the tiny settings, {dotted name: value}."""
   return TINY
 
 
 @pytest.fixture
 def tiny(prior_folder):
-  """A function (changes: dotted name -> value) -> ConfigDict of the default settings made small."""
+  """(changes, {dotted name: value}) -> the validated default settings made small, with these changes."""
   def make(changes=None):
-    config = config_lib.default()
+    config = settings_lib.defaults()
     config.update_from_flattened_dict(TINY | {"prior.path": str(prior_folder)} | (changes or {}))
-    return config
+    return settings_lib.validate(config)
   return make

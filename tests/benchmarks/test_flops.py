@@ -60,7 +60,7 @@ def test_branches():
   assert flops.count(either, a, branch=flops.filled(0.25)) == 2 * once
 
 
-def test_what_is_computed_again_counts_again():
+def test_recomputation_counts_again():
   a = zeros(4, 4)
   chain = lambda a: jnp.sum(jnp.sin(jnp.sin(a @ a) @ a))  # noqa: E731
   plain = flops.count(jax.grad(chain), a)

@@ -1,4 +1,4 @@
-"""What a program sends, read from its text; what a ring costs; and what the record says of both."""
+"""The collectives in a program's text, the cost of a ring, and both in the record."""
 import json
 import pathlib
 
@@ -19,13 +19,13 @@ PROGRAM = """
 """
 
 
-def test_what_a_program_sends():
+def test_collectives_of_a_program():
   assert [tuple(entry) for entry in collectives(PROGRAM)] == [
       ("all-reduce", 4 * 74), ("all-reduce", 4 * 3 + 2 * 4), ("all-gather", 4 * 8)]
 
 
 def test_a_ring_by_hand():
-  """Two chips exchange half of it twice; many chips send twice as much as there is."""
+  """Two chips exchange half of the bytes twice; each of many chips sends almost twice the bytes."""
   place = scaling.Slice("two", 2, 1e12, 1e9, 1e-6)
   assert scaling.all_reduce_seconds(1e6, place) == pytest.approx(1e-3 + 2e-6)
   many = place._replace(chips=1001)
@@ -33,7 +33,7 @@ def test_a_ring_by_hand():
   assert scaling.efficiency(1e6, scaling.MFU * 1e12 * 1.002e-3, place) == pytest.approx(0.5)
 
 
-def test_what_was_sent_is_one_all_reduce_of_the_gradient():
+def test_a_step_sends_one_all_reduce_of_the_gradient():
   record = json.loads((RECORDS / "scaling.json").read_text(encoding="utf-8"))
   (sent,), row = record["measured"]["sent"], record["predicted"][0]
   assert row["workload"] == "shapeworld" and sent["kind"] == "all-reduce"

@@ -1,21 +1,21 @@
-"""The command at a tiny size: what it writes is consistent, what it is asked wrongly it says."""
+"""The command at a tiny size: its record is consistent, and mistakes end in one line."""
 import json
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from sds_jax.benchmarks import flops, parts, table, timing, workload
+from sds_jax.benchmarks import flops, parts, step_draws, table, timing, workload
 from sds_jax.benchmarks import step as benchmark
-from sds_jax.training import validation
+from sds_jax.tasks import Text3DTask
 
 
 @pytest.fixture
-def command(prior_folder, settings, tmp_path):
+def command(prior_folder, tiny_changes, tmp_path):
   """The command line for the tiny settings."""
   return ["step", f"--prior={prior_folder}", f"--json={tmp_path / 'record.json'}", "--steps=3", "--warmup=1", "--at=9",
           "--repeats=2", "--rounds=1", "--matmul=64", "--config.shading.lambertian=0.0",
-          *(f"--config.{name}={value}" for name, value in settings.items())]
+          *(f"--config.{name}={value}" for name, value in tiny_changes.items())]
 
 
 def test_command(command, tmp_path, capsys):
@@ -26,17 +26,17 @@ def test_command(command, tmp_path, capsys):
   assert record["peak_memory_bytes"] > 50e6 and record["xla_memory"]["temp"] > 0
   assert record["config"]["field"]["mlp"]["hidden"] == 8 and record["machine"]["versions"]["jax"]
   assert list(record["steps"]) == ["from step 1", "from step 9"]
-  for found in record["steps"].values():
-    assert found["as_drawn"]["count"] == 3 == found["albedo"]["count"]
-    assert found["samples"]["kept"] <= found["samples"]["budget"] == 2 * 16 * 16 * 8
-  found = record["parts"]
-  assert set(found) == {"draws", "prior", "optimizer", "occupancy update", "render albedo, forward",
+  for times in record["steps"].values():
+    assert times["as_drawn"]["count"] == 3 == times["albedo"]["count"]
+    assert times["samples"]["kept"] <= times["samples"]["budget"] == 2 * 16 * 16 * 8
+  measured = record["parts"]
+  assert set(measured) == {"draws", "prior", "optimizer", "occupancy update", "render albedo, forward",
                         "render albedo, forward and backward"}
-  # One share of 8^3 cells, seen by 24 waves of 3 coordinates and by 27 x 8, 8 x 8 and 8 x 4 weights.
-  assert found["occupancy update"]["flops"] == 2 * 8**3 / 4 * (3 * 24 + 27 * 8 + 8 * 8 + 8 * 4)
-  assert table.step_flops(found, "albedo") == (
-    found["render albedo, forward and backward"]["flops"] + found["prior"]["flops"])
-  assert table.step_flops(found, "shaded") is None
+  # One share of 8^3 cells: products with 24 waves of 3 coordinates, and with 27 x 8, 8 x 8 and 8 x 4 weights.
+  assert measured["occupancy update"]["flops"] == 2 * 8**3 / 4 * (3 * 24 + 27 * 8 + 8 * 8 + 8 * 4)
+  assert table.step_flops(measured, "albedo") == (
+    measured["render albedo, forward and backward"]["flops"] + measured["prior"]["flops"])
+  assert table.step_flops(measured, "shaded") is None
   for words in ("compiling the step", "from step 9, as drawn", "render albedo, forward", "whole step", "prior"):
     assert words in printed
 
@@ -45,7 +45,7 @@ def test_command(command, tmp_path, capsys):
   (["--peer=tensorflow"], "--peer=tensorflow is not legal: it must be 'torch'"),
   (["--steps=0"], "--steps, --repeats and --rounds must be at least 1"),
   (["--json=/nowhere/record.json"], "--json=/nowhere/record.json: there is no such folder"),
-  (["--config.render.milestones=((0.5,24),)"], "a step at a time is measured, and a run with config.render.milestones"),
+  (["--config.render.milestones=((0.5,24),)"], "milestones=((0.5, 24),) gives a run several kinds of steps"),
   (["--config.prompt=a hamburger"], "config.prompt='a hamburger'"),
   (["--prior=/nowhere"], "the prior '/nowhere' is neither a name"),
   (["--config.field.bound=7.0"], "config.field.bound=7.0 is not legal"),
@@ -57,13 +57,13 @@ def test_mistakes(command, capsys, arguments, message):
 
 
 def test_flops_of_rendering(tiny):
-  work = workload.build(validation.validate(tiny()))
+  work = workload.build(Text3DTask(tiny()))
   state = jax.eval_shape(lambda: workload.first_state(work))
-  draws = jax.eval_shape(workload.drawer(work), jnp.int32(0))
+  draws = jax.eval_shape(step_draws.make_drawer(work), jnp.int32(0))
   budget, waves, weights = 2 * 16 * 16 * 8, 3 * 24, 27 * 8 + 8 * 8 + 8 * 4
 
   def count(mode, part, share):
-    rendering = parts._render_parts(parts._only(work, mode))[part]
+    rendering = parts.rendering_parts(parts.only_mode(work.generator, mode))[part]
     return flops.count(rendering, state.params, state.occupancy, draws, branch=flops.filled(share))
 
   forward = {mode: count(mode, "forward", 1.0) - count(mode, "forward", 0.0) for mode in ("albedo", "shaded")}
@@ -78,9 +78,9 @@ def test_flops_of_rendering(tiny):
 
 
 def test_by_mode():
-  found = workload.by_mode([dict(seconds=s, shaded=b) for s, b in ((1.0, False), (5.0, True), (2.0, False))])
-  assert found["as_drawn"]["median_s"] == 2.0 and found["albedo"]["seconds"] == [1.0, 2.0]
-  assert found["shaded"]["seconds"] == [5.0]
+  times = workload.by_mode([dict(seconds=s, shaded=b) for s, b in ((1.0, False), (5.0, True), (2.0, False))])
+  assert times["as_drawn"]["median_s"] == 2.0 and times["albedo"]["seconds"] == [1.0, 2.0]
+  assert times["shaded"]["seconds"] == [5.0]
 
 
 def test_summary():

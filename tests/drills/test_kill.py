@@ -12,6 +12,7 @@ RUNS = 20
 """A run takes about three starts of a process, of one to two seconds each."""
 
 
+@pytest.mark.timeout(900)  # starts many processes
 def test_killed_runs_end_like_uninterrupted_runs():
   shown = []
   counts = kill.drill(RUNS, seed=0, job="walk", show=shown.append)
