@@ -18,13 +18,14 @@ for cell in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
 """
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path, tmp_path):
   """A copy runs in an empty folder, as a reader's would."""
   environment = dict(os.environ, JAX_PLATFORMS="cpu", MPLBACKEND="agg", HF_HUB_OFFLINE="1",
                      PYTHONPATH=str(FOLDER.parents[1]), XLA_FLAGS="")
   done = subprocess.run([sys.executable, "-c", RUNNER, str(path)], cwd=tmp_path, env=environment, text=True,
-                        capture_output=True, timeout=280, check=False)
+                        capture_output=True, timeout=590, check=False)
   assert done.returncode == 0, done.stderr[-3000:]
 
 
