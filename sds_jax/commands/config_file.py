@@ -1,4 +1,4 @@
-"""The user's file of settings: found, executed once, and its errors told in one line."""
+"""The user's file of settings: found and executed once, with errors of one line."""
 from __future__ import annotations
 
 import importlib.machinery
@@ -20,7 +20,7 @@ _MODULE = "sds_jax_config_file"
 
 
 class UsageError(ValueError):
-  """A command line that cannot be used. The message may have several lines; the command joins them."""
+  """Raised for a command line that cannot be used. The message may have several lines; the command joins them."""
 
 
 def load(specification: str) -> ConfigDict:
@@ -30,8 +30,8 @@ def load(specification: str) -> ConfigDict:
     specification: FILE, or FILE:WORDS, which calls get_config(WORDS). FILE may name a settings file that ships.
 
   Raises:
-    ConfigError: the settings' own error, such as a recipe that is not known.
-    UsageError: there is no such file, the file or its function raises, or the function returns no `ConfigDict`. With
+    ConfigError: the settings raise the error, such as for an unknown recipe.
+    UsageError: the file does not exist, the file or its function raises, or the function returns no `ConfigDict`. With
       the environment variable SDS_JAX_TRACEBACK the error of the file itself.
   """
   path, *words = specification.split(":", 1)
@@ -43,13 +43,13 @@ def load(specification: str) -> ConfigDict:
   except Exception as error:  # whatever the user's code raises
     if os.environ.get("SDS_JAX_TRACEBACK"):
       raise
-    # An error that led to this one says more: a settings error that a library wrapped, say.
+    # The earliest error says most, such as a settings error that a library wrapped.
     cause = _first(error, ConfigError)
     if cause is not None:
       raise cause from error
     raise UsageError(f"--config={specification}: {_described(error, path)}") from error
   if not isinstance(config, ConfigDict):
-    raise UsageError(f"--config={specification}: get_config returns {type(config).__name__}: it must return a "
+    raise UsageError(f"--config={specification}: get_config returns {type(config).__name__}; it must return a "
                      "ConfigDict, such as sds_jax.settings.defaults('text3d')")
   return config
 

@@ -1,4 +1,4 @@
-"""The errors that are a user's to mend, each as one line."""
+"""The errors that a user can correct, each as one line."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -19,11 +19,11 @@ USER_ERRORS = (ConfigError, WorkdirError, CheckpointError, ResumeError, DamagedF
 
 
 def explain(error: Exception, folder: Path | None, mode: str, job: str) -> str | None:
-  """Returns the line that says what a user can do about an error; None for a fault of the library.
+  """Returns a line with the error and its remedy; None for a fault of the library.
 
   Args:
-    error: what has ended the command.
-    folder: of the run, if it is known.
+    error: the exception that ended the command.
+    folder: of the run, if known.
     mode: of the command.
     job: value of the setting `job`.
   """

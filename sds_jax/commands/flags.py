@@ -1,4 +1,4 @@
-"""The command line: settings and flags as values, every mistake as one error. Nothing here is read from `sys.argv`.
+"""The command line: settings and flags as values, every mistake as one error. `sys.argv` is not read here.
 
 The forms `--config=FILE:WORDS`, `--config FILE`, `--config.a.b=value`, `--config.a.b value` and `--flagfile=FILE` are
 legal, with one dash or two. The file of settings is executed exactly once.
@@ -46,7 +46,7 @@ _HINT = ("settings are given as --config=configs/text.py --config.name=value; le
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-  """A command line that has been read.
+  """The values of a command line.
 
   Attributes:
     config: the settings of the file of --config, overrides included; not yet validated. None without --config.
@@ -78,7 +78,7 @@ def parse(argv: Sequence[str]) -> Arguments:
   Raises:
     UsageError: the arguments cannot be read, or the file of settings does not work.
     ConfigError: a name or a value is no setting; names are checked before anything else.
-    SystemExit: help was asked for, and has been printed.
+    SystemExit: the command line asks for help, which has been printed.
   """
   if set(argv[1:]) & {"--help", "-help", "-h", "-?", "--helpfull", "--helpshort"}:
     print(_HELP, end="")

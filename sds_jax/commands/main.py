@@ -33,7 +33,7 @@ def _parse(argv: list[str]) -> Arguments:
 def fail(error: Exception | str, status: int = EXIT_MISTAKE) -> None:
   """Prints one line to stderr and ends the process.
 
-  Of several processes at work together this process ends at once, because each would wait for the others.
+  In a job of several processes this process ends at once, because an orderly exit would wait for the others.
   """
   from sds_jax import hosts
   text = " ".join(str(error).split())
@@ -74,7 +74,7 @@ def _run(arguments: Arguments, started: float) -> None:
 
 
 class _Run:
-  """One call of the command, with what errors need to know about it."""
+  """One call of the command, with the folder and the task for errors."""
 
   def __init__(self, arguments: Arguments):
     self.arguments, self.folder, self.job = arguments, None, "text3d"
@@ -119,7 +119,7 @@ class _Run:
     return tasks.of(settings)
 
   def _join(self, task: Any, stack: contextlib.ExitStack) -> Any:
-    """Meets the other processes, if there are any, and lets process 0 read the inputs and make and lock the folder.
+    """Joins the other processes of a job, if any; process 0 reads the inputs, and makes and locks the folder.
 
     Returns:
       The task's inputs in process 0, None in the other processes, which print nothing.
@@ -133,7 +133,7 @@ class _Run:
     self.folder = folder
 
     def prepare() -> Any:
-      inputs = task.read_inputs()  # raises its errors before there is a folder
+      inputs = task.read_inputs()  # first, so that a mistake in the inputs leaves no folder
       workspace.make_folder(folder)
       stack.enter_context(lock.hold(folder))
       return inputs

@@ -1,4 +1,4 @@
-"""Values for what the settings of `distillation` leave open."""
+"""Values for the settings of `distillation` that are left open."""
 from __future__ import annotations
 
 import dataclasses
@@ -12,7 +12,7 @@ from sds_jax.settings.common import RunSettings
 
 
 def find_estimator(name: str) -> estimators.Estimator:
-  """Returns the record of an estimator; raises ConfigError if there is none."""
+  """Returns the record of an estimator; raises ConfigError for an unknown name."""
   try:
     return estimators.find(name)
   except ValueError as error:

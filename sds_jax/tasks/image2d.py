@@ -1,6 +1,6 @@
-"""Images: any parameterised image from a prompt; and any generator of a user's own.
+"""Images from a prompt: by a parameterisation of the package, or by any generator of the user.
 
-A user's own generator needs no class and no name:
+A generator of the user needs no class and no name:
 
     prior, prior_params = sds_jax.build_prior("shapeworld")
     draw = lambda theta, key: jax.nn.sigmoid(theta)[None]               # [F, H, W, 3]
@@ -60,7 +60,7 @@ def make_images(settings: ImageGeneratorSettings, views: int, prompt: str,
     parameterization: used in place of the one that the settings name.
 
   Raises:
-    ConfigError: a user's own generator does not work, or its frames do not fit the views or the prompt.
+    ConfigError: a generator of the user does not work, or the frames do not fit the views or the prompt.
   """
   if parameterization is None:
     try:
@@ -78,7 +78,7 @@ def make_images(settings: ImageGeneratorSettings, views: int, prompt: str,
 def generator_options(settings: ImageGeneratorSettings) -> dict[str, Any]:
   """Returns the keywords of the generator that the settings name."""
   if not hasattr(settings, settings.name):
-    return {}  # the user's own
+    return {}  # a generator of the user takes no keywords
   options = schema.to_dict(getattr(settings, settings.name))
   if "of" in options:
     options["settings"] = schema.to_dict(getattr(settings, options["of"]))
@@ -99,7 +99,7 @@ class Image2DTask:
 
   @property
   def run_name(self) -> str:
-    """Prompt and generator in a form for a folder's name."""
+    """Prompt and generator as a name of a folder."""
     return f"{files.prompt_slug(self.settings.prompt)}-{files.prompt_slug(self.settings.generator.name)}"
 
   @property
@@ -163,6 +163,7 @@ class Image2DTask:
     """
     s, frames = self.settings, self.generator.parameterization.frames
 
+    # HIGHEST: otherwise an accelerator rounds the embedded prompts to 11 or 8 significant bits, even at weights of 1.
     def over_frames(embedded: Array) -> Array:
       count = embedded.shape[0]
       place = np.linspace(0.0, count - 1.0, frames) if frames > 1 else np.zeros(1)
@@ -183,7 +184,7 @@ class Image2DTask:
     return restore_state(self.new_state, folder, self.settings.training.keep_checkpoints)
 
   def preview(self, state: TrainState, folder: Path, step: int) -> None:
-    """Writes all images as one file to progress/."""
+    """Writes all images to a single file in progress/."""
     images.write_png(images.tile(self._show(state.shown)), folder / "progress" / f"{step:06d}.png")
 
   def finish(self, result: RunResult, folder: Path, timings: dict[str, float], started: float) -> None:
@@ -226,8 +227,8 @@ def optimise(apply: Callable[[Params, Array], Array], params: Params, prior: Pri
     The parameters after `training.steps` steps.
 
   Raises:
-    ConfigError: a setting is not legal, apply returns something else, F does not divide `training.views`, or there are
-      more prompts than frames.
+    ConfigError: a setting is not legal, apply returns no such images, F does not divide `training.views`, or prompts
+      outnumber frames.
   """
   config = settings_lib.defaults("image2d") if config is None else config.copy_and_resolve_references()
   config.update_from_flattened_dict({

@@ -1,4 +1,4 @@
-"""Image to 3D: an object from a photo, finished by a prior that is conditioned on the photo and a relative pose.
+"""Image to 3D: an object from a photo, with a prior conditioned on the photo and a relative pose.
 
 A second prior may be conditioned on a prompt (Magic123, arXiv:2306.17843).
 """
@@ -55,7 +55,7 @@ class Image3DTask(ObjectTask):
 
   @property
   def run_name(self) -> str:
-    """The photo's name in a form for a folder's name."""
+    """The photo's name as a name of a folder."""
     return files.prompt_slug(Path(self.settings.image).stem)
 
   @property
@@ -100,7 +100,7 @@ class Image3DTask(ObjectTask):
       (prior, second prior or None, parameters of the first with the second's under SECOND).
 
     Raises:
-      ConfigError: a prior does not suit the task, or cannot estimate the elevation, or has never seen such a camera.
+      ConfigError: a prior does not suit the task, cannot estimate the elevation, or was trained with another camera.
       CheckpointError: files are missing or damaged.
     """
     s = self.settings
@@ -130,7 +130,7 @@ class Image3DTask(ObjectTask):
 
   @property
   def second_distillation(self) -> DistillationSettings:
-    """The second prior's distillation: SDS with its own guidance scale, and t as the first prior's."""
+    """The second prior's distillation: SDS with a separate guidance scale, and the range of t of the first prior."""
     return dataclasses.replace(
         self.settings.distillation, estimator="sds", guidance_convention="diffusers", weighting="sigma2",
         guidance_scale=self.settings.words.guidance_scale, view_words="nearest")

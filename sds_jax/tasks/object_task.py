@@ -29,11 +29,11 @@ from sds_jax.training.terms.distillation import Distillation
 from sds_jax.types import Array
 
 FIELD = "field"
-"""The generator that is built from the settings; every other name is a user's own "package.module:function"."""
+"""The generator built from the settings; every other name is a "package.module:function" of the user."""
 
 
 class ObjectTask:
-  """A run that makes a 3D object.
+  """A run that optimises a 3D object.
 
   Attributes:
     settings: the validated tree.
@@ -49,10 +49,10 @@ class ObjectTask:
 
   @functools.cached_property
   def generator(self) -> ObjectGenerator:
-    """The generator of the first renders' size.
+    """The generator with the size of the first renders.
 
     Raises:
-      ConfigError: the user's own representation does not work.
+      ConfigError: the user's representation does not work.
     """
     return self.make_generator(self.settings.render.height)
 

@@ -27,7 +27,7 @@ CPU_BLOCK, ACCELERATOR_BLOCK = 4096, 2**18
 
 
 def load_custom(name: str, size: int) -> Representation:
-  """Loads the user's own representation by the name "package.module:function".
+  """Loads the user's representation by the name "package.module:function".
 
   Raises:
     ConfigError: the representation does not work.
@@ -39,7 +39,7 @@ def load_custom(name: str, size: int) -> Representation:
 
 
 def make_field(settings: FieldSettings) -> fields.Field:
-  """Builds the field: the group of its own name, and the settings that all fields share."""
+  """Builds the field from the group with the field's name and the settings common to all fields."""
   values = schema.to_dict(settings)
   network = {name: values.pop(name) for name in fields.FIELDS}[settings.name]
   network.pop("open_levels", None)  # changes over the run: `field_schedule`
@@ -49,7 +49,7 @@ def make_field(settings: FieldSettings) -> fields.Field:
 
 
 def field_schedule(settings: FieldSettings) -> FieldSchedule:
-  """Returns what changes in the field over the run."""
+  """Returns the changes of the field over the run."""
   variance, levels = settings.paper_mlp.variance, settings.hashgrid.open_levels
   return FieldSchedule(
       variance=variance if settings.name == "paper_mlp" and isinstance(variance, tuple) else None,
@@ -57,7 +57,7 @@ def field_schedule(settings: FieldSettings) -> FieldSchedule:
 
 
 def make_background(settings: BackgroundSettings) -> backgrounds.Background:
-  """Builds the background, with the group of its own name if the background is learnt."""
+  """Builds the background, if learnt from the group with the background's name."""
   values = schema.to_dict(settings)
   networks = {name: values.pop(name) for name in backgrounds.LEARNT}
   return backgrounds.make_background(**values, **networks.get(settings.name, {}))
@@ -91,7 +91,7 @@ def render_options(settings: RenderSettings, bound: float) -> RenderOptions:
 
 
 def regularisers(settings: ObjectLossSettings) -> Sequence[Regulariser]:
-  """Returns the regularisers with their weights; a regulariser of weight 0 is logged."""
+  """Returns the regularisers with their weights; those of weight 0 are computed for the log alone."""
   return [Regulariser(name, getattr(settings, name)) for name in REGULARISERS]
 
 

@@ -46,7 +46,7 @@ class ObjectView:
 
 
 class ReportPage(NamedTuple):
-  """What a report shows besides the outputs.
+  """The contents of a report besides the outputs.
 
   Attributes:
     title: the prompt, or the photo's name.
@@ -61,6 +61,7 @@ class ReportPage(NamedTuple):
 def make_view(generator: ObjectGenerator, camera_settings: CameraSettings, export: ExportSettings,
               ambient: float) -> ObjectView:
   """Returns a renderer of images of `export.image_size`; see `ObjectView`."""
+  # The ambient share is an argument and not a constant, so that one program serves shaded images and bare albedo.
   @jax.jit
   def view(params: Any, grid: Any, camera: Camera, ambient: Array) -> RenderOutput:
     return generator.render_camera(params, grid, camera, export.image_size, export.num_samples, ambient)
@@ -72,7 +73,7 @@ def make_view(generator: ObjectGenerator, camera_settings: CameraSettings, expor
 
 
 def pick_object(state: TrainState, count: int, number: int) -> TrainState:
-  """Returns the state of particle `number` of `count`, without the optimiser's part of it."""
+  """Returns the state of particle `number` of `count`, without the particle's part of the optimiser."""
   if count == 1:
     return state
   take = lambda tree: particles.pick(count, tree, number)  # noqa: E731
@@ -80,7 +81,7 @@ def pick_object(state: TrainState, count: int, number: int) -> TrainState:
 
 
 def each_object(state: TrainState, count: int, folder: Path) -> Iterator[tuple[Path, TrainState]]:
-  """Yields each object with its folder: the run's own for the first, particle_1/ and so on for the others."""
+  """Yields each object with its folder: the run's folder for the first, particle_1/ and so on for all others."""
   for number in range(count):
     place = folder / f"particle_{number}" if number else folder
     place.mkdir(exist_ok=True)
@@ -131,7 +132,7 @@ def write_outputs(generator: ObjectGenerator, view: ObjectView, state: TrainStat
     view: renders the object.
     state: of one object.
     folder: of the object.
-    page: what the report shows besides the outputs.
+    page: contents of the report besides the outputs.
     timings: seconds by part of the run.
   """
   written, exported = {}, None

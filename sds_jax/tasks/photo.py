@@ -23,7 +23,7 @@ from sds_jax.training.terms.reference import PhotoData
 from sds_jax.training.workspace import ResumeError, WorkdirError
 
 INPUT, ABOUT = "input.png", "picture.json"
-"""The framed photo, and its data; beside them are the user's files: original.*, depth.*, normals.*."""
+"""The framed photo, and its data, beside copies of the user's files: original.*, depth.*, normals.*."""
 
 MIN_KNOWN = 0.05
 """Share of the object that a map must cover."""
@@ -45,7 +45,7 @@ class InputPhoto(NamedTuple):
 
 
 def read_input(image: str, settings: PhotoSettings, render: RenderSettings) -> InputPhoto:
-  """Reads the photo and its maps at twice the size of the renders, so that no detail is lost.
+  """Reads the photo and its maps at twice the size of the renders, so the renders lose no detail of the photo.
 
   Args:
     image: path of the photo.
@@ -64,6 +64,7 @@ def read_input(image: str, settings: PhotoSettings, render: RenderSettings) -> I
     values, known = (2.0 * values - 1.0 if name == "normals" else values), known[..., None] * opacity
     if known.sum() < MIN_KNOWN * opacity.sum():
       raise photos.PictureError(f"{path} is transparent where {image} shows the object")
+    # Values are multiplied by the confidence, so that resizing averages the known pixels only.
     arrays[name] = np.concatenate([values * known, known], -1)
   return InputPhoto(photo, {name: np.asarray(values, np.float32) for name, values in arrays.items()})
 
@@ -132,6 +133,7 @@ def check_same_photo(image: str, settings: PhotoSettings, folder: Path) -> None:
 
 def keep_photo(image: str, settings: PhotoSettings, photo: photos.Photo, data: PhotoData, folder: Path) -> None:
   """Writes the framed photo, copies of the user's files, and the photo's data into the run's folder."""
+  # PNG stores colours not multiplied by opacity; where opacity is 0 the colour is unknown, and white is written.
   opacity = photo.opacity[..., None]
   straight = np.where(opacity > 0, (photo.rgb - 1.0 + opacity) / np.maximum(opacity, 1e-6), 1.0)
   rgba = np.concatenate([np.clip(straight, 0.0, 1.0), opacity], -1)

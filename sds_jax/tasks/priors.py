@@ -47,13 +47,13 @@ def open_prior(prior: PriorSettings, distillation: DistillationSettings, task: s
     raise ConfigError(f"{named} {problem}")
   if distillation.latent_until > 0.0 and opened.x_shape[-1] != 4:
     raise ConfigError(f"config.distillation.latent_until={distillation.latent_until} makes latents of four channels, "
-                      f"but {named} diffuses {opened.x_shape[-1]}; set it to 0.0, or take a prior of latents")
+                      f"but {named} diffuses {opened.x_shape[-1]}; set it to 0.0, or use a prior of latents")
   return opened, weights
 
 
 def check_prompts(prior: Prior, settings: PriorSettings, distillation: DistillationSettings, negative_prompt: str,
                   prompts: Mapping[str, str], larger: str, group: str = "prior", objects: bool = True) -> None:
-  """Raises ConfigError if a prompt has words that the prior has never seen.
+  """Raises ConfigError if a prompt has words outside the prior's vocabulary.
 
   Args:
     prior: the prior.
@@ -99,5 +99,5 @@ def _check_prompt(prior: Prior, distillation: DistillationSettings, prompt: str,
     prior.check_prompt(prompt, view_words=objects and distillation.view_words != "none")
   except PromptError as error:
     if error.view_words:
-      remedy = "Say --config.distillation.view_words=none"
+      remedy = "Set --config.distillation.view_words=none"
     raise ConfigError(f"{named} is beyond this prior: {error}. {remedy}") from error

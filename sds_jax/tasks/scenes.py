@@ -1,4 +1,4 @@
-"""Many objects at once from a file of prompts; the folder of every scene is that of a run of its own."""
+"""Many objects at once from a file of prompts; each scene gets a folder like that of a separate run."""
 from __future__ import annotations
 
 import dataclasses
@@ -34,7 +34,7 @@ from sds_jax.training.workspace import WorkdirError
 from sds_jax.types import Array, Params
 
 USER_ERRORS = (ConfigError, WorkdirError, ResumeError, files.DamagedFileError)
-"""What keeps one scene from being exported, rendered or evaluated; the other scenes go on."""
+"""Errors that leave out one scene from export, rendering or evaluation; the other scenes continue."""
 
 
 class ScenesTask:
@@ -51,7 +51,7 @@ class ScenesTask:
 
   @property
   def run_name(self) -> str:
-    """The name of the file of prompts in a form for a folder's name."""
+    """The name of the file of prompts as a name of a folder."""
     return files.prompt_slug(Path(self.settings.prompts_file).stem)
 
   @functools.cached_property
@@ -78,7 +78,7 @@ class ScenesTask:
     return OpenRun(self.program(prior), prior, params, layout)
 
   def program(self, prior: Prior) -> Program:
-    """Returns the functions of all scenes: those of one scene, with a leading axis on state and conditions."""
+    """Returns the functions of all scenes, whose state and conditions have a leading axis of scenes."""
     one, scenes, count = self.one.program(prior), self.scenes, len(self.scenes.prompts)
 
     def embed() -> Any:
@@ -153,7 +153,7 @@ class ScenesTask:
       raise WorkdirError(f"none of the {left_out} scenes in {folder} could be done; each says why above")
 
   def _split_checkpoint(self, folder: Path, scenes: Sequence[tuple[str, str]]) -> None:
-    """Gives each scene its part of the run's newest checkpoint, unless the scene has it: a run may have been stopped."""
+    """Writes each scene's part of the run's newest checkpoint to the scene's folder; a stopped run has not done so."""
     keep = self.settings.training.keep_checkpoints
     with Checkpoints(folder / "checkpoints", keep) as checkpoints:
       newest = checkpoints.restore_newest(lambda tree: tree)

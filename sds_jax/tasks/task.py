@@ -1,4 +1,4 @@
-"""The protocol of a task: what the commands call."""
+"""The protocol of a task, whose methods the commands call."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from sds_jax.types import Params
 
 
 class OpenRun(NamedTuple):
-  """A run that is ready for `loop.train`.
+  """The arguments of `loop.train` for an opened run.
 
   Attributes:
     program: the functions of the run.

@@ -24,7 +24,7 @@ class Text3DTask(ObjectTask):
 
   @property
   def run_name(self) -> str:
-    """The prompt in a form for a folder's name."""
+    """The prompt as a name of a folder."""
     return files.prompt_slug(self.settings.prompt)
 
   @property
@@ -70,6 +70,6 @@ class Text3DTask(ObjectTask):
                         lambda: self.embed(prior), self.sheets(prior))
 
   def embed(self, prior: Prior, prompt: str | None = None) -> conditions.Text:
-    """Embeds the settings' prompt, or another one, with its view words and the estimator's own texts."""
+    """Embeds `prompt`, or without it the settings' prompt, with view words and the texts of the estimator."""
     s = self.settings
     return conditions.embed_prompts(prior, s.distillation, s.negative_prompt, s.prompt if prompt is None else prompt)

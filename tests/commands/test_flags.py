@@ -144,7 +144,7 @@ def test_names_are_checked_before_values(file):
   ("raise RuntimeError('out of luck')", ("RuntimeError: out of luck", "line 1 of")),
   ("def get_config():\n  return 1 / 0", ("ZeroDivisionError: division by zero", "line 2 of")),
   ("def get_config(", ("SyntaxError",)), ("get_config = 3", ("no function get_config",)),
-  ("def get_config():\n  pass", ("get_config returns NoneType: it must return a ConfigDict",)),
+  ("def get_config():\n  pass", ("get_config returns NoneType; it must return a ConfigDict",)),
   ("def get_config(): return dict()", ("get_config returns dict",))])
 def test_a_file_that_does_not_work(tmp_path, source, parts):
   (tmp_path / "mine.py").write_text(source)
