@@ -1,6 +1,9 @@
 """Records of estimators: published values, arguments at a moment of a run, mistakes in records, look-up by name."""
 import dataclasses
+import io
+import pathlib
 import sys
+import tokenize
 import types
 
 import jax
@@ -234,3 +237,22 @@ def test_options_of_a_group_or_the_defaults():
   assert options_of(types.SimpleNamespace(ism=options), ESTIMATORS["ism"]) is options
   assert options_of(types.SimpleNamespace(), ESTIMATORS["ism"]) == ESTIMATORS["ism"].options()
   assert options_of(Distillation(), ESTIMATORS["sds"]) == ESTIMATORS["sds"].options()
+
+
+def names_in(path):
+  """Identifiers and strings of a file, without documentation."""
+  for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+    if token.type == tokenize.NAME:
+      yield token.string
+    elif token.type == tokenize.STRING and len(token.string) < 20:
+      yield token.string.strip("rbf'\"")
+
+
+def test_a_new_estimator_needs_one_file_and_one_line():
+  """Besides its own file, code names an estimator in the collection, and perhaps in the study's notes."""
+  root = pathlib.Path(schema.__file__).parent
+  files = {path.relative_to(root).as_posix(): set(names_in(path)) for path in root.rglob("*.py")}
+  shared = {"diffusion/estimators/__init__.py", "testbed/estimator_settings.py"}
+  for name in ESTIMATORS.keys() - {"sds", "score"}:  # the default, and a word that also means a mark
+    own = {f"diffusion/estimators/{name}.py", "diffusion/estimators/linear.py"}
+    assert {path for path, names in files.items() if name in names} <= shared | own, name
