@@ -49,3 +49,17 @@ def test_a_broken_link_would_be_seen(tmp_path):
   assert anchors(page) == {"one-heading"}
   with pytest.raises(AssertionError, match="no heading #two"):
     test_links(page)
+
+
+EXAMPLES = {"sds_jax/diffusion/estimators/shrunk.py", "sds_jax/generators/NAME.py", "sds_jax/priors/families/NAME.py"}
+"""Files that a reader of a how-to is told to write."""
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if path.suffix == ".md" and ROOT / "sds_jax" not in path.parents],
+                         ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_modules_and_files_that_are_named_exist(path):
+  text = path.read_text(encoding="utf-8")
+  for module in re.findall(r"python -m (sds_jax[\w.]+)", text):
+    assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), module
+  for name in set(re.findall(r"\b(?:sds_jax|tests|configs|docs)/[\w./]+\.py\b", text)) - EXAMPLES:
+    assert (ROOT / name).is_file(), name
