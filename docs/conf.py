@@ -23,7 +23,8 @@ myst_heading_anchors = 3
 
 # Notebooks run while the site is built; SDS_JAX_DOCS_NOTEBOOKS=off shows them without outputs.
 nb_execution_mode = os.environ.get("SDS_JAX_DOCS_NOTEBOOKS", "force")
-nb_execution_timeout = 300
+nb_execution_timeout = 600
+nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
