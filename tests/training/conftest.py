@@ -1,4 +1,4 @@
-"""Shared by the tests of training: tasks and runs of a few steps under the tiny prior."""
+"""Fixtures of the tests of training: tasks and runs of a few steps under the tiny prior."""
 import jax
 import pytest
 
@@ -11,13 +11,13 @@ def prior_and_params(tiny_prior):
 
 @pytest.fixture(scope="session")
 def tiny_image_settings(tiny_settings):
-  """The tiny settings, over those of image-to-3D."""
+  """Returns the tiny settings for image-to-3D."""
   return {**{name: value for name, value in tiny_settings.items() if name != "prompt"}, "picture.elevation_deg": 20}
 
 
 @pytest.fixture(scope="session")
 def make_task(tiny_config):
-  """(changes) -> the text-to-3D task of the tiny settings with these changes."""
+  """Returns a function (changes) -> the text-to-3D task of the changed tiny settings."""
   from sds_jax import settings
   from sds_jax.tasks import Text3DTask
   return lambda changes=None: Text3DTask(settings.validate(tiny_config(changes)))
@@ -25,7 +25,7 @@ def make_task(tiny_config):
 
 @pytest.fixture(scope="session")
 def train():
-  """(task, folder, prior, params, on_render, program) -> `RunResult`; `program` is the task's where None."""
+  """Returns a function (task, folder, prior, params, on_render, program) -> `RunResult`; program None: the task's."""
   from sds_jax.training import layout as layout_lib, loop
 
   def run(task, folder, prior, params, on_render=None, program=None):
@@ -38,7 +38,7 @@ def train():
 
 @pytest.fixture(scope="session")
 def step_of():
-  """(task, prior) -> the step of the task's first stage, on one device."""
+  """Returns a function (task, prior) -> the step of the task's first stage, on one device."""
   from sds_jax.training.parallel import Share
 
   def make(task, prior):
@@ -50,7 +50,7 @@ def step_of():
 
 @pytest.fixture(scope="session")
 def ready(make_task, prior_and_params, step_of):
-  """(changes) -> (task, step function, its arguments (state, prior_params, conditions, key))."""
+  """Returns a function (changes) -> (task, step, arguments (state, prior_params, conditions, key) of the step)."""
   prior, prior_params = prior_and_params
 
   def make(changes=None, seed=0):

@@ -1,4 +1,4 @@
-"""Updates that are not finite are dropped, counted and shown; many in a row take the run back, and then end it."""
+"""Tests non-finite updates: dropped, counted and logged; many in a row restart the run, and finally end it."""
 import dataclasses
 import json
 
@@ -11,7 +11,7 @@ from sds_jax.training import divergence, keys as keys_lib, run_log
 
 
 def poisoned(prior, bad):
-  """The prior, its predictions NaN where `bad` (t [B] int32) says so."""
+  """Returns the prior with predictions that are NaN where bad(t), t [B] int32, is true."""
   def denoise(params, z, t, cond):
     eps = prior.denoise(params, z, t, cond)
     return jnp.where(bad(t).reshape(-1, 1, 1, 1), jnp.nan, eps)
@@ -25,7 +25,7 @@ def lines(folder):
 
 @pytest.fixture(scope="module")
 def one_step(make_task, prior_and_params, step_of):
-  """(prior, changes of the state) -> (state before, state after, metrics) of one step."""
+  """Returns a function (prior, changes of the state) -> (state before, state after, metrics) of one step."""
   prior, params = prior_and_params
   task = make_task({"optimizer.warmup_steps": 0})
   new = jax.jit(task.new_state)(jax.random.key(1))
@@ -47,7 +47,7 @@ def bad_render(prior):
 
 
 def bad_gradient(prior):
-  """Finite forwards, infinite backwards."""
+  """Returns a finite value with an infinite gradient."""
   @jax.custom_vjp
   def through(x):
     return x
@@ -66,21 +66,21 @@ def test_a_bad_update_is_dropped_whole_and_counted(one_step, change):
   assert metrics["dropped"] == 1 and metrics["in_a_row"] == 1
 
 
-def test_a_good_update_is_not(one_step):
+def test_a_good_update_is_applied(one_step):
   before, after, metrics = one_step()
   assert not same_bits(before.params, after.params)
   assert after.health == dict(dropped=0, in_a_row=0, restarts=0) and metrics["dropped"] == 0
 
 
-def test_a_bad_run_ends_with_the_first_good_update(one_step):
+def test_a_good_update_resets_the_count_in_a_row(one_step):
   start = lambda state: dataclasses.replace(state, health=dict(  # noqa: E731
       dropped=jnp.int32(7), in_a_row=jnp.int32(3), restarts=jnp.int32(0)))
   _, after, _ = one_step(start=start)
   assert after.health == dict(dropped=7, in_a_row=0, restarts=0)
 
 
-def test_a_restart_draws_anew_and_steps_slower(one_step):
-  """All but the shading goes by the restart; the update is the smaller by the factor of the settings."""
+def test_a_restart_changes_draws_and_lowers_the_rate(one_step):
+  """Checks that a restart changes all draws but the shading, and scales the update by the factor of the settings."""
   first, again = (keys_lib.step_keys(jax.random.key(0), jnp.int32(5), restarts) for restarts in (0, 1))
   for name in keys_lib.STREAMS:
     same = same_bits(jax.random.key_data(first[name]), jax.random.key_data(again[name]))
@@ -94,7 +94,7 @@ def test_a_restart_draws_anew_and_steps_slower(one_step):
   assert moved[0] == pytest.approx(1e-2, rel=1e-3) and moved[2] == pytest.approx(0.25e-2, rel=1e-3)
 
 
-def test_single_bad_steps_are_survived_and_logged(make_task, train, prior_and_params, tmp_path, capsys):
+def test_single_bad_steps_are_skipped_and_logged(make_task, train, prior_and_params, tmp_path, capsys):
   prior, params = prior_and_params
   task = make_task({"training.steps": 8, "training.log_every": 4, "distillation.t_sampler": "uniform"})
   rare = poisoned(prior, lambda t: t > 70)
@@ -106,9 +106,9 @@ def test_single_bad_steps_are_survived_and_logged(make_task, train, prior_and_pa
   assert f"{dropped} update" in capsys.readouterr().out
 
 
-def test_a_run_of_them_goes_back_to_the_last_good_checkpoint(make_task, train, step_of, prior_and_params, tmp_path,
+def test_many_bad_steps_return_to_the_last_good_checkpoint(make_task, train, step_of, prior_and_params, tmp_path,
                                                              capsys):
-  """The prior fails from step number 3 on, but not after a restart."""
+  """Checks a prior that fails from step number 3 on, but not after a restart."""
   prior, params = prior_and_params
   task = make_task({"training.steps": 8, "training.checkpoint_every": 2, "divergence.patience": 2,
                     "divergence.restarts": 1})
@@ -122,7 +122,7 @@ def test_a_run_of_them_goes_back_to_the_last_good_checkpoint(make_task, train, s
   assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_it_gives_up_in_the_end(make_task, train, prior_and_params, tmp_path):
+def test_the_run_gives_up_after_its_restarts(make_task, train, prior_and_params, tmp_path):
   prior, params = prior_and_params
   task = make_task({"training.steps": 40, "divergence.patience": 3, "divergence.restarts": 2})
   with pytest.raises(divergence.Diverged, match="gave up at step 3: 3 updates in a row .* after 2 restarts") as caught:
@@ -130,9 +130,9 @@ def test_it_gives_up_in_the_end(make_task, train, prior_and_params, tmp_path):
   assert "config.optimizer.learning_rate" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_means_leave_out_what_is_not_finite():
+def test_means_ignore_non_finite_values():
   steps = [dict(a=np.float32(value), dropped=np.float32(i), in_a_row=np.float32(0)) for i, value in
            enumerate([1.0, np.nan, 3.0, np.inf])]
-  found = run_log.summary(steps)
-  assert found["a"].tolist() == [2.0] and found["dropped"].tolist() == [3.0]
+  means = run_log.summary(steps)
+  assert means["a"].tolist() == [2.0] and means["dropped"].tolist() == [3.0]
   assert np.isnan(run_log.summary([dict(a=np.array([np.nan, 1.0]))])["a"]).tolist() == [True, False]

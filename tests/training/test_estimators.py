@@ -1,4 +1,4 @@
-"""Every estimator under the training step: one program, the frozen network untouched, state that resumes exactly."""
+"""Tests every estimator in the step: one program, a frozen network, and a state that resumes exactly."""
 import dataclasses
 import os
 import signal
@@ -24,7 +24,7 @@ UNKNOWN = {"prior.allow_unknown_words": True}
 
 @pytest.fixture(scope="module")
 def begun(make_task, prior_and_params, step_of):
-  """(changes) -> (task, step function, its arguments); the state holds the part of the estimator."""
+  """Returns a function (changes) -> (task, step, arguments); the state holds the part of the estimator."""
   prior, prior_params = prior_and_params
 
   def make(changes):
@@ -37,7 +37,7 @@ def begun(make_task, prior_and_params, step_of):
 
 
 def count_dots(jaxpr):
-  """How many matrix products and convolutions stand in a jaxpr and all jaxprs inside it (a scan's body once)."""
+  """Counts matrix products and convolutions in a jaxpr and all inner jaxprs; the body of a scan counts once."""
   total = sum(eqn.primitive.name in ("dot_general", "conv_general_dilated") for eqn in jaxpr.eqns)
   for eqn in jaxpr.eqns:
     for value in eqn.params.values():
@@ -51,7 +51,7 @@ COPIES = {"ldiff": 1, "vsd": 3, "asd": 2, "ism": 2, "sdi": 2, "cds": 2}
 """Copies of the network's forward pass in the program, where not 1: ISM's and SDI's inversions are one each in a scan;
 of VSD one is the prior, one the second network's estimate for the image, one the second network's own learning."""
 BACKWARD = ("ldiff", "vsd")
-"""Where a network is differentiated: the prior itself, or the adapters of its copy."""
+"""Estimators that differentiate a network: the prior itself, or the adapters of its copy."""
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -72,7 +72,7 @@ def test_one_program_that_differentiates_no_frozen_network(begun, prior_and_para
 
 
 LIKE_SDS = ("score", "sjc", "rfds", "nfsd", "bridge", "csd")
-"""Rows of a table over the same predictions: their steps differ from one another by some additions."""
+"""Estimators that combine equal predictions, so their steps differ by a few additions only."""
 
 
 @pytest.mark.parametrize("name", [
@@ -89,8 +89,8 @@ def test_steps_move_the_field_and_stay_finite(begun, name):
 
 
 @pytest.mark.thorough
-def test_an_edit_of_what_no_words_describe_begins_as_the_bridge(begun):
-  """DDS begins where it is its own source, so that a first step is eps_guided - eps_u."""
+def test_an_edit_without_a_source_prompt_begins_as_the_bridge(begun):
+  """Checks DDS where source and object are equal, so that the first step is eps_guided - eps_u."""
   ends = {}
   for name in ("bridge", "dds"):
     open_settings = {"distillation.weighting": "sigma2", "distillation.guidance_scale": 3.0,
@@ -145,7 +145,7 @@ def test_texts_of_the_bridge_and_of_negative_prompts(tiny_config, prior_and_para
 
 @pytest.mark.thorough
 def test_the_bridge_begins_with_sds(begun):
-  """Its second stage under the same texts is eps_guided - eps_u; before `begins` a step is that of SDS."""
+  """Checks that a step before `begins` equals SDS; under equal texts the second stage is eps_guided - eps_u."""
   def first(name, begins):
     changes = {"distillation.estimator": name, "distillation.bridge.begins": begins,
                "distillation.guidance_scale": 3.0, "distillation.t_max": 0.98}
@@ -160,7 +160,7 @@ def same_bits(a, b):
   return [np.asarray(x).tobytes() for x in jax.tree.leaves(a)] == [np.asarray(x).tobytes() for x in jax.tree.leaves(b)]
 
 
-def test_a_stopped_run_goes_on_with_the_part_of_the_estimator(make_task, prior_and_params, train, tmp_path):
+def test_a_stopped_run_restores_the_part_of_the_estimator(make_task, prior_and_params, train, tmp_path):
   changes = {**SMALL, "distillation.estimator": "vsd"}
 
   def run(folder, more=None, on_render=None):
@@ -178,22 +178,22 @@ def test_a_stopped_run_goes_on_with_the_part_of_the_estimator(make_task, prior_a
 def test_an_edit_begins_with_the_object_of_another_run(make_task, tiny_config, prior_and_params, train, tmp_path,
                                                        capsys):
   source, folder = tmp_path / "source", tmp_path / "edit"
-  made = jax.device_get(train(make_task(), source, *prior_and_params).state)
+  source_state = jax.device_get(train(make_task(), source, *prior_and_params).state)
   edit = {"distillation.estimator": "pds", "distillation.source": str(source), "prompt": "a blue cube",
           "training.steps": 2}
   task = make_task(edit)
   assert task.settings.distillation.source_prompt == "a red cube"
   state = jax.device_get(train(task, folder, *prior_and_params).state)
   assert "beginning from step 4" in capsys.readouterr().out
-  assert same_bits(state.estimator["params"], made.params) and not same_bits(state.params, made.params)
+  assert same_bits(state.estimator["params"], source_state.params) and not same_bits(state.params, source_state.params)
   with pytest.raises(resume.ResumeError, match="cannot be edited with these settings"):
     train(make_task({**edit, "field.mlp.hidden": 12}), tmp_path / "other", *prior_and_params)
   with pytest.raises(ConfigError, match="no config.json"):
     validate(tiny_config({**edit, "distillation.source": str(tmp_path / "nothing")}))
 
 
-def test_hifa_acts_on_the_picture_of_a_latent(tiny_latent, tiny_config):
-  """Its second term, by hand: alpha / sigma (image - decoded x0_hat) at the picture, beside SDS at the latent."""
+def test_hifa_acts_on_the_image_of_a_latent(tiny_latent, tiny_config):
+  """Checks the second term, alpha / sigma (image - decoded x0_hat) at the image, beside SDS at the latent."""
   prior, params = tiny_latent
   config = validate(tiny_config({"prior.path": "", "prior.name": "sd15", "prior.random_weights": True,
                                  "render.height": 8, "render.width": 8, "distillation.estimator": "hifa",
@@ -218,8 +218,8 @@ def test_hifa_acts_on_the_picture_of_a_latent(tiny_latent, tiny_config):
   assert np.abs(expected).max() > 1e-3
 
 
-def test_particles_are_objects_of_their_own(begun, tmp_path):
-  """Two objects under plain SDS move as each alone would with its own half of the views; no gradient passes over."""
+def test_particles_are_independent_objects(begun, tmp_path):
+  """Checks that two objects under SDS each move as a single object with half of the views."""
   task, step, (state, *fixed) = begun({"training.particles": 2, "training.views": 4, "shading.lambertian": 0.0,
                                        "optimizer.warmup_steps": 0})
   leaf = lambda params: jax.tree.leaves(params["field"])[-1]  # noqa: E731
@@ -245,7 +245,7 @@ def test_views_are_dealt_in_turn(tiny_config):
 
 
 @pytest.mark.thorough
-def test_each_particle_leaves_its_object(make_task, tmp_path):
+def test_each_particle_writes_its_object(make_task, tmp_path):
   task = make_task({**SMALL, "training.particles": 2, "distillation.estimator": "vsd", "training.render_every": 2})
   train_command.train(task, tmp_path, 0.0)
   assert (tmp_path / "progress" / "000002.png").exists()

@@ -1,4 +1,4 @@
-"""The gradient of the whole step against a second way to write it: every sample, no packing, equations by hand."""
+"""Compares the gradient of the whole step with a plain second version: every sample, no packing."""
 import functools
 import math
 
@@ -17,14 +17,14 @@ PLAIN_DESCENT = {"optimizer.name": "sgd", "optimizer.b1": 0.0, "optimizer.learni
 
 
 def cosine_schedule(steps):
-  """Nichol and Dhariwal's alpha-bar (arXiv:2102.09672, eq. 17) through betas of at most 0.999, in float64."""
+  """Returns alpha and sigma of the cosine schedule (arXiv:2102.09672, eq. 17), betas at most 0.999, in float64."""
   f = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
   kept = np.cumprod([1.0 - min(1.0 - after / before, 0.999) for before, after in zip(f, f[1:])])
   return np.sqrt(kept), np.sqrt(1.0 - kept)
 
 
 def fold_indices():
-  """Where in a flat 16x16x3 image each entry of x [4, 4, 48] comes from."""
+  """Returns the index in a flat 16x16x3 image of each entry of x [4, 4, 48]."""
   index = np.zeros((4, 4, 48), np.int32)
   for row, column, channel, dy, dx in np.ndindex(4, 4, 3, 4, 4):
     index[row, column, channel * 16 + dy * 4 + dx] = ((4 * row + dy) * 16 + 4 * column + dx) * 3 + channel
@@ -32,9 +32,10 @@ def fold_indices():
 
 
 def draws(generator, views, key):
-  """What chance decides in step 0: of every ray and view; what t is drawn from; azimuths and elevations."""
+  """Returns the random draws of step 0: of rays and views, of t, azimuths and elevations."""
   key_views, key_rest, key_shading, key_t, key_distil = jax.random.split(jax.random.fold_in(key, 0), 5)
-  cams, azimuth, elevation = cameras.sample_cameras(key_views, jnp.arange(views), views, generator.viewpoints.distribution)
+  cams, azimuth, elevation = cameras.sample_cameras(
+      key_views, jnp.arange(views), views, generator.viewpoints.distribution)
   eps_key = jax.random.split(key_distil)[1]
   keys = jax.vmap(lambda b: jax.random.split(jax.random.fold_in(key_rest, b), 3))(jnp.arange(views))
   lit = jax.vmap(lambda k, position: lights.sample_light(k, position, generator.lights))(keys[:, 0], cams.position)
@@ -47,7 +48,7 @@ def draws(generator, views, key):
 
 
 def pixels_by_hand(field, params, rays, options, shaded):
-  """Colours [R, 3], opacity [R] and orientation penalty [R] of rays: NeRF's sums, sample after sample."""
+  """Returns colours [R, 3], opacity [R] and orientation penalty [R] of rays by NeRF's sums over samples."""
   bound, count = options.bound, options.candidates
   width = 2 * bound / count
   closest = -jnp.sum(rays["origins"] * rays["directions"], axis=-1)
@@ -85,13 +86,13 @@ def view_words(azimuth, elevation):
   return words
 
 
-def noise_by_hand(unet, prior_params, texts, x, eps, t, told, combine):
-  """Guided eps_hat [B, 4, 4, 48] and sigma: the network alone is the package's, all else numpy in float64."""
+def noise_by_hand(unet, prior_params, texts, x, eps, t, camera_features, combine):
+  """Returns guided eps_hat [B, 4, 4, 48] and sigma in numpy float64; only the network is the package's."""
   alpha, sigma = (values[t][:, None, None, None] for values in cosine_schedule(100))
   z = alpha * np.asarray(x, np.float64) + sigma * np.asarray(eps, np.float64)
 
   def predict(text):
-    v = unet(prior_params["unet"], jnp.asarray(z, jnp.float32), jnp.asarray(t), text, told)
+    v = unet(prior_params["unet"], jnp.asarray(z, jnp.float32), jnp.asarray(t), text, camera_features)
     return alpha * np.asarray(v, np.float64) + sigma * z  # eps from v (arXiv:2202.00512, appendix D)
 
   return combine(predict(texts[:len(t)]), predict(texts[len(t):])), sigma
@@ -109,12 +110,12 @@ def test_whole_step(ready, prior_and_params, tiny_prior, shaded, changes, combin
   state, _, _, key = args
   after, metrics = jax.jit(step)(*args)
   assert float(metrics["overflow"]) == 0.0 and float(metrics["shaded"]) == float(shaded)
-  found = jax.tree.map(lambda old, new: (np.asarray(old, np.float64) - np.asarray(new, np.float64)) / RATE,
+  actual = jax.tree.map(lambda old, new: (np.asarray(old, np.float64) - np.asarray(new, np.float64)) / RATE,
                        state.params["field"], after.params["field"])
 
   views, (prior, prior_params) = task.settings.training.views, prior_and_params
   draw = functools.partial(draws, generator, views)
-  rays, eps, told, shift, azimuth, elevation = jax.device_get(jax.jit(draw)(key))
+  rays, eps, camera_features, shift, azimuth, elevation = jax.device_get(jax.jit(draw)(key))
   fraction = (np.arange(views) / views + shift) % 1.0
   t = np.floor((0.02 + fraction * (0.98 - 0.02)) * 100).astype(np.int32)
   index = fold_indices()
@@ -133,13 +134,13 @@ def test_whole_step(ready, prior_and_params, tiny_prior, shaded, changes, combin
   texts = prior.embed(prompts + [""] * views)["text"]
   network = read_component(tiny_prior / "unet", "unet")[0]
   unet = jax.jit(lambda p, *inputs: network.apply({"params": p}, *inputs))
-  eps_hat, sigma = noise_by_hand(unet, prior_params, texts, x, eps, t, told, combine)
+  eps_hat, sigma = noise_by_hand(unet, prior_params, texts, x, eps, t, camera_features, combine)
   weight = 1.0 if shaded else 0.5 * sigma**2
   cotangent = jnp.asarray(weight * (eps_hat - eps) / views, jnp.float32)
 
   expected = jax.jit(pull_back)(params, cotangent)
   for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
-    other = found[path[0].key][path[1].key]
+    other = actual[path[0].key][path[1].key]
     error = np.linalg.norm(np.asarray(leaf, np.float64) - other) / np.linalg.norm(leaf)
     assert error < 1e-3, (jax.tree_util.keystr(path), error)
   norm = np.sqrt(((np.asarray(cotangent) * views) ** 2).sum((1, 2, 3))).mean()

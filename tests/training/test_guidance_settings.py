@@ -1,4 +1,4 @@
-"""Negative prompts, Perp-Neg, rescaling and scheduled scalars as the step uses them."""
+"""Tests negative prompts, Perp-Neg, rescaling and scheduled scalars in the step."""
 import dataclasses
 import math
 
@@ -18,7 +18,7 @@ SCHEDULED = {"loss.sds", "loss.orientation", "loss.opacity", "loss.entropy", "di
 
 @pytest.fixture(scope="module")
 def scheduled(ready):
-  """A step in which every scheduled number moves, under Perp-Neg and a negative prompt: (task, step, arguments)."""
+  """Returns (task, step, arguments) with moving schedules, Perp-Neg and a negative prompt."""
   ends = {**dict.fromkeys(SCHEDULED, (2.0, 1.0)), "distillation.t_max": (0.98, 0.5),
           "distillation.t_min": (0.02, 0.1), "distillation.guidance_rescale": (0.7, 0.2)}
   return ready({"distillation.perp_neg": "threestudio", "negative_prompt": "a blue sphere", "shading.lambertian": 0.0,
@@ -26,7 +26,7 @@ def scheduled(ready):
 
 
 @pytest.mark.thorough
-def test_one_compile_for_all_of_the_run(scheduled):
+def test_one_compilation_for_the_whole_run(scheduled):
   _, step, (state, *fixed) = scheduled
   compiled = jax.jit(step)
   norms = []
@@ -46,7 +46,7 @@ def test_the_negative_prompt_is_the_unconditional_side(ready, prior_and_params):
 
 
 def test_conditions_under_perp_neg(scheduled, prior_and_params):
-  """Azimuth 36 degrees: 0.6 front and 0.4 side; both are negative too; every side has the view's own camera."""
+  """Checks azimuth 36 degrees: 0.6 front and 0.4 side, both also negatives, all with the camera of the view."""
   task, _, (_, _, text, _) = scheduled
   plain = dataclasses.replace(task.settings.distillation, perp_neg="none")
   azimuth, elevation = jnp.radians(jnp.array([36.0, 0.0])), jnp.radians(jnp.array([20.0, 75.0]))
@@ -66,7 +66,7 @@ def test_conditions_under_perp_neg(scheduled, prior_and_params):
 
 
 def distillation_under(ready, prior, changes):
-  """(progress, x, cond) -> (gradient with respect to x, aux), jitted, under the network `prior.denoise`."""
+  """Returns a jitted function (progress, x, cond) -> (gradient with respect to x, aux)."""
   task, _, (_, _, _, key) = ready(changes)
 
   def loss(x, cond, progress):
@@ -78,7 +78,7 @@ def distillation_under(ready, prior, changes):
 
 
 def test_the_clip_norm_follows_its_schedule(ready, prior_and_params):
-  """Under a network that answers zero the residual is the noise, whose norm is about sqrt(768) times w(t)."""
+  """Checks a network that predicts zero: the residual is the noise, of norm about sqrt(768) w(t)."""
   prior = dataclasses.replace(prior_and_params[0], denoise=lambda params, z, t, cond: jnp.zeros_like(z))
   gradient = distillation_under(ready, prior, {"distillation.clip_norm": ((0.0, 2.0), (1.0, 1.0))})
   for progress, norm in ((0.0, 2.0), (0.25, 1.75), (1.0, 1.0)):

@@ -1,4 +1,4 @@
-"""Pictures by the same loop as objects: one program, exact resumption, particles and frames, one's own generator."""
+"""Tests images in the loop: one program, exact resumption, particles and frames, a user's generator."""
 import dataclasses
 import os
 import signal
@@ -23,7 +23,7 @@ TINY = {"generator.size": 16, "parallel.devices": 1, "training.steps": 4, "train
 
 @pytest.fixture(scope="module")
 def make(tiny_prior):
-  """(generator, changes) -> the task of these settings under the tiny prior."""
+  """Returns a function (generator, changes) -> the task of these settings under the tiny prior."""
   def task(name="pixels", changes=None):
     config = recipes.from_words(name)
     config.update_from_flattened_dict({"prior.path": str(tiny_prior), **TINY, **(changes or {})})
@@ -33,7 +33,7 @@ def make(tiny_prior):
 
 @pytest.fixture(scope="module")
 def run(train, prior_and_params):
-  """(task, folder, on_render) -> the state a run ends with, as numpy."""
+  """Returns a function (task, folder, on_render) -> the last state of the run, as numpy."""
   return lambda task, folder, on_render=None: jax.device_get(train(task, folder, *prior_and_params, on_render).state)
 
 
@@ -41,7 +41,7 @@ def leaves(tree):
   return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
-def test_a_stopped_run_goes_on_exactly(make, run, tmp_path):
+def test_a_stopped_run_resumes_exactly(make, run, tmp_path):
   changes = {"generator.particles": 2}
   whole = run(make("fourier", changes), tmp_path / "whole")
   with pytest.raises(loop.Interrupted):
@@ -65,8 +65,8 @@ def test_estimators_with_needs_move_an_image(make, prior_and_params, step_of, na
   assert all(np.isfinite(value) for value in metrics.values())
 
 
-def test_particles_have_nothing_in_common(make, prior_and_params, step_of):
-  """In a step a picture moves as it would if the other were another one."""
+def test_particles_are_independent(make, prior_and_params, step_of):
+  """Checks that the step of an image does not depend on the other image."""
   prior, prior_params = prior_and_params
   task = make("pixels", {"generator.particles": 2, "optimizer.warmup_steps": 0})
   state = task.new_state(jax.random.key(0))
@@ -89,18 +89,18 @@ def test_prompts_are_spread_over_the_frames(make, prior_and_params):
 
 
 @pytest.mark.thorough
-def test_a_picture_is_edited_from_another_run(make, run, tmp_path):
-  made = run(make(), tmp_path / "red")
+def test_an_image_of_another_run_is_edited(make, run, tmp_path):
+  source_state = run(make(), tmp_path / "red")
   task = make("pixels", {"prompt": "a blue cube", "distillation.estimator": "dds", "training.steps": 2,
                            "optimizer.name": "sgd",  # the source's has no part in it
                            "distillation.source": str(tmp_path / "red")})
   assert task.settings.distillation.source_prompt == "a red cube"
   state = run(task, tmp_path / "blue")
-  assert leaves(state.estimator["params"]) == leaves(made.params) != leaves(state.params)
+  assert leaves(state.estimator["params"]) == leaves(source_state.params) != leaves(state.params)
 
 
 def test_any_function_is_a_generator(make, prior_and_params):
-  """Affine pictures theta[0] + theta[1] x, without a name or a class; the parameters that come back draw them."""
+  """Checks affine images theta[0] + theta[1] x, drawn by a plain function."""
   prior, prior_params = prior_and_params
   ramp = jnp.linspace(-1.0, 1.0, 16)[None, :, None]
 

@@ -1,4 +1,4 @@
-"""The conditions of the images of a step: the prompt of the frame, and the camera."""
+"""Tests the conditions of a step's images: the prompt of the frame, and the camera."""
 import dataclasses
 import functools
 
@@ -19,7 +19,7 @@ KEYS = step_keys(jax.random.key(0), jnp.int32(0))
 
 @pytest.fixture(scope="module")
 def first_step(tiny_prior, prior_and_params):
-  """(generator, changes, changes of the prior) -> (task, images, cond, camera) of the first step, or their shapes."""
+  """Returns a function (generator, changes, changes of the prior) -> (task, images, cond, camera) of step 0."""
   def of(name="pixels", changes=None, shapes=False, **prior_changes):
     config = recipes.from_words(name)
     config.update_from_flattened_dict({"prior.path": str(tiny_prior), "generator.size": 16, **(changes or {})})
@@ -43,7 +43,7 @@ def first_step(tiny_prior, prior_and_params):
 
 
 def camera_of(cond):
-  """The camera of each side of cond: the same on all, or None on all."""
+  """Returns the camera of cond, equal on all sides; None without a camera."""
   features = [side.get("camera") for side in cond.values()]
   assert all(other is None for other in features) or all(np.array_equal(features[0], other) for other in features)
   return features[0]
@@ -60,7 +60,7 @@ def test_each_frame_has_its_prompt_in_every_repeat(first_step, prior_and_params)
 
 
 def test_the_viewpoint_in_degrees_conditions_a_prior_that_knows_cameras(first_step):
-  """Of every image, on every side: azimuth 40, elevation -10, from 2.7 away."""
+  """Checks every image and side: azimuth 40, elevation -10, distance 2.7."""
   _, _, cond, camera = first_step("pixels", {"generator.viewpoint": (40.0, -10.0), "training.views": 4,
                                              "generator.particles": 2})
   azimuth, elevation = np.radians(40.0), np.radians(-10.0)
@@ -71,14 +71,14 @@ def test_the_viewpoint_in_degrees_conditions_a_prior_that_knows_cameras(first_st
   np.testing.assert_array_equal(camera, features)
 
 
-def test_without_a_viewpoint_or_a_prior_that_knows_cameras_there_is_no_camera(first_step):
+def test_no_camera_without_a_viewpoint_or_a_prior_with_cameras(first_step):
   for changes in (dict(changes={"generator.viewpoint": ()}), dict(camera_dim=0)):
     _, _, cond, camera = first_step("pixels", shapes=True, **changes)
     assert camera_of(cond) is None and camera is None
 
 
-def test_a_textures_own_cameras_go_before_the_viewpoint(first_step):
-  """One for each repeat and particle; a prior without cameras has no such condition, but a second network may."""
+def test_cameras_of_a_texture_take_precedence(first_step):
+  """Checks a camera for each repeat and particle; without cameras in the prior only a second network uses them."""
   changes = {"generator.viewpoint": (40.0, -10.0), "generator.texture.resolution": 4, "training.views": 4,
              "generator.particles": 2}
   task, _, cond, camera = first_step("texture", changes)

@@ -1,4 +1,4 @@
-"""The step of image-to-3D: what the prior is told of each view, a camera that turns, many devices, two priors."""
+"""Tests the step of image-to-3D: conditions of each view, a turned camera, many devices, two priors."""
 import math
 import os
 import signal
@@ -36,18 +36,19 @@ def task_of(tiny_image_settings):
 def photo_data(prior, azimuth=0.0, elevation=0.3, seed=0):
   rng = np.random.default_rng(seed)
   alpha = rng.uniform(size=(32, 32, 1))
-  picture = np.concatenate([alpha * rng.uniform(size=(32, 32, 3)), alpha], -1).astype(np.float32)
-  features = prior.photo.encode(jnp.asarray(picture[..., :3] + 1.0 - picture[..., 3:]))
-  return dict(features=features, azimuth=jnp.float32(azimuth), elevation=jnp.float32(elevation), photo=jnp.asarray(picture))
+  photo = np.concatenate([alpha * rng.uniform(size=(32, 32, 3)), alpha], -1).astype(np.float32)
+  features = prior.photo.encode(jnp.asarray(photo[..., :3] + 1.0 - photo[..., 3:]))
+  return dict(features=features, azimuth=jnp.float32(azimuth), elevation=jnp.float32(elevation),
+              photo=jnp.asarray(photo))
 
 
-def test_each_view_is_told_where_it_stands(viewer, task_of):
-  """cond against the pose by hand, one view at a time; uncond and negative are zeros of the same structure."""
+def test_each_view_is_conditioned_on_its_pose(viewer, task_of):
+  """Checks cond against the pose by hand; uncond and negative are zeros of equal structure."""
   prior, params = viewer
   data = photo_data(prior, azimuth=0.5)
   azimuth, elevation = jnp.array([0.5, 3.0, -2.0]), jnp.array([0.3, 1.0, -0.1])
-  sides = conditions.of_views(prior, params, task_of({"distillation.estimator": "csd"}).settings.distillation, data, None, azimuth,
-                              elevation, jnp.float32(0.0))
+  distillation = task_of({"distillation.estimator": "csd"}).settings.distillation
+  sides = conditions.of_views(prior, params, distillation, data, None, azimuth, elevation, jnp.float32(0.0))
   kernel, bias = (np.asarray(params["cc_projection"]["projection"][name]) for name in ("kernel", "bias"))
   for i, (a, e) in enumerate(zip(azimuth.tolist(), elevation.tolist())):
     pose = [(math.pi / 2 - e) - (math.pi / 2 - 0.3), math.sin(a - 0.5), math.cos(a - 0.5), math.pi / 2 - 0.3]
@@ -60,8 +61,8 @@ def test_each_view_is_told_where_it_stands(viewer, task_of):
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(null))
 
 
-def test_guidance_is_between_the_picture_and_nothing(viewer):
-  """eps_u + s (eps_c - eps_u), each side by a call of its own."""
+def test_guidance_uses_the_photo_and_the_null_condition(viewer):
+  """Checks eps_u + s (eps_c - eps_u), with a separate call for each side."""
   prior, params = viewer
   data = photo_data(prior)
   cond = prior.photo.conditions(params, data["features"], jnp.array([[0.2, 0.0, 1.0, 1.2], [0.1, 1.0, 0.0, 1.2]]))
@@ -94,7 +95,7 @@ def on_one_device(viewer, task_of):
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
-def test_eight_devices_do_what_one_does(viewer, task_of, on_one_device, mode):
+def test_eight_devices_match_one(viewer, task_of, on_one_device, mode):
   one, metrics = on_one_device
   config = task_of({"training.views": 8, "parallel.devices": 8, "parallel.mode": mode})
   many, spread = run(config, viewer, photo_data(viewer[0]))
@@ -103,8 +104,8 @@ def test_eight_devices_do_what_one_does(viewer, task_of, on_one_device, mode):
   np.testing.assert_allclose(metrics["rgb"], spread["rgb"], rtol=1e-5)
 
 
-def test_half_the_bits(tiny_view_prior, task_of, viewer):
-  """A prior in bfloat16 moves the object nearly as one in float32 does."""
+def test_bfloat16_is_close_to_float32(tiny_view_prior, task_of, viewer):
+  """Checks that priors in bfloat16 and float32 move the object almost alike."""
   half = prior_lib.build(tiny_view_prior, dtype=jnp.bfloat16)
   assert {leaf.dtype for leaf in jax.tree.leaves(half[1])} == {jnp.dtype(jnp.bfloat16)}
   params, metrics = run(task_of({"prior.dtype": "bfloat16"}), half, photo_data(half[0]))
@@ -113,8 +114,8 @@ def test_half_the_bits(tiny_view_prior, task_of, viewer):
   np.testing.assert_allclose(metrics["sds_grad_norm"], full["sds_grad_norm"], rtol=0.1)
 
 
-def test_a_run_that_is_stopped_goes_on_over_its_stages(viewer, task_of, train, tmp_path):
-  """In two parts, the second of which begins where renders grow: the bits of a whole run."""
+def test_a_stopped_run_resumes_in_the_next_stage(viewer, task_of, train, tmp_path):
+  """Checks a run in two parts, split where renders grow: equal bits to an uninterrupted run."""
   prior, params = viewer
   data = photo_data(prior)
   def run_in(workdir, on_render=None, **changes):
@@ -130,8 +131,8 @@ def test_a_run_that_is_stopped_goes_on_over_its_stages(viewer, task_of, train, t
   jax.tree.map(np.testing.assert_array_equal, *(jax.device_get((s.params, s.opt_state)) for s in (whole, parts)))
 
 
-def test_a_second_prior_is_told_words(viewer, task_of, prior_and_params):
-  """Magic123: with words the object moves another way, and by nothing more than their loss."""
+def test_a_second_prior_is_conditioned_on_a_prompt(viewer, task_of, prior_and_params):
+  """Checks Magic123: a prompt adds exactly its own loss."""
   words, params = prior_and_params
   data = photo_data(viewer[0])
   alone, _ = run(task_of(), viewer, data)
@@ -145,30 +146,31 @@ def test_a_second_prior_is_told_words(viewer, task_of, prior_and_params):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), alone, same)
 
 
-def test_a_turned_camera_is_told_the_same(viewer, task_of):
-  """The pose is relative: picture and views turned by one angle give the same condition."""
+def test_the_pose_is_relative_to_the_photo(viewer, task_of):
+  """Checks that turning photo and views by one angle leaves the condition unchanged."""
   prior, params = viewer
   azimuth, elevation = jnp.array([0.4, 2.0]), jnp.array([0.1, 0.9])
-  a, b = (conditions.of_views(prior, params, task_of().settings.distillation, photo_data(prior, azimuth=turn), None, azimuth + turn, elevation,
-                              jnp.float32(0.0)) for turn in (0.0, 1.3))
+  distillation = task_of().settings.distillation
+  a, b = (conditions.of_views(prior, params, distillation, photo_data(prior, azimuth=turn), None, azimuth + turn,
+                              elevation, jnp.float32(0.0)) for turn in (0.0, 1.3))
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
 
 
-def test_the_second_network_is_told_the_camera_that_the_prior_is(viewer, task_of):
-  """VSD's: the one relative to the picture, wherever in the world that was taken from."""
+def test_the_second_network_gets_the_camera_of_the_prior(viewer, task_of):
+  """Checks VSD: the camera is relative to the photo, not to the world."""
   prior, params = viewer
   azimuth, elevation = jnp.array([0.4, 2.0]), jnp.array([0.1, 0.9])
   d = task_of({"distillation.estimator": "vsd"}).settings.distillation
   cond = conditions.of_views(prior, params, d, photo_data(prior, azimuth=1.5), None, azimuth, elevation,
                              jnp.float32(0.0))
   cams = jax.vmap(lambda a, e: cameras.orbit(a, e, 2.7, 0.8))(azimuth, elevation)
-  own, _ = second_network.score_conditions(d.vsd, cond, cameras.camera_features(cams), jax.random.key(0))
-  np.testing.assert_array_equal(own["camera"], cond["cond"]["camera"])
-  assert np.abs(own["camera"] - cameras.camera_features(cams)).max() > 0.1
+  estimating, _ = second_network.score_conditions(d.vsd, cond, cameras.camera_features(cams), jax.random.key(0))
+  np.testing.assert_array_equal(estimating["camera"], cond["cond"]["camera"])
+  assert np.abs(estimating["camera"] - cameras.camera_features(cams)).max() > 0.1
 
 
-def test_without_shading_orientation_counts_in_every_step(viewer, task_of):
-  """Its loss is off by default; with a weight it is that of normals, which the render then has."""
+def test_orientation_loss_without_shading(viewer, task_of):
+  """Checks that the loss is off by default, and that a weight makes the render compute normals."""
   data = photo_data(viewer[0])
   off, without = run(task_of(), viewer, data)
   on, metrics = run(task_of({"loss.orientation": 100.0}), viewer, data)
@@ -189,7 +191,7 @@ def test_without_shading_orientation_counts_in_every_step(viewer, task_of):
     ({"picture.framing": "sideways"}, "must be one of"),
     ({"training.particles": 2, "training.views": 2}, "has no meaning"),
     ({"shading.lambertian": 0.5}, "the picture's own light")])
-def test_settings_that_make_no_sense(task_of, changes, words):
+def test_contradictory_settings(task_of, changes, words):
   with pytest.raises(ConfigError, match=words):
     task_of(changes)
 
@@ -204,6 +206,6 @@ def test_recipes_are_legal(words):
 
 
 @pytest.mark.parametrize("words", ["nothing", "zero123,zero123-xl,sd15", "zero123-xl,zero123", "magic123,magic123"])
-def test_words_that_name_nothing(words):
+def test_unknown_recipes(words):
   with pytest.raises(ConfigError, match="is not a recipe"):
     recipes.from_words(words)

@@ -1,4 +1,4 @@
-"""The guidance sheet: what it shows, that it is written, and that it changes nothing."""
+"""Tests the guidance sheet: its contents, its file, and that a run with sheets ends in equal bits."""
 import dataclasses
 
 import jax
@@ -17,7 +17,7 @@ from sds_jax.training.step import Context
 
 @pytest.fixture(scope="module")
 def runs(make_task, train, prior_and_params, tmp_path_factory):
-  """(folder, final state, names of what XLA compiled) of a run without sheets, then of one with a sheet each step."""
+  """Returns (folder, final state, names of compiled functions) of a run without and a run with sheets."""
   def run(every):
     folder, compiled = tmp_path_factory.mktemp(f"every_{every}"), []
     listen = lambda event, seconds, **facts: compiled.append(facts["fun_name"]) if event.endswith(  # noqa: E731
@@ -32,32 +32,32 @@ def runs(make_task, train, prior_and_params, tmp_path_factory):
   return run(0), run(1)
 
 
-def test_the_result_is_the_same_to_the_bit(runs):
+def test_sheets_leave_the_result_bit_identical(runs):
   (_, without, _), (_, with_sheets, _) = runs
   assert [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(without)] == [
     np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(with_sheets)]
 
 
-def test_the_step_is_still_compiled_once_and_the_sheet_before_the_loop(runs):
+def test_step_and_sheet_are_compiled_before_the_loop(runs):
   _, (_, _, compiled) = runs
   assert [sum(part in name for name in compiled) for part in ("step", "inspect_guidance")] == [1, 1]
   assert "inspect_guidance" in compiled[-1]
 
 
-def test_files(runs):
+def test_files_of_sheets(runs):
   (bare, _, _), (folder, _, _) = runs
   assert not (bare / "progress").exists()
   assert sorted(path.name for path in (folder / "progress").iterdir()) == [f"guidance_{s:06d}.png" for s in (1, 2, 3)]
   for path in (folder / "progress").iterdir():
-    with Image.open(path) as picture:
-      width, height = picture.size
+    with Image.open(path) as sheet:
+      width, height = sheet.size
     assert height == 20 + 2 * 96 + 2  # titles, then the 2 views, 16 pixels as 96
     assert 4 * 96 + 3 * 2 + 40 < width < 4 * 96 + 3 * 2 + 200
 
 
 @pytest.fixture(scope="module")
 def inspected(ready, prior_and_params):
-  """An inspection before a step, and the inputs of the step's own network, by a spying network."""
+  """Returns an inspection before a step, and the inputs of the network in that step."""
   task, _, (state, prior_params, text, key) = ready()
   prior, asked = prior_and_params[0], {}
 
@@ -92,7 +92,7 @@ def test_a_sheet_shows_the_networks_inputs(inspected):
   np.testing.assert_allclose(small["decoded"], np.clip(rgb, 0.0, 1.0), atol=1e-5)
   np.testing.assert_allclose(small["noisy"], prior.decode(None, asked["z"]), atol=1e-5)
   alpha = np.asarray(prior.schedule.alpha)[np.asarray(asked["t"])]
-  x0 = np.asarray(asked["z"]) / alpha[:, None, None, None]  # the one-step guess where no noise is found
+  x0 = np.asarray(asked["z"]) / alpha[:, None, None, None]  # the one-step estimate under zero noise
   np.testing.assert_allclose(small["x0"], prior.decode(None, jnp.asarray(x0)), atol=1e-4)
   np.testing.assert_allclose(noisy, asked["z"], atol=1e-5)
   assert float(sheet["scale"]) == 3.0 and np.ptp(small["noisy"]) > 0.5
@@ -108,7 +108,7 @@ def test_no_more_than_four_views(ready, prior_and_params):
 
 @pytest.mark.parametrize("calls", [1, 2])
 def test_a_sheet_that_cannot_be_written_is_an_error(ready, prior_and_params, tmp_path, monkeypatch, calls):
-  """At the next sheet, or at the end."""
+  """Checks that the error is raised at the next sheet, or at the end."""
   def full(*args):
     raise OSError("No space left on device")
 

@@ -1,4 +1,4 @@
-"""The step with a latent prior as a program: what its jaxpr holds, and one compile for a whole run."""
+"""Tests the step with a latent prior as a program: its jaxpr, and one compilation for a whole run."""
 import collections
 import dataclasses
 
@@ -15,15 +15,15 @@ LATENT = {"prior.path": "", "prior.name": "sd15", "prior.random_weights": True, 
 
 
 def count(jaxpr):
-  """How often each primitive stands in a jaxpr and all jaxprs inside it."""
-  found = collections.Counter(eqn.primitive.name for eqn in jaxpr.eqns)
+  """Counts each primitive in a jaxpr and all inner jaxprs."""
+  counts = collections.Counter(eqn.primitive.name for eqn in jaxpr.eqns)
   for eqn in jaxpr.eqns:
     for value in eqn.params.values():
       for item in value if isinstance(value, (tuple, list)) else (value,):
         inner = getattr(item, "jaxpr", item)
         if hasattr(inner, "eqns"):
-          found += count(inner)
-  return found
+          counts += count(inner)
+  return counts
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def task(make_task, tiny_latent):
 
 @pytest.fixture(scope="module")
 def args(task, tiny_latent):
-  """The step's arguments."""
+  """Returns the step's arguments."""
   key = jax.random.key(0)
   state = jax.eval_shape(lambda: task.new_state(key))
   return state, tiny_latent[1], task.embed(tiny_latent[0]), key
@@ -43,7 +43,7 @@ def counted(function, *args):
   return count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def test_the_unet_runs_forward_only_and_the_encoder_is_differentiated_in_the_image_alone(task, args, tiny_latent, step_of):
+def test_the_unet_is_not_differentiated_and_the_encoder_only_in_the_image(task, args, tiny_latent, step_of):
   prior, params = tiny_latent
   idle = dataclasses.replace(prior, denoise=lambda params, z, t, cond: jnp.zeros_like(z))
   image, z, t = jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, *prior.x_shape)), jnp.zeros((1,), jnp.int32)
@@ -66,7 +66,7 @@ def test_the_unet_runs_forward_only_and_the_encoder_is_differentiated_in_the_ima
 
 
 @pytest.mark.thorough
-def test_one_compile_for_a_whole_run(make_task, train, tiny_latent, tmp_path):
+def test_one_compilation_for_a_whole_run(make_task, train, tiny_latent, tmp_path):
   compiled = []
 
   def listen(event, seconds, **facts):

@@ -1,4 +1,4 @@
-"""A run from its first step to its last: one compile, no implicit transfers, repeatable, stoppable, resumable."""
+"""Tests a run from first to last step: one compilation, no implicit transfers, repeatable, stoppable, resumable."""
 import json
 import os
 import shutil
@@ -14,7 +14,7 @@ from sds_jax.training import layout, loop, resume
 
 @pytest.fixture
 def run(make_task, train, prior_and_params):
-  """(folder, changes, on_render) -> the state a run ends with, as numpy."""
+  """Returns a function (folder, changes, on_render) -> the last state of a run, as numpy."""
   def to_the_end(folder, changes=None, on_render=None):
     return jax.device_get(train(make_task(changes), folder, *prior_and_params, on_render).state)
   return to_the_end
@@ -22,7 +22,7 @@ def run(make_task, train, prior_and_params):
 
 @pytest.fixture(scope="module")
 def finished(make_task, train, prior_and_params, tmp_path_factory):
-  """(folder, final state, [(event's function, seconds)] of XLA's compilations) of a run of 4 steps without a break."""
+  """Returns (folder, final state, [(compiled function, seconds)]) of an uninterrupted run of 4 steps."""
   folder, compiled = tmp_path_factory.mktemp("finished"), []
 
   def listen(event, seconds, **facts):
@@ -47,14 +47,14 @@ def read_lines(folder):
   return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_step_is_compiled_once_and_nothing_after_it(finished):
+def test_the_step_is_compiled_once_and_last(finished):
   _, state, compiled = finished
   assert int(state.step) == 4
   assert sum("step" in name for name in compiled) == 1
   assert "step" in compiled[-1], compiled
 
 
-def test_what_is_left(finished):
+def test_files_of_a_run(finished):
   folder, _, _ = finished
   lines = read_lines(folder)
   assert [line["step"] for line in lines] == [1, 2, 3, 4]
@@ -65,12 +65,12 @@ def test_what_is_left(finished):
 
 
 def test_same_seed_same_bits(run, finished, tmp_path):
-  """Whatever is logged, rendered and saved in between."""
-  seen = []
+  """Checks that logging, rendering and saving do not change the result."""
+  calls = []
   busy = {"training.log_every": 3, "training.render_every": 1, "training.checkpoint_every": 1}
-  again = run(tmp_path, busy, lambda state, step: seen.append((step, int(state.step))))
+  again = run(tmp_path, busy, lambda state, step: calls.append((step, int(state.step))))
   assert same_bits(again, finished[1])
-  assert seen == [(1, 1), (2, 2), (3, 3)]
+  assert calls == [(1, 1), (2, 2), (3, 3)]
   assert [line["step"] for line in read_lines(tmp_path)] == [3, 4]
   assert sorted(os.listdir(tmp_path / "checkpoints")) == ["3", "4"]  # keep_checkpoints is 2
 
@@ -89,14 +89,14 @@ def test_another_seed_another_object(run, finished, tmp_path):
 
 
 def test_implicit_transfers_stop_the_run(run, monkeypatch, tmp_path):
-  """Arguments on the host would be copied to the device at every step: the guard around the step does not allow it."""
+  """Checks that the guard refuses arguments on the host, which each step would copy to the device."""
   monkeypatch.setattr(layout.DeviceLayout, "put_conditions", lambda self, tree: jax.tree.map(np.asarray, tree))
   with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
     run(tmp_path)
 
 
-def test_stop_and_go_on(run, finished, tmp_path, capsys):
-  """A signal after step 2 of 4 saves and says so; the same run goes on and ends with the uninterrupted bits."""
+def test_stop_and_resume(run, finished, tmp_path, capsys):
+  """Checks that a signal after step 2 of 4 saves, and that the resumed run ends in the uninterrupted bits."""
   before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
   every = {"training.render_every": 2}
   with pytest.raises(loop.Interrupted, match="stopped at step 2 of 4; saved in .*checkpoints; the same command"):
@@ -141,7 +141,7 @@ def test_resume_never_starts_anew(run, finished, tmp_path):
   assert os.listdir(tmp_path / "copy" / "checkpoints") == ["2"]  # the old run's later steps would win a resume
 
 
-def test_what_has_changed_is_told(run, finished, tmp_path, capsys):
+def test_changed_settings_are_printed(run, finished, tmp_path, capsys):
   shutil.copytree(finished[0], tmp_path / "copy")
   run(tmp_path / "copy", {"loss.entropy": 0.25})
   assert "with other settings than before: loss.entropy=0.25 (was 0.0)\n" in capsys.readouterr().out
@@ -156,11 +156,12 @@ def test_resume_with_another_field(run, finished, tmp_path):
   shutil.copytree(finished[0], tmp_path / "copy")
   with pytest.raises(resume.ResumeError, match="does not fit these settings .*config.resume=never") as caught:
     run(tmp_path / "copy", {"field.mlp.hidden": 12})
-  assert "Dense_0.bias is float32[8] in the checkpoint and float32[12] in the run" in str(caught.value) and "\n" not in str(caught.value)
+  assert "Dense_0.bias is float32[8] in the checkpoint and float32[12] in the run" in str(caught.value)
+  assert "\n" not in str(caught.value)
 
 
-def test_a_half_written_checkpoint_is_passed_over(run, finished, tmp_path):
-  """What a killed writer leaves has another name than a finished step."""
+def test_a_half_written_checkpoint_is_skipped(run, finished, tmp_path):
+  """Checks that the folder of a killed writer, with its temporary name, is no checkpoint."""
   shutil.copytree(finished[0], tmp_path / "copy")
   folder = tmp_path / "copy" / "checkpoints"
   (folder / "5.orbax-checkpoint-tmp").mkdir()

@@ -1,4 +1,4 @@
-"""The regularisers against their closed forms."""
+"""Compares the regularisers with their closed forms."""
 import math
 
 import jax
@@ -37,8 +37,8 @@ def test_orientation():
 
 
 @pytest.mark.parametrize("name, downhill", [("opacity", -1.0), ("entropy", 1.0)])
-def test_gradients_are_finite_and_point_the_right_way(name, downhill):
-  """At opacity 0.9 both push: opacity towards 0, entropy towards 1; nothing explodes at 0 and 1."""
+def test_gradients_are_finite_and_of_the_right_sign(name, downhill):
+  """Checks the signs at opacity 0.9 (opacity towards 0, entropy towards 1) and finite gradients at 0 and 1."""
   slope = jax.grad(lambda v: losses.REGULARISERS[name](render(v)))
   assert float(slope(jnp.full((1, 1, 1), 0.9)).sum()) * downhill < 0.0
   assert bool(jnp.isfinite(slope(jnp.asarray([[[0.0, 1.0, 0.5]]]))).all())

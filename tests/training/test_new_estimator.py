@@ -1,4 +1,4 @@
-"""An estimator of one's own, as the documentation adds it: one record, named in settings, runs in every task."""
+"""Tests an estimator of the user, as the documentation adds one: a record that runs in every task."""
 import json
 import pathlib
 import re
@@ -22,7 +22,7 @@ PLAIN = {"distillation.guidance_scale": 3.0, "optimizer.warmup_steps": 0}
 
 @pytest.fixture(scope="module", autouse=True)
 def module(tmp_path_factory):
-  """A module with the code of the page, which can be imported."""
+  """Makes an importable module with the code of the page."""
   blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
   folder = tmp_path_factory.mktemp("modules")
   (folder / f"{NAME.partition(':')[0]}.py").write_text("\n".join(blocks), encoding="utf-8")
@@ -36,12 +36,12 @@ def module(tmp_path_factory):
 
 @pytest.fixture
 def registered(monkeypatch):
-  """The record in the dictionary of estimators, by one line."""
+  """Adds the record to the dictionary of estimators, by one line."""
   monkeypatch.setitem(ESTIMATORS, "shrunk", find(NAME))
 
 
 def test_objects_by_the_registered_name(registered, make_task, prior_and_params, train, tmp_path):
-  """A whole run: options in the settings and in config.json, and an object that moves."""
+  """Checks a whole run: options in the settings and in config.json, and an object that moves."""
   task = make_task({"distillation.estimator": "shrunk", "distillation.shrunk.share": ((0.0, 1.0), (1.0, 0.5)),
                     "training.steps": 2})
   assert task.settings.distillation.guidance_scale == ESTIMATORS["shrunk"].published.guidance_scale
@@ -54,7 +54,7 @@ def test_objects_by_the_registered_name(registered, make_task, prior_and_params,
 
 
 def test_images_by_the_name_of_the_module(tiny_prior, prior_and_params, step_of):
-  """With all of eps subtracted a step is that of SDS, with none of eps that of SDS without its control variate."""
+  """Checks that all of eps subtracted gives SDS, and none of eps gives SDS without its control variate."""
   prior, prior_params = prior_and_params
 
   def step(estimator, **options):

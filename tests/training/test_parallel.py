@@ -1,4 +1,4 @@
-"""One device, several under jit, several under pmap: the same numbers, one all-reduce, and no gradient too large."""
+"""Compares one device with several under jit and pmap: equal numbers, one all-reduce, and a mean gradient."""
 import os
 import signal
 
@@ -16,7 +16,7 @@ EIGHT = {"training.views": 8, "training.steps": 40, "parallel.devices": 8}
 
 @pytest.fixture(scope="module", autouse=True)
 def small_parts():
-  """The tiny prior's parameters are too small to be worth taking apart; here they are."""
+  """Lowers the size from which parameters are sharded, because those of the tiny prior are small."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(layout_lib, "SMALLEST_PART", 64)
     yield
@@ -24,14 +24,14 @@ def small_parts():
 
 @pytest.fixture(scope="module")
 def run(make_task, prior_and_params):
-  """(changes, steps) -> (state, metrics of the last step, the program) of a run of eight views a step."""
+  """Returns a function (changes, steps) -> (state, last metrics, program) of a run of eight views a step."""
   prior, prior_params = prior_and_params
-  made = {}
+  programs = {}
 
   def of(changes, steps):
     name = str((changes, steps))
-    made[name] = made.get(name) or make(changes, steps)
-    return made[name]
+    programs[name] = programs.get(name) or make(changes, steps)
+    return programs[name]
 
   def make(changes, steps):
     task = make_task({**EIGHT, **changes})
@@ -60,7 +60,7 @@ def worst(a, b):
 @pytest.mark.parametrize("changes", [{}, {"parallel.mode": "pmap"}, {"parallel.shard_prior": True}],
                          ids=str)
 def test_parameters_do_not_depend_on_the_devices(run, alone, changes):
-  """A gradient that is a sum over the devices would show in its norm, which Adam's updates do not tell."""
+  """Checks parameters and the gradient's norm: Adam's updates alone would hide a sum in place of a mean."""
   state, metrics, _ = run(changes, 20)
   assert worst(alone[0].params, state.params) < 1e-5
   assert int(state.step) == 20
@@ -68,8 +68,8 @@ def test_parameters_do_not_depend_on_the_devices(run, alone, changes):
     np.testing.assert_allclose(value, alone[1][name], rtol=1e-3, atol=1e-6, err_msg=name)
 
 
-def test_branches_and_an_overflowing_budget_do_not_depend_on_them_either(run):
-  """Shading, blocks, a smaller budget where it will do, and samples that find no room."""
+def test_branches_and_overflow_do_not_depend_on_the_devices(run):
+  """Checks shading, blocks, a smaller sample budget, and samples beyond the budget."""
   changes = {"shading.lambertian": 0.5, "shading.albedo_until": 0.0, "render.block_points": -1, "occupancy.every": 0,
              "render.num_samples": 3, "render.candidates": 16}
   one, many = (run({**changes, "parallel.devices": devices}, 4) for devices in (1, 8))
@@ -83,8 +83,8 @@ def test_one_all_reduce_of_the_gradient_and_nothing_else(run):
   assert sent.kind == "all-reduce" and 4 * numbers <= sent.bytes <= 4 * (numbers + len(metrics))
 
 
-def test_a_prior_in_parts_is_gathered_and_nothing_else(run, prior_and_params):
-  """What is in parts comes once in a step, and is on each device a share of the whole."""
+def test_a_sharded_prior_adds_only_all_gathers(run, prior_and_params):
+  """Checks that each sharded parameter is gathered once a step, and that each device holds a share."""
   _, _, program = run({"parallel.shard_prior": True}, 20)
   layout = layout_lib.DeviceLayout("jit", jax.sharding.Mesh(np.array(jax.devices()), ("views",)), True)
   put = layout.put_prior(prior_and_params[1])
@@ -96,7 +96,7 @@ def test_a_prior_in_parts_is_gathered_and_nothing_else(run, prior_and_params):
 
 
 def test_restores_on_other_numbers_of_devices(make_task, train, prior_and_params, tmp_path):
-  """Eight devices, then one, then two, against one all the way."""
+  """Compares a run on eight, one and then two devices with a run on one."""
   def run_on(folder, devices, stop=None):
     task = make_task({**EIGHT, "training.steps": 9, "training.render_every": 3, "parallel.devices": devices})
 
@@ -120,7 +120,7 @@ def test_restores_on_other_numbers_of_devices(make_task, train, prior_and_params
     ({"training.views": 8, "parallel.devices": 9}, "parallel.devices=9 exceeds the 8 available devices"),
     ({"training.views": 8, "training.particles": 4, "distillation.estimator": "vsd"},
      "the 8 devices times 4 particles and frames: set it to 32")])
-def test_views_that_cannot_be_spread(make_task, changes, words):
+def test_views_that_the_devices_do_not_divide(make_task, changes, words):
   task = make_task({"parallel.devices": 0, **changes})
   with pytest.raises(ConfigError) as caught:
     layout_lib.make_layout(task.settings.parallel, task.settings.training.views, task.generator.together)

@@ -1,4 +1,4 @@
-"""The field from coarse to fine, and what is built from the settings."""
+"""Tests the field from coarse to fine, and parts built from the settings."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ POINTS = jnp.asarray(np.random.default_rng(0).uniform(-0.5, 0.5, (6, 3)), jnp.fl
 
 
 def as_rendered(field, settings):
-  """(params, progress) -> the field as a step renders it, [6, 4]."""
+  """Returns a function (params, progress) -> the field of a step at six points, [6, 4]."""
   schedule = objects.field_schedule(settings)
 
   @jax.jit
@@ -25,7 +25,7 @@ def table(out):
   return jnp.concatenate([out.density[:, None], out.albedo], axis=1)
 
 
-def test_the_papers_blur_falls_and_stays(make_task):
+def test_the_papers_blur_falls_and_stays_low(make_task):
   settings = make_task({"field.name": "paper_mlp", "field.paper_mlp.hidden": 8, "field.paper_mlp.blocks": 1,
                         "field.paper_mlp.variance": ((0.0, 5e-2), (0.25, 2e-2))}).settings.field
   field = objects.make_field(settings)

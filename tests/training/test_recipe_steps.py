@@ -1,4 +1,4 @@
-"""Steps of the published recipes can be built; tests/settings tests what the recipes set."""
+"""Tests that steps of the published recipes can be built; tests/settings tests the settings of the recipes."""
 import jax
 import pytest
 
@@ -9,7 +9,7 @@ from sds_jax.tasks import Text3DTask
 
 @pytest.mark.parametrize("words", ["dreamfusion,owner/name", "threestudio_sd,owner/name", "dreamfusionacc,shapeworld"])
 def test_a_step_can_be_built(prior_and_params, step_of, tiny_prior, words):
-  """Traced, not compiled: the step of each recipe with the tiny prior, and with fewer samples, levels and blocks."""
+  """Traces the step of each recipe with the tiny prior and fewer samples, levels and blocks."""
   config = text3d.from_words(words)
   config.update_from_flattened_dict({
     "prior.path": str(tiny_prior), "prompt": "a red cube", "render.height": 16, "render.width": 16,

@@ -1,4 +1,4 @@
-"""The losses of the picture's own view, against numpy; where the picture's camera stands; gradients that pull right."""
+"""Compares the losses of the photo's view with numpy; tests the photo's camera and the gradients."""
 import dataclasses
 
 import jax
@@ -19,7 +19,7 @@ SIZE = 6
 
 
 def known(values):
-  """A map [S, S, C]: its last channel is how well the others are known, and these are multiplied by it."""
+  """Returns a map [S, S, C] with the confidence in its last channel, by which the others are multiplied."""
   share = np.abs(values[..., -1:])
   return np.concatenate([values[..., :-1] * share, share], -1).astype(np.float32)
 
@@ -31,7 +31,7 @@ def rng():
 
 @pytest.fixture(scope="module")
 def sample(rng):
-  """(render [1, S, S], photo, background, camera [1]) of random numbers."""
+  """Returns random (render [1, S, S], photo, background, camera [1])."""
   normals = rng.normal(size=(1, SIZE, SIZE, 3)).astype(np.float32)
   opacity = rng.uniform(0.2, 1.0, size=(1, SIZE, SIZE)).astype(np.float32)
   out = RenderOutput(rgb=rng.uniform(size=(1, SIZE, SIZE, 3)).astype(np.float32), opacity=opacity,
@@ -47,34 +47,34 @@ def sample(rng):
 
 def test_colours_are_compared_on_one_background(sample):
   out, photo_data, behind, _ = sample
-  picture = np.asarray(photo_data["photo"])
-  target = picture[..., :3] + (1 - picture[..., 3:]) * np.asarray(behind[0])
+  photo = np.asarray(photo_data["photo"])
+  target = photo[..., :3] + (1 - photo[..., 3:]) * np.asarray(behind[0])
   np.testing.assert_allclose(reference.rgb(*sample), ((np.asarray(out.rgb[0]) - target) ** 2).mean(), rtol=1e-5)
-  np.testing.assert_allclose(reference.mask(*sample), ((np.asarray(out.opacity[0]) - picture[..., 3]) ** 2).mean(),
+  np.testing.assert_allclose(reference.mask(*sample), ((np.asarray(out.opacity[0]) - photo[..., 3]) ** 2).mean(),
                              rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["depth", "disparity"])
 def test_depth_is_a_weighted_correlation(sample, kind):
-  """Of what is measured along the camera's axis, with the map or, where that is light nearby, the inverse."""
+  """Checks depths along the camera's axis against a map of depth, and their inverses against disparity."""
   out, photo_data, behind, shot = sample
   photo_data = {name: values for name, values in photo_data.items() if name != "depth"} | {kind: photo_data["depth"]}
   weight = np.asarray(photo_data[kind][..., 1] * out.opacity[0], np.float64).ravel()
   y, x = (np.mgrid[:SIZE, :SIZE] + 0.5) / SIZE - 0.5
   along = np.asarray(out.depth[0]) / np.sqrt(1 + (x**2 + y**2) / float(shot.focal[0]) ** 2)
-  found = along if kind == "depth" else 1 / along
+  measured = along if kind == "depth" else 1 / along
   values = np.asarray(photo_data[kind][..., 0] / photo_data[kind][..., 1])
-  covariance = np.cov(found.ravel(), values.ravel(), aweights=weight)
+  covariance = np.cov(measured.ravel(), values.ravel(), aweights=weight)
   expected = 1 - covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1])
   np.testing.assert_allclose(reference.depth(out, photo_data, behind, shot), expected, rtol=1e-4)
-  exact = {kind: photo_data[kind].at[..., 0].set((2.0 * found + 1.0) * photo_data[kind][..., 1])}
+  exact = {kind: photo_data[kind].at[..., 0].set((2.0 * measured + 1.0) * photo_data[kind][..., 1])}
   assert reference.depth(out, exact, behind, shot) < 1e-4  # neither scale nor shift counts
   wrong = {kind: exact[kind].at[..., 0].multiply(-1.0)}
   assert reference.depth(out, wrong, behind, shot) > 1.9
 
 
-def test_what_is_not_known_does_not_bleed(sample):
-  """A map of twice the size whose values are noise where it is not known: each pixel is the mean of what is."""
+def test_unknown_pixels_do_not_bleed(sample):
+  """Checks a map of twice the size with noise in unknown pixels: each pixel is the mean of known pixels."""
   out, _, behind, shot = sample
   rng = np.random.default_rng(1)
   there = rng.uniform(size=(2 * SIZE, 2 * SIZE, 1)) > 0.4
@@ -94,7 +94,7 @@ def test_what_is_not_known_does_not_bleed(sample):
         np.testing.assert_allclose(values[y, x], mean, rtol=1e-4, atol=1e-5)
 
 
-def test_normals_are_those_of_the_camera(sample):
+def test_normals_are_in_the_frame_of_the_camera(sample):
   out, photo_data, behind, camera = sample
   rotation = np.asarray(camera.rotation[0])
   weight = np.asarray(photo_data["normals"][..., 3])
@@ -109,8 +109,8 @@ def test_normals_are_those_of_the_camera(sample):
   np.testing.assert_allclose(reference.smoothness(*sample), rough, rtol=1e-5)
 
 
-def test_only_what_counts_is_computed_and_weights_follow_the_run(tiny_image_settings):
-  """The sum is that of its parts; a loss of weight 0 is not computed and needs no map."""
+def test_losses_of_weight_zero_are_skipped_and_weights_follow_schedules(tiny_image_settings):
+  """Checks the weighted sum; a loss of weight 0 is not computed and needs no map."""
   config = settings_lib.defaults("image3d")
   config.update_from_flattened_dict({**tiny_image_settings, "loss.rgb": ((0.0, 2.0), (1.0, 4.0)), "loss.mask": 3.0})
   task = Image3DTask(settings_lib.validate(config))

@@ -1,4 +1,4 @@
-"""Many prompts at once: what a file may hold, and scenes that are what runs of their own make of them."""
+"""Tests many prompts at once: files of prompts, and scenes equal to separate runs."""
 import dataclasses
 
 import jax
@@ -18,7 +18,7 @@ SETTINGS = {"training.steps": 6, "training.log_every": 3, "training.checkpoint_e
 
 @pytest.fixture(scope="module")
 def run(tiny_config, prior_and_params):
-  """(folder, changes, change of the prior) -> `RunResult` of the three prompts on two devices, one of which has two."""
+  """Returns a function (folder, changes, change of the prior) -> `RunResult` of three prompts on two devices."""
   prior, params = prior_and_params
 
   def of(folder, changes=None, change=lambda prior: prior, prompts=PROMPTS):
@@ -41,7 +41,7 @@ def close(a, b, rtol=1e-5):
     np.testing.assert_allclose(x, y, rtol=0, atol=rtol * max(np.abs(y).max(), 1e-12))
 
 
-def test_scenes_are_what_their_own_runs_make(together, make_task, train, prior_and_params, tmp_path):
+def test_scenes_equal_separate_runs(together, make_task, train, prior_and_params, tmp_path):
   folder, progress = together
   for number in (0, 2):
     task = make_task({**SETTINGS, "prompt": PROMPTS[number]})
@@ -51,7 +51,7 @@ def test_scenes_are_what_their_own_runs_make(together, make_task, train, prior_a
   assert any(not np.allclose(x, y) for x, y in zip(a, b))  # scenes differ
 
 
-def test_each_scene_has_its_curves(together):
+def test_each_scene_has_its_metrics(together):
   folder, progress = together
   assert progress.given_up == ()
   for name in ("a-red-cube-0", "a-blue-sphere-0", "a-green-torus-0"):
@@ -59,13 +59,13 @@ def test_each_scene_has_its_curves(together):
   assert not (folder / "metrics.jsonl").exists()
 
 
-def test_under_vmap_they_are_the_same(together, run, tmp_path):
-  """With blocks and a smaller budget, branches that depend on the scene."""
+def test_scenes_under_vmap_equal_separate_runs(together, run, tmp_path):
+  """Checks blocks and a smaller sample budget, whose branches depend on the scene."""
   branches = {"render.block_points": -1, "parallel.together": 0}
   close(run(tmp_path, branches).state.params, together[1].state.params)
 
 
-def test_one_that_diverges_does_not_stop_the_others(together, run, prior_and_params, tmp_path, capsys):
+def test_a_diverging_scene_does_not_stop_the_others(together, run, prior_and_params, tmp_path, capsys):
   bad = prior_and_params[0].embed([PROMPTS[1]])["text"][0]
 
   def poison(prior):
@@ -84,7 +84,7 @@ def test_one_that_diverges_does_not_stop_the_others(together, run, prior_and_par
   assert "a-blue-sphere-0 is given up at step 4; the other scenes continue" in capsys.readouterr().out
 
 
-def test_another_list_is_not_gone_on_with(together, run):
+def test_a_run_does_not_continue_with_another_list(together, run):
   with pytest.raises(resume.ResumeError, match="config.prompts_file='prompts.txt' differ from .*resume=never"):
     run(together[0], prompts=(*PROMPTS[:2], "a red torus"))
   # The same list is, on any number of devices.
@@ -94,19 +94,19 @@ def test_another_list_is_not_gone_on_with(together, run):
 
 @pytest.mark.parametrize("text, words", [(b"", "0 prompts"), (b"\n \n", "0 prompts"), (b"\xff\xfe", "UTF-8"),
                                          (b"a" * 10_001, "10001 characters")])
-def test_files_that_are_no_prompts(tmp_path, text, words):
+def test_illegal_files_of_prompts(tmp_path, text, words):
   (tmp_path / "prompts.txt").write_bytes(text)
   with pytest.raises(ConfigError, match=words) as caught:
     scenes_lib.read_prompts(str(tmp_path / "prompts.txt"))
   assert "config.prompts_file=" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_no_file():
+def test_missing_file_of_prompts():
   with pytest.raises(ConfigError, match="config.prompts_file='none.txt' is not a file"):
     scenes_lib.read_prompts("none.txt")
 
 
-def test_folders_are_told_apart(tmp_path):
+def test_folders_have_different_names(tmp_path):
   (tmp_path / "prompts.txt").write_text("a red cube\n\n  A red cube \na red cube\n../../etc\n", encoding="utf-8")
   prompts = scenes_lib.read_prompts(str(tmp_path / "prompts.txt"))
   scenes = scenes_lib.make_scenes(prompts, 3)
@@ -115,7 +115,7 @@ def test_folders_are_told_apart(tmp_path):
 
 @pytest.mark.parametrize("changes", [{"parallel.mode": "pmap"}, {"training.guidance_every": 2},
                                      {"parallel.shard_prior": True}], ids=str)
-def test_what_does_not_go_with_many(tiny_config, changes):
+def test_settings_that_exclude_many_scenes(tiny_config, changes):
   (name, value), = changes.items()
   with pytest.raises(ConfigError, match=f"config.{name}={value!r} is for one object"):
     settings_lib.validate(tiny_config({"prompts_file": "prompts.txt", **changes}))

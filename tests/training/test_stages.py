@@ -1,4 +1,4 @@
-"""Resolution milestones and the latent warm-up: where stages begin, what they render, and that a run resumes in any."""
+"""Tests resolution milestones and the latent warm-up: first steps, renders, and resumption in any stage."""
 import dataclasses
 import os
 import signal
@@ -32,9 +32,9 @@ def begins(make_task, **changes):
   (((0.99, 24),), 0.95, [(0, 16, True)]),  # 9.9 and 9.5 of 10 steps: there is none left
 ])
 def test_where_stages_begin(make_task, milestones, latent_until, expected):
-  stages, found = begins(make_task, **{
+  stages, begun = begins(make_task, **{
     "training.steps": 10, "render.milestones": milestones, "distillation.latent_until": latent_until})
-  assert found == expected
+  assert begun == expected
   for step in range(10):
     current = max(i for i, (first, _, _) in enumerate(expected) if first <= step)
     assert stages_lib.at_step(stages, range(len(stages)), step) == current
@@ -42,12 +42,12 @@ def test_where_stages_begin(make_task, milestones, latent_until, expected):
 
 
 @pytest.mark.parametrize("fraction, steps, first", [(0.07, 100, 7), (0.55, 100, 55), (0.28, 100, 28), (0.071, 100, 8)])
-def test_products_that_floats_round_up_begin_no_step_later(make_task, fraction, steps, first):
-  _, found = begins(make_task, **{"training.steps": steps, "render.milestones": ((fraction, 24),)})
-  assert found == [(0, 16, False), (first, 24, False)]
+def test_rounding_of_floats_delays_no_stage(make_task, fraction, steps, first):
+  _, begun = begins(make_task, **{"training.steps": steps, "render.milestones": ((fraction, 24),)})
+  assert begun == [(0, 16, False), (first, 24, False)]
 
 
-def test_stages_differ_in_nothing_else(make_task):
+def test_stages_differ_in_size_only(make_task):
   (first, second), _ = begins(make_task, **{"render.milestones": ((0.5, 24),)})
   before, after = first.generator, second.generator
   for name in ("options", "viewpoints", "lights", "occupancy", "schedule", "particles", "normals", "as_latent"):
@@ -63,24 +63,24 @@ def test_impossible_milestones(tiny_config, spec):
 
 
 def test_normals_and_opacity_are_a_latent():
-  """Pixel by pixel as the warm-up says: each normal's (n + 1) / 2 and the mask composited on 0, then from -1 to 1."""
+  """Compares with a slow version: each normal's (n + 1) / 2 and the mask composited on 0, scaled to [-1, 1]."""
   rng = np.random.default_rng(0)
   weights, normals = rng.dirichlet(np.ones(4), size=(2, 6, 6))[..., :3], rng.normal(size=(2, 6, 6, 3, 3))
   normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-  picture = np.zeros((2, 6, 6, 4))
+  image = np.zeros((2, 6, 6, 4))
   for place in np.ndindex(2, 6, 6):
     for w, n in zip(weights[place], normals[place]):
-      picture[place] += w * np.array([*(n + 1) / 2, 1.0])
+      image[place] += w * np.array([*(n + 1) / 2, 1.0])
   zeros = jnp.zeros((2, 6, 6))
   out = RenderOutput(rgb=jnp.zeros((2, 6, 6, 3)), opacity=jnp.asarray(weights.sum(-1), jnp.float32), depth=zeros,
                      normals=jnp.asarray((weights[..., None] * normals).sum(-2), jnp.float32), orientation=zeros)
-  np.testing.assert_allclose(geometry_as_latent(out, (6, 6, 4)), 2 * picture - 1, atol=1e-6)
+  np.testing.assert_allclose(geometry_as_latent(out, (6, 6, 4)), 2 * image - 1, atol=1e-6)
   halved = geometry_as_latent(out, (3, 3, 4))
-  np.testing.assert_allclose(np.mean(halved, (1, 2)), np.mean(2 * picture - 1, (1, 2)), atol=0.1)
+  np.testing.assert_allclose(np.mean(halved, (1, 2)), np.mean(2 * image - 1, (1, 2)), atol=0.1)
 
 
 def latent_prior(prior):
-  """A prior of latents that pulls its latent's mask up, and whose autoencoder must not be called."""
+  """Returns a prior that raises the mask of its latents, and whose autoencoder must not be called."""
   def encode(params, image, key):
     raise AssertionError("the autoencoder has no part in the warm-up")
 
@@ -106,7 +106,7 @@ def test_the_warm_up_needs_latents(make_task):
 
 
 def test_a_run_with_a_milestone_resumes_in_either_stage(make_task, train, prior_and_params, tmp_path, capsys):
-  """Two programs for the whole run, one for a run that goes on in the second stage; the same bits in the end."""
+  """Checks equal bits at the end, and a single program for a run that resumes in the second stage."""
   prior, params = prior_and_params
   prior = dataclasses.replace(prior, denoise=lambda params, z, t, cond: jnp.cos(3.0 * z))  # compiles in no time
   changes = {"render.milestones": ((0.5, 24),), "shading.lambertian": 0.0}
@@ -115,15 +115,15 @@ def test_a_run_with_a_milestone_resumes_in_either_stage(make_task, train, prior_
     state = jax.device_get(train(make_task(changes | more), folder, prior, params, on_render).state)
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)], capsys.readouterr().out
 
-  whole, said = run(tmp_path / "whole")
-  assert said.count("compiling the step at") == 2 and "at 16x16 ... " in said and "at 24x24 ... " in said
+  whole, log = run(tmp_path / "whole")
+  assert log.count("compiling the step at") == 2 and "at 16x16 ... " in log and "at 24x24 ... " in log
   for stop in (1, 3):
     folder = tmp_path / f"stopped_{stop}"
     with pytest.raises(loop.Interrupted, match=f"stopped at step {stop} of 4"):
       run(folder, lambda state, step: os.kill(os.getpid(), signal.SIGTERM), **{"training.render_every": stop})
     capsys.readouterr()
-    resumed, said = run(folder)
-    assert resumed == whole and said.count("compiling the step at") == (2 if stop == 1 else 1)
+    resumed, log = run(folder)
+    assert resumed == whole and log.count("compiling the step at") == (2 if stop == 1 else 1)
 
 
 def test_a_sheet_of_the_warm_up_is_made_without_encoding(ready, prior_and_params):

@@ -1,4 +1,4 @@
-"""The optimiser: its learning rate over a run, its kinds, clipping; and scheduled scalars."""
+"""Tests the optimiser: learning rate over a run, kinds, clipping; and scheduled scalars."""
 import dataclasses
 import math
 
@@ -21,20 +21,20 @@ def settings(**changes):
 
 
 def updates(config, gradient, count):
-  """The first `count` updates of one parameter under a constant gradient."""
+  """Returns the first `count` updates of one parameter under a constant gradient."""
   optimizer = make_optimizer(config.optimizer, config.training.steps)
   params = dict(w=jnp.zeros(np.shape(gradient)))
-  state, seen = init_state(params, optimizer, None), []
+  state, changes = init_state(params, optimizer, None), []
   assert state.step.dtype == jnp.int32 and int(state.step) == 0
   opt_state = state.opt_state
   for _ in range(count):
     change, opt_state = optimizer.update(dict(w=jnp.asarray(gradient, jnp.float32)), opt_state, params)
-    seen.append(np.asarray(change["w"]))
-  return np.array(seen)
+    changes.append(np.asarray(change["w"]))
+  return np.array(changes)
 
 
 def test_learning_rate_warms_up_and_falls():
-  """Plain gradient descent shows the rate itself: linear from 0 to 0.5 in 4 steps, then half a cosine down to 0.05."""
+  """Checks the rate by gradient descent: linear from 0 to 0.5 in 4 steps, then half a cosine down to 0.05."""
   config = settings(optimizer__name="sgd", optimizer__b1=0.0, optimizer__learning_rate=0.5, optimizer__warmup_steps=4,
                     optimizer__final_fraction=0.1, training__steps=20)
   warm = [0.5 * i / 4 for i in range(4)]
@@ -48,7 +48,7 @@ def test_no_warmup_begins_at_full_rate():
 
 
 def test_adam_moves_by_the_rate_against_the_gradient():
-  """Adam's first step is -rate sign(g) whatever the size of g: its moments are bias-corrected."""
+  """Checks that Adam's first step is -rate sign(g) for any size of g, as its moments are bias-corrected."""
   config = settings(optimizer__warmup_steps=0, optimizer__learning_rate=0.01)
   np.testing.assert_allclose(updates(config, [3.0, -1e-4, 0.5], 1)[0], [-0.01, 0.01, -0.01], rtol=1e-4)
 
@@ -86,14 +86,15 @@ def test_scheduled_values():
 @pytest.mark.parametrize("name", ["adam", "sgd"])
 def test_a_learnt_background_has_its_own_rate(name):
   config = settings(optimizer__name=name, optimizer__warmup_steps=0, optimizer__background_factor=0.1)
-  optimizer, params = make_optimizer(config.optimizer, config.training.steps), dict(field=jnp.ones(2), background=dict(w=jnp.ones(2)))
+  optimizer = make_optimizer(config.optimizer, config.training.steps)
+  params = dict(field=jnp.ones(2), background=dict(w=jnp.ones(2)))
   change, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
   np.testing.assert_allclose(change["field"], -0.01, rtol=1e-5)
   np.testing.assert_allclose(change["background"]["w"], -0.001, rtol=1e-5)
 
 
 def test_the_average_of_parameters_in_closed_form(ready):
-  """Of three steps, and it is what outputs are made of; without it there is none, and they show the parameters."""
+  """Checks the average of three steps, which outputs show; without an average outputs show the parameters."""
   _, step, (state, *fixed) = ready({"optimizer.ema_decay": 0.3})
   leaf, compiled = lambda tree: np.asarray(jax.tree.leaves(tree)[-1], np.float64), jax.jit(step)
   expected = leaf(state.params)

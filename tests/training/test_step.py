@@ -1,4 +1,4 @@
-"""The step as a program: what its jaxpr holds, what it takes and gives, and how it depends on key and settings."""
+"""Tests the step as a program: its jaxpr, inputs and outputs, and effects of key and settings."""
 import collections
 import dataclasses
 import warnings
@@ -21,19 +21,19 @@ def sub_jaxprs(value):
 
 
 def count(jaxpr):
-  """How often each primitive stands in a jaxpr and all jaxprs inside it."""
-  found = collections.Counter()
+  """Counts each primitive in a jaxpr and all inner jaxprs."""
+  counts = collections.Counter()
   for eqn in jaxpr.eqns:
-    found[eqn.primitive.name] += 1
+    counts[eqn.primitive.name] += 1
     for parameter in eqn.params.values():
       for inner in sub_jaxprs(parameter):
-        found += count(inner)
-  return found
+        counts += count(inner)
+  return counts
 
 
 @pytest.fixture(scope="module")
 def program(ready, prior_and_params, step_of):
-  """(counts of the step with the network, with a network that does nothing, of one guided call of the network)."""
+  """Returns counts of the step, of the step with an idle network, and of one guided call of the network."""
   task, step, args = ready({"shading.lambertian": 1.0})
   prior, _ = prior_and_params
   idle = step_of(task, dataclasses.replace(prior, denoise=lambda params, z, t, cond: jnp.zeros_like(z)))
@@ -45,7 +45,7 @@ def program(ready, prior_and_params, step_of):
 
 
 def test_the_network_is_called_once_and_never_differentiated(program):
-  """All convolutions of the step are those of one call: a backward pass would have two more for each."""
+  """Checks the number of convolutions: a backward pass would add two for each."""
   whole, without, alone = program
   assert alone["conv_general_dilated"] >= 8 and alone["dot_general"] >= 8
   assert whole["conv_general_dilated"] == alone["conv_general_dilated"] and without["conv_general_dilated"] == 0
@@ -53,7 +53,7 @@ def test_the_network_is_called_once_and_never_differentiated(program):
 
 
 def test_counting_sees_a_backward_pass(ready, prior_and_params):
-  """The count above does tell: a step whose network is differentiated has about twice as many convolutions."""
+  """Checks that differentiating the network about doubles the number of convolutions."""
   prior, params = prior_and_params
   cond = dict(text=jnp.zeros((2, 20, 8)), camera=jnp.zeros((2, 16)))
   loss = lambda z: prior.denoise(params, z, jnp.zeros((2,), jnp.int32), cond).sum()  # noqa: E731
@@ -64,7 +64,7 @@ def test_counting_sees_a_backward_pass(ready, prior_and_params):
 
 @pytest.fixture(scope="module")
 def compiled(ready):
-  """(executable step that takes over its state, arguments, text of the lowered module)."""
+  """Returns (executable with a donated state, arguments, text of the lowered module)."""
   _, step, args = ready()
   with warnings.catch_warnings():
     warnings.simplefilter("error")  # XLA warns about donated memory that it cannot use
@@ -107,21 +107,21 @@ def steps(compiled, key, number):
   return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
 
 
-def test_same_key_same_bits_other_key_other_object(compiled):
+def test_equal_keys_give_equal_bits(compiled):
   first, again, other = (steps(compiled, jax.random.key(seed), 3) for seed in (0, 0, 1))
   assert first.tobytes() == again.tobytes() and np.abs(first - other).max() > 1e-4
 
 
-def test_every_step_draws_anew(compiled):
-  """One key serves the whole run: the step's number is folded in, so one state has another gradient at each step."""
+def test_every_step_has_its_own_draws(compiled):
+  """Checks that the step's number is folded into the key: one state has another gradient at each step."""
   executable, (state, *fixed), _ = compiled
   norms = [float(executable(jax.tree.map(jnp.copy, state.replace(step=jnp.int32(number))), *fixed)[1]["grad_norm"])
            for number in (0, 1, 0)]
   assert norms[0] == norms[2] and abs(norms[0] - norms[1]) > 1e-3 * norms[0]
 
 
-def test_occupancy_is_looked_at_when_due(compiled):
-  """Every second step from step 1 on: the grid, all occupied (infinite) at first, is seen after step 2, not before."""
+def test_occupancy_is_updated_when_due(compiled):
+  """Checks updates every second step from step 1 on: the grid, at first infinite, changes only after step 2."""
   executable, (state, *fixed), _ = compiled
   state, looked = jax.tree.map(jnp.copy, state), []
   for _ in range(4):
@@ -137,8 +137,8 @@ def test_occupancy_is_looked_at_when_due(compiled):
    "render.normals": "difference", "distillation.view_words": "none", "distillation.t_sampler": "uniform",
    "render.height": 12, "render.width": 12, "distillation.clip_norm": (1.0,), "shading.textureless": 0.3},
 ])
-def test_other_settings_make_a_step_too(ready, changes):
-  """Traced, not run: shapes and dtypes fit, and the state keeps its structure."""
+def test_steps_of_other_settings_can_be_traced(ready, changes):
+  """Traces the step: shapes and dtypes fit, and the state keeps its structure."""
   _, step, args = ready(changes)
   state, metrics = jax.eval_shape(step, *args)
   assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == jax.tree.map(

@@ -1,4 +1,4 @@
-"""The folder of a run: its name, folders that cannot be used, and settings that come back from it."""
+"""Tests the folder of a run: its name, unusable folders, and settings read back."""
 import json
 import os
 import subprocess
@@ -24,7 +24,7 @@ def folder_of(settings, flag=""):
 
 @pytest.fixture
 def full_disk(tmp_path):
-  """A file system of 64 KiB without a free byte."""
+  """Returns the folder of a full file system of 64 KiB."""
   disk = tmp_path / "disk"
   disk.mkdir()
   mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
@@ -43,20 +43,20 @@ def full_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_default_name(frozen, tmp_path, monkeypatch):
+def test_default_name_of_the_folder(frozen, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert folder_of(frozen) == workspace.Path("runs/a-red-cube-7")
   workspace.make_folder(folder_of(frozen))
   assert (tmp_path / "runs" / "a-red-cube-7").is_dir() and not os.listdir(tmp_path / "runs" / "a-red-cube-7")
 
 
-def test_the_flag_goes_before_the_setting(frozen, tmp_path):
+def test_the_flag_overrides_the_setting(frozen, tmp_path):
   settings = schema.replaced(frozen, {"workdir": str(tmp_path / "setting")})
   assert folder_of(settings) == tmp_path / "setting"
   assert folder_of(settings, str(tmp_path / "flag")) == tmp_path / "flag"
 
 
-def test_a_way_through_a_folder_that_is_not_there_makes_only_its_end(frozen, tmp_path):
+def test_a_path_through_a_missing_folder_makes_only_the_last_folder(frozen, tmp_path):
   folder = folder_of(frozen, str(tmp_path / "a" / ".." / "b"))
   assert folder == tmp_path / "b"
   workspace.make_folder(folder)
@@ -90,7 +90,7 @@ def test_full_disk(frozen, full_disk):
   assert os.listdir(full_disk) == ["filler"]  # nothing half-written
 
 
-def test_settings_come_back(frozen, tmp_path):
+def test_settings_are_read_back(frozen, tmp_path):
   workspace.store_settings(tmp_path, schema.to_dict(frozen), dict(jax="1.2.3"), dict(repo="a/b", revision="c0ffee"))
   stored = json.loads((tmp_path / "config.json").read_text())
   assert stored["versions"] == {"jax": "1.2.3"} and stored["prior_source"] == {"repo": "a/b", "revision": "c0ffee"}
@@ -98,7 +98,7 @@ def test_settings_come_back(frozen, tmp_path):
   assert again == frozen and again.distillation.t_max == ((0.0, 0.98), (1.0, 0.5))
 
 
-def test_overrides_go_over_stored_settings(frozen, tmp_path):
+def test_overrides_replace_stored_settings(frozen, tmp_path):
   workspace.store_settings(tmp_path, schema.to_dict(frozen), {})
   again = settings_lib.validate(workspace.stored_config(tmp_path, {"export.mesh_resolution": 32, "seed": 8}))
   assert (again.export.mesh_resolution, again.seed, again.prompt) == (32, 8, "A Red Cube!")
@@ -110,7 +110,7 @@ def test_overrides_of_another_task_are_refused(frozen, tmp_path):
     workspace.stored_config(tmp_path, {"picture.framing": "keep"})
 
 
-def test_existing(frozen, tmp_path):
+def test_existing_folder(frozen, tmp_path):
   with pytest.raises(WorkdirError, match="--mode=render needs the folder of a run: --workdir="):
     workspace.existing_folder(None, "render")
   for folder in (tmp_path, tmp_path / "none"):
