@@ -81,7 +81,7 @@ def clip():
 
 @pytest.fixture(scope="session")
 def prior_folder(unet, clip, tmp_path_factory):
-  """A whole prior: 8x8 images, blocks of 2x2, v-prediction, told the camera."""
+  """A whole prior: 8x8 images, blocks of 2x2, v-prediction, conditioned on the camera."""
   from sds_jax.priors.loading.checkpoint import write_component
   folder = tmp_path_factory.mktemp("prior")
   write_component(folder / "unet", "unet", unet[0], unet[2], dtype=jnp.float32)

@@ -1,4 +1,4 @@
-"""Files of pictures of all kinds come out alike, and those that are none are told in one line."""
+"""Image files of all formats decode alike; other files end in a one-line error."""
 import os
 import struct
 import warnings
@@ -33,9 +33,9 @@ def scene():
   ("tiff", {}, 0), ("ppm", {}, 0), ("gif", {}, 0)])
 def test_formats(tmp_path, scene, ending, options, off):
   Image.fromarray(scene).save(tmp_path / f"x.{ending}", **options)
-  found = decode(tmp_path / f"x.{ending}", 64)
-  assert np.abs(found.premultiplied * 255 - scene).max() <= off + 1e-3 and (found.opacity == 1.0).all()
-  assert found.premultiplied.dtype == np.float32 and not found.has_opacity
+  decoded = decode(tmp_path / f"x.{ending}", 64)
+  assert np.abs(decoded.premultiplied * 255 - scene).max() <= off + 1e-3 and (decoded.opacity == 1.0).all()
+  assert decoded.premultiplied.dtype == np.float32 and not decoded.has_opacity
 
 
 def test_the_ending_plays_no_part(tmp_path, scene):
@@ -51,13 +51,14 @@ def test_modes(tmp_path, scene):
   Image.fromarray(grey).save(path)
   assert np.allclose(decode(path, 64).premultiplied * 255, grey[..., None], atol=1e-3)
   Image.fromarray(np.dstack([grey, opacity])).save(path)
-  found = decode(path, 64)
-  assert np.allclose(found.opacity * 255, opacity, atol=1e-3) and found.has_opacity
-  assert np.allclose(found.premultiplied, (grey / 255 * (opacity / 255))[..., None], atol=1e-5)
+  decoded = decode(path, 64)
+  assert np.allclose(decoded.opacity * 255, opacity, atol=1e-3) and decoded.has_opacity
+  assert np.allclose(decoded.premultiplied, (grey / 255 * (opacity / 255))[..., None], atol=1e-5)
   paletted = Image.fromarray(scene).convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
   paletted.save(path, transparency=paletted.getpixel((0, 0)))
-  found = decode(path, 64)
-  assert not found.opacity[:6, :8].any() and (found.opacity[6:] == 1).all() and not found.premultiplied[:6, :8].any()
+  decoded = decode(path, 64)
+  assert not decoded.opacity[:6, :8].any() and (decoded.opacity[6:] == 1).all()
+  assert not decoded.premultiplied[:6, :8].any()
   Image.fromarray(scene).save(path, transparency=(0, 0, 255))
   assert np.array_equal(decode(path, 64).opacity == 0, (scene == (0, 0, 255)).all(-1))
   Image.fromarray(scene).convert("CMYK").save(tmp_path / "x.jpg", quality=95, subsampling=0)
@@ -72,27 +73,27 @@ def test_sixteen_bits(tmp_path):
   for kind, channels in ((0, 1), (2, 3), (4, 2), (6, 4)):
     values = rng.integers(0, 65536, (5, 7, channels)).astype(">u2")
     path.write_bytes(png(7, 5, 16, kind, values))
-    found = decode(path, 64)
+    decoded = decode(path, 64)
     opacity = values[..., -1:] / 65535 if kind > 2 else np.ones((5, 7, 1))
     expected = (values[..., :3] if kind in (2, 6) else values[..., :1]) / 65535 * opacity
     tolerance = 1e-6 if kind == 0 else 3 / 255  # Pillow keeps 8 bits of colours
-    assert np.abs(found.premultiplied - expected).max() < tolerance, kind
-    assert np.abs(found.opacity - opacity[..., 0]).max() < tolerance
+    assert np.abs(decoded.premultiplied - expected).max() < tolerance, kind
+    assert np.abs(decoded.opacity - opacity[..., 0]).max() < tolerance
 
 
 def test_sixteen_bits_of_which_one_value_is_transparent(tmp_path):
   values = np.random.default_rng(0).integers(0, 65536, (6, 8)).astype(np.uint16)
   values[:3, :5] = 777
   Image.fromarray(values).save(tmp_path / "x.png", transparency=777)
-  found = decode(tmp_path / "x.png", 64)
-  np.testing.assert_array_equal(found.opacity, values != 777)
-  np.testing.assert_allclose(found.premultiplied[..., 1], np.where(values == 777, 0, values / 65535), atol=1e-6)
-  assert found.has_opacity
+  decoded = decode(tmp_path / "x.png", 64)
+  np.testing.assert_array_equal(decoded.opacity, values != 777)
+  np.testing.assert_allclose(decoded.premultiplied[..., 1], np.where(values == 777, 0, values / 65535), atol=1e-6)
+  assert decoded.has_opacity
   half = decode(tmp_path / "x.png", 4)  # averaged over blocks of two by two pixels
   np.testing.assert_allclose(half.opacity, (values != 777).reshape(3, 2, 4, 2).mean((1, 3)), atol=1e-6)
 
 
-def test_a_home_is_found(tmp_path, monkeypatch, scene):
+def test_a_home_folder_is_expanded(tmp_path, monkeypatch, scene):
   Image.fromarray(scene).save(tmp_path / "x.png")
   monkeypatch.setenv("HOME", str(tmp_path))
   assert np.array_equal(decode("~/x.png", 64).premultiplied, decode(tmp_path / "x.png", 64).premultiplied)
@@ -120,7 +121,7 @@ def test_orientation(tmp_path, scene, orientation):
 
 
 @pytest.mark.parametrize("ending", ["gif", "webp", "png", "tiff"])
-def test_the_first_of_several_pictures(tmp_path, capsys, scene, ending):
+def test_the_first_of_several_images(tmp_path, capsys, scene, ending):
   frames = [Image.fromarray(scene), Image.fromarray(scene[::-1].copy())]
   extra = dict(lossless=True) if ending == "webp" else {}
   frames[0].save(tmp_path / f"x.{ending}", save_all=True, append_images=frames[1:], **extra)
@@ -128,15 +129,15 @@ def test_the_first_of_several_pictures(tmp_path, capsys, scene, ending):
   assert "the first of them is used" in capsys.readouterr().out
 
 
-def test_large_pictures_are_averaged_with_their_opacity(tmp_path):
+def test_large_images_are_averaged_with_their_opacity(tmp_path):
   rng = np.random.default_rng(0)
   rgba = rng.integers(0, 256, (90, 60, 4)).astype(np.uint8)
   Image.fromarray(rgba).save(tmp_path / "x.png")
-  found = decode(tmp_path / "x.png", 30)
-  assert found.opacity.shape == (30, 20)
+  decoded = decode(tmp_path / "x.png", 30)
+  assert decoded.opacity.shape == (30, 20)
   values = rgba / 255
   expected = np.dstack([values[..., :3] * values[..., 3:], values[..., 3]]).reshape(30, 3, 20, 3, 4).mean((1, 3))
-  assert np.abs(np.dstack([found.premultiplied, found.opacity]) - expected).max() < 1.6 / 255
+  assert np.abs(np.dstack([decoded.premultiplied, decoded.opacity]) - expected).max() < 1.6 / 255
 
 
 def refused(path, match):
@@ -146,7 +147,7 @@ def refused(path, match):
   assert str(path) in text and "\n" not in text and len(text) < 400
 
 
-def test_what_is_no_picture(tmp_path, scene):
+def test_files_that_are_no_images(tmp_path, scene):
   refused(tmp_path / "none.png", "does not exist")
   refused(tmp_path, "no regular file but a folder")
   os.mkfifo(tmp_path / "pipe.png")
@@ -161,7 +162,7 @@ def test_what_is_no_picture(tmp_path, scene):
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "gif", "tiff", "bmp"])
 def test_cut_off_files(tmp_path, ending):
-  """At every one of many places: an error of one line, or, past the last pixel, the picture; never anything else."""
+  """Cut at many places: a one-line error or, past the last pixel, the image; never anything else."""
   path = tmp_path / f"x.{ending}"
   Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3)).astype(np.uint8)).save(path)
   whole, outcomes = path.read_bytes(), []

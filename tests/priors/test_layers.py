@@ -67,9 +67,9 @@ def test_attention_against_a_loop(causal, dtype):
   q, k, v = (np.asarray(jnp.asarray(a, dtype), np.float32) for a in (q, k, v))
   expected = np.zeros((2, 5, 3, 6))
   for b, i, h in np.ndindex(2, 5, 3):
-    seen = i + 1 if causal else 5
-    weights = np.exp([q[b, i, h] @ k[b, j, h] / 2 for j in range(seen)])
-    expected[b, i, h] = (weights / weights.sum()) @ v[b, :seen, h]
+    visible = i + 1 if causal else 5
+    weights = np.exp([q[b, i, h] @ k[b, j, h] / 2 for j in range(visible)])
+    expected[b, i, h] = (weights / weights.sum()) @ v[b, :visible, h]
   got = dot_product_attention(*(jnp.asarray(a, dtype) for a in (q, k, v)), is_causal=causal)
   assert got.dtype == dtype
   np.testing.assert_allclose(got.astype(jnp.float32), expected, atol=1e-5 if dtype == jnp.float32 else 3e-2)

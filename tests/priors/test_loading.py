@@ -42,7 +42,7 @@ def test_the_host_holds_a_few_tensors_at_a_time(places, dtype):
 
 
 def test_each_goes_to_the_device_before_the_next_is_read(places, monkeypatch):
-  seen = []
+  events = []
   class Reader:
     def __init__(self, file, framework):
       self.inner = real(file, framework=framework)
@@ -55,14 +55,14 @@ def test_each_goes_to_the_device_before_the_next_is_read(places, monkeypatch):
       return self.inner.__exit__(*args)
 
     def get_tensor(self, key):
-      seen.append("read")
+      events.append("read")
       return self.tensors.get_tensor(key)
 
   real, put = checkpoint.safetensors.safe_open, jax.device_put
   monkeypatch.setattr(checkpoint.safetensors, "safe_open", Reader)
-  monkeypatch.setattr(jax, "device_put", lambda array: (seen.append("put"), put(array))[1])
+  monkeypatch.setattr(jax, "device_put", lambda array: (events.append("put"), put(array))[1])
   tree = checkpoint.load_on_device(places, jnp.bfloat16)
-  assert seen == ["read", "put"] * TENSORS
+  assert events == ["read", "put"] * TENSORS
   assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(tree))
   np.testing.assert_array_equal(tree["layer_3"]["kernel"], np.full(SHAPE[::-1], 3, jnp.bfloat16))
 

@@ -1,4 +1,4 @@
-"""What a pose-conditioned prior is told, recomputed by hand: poses, null condition, guidance, projection, pixels."""
+"""Conditions on a photo and a pose, recomputed by hand: poses, null condition, guidance, projection, pixels."""
 import math
 from pathlib import Path
 
@@ -37,32 +37,32 @@ def polar_and_azimuth(at):
   ((0, 0), (0, 0)), ((350, 10), (10, 10)), ((10, 10), (350, 10)), ((0, -20), (180, 80)), ((-170, 5), (170, 30)),
   ((90, 60), (30, -30)), ((0, 15), (720, 15))])
 def test_relative_pose(picture, view):
-  told = np.asarray(poses.relative_pose(*map(jnp.radians, jnp.asarray([view[1], view[0], picture[1], picture[0]],
+  pose = np.asarray(poses.relative_pose(*map(jnp.radians, jnp.asarray([view[1], view[0], picture[1], picture[0]],
                                                                       jnp.float32))))
   (polar, azimuth), (from_polar, from_azimuth) = map(polar_and_azimuth, (place(*view), place(*picture)))
   turn = (azimuth - from_azimuth) % (2 * math.pi)
-  np.testing.assert_allclose(told, [polar - from_polar, math.sin(turn), math.cos(turn), from_polar], atol=2e-6)
+  np.testing.assert_allclose(pose, [polar - from_polar, math.sin(turn), math.cos(turn), from_polar], atol=2e-6)
   if view[1] > picture[1]:
-    assert told[0] < 0  # up is towards the pole
+    assert pose[0] < 0  # up is towards the pole
   position = cameras.orbit(*map(math.radians, view), 2.7, 0.8).position
   np.testing.assert_allclose(position, place(*view), atol=1e-5)
 
 
 def test_pose_broadcasts():
-  told = poses.relative_pose(jnp.zeros(3), jnp.linspace(0.0, 1.0, 3), jnp.float32(0.2), jnp.float32(0.0))
-  assert told.shape == (3, 4) and np.allclose(told[:, 0], 0.2) and np.allclose(told[:, 3], math.pi / 2 - 0.2)
+  pose = poses.relative_pose(jnp.zeros(3), jnp.linspace(0.0, 1.0, 3), jnp.float32(0.2), jnp.float32(0.0))
+  assert pose.shape == (3, 4) and np.allclose(pose[:, 0], 0.2) and np.allclose(pose[:, 3], math.pi / 2 - 0.2)
 
 
 def test_pose_features():
-  """Of the view, as the text prior is told cameras, the picture's own at azimuth 0; zeros for the null pose."""
+  """Camera features of the view, with the photo's camera at azimuth 0; zeros for the null pose."""
   views = [(0, 0, 20), (75, 40, 20), (-130, -10, 5), (180, 89, -30)]
-  told = jnp.stack([poses.relative_pose(*map(jnp.radians, (jnp.float32(elevation), jnp.float32(azimuth),
+  pose = jnp.stack([poses.relative_pose(*map(jnp.radians, (jnp.float32(elevation), jnp.float32(azimuth),
                                                            jnp.float32(seen_from), jnp.float32(0.0))))
                     for azimuth, elevation, seen_from in views] + [jnp.zeros(4)])
-  found = np.asarray(poses.pose_features(told))
-  assert found.shape == (5, 16) and not found[4].any()
+  features = np.asarray(poses.pose_features(pose))
+  assert features.shape == (5, 16) and not features[4].any()
   focal = 0.5 / math.tan(math.radians(46) / 2)
-  for row, (azimuth, elevation, _) in zip(found, views):
+  for row, (azimuth, elevation, _) in zip(features, views):
     a, e = math.radians(azimuth), math.radians(elevation)
     waves = [math.cos(e) ** min(k, 2) * wave(k * a) for k in range(1, 5) for wave in (math.sin, math.cos)]
     expected = [*place(azimuth, elevation) / 2.7, *waves, math.sin(2 * e), math.cos(2 * e), 0.0, focal - 1.15, 1.0]
@@ -70,7 +70,7 @@ def test_pose_features():
 
 
 class Probe(nn.Module):
-  """In place of a U-Net: latents + 10 picture + 100 mean of what is attended to."""
+  """Replaces a U-Net: latents + 10 photo + 100 mean of the cross-attention tokens."""
   @nn.compact
   def __call__(self, sample, t, context, labels):
     del t, labels
@@ -78,7 +78,7 @@ class Probe(nn.Module):
 
 
 def test_null_and_guidance_with_both_conditions():
-  """z_t goes in before the picture; zeros in place of both conditions; diffusers' form of guidance."""
+  """z_t precedes the photo's x; zeros replace both conditions; guidance in diffusers' form."""
   scheduler = dict(num_train_timesteps=10, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
                    prediction_type="epsilon")
   photo = photo_lib.PhotoConditioning(CCProjection(5, 3), 0, "polar", None)
@@ -94,36 +94,36 @@ def test_null_and_guidance_with_both_conditions():
   both = jax.tree.map(lambda c, u: jnp.concatenate([c, u]), cond, null)
   eps = prior.denoise(dict(unet={}), jnp.concatenate([z, z]), jnp.full(6, 5), both)
   guided = guidance.cfg_diffusers(eps[:3], eps[3:], 3.0)
-  told = z + 10 * x + 100 * text.mean((1, 2))[:, None, None, None]
-  np.testing.assert_allclose(guided, z + 3 * (told - z), rtol=1e-4, atol=1e-3)
+  conditioned = z + 10 * x + 100 * text.mean((1, 2))[:, None, None, None]
+  np.testing.assert_allclose(guided, z + 3 * (conditioned - z), rtol=1e-4, atol=1e-3)
   with pytest.raises(ValueError, match="the prior 'probe' is conditioned on a photo, not on a prompt: use conf"):
     prior.embed(["a red cube"])
 
 
 @pytest.mark.parametrize("pose, camera_dim, tokens", [("polar", 16, 3), ("distance", 0, 1)])
-def test_tell(pose, camera_dim, tokens):
+def test_conditions(pose, camera_dim, tokens):
   rng = np.random.default_rng(1)
   kernel, bias = rng.normal(size=(9, 6)).astype(np.float32), rng.normal(size=6).astype(np.float32)
-  seen = dict(tokens=rng.normal(size=(tokens, 5)).astype(np.float32), x=rng.normal(size=(2, 2, 4)).astype(np.float32),
-              elevation=np.float32(np.nan))
+  encoded = dict(tokens=rng.normal(size=(tokens, 5)).astype(np.float32),
+                 x=rng.normal(size=(2, 2, 4)).astype(np.float32), elevation=np.float32(np.nan))
   views = poses.relative_pose(jnp.asarray([0.3, -0.1]), jnp.asarray([0.5, 3.0]), jnp.float32(0.2), jnp.float32(0.0))
   photo = photo_lib.PhotoConditioning(CCProjection(9, 6), camera_dim, pose, None)
   params = dict(cc_projection=dict(projection=dict(kernel=kernel, bias=bias)))
-  cond = photo.conditions(params, jax.tree.map(jnp.asarray, seen), views)
+  cond = photo.conditions(params, jax.tree.map(jnp.asarray, encoded), views)
   polar = math.pi / 2 - 0.2
   for b, (elevation, azimuth) in enumerate(((0.3, 0.5), (-0.1, 3.0))):
     four = [0.2 - elevation, math.sin(azimuth), math.cos(azimuth), polar if pose == "polar" else 0.0]
     for t in range(tokens):
-      expected = np.concatenate([seen["tokens"][t], four]) @ kernel + bias
+      expected = np.concatenate([encoded["tokens"][t], four]) @ kernel + bias
       np.testing.assert_allclose(cond["text"][b, t], expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(cond["x"][b], seen["x"])
+    np.testing.assert_array_equal(cond["x"][b], encoded["x"])
   assert cond["text"].dtype == jnp.float32 and set(cond) == {"text", "x", *(["camera"] if camera_dim else [])}
   if camera_dim:
     np.testing.assert_array_equal(cond["camera"], poses.pose_features(views))
 
 
 def test_random_features_of_a_photo():
-  """Without a file: another picture gives other numbers; and a picture of another size is brought to the prior's."""
+  """Without a file: other photos give other numbers, and photos of other sizes are resized."""
   photo = photo_lib.random_photo(CCProjection(9, 6), "distance", spaces.pixel_space(4))
   one, same, other = (photo.encode(jnp.full((size, size, 3), value)) for size, value in ((4, 0.0), (8, 0.0), (4, 0.5)))
   assert {name: leaf.shape for name, leaf in one.items()} == dict(tokens=(1, 5), x=(4, 4, 3), elevation=())
@@ -194,11 +194,11 @@ def test_normaliser(tmp_path):
   ({}, Source("stable-diffusion/zero123-xl", FOLDER / "stable-diffusion" / "zero123-xl"), "distance"),
   (dict(pose="distance"), Source("stable-zero123", FOLDER), "distance"),
   (dict(pose="polar"), Source("zero123", FOLDER), "polar")])
-def test_what_the_fourth_number_is(index, source, expected):
+def test_the_fourth_number_of_a_pose(index, source, expected):
   assert zero123.pose(index, source) == expected
 
 
-def test_a_second_picture_compiles_nothing(tiny_view_prior):
+def test_a_second_photo_compiles_nothing(tiny_view_prior):
   prior, _ = prior_lib.build(tiny_view_prior)
   pictures = np.random.default_rng(0).random((2, 20, 20, 3)).astype(np.float32)
   first, events = prior.photo.encode(jnp.asarray(pictures[0])), []

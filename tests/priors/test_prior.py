@@ -95,13 +95,13 @@ def test_a_missing_camera_is_zeros(built, quick_jit):
   z, t, text = draw(2, 4, 4, 12), jnp.asarray([3, 40]), draw(2, 8, 12, seed=1)
   unknown = quick_jit(prior.denoise, params, z, t, dict(text=text))
   zeros = quick_jit(prior.denoise, params, z, t, dict(text=text, camera=jnp.zeros((2, 5))))
-  told = quick_jit(prior.denoise, params, z, t, dict(text=text, camera=jnp.ones((2, 5))))
+  with_camera = quick_jit(prior.denoise, params, z, t, dict(text=text, camera=jnp.ones((2, 5))))
   np.testing.assert_array_equal(unknown, zeros)
-  assert float(jnp.abs(told - zeros).max()) > 1e-3
+  assert float(jnp.abs(with_camera - zeros).max()) > 1e-3
 
 
 def test_rays_follow_the_image_at_the_input(built, random_params, quick_jit, prior_folder):
-  """The network sees z_t and then the rays of the told camera; those of an unknown one are zeros."""
+  """The network's input is z_t and then the camera's rays; an unknown camera has zeros."""
   config = UNET | dict(in_channels=12 + cameras.RAY_DIM, projection_class_embeddings_input_dim=cameras.CAMERA_DIM)
   unet = UNet2DConditionModel.from_config(config)
   params = dict(unet=random_params(unet))

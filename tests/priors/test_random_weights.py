@@ -30,9 +30,9 @@ def test_the_tree_is_the_networks(tiny_published, nothing_to_read, name):
   for part, tree in params.items():
     model = checkpoint.COMPONENTS[part].network.from_config(tiny_published[name][part])
     expected = {path: leaf.shape for path, leaf in checkpoint.abstract_params(model).items()}
-    found = traverse_util.flatten_dict(tree)
-    assert {path: leaf.shape for path, leaf in found.items()} == expected
-    assert {leaf.dtype for leaf in found.values()} == {jnp.dtype(jnp.bfloat16)}
+    drawn = traverse_util.flatten_dict(tree)
+    assert {path: leaf.shape for path, leaf in drawn.items()} == expected
+    assert {leaf.dtype for leaf in drawn.values()} == {jnp.dtype(jnp.bfloat16)}
   assert prior.x_shape == (8, 8, 3 if name == "if-m" else 4) and prior.name == name
 
 
@@ -49,26 +49,26 @@ def test_shapes_of_a_folder_are_known_before_its_weights(sd_folder):
 
 
 def test_values():
-  """Unit variance over the fan-in for kernels, ones for scales, small biases; each by its own name."""
+  """Unit variance over the fan-in for kernels, ones for scales, small biases; each depends on its name."""
   shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)  # noqa: E731
   tree = dict(a=dict(kernel=shape(3, 3, 16, 256), bias=shape(500), scale=shape(7)), b=dict(kernel=shape(3, 3, 16, 256)))
-  found, again = random_weights.random_params(tree), random_weights.random_params(tree)
+  drawn, again = random_weights.random_params(tree), random_weights.random_params(tree)
   other = random_weights.random_params(tree, seed=1)
-  assert abs(np.std(found["a"]["kernel"]) * math.sqrt(9 * 16) - 1) < 0.02
-  assert abs(np.mean(found["a"]["kernel"])) < 1e-3
-  assert np.all(found["a"]["scale"] == 1)
-  assert 0.01 < np.abs(found["a"]["bias"]).max() <= 0.02
-  assert jax.tree.all(jax.tree.map(np.array_equal, found, again))
-  for kernel in (found["b"]["kernel"], other["a"]["kernel"]):
-    assert abs(np.corrcoef(np.ravel(found["a"]["kernel"]), np.ravel(kernel))[0, 1]) < 0.05
+  assert abs(np.std(drawn["a"]["kernel"]) * math.sqrt(9 * 16) - 1) < 0.02
+  assert abs(np.mean(drawn["a"]["kernel"])) < 1e-3
+  assert np.all(drawn["a"]["scale"] == 1)
+  assert 0.01 < np.abs(drawn["a"]["bias"]).max() <= 0.02
+  assert jax.tree.all(jax.tree.map(np.array_equal, drawn, again))
+  for kernel in (drawn["b"]["kernel"], other["a"]["kernel"]):
+    assert abs(np.corrcoef(np.ravel(drawn["a"]["kernel"]), np.ravel(kernel))[0, 1]) < 0.05
 
 
 def test_parameters_reach_the_device_in_their_dtype_one_by_one(monkeypatch):
-  put, seen = jax.device_put, []
-  monkeypatch.setattr(jax, "device_put", lambda array: seen.append((array.shape, array.dtype)) or put(array))
+  put, arrays = jax.device_put, []
+  monkeypatch.setattr(jax, "device_put", lambda array: arrays.append((array.shape, array.dtype)) or put(array))
   random_weights.random_params(dict(kernel=jax.ShapeDtypeStruct((8, 4), jnp.bfloat16),
                                     scale=jax.ShapeDtypeStruct((4,), jnp.bfloat16)))
-  assert seen == [((8, 4), jnp.bfloat16), ((4,), jnp.bfloat16)]
+  assert arrays == [((8, 4), jnp.bfloat16), ((4,), jnp.bfloat16)]
 
 
 def test_what_it_computes_is_finite_in_bfloat16(tiny_published):
@@ -84,18 +84,18 @@ def test_what_it_computes_is_finite_in_bfloat16(tiny_published):
     assert array.dtype == jnp.float32 and np.all(np.isfinite(array)) and 1e-3 < np.std(array) < 1e3
 
 
-def test_a_picture_that_is_made_up(tiny_published, nothing_to_read):
-  """A whole prediction from a picture, in bfloat16 and finite, without a file."""
+def test_random_features_of_a_photo(tiny_published, nothing_to_read):
+  """A whole prediction from a photo, in bfloat16 and finite, without a file."""
   prior, params = prior_lib.build("zero123", **SD15)
-  seen = prior.photo.encode(jnp.full((16, 16, 3), 0.5))
-  assert seen["tokens"].shape == (1, 8) and seen["x"].shape == (8, 8, 4)
+  features = prior.photo.encode(jnp.full((16, 16, 3), 0.5))
+  assert features["tokens"].shape == (1, 8) and features["x"].shape == (8, 8, 4)
   pose = poses.relative_pose(jnp.zeros(2), jnp.ones(2), jnp.float32(0.0), jnp.float32(0.0))
 
-  def run(params, seen, pose):
-    cond = prior.photo.conditions(params, seen, pose)
+  def run(params, features, pose):
+    cond = prior.photo.conditions(params, features, pose)
     return cond["text"], prior.denoise(params, jnp.ones((2, 8, 8, 4)), jnp.asarray([10, 900]), cond)
 
-  for array in jax.jit(run)(params, seen, pose):
+  for array in jax.jit(run)(params, features, pose):
     assert array.dtype == jnp.float32 and np.all(np.isfinite(array)) and 1e-3 < np.std(array) < 1e3
 
 
@@ -107,7 +107,7 @@ def test_text(tiny_published):
   assert np.array_equal(prior_lib.open_prior("sd15", **SD15)[0].embed([""])["text"][0], text[1])
 
 
-def test_it_says_what_it_is(tiny_published):
+def test_the_source_names_random_weights(tiny_published):
   source = prior_lib.open_prior("sd15", **SD15)[0].source
   assert "random weights" in str(source) and "sd15" in str(source)
   assert json.loads(json.dumps(source.as_dict())) == dict(name="sd15", folder="random weights", repo="", revision="")

@@ -1,4 +1,4 @@
-"""DDIM on a denoiser whose answer is known, and the command."""
+"""DDIM on a denoiser with a known solution, and the command."""
 import dataclasses
 
 import jax
@@ -78,7 +78,7 @@ def test_command(built, tmp_path, capsys, monkeypatch):
   ("--seed=99999999999999999999", "must be from 0 to 2^32 - 1"),
   ("--out=/tmp", "--out=/tmp: it must be a file in a folder"),
   ("--out=/nowhere/x.png", "--out=/nowhere/x.png: it must be a file in a folder that exists")])
-def test_mistakes_are_told_before_any_work(monkeypatch, capsys, argument, words):
+def test_mistakes_end_the_command_before_any_work(monkeypatch, capsys, argument, words):
   monkeypatch.setattr(sample, "build", None)
   with pytest.raises(SystemExit):
     sample.main(["--prompt=a red cube", argument])

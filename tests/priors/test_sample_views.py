@@ -1,4 +1,4 @@
-"""Views of a picture by the command: what they are asked for, and what is refused."""
+"""Views of a photo by the command: the requested poses, and refusals."""
 import dataclasses
 import math
 
@@ -15,7 +15,7 @@ from sds_jax.views import poses
 
 @pytest.fixture
 def asked(monkeypatch):
-  """What a prior without networks is told and asked for by a command: {name: value}."""
+  """Returns {name: value}: the calls of a command to a prior without networks."""
   asked = {}
 
   @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def test_views(asked, tmp_path, capsys):
   assert np.all(asked["picture"][0, 0] == 1.0) and np.all(asked["picture"][5, 5] == (0, 0, 1))  # on white
   with Image.open(tmp_path / "x.png") as image:
     assert image.size == (32, 16)
-  asked["elevation"] = 0.25  # what the prior tells is taken where nothing is said
+  asked["elevation"] = 0.25  # the prior's estimate is the default
   sample.main([*flags, "--num=4"])
   jax.effects_barrier()
   expected = poses.relative_pose(jnp.full(4, 0.25), jnp.arange(4.0) * (jnp.pi / 2), jnp.float32(0.25), jnp.float32(0.0))
@@ -72,7 +72,7 @@ def test_views(asked, tmp_path, capsys):
   assert "drawing 1 images in 3 steps" in capsys.readouterr().out
 
 
-def test_a_picture_without_opacity(tmp_path):
+def test_a_photo_without_opacity(tmp_path):
   write(tmp_path / "a.png", mode="RGB")
   picture = sample_views.read_picture(tmp_path / "a.png")
   assert picture.shape == (16, 16, 3) and picture.dtype == jnp.float32

@@ -1,4 +1,4 @@
-"""Where priors come from: which files are fetched, from which repository, and what is said when none can be had."""
+"""Sources of priors: the fetched files, the repositories, and the errors when no source answers."""
 import errno
 import os
 from pathlib import Path
@@ -40,7 +40,7 @@ def weights(variant):
 
 
 @pytest.mark.parametrize("dtype, variant", [(jnp.float32, ""), (jnp.bfloat16, ".fp16"), ("float16", ".fp16")])
-def test_only_what_is_needed_is_chosen(dtype, variant):
+def test_only_needed_files_are_chosen(dtype, variant):
   assert sorted(hub_lib.choose_files(LISTING, SD, dtype)) == sorted(SMALL + weights(variant))
 
 
@@ -66,7 +66,7 @@ def test_shards(index):
   assert "tokenizer/spiece.model" in hub_lib.choose_files(T5, IF, jnp.float32)
 
 
-def test_listings_that_will_not_do():
+def test_unusable_listings():
   pickled = [name.replace("unet/diffusion_pytorch_model.safetensors", "unet/old.bin") for name in T5]
   with pytest.raises(hub_lib.Unavailable, match="unet/ has no diffusion_pytorch_model.safetensors, only old.bin; "
                                                 "pickles are not read, since they can run code: .*save_pretrained"):
@@ -146,7 +146,7 @@ def test_the_first_source_that_answers(tmp_path, capsys):
   assert sources.find("sd15", jnp.float32, fake.hub) == source and len(fake.asked) == 2
 
 
-def test_what_a_revision_is(tmp_path):
+def test_revisions(tmp_path):
   fake = FakeHub(tmp_path, {"owner/name": LISTING})
   assert sources.find("owner/name@v2", jnp.float32, fake.hub).revision == COMMIT
   assert fake.asked == [("owner/name", "v2")]
@@ -168,10 +168,10 @@ def test_what_a_revision_is(tmp_path):
   (OSError(errno.ENOSPC, "No space left on device"), "the disk is full; make room, or set HF_HOME", True),
   (named("XetDownloadError"), "XetDownloadError: said the library", False)])
 def test_errors_are_explained(error, words, everywhere):
-  found = hub_lib.explain(error, "a/b")
-  assert found.everywhere == everywhere
+  unavailable = hub_lib.explain(error, "a/b")
+  assert unavailable.everywhere == everywhere
   with pytest.raises(hub_lib.Unavailable, match=words):
-    raise found
+    raise unavailable
 
 
 def test_all_sources_fail(tmp_path):
@@ -194,7 +194,7 @@ def test_without_a_connection_only_one_is_asked(tmp_path):
 
 
 def test_a_download_that_was_broken_off(tmp_path):
-  """Offline it is told of; online it is completed."""
+  """Offline the error lists the missing files; online they are fetched."""
   fake = FakeHub(tmp_path, {ONE: ConnectionError()})
   folder = fake.store(ONE, "main", SMALL + weights("")[:2])
   blob = tmp_path / f"models--{ONE.replace('/', '--')}" / "blobs" / "abc.incomplete"

@@ -92,8 +92,8 @@ def test_attention_bias():
   assert got.shape == (2, 2, 9, 9)
   got = np.asarray(got)
   for b, h, i, j in np.ndindex(got.shape):
-    seen = table[bucket_by_definition(j - i, 8, 20), h]
-    assert got[b, h, i, j] == (seen if MASK[b, j] else np.finfo(np.float32).min)
+    bias = table[bucket_by_definition(j - i, 8, 20), h]
+    assert got[b, h, i, j] == (bias if MASK[b, j] else np.finfo(np.float32).min)
   np.testing.assert_array_equal(attention_bias(jnp.asarray(table), 9, 20), got[:1])
 
 
@@ -106,14 +106,14 @@ def in_numpy(params, ids, mask, gated=True):
   def norm(x, scale):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + T5["layer_norm_epsilon"]) * scale
 
-  def attend(p, x, seen):
+  def attend(p, x, visible):
     q, k, v = (x @ p[name]["kernel"] for name in "qkv")
     out = np.zeros_like(q)
     for h, i in np.ndindex(2, len(x)):
       part = slice(5 * h, 5 * h + 5)
-      scores = [q[i, part] @ k[j, part] + table[bucket_by_definition(j - i, 8, 20), h] for j in seen]
+      scores = [q[i, part] @ k[j, part] + table[bucket_by_definition(j - i, 8, 20), h] for j in visible]
       weights = np.exp(scores) / np.exp(scores).sum()
-      out[i, part] = weights @ v[seen][:, part]
+      out[i, part] = weights @ v[visible][:, part]
     return out @ p["o"]["kernel"]
 
   def perceptron(p, x):

@@ -1,4 +1,4 @@
-"""The autoencoder on its own: configs, shapes, clipping, sampling, names in files; for numbers see parity/."""
+"""The autoencoder alone: configs, shapes, clipping, sampling, names in files; for numbers see parity/."""
 import math
 
 import jax

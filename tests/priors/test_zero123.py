@@ -35,22 +35,22 @@ def test_facts(built):
     prior.embed(["a cube"])
 
 
-def test_from_a_picture_to_noise(built, quick_jit, zero123_folders):
-  """One token, the distribution's mean unscaled, and a prediction that depends on picture and pose, both or none."""
+def test_from_a_photo_to_noise(built, quick_jit, zero123_folders):
+  """One token, the distribution's mean unscaled, and a prediction that depends on photo and pose, both or none."""
   kind, prior, params = built
   rng = np.random.default_rng(0)
-  picture = jnp.asarray(rng.uniform(size=(16, 16, 3)), jnp.float32)
-  seen = prior.photo.encode(picture)
-  assert seen["tokens"].shape == (1, 768) and seen["x"].shape == (8, 8, 4) and np.isnan(seen["elevation"])
+  photo = jnp.asarray(rng.uniform(size=(16, 16, 3)), jnp.float32)
+  features = prior.photo.encode(photo)
+  assert features["tokens"].shape == (1, 768) and features["x"].shape == (8, 8, 4) and np.isnan(features["elevation"])
   vae, vae_params = checkpoint.read_component(zero123_folders[kind] / "vae", "vae")
-  mean, _ = quick_jit(lambda p, x: vae.apply({"params": p}, x, method="encode"), vae_params, 2 * picture[None] - 1)
-  np.testing.assert_allclose(seen["x"], mean[0], rtol=1e-3, atol=1e-4)
+  mean, _ = quick_jit(lambda p, x: vae.apply({"params": p}, x, method="encode"), vae_params, 2 * photo[None] - 1)
+  np.testing.assert_allclose(features["x"], mean[0], rtol=1e-3, atol=1e-4)
   pose = poses.relative_pose(jnp.asarray([0.2, 0.9]), jnp.asarray([0.0, 2.0]), jnp.float32(0.1), jnp.float32(0.0))
-  cond = prior.photo.conditions(params, seen, pose)
+  cond = prior.photo.conditions(params, features, pose)
   z = jnp.asarray(rng.normal(size=(1, 8, 8, 4)), jnp.float32)
   null = photo_lib.null_condition(cond)
-  told = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), cond, null, dict(cond, x=null["x"]))
-  eps = quick_jit(lambda p, z, c: prior.denoise(p, jnp.repeat(z, 6, 0), jnp.full(6, 300), c), params, z, told)
+  conditions = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), cond, null, dict(cond, x=null["x"]))
+  eps = quick_jit(lambda p, z, c: prior.denoise(p, jnp.repeat(z, 6, 0), jnp.full(6, 300), c), params, z, conditions)
   assert eps.shape == (6, 8, 8, 4) and eps.dtype == jnp.float32 and np.all(np.isfinite(eps))
   np.testing.assert_allclose(eps[2], eps[3], rtol=1e-4, atol=1e-5)  # the null condition has no pose
   far = [float(jnp.abs(eps[a] - eps[b]).max()) for a, b in ((0, 1), (0, 2), (0, 4), (4, 5))]
@@ -65,15 +65,15 @@ def test_shapes_are_known_before_the_weights(zero123_folders):
 
 def test_resizing_is_the_pipelines(zero123_folders):
   """Two pipelines, the same weights, another way to 12x12; and in both the feature extractor's mean is taken off."""
-  picture = jnp.asarray(np.random.default_rng(1).uniform(size=(16, 16, 3)), jnp.float32)
+  photo = jnp.asarray(np.random.default_rng(1).uniform(size=(16, 16, 3)), jnp.float32)
   tokens = []
   for kind in KINDS:
     prior, _ = prior_lib.open_prior(zero123_folders[kind])
     encoder, params = checkpoint.read_component(zero123_folders[kind] / "image_encoder", "image_encoder")
-    resized = zero123.RESIZE[kind](picture[None], 12)
+    resized = zero123.RESIZE[kind](photo[None], 12)
     pixels = (resized - jnp.asarray([[[[0.48145466, 0.4578275, 0.40821073]]]])) / jnp.asarray(
       [[[[0.26862954, 0.26130258, 0.27577711]]]])
-    tokens.append(prior.photo.encode(picture)["tokens"])
+    tokens.append(prior.photo.encode(photo)["tokens"])
     np.testing.assert_allclose(tokens[-1], encoder.apply({"params": params}, pixels)[0, :1], rtol=1e-3, atol=1e-4)
   assert float(jnp.abs(tokens[0] - tokens[1]).max()) > 1e-3
 
@@ -167,7 +167,7 @@ def files_of(projection):
 
 @pytest.mark.parametrize("projection", [CAMERA, "cc_projection"])
 @pytest.mark.parametrize("dtype, variant", [(jnp.float32, ""), (jnp.bfloat16, ".fp16")])
-def test_what_is_fetched(projection, dtype, variant):
+def test_fetched_files(projection, dtype, variant):
   left_out = (".gitattributes", "README.md", f"{projection}/zero123.py", "safety_checker/config.json",
               "safety_checker/model.safetensors")
   wanted = [name for name in listing((variant,), projection) if name not in left_out]

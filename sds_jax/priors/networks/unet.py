@@ -170,9 +170,9 @@ class UNet2DConditionModel(nn.Module):
 
   def _stage(self, kind: str, i: int, more_layers: int, resample: str | None, name: str) -> UNetStage:
     """Returns the block of the given kind at resolution i."""
-    return UNetStage(self.block_out_channels[i], self._per_block(self.layers_per_block)[i] + more_layers, self._resnet(),
-                 self._attention(kind, i), resample, kind.startswith(_BY_RESNET), self.downsample_padding,
-                 self.dtype, name=name)
+    layers = self._per_block(self.layers_per_block)[i] + more_layers
+    return UNetStage(self.block_out_channels[i], layers, self._resnet(), self._attention(kind, i), resample,
+                     kind.startswith(_BY_RESNET), self.downsample_padding, self.dtype, name=name)
 
   def _resnet(self, **kwargs: Any) -> ModuleFactory:
     return partial(ResnetBlock2D, groups=self.norm_num_groups, eps=self.norm_eps, act_fn=self.act_fn,
