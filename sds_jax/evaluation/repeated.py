@@ -36,7 +36,7 @@ class RepeatedRuns:
     self.generator: Generator = program.stages[0].generator
     self.steps = steps
     self._program, self._layout, self._params = program, layout, layout.put_prior(prior_params)
-    shapes = layout.shapes(self._params)
+    shapes = layout.shapes(self._params)  # shapes alone: a new state reads no values of the prior
     self._begin = jax.jit(lambda conditions, key: program.begin(shapes, conditions, key, None))
     self._executables: list[Callable[..., Any]] = []
 

@@ -85,6 +85,7 @@ class ScenesTask:
       return scenes_lib.stacked([self.one.embed(prior, prompt) for prompt in scenes.prompts])
 
     def begin(params: Params, conditions: Any, key: Array, source: TrainState | None) -> TrainState:
+      # All scenes begin with equal parameters; of the conditions only shapes matter to a new state.
       first = jax.tree.map(lambda leaf: leaf[0], conditions)
       return scenes_lib.repeated(one.begin(params, first, key, source), count)
 

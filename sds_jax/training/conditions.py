@@ -138,6 +138,7 @@ def sides(distillation: DistillationSettings, text: Text, choose: Callable[[Arra
   every = lambda one: jax.tree.map(lambda a, b: jnp.broadcast_to(a[None], b.shape), one, chosen)  # noqa: E731
   null = every(text["null"])
   if "pair" in record.needs:
+    # `progress` is traced, so both pairs are in the program, and one compilation serves the whole run.
     replaced = progress >= options_of(distillation, record).begins
     either = lambda new, old: jax.tree.map(lambda a, b: jnp.where(replaced, choose(a), b), new, old)  # noqa: E731
     chosen, null = either(text["target"], chosen), either(text["source"], null)
@@ -179,6 +180,7 @@ def _by_direction(some: Array, azimuth: Array, elevation: Array, view_words: str
     return jnp.broadcast_to(some[:1], (azimuth.shape[0],) + some.shape[1:])
   if view_words == "nearest":
     return some[prompts.view_index(azimuth, elevation)]
+  # The embedded prompts may be bfloat16, and strict promotion refuses mixed types.
   weights = prompts.view_weights(azimuth, elevation).astype(some.dtype)
   return jnp.einsum("bv,v...->b...", weights, some)
 

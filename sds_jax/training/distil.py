@@ -49,6 +49,7 @@ def distil(distillation: DistillationSettings, weight: Scheduled, prior: Prior, 
   low, high = _t_range(distillation, prior, progress)
   t = _draw_t(distillation, prior, keys["t"], (low, high), index, views)
   scale = now(distillation.guidance_scale)
+  # The Python number 0 leaves rescaling out of the program; a traced 0 would keep it in every step.
   rescale = 0.0 if distillation.guidance_rescale == 0.0 else now(distillation.guidance_rescale)
   denoise = guidance.guided(prior.denoise, distillation.guidance_convention, scale, rescale_phi=rescale)
   if "score" in record.needs:

@@ -92,6 +92,7 @@ class DeviceLayout:
       state, fixed: arguments of the step, fixed = (prior_params, conditions, key), already on the devices.
     """
     if self.mode == "pmap":
+      # Lowered and compiled here: a first call would compile inside the loop, and run out of memory only there.
       return jax.pmap(step, axis_name=VIEWS, donate_argnums=0, devices=self._local_or_all()).lower(
           state, *fixed).compile()
     if self.mode == "jit":
@@ -114,6 +115,7 @@ class DeviceLayout:
 
   def _part(self, leaf: Any) -> P:
     """Returns the partition of a parameter: its longest axis that the number of devices divides; none if small."""
+    # A split that does not come out even would need padding, and small arrays are not worth an all-gather.
     fitting = [axis for axis, size in enumerate(leaf.shape) if size % self.mesh.size == 0]
     if leaf.size < SMALLEST_PART or not fitting:
       return P()

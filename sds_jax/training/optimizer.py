@@ -53,5 +53,6 @@ def average(ema: Any, params: Params, decay: float, step: Array) -> Any:
   if ema is None:
     return None
   count = step.astype(jnp.float32)
+  # In float32 even for bfloat16 parameters: 1 - decay is below the resolution of bfloat16.
   keep = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
   return jax.tree.map(lambda old, new: (keep * old + (1.0 - keep) * new).astype(old.dtype), ema, params)

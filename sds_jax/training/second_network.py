@@ -45,6 +45,7 @@ def make_score_fn(prior: Prior) -> DenoiseFn:
     prior_params, phi = params
     if "camera" in phi and "camera" in cond:
       shift = cond["camera"] @ phi["camera"]
+      # A new dictionary: the caller's condition keeps its text.
       cond = {name: value for name, value in cond.items() if name != "camera"}
       cond["text"] += shift[:, None].astype(cond["text"].dtype)
     return prior.denoise({**prior_params, "unet": lora.merge(prior_params["unet"], phi["adapters"])}, z, t, cond)
