@@ -20,6 +20,10 @@ EXIT_MISTAKE, EXIT_DIVERGED, EXIT_INTERRUPTED = 2, 3, 130
 def main() -> None:
   """Runs the command of `run.py` and of `sds-jax`."""
   started = time.perf_counter()
+  # Modules that settings name, such as a user's own generator, may lie in the current folder. At the end of the path,
+  # so that no file there takes the place of an installed module.
+  if os.getcwd() not in sys.path:
+    sys.path.append(os.getcwd())
   app.run(lambda arguments: _run(arguments, started), flags_parser=_parse)
 
 

@@ -1,5 +1,9 @@
 """A user's own 3D representation through the command's path: configuration, steps, outputs, errors, many devices."""
+import os
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +21,7 @@ from sds_jax.tasks import Text3DTask
 from sds_jax.training import layout as layout_lib
 from sds_jax.views import cameras
 
+ROOT = Path(__file__).resolve().parents[2]
 MODULE = '''
 import jax, jax.numpy as jnp
 from sds_jax.views.cameras import camera_rays
@@ -120,6 +125,16 @@ def test_eight_devices_do_what_one_does(make_task, tiny_prior):
       state, _ = step(state, *fixed)
     ends.append(layout.fetch(state.params))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *ends)
+
+
+def test_the_console_command_finds_modules_in_the_current_folder(tmp_path):
+  """A representation that fails says so in one line: its module was found beside the user's files."""
+  (tmp_path / "mine.py").write_text("def make(size):\n  raise RuntimeError('found it')\n", encoding="utf-8")
+  script = "from sds_jax.commands.main import main; main()"
+  done = subprocess.run([sys.executable, "-P", "-c", script, "--config=text", "--config.generator.name=mine:make"],
+                        cwd=tmp_path, capture_output=True, text=True, check=False,
+                        env={**os.environ, "PYTHONPATH": str(ROOT)})
+  assert done.returncode == 2 and "found it" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("name, words", [
