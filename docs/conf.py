@@ -38,6 +38,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_attr_annotations = False
 default_role = "code"
+smartquotes = False  # which would make a dash of the hyphens of a flag
 
 html_theme = "furo"
 html_title = f"sds_jax {release}"
