@@ -40,7 +40,7 @@ def count_wanted_samples(generator: FieldGenerator, grid: Any, draws: StepDraws)
   rays = jax.vmap(lambda camera: cameras.camera_rays(camera, size, size))(draws.cameras)
   rays = Rays(rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3))
   distances, _ = sampling.even_steps(rays, options.bound, options.candidates, draws.jitter)
-  return jnp.sum(render._wanted(rays, distances, grid, options), dtype=jnp.int32)
+  return jnp.sum(render.wanted_samples(rays, distances, grid, options), dtype=jnp.int32)
 
 
 def sample_counts(work: Workload, state: TrainState, draws: StepDraws) -> dict[str, float]:

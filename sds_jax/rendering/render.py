@@ -84,7 +84,8 @@ def render_rays(field: FieldFn, params: Params, rays: Rays, background: Array, j
   jitter = jnp.full((count,), 0.5, rays.origins.dtype) if jitter is None else jitter
   distances, widths = sampling.even_steps(rays, options.bound, options.candidates, jitter)
   # Sample-major [S, R / V] within a view: packing in this order drops the farthest samples of all rays first.
-  wanted = _wanted(rays, distances, grid, options).reshape(-1, views, count // views).swapaxes(0, 1)  # [V, S, R / V]
+  wanted = wanted_samples(rays, distances, grid, options).reshape(-1, views, count // views)
+  wanted = wanted.swapaxes(0, 1)  # [V, S, R / V]
 
   def within(budget: int) -> tuple[RenderOutput, Array]:
     return _render_packed(field, params, rays, background, distances, widths, wanted, budget * count // views, options,
@@ -104,7 +105,7 @@ def _render_packed(field: FieldFn, params: Params, rays: Rays, background: Array
   """Renders rays with `budget` samples per view.
 
   The arguments are those of `render_rays`, and `distances` [S, R] and `widths` [R] of `sampling.even_steps`, and
-  `wanted` bool [V, S, R / V] of `_wanted`.
+  `wanted` bool [V, S, R / V] of `wanted_samples`.
   """
   count, pixels = rays.origins.shape[0], wanted.shape[2]
   place, kept, overflow = jax.vmap(lambda mask: occupancy.pack(mask.reshape(-1), budget))(wanted)
@@ -177,7 +178,7 @@ def render_image(field: FieldFn, params: Params, camera: Camera, height: int, wi
   return jax.tree.map(lambda x: x.reshape(chunks * rows, width, *x.shape[2:])[:height], out)
 
 
-def _wanted(rays: Rays, distances: Array, grid: Occupancy | None, options: RenderOptions) -> Array:
+def wanted_samples(rays: Rays, distances: Array, grid: Occupancy | None, options: RenderOptions) -> Array:
   """Returns the mask [S, R] of the samples to evaluate.
 
   Such samples are in front of the camera, inside the ball and in an occupied cell.
