@@ -14,7 +14,7 @@ def test_it_is_short():
 def test_the_command_of_continuous_integration_is_the_readmes():
   printed = subprocess.run(["sed", "-n", r"s/^    \(python3 -m venv .*pytest.*\)$/\1/p", str(ROOT / "README.md")],
                            capture_output=True, text=True, check=True).stdout.splitlines()
-  assert len(printed) == 1 and "[test,parity]" in printed[0]
+  assert len(printed) == 1 and "[test,parity,docs]" in printed[0]
   assert r"s/^    \(python3 -m venv .*pytest.*\)$/\1/p" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
