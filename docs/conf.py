@@ -6,7 +6,7 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS / "_ext"), str(DOCS.parent)]
 
-import sds_jax  # found by the line above
+import sds_jax  # noqa: E402 (found by the line above)
 
 project = "sds_jax"
 author = copyright = "The sds_jax developers"

@@ -1,7 +1,7 @@
 """Counts how the code is built, for this package or any other: python tests/count_structure.py [FOLDER ...].
 
-Lengths are in lines. Comments and lines of docstrings are for each 100 lines of source. Public functions have no leading
-underscore, and neither do their classes.
+Lengths are in lines. Comments and lines of docstrings are for each 100 lines of source. Public functions have no
+leading underscore, and neither do their classes.
 """
 import ast
 import io
@@ -51,7 +51,8 @@ def count(folder):
   all_functions = [item for tree in trees for item in functions(tree)]
   lengths = sorted(node.end_lineno - node.lineno + 1 for node, _ in all_functions)
   public = [node for node, is_public in all_functions if is_public]
-  first_lines = [ast.get_docstring(node).splitlines()[0].split() for node, _ in all_functions if ast.get_docstring(node)]
+  first_lines = [ast.get_docstring(node).splitlines()[0].split() for node, _ in all_functions
+                 if ast.get_docstring(node)]
   doc_lines = sum(node.end_lineno - node.lineno + 1 for tree in trees for node in docstrings(tree))
   return (folder, len(texts), sum(sizes), round(statistics.median(sizes)), max(sizes),
           f"{100 * sum(map(comments, texts)) / sum(sizes):.1f}", f"{100 * doc_lines / sum(sizes):.1f}",

@@ -22,7 +22,8 @@ COMMANDS = {"testbed/study.py"}
 STRANGERS = [("rendering", "priors"), ("priors", "rendering"), ("shapeworld", "training"), ("shapeworld", "rendering"),
              ("diffusion", "priors"), ("diffusion", "fields"), ("settings", "training"), ("generators", "training")]
 """Folders that must not reach each other in any number of steps."""
-PRINCIPLES = dict(longest_file=400, longest_function=100, depth=3, takers_of_the_tree=10, files_that_name_an_estimator=2)
+PRINCIPLES = dict(longest_file=400, longest_function=100, depth=3, takers_of_the_tree=10,
+                  files_that_name_an_estimator=2)
 TREES = {"Text3D", "Image3D", "Image2D"}
 """The settings of a whole task; most functions take one group of them."""
 

@@ -1,9 +1,9 @@
 """The settings of each estimator in the study: the weight w(t), the range of t, a note for the reader.
 
-Weights and ranges of t are the published values, with five exceptions for the ranges. The published runs of CSD, the bridge
-and VSD lower the range in the middle of a run, and the published run of ISM lowers its range near the start. A particle
-of the study has no coarse stage and no fine stage, so these four keep a constant range: CSD, the bridge and VSD the first
-range, ISM the last range. RFDS takes the range of SDS, so that only the weight separates the two. Each
+Weights and ranges of t are the published values, with five exceptions for the ranges. The published runs of CSD, the
+bridge and VSD lower the range in the middle of a run, and the published run of ISM lowers its range near the start. A
+particle of the study has no coarse stage and no fine stage, so these four keep a constant range: CSD, the bridge and
+VSD the first range, ISM the last range. RFDS takes the range of SDS, so that only the weight separates the two. Each
 note names its exception. The settings of real runs are in the records of the estimators. Guidance is not listed here,
 because the study compares all estimators at equal guidance.
 """

@@ -83,5 +83,7 @@ def test_how_to_add_a_representation(blocks):
   opacity = names["image"]["opacity"]
   assert float(opacity[16, 16]) > 0.99 and float(opacity[0, 0]) < 0.01
   with jax.numpy_rank_promotion("allow"):
-    brightness = lambda params: names["ball"].render(params, names["camera"], 32, jax.random.key(1))["rgb"].sum()
+    def brightness(params):
+      return names["ball"].render(params, names["camera"], 32, jax.random.key(1))["rgb"].sum()
+
     assert float(jax.grad(brightness)(names["params"])["radius"]) > 0

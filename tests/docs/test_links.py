@@ -55,7 +55,8 @@ EXAMPLES = {"sds_jax/diffusion/estimators/shrunk.py", "sds_jax/generators/NAME.p
 """Files that a reader of a how-to is told to write."""
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if path.suffix == ".md" and ROOT / "sds_jax" not in path.parents],
+@pytest.mark.parametrize("path", [path for path in PAGES if path.suffix == ".md"
+                                  and ROOT / "sds_jax" not in path.parents],
                          ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_modules_and_files_that_are_named_exist(path):
   text = path.read_text(encoding="utf-8")
