@@ -22,6 +22,8 @@ def test_the_tests_and_scripts_that_they_name_exist(script):
   text = script.read_text(encoding="utf-8")
   for path in re.findall(r"(?<![\w/])(tests/[\w/]+(?:\.py)?|\.ci/\w+)", text):
     assert (FOLDER.parent / path).exists(), path
+  for path, name in re.findall(r"(tests/[\w/]+\.py) -k (\w+)", text):
+    assert f"def {name}(" in (FOLDER.parent / path).read_text(encoding="utf-8"), name
 
 
 @pytest.mark.parametrize("ci, status", [("true", 1), ("", 0)])
