@@ -180,17 +180,17 @@ def test_orientation_loss_without_shading(viewer, task_of):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"distillation.estimator": "dds"}, "compares descriptions"),
+    ({"distillation.estimator": "dds"}, "compares two descriptions"),
     ({"camera.distance": (2.4, 3.0)}, "give one value twice"),
     ({"loss.depth": 1.0}, "config.picture.depth"),
-    ({"picture.normals": "n.png"}, "would go unheard.*--config.loss.normals="),
+    ({"picture.normals": "n.png"}, "has no effect.*--config.loss.normals="),
     ({"camera.position_jitter": 0.1}, "config.camera.position_jitter=0.1 must be 0.0"),
     ({"camera.up_std": 0.02}, "config.camera.up_std"),
     ({"prompt": "a red cube"}, "belong together"),
     ({"picture.elevation_deg": "high"}, "auto, or a number of degrees"),
     ({"picture.framing": "sideways"}, "must be one of"),
-    ({"training.particles": 2, "training.views": 2}, "has no meaning"),
-    ({"shading.lambertian": 0.5}, "the picture's own light")])
+    ({"training.particles": 2, "training.views": 2}, "has no effect"),
+    ({"shading.lambertian": 0.5}, "the photo's own light")])
 def test_contradictory_settings(task_of, changes, words):
   with pytest.raises(ConfigError, match=words):
     task_of(changes)
