@@ -103,7 +103,7 @@ def switch() -> Legal:
 
 
 def sentence(longest: int = 10_000, words: str = "", empty: bool = True) -> Legal:
-  """Allows text of at most `longest` characters; `empty` tells whether blank text is legal."""
+  """Allows text of at most `longest` characters; `empty` allows blank text."""
   described = f"a text of at most {longest:,} characters" if empty else f"a text of 1 to {longest:,} characters"
   return Legal(lambda v: len(v) <= longest and (empty or bool(v.strip())), described + words)
 
@@ -114,7 +114,7 @@ def folder(words: str = "") -> Legal:
 
 
 def file(words: str = "", empty: bool = True) -> Legal:
-  """Allows any path of a file that is text and has no NUL; `empty` tells whether blank text is legal."""
+  """Allows any path of a file that is text and has no NUL; `empty` allows blank text."""
   return Legal(lambda v: (empty or bool(v.strip())) and "\0" not in v, "the path of a file" + words)
 
 

@@ -16,7 +16,7 @@ PLANNED = ("argument", "output", "temp", "alias", "generated_code")
 
 
 def planned(compiled: Any) -> dict[str, int] | None:
-  """Returns the bytes that XLA reserves for one call, by PLANNED; None where the backend does not tell."""
+  """Returns the bytes that XLA reserves for one call, by PLANNED; None where the backend does not report any."""
   plan = compiled.memory_analysis()
   return None if plan is None else {name: getattr(plan, f"{name}_size_in_bytes") for name in PLANNED}
 
@@ -52,7 +52,7 @@ def measure(work: workload.Workload) -> dict[str, Any]:
     work: built with `allocate=False`. Of a prior in a folder only the text encoder has been read.
 
   Returns:
-    dict(prior_source, compile_s, xla_memory, total_bytes, arguments, machine, upcast). `upcast` tells whether the
+    dict(prior_source, compile_s, xla_memory, total_bytes, arguments, machine, upcast). `upcast` is whether the
     backend converts bfloat16 to float32 for its products: `temp` then holds float32 copies which an accelerator would
     not make.
   """

@@ -27,7 +27,7 @@ MIN_OPACITY = 0.1
 MIN_PIXELS = 8
 """Smallest number of object pixels, in the file and in the frame."""
 _LARGEST_SIDE = 2048
-"""Photos are decoded with at most so many pixels a side, or twice the requested size if larger."""
+"""Photos are decoded with at most this number of pixels a side, or twice the requested size if larger."""
 
 
 class Frame(NamedTuple):

@@ -135,5 +135,5 @@ class ImageGeneratorSettings:
 
   @property
   def frames(self) -> int:
-    """The frames of a particle, as far as the settings tell; a generator of the user's own may have others."""
+    """The frames of a particle, from the settings; a generator of the user's own may have others."""
     return self.shared.frames if self.name == "shared" else 1

@@ -23,7 +23,7 @@ class Text3D(ObjectSettings):
     yield from super().relations(path)
     d = self.distillation
     if d.perp_neg != "none" and d.view_words == "none":
-      yield (f"{path}.distillation.perp_neg={d.perp_neg!r} tells views apart by their words, but "
+      yield (f"{path}.distillation.perp_neg={d.perp_neg!r} distinguishes views by their words, but "
              f"{path}.distillation.view_words={d.view_words!r}: set it to nearest or blended, or perp_neg to none")
     if self.prompts_file:
       yield from without_effect(self, path, _OF_ONE_OBJECT,

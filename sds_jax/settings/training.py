@@ -40,7 +40,7 @@ class ObjectTrainingSettings(TrainingSettings):
 @dataclasses.dataclass(frozen=True)
 class DivergenceSettings:
   """What happens to updates that are not finite: each is dropped; after too many the run goes back to a checkpoint."""
-  patience: int = setting(20, whole(1), "so many dropped updates in a row take the run back, with other random draws")
+  patience: int = setting(20, whole(1), "dropped updates in a row that take the run back to a checkpoint")
   restarts: int = setting(3, whole(0, 100, " (0: give up at once)"), "how often the run goes back before giving up")
   learning_rate_factor: float = setting(0.5, above(0.0, 1.0), "factor on the learning rate at each restart")
 

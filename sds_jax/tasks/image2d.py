@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from sds_jax import hosts, schema, settings as settings_lib
+from sds_jax import schema, settings as settings_lib
 from sds_jax.generators.catalogue import GeneratorError, check_images, make_generator
 from sds_jax.generators.images import ImageGenerator
 from sds_jax.generators.parameterization import Parameterization
@@ -30,14 +30,12 @@ from sds_jax.schema import ConfigError
 from sds_jax.settings.generator import ImageGeneratorSettings
 from sds_jax.settings.image2d import Image2D, prompts_of
 from sds_jax.tasks import priors
-from sds_jax.tasks.restore import restore_state
-from sds_jax.tasks.task import OpenRun
+from sds_jax.tasks.base import GeneratorTask
 from sds_jax.training import conditions
-from sds_jax.training.layout import DeviceLayout, make_layout
+from sds_jax.training.layout import DeviceLayout
 from sds_jax.training.loop import RunResult
 from sds_jax.training.parallel import Share
-from sds_jax.training.optimizer import make_optimizer
-from sds_jax.training.program import Program, make_program, new_state
+from sds_jax.training.program import Program, make_program
 from sds_jax.training.stages import Stage
 from sds_jax.training.state import TrainState
 from sds_jax.training.step import Term
@@ -85,7 +83,7 @@ def generator_options(settings: ImageGeneratorSettings) -> dict[str, Any]:
   return options
 
 
-class Image2DTask:
+class Image2DTask(GeneratorTask):
   """A run of images.
 
   Attributes:
@@ -116,22 +114,6 @@ class Image2DTask:
   @functools.cached_property
   def _show(self) -> Callable[[Params], Array]:
     return self.generator.make_show()
-
-  def read_inputs(self) -> None:
-    """Reads nothing: a prompt needs no file."""
-
-  def open(self, inputs: None = None) -> OpenRun:
-    """Loads the prior and makes the program.
-
-    Raises:
-      ConfigError: the prior does not suit the task or the prompt, or the generator does not work.
-      CheckpointError: files of the prior are missing or damaged.
-    """
-    del inputs
-    s = self.settings
-    layout = make_layout(s.parallel, s.training.views, self.generator.together)
-    prior, params = hosts.run_on_all(lambda: self.load_prior(layout))
-    return OpenRun(self.program(prior), prior, params, layout)
 
   def load_prior(self, layout: DeviceLayout | None = None) -> tuple[Prior, Params]:
     """Opens the prior, checks the prompts, and reads the weights onto the devices of the layout."""
@@ -173,15 +155,6 @@ class Image2DTask:
     texts = conditions.texts(prior, s.distillation, s.negative_prompt, s.prompt, prompts_of)
     return {name: jax.tree.map(over_frames, embedded) if name in conditions.SPREAD else embedded
             for name, embedded in conditions.embed(prior, texts).items()}
-
-  def new_state(self, key: Array) -> TrainState:
-    """Returns a state before its first update, without the estimator's part; consumes `key`."""
-    optimizer = make_optimizer(self.settings.optimizer, self.settings.training.steps)
-    return new_state(self.generator, optimizer, key, self.settings.optimizer.ema_decay > 0)
-
-  def restore(self, folder: Path) -> TrainState:
-    """Returns the state of the newest checkpoint."""
-    return restore_state(self.new_state, folder, self.settings.training.keep_checkpoints)
 
   def preview(self, state: TrainState, folder: Path, step: int) -> None:
     """Writes all images to a single file in progress/."""

@@ -27,7 +27,7 @@ from sds_jax.tasks.object_task import ObjectTask
 from sds_jax.tasks.photo import InputPhoto
 from sds_jax.tasks.task import OpenRun
 from sds_jax.training import conditions
-from sds_jax.training.layout import DeviceLayout, make_layout
+from sds_jax.training.layout import DeviceLayout
 from sds_jax.training.program import Program, make_program
 from sds_jax.training.stages import Stage
 from sds_jax.training.state import TrainState
@@ -81,7 +81,7 @@ class Image3DTask(ObjectTask):
     """
     s = self.settings
     arrays = hosts.broadcast_result(photo_lib.array_shapes(s.picture, s.render), lambda: inputs.arrays)
-    layout = make_layout(s.parallel, s.training.views, self.generator.together)
+    layout = self.make_layout()
     prior, second, params = self.load_priors(layout)
     print("\n".join(priors.describe_choices(prior, s.distillation, s.negative_prompt)))
     data = hosts.broadcast(hosts.run_on_all(lambda: photo_lib.encode_photo(s.picture, prior, arrays)))

@@ -16,23 +16,21 @@ from sds_jax.priors.prior import Prior
 from sds_jax.settings.image3d import Image3D
 from sds_jax.settings.text3d import Text3D
 from sds_jax.tasks import objects, outputs
+from sds_jax.tasks.base import GeneratorTask
 from sds_jax.tasks.outputs import ObjectGenerator, ObjectView, ReportPage
-from sds_jax.tasks.restore import restore_state
-from sds_jax.training import inspect_guidance, program as program_lib
+from sds_jax.training import inspect_guidance
 from sds_jax.training.loop import RunResult
-from sds_jax.training.optimizer import make_optimizer
 from sds_jax.training.program import SheetsFn
 from sds_jax.training.stages import Stage, make_stages
 from sds_jax.training.state import TrainState
 from sds_jax.training.step import Term
 from sds_jax.training.terms.distillation import Distillation
-from sds_jax.types import Array
 
 FIELD = "field"
 """The generator built from the settings; every other name is a "package.module:function" of the user."""
 
 
-class ObjectTask:
+class ObjectTask(GeneratorTask):
   """A run that optimises a 3D object.
 
   Attributes:
@@ -97,15 +95,6 @@ class ObjectTask:
     """Returns the maker of the guidance sheets."""
     terms = [self.distillation_term(prior, stage) for stage in self.stages]
     return functools.partial(inspect_guidance.sheets, self.stages, terms, self.settings.training.steps)
-
-  def new_state(self, key: Array) -> TrainState:
-    """Returns a state before its first update, without the estimator's part; consumes `key`."""
-    optimizer = make_optimizer(self.settings.optimizer, self.settings.training.steps)
-    return program_lib.new_state(self.generator, optimizer, key, self.settings.optimizer.ema_decay > 0)
-
-  def restore(self, folder: Path) -> TrainState:
-    """Returns the state of the newest checkpoint."""
-    return restore_state(self.new_state, folder, self.settings.training.keep_checkpoints)
 
   @functools.cached_property
   def view(self) -> ObjectView:

@@ -4,14 +4,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from sds_jax import hosts
 from sds_jax.io import files
 from sds_jax.priors.prior import Prior
 from sds_jax.tasks import priors
 from sds_jax.tasks.object_task import ObjectTask
-from sds_jax.tasks.task import OpenRun
 from sds_jax.training import conditions
-from sds_jax.training.layout import DeviceLayout, make_layout
+from sds_jax.training.layout import DeviceLayout
 from sds_jax.training.program import Program, make_program
 from sds_jax.types import Params
 
@@ -31,22 +29,6 @@ class Text3DTask(ObjectTask):
   def headline(self) -> str:
     """The prompt and the seed."""
     return f"{self.settings.prompt!r} with seed {self.settings.seed}"
-
-  def read_inputs(self) -> None:
-    """Reads nothing: a prompt needs no file."""
-
-  def open(self, inputs: None = None) -> OpenRun:
-    """Loads the prior and makes the program.
-
-    Raises:
-      ConfigError: the prior does not suit the task or the prompt.
-      CheckpointError: files of the prior are missing or damaged.
-    """
-    del inputs
-    s = self.settings
-    layout = make_layout(s.parallel, s.training.views, self.generator.together)
-    prior, params = hosts.run_on_all(lambda: self.load_prior(layout))
-    return OpenRun(self.program(prior), prior, params, layout)
 
   def load_prior(self, layout: DeviceLayout | None = None, prompts: Sequence[str] = ()) -> tuple[Prior, Params]:
     """Opens the prior, checks the prompts, and reads the weights.

@@ -158,7 +158,7 @@ class _Run:
     fixed: arguments of every step besides the state.
     folders: folders of the metrics of each scene, or of the one object.
     recovery: takes the run back; holds the checkpoints.
-    looks: pairs (every so many steps, (state, step) -> None).
+    looks: pairs (number of steps between two calls, (state, step) -> None).
   """
   settings: Any
   workdir: Path

@@ -1,0 +1,64 @@
+"""The common part of tasks whose generator is known from the settings: opening, first state, restored state."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sds_jax import hosts
+from sds_jax.generators.protocol import Generator
+from sds_jax.priors.prior import Prior
+from sds_jax.tasks.restore import restore_state
+from sds_jax.tasks.task import OpenRun
+from sds_jax.training import program as program_lib
+from sds_jax.training.layout import DeviceLayout, make_layout
+from sds_jax.training.optimizer import make_optimizer
+from sds_jax.training.program import Program
+from sds_jax.training.state import TrainState
+from sds_jax.types import Array, Params
+
+
+class GeneratorTask:
+  """A run of one generator.
+
+  Attributes:
+    settings: the validated tree.
+    generator: the generator of the settings.
+  """
+  settings: Any
+  generator: Generator
+
+  def load_prior(self, layout: DeviceLayout | None = None) -> tuple[Prior, Params]:
+    """Opens the prior, checks the prompts, and reads the weights; without a layout onto the first device."""
+    raise NotImplementedError
+
+  def program(self, prior: Prior) -> Program:
+    """Returns the functions of the run."""
+    raise NotImplementedError
+
+  def read_inputs(self) -> Any:
+    """Reads nothing: a prompt needs no file."""
+
+  def open(self, inputs: Any = None) -> OpenRun:
+    """Loads the prior and makes the program.
+
+    Raises:
+      ConfigError: the prior does not suit the task or the prompt, or the user's generator does not work.
+      CheckpointError: files of the prior are missing or damaged.
+    """
+    del inputs
+    layout = self.make_layout()
+    prior, params = hosts.run_on_all(lambda: self.load_prior(layout))
+    return OpenRun(self.program(prior), prior, params, layout)
+
+  def make_layout(self) -> DeviceLayout:
+    """Returns the devices of the run."""
+    return make_layout(self.settings.parallel, self.settings.training.views, self.generator.together)
+
+  def new_state(self, key: Array) -> TrainState:
+    """Returns a state before its first update, without the estimator's part; consumes `key`."""
+    optimizer = make_optimizer(self.settings.optimizer, self.settings.training.steps)
+    return program_lib.new_state(self.generator, optimizer, key, self.settings.optimizer.ema_decay > 0)
+
+  def restore(self, folder: Path) -> TrainState:
+    """Returns the state of the newest checkpoint."""
+    return restore_state(self.new_state, folder, self.settings.training.keep_checkpoints)
