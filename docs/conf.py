@@ -12,13 +12,12 @@ project = "sds_jax"
 author = copyright = "The sds_jax developers"
 version = release = sds_jax.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml", "plain_docstrings", "api_pages",
-              "generated_text"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml", "plain_docstrings", "api_pages"]
 exclude_patterns = ["_ext", "**.ipynb_checkpoints"]
 nitpicky = False
 suppress_warnings = ["ref.python"]  # a field name in backticks that several classes have is no link
 
-myst_enable_extensions = ["dollarmath", "substitution"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
 # Notebooks run while the site is built; SDS_JAX_DOCS_NOTEBOOKS=off shows them without outputs.

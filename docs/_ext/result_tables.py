@@ -3,7 +3,7 @@
     python docs/_ext/result_tables.py            # lists the tables
     python docs/_ext/result_tables.py TEXT_SCORES
 
-Pages of the site take a table by `{{ text_scores }}`; `readme.py` writes three of them into README.md.
+`generated_text.py` writes the tables into README.md and into the pages.
 """
 from __future__ import annotations
 

@@ -1,35 +1,39 @@
-"""Every table of results can be made from the records, and README.md holds the newest."""
-import pathlib
+"""Every table can be made from records and code, and the pages hold the newest."""
 import re
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+
+def test_pages_are_up_to_date():
+  import generated_text
+  stale = [path.relative_to(generated_text.ROOT).as_posix() for path in generated_text.changes()]
+  assert stale == [], "run python docs/_ext/generated_text.py"
 
 
-def test_readme_is_up_to_date():
-  import readme
-  text = readme.README.read_text(encoding="utf-8")
-  assert "<!-- table:" in text
-  assert readme.updated(text) == text, "run python docs/_ext/readme.py"
+def test_an_old_table_is_replaced():
+  import generated_text
+  text = "before\n<!-- generated: drills -->\nold\n<!-- end: drills -->\nafter"
+  new = generated_text.updated(text)
+  assert "old" not in new and new.startswith("before\n<!-- generated: drills -->\n| ") and new.endswith("-->\nafter")
+  assert generated_text.updated(new) == new
 
 
 def test_every_table_has_rows_of_equal_length():
-  import package_tables
-  import result_tables
-  for name, make in (result_tables.TABLES | package_tables.TABLES).items():
-    for table in re.findall(r"(?:^\|.*\|$\n?)+", make(), flags=re.MULTILINE):
+  import generated_text
+  for name in generated_text.MAKERS:
+    for table in re.findall(r"(?:^\|.*\|$\n?)+", generated_text.make(name), flags=re.MULTILINE):
       rows = table.strip().splitlines()
       assert len(rows) > 2 and len({row.count("|") for row in rows}) == 1, name
 
 
-def test_every_table_is_on_a_page():
-  import package_tables
-  import result_tables
-  pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md"))
-  used = set(re.findall(r"\{\{ (\w+) \}\}", pages)) | set(
-      re.findall(r"<!-- table: (\w+) -->", (ROOT / "README.md").read_text(encoding="utf-8")))
-  assert set(result_tables.TABLES | package_tables.TABLES) <= used
+def test_every_table_is_on_a_page_and_every_place_is_closed():
+  import generated_text
+  used = set()
+  for path in generated_text.pages():
+    text = path.read_text(encoding="utf-8")
+    used |= set(generated_text.names(text))
+    assert len(re.findall("<!-- generated: ", text)) == len(generated_text.names(text)), path
+  assert used == set(generated_text.MAKERS)
 
 
 def test_the_command_prints_a_table(capsys):
