@@ -33,7 +33,7 @@ _DISTANCE, _FOV_DEG = 2.7, 46.0
 
 @dataclasses.dataclass(frozen=True)
 class ImageGenerator:
-  """Particles of one parameterisation; no arrays.
+  """Particles of one parameterization; no arrays.
 
   Attributes:
     parameterization: of one particle.
@@ -71,7 +71,7 @@ class ImageGenerator:
     return Views(images, metrics, self._cameras(keys), frame=frame)
 
   def _cameras(self, keys: Array) -> Camera | None:
-    """Returns the cameras [B] of a batch: those of the parameterisation, else the viewpoint's; `keys` is [R, P]."""
+    """Returns the cameras [B] of a batch: those of the parameterization, else the viewpoint's; `keys` is [R, P]."""
     count, draw_cameras = keys.size * self.parameterization.frames, self.parameterization.cameras
     if draw_cameras is not None:
       cams = jax.vmap(jax.vmap(draw_cameras))(keys)

@@ -11,15 +11,15 @@ from sds_jax.types import Array, Camera, Params
 
 @dataclasses.dataclass(frozen=True)
 class Parameterization:
-  """A differentiable image parameterisation.
+  """A differentiable image parameterization.
 
-  Another parameterisation of an equal set of images changes the path of the optimisation, because gradient descent
+  Another parameterization of an equal set of images changes the path of the optimisation, because gradient descent
   follows another metric (Mordvintsev et al., "Differentiable Image Parameterizations", Distill 2018).
 
   Attributes:
     init: (key) -> params, a pytree of float32 arrays; consumes the key.
     apply: (params, key) -> images [frames, H, H, 3] float32 in [0, 1]. The key is consumed; it draws
-      backgrounds and cameras. Most parameterisations have no random part and ignore the key.
+      backgrounds and cameras. Most parameterizations have no random part and ignore the key.
     frames: number of images of one `apply`, each of which may have its own prompt.
     cameras: (key) -> Camera, leaves [frames, ...]: the cameras of `apply` with an equal key, for priors that know
       cameras. None without cameras.
