@@ -11,9 +11,10 @@ from pathlib import Path
 
 import package_tables
 import result_tables
+import task_tables
 
 ROOT = Path(__file__).parents[2]
-MAKERS = result_tables.TABLES | package_tables.TABLES
+MAKERS = result_tables.TABLES | package_tables.TABLES | task_tables.TABLES
 """Name -> function that makes the text."""
 
 _PLACE = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)

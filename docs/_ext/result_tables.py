@@ -60,6 +60,29 @@ def photo_scores_without_prior() -> str:
   return images.table(record("evaluation/records/images.json")["without_prior"]["records"])
 
 
+def photo_scores_by_photo() -> str:
+  """Photo to 3D, each photo with means over its seeds, the worst first."""
+  runs: dict[tuple[str, float], list[dict[str, Any]]] = {}
+  for run in record("evaluation/records/images.json")["with_prior"]["records"]:
+    runs.setdefault((run["caption"], run["elevation_deg"]), []).append(run)
+  worst_first = sorted(runs.items(), key=lambda item: _mean(item[1], "silhouette_iou"))
+  rows = [(caption, f"{elevation:.0f}", f"{_mean(same, 'told_elevation_deg'):.0f}",
+           *(f"{_mean(same, score):.2f}" for score in ("silhouette_iou", "worst_view_iou", "volume_iou")))
+          for (caption, elevation), same in worst_first]
+  head = ("photo of", "elevation, degrees", "estimated", "silhouette IoU", "of the worst view", "volume IoU")
+  errors = [abs(run["told_elevation_deg"] - run["elevation_deg"]) for same in runs.values() for run in same]
+  return f"{markdown(head, rows)}\n\nMean error of the estimated elevations: {np.mean(errors):.1f} degrees."
+
+
+def fronted_scores() -> str:
+  """Text to 3D of the captions with a front, by plain SDS."""
+  found = record("evaluation/records/estimators.json")
+  rows = [(run["prompt"], f"{run['silhouette_iou']:.2f}", f"{run['volume_iou']:.2f}",
+           "yes" if run["colours_right"] else "no")
+          for run in found["estimators"]["sds"] if not run["plain"]]
+  return markdown(("caption", "silhouette IoU", "volume IoU", "colours right"), rows)
+
+
 def recipe_scores() -> str:
   """The published recipes on the shipped prior."""
   found = record("evaluation/records/recipes.json")
@@ -74,10 +97,24 @@ def estimator_scores() -> str:
   return _made_by(estimators.table(estimators.read(path), estimators.read_times(path)), found)
 
 
+def estimator_gaps() -> str:
+  """How far each estimator is from SDS on the main job, and the runs with wrong colours."""
+  found = record("evaluation/records/estimators.json")["estimators"]
+  sds = _mean(found["sds"], "silhouette_iou")
+  gaps = sorted(((_mean(runs, "silhouette_iou") - sds, name) for name, runs in found.items() if name != "sds"),
+                reverse=True)
+  wrong = {name: sum(not run["colours_right"] for run in runs) for name, runs in found.items()}
+  return ("Silhouette IoU minus that of SDS: " + ", ".join(f"`{name}` {gap:+.3f}" for gap, name in gaps)
+          + f". Runs with a wrong colour, of {len(found['sds'])}: "
+          + (", ".join(f"`{name}` {count}" for name, count in wrong.items() if count) or "none") + ".")
+
+
 def estimator_study() -> str:
   """Every estimator on exact densities."""
   found = record("testbed/records/estimators.json")
-  return _made_by(suite.table(found["estimators"]), dict(found, command="python -m sds_jax.testbed.study --out=study"))
+  made = dict(command="python -m sds_jax.testbed.study --out=study",
+              machine=f"{found['machine']}; {found['seconds']} s")
+  return _made_by(suite.table(found["estimators"]), made)
 
 
 def scaling_tables() -> str:
@@ -85,9 +122,26 @@ def scaling_tables() -> str:
   return scaling.table(record("benchmarks/records/scaling.json")).strip()
 
 
+def scaling_assumptions() -> str:
+  """The links and chips that the predictions of scaling assume, and the machine of the measurements."""
+  found = record("benchmarks/records/scaling.json")
+  names: dict[str, list[str]] = {}
+  for row in found["slices"]:
+    facts = (f"{row['link'] / 1e9:.0f} GB/s one way, {1e6 * row['hop']:.0f} us a hop, a peak of "
+             f"{row['peak'] / 1e12:.0f} TFLOP/s")
+    names.setdefault(facts, []).append(row["name"])
+  chips = "; ".join(f"{' and '.join(same)}: {facts}" for facts, same in names.items())
+  return (f"The first table is a prediction for a ring ({chips}), for a step at {found['mfu']:.0%} of the peak. The "
+          f"others were measured on virtual devices of one core of an {found['machine']['processor']}, "
+          f"jax {found['machine']['versions']['jax']}. Command: `python -m sds_jax.benchmarks.scaling`.")
+
+
 def scene_rates() -> str:
   """Many prompts at once against one after the other."""
-  return scenes.table(record("benchmarks/records/scenes.json")).strip()
+  found = record("benchmarks/records/scenes.json")
+  made = dict(command=f"python -m sds_jax.benchmarks.scenes --prompts={len(found['prompts'])}",
+              machine=f"one core of an {found['machine']['processor']}")
+  return _made_by(scenes.table(found).strip(), made)
 
 
 def step_times() -> str:
@@ -105,6 +159,22 @@ def step_times() -> str:
   return _made_by(markdown(("step", "JAX, median ms", "PyTorch, median ms", "PyTorch / JAX"), rows), made)
 
 
+def step_details() -> str:
+  """Seconds of compiling and peak memory of the run that `step_times` is of."""
+  found = record("benchmarks/records/cpu-2-cores.json")
+  ours, theirs = (bytes_ / 2**30 for bytes_ in (found["peak_memory_bytes"], found["peer"]["torch_peak_memory_bytes"]))
+  return (f"In the same run compiling the step took {found['compile']['cold_s']:.1f} s, and "
+          f"{found['compile']['cached_s']:.1f} s from the persistent cache. The processes peaked at {ours:.1f} GiB "
+          f"(JAX) and {theirs:.1f} GiB (PyTorch).")
+
+
+def prior_scores() -> str:
+  """The scores of the shipped text prior on captions."""
+  found = record("shapeworld/prior/scores.json")
+  return (f"Of the captions of [its card](reference/cards/text-prior.md) {found['colour_all']:.0%} come out with the "
+          f"right colours and {found['shape_all']:.1%} with the right shapes, by a strict judge.")
+
+
 def published_memory() -> str:
   """The memory of a step with published priors, as XLA plans it."""
   found = record("benchmarks/records/published-memory.json")
@@ -120,6 +190,22 @@ def full_size_parity() -> str:
            f"{row['torch_bfloat16']:.1e}" if "torch_bfloat16" in row else "") for row in found["rows"]]
   head = ("network", "input", "float32", "bfloat16 against float32", "PyTorch's bfloat16 against float32")
   return _made_by(markdown(head, rows), found)
+
+
+def published_run() -> str:
+  """Three whole steps with random weights in the shapes of Stable Diffusion."""
+  found = record("benchmarks/records/published-memory.json")["run"]
+  return (f"Three whole steps with random weights at full size took {found['seconds']} s: {found['compile_seconds']} s "
+          f"for compiling, {found['step_seconds']} s a step. The peak memory was {found['peak_memory_gib']} GiB. "
+          f"Command: `{found['command']}`. Machine: {found['machine']}.")
+
+
+def loading() -> str:
+  """The memory that loading of weights takes."""
+  found = record("benchmarks/records/parity-full-size.json")["loading"]
+  return (f"Loading makes no second copy of the weights: the process grows by {found['growth_bfloat16']} times the "
+          f"parameters in bfloat16 and by {found['growth_float32']} times in float32 ({found['network']}; without the "
+          f"pages of the file, which the system takes back at need). Command: `{found['command']}`.")
 
 
 def default_run() -> str:
@@ -165,8 +251,11 @@ def quality() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     make.__name__: make for make in (
-        text_scores, photo_scores, photo_scores_without_prior, recipe_scores, estimator_scores, estimator_study,
-        scaling_tables, scene_rates, step_times, published_memory, full_size_parity, default_run, drills,
+        text_scores, fronted_scores, photo_scores, photo_scores_by_photo,
+        photo_scores_without_prior, recipe_scores, estimator_scores, estimator_gaps, estimator_study,
+        scaling_assumptions, scaling_tables, scene_rates, step_times, step_details, prior_scores,
+        published_memory,
+        published_run, loading, full_size_parity, default_run, drills,
         generator_seconds, quality)}
 """Name -> function that makes the table."""
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sds_jax import settings as settings_lib
+from sds_jax.diffusion.estimators import Moment
 
 ROOT = pathlib.Path(__file__).parents[2]
 RUN_HERE = {"docs/quickstart.md", "docs/guides/library.md", "docs/guides/images.md", "docs/guides/settings.md",
@@ -43,8 +44,14 @@ def test_quick_start(blocks):
   assert 0.4 < float(jnp.tanh(names["theta"]).mean()) < 0.8
 
 
+def test_library_with_a_prior_of_the_package(blocks):
+  names = run(blocks("docs/guides/library.md")[:1])
+  gradient = jax.eval_shape(names["gradient"], names["theta"], names["params"], jax.random.key(0))
+  assert gradient.shape == names["theta"].shape == (64, 64, 3)
+
+
 def test_library(blocks):
-  names = run(blocks("docs/guides/library.md"))
+  names = run(blocks("docs/guides/library.md")[1:])
   alone = jnp.stack([names["grad_fn"](names["theta"], label, names["key"]) for label in (0, 1)])
   assert jnp.allclose(names["two"], alone, atol=1e-5)
   for result in ("ran", "fitted"):  # towards the images of label 1, somewhat beyond them under guidance
@@ -74,7 +81,7 @@ def test_settings_file_of_ones_own(blocks):
 def test_how_to_add_an_estimator(blocks):
   names = run(blocks("docs/how-to/add-an-estimator.md"))
   assert names["gradient"].shape == (2, 8, 8, 3) and float(jnp.abs(names["gradient"]).max()) > 0
-  assert float(names["arguments"]["share"]) == 0.5
+  assert float(names["SPEC"].keywords(names["Options"](), Moment(progress=0.5))["share"]) == 0.75
 
 
 def test_how_to_add_a_representation(blocks):
