@@ -17,13 +17,15 @@ the tree; `describe` lists the fields for the documentation.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from ml_collections import ConfigDict, FieldReference
+
+from sds_jax import names
 
 T = TypeVar("T")
 
@@ -92,9 +94,9 @@ def whole(low: int, high: int = 10**9, words: str = "") -> Legal:
   return Legal(lambda v: low <= v <= high, described + words)
 
 
-def one_of(names: Iterable[str], words: str = "") -> Legal:
-  """Allows one of the names; a mutable `names` may grow later."""
-  return Legal(lambda v: v in names, lambda: "one of " + ", ".join(names) + words)
+def one_of(choices: Iterable[str], words: str = "") -> Legal:
+  """Allows one of the choices; a mutable `choices` may grow later."""
+  return Legal(lambda v: v in choices, lambda: "one of " + ", ".join(choices) + words)
 
 
 def switch() -> Legal:
@@ -109,13 +111,27 @@ def sentence(longest: int = 10_000, words: str = "", empty: bool = True) -> Lega
 
 
 def folder(words: str = "") -> Legal:
-  """Allows any path of a folder, also bytes that are no text."""
-  return Legal(lambda v: isinstance(v, str), "the path of a folder" + words, text=False)
+  """Allows any path of a folder, also bytes that are no text; `~` is the home folder."""
+  return Legal(lambda v: isinstance(v, str), "the path of a folder" + words, expand_home, text=False)
 
 
 def file(words: str = "", empty: bool = True) -> Legal:
-  """Allows any path of a file that is text and has no NUL; `empty` allows blank text."""
-  return Legal(lambda v: (empty or bool(v.strip())) and "\0" not in v, "the path of a file" + words)
+  """Allows any path of a file that is text and has no NUL; `empty` allows blank text; `~` is the home folder."""
+  return Legal(lambda v: (empty or bool(v.strip())) and "\0" not in v, "the path of a file" + words, expand_home)
+
+
+def expand_home(path: str) -> str:
+  """Returns a path with the home folder in place of `~` or `~user`, which no shell expands behind `=`.
+
+  Raises:
+    ConfigError: there is no such home folder, so that a folder called `~` would be meant.
+  """
+  expanded = os.path.expanduser(path)
+  if path.startswith("~") and expanded == path:
+    name = path.split("/")[0]
+    raise ConfigError(f"the path {path!r} begins with {name}, and no home folder is known by that name; for a file or "
+                      f"folder that is called {name} write ./{name}")
+  return expanded
 
 
 def even(low: int, high: int) -> Legal:
@@ -266,16 +282,16 @@ def check_relations(settings: Any, prefix: str = "config") -> None:
 
 
 def check_name(path: str, reference: Any, prefix: str = "config") -> None:
-  """Raises ConfigError unless the dotted `path` is a setting of `reference`, naming the nearest setting."""
-  value, whole_path = reference, f"{prefix}.{path}"
+  """Raises ConfigError unless the dotted `path` is a setting of `reference`, naming the nearest setting of the tree."""
+  value, place = reference, prefix
   for name in path.split("."):
     known = [field.name for field in dataclasses.fields(value)] if is_group(value) else []
     if name not in known:
-      near = difflib.get_close_matches(name, known, n=1)
-      hint = (f"did you mean {prefix}.{near[0]}?" if near else
-              f"known here: {', '.join(sorted(known))}" if known else f"{prefix} has no settings inside")
-      raise ConfigError(f"{whole_path} is not a setting; {hint}")
-    value, prefix = getattr(value, name), f"{prefix}.{name}"
+      near = names.nearest_setting(path, [row.name for row in describe(reference)]) if known else None
+      hint = (f"did you mean {prefix}.{near}?" if near else
+              f"known here: {', '.join(sorted(known))}" if known else f"{place} has no settings inside")
+      raise ConfigError(f"{prefix}.{path} is not a setting; {hint}")
+    value, place = getattr(value, name), f"{place}.{name}"
 
 
 class Described(NamedTuple):
@@ -310,7 +326,7 @@ def _check_names_and_types(config: ConfigDict, reference: Any, prefix: str) -> N
     legal = _field(reference, name).metadata["legal"]
     if not legal.loose and not _same_type(value, default):
       raise ConfigError(f"{path}={value!r} is of type {type(value).__name__}: it must be of type "
-                        f"{type(default).__name__}, such as {default!r}")
+                        f"{type(default).__name__}, such as {default!r}, and {legal.describe()}")
     if isinstance(value, str) and legal.text and not _is_text(value):
       raise ConfigError(f"{path}={value!r} is not legal: it must be text, and it holds half a character (a lone "
                         "surrogate); type it again, or set the terminal to UTF-8")
@@ -330,6 +346,10 @@ def _build(reference: T, config: ConfigDict, prefix: str, ranges: bool) -> T:
     try:
       value = legal.convert(value)
       fine = not ranges or legal.test(value)
+    except ConfigError as error:
+      if ranges:
+        raise ConfigError(f"{path}={given!r} is not legal: {error}") from error
+      fine = True
     except (TypeError, ValueError, OverflowError):  # a tuple with a string inside, say, or 10**400
       fine = not ranges
     if not fine:

@@ -9,6 +9,11 @@ FOLDER = next((folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "co
 """Folder of the shipped settings files: within the package where a wheel is installed, beside it in a checkout."""
 
 
+MEANINGS = {"text": "an object from a sentence", "image": "an object from a photo",
+            "image2d": "an image from a sentence"}
+"""Name of a shipped settings file -> what it makes."""
+
+
 def names() -> list[str]:
   """Lists the names of the shipped settings files.
 

@@ -15,13 +15,12 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from sds_jax import settings as settings_lib
+from sds_jax import settings as settings_lib, terminal
 from sds_jax.benchmarks import flops, timing, workload
 from sds_jax.benchmarks.collectives import collectives
 from sds_jax.benchmarks.timed_program import TimedProgram
@@ -171,7 +170,7 @@ def table(record: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command."""
   parser = argparse.ArgumentParser(prog="python -m sds_jax.benchmarks.scaling", description="How a step scales.")
-  parser.add_argument("--json", type=Path, help="file for all numbers")
+  parser.add_argument("--json", type=terminal.user_path, help="file for all numbers")
   parser.add_argument("--rounds", type=int, default=5, help="turns of each number of devices (default: %(default)s)")
   args = parser.parse_args(argv)
   os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from sds_jax import compilation, settings as settings_lib
+from sds_jax import compilation, settings as settings_lib, terminal
 from sds_jax.benchmarks import timing
 from sds_jax.benchmarks.timed_program import TimedProgram
 from sds_jax.io import files
@@ -120,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--steps", type=int, default=5, help="steps of a turn (default: %(default)s)")
   parser.add_argument("--rounds", type=int, default=3, help="turns of each way (default: %(default)s)")
   parser.add_argument("--warm_up", type=int, default=40, help="steps before the first turn (default: %(default)s)")
-  parser.add_argument("--json", type=Path, help="file for all numbers")
+  parser.add_argument("--json", type=terminal.user_path, help="file for all numbers")
   args = parser.parse_args(argv)
   compilation.prepare()
   record = dict(measure(args.prompts, args.steps, args.rounds, args.warm_up), machine=timing.machine())

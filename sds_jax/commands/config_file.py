@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sds_jax import shipped_configs
+from sds_jax import names, schema, shipped_configs
 from sds_jax.schema import ConfigError
 
 _MODULE = "sds_jax_config_file"
@@ -35,7 +35,7 @@ def load(specification: str) -> ConfigDict:
       the environment variable SDS_JAX_TRACEBACK the error of the file itself.
   """
   path, *words = specification.split(":", 1)
-  path = shipped_configs.resolve(path)
+  path = shipped_configs.resolve(schema.expand_home(path))
   try:
     config = _execute(path).get_config(*words)
   except ConfigError:
@@ -56,7 +56,11 @@ def load(specification: str) -> ConfigDict:
 
 def _execute(path: str) -> ModuleType:
   if "\0" in path or not Path(path).is_file():
-    raise FileNotFoundError(f"there is no file {path!r}; give a file of settings, such as configs/text.py")
+    files = ", ".join(f"configs/{name}.py ({meaning})" for name, meaning in shipped_configs.MEANINGS.items())
+    near = names.nearest(Path(path.partition("\0")[0]).stem.lower(), shipped_configs.names())
+    raise FileNotFoundError(f"there is no file {path!r}; " + (f"did you mean --config={near}? " if near else "") +
+                            f"the files of settings that ship are {files}; a prompt is given as "
+                            "--config=configs/text.py --config.prompt=\"a red cube\"")
   loader = importlib.machinery.SourceFileLoader(_MODULE, path)
   spec = importlib.util.spec_from_file_location(_MODULE, path, loader=loader)
   module = importlib.util.module_from_spec(spec)

@@ -17,31 +17,16 @@ from absl import flags, logging  # noqa: F401 (logging defines --verbosity)
 from ml_collections import ConfigDict, config_flags
 
 from sds_jax import schema, settings
-from sds_jax.commands import config_file
+from sds_jax.commands import config_file, help_page, mistakes
 from sds_jax.commands.config_file import UsageError
 from sds_jax.schema import ConfigError
 
 MODES = ("train", "export", "render", "evaluate")
 """Legal values of --mode."""
 
-_HELP = f"""usage: run.py --config=FILE[:WORDS] [--config.NAME=VALUE ...] [--workdir=FOLDER]
-       run.py --mode=export|render|evaluate --workdir=FOLDER
-
-  --config=FILE[:WORDS]    file of settings, such as configs/text.py or configs/text.py:sd15
-  --config.NAME=VALUE      a setting, such as --config.prompt="a red cube" or --config.training.steps=100
-  --mode=MODE              {', '.join(MODES)}; all but train need the --workdir of a run
-  --workdir=FOLDER         folder of the run; runs/<prompt or photo>-<seed> where not given
-  --flagfile=FILE          a text file with a flag a line
-  --coordinator=HOST:PORT  address of process 0, for a job of several processes
-  --num_processes=N        how many processes there are, with --coordinator
-  --process_id=I           the number of this process, from 0 on
-  --distributed            ask the cluster for the other processes (Google Cloud TPU slices)
-  --verbosity=N            of the log; with 0 libraries log warnings and errors, too
-
-The settings with their legal values are in sds_jax/settings.
-"""
 _HINT = ("settings are given as --config=configs/text.py --config.name=value; legal names and types are in "
          "sds_jax/settings")
+_HELP_FLAGS = {"--help", "-help", "-h", "-?", "--helpfull", "-helpfull", "--helpshort", "--helpxml"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +65,11 @@ def parse(argv: Sequence[str]) -> Arguments:
     ConfigError: a name or a value is no setting; names are checked before anything else.
     SystemExit: the command line asks for help, which has been printed.
   """
-  if set(argv[1:]) & {"--help", "-help", "-h", "-?", "--helpfull", "--helpshort"}:
-    print(_HELP, end="")
+  if asked := set(argv[1:]) & _HELP_FLAGS:
+    print(help_page.text(take_config(argv[1:])[0], MODES, everything=bool(asked & {"--helpfull", "-helpfull"})))
     raise SystemExit(0)
   try:
-    arguments = flags.FlagValues().read_flags_from_files(list(argv[1:]), force_gnu=True)
+    arguments = flags.FlagValues().read_flags_from_files(_home_expanded(argv[1:]), force_gnu=True)
   except (flags.Error, OSError, ValueError) as error:
     _raise_usage_error(error)
   specification, arguments = take_config(arguments)
@@ -95,14 +80,24 @@ def parse(argv: Sequence[str]) -> Arguments:
     with base.distillation.ignore_type():
       base.distillation.estimator = name
   settings.add_users_options(base)
-  arguments = joined(arguments, settings.reference(base))
-  values = _parse_flags([argv[0], *arguments], base)
+  reference = settings.reference(base)
+  try:
+    arguments = joined(arguments, reference)
+  except ConfigError as error:
+    raise mistakes.of_another_task(error, arguments, base.get("job", "text3d")) from error
+  values = _parse_flags([argv[0], *arguments], base, reference)
   if values.mode not in MODES:
     raise UsageError(f"--mode={values.mode} is not legal: it must be one of {', '.join(MODES)}")
   return Arguments(
       config=None if config is None else values.config, overrides=config_flags.get_override_values(values["config"]),
       mode=values.mode, workdir=values.workdir, coordinator=values.coordinator, num_processes=values.num_processes,
       process_id=values.process_id, distributed=values.distributed, verbose=bool(values["verbosity"].present))
+
+
+def _home_expanded(arguments: Sequence[str]) -> list[str]:
+  """Returns the arguments with `~` expanded in the name of a flag file, which no shell does behind `=`."""
+  return [re.sub("^(--?flagfile=)(~.*)", lambda m: m[1] + schema.expand_home(m[2]), argument, flags=re.DOTALL)
+          for argument in arguments]
 
 
 def take_config(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -169,27 +164,25 @@ def joined(arguments: Sequence[str], reference: Any) -> list[str]:
 
 
 def _takes_several_types(reference: Any, path: str) -> bool:
-  *groups, last = path.split(".")
-  for group in groups:
-    reference = getattr(reference, group)
-  field = next(field for field in dataclasses.fields(reference) if field.name == last)
+  field = mistakes.field_at(path, reference)
   return "legal" in field.metadata and field.metadata["legal"].loose
 
 
 def _stored(workdir: str | None) -> ConfigDict:
   """Returns defaults of the task, and with the estimator, of the run in a folder; of text-to-3D without a run."""
   try:
-    stored = json.loads((Path(workdir or "") / "config.json").read_text(encoding="utf-8"))["config"]
+    path = Path(schema.expand_home(workdir or "")) / "config.json"
+    stored = json.loads(path.read_text(encoding="utf-8") if path.is_file() else "{}")["config"]
     task, estimator = stored["job"], stored["distillation"]["estimator"]
     config = settings.defaults(task)
     config.distillation.estimator = estimator
     return config
-  except (OSError, ValueError, KeyError, TypeError):  # no run, or a damaged run, which the command reports
+  except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no run, or a damaged one, reported later
     return settings.defaults()
 
 
-def _parse_flags(argv: list[str], config: ConfigDict) -> flags.FlagValues:
-  """Returns all flags with their values; `config` gets the overrides."""
+def _parse_flags(argv: list[str], config: ConfigDict, reference: Any) -> flags.FlagValues:
+  """Returns all flags with their values; `config` gets the overrides, `reference` is its tree of settings."""
   values = flags.FlagValues()
   flags.DEFINE_string("mode", "train", "", flag_values=values)
   flags.DEFINE_string("workdir", None, "", flag_values=values)
@@ -205,11 +198,15 @@ def _parse_flags(argv: list[str], config: ConfigDict) -> flags.FlagValues:
     rest = values(argv)
   except ConfigError:
     raise
+  except flags.UnrecognizedFlagError as error:
+    raise UsageError(mistakes.unknown_flag(error.flagname, reference, list(values))) from error
   except Exception as error:  # ml_collections raises many kinds for values that cannot be read
+    if line := mistakes.illegal_value(str(error), reference):
+      raise UsageError(f"{line} ({_HINT})") from error
     _raise_usage_error(error)
   if len(rest) > 1:
-    raise UsageError(f"unexpected argument {rest[1]!r}; settings are given as --config.name=value, a prompt with "
-                     "spaces in quotes")
+    given = any(re.match(r"--?config\.(prompt|negative_prompt|image)\b", argument) for argument in argv)
+    raise UsageError(mistakes.unexpected(rest[1:], reference, list(values), MODES, given))
   flags.FLAGS.mark_as_parsed()
   return values
 

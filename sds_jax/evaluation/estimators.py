@@ -18,7 +18,7 @@ import tqdm
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from sds_jax import compilation, schema, settings as settings_lib
+from sds_jax import compilation, schema, settings as settings_lib, terminal
 from sds_jax.diffusion.estimators import ESTIMATORS
 from sds_jax.evaluation.recipes import run_task
 from sds_jax.evaluation.shapeworld import CaptionRuns, Record, draw_captions, exit_on_user_error
@@ -168,7 +168,7 @@ def main() -> None:
   def action(argv: Sequence[str]) -> None:
     if argv[1:]:
       raise ValueError(f"{argv[1]!r} is not an option; name estimators as --estimators=sds,csd")
-    specs, folder = draw_captions(prompts.value, draw.value), Path(out.value)
+    specs, folder = draw_captions(prompts.value, draw.value), terminal.user_path(out.value)
     check_names(chosen.value)
     compilation.prepare()
     scores = run(chosen.value, config.value, specs, range(seeds.value), folder, times.value)

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 import numpy as np
 import tqdm
 
-from sds_jax import compilation, schema, settings as settings_lib
+from sds_jax import compilation, schema, settings as settings_lib, terminal
 from sds_jax.evaluation import image_scores
 from sds_jax.evaluation.repeated import RepeatedRuns
 from sds_jax.evaluation.shapeworld import exit_on_user_error
@@ -153,7 +153,7 @@ def main() -> None:
   out = flags.DEFINE_string("out", "image_scores", "folder of the table, the records, photos and renders")
 
   app.run(lambda argv: exit_on_user_error(lambda: _run(
-    config.value, draw_truths(count.value, draw.value), range(seeds.value), Path(out.value))))
+    config.value, draw_truths(count.value, draw.value), range(seeds.value), terminal.user_path(out.value))))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-from sds_jax import compilation, schema, settings as settings_lib
+from sds_jax import compilation, schema, settings as settings_lib, terminal
 from sds_jax.evaluation.shapeworld import CaptionRuns, Record, draw_captions, exit_on_user_error, run_set
 from sds_jax.io import files
 from sds_jax.priors.sources import shipped_folder
@@ -96,7 +96,7 @@ def main() -> None:
       raise ValueError(f"--recipes={','.join(chosen.value)}: {unknown[0] if unknown else ''!r} is none of "
                        f"{', '.join(names)}")
     compilation.prepare()
-    specs, folder = draw_captions(prompts.value, draw.value), Path(out.value)
+    specs, folder = draw_captions(prompts.value, draw.value), terminal.user_path(out.value)
     scores = {}
     for name in chosen.value:
       print(f"{name} ...", flush=True)

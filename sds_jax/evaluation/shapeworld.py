@@ -21,7 +21,7 @@ import tqdm
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from sds_jax import compilation, schema, settings as settings_lib
+from sds_jax import compilation, schema, settings as settings_lib, terminal
 from sds_jax.evaluation import scores as scoring
 from sds_jax.evaluation.repeated import RepeatedRuns
 from sds_jax.io import files, images
@@ -148,6 +148,7 @@ def exit_on_user_error(action: Callable[[], None]) -> None:
 
   With SDS_JAX_TRACEBACK set in the environment the exception is raised instead.
   """
+  terminal.show_any_text()
   logging.set_verbosity(logging.ERROR)  # JAX warns of each backend that is not installed
   try:
     action()
@@ -167,7 +168,7 @@ def main() -> None:
   out = flags.DEFINE_string("out", "shapeworld_scores", "folder of the table, the records and the renders")
 
   app.run(lambda argv: exit_on_user_error(lambda: _run(
-    config.value, draw_captions(prompts.value, draw.value), range(seeds.value), Path(out.value))))
+    config.value, draw_captions(prompts.value, draw.value), range(seeds.value), terminal.user_path(out.value))))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from sds_jax import compilation
+from sds_jax import compilation, terminal
 from sds_jax.priors.ddim import ddim
 from sds_jax.priors.loading.files import write_atomically
 from sds_jax.priors.prior import Prior, build
@@ -43,18 +43,20 @@ def write_row(path: str | os.PathLike, images: Array) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line."""
+  terminal.show_any_text()
   parser = argparse.ArgumentParser(prog="python -m sds_jax.priors.sample", description="Draw images from a prior.")
   parser.add_argument("--prior", default="shapeworld", help="a name, a hub id or a folder (default: %(default)s)")
   parser.add_argument("--prompt", help="content of the images, for a prior that is conditioned on a prompt")
   parser.add_argument("--negative_prompt", default="")
-  parser.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG to write (default: %(default)s)")
+  parser.add_argument("--out", type=terminal.user_path, default=Path("samples.png"),
+                      help="PNG to write (default: %(default)s)")
   parser.add_argument("--num", type=int, default=4, help="images, side by side (default: %(default)s)")
   parser.add_argument("--steps", type=int, default=50, help="network evaluations (default: %(default)s)")
   parser.add_argument("--guidance_scale", type=float, default=5., help="1 is no guidance (default: %(default)s)")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the networks")
   views = parser.add_argument_group("views of a photo, for a prior that is conditioned on a photo")
-  views.add_argument("--picture", type=Path, help="a square photo of the object, on white or transparent")
+  views.add_argument("--picture", type=terminal.user_path, help="a square photo of the object, on white or transparent")
   views.add_argument("--azimuth_deg", type=float, nargs="+",
                      help="of each view, from the photo's (default: --num of them all around)")
   views.add_argument("--elevation_deg", type=float, help="of all views (default: the photo's)")

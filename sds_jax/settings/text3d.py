@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from sds_jax.schema import one_of, sentence, setting
+from sds_jax.schema import file, one_of, setting
 from sds_jax.settings.common import ObjectSettings, without_effect
 
 _OF_ONE_OBJECT = {"training.guidance_every": 0, "parallel.mode": "jit", "parallel.shard_prior": False,
@@ -16,7 +16,7 @@ _OF_ONE_OBJECT = {"training.guidance_every": 0, "parallel.mode": "jit", "paralle
 class Text3D(ObjectSettings):
   """The settings of an object from a prompt, or of many from a file. Defaults: two CPU cores, the shipped prior."""
   job: str = setting("text3d", one_of(("text3d",)), "the task: which tree of settings this is")
-  prompts_file: str = setting("", sentence(), "file of prompts, one a line: as many objects at once")
+  prompts_file: str = setting("", file(" (empty: none)"), "file of prompts, one a line: as many objects at once")
 
   def relations(self, path: str) -> Iterator[str]:
     """Yields contradictions between the groups."""

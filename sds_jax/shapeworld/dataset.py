@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from sds_jax import terminal
 from sds_jax.shapeworld import captions, flag_types, scenes, tracer
 from sds_jax.shapeworld.scenes import SolidScene
 from sds_jax.types import Array, Camera
@@ -195,7 +196,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description="Render training images of ShapeWorld.")
   parser.add_argument("--num", type=flag_types.positive, default=20_000, help="number of examples")
   parser.add_argument("--seed", type=flag_types.seed, default=0, help="seed of the data set")
-  parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("images.npz"), help="file to write")
+  parser.add_argument("--out", type=terminal.user_path, default=pathlib.Path("images.npz"), help="file to write")
   args = parser.parse_args()
   print(f"wrote the images to {make_dataset(args.num, args.seed, args.out)}")
 

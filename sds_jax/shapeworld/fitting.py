@@ -16,7 +16,7 @@ import optax
 import orbax.checkpoint as ocp
 import tqdm
 
-from sds_jax import compilation
+from sds_jax import compilation, terminal
 from sds_jax.priors.loading.files import write_atomically, write_json
 from sds_jax.shapeworld import flag_types
 from sds_jax.types import Array, Params, Schedule
@@ -229,9 +229,9 @@ def run_recipe(train: Callable[..., pathlib.Path], description: str, defaults: M
     out: default folder of the run.
   """
   parser = argparse.ArgumentParser(description=description)
-  parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(out), help="folder of the run")
+  parser.add_argument("--out", type=terminal.user_path, default=pathlib.Path(out), help="folder of the run")
   parser.add_argument("--seed", type=flag_types.seed, default=0, help="seed of images, initialisation and noise")
-  parser.add_argument("--init", type=pathlib.Path, help="start from the weights of this prior (a folder)")
+  parser.add_argument("--init", type=terminal.user_path, help="start from the weights of this prior (a folder)")
   parser.add_argument("--steps", type=flag_types.positive, default=defaults["steps"], help="optimiser steps")
   parser.add_argument("--batch_size", type=flag_types.positive, default=defaults["batch_size"], help="images a step")
   parser.add_argument("--num_images", type=flag_types.positive, default=defaults["num_images"],

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from sds_jax import terminal
 from sds_jax.priors.loading.files import parse_json, write_atomically
 from sds_jax.shapeworld import captions, dataset, scenes, tracer, view_dataset
 from sds_jax.types import Array, Camera
@@ -261,6 +262,7 @@ def main() -> None:
 
   Renders a photo into a file, or several into a folder.
   """
+  terminal.show_any_text()
   parser = argparse.ArgumentParser(description="Render sample photos of ShapeWorld, with their ground truth.")
   parser.add_argument("--caption", help="such as \"a red house\"; default: drawn at random")
   parser.add_argument("--azimuth_deg", type=float, help="azimuth of the camera, 0 in front; default: drawn at random")
@@ -268,7 +270,8 @@ def main() -> None:
   parser.add_argument("--seed", type=int, default=0, help="seed of all drawn values, light and placement included")
   parser.add_argument("--size", type=int, default=256, help="pixels a side")
   parser.add_argument("--num", type=int, help="number of photos, rendered into a folder")
-  parser.add_argument("--out", type=Path, help="file, or folder with --num; default: picture.png, or pictures")
+  parser.add_argument("--out", type=terminal.user_path,
+                      help="file, or folder with --num; default: picture.png, or pictures")
   args = parser.parse_args()
   if not SIZES[0] <= args.size <= SIZES[1]:
     parser.error(f"--size={args.size} is not in {SIZES[0]}..{SIZES[1]}")

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sds_jax import compilation
+from sds_jax import compilation, terminal
 from sds_jax.priors import prior as prior_lib, sample
 from sds_jax.priors.ddim import ddim
 from sds_jax.priors.loading.files import CheckpointError, write_json
@@ -193,7 +193,7 @@ def main() -> None:
   parser.add_argument("--seed", type=flag_types.seed, default=0, help="seed of captions, cameras and noise")
   parser.add_argument("--guidance_scale", type=float, default=2.0, help="guidance scale in diffusers' convention")
   parser.add_argument("--steps", type=flag_types.positive, default=30, help="DDIM steps")
-  parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("prior_scores"), help="folder to write")
+  parser.add_argument("--out", type=terminal.user_path, default=pathlib.Path("prior_scores"), help="folder to write")
   args = parser.parse_args()
   compilation.prepare()
   try:

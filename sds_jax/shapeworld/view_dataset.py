@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sds_jax import terminal
 from sds_jax.shapeworld import captions, dataset, flag_types, scenes, solids, tracer
 from sds_jax.shapeworld.scenes import SolidScene
 from sds_jax.types import Array
@@ -172,7 +173,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description="Render training images of ShapeWorld from several sides.")
   parser.add_argument("--num", type=flag_types.positive, default=10_000, help="number of scenes")
   parser.add_argument("--seed", type=flag_types.seed, default=0, help="seed of the data set")
-  parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("views.npz"), help="file to write")
+  parser.add_argument("--out", type=terminal.user_path, default=pathlib.Path("views.npz"), help="file to write")
   args = parser.parse_args()
   print(f"wrote the images to {make_dataset(args.num, args.seed, args.out)}")
 

@@ -93,8 +93,10 @@ def describe_choices(prior: Prior, distillation: DistillationSettings, negative_
 
 def _check_prompt(prior: Prior, distillation: DistillationSettings, prompt: str, named: str, larger: str, group: str,
                   objects: bool) -> None:
-  remedy = (f"For anything else use a larger prior ({larger} or --config.{group}.path=FOLDER), or "
-            "go on regardless with --config.prior.allow_unknown_words=True")
+  given = larger if larger.startswith("--") else f"--config={larger}"
+  remedy = (f"It is a small demonstration. For anything else take a real model, by {given} or, for a folder in "
+            f"diffusers' format, --config.{group}.path=FOLDER; or go on regardless with "
+            "--config.prior.allow_unknown_words=True")
   try:
     prior.check_prompt(prompt, view_words=objects and distillation.view_words != "none")
   except PromptError as error:

@@ -20,7 +20,7 @@ import numpy as np
 import tqdm
 from absl import app, flags
 
-from sds_jax import compilation, settings
+from sds_jax import compilation, settings, terminal
 from sds_jax.evaluation import estimators as scoring
 from sds_jax.evaluation.shapeworld import draw_captions, exit_on_user_error
 from sds_jax.io import files
@@ -155,7 +155,7 @@ def main() -> None:
       raise ValueError(f"--run_shapeworld creates records and --shapeworld={shapeworld.value} names records: give only "
                        "one of the two flags")
     # Nothing is written before all flags are checked.
-    folder = Path(out.value)
+    folder = terminal.user_path(out.value)
     source = Path(shapeworld.value) if shapeworld.value else scoring.SHIPPED
     scores = {} if run_shapeworld.value else load_scores(shapeworld.value)
     compilation.prepare()

@@ -135,6 +135,52 @@ def test_mistakes(file, arguments, error, parts):
   assert all(part in str(caught.value) for part in parts), caught.value
 
 
+@pytest.mark.parametrize("arguments, parts", [
+  (["--config.lr=0.1"], ("config.lr is not a setting", "config.optimizer.learning_rate?")),
+  (["--config.steps=60"], ("config.training.steps?",)), (["--config.training.iters=60"], ("config.training.steps?",)),
+  (["--config.cfg-scale=7"], ("config.distillation.guidance_scale?",)),
+  (["--config.train.batch_size=7"], ("config.training.views?",)),
+  (["--config.distilation.estimator=vsd"], ("config.distillation.estimator?",)),
+  (["--config.export.resolution=7"], ("config.export.mesh_resolution?",)),
+  (["--config.image=a.png"], ("config.image is not a setting of this task", "--config=configs/image.py")),
+  (["--prompt=a red cube"], ("--prompt is no flag", "--config.prompt?")),
+  (["--prompt", "a red cube"], ("--config.prompt?",)), (["--lr=1"], ("--config.optimizer.learning_rate?",)),
+  (["--model=sd15"], ("--config.prior.name?",)), (["--output_dir=x"], ("--workdir?",)), (["-o", "x"], ("--workdir?",)),
+  (["--image=a.png"], ("--config=configs/image.py --config.image?",)), (["--xyz=1"], ("--help",)),
+  (["a purple cone"], ("--config=configs/text.py --config.prompt='a purple cone'",)),
+  (["a", "purple", "cone"], ("--config.prompt='a purple cone'",)), (["config.seed=1"], ("--config.seed=1?",)),
+  (["steps=5"], ("--config.training.steps=5?",)), (["export"], ("--mode=export?",)),
+  (["cat.JPG"], ("--config=configs/image.py --config.image=cat.JPG",)), (["my.py"], ("--config=my.py?",))])
+def test_what_was_meant(file, arguments, parts):
+  for given in ([f"--config={file}"], []):
+    with pytest.raises((UsageError, settings.ConfigError)) as caught:
+      run(*given, *arguments)
+    assert all(part in str(caught.value) for part in parts), caught.value
+
+
+@pytest.mark.parametrize("argument, legal", [
+  ("seed=one", "a whole number from 0"), ("training.steps=abc", "a whole number from 1"),
+  ("training.steps=1.5", "a whole number from 1"), ("export.mesh=maybe", "True or False"),
+  ("optimizer.learning_rate=fast", "a number above 0"), ("render=1", "config.render is a group of settings")])
+def test_a_wrong_type_names_what_is_legal(file, argument, legal):
+  with pytest.raises(UsageError, match=f"config.{argument.split('=')[0]}='.*' is not legal: .*{legal}"):
+    run(f"--config={file}", f"--config.{argument}")
+
+
+@pytest.mark.parametrize("name", ["txt", "imagee", "nowhere.py", "configs/tex.py", "a purple cone"])
+def test_a_missing_file_says_which_there_are(name):
+  with pytest.raises(UsageError, match="configs/text.py .*configs/image.py .*configs/image2d.py .*--config.prompt"):
+    run(f"--config={name}")
+
+
+def test_home_in_the_names_of_files(file, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "flags").write_text("--config=~/mine.py\n--config.seed=4\n")
+  assert run("--flagfile=~/flags").overrides == {"seed": 4}
+  with pytest.raises(settings.ConfigError, match="begins with ~nobody-here"):
+    run("--config=~nobody-here/mine.py")
+
+
 def test_names_are_checked_before_values(file):
   with pytest.raises(settings.ConfigError, match="config.promt"):
     run(f"--config={file}", "--config.seed=one", "--mode=paint", "--config.promt=x")
@@ -204,7 +250,15 @@ MINE = Estimator("mine", fn, options=Options)
 def test_help(flag, capsys):
   with pytest.raises(SystemExit) as stop:
     run(flag)
-  assert stop.value.code == 0 and "--config=FILE" in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert stop.value.code == 0 and "--config=FILE" in out and "--mode=MODE" in out and "optimizer.learning_rate" in out
+  assert "alsologtostderr" not in out and ("export.num_samples" in out) == (flag == "--helpfull")
+
+
+def test_help_of_another_task(capsys):
+  with pytest.raises(SystemExit):
+    run("--config=image", "--help")
+  assert "--config.image=picture.png" in capsys.readouterr().out
 
 
 def test_parsing_leaves_nothing_behind():
