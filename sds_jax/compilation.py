@@ -14,7 +14,7 @@ import jaxlib
 def cache_folder() -> Path:
   """Returns `$XDG_CACHE_HOME/sds_jax/xla-<jaxlib version>-<backend>-<digest of the processor>`."""
   # An executable from another jaxlib or another kind of processor would be rejected, or worse, run.
-  base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+  base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
   try:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     processor = "".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))

@@ -15,6 +15,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 T = TypeVar("T")
+_EXTRAS = {"cuda gpu": "cuda12", "tpu": "tpu", "rocm": "rocm7-local"}
+"""Names of platforms -> the extra of the package jax that installs them."""
+
 WAIT_S = 120
 """Seconds for which a process waits for the others at the start."""
 
@@ -65,6 +68,35 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
   except (ValueError, RuntimeError) as error:
     raise HostError(f"the processes cannot find each other ({str(error).splitlines()[0]}); name them with "
                     "--coordinator=HOST:PORT --num_processes=N --process_id=I") from error
+
+
+def configure() -> None:
+  """Sets JAX for a command, whatever the environment says.
+
+  Numbers have 32 bits, so JAX_ENABLE_X64 changes no result. JAX_TRANSFER_GUARD=disallow is lifted outside of the
+  steps, which guard themselves: settings, prompts and photos have to be brought to the device.
+  """
+  jax.config.update("jax_enable_x64", False)
+  for name in ("jax_transfer_guard", "jax_transfer_guard_host_to_device", "jax_transfer_guard_device_to_device",
+               "jax_transfer_guard_device_to_host"):
+    if "disallow" in str(getattr(jax.config, name, "")):
+      jax.config.update(name, "allow")
+
+
+def check_platform() -> None:
+  """Starts the devices; must be called after `start`.
+
+  Raises:
+    HostError: the platform that JAX_PLATFORMS asks for is not there; the message has the command that installs it.
+  """
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:  # the latter, without a text, where the plugin is missing
+    asked, reason = jax.config.jax_platforms or "the default", " ".join(str(error).split())[:200]
+    extras = [extra for names, extra in _EXTRAS.items() if set(names.split()) & set(asked.lower().split(","))]
+    remedy = "".join(f"install it with pip install -U 'jax[{extra}]', or " for extra in extras[:1])
+    raise HostError(f"JAX cannot start the platform {asked} of JAX_PLATFORMS ({reason or 'it is not installed'}); "
+                    f"{remedy}set JAX_PLATFORMS=cpu or leave it out") from error
 
 
 def is_first() -> bool:

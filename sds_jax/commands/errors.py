@@ -9,13 +9,14 @@ from sds_jax.hosts import HostError
 from sds_jax.io import resource_errors
 from sds_jax.io.files import DamagedFileError
 from sds_jax.io.lock import LockedError
+from sds_jax.io.run_files import FileInTheWayError
 from sds_jax.priors.loading.decoding import PictureError
 from sds_jax.priors.loading.files import CheckpointError
 from sds_jax.schema import ConfigError
 from sds_jax.training.workspace import ResumeError, WorkdirError
 
 USER_ERRORS = (ConfigError, WorkdirError, CheckpointError, ResumeError, DamagedFileError, LockedError, HostError,
-               PictureError)
+               PictureError, FileInTheWayError)
 
 
 def explain(error: Exception, folder: Path | None, mode: str, job: str) -> str | None:

@@ -54,7 +54,8 @@ def evaluate_text(task: Text3DTask, folder: Path) -> None:
 def evaluate_photo(task: Image3DTask, folder: Path) -> None:
   """Scores the object of a run against the scene that its sample photo was rendered from."""
   photo, about = photo_lib.stored_photo(folder)
-  truth = sample_photos.read_truth(folder / about["original"])
+  original = photo_lib.stored_copy(folder, about, "original")
+  truth = original and sample_photos.read_truth(original)
   if truth is None:
     raise ConfigError(f"--mode=evaluate has no ground truth for config.image={task.settings.image!r}: the file is no "
                       "photo of python -m sds_jax.shapeworld.sample_photos, which store the scene that they show")

@@ -11,6 +11,7 @@ from typing import Any
 
 from absl import app, logging
 
+from sds_jax import terminal
 from sds_jax.commands import flags
 from sds_jax.commands.flags import Arguments
 
@@ -20,6 +21,7 @@ EXIT_MISTAKE, EXIT_DIVERGED, EXIT_INTERRUPTED = 2, 3, 130
 def main() -> None:
   """Runs the command of `run.py` and of `sds-jax`."""
   started = time.perf_counter()
+  terminal.show_any_text()
   # Modules that settings name, such as a user's own generator, may lie in the current folder. At the end of the path,
   # so that no file there takes the place of an installed module.
   if os.getcwd() not in sys.path:
@@ -50,6 +52,7 @@ def fail(error: Exception | str, status: int = EXIT_MISTAKE) -> None:
 def _run(arguments: Arguments, started: float) -> None:
   """Checks everything, then calls the command of the mode."""
   # Heavy modules are imported only now: a mistake in the settings is reported at once, not after seconds of imports.
+  from sds_jax import hosts
   from sds_jax.commands import errors
   from sds_jax.training.divergence import Diverged
   from sds_jax.training.loop import Interrupted
@@ -57,6 +60,7 @@ def _run(arguments: Arguments, started: float) -> None:
     # Orbax logs every file, and a failed write several times with tracebacks before it raises the error.
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = errors.without_orphaned_writes(sys.unraisablehook)
+  hosts.configure()
   run = _Run(arguments)
   try:
     with contextlib.ExitStack() as stack:
@@ -108,8 +112,7 @@ class _Run:
 
   def _stored_task(self, stack: contextlib.ExitStack) -> Any:
     """Returns the task of a finished run with the overrides of the command line, and locks the run's folder."""
-    from sds_jax import settings as settings_lib, tasks
-    from sds_jax.io import lock
+    from sds_jax import hosts, settings as settings_lib, tasks
     from sds_jax.schema import ConfigError
     from sds_jax.training import workspace
     a = self.arguments
@@ -118,31 +121,41 @@ class _Run:
                         "and --distributed")
     self.folder = workspace.existing_folder(a.workdir, a.mode)
     settings = settings_lib.validate(workspace.stored_config(self.folder, a.overrides))
-    self.job = settings.job
-    stack.enter_context(lock.hold(self.folder))
-    return tasks.of(settings)
+    self.job, task = settings.job, tasks.of(settings)
+    hosts.check_platform()
+    stack.enter_context(workspace.hold(self.folder, task.outputs(self.folder), self.job, {}))
+    return task
 
   def _join(self, task: Any, stack: contextlib.ExitStack) -> Any:
     """Joins the other processes of a job, if any; process 0 reads the inputs, and makes and locks the folder.
 
+    Inputs, files in the way, priors and prompts are checked before the folder is made.
+
     Returns:
       The task's inputs in process 0, None in the other processes, which print nothing.
     """
-    from sds_jax import hosts
-    from sds_jax.io import lock
+    from sds_jax import compilation, hosts
     from sds_jax.training import workspace
     a = self.arguments
     hosts.start(a.coordinator, a.num_processes, a.process_id, a.distributed)
+    hosts.check_platform()
     folder = workspace.folder_of(a.workdir or task.settings.workdir, task.run_name, task.settings.seed)
     self.folder = folder
 
-    def prepare() -> Any:
-      inputs = task.read_inputs()  # first, so that a mistake in the inputs leaves no folder
-      workspace.make_folder(folder)
-      stack.enter_context(lock.hold(folder))
-      return inputs
+    def read() -> tuple[Any, Any, dict[str, str]]:
+      inputs, layout, user_files = task.read_inputs(), task.outputs(), task.user_files(folder)
+      if not workspace.is_locked(folder):  # otherwise another run may be writing there
+        workspace.check_files(folder, layout, user_files)
+      return inputs, layout, user_files
 
-    inputs = hosts.run_on_all(lambda: prepare() if hosts.is_first() else None)
+    def make(layout: Any, user_files: dict[str, str]) -> None:
+      workspace.make_folder(folder)
+      stack.enter_context(workspace.hold(folder, layout, self.job, user_files))
+
+    inputs, *names = hosts.run_on_all(lambda: read() if hosts.is_first() else (None,))
+    compilation.prepare()  # before the first program is compiled, after which JAX would ignore the cache
+    hosts.run_on_all(task.check)
+    hosts.run_on_all(lambda: make(*names) if hosts.is_first() else None)
     if not hosts.is_first():
       sys.stdout = open(os.devnull, "w", encoding="utf-8")
     return inputs

@@ -5,7 +5,8 @@ r"""The command under hostile command lines: each run succeeds, or fails with st
 Every try runs the real command (`sds_jax.commands.main.main`) in a separate process, with a tiny prior and a single
 step, in a fresh folder with a home and caches. A try is right if the status is 0 with report.html or image*.png in the
 folder of the run and no traceback, or if the status is 2 with exactly one line "error: ..." on stderr. In both cases
-the try must end in the time allowed, write no file outside the folder of the run, and leave no partial file inside.
+the try must end in the time allowed, write no file outside the folder of the run, leave no partial file inside, and
+change or remove no file that was there before.
 Failures are printed with a command to repeat the try; the exit status is then 1.
 """
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 import sds_jax
-from sds_jax.drills import fuzz_cases, fuzz_child
+from sds_jax.drills import fuzz_cases, fuzz_child, hostile_folders
 from sds_jax.io import lock
 
 CONFIGS = Path(sds_jax.__file__).resolve().parents[1] / "configs"
@@ -109,8 +110,11 @@ def attempt(context: multiprocessing.context.BaseContext, arguments: list[str], 
     (root / name).mkdir(parents=True)
   (root / "here" / "file").write_text("x")
   (root / "here" / "loop").symlink_to("loop")
+  for name in hostile_folders.FOLDERS:
+    if f"--workdir={name}" in arguments:
+      hostile_folders.write(root / "here", name)
   # The difference of two listings shows every path created by the try.
-  before = _listing(scratch)
+  before, contents = _listing(scratch), hostile_folders.digest(root / "here")
   child = context.Process(target=fuzz_child.run, args=(arguments, root, scratch / "compiled"))
   child.start()
   child.join(timeout)
@@ -120,6 +124,9 @@ def attempt(context: multiprocessing.context.BaseContext, arguments: list[str], 
     child.join()
     return None, f"still running after {timeout:.0f} s"
   allowed = [root / "cache", root / "stdout", root / "stderr", scratch / "compiled"]
+  after = hostile_folders.digest(root / "here")
+  if changed := [path for path, content in contents.items() if after.get(path) != content]:
+    return child.exitcode, f"files of others were changed or removed: {sorted(map(str, changed))[:5]}"
   return child.exitcode, find_problem(child.exitcode, arguments, root, _listing(scratch) - before, allowed)
 
 

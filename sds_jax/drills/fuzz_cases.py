@@ -8,10 +8,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sds_jax import settings as settings_lib
+from sds_jax import names, settings as settings_lib
 from sds_jax.diffusion import timesteps, weightings
 from sds_jax.diffusion.estimators import ESTIMATORS
-from sds_jax.drills import tiny
+from sds_jax.drills import hostile_folders, tiny
 from sds_jax.fields import background, field
 from sds_jax.generators import catalogue
 from sds_jax.shapeworld import sample_photos
@@ -235,6 +235,19 @@ def _workdir(rng: random.Random, job: FuzzJob) -> list[str]:
   return rng.choice([[f"--workdir={folder}"], ["--workdir=", f"--config.workdir={folder}"]])
 
 
+def _taken_folder(rng: random.Random, job: FuzzJob) -> list[str]:
+  """Returns a folder with files of others, some of which are in the way of a run."""
+  return [f"--workdir={rng.choice(list(hostile_folders.FOLDERS))}"]
+
+
+def _habit(rng: random.Random, job: FuzzJob) -> list[str]:
+  """Returns a setting under a name that other programs have for it, or a prompt or a file without a setting."""
+  word = rng.choice(" ".join(names.HABITS.values()).split())
+  value = rng.choice(["1", "0.5", "a purple cone", "", "~/x", "\ud800", "x" * 5000])
+  return rng.choice([[f"--config.{word}={value}"], [f"--{word}={value}"], [f"--{word}", value], [f"{word}={value}"],
+                     [value or word], [f"--config.training.{word}={value}"], ["a", "purple", word]])
+
+
 def _flag(rng: random.Random, job: FuzzJob) -> list[str]:
   return list(rng.choice(FLAGS))
 
@@ -245,7 +258,7 @@ def _config_words(rng: random.Random, job: FuzzJob) -> list[str]:
 
 _WRONG: dict[DrawArguments, float] = {
     _wrong_value: 5, _value_of_other_type: 4, _two_values: 1, _prompt: 2, _prior_path: 2, _prior_name: 2, _photo: 2,
-    _source: 1, _flag: 3, _config_words: 1}
+    _source: 1, _flag: 3, _config_words: 1, _taken_folder: 3, _habit: 3}
 """Kinds of mistakes, with their weights."""
 _STRANGE: dict[DrawArguments, float] = {
     _strange_value: 4, _choice: 2, _prompt_of_any_words: 2, _default_folder: 2, _workdir: 2}

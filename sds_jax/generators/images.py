@@ -17,7 +17,7 @@ import numpy as np
 
 from sds_jax.generators.parameterization import Parameterization
 from sds_jax.generators.protocol import Draws, Exported, Views
-from sds_jax.io import images as images_lib
+from sds_jax.io import images as images_lib, run_files
 from sds_jax.types import Array, Camera, Params
 from sds_jax.views import cameras
 
@@ -119,14 +119,21 @@ class ImageGenerator:
     return Exported(written)
 
 
+def file_names(count: int) -> list[str]:
+  """Returns the names of the files that a generator of `count` images may write."""
+  return ["images.png", *(name for stem in _STEMS for name in _names(stem, count))]
+
+
+def _names(stem: str, count: int) -> list[str]:
+  return [f"{stem}.png"] if count == 1 else [f"{stem}_{i}.png" for i in range(count)]
+
+
 def _delete_stale(folder: Path, kept: set[Path]) -> None:
   for stem in _STEMS:
     for old in {*folder.glob(f"{stem}.png"), *folder.glob(f"{stem}_[0-9]*.png")} - kept:
-      old.unlink()
+      run_files.delete(old)
 
 
 def _write(folder: Path, name: str, batch: np.ndarray) -> list[Path]:
   """Writes name.png, or name_0.png and so on for several images."""
-  if len(batch) == 1:
-    return [images_lib.write_png(batch[0], folder / f"{name}.png")]
-  return [images_lib.write_png(image, folder / f"{name}_{i}.png") for i, image in enumerate(batch)]
+  return [images_lib.write_png(image, folder / file) for file, image in zip(_names(name, len(batch)), batch)]

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from sds_jax.io import orbax_files, records
+from sds_jax.io import orbax_files, records, run_files
 from sds_jax.io.records import DamagedCheckpointError, SchemaError
 
 __all__ = ["Checkpoints", "DamagedCheckpointError", "SchemaError"]
@@ -32,15 +32,19 @@ class Checkpoints:
   pending write failed.
   """
 
-  def __init__(self, folder: str | os.PathLike, keep: int = 2, keep_period: int = 0):
+  def __init__(self, folder: str | os.PathLike, keep: int = 2, keep_period: int = 0, read_only: bool = False):
     """Remembers the folder; the first save creates the folder.
+
+    In the folder of a run under way (`run_files`), folders that no run has written are neither read nor removed.
 
     Args:
       folder: the folder of checkpoints.
       keep: number of newest checkpoints to keep.
       keep_period: checkpoints of multiples of `keep_period` are kept for good; 0 for none.
+      read_only: whether damaged checkpoints stay where they are, as in the folder of another run.
     """
     self._folder, self._keep, self._period = Path(folder).absolute(), keep, keep_period
+    self._read_only = read_only
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
     self._pending: concurrent.futures.Future | None = None
     self._manager: ocp.CheckpointManager | None = None
@@ -174,8 +178,20 @@ class Checkpoints:
     # Read from the disk each time, not from orbax's cache: orbax skips folders with unknown content.
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
       return sorted(int(path.name) for path in self._folder.iterdir()
-                    if path.name.isascii() and path.name.isdigit() and path.is_dir())
+                    if path.name.isascii() and path.name.isdigit() and path.is_dir() and self._is_own(path))
     return []
+
+  def _is_own(self, path: Path) -> bool:
+    """Returns whether a checkpoint, or what is left of one, may be read and removed."""
+    record, place = run_files.owner(path)
+    return record is None or record.owns_checkpoint(place)
+
+  def _remove_leftovers(self) -> None:
+    """Removes what killed or failed writers have left."""
+    for pattern in (".deleted-*", "*.orbax-checkpoint-tmp*"):
+      for left in self._folder.glob(pattern):
+        if self._is_own(left):
+          shutil.rmtree(left, ignore_errors=True)
 
   def wait(self) -> None:
     """Waits for the pending write, if any.
@@ -198,9 +214,15 @@ class Checkpoints:
     items = {RECORD: ocp.args.JsonSave(records.make_record(step, entries, metadata))}
     if nonempty:
       items[STATE] = ocp.args.PyTreeSave(records.nest(nonempty))
+    record, place = run_files.owner(self._folder / str(step))
     with self._writing():
+      manager = self._open()
+      if record is not None:
+        record.add_checkpoint(place)
       # force: the caller decides when to save, not orbax's policy.
-      self._open().save(step, args=ocp.args.Composite(**items), force=True)
+      manager.save(step, args=ocp.args.Composite(**items), force=True)
+      if record is not None:
+        record.add_checkpoint(place, run_files.names_within(place))
       for old in _superseded(self._steps(), self._keep, self._period):
         self._remove(old)
 
@@ -212,9 +234,10 @@ class Checkpoints:
     """
     try:
       yield
+    except run_files.FileInTheWayError:
+      raise
     except (ValueError, RuntimeError, OSError) as error:
-      for left in self._folder.glob("*.orbax-checkpoint-tmp"):  # frees the space on a full disk
-        shutil.rmtree(left, ignore_errors=True)
+      self._remove_leftovers()  # frees the space on a full disk
       reason = str(error).split(" [os_error_code")[0].rsplit(": ", 1)[-1].splitlines()[0]
       raise OSError(f"a checkpoint could not be written to {self._folder}: {reason}") from error
 
@@ -224,9 +247,11 @@ class Checkpoints:
     Removes leftovers of killed writers.
     """
     if self._manager is None:
+      record, place = run_files.owner(self._folder / RECORD_FILE)
+      if record is not None:
+        record.claim(place)
       self._folder.mkdir(parents=True, exist_ok=True)
-      for left in self._folder.glob(".deleted-*"):
-        shutil.rmtree(left, ignore_errors=True)
+      self._remove_leftovers()
       self._manager = orbax_files.make_manager(self._folder, STATE, RECORD, RECORD_FILE)
     else:
       self._manager.reload()
@@ -246,8 +271,11 @@ class Checkpoints:
     shutil.rmtree(trash)
 
   def _set_aside(self, step: int, error: DamagedCheckpointError) -> None:
+    if self._read_only:
+      print(f"warning: the checkpoint of step {step} in {self._folder} is damaged, {error}", file=sys.stderr)
+      return
     place, number = self._folder / "damaged" / str(step), 1
-    while place.exists():
+    while os.path.lexists(place):
       number += 1
       place = place.with_name(f"{step}-{number}")
     try:

@@ -14,6 +14,8 @@ from typing import Any, BinaryIO, Iterator, Mapping
 
 import numpy as np
 
+from sds_jax.io import run_files
+
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)$")  # device names of Windows
 
 
@@ -22,13 +24,24 @@ class DamagedFileError(ValueError):
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike, grows: bool = False) -> Iterator[Path]:
   """Yields a temporary path, renamed to `path` after the block.
 
   For writers that need a file name; the temporary file has the same folder and suffix as `path`. If the block raises,
-  the temporary file is removed, and an existing file at `path` is untouched.
+  the temporary file is removed, and an existing file at `path` is untouched. In the folder of a run under way the file
+  is recorded (`run_files`).
+
+  Args:
+    path: the file.
+    grows: whether lines will be appended to the file.
+
+  Raises:
+    FileInTheWayError: in the folder of a run under way, something that no run has written has this path.
   """
   path = Path(path)
+  record, place = run_files.owner(path)
+  if record is not None:
+    record.claim(place)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.parent / f".{uuid.uuid4().hex[:12]}.tmp{path.suffix}"
   try:
@@ -36,18 +49,23 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     # Flushed to the disk before the rename, so a power cut leaves either the old file or the new file.
     with open(temporary, "rb+") as file:
       os.fsync(file.fileno())
+    if record is not None:
+      record.claim(place)
+      record.add(place, run_files.file_digest(temporary), grows)
     os.replace(temporary, path)
+    if record is not None:
+      record.written(place)
   finally:
     temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike, grows: bool = False) -> Iterator[BinaryIO]:
   """Yields a binary file, renamed to `path` after the block.
 
   See `atomic_path`.
   """
-  with atomic_path(path) as temporary, open(temporary, "xb") as file:
+  with atomic_path(path, grows) as temporary, open(temporary, "xb") as file:
     yield file
     file.flush()
 
@@ -135,6 +153,9 @@ def append_metrics(path: str | os.PathLike, step: int, values: Mapping[str, Any]
   """
   line = json.dumps({"step": int(step), **to_jsonable(values)}, allow_nan=False) + "\n"
   path = Path(path)
+  record, place = run_files.owner(path)
+  if record is not None:
+    record.claim(place)
   path.parent.mkdir(parents=True, exist_ok=True)
   # Unbuffered, so that the line is a single write call.
   with open(path, "ab+", buffering=0) as file:
@@ -142,8 +163,12 @@ def append_metrics(path: str | os.PathLike, step: int, values: Mapping[str, Any]
     if size:
       file.seek(size - 1)
       if file.read(1) != b"\n":
-        file.truncate(_end_of_last_line(path))
+        size = file.truncate(_end_of_last_line(path))
+    if record is not None and size == 0:
+      record.add(place, run_files.digest_of(line.encode()), grows=True)
     file.write(line.encode())
+  if record is not None:
+    record.written(place)
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -178,7 +203,7 @@ def truncate_metrics(path: str | os.PathLike, last_step: int) -> int:
     return 0
   # With last_step 0 the run starts anew: the old file is not even read, so damage does no harm.
   kept = [r for r in read_metrics(path) if r["step"] <= last_step] if last_step else []
-  with atomic_write(path) as file:
+  with atomic_write(path, grows=True) as file:
     file.writelines((json.dumps(r) + "\n").encode() for r in kept)
   return len(kept)
 

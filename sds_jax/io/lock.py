@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import filelock
 
 FILE_NAME = ".lock"
 """Name of the lock file. Never deleted: waiting and new processes must lock the same file."""
+
+_BEGINNING, _LONGEST = b'{"pid": ', 4096
+"""How a signed lock begins, and more bytes than it has."""
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 """Error numbers of file systems without locks."""
@@ -31,14 +35,14 @@ def hold(folder: str | os.PathLike) -> Iterator[None]:
   and runs the block without a lock.
 
   Raises:
-    LockedError: another run holds the lock.
+    LockedError: another run holds the lock, or something else has the name of the lock.
     OSError: the lock file cannot be made, for example in a read-only folder.
   """
   path = Path(folder) / FILE_NAME
+  signs = _make(path)
   holder = _holder(path)  # read first: some versions of filelock empty the file when trying to lock
   lock = filelock.FileLock(path)
   try:
-    path.touch()  # raises in a read-only folder, where the behaviour of filelock depends on the version
     lock.acquire(timeout=0)  # fails at once instead of waiting for the other run
   except filelock.Timeout:
     raise LockedError(f"{folder} is in use by another run{holder or _holder(path)}; wait for it to end, stop it, or "
@@ -50,10 +54,35 @@ def hold(folder: str | os.PathLike) -> Iterator[None]:
     yield
     return
   try:
-    _sign(path)
+    if signs:
+      _sign(path)
     yield
   finally:
     lock.release()
+
+
+def _make(path: Path) -> bool:
+  """Makes the lock file if it is missing; returns whether a run may write into it.
+
+  Raises:
+    LockedError: what is there is no lock of a run.
+    OSError: the file cannot be made, for example in a read-only folder.
+  """
+  try:
+    # Never through a link: a dangling one would make its target.
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+    return True
+  except FileExistsError:
+    status = os.lstat(path)
+  regular = stat.S_ISREG(status.st_mode) and status.st_nlink == 1  # reading a pipe would block
+  text = b""
+  with contextlib.suppress(PermissionError):  # on Windows nobody else can read a file that is locked
+    text = path.read_bytes()[:_LONGEST] if regular else b""
+  if not regular or not text.strip(b"\0").startswith(_BEGINNING[:len(text.strip(b"\0"))]):
+    raise LockedError(f"{path} is in the way: it is no lock that a run has made; move it away or delete it, or give "
+                      "another --workdir")
+  with open(path, "rb+"):  # raises in a read-only folder, where the behaviour of filelock depends on the version
+    return bool(text)  # another program's lock is empty, and stays so
 
 
 def _holder(path: Path) -> str:

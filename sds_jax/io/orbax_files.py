@@ -16,9 +16,7 @@ _DRIVER = "zarr"
 
 
 def make_manager(folder: Path, arrays: str, record: str, record_file: str) -> ocp.CheckpointManager:
-  """Returns a manager of an existing folder.
-
-  Deletes only leftovers of killed writers.
+  """Returns a manager of an existing folder; deletes nothing.
 
   Args:
     folder: the folder of checkpoints.
@@ -28,7 +26,7 @@ def make_manager(folder: Path, arrays: str, record: str, record_file: str) -> oc
   """
   alone = _alone()
   # Synchronous: writes run in a thread of `Checkpoints`, and orbax's threads go on to complain after a failed write.
-  options = ocp.CheckpointManagerOptions(create=False, cleanup_tmp_directories=True, enable_async_checkpointing=False,
+  options = ocp.CheckpointManagerOptions(create=False, cleanup_tmp_directories=False, enable_async_checkpointing=False,
                                          multiprocessing_options=alone)
   return ocp.CheckpointManager(folder, options=options, item_handlers={
       arrays: ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False, multiprocessing_options=alone),

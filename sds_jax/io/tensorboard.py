@@ -15,6 +15,8 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
+from sds_jax.io import run_files
+
 FLUSH_S = 30.0
 """Seconds between flushes to the disk."""
 
@@ -27,9 +29,14 @@ class EventWriter:
 
     TensorBoard discards the points of older files from step `first` on.
     """
-    self._writer, self._flushed = RecordWriter(str(_unused(Path(folder)))), time.monotonic()
+    path = _unused(Path(folder))
+    self._writer, self._flushed = RecordWriter(str(path)), time.monotonic()
     self._write(file_version="brain.Event:2")
     self._write(step=first, session_log=SessionLog(status=SessionLog.START))
+    record, place = run_files.owner(path)
+    if record is not None:
+      self._writer.flush()
+      record.add(place, run_files.file_digest(path), grows=True)
 
   def _write(self, **event: Any) -> None:
     self._writer.write(Event(wall_time=time.time(), **event).SerializeToString())
@@ -55,6 +62,6 @@ def _unused(folder: Path) -> Path:
   """Returns an unused path that sorts by time."""
   # Clocks may go backwards, and a resumed run may start within the same second.
   number = int(time.time())
-  while (path := folder / f"events.out.tfevents.{number:010d}.{socket.gethostname()}").exists():
+  while os.path.lexists(path := folder / f"events.out.tfevents.{number:010d}.{socket.gethostname()}"):
     number += 1
   return path

@@ -44,7 +44,7 @@ def update(occupancy: Occupancy, field: FieldFn, params: Params, key: Array, tur
   # A share is a strided subset, so each update touches the whole volume.
   cells = jnp.arange(count, dtype=jnp.int32) * shares + turn.astype(jnp.int32) % shares
   corner = jnp.stack(jnp.unravel_index(cells, grid.shape), axis=-1).astype(jnp.float32)
-  points = (corner + jax.random.uniform(key, corner.shape)) * (2 * bound / resolution) - bound
+  points = (corner + jax.random.uniform(key, corner.shape, corner.dtype)) * (2 * bound / resolution) - bound
   sampled = jax.lax.stop_gradient(field(params, points).density)
   old = grid.reshape(-1)[cells]
   # Infinity marks "no update yet" and would never decay.

@@ -1,15 +1,17 @@
 """The common part of tasks whose generator is known from the settings: opening, first state, restored state."""
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 from sds_jax import hosts
 from sds_jax.generators.protocol import Generator
-from sds_jax.priors.prior import Prior
+from sds_jax.io.run_files import Layout
+from sds_jax.priors.prior import Prior, Weights
 from sds_jax.tasks.restore import restore_state
 from sds_jax.tasks.task import OpenRun
-from sds_jax.training import program as program_lib
+from sds_jax.training import program as program_lib, workspace
 from sds_jax.training.layout import DeviceLayout, make_layout
 from sds_jax.training.optimizer import make_optimizer
 from sds_jax.training.program import Program
@@ -35,8 +37,33 @@ class GeneratorTask:
     """Returns the functions of the run."""
     raise NotImplementedError
 
+  def outputs(self, folder: Path | None = None) -> Layout:
+    """Returns the names that every run writes."""
+    del folder
+    return workspace.LAYOUT
+
+  def user_files(self, folder: Path) -> dict[str, str]:
+    """Returns the settings of the run that this run edits, if any."""
+    del folder
+    source = self.settings.distillation.source
+    return {"distillation.source": str(Path(source) / "config.json")} if source else {}
+
   def read_inputs(self) -> Any:
     """Reads nothing: a prompt needs no file."""
+
+  @functools.cached_property
+  def opened(self) -> tuple[Prior, Weights]:
+    """The prior and its weights, unread; the prompts have been checked."""
+    raise NotImplementedError
+
+  def check(self) -> None:
+    """Opens the prior and checks the prompts, but reads no weights.
+
+    Raises:
+      ConfigError: the prior does not suit the task or the prompt.
+      CheckpointError: files of the prior are missing or damaged.
+    """
+    _ = self.opened
 
   def open(self, inputs: Any = None) -> OpenRun:
     """Loads the prior and makes the program.

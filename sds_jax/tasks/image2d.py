@@ -22,16 +22,18 @@ from ml_collections import ConfigDict
 
 from sds_jax import schema, settings as settings_lib
 from sds_jax.generators.catalogue import GeneratorError, check_images, make_generator
+from sds_jax.generators import images as images_lib
 from sds_jax.generators.images import ImageGenerator
 from sds_jax.generators.parameterization import Parameterization
 from sds_jax.io import files, images
-from sds_jax.priors.prior import Prior
+from sds_jax.io.run_files import Layout
+from sds_jax.priors.prior import Prior, Weights
 from sds_jax.schema import ConfigError
 from sds_jax.settings.generator import ImageGeneratorSettings
 from sds_jax.settings.image2d import Image2D, prompts_of
 from sds_jax.tasks import priors
 from sds_jax.tasks.base import GeneratorTask
-from sds_jax.training import conditions
+from sds_jax.training import conditions, workspace
 from sds_jax.training.layout import DeviceLayout
 from sds_jax.training.loop import RunResult
 from sds_jax.training.parallel import Share
@@ -115,12 +117,25 @@ class Image2DTask(GeneratorTask):
   def _show(self) -> Callable[[Params], Array]:
     return self.generator.make_show()
 
-  def load_prior(self, layout: DeviceLayout | None = None) -> tuple[Prior, Params]:
-    """Opens the prior, checks the prompts, and reads the weights onto the devices of the layout."""
+  def outputs(self, folder: Path | None = None) -> Layout:
+    """Returns the names that the run may write."""
+    del folder
+    g = self.settings.generator
+    return {**workspace.LAYOUT, **dict.fromkeys(images_lib.file_names(g.particles * g.frames))}
+
+  @functools.cached_property
+  def opened(self) -> tuple[Prior, Weights]:
+    """The prior and its weights, unread; the prompts have been checked."""
     s = self.settings
     prior, weights = priors.open_prior(s.prior, s.distillation)
     named = {f"config.prompt={prompt!r}": prompt for prompt in prompts_of(s.prompt)}
     priors.check_prompts(prior, s.prior, s.distillation, s.negative_prompt, named, LARGER_PRIOR, objects=False)
+    return prior, weights
+
+  def load_prior(self, layout: DeviceLayout | None = None) -> tuple[Prior, Params]:
+    """Opens the prior, checks the prompts, and reads the weights onto the devices of the layout."""
+    s = self.settings
+    prior, weights = self.opened
     params = priors.load_weights(weights, layout)
     print("\n".join(priors.describe_choices(prior, s.distillation, s.negative_prompt)))
     return prior, params

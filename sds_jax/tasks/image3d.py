@@ -17,7 +17,8 @@ import numpy as np
 from sds_jax import hosts
 from sds_jax.io import files, images, photos
 from sds_jax.priors import published
-from sds_jax.priors.prior import Prior
+from sds_jax.io.run_files import Layout
+from sds_jax.priors.prior import Prior, Weights
 from sds_jax.schema import AUTO, ConfigError
 from sds_jax.settings.distillation import DistillationSettings
 from sds_jax.settings.image3d import Image3D
@@ -68,6 +69,16 @@ class Image3DTask(ObjectTask):
     """The photo's name."""
     return Path(self.settings.image).name
 
+  def outputs(self, folder: Path | None = None) -> Layout:
+    """Returns the names that the run may write: those of an object, and the photo and its maps."""
+    kept = photo_lib.copies(self.settings.image, self.settings.picture).values()
+    return {**super().outputs(folder), **dict.fromkeys(name.casefold() for name in kept if name),
+            **dict.fromkeys(("reference.png", photo_lib.INPUT, photo_lib.ABOUT))}
+
+  def user_files(self, folder: Path) -> dict[str, str]:
+    """Returns the photo and its maps, unless they are the run's own copies of them."""
+    return photo_lib.files_to_keep(self.settings.image, self.settings.picture, folder)
+
   def read_inputs(self) -> InputPhoto:
     """Reads the photo and its maps; see `photo.read_input` for errors."""
     return photo_lib.read_input(self.settings.image, self.settings.picture, self.settings.render)
@@ -103,18 +114,30 @@ class Image3DTask(ObjectTask):
       ConfigError: a prior does not suit the task, cannot estimate the elevation, or was trained with another camera.
       CheckpointError: files are missing or damaged.
     """
-    s = self.settings
-    prior, weights = hosts.run_on_all(lambda: priors.open_prior(s.prior, s.distillation, s.job))
-    second, second_weights = None, None
-    if s.loss.words != 0.0:
-      second, second_weights = hosts.run_on_all(self._open_second)
-    self._check_camera(prior)
+    (prior, weights), (second, second_weights) = hosts.run_on_all(lambda: (self.opened, self.opened_second))
     params = hosts.run_on_all(lambda: priors.load_weights(weights, layout))
     if second:
       params[SECOND] = hosts.run_on_all(lambda: priors.load_weights(second_weights, layout))
     return prior, second, params
 
-  def _open_second(self) -> tuple[Prior, Any]:
+  @functools.cached_property
+  def opened(self) -> tuple[Prior, Weights]:
+    """The prior of photos and its weights, unread."""
+    opened = priors.open_prior(self.settings.prior, self.settings.distillation, self.settings.job)
+    self._check_camera(opened[0])
+    return opened
+
+  @functools.cached_property
+  def opened_second(self) -> tuple[Prior, Weights] | tuple[None, None]:
+    """The prior of prompts and its weights, unread; (None, None) for a run without one."""
+    return self._open_second() if self.settings.loss.words != 0.0 else (None, None)
+
+  def check(self) -> None:
+    """Opens the priors and checks the camera and the prompt, but reads no weights."""
+    super().check()
+    _ = self.opened_second
+
+  def _open_second(self) -> tuple[Prior, Weights]:
     s, distillation = self.settings, self.second_distillation
     opened, weights = priors.open_prior(self.second_prior, distillation, group=SECOND)
     named = {f"config.prompt={s.prompt!r}": s.prompt}

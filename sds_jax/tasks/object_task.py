@@ -12,13 +12,14 @@ from sds_jax.generators.custom import CustomGenerator
 from sds_jax.generators.field import FieldGenerator
 from sds_jax.generators.viewpoints import Viewpoints
 from sds_jax.io import files, images
+from sds_jax.io.run_files import Layout
 from sds_jax.priors.prior import Prior
 from sds_jax.settings.image3d import Image3D
 from sds_jax.settings.text3d import Text3D
 from sds_jax.tasks import objects, outputs
 from sds_jax.tasks.base import GeneratorTask
 from sds_jax.tasks.outputs import ObjectGenerator, ObjectView, ReportPage
-from sds_jax.training import inspect_guidance
+from sds_jax.training import inspect_guidance, workspace
 from sds_jax.training.loop import RunResult
 from sds_jax.training.program import SheetsFn
 from sds_jax.training.stages import Stage, make_stages
@@ -44,6 +45,15 @@ class ObjectTask(GeneratorTask):
   def __init__(self, settings: Text3D | Image3D):
     """Keeps the settings; generators and renderers are built at their first use."""
     self.settings = settings
+
+  def outputs(self, folder: Path | None = None) -> Layout:
+    """Returns the names that the run may write; each particle but the first has a folder."""
+    del folder
+    export = self.settings.export
+    one = {name: None for name in ("renders.png", "report.html", "scores.json", "timings.json",
+                                   *(outputs.TURNTABLES if export.turntable else ()),
+                                   *(("mesh.glb", "mesh.obj") if export.mesh else ()))}
+    return {**workspace.LAYOUT, **one, **{f"particle_{n}": one for n in range(1, self.settings.training.particles)}}
 
   @functools.cached_property
   def generator(self) -> ObjectGenerator:

@@ -15,13 +15,16 @@ import numpy as np
 from sds_jax.generators import particles
 from sds_jax.generators.custom import CustomGenerator
 from sds_jax.generators.field import FieldGenerator
-from sds_jax.io import files, images, report, video
+from sds_jax.io import files, images, report, run_files, video
 from sds_jax.settings.camera import CameraSettings
 from sds_jax.settings.export import ExportSettings
 from sds_jax.training.state import TrainState
 from sds_jax.training.versions import versions
 from sds_jax.types import Array, Camera, RenderOutput
 from sds_jax.views import cameras
+
+TURNTABLES = ("turntable.mp4", "turntable.gif")
+"""Names of the turntable, with and without an encoder of videos."""
 
 ObjectGenerator = FieldGenerator | CustomGenerator
 
@@ -116,8 +119,7 @@ def write_turntable(view: ObjectView, state: TrainState, folder: Path) -> Path:
   frames = [view.view(state, camera, view.ambient).rgb for camera in
             orbit_cameras(view.cameras, view.export.turntable_frames, view.export.turntable_elevation_deg)]
   path = video.write_turntable(np.stack(frames), folder / "turntable.mp4")
-  for other in {"turntable.mp4", "turntable.gif"} - {path.name}:
-    (folder / other).unlink(missing_ok=True)
+  _delete(folder, *({*TURNTABLES} - {path.name}))
   return path
 
 
@@ -141,7 +143,7 @@ def write_outputs(generator: ObjectGenerator, view: ObjectView, state: TrainStat
   if view.export.turntable:
     written["turntable"] = write_turntable(view, state, folder)
   else:
-    _delete(folder, "turntable.mp4", "turntable.gif")
+    _delete(folder, *TURNTABLES)
   if view.export.mesh:
     try:
       exported = generator.export(state.shown, state.occupancy, folder)
@@ -162,7 +164,7 @@ def write_outputs(generator: ObjectGenerator, view: ObjectView, state: TrainStat
 def _delete(folder: Path, *names: str) -> None:
   """Deletes files that an earlier state has left and this state does not make."""
   for name in names:
-    (folder / name).unlink(missing_ok=True)
+    run_files.delete(folder / name)
 
 
 def print_done(started: float, where: Path | str) -> None:

@@ -1,7 +1,6 @@
 """The photo of image-to-3D: read before a run, stored in the run's folder, encoded for the prior."""
 from __future__ import annotations
 
-import functools
 import math
 import os
 import shutil
@@ -14,8 +13,7 @@ import numpy as np
 from PIL import Image
 
 from sds_jax import schema
-from sds_jax.io import files, images, photos
-from sds_jax.priors.loading.files import write_atomically
+from sds_jax.io import files, images, photos, run_files
 from sds_jax.priors.prior import Prior
 from sds_jax.settings.photo import PhotoSettings
 from sds_jax.settings.render import RenderSettings
@@ -118,13 +116,39 @@ def _given_files(image: str, settings: PhotoSettings) -> dict[str, tuple[str, st
   return {stem: (setting, os.path.expanduser(path)) for stem, (setting, path) in given.items()}
 
 
+def copies(image: str, settings: PhotoSettings) -> dict[str, str]:
+  """Returns {"original", "depth" or "normals": name of the copy in the run's folder, or ""}."""
+  given = _given_files(image, settings)
+  return {stem: path and stem + Path(path).suffix.lower() for stem, (_, path) in given.items()}
+
+
+def files_to_keep(image: str, settings: PhotoSettings, folder: Path) -> dict[str, str]:
+  """Returns {setting: file of the user}, without files that are the run's own copies of themselves."""
+  kept = copies(image, settings)
+  return {setting: path for stem, (setting, path) in _given_files(image, settings).items()
+          if path and not _is_same(Path(path), folder / kept[stem])}
+
+
+def _is_same(path: Path, other: Path) -> bool:
+  return os.path.lexists(other) and os.path.realpath(path) == os.path.realpath(other)
+
+
+def stored_copy(folder: Path, about: dict[str, Any], stem: str) -> Path | None:
+  """Returns the copy of a user's file in a run's folder, or None; never a path outside of the folder."""
+  name = about.get(stem)
+  if not isinstance(name, str) or not (name == stem or name.startswith(f"{stem}.")) or Path(name).name != name:
+    return None
+  path = folder / name
+  return path if path.is_file() and not path.is_symlink() else None
+
+
 def check_same_photo(image: str, settings: PhotoSettings, folder: Path) -> None:
   """Raises ResumeError if the run in `folder` was made from another photo or other maps."""
   about = files.read_json(folder / ABOUT)
   for stem, (setting, path) in _given_files(image, settings).items():
-    if stem not in about or (about[stem] and not (folder / about[stem]).is_file()):
+    before = stored_copy(folder, about, stem)
+    if stem not in about or (about[stem] and not before):
       continue
-    before = folder / about[stem] if about[stem] else None
     if (before.read_bytes() if before else None) != (Path(path).read_bytes() if path else None):
       raise ResumeError(
           f"config.{setting}={path!r} differs from the file that the checkpoints in {folder} were made from, "
@@ -138,14 +162,14 @@ def keep_photo(image: str, settings: PhotoSettings, photo: photos.Photo, data: P
   straight = np.where(opacity > 0, (photo.rgb - 1.0 + opacity) / np.maximum(opacity, 1e-6), 1.0)
   rgba = np.concatenate([np.clip(straight, 0.0, 1.0), opacity], -1)
   images.write_png(rgba, folder / INPUT)
-  before = files.read_json(folder / ABOUT)
-  given = _given_files(image, settings)
-  kept = {stem: path and stem + Path(path).suffix.lower() for stem, (_, path) in given.items()}
-  for stem, (_, path) in given.items():
-    if path:
-      write_atomically(folder / kept[stem], functools.partial(shutil.copyfile, path))
-  for name in {before.get(stem) for stem in kept} - {None, "", *kept.values()}:  # copies of an earlier run
-    (folder / name).unlink(missing_ok=True)
+  kept = copies(image, settings)
+  for stem, (_, path) in _given_files(image, settings).items():
+    if path and not _is_same(Path(path), folder / kept[stem]):
+      with files.atomic_path(folder / kept[stem]) as temporary:
+        shutil.copyfile(path, temporary)
+    for other in folder.glob(f"{stem}.*"):  # copies of an earlier run
+      if other.name != kept[stem]:
+        run_files.delete(other)
   files.write_json(dict(kept, image=image, elevation=float(data["elevation"]), azimuth=float(data["azimuth"]),
                         frame=photo.frame._asdict()), folder / ABOUT)
 

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from sds_jax import compilation
 from sds_jax.io.checkpoints import Checkpoints
-from sds_jax.training import resume, workspace
+from sds_jax.training import divergence, resume, workspace
 from sds_jax.training.state import TrainState
 from sds_jax.types import Array
 
@@ -22,7 +23,7 @@ def restore_state(new_state: Callable[[Array], TrainState], folder: Path, keep: 
     keep: number of checkpoints that the run keeps.
 
   Raises:
-    WorkdirError: there is no checkpoint.
+    WorkdirError: there is no checkpoint, or none of its updates was finite.
     ResumeError: the checkpoint has another structure.
   """
   compilation.prepare()
@@ -31,5 +32,7 @@ def restore_state(new_state: Callable[[Array], TrainState], folder: Path, keep: 
     newest = resume.restore_newest(checkpoints, like, folder, any_estimator=True)
   if newest is None:
     raise workspace.WorkdirError(f"{folder / 'checkpoints'} holds no checkpoint; run --mode=train first")
+  if np.all(divergence.is_untouched(newest[1].health, int(newest[1].step))):
+    raise workspace.WorkdirError(str(divergence.nothing_learnt(newest[0], folder)))
   print(f"from the checkpoint of step {newest[0]} in {folder}")
   return newest[1]

@@ -13,6 +13,7 @@ import numpy as np
 from sds_jax import hosts, schema
 from sds_jax.io import files, images
 from sds_jax.io.checkpoints import Checkpoints
+from sds_jax.io.run_files import Layout
 from sds_jax.priors.prior import Prior
 from sds_jax.schema import ConfigError
 from sds_jax.settings.text3d import Text3D
@@ -65,16 +66,51 @@ class ScenesTask:
     """The number of prompts, their file, and the seed."""
     return f"{len(self.scenes.prompts)} prompts of {self.settings.prompts_file} with seed {self.settings.seed}"
 
+  def outputs(self, folder: Path | None = None) -> Layout:
+    """Returns the names that the run may write: its own, and in each scene's folder those of a run of one object."""
+    scenes = self.stored_scenes(folder) if folder else self.scenes
+    inner = self.one.outputs()
+    return {**workspace.LAYOUT, scenes_lib.SCENES_FILE: None, **{name: inner for name in scenes.folders}}
+
+  def user_files(self, folder: Path) -> dict[str, str]:
+    """Returns the file of prompts."""
+    del folder
+    return {"prompts_file": self.settings.prompts_file}
+
+  def stored_scenes(self, folder: Path) -> SceneList:
+    """Returns the scenes of a finished or interrupted run; the names of their folders are made from the prompts.
+
+    Raises:
+      WorkdirError: the run has not begun its steps, or its list of scenes was changed.
+    """
+    path = folder / scenes_lib.SCENES_FILE
+    stored = files.read_json(path)
+    if not stored:
+      raise WorkdirError(f"{folder} has no {scenes_lib.SCENES_FILE}: its run has not begun its steps")
+    prompts = stored.get("prompts")
+    if isinstance(prompts, list) and all(isinstance(prompt, str) for prompt in prompts):
+      scenes = scenes_lib.make_scenes(prompts, self.settings.seed)
+      if stored.get("folders") == list(scenes.folders):
+        return scenes
+    raise WorkdirError(f"{path} is not as a run has written it: its folders are not those of its prompts; was it "
+                       "changed?")
+
   def read_inputs(self) -> SceneList:
     """Reads and checks the file of prompts."""
     return self.scenes
+
+  def check(self) -> None:
+    """Opens the prior and checks all prompts, but reads no weights."""
+    self.one.prompts = self.scenes.prompts
+    self.one.check()
 
   def open(self, inputs: Any = None) -> OpenRun:
     """Loads the prior and makes the program of all scenes."""
     del inputs
     prompts = hosts.run_on_all(lambda: self.scenes.prompts)
     layout = make_scene_layout(self.settings.parallel, len(prompts))
-    prior, params = hosts.run_on_all(lambda: self.one.load_prior(layout, prompts))
+    self.one.prompts = prompts
+    prior, params = hosts.run_on_all(lambda: self.one.load_prior(layout))
     return OpenRun(self.program(prior), prior, params, layout)
 
   def program(self, prior: Prior) -> Program:
@@ -124,6 +160,9 @@ class ScenesTask:
       task, state = self.scene(prompt), scenes_lib.pick(result.state, number)
       workspace.store_settings(folder / name, schema.to_dict(task.settings), versions(), source)
       _save(task, folder / name, int(state.step), state, int(np.asarray(state.health["in_a_row"])))
+      if divergence.is_untouched(state.health, int(state.step)):
+        print("  none of its updates was finite; no outputs are written")
+        continue
       task.write(jax.device_put(state), folder / name, timings)
     outputs.print_done(started, f"{folder}/*/report.html")
     if result.given_up:
@@ -137,10 +176,8 @@ class ScenesTask:
     Raises:
       WorkdirError: no scene could be done, or the run has not begun its steps.
     """
-    stored = files.read_json(folder / scenes_lib.SCENES_FILE)
-    if not stored:
-      raise WorkdirError(f"{folder} has no {scenes_lib.SCENES_FILE}: its run has not begun its steps")
-    pairs = list(zip(stored["prompts"], stored["folders"]))
+    scenes = self.stored_scenes(folder)
+    pairs = list(zip(scenes.prompts, scenes.folders))
     self._split_checkpoint(folder, pairs)
     left_out = 0
     for prompt, name in pairs:

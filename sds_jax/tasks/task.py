@@ -4,6 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from sds_jax.io.run_files import Layout
 from sds_jax.priors.prior import Prior
 from sds_jax.training.layout import DeviceLayout
 from sds_jax.training.loop import RunResult
@@ -39,8 +40,17 @@ class Task(Protocol):
   run_name: str
   headline: str
 
+  def outputs(self, folder: Path | None = None) -> Layout:
+    """Returns the names that the run may write in its folder; `folder`: of a finished run, whose inputs are stored."""
+
+  def user_files(self, folder: Path) -> dict[str, str]:
+    """Returns {setting: file of the user} of the files that the run reads and must not overwrite in its folder."""
+
   def read_inputs(self) -> Any:
     """Reads and checks the user's files; called by process 0 before any folder is made."""
+
+  def check(self) -> None:
+    """Opens the priors and checks the prompts, but reads no weights; called before any folder is made."""
 
   def open(self, inputs: Any) -> OpenRun:
     """Loads the priors and makes the program; `inputs` is None in all processes but the first."""

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Sequence
 
 from sds_jax.io import files
-from sds_jax.priors.prior import Prior
+from sds_jax.priors.prior import Prior, Weights
 from sds_jax.tasks import priors
 from sds_jax.tasks.object_task import ObjectTask
 from sds_jax.training import conditions
@@ -30,18 +30,23 @@ class Text3DTask(ObjectTask):
     """The prompt and the seed."""
     return f"{self.settings.prompt!r} with seed {self.settings.seed}"
 
-  def load_prior(self, layout: DeviceLayout | None = None, prompts: Sequence[str] = ()) -> tuple[Prior, Params]:
-    """Opens the prior, checks the prompts, and reads the weights.
+  prompts: Sequence[str] = ()
+  """Prompts of `prompts_file`, in place of `prompt`."""
 
-    Args:
-      layout: the devices; None: the first device.
-      prompts: of `prompts_file`, in place of `prompt`.
-    """
+  @functools.cached_property
+  def opened(self) -> tuple[Prior, Weights]:
+    """The prior and its weights, unread; the prompts have been checked."""
     s = self.settings
     prior, weights = priors.open_prior(s.prior, s.distillation)
-    named = ({f"{prompt!r} in config.prompts_file": prompt for prompt in prompts} or
+    named = ({f"{prompt!r} in config.prompts_file": prompt for prompt in self.prompts} or
              {f"config.prompt={s.prompt!r}": s.prompt})
     priors.check_prompts(prior, s.prior, s.distillation, s.negative_prompt, named, LARGER_PRIOR)
+    return prior, weights
+
+  def load_prior(self, layout: DeviceLayout | None = None) -> tuple[Prior, Params]:
+    """Opens the prior, checks the prompts, and reads the weights; without a layout onto the first device."""
+    s = self.settings
+    prior, weights = self.opened
     params = priors.load_weights(weights, layout)
     print("\n".join(priors.describe_choices(prior, s.distillation, s.negative_prompt)))
     return prior, params

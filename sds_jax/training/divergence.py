@@ -7,12 +7,17 @@ and a lower learning rate. After `divergence.restarts` returns the run gives up.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 from sds_jax.settings.training import DivergenceSettings
 from sds_jax.training.state import TrainState
+
+
+_REMEDY = ("If the prior is sound, lower config.optimizer.learning_rate or set config.distillation.clip_norm=1.0 or "
+           "config.optimizer.clip_norm=1.0, and take --config.prior.dtype=float32")
 
 
 class Diverged(RuntimeError):
@@ -35,6 +40,17 @@ def gave_up(d: DivergenceSettings, step: int, where: str) -> Diverged:
   """Returns the error of a run whose restarts are used up; `where` says where its last good state is."""
   return Diverged(
       f"gave up at step {step}: {d.patience} updates in a row were not finite (NaN or infinite), after {d.restarts} "
-      f"restart{'s' * (d.restarts != 1)}, each with {d.learning_rate_factor} times the learning rate; {where}. If the "
-      "prior is sound, lower config.optimizer.learning_rate or set config.distillation.clip_norm=1.0 or "
-      "config.optimizer.clip_norm=1.0, and take --config.prior.dtype=float32")
+      f"restart{'s' * (d.restarts != 1)}, each with {d.learning_rate_factor} times the learning rate; {where}. "
+      f"{_REMEDY}")
+
+
+def is_untouched(health: dict[str, np.ndarray], step: int) -> np.ndarray:
+  """Returns whether [] (or [N] for N scenes) a state is the initial one, because all of its updates were dropped."""
+  return (np.asarray(health["in_a_row"]) >= step) & (step > 0)
+
+
+def nothing_learnt(step: int, workdir: Path) -> Diverged:
+  """Returns the error of a run that ends with its initial object."""
+  return Diverged(
+      f"none of the {step} updates of the run in {workdir} was finite (NaN or infinite), so the object is the initial "
+      f"one and is not written. {_REMEDY}; --config.resume=never starts anew")

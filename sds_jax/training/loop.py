@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from sds_jax import hosts, schema
+from sds_jax.io import run_files
 from sds_jax.io.checkpoints import Checkpoints
 from sds_jax.priors.prior import Prior
 from sds_jax.training import divergence, resume, stages as stages_lib, workspace
@@ -85,7 +86,8 @@ def train(settings: Any, workdir: Path, prior: Prior, prior_params: Params, prog
           (settings.training.render_every, on_render), (sheets_every, on_guidance)])
       state = run.steps(functools.partial(stages_lib.at_step, program.stages, step_fns), state)
     timings = dict(compile_s=compile_seconds, optimise_s=time.perf_counter() - started)
-    return RunResult(layout.local(state), timings, began, recovery.given_up(layout.fetch(state.health)))
+    given_up = recovery.given_up(layout.fetch(state.health), int(layout.fetch(state.step)))
+    return RunResult(layout.local(state), timings, began, given_up)
 
 
 def _sheets(every: int, workdir: Path, program: Program, layout: DeviceLayout, state: TrainState,
@@ -106,7 +108,8 @@ def _checkpoints(training: TrainingSettings, workdir: Path) -> Iterator[Checkpoi
   if not hosts.is_first():
     yield None
     return
-  with Checkpoints(workdir / "checkpoints", training.keep_checkpoints, training.keep_period) as checkpoints:
+  with run_files.recording(workdir), Checkpoints(
+      workdir / "checkpoints", training.keep_checkpoints, training.keep_period) as checkpoints:
     yield checkpoints
 
 
@@ -121,7 +124,7 @@ def _first_state(settings: Any, workdir: Path, checkpoints: Checkpoints | None, 
     if int(state.step) < settings.training.steps:
       for folder in _folders(workdir, program):
         for old in (folder / "scores.json", *folder.glob("particle_*/scores.json")):
-          old.unlink(missing_ok=True)  # of the objects before this run
+          run_files.delete(old)  # of the objects before this run
     return state
 
   return hosts.broadcast_result(like, restore)

@@ -65,12 +65,26 @@ class Recovery:
     numbers = np.flatnonzero(bad & ~exhausted)
     return (self._some(state, health, done, numbers.tolist()) if numbers.size else state), done
 
-  def given_up(self, health: dict[str, np.ndarray]) -> tuple[int, ...]:
-    """Returns the numbers of the scenes whose restarts are used up and whose updates are still bad."""
+  def given_up(self, health: dict[str, np.ndarray], step: int) -> tuple[int, ...]:
+    """Returns the numbers of the scenes that have diverged by the end of a run.
+
+    Their restarts are used up and their updates are still bad, or none of their updates was good.
+
+    Args:
+      health: at the end of the run.
+      step: number of updates done.
+
+    Raises:
+      Diverged: none of the updates of the one object, or of any scene, was good.
+    """
+    untouched = divergence.is_untouched(health, step)
+    if np.all(untouched):
+      raise divergence.nothing_learnt(step, self.workdir)
     if self.scenes is None:
       return ()
     d = self.settings
-    return tuple(np.flatnonzero((health["restarts"] >= d.restarts) & (health["in_a_row"] >= d.patience)).tolist())
+    bad = (health["restarts"] >= d.restarts) & (health["in_a_row"] >= d.patience)
+    return tuple(np.flatnonzero(bad | untouched).tolist())
 
   def _whole(self, health: dict[str, np.ndarray], done: int) -> tuple[TrainState, int]:
     restarts = int(health["restarts"]) + 1

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sds_jax.io import files
+from sds_jax.io import files, run_files
 from sds_jax.io.checkpoints import Checkpoints, DamagedCheckpointError, SchemaError
 from sds_jax import schema
 from sds_jax.settings.distillation import DistillationSettings
@@ -50,9 +50,9 @@ def first_state(settings: Any, workdir: Path, checkpoints: Checkpoints, like: Tr
       print(f"none of the checkpoints in {workdir} is whole: starting anew")
     state = new()  # first, so that files of the earlier run are kept if this fails
     _truncate(workdir, program, 0)
-    for pattern in ("events.out.tfevents.*", "progress/*.png", "*/progress/*.png"):
-      for old in workdir.glob(pattern):
-        old.unlink()
+    for folder in (workdir, *_folders(workdir, program)):
+      for old in (*folder.glob("events.out.tfevents.*"), *folder.glob("progress/*.png")):
+        run_files.delete(old)
     return state
   step, state = newest
   _truncate(workdir, program, step)
@@ -61,8 +61,12 @@ def first_state(settings: Any, workdir: Path, checkpoints: Checkpoints, like: Tr
 
 
 def _truncate(workdir: Path, program: Program, step: int) -> None:
-  for folder in [workdir / name for name in program.scenes.folders] if program.scenes else [workdir]:
+  for folder in _folders(workdir, program):
     files.truncate_metrics(folder / "metrics.jsonl", step)
+
+
+def _folders(workdir: Path, program: Program) -> list[Path]:
+  return [workdir / name for name in program.scenes.folders] if program.scenes else [workdir]
 
 
 def restore_newest(checkpoints: Checkpoints, like: TrainState, workdir: Path,
@@ -107,7 +111,7 @@ def restore_source(distillation: DistillationSettings, program: Program, keep: i
   def expected(stored: dict[str, Any]) -> TrainState:  # the parts that only the edited run uses keep their structure
     return dataclasses.replace(new, estimator=stored.get("estimator"), opt_state=stored["opt_state"])
 
-  with Checkpoints(folder / "checkpoints", keep) as checkpoints:
+  with Checkpoints(folder / "checkpoints", keep, read_only=True) as checkpoints:
     try:
       newest = checkpoints.restore_newest(expected)
     except (SchemaError, KeyError) as error:

@@ -1,16 +1,26 @@
 """The folder of a run: its name, whether it can be written to, and the settings stored in it."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import socket
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from sds_jax import schema, settings as settings_lib
-from sds_jax.io import files
+from sds_jax.io import files, lock, run_files
+from sds_jax.io.run_files import Layout, RunFiles
+
+LAYOUT: Layout = {
+    "config.json": None, "metrics.jsonl": None, "timings.json": None, "checkpoints": run_files.CHECKPOINTS,
+    "progress": {re.compile(r"(guidance_)?\d{6,}\.png"): None}}
+"""Names that every run writes in its folder; `Task.outputs` adds the names of its task."""
 
 
 class WorkdirError(ValueError):
@@ -22,10 +32,20 @@ class ResumeError(ValueError):
 
 
 def folder_of(chosen: str, name: str, seed: int) -> Path:
-  """Returns the folder of a run: `chosen` by the user, or runs/<name>-<seed> if `chosen` is empty."""
+  """Returns the folder of a run: `chosen` by the user, or runs/<name>-<seed> if `chosen` is empty.
+
+  Raises:
+    ConfigError: `chosen` begins with the home folder of nobody.
+    WorkdirError: `chosen` is no name of a folder.
+  """
   if not chosen:
     return Path("runs") / f"{name}-{seed}"
-  folder = Path(chosen)
+  folder = Path(schema.expand_home(chosen))
+  try:
+    str(folder).encode()  # some libraries that write there take only names that are text
+    os.path.realpath(folder)
+  except (OSError, ValueError) as error:  # the latter for names with a NUL, or that are no text
+    raise _unwritable(folder, error) from error
   # Resolved, because making a/../b would make the folder a, too.
   return Path(os.path.realpath(folder)) if ".." in folder.parts and "\0" not in chosen else folder
 
@@ -37,15 +57,18 @@ def make_folder(folder: Path) -> None:
     WorkdirError: the folder cannot be made or written to.
   """
   try:
-    str(folder).encode()  # some libraries that write there take only names that are text
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as probe:
       probe.write(b"0" * 4096)
       probe.flush()
       os.fsync(probe.fileno())
-  except (OSError, ValueError) as error:  # the latter for names with a NUL, or that are no text
-    raise WorkdirError(f"the folder {folder} cannot be written to ({getattr(error, 'strerror', error)}); "
-                       "give another one with --workdir=...") from error
+  except (OSError, ValueError) as error:
+    raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: Exception) -> WorkdirError:
+  return WorkdirError(f"the folder {folder} cannot be written to ({getattr(error, 'strerror', error)}); give another "
+                      "one with --workdir=...")
 
 
 def existing_folder(workdir: str | None, mode: str) -> Path:
@@ -56,10 +79,90 @@ def existing_folder(workdir: str | None, mode: str) -> Path:
   """
   if not workdir:
     raise WorkdirError(f"--mode={mode} needs the folder of a run: --workdir=runs/...")
-  folder = Path(workdir)
+  folder = Path(schema.expand_home(workdir))
   if not (folder / "config.json").is_file():
     raise WorkdirError(f"--workdir={workdir} is not the folder of a run: it has no config.json")
   return folder
+
+
+def is_locked(folder: Path) -> bool:
+  """Returns whether a folder has a lock, held or not."""
+  return os.path.lexists(folder / lock.FILE_NAME)
+
+
+def check_files(folder: Path, layout: Layout, user_files: Mapping[str, str]) -> RunFiles:
+  """Raises if anything that no run has written is where a run would write; changes nothing.
+
+  Args:
+    folder: of the run; need not exist.
+    layout: names that the run may write.
+    user_files: {setting: file that the run reads}.
+
+  Returns:
+    The record of the folder, which is empty in a folder that was written before there were records.
+
+  Raises:
+    FileInTheWayError: such a file, folder or link is there.
+    WorkdirError: the run would overwrite one of the user's files, which an earlier run has written.
+  """
+  record = RunFiles(folder)
+  if record.exists or not _written_before_records(folder):
+    record.check(layout)
+  for setting, path in user_files.items():
+    place = Path(os.path.realpath(path))
+    if place.is_relative_to(record.folder) and run_files.is_in(layout, place.relative_to(record.folder)):
+      raise WorkdirError(f"config.{setting}={path!r} is a file that a run in {folder} writes anew: copy it to another "
+                         "folder, or give another --workdir")
+  return record
+
+
+@contextlib.contextmanager
+def hold(folder: Path, layout: Layout, job: str, user_files: Mapping[str, str]) -> Iterator[None]:
+  """Locks the folder of a run and records what is written there, until the end of the block.
+
+  Args:
+    folder: exists.
+    layout: names that the run may write.
+    job: value of the setting `job`.
+    user_files: {setting: file that the run reads}.
+
+  Raises:
+    LockedError: another run holds the lock.
+    FileInTheWayError, WorkdirError: see `check_files`.
+  """
+  with lock.hold(folder):
+    record = check_files(folder, layout, user_files)
+    if not record.exists and _written_before_records(folder):
+      host = re.escape(socket.gethostname().casefold())
+      events = {re.compile(rf"events\.out\.tfevents\.\d{{10}}\.{host}"): None}
+      record.adopt({**(layout if _stored_job(folder) == job else LAYOUT), **events})
+      record.check(layout)
+    with run_files.recording(record):
+      yield
+
+
+def _written_before_records(folder: Path) -> bool:
+  """Returns whether a folder without record is that of a run: its config.json holds the settings of one.
+
+  The settings may also be missing beside whole checkpoints, which hold them, too.
+  """
+  if os.path.lexists(folder / "config.json"):
+    return _stored_job(folder) is not None
+  return any(_settings_of(path).keys() >= {"about"} for path in folder.glob("checkpoints/*/record/record.json"))
+
+
+def _stored_job(folder: Path) -> str | None:
+  config = _settings_of(folder / "config.json").get("config")
+  wanted = {"prompt", "seed", "prior", "distillation", "training"}
+  return config.get("job", "text3d") if isinstance(config, dict) and wanted <= config.keys() else None
+
+
+def _settings_of(path: Path) -> dict[str, Any]:
+  try:
+    data = json.loads(path.read_bytes()) if path.is_file() and not path.is_symlink() else {}
+  except (OSError, ValueError, RecursionError):
+    return {}
+  return data if isinstance(data, dict) else {}
 
 
 def store_settings(folder: Path, settings: dict[str, Any], versions: dict[str, str],

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sds_jax.io import images, run_files
+
 CONFIG = "--config=configs/image2d.py"
 ONE = "--config.parallel.devices=1"
 OWN = """
@@ -51,11 +53,14 @@ def test_what_it_leaves_and_makes_again(command, flags_of, tmp_path):
   assert size_of(tmp_path / "image.png") == (16, 16, 3) and size_of(tmp_path / "image_large.png") == (64, 64, 3)
   assert (tmp_path / "progress" / "000002.png").exists() and (tmp_path / "metrics.jsonl").exists()
   assert json.loads((tmp_path / "config.json").read_text())["config"]["generator"]["name"] == "fourier"
-  (tmp_path / "rgba_1.png").write_bytes(b"of another generator, before")
+  (tmp_path / "rgba_1.png").write_bytes(b"of the user")
+  with run_files.recording(tmp_path):
+    images.write_png(np.zeros((1, 1, 3)), tmp_path / "rgba_2.png")  # of another generator, before
   before = (tmp_path / "image.png").read_bytes()
   (tmp_path / "image.png").unlink()
   status, out, err = command("--mode=export", f"--workdir={tmp_path}")
-  assert status == 0 and (tmp_path / "image.png").read_bytes() == before and not (tmp_path / "rgba_1.png").exists(), err
+  assert status == 0 and (tmp_path / "image.png").read_bytes() == before and not (tmp_path / "rgba_2.png").exists(), err
+  assert (tmp_path / "rgba_1.png").read_bytes() == b"of the user"
   for mode in ("render", "evaluate"):
     status, _, err = command(f"--mode={mode}", f"--workdir={tmp_path}")
     assert status == 2 and err.startswith(f"error: --mode={mode} is for objects") and err.count("\n") == 1

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sds_jax.training import divergence, keys as keys_lib, run_log
+from sds_jax.training.workspace import WorkdirError
 
 
 def poisoned(prior, bad):
@@ -128,6 +129,23 @@ def test_the_run_gives_up_after_its_restarts(make_task, train, prior_and_params,
   with pytest.raises(divergence.Diverged, match="gave up at step 3: 3 updates in a row .* after 2 restarts") as caught:
     train(task, tmp_path, poisoned(prior, lambda t: t >= 0), params)
   assert "config.optimizer.learning_rate" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_short_run_without_a_good_update_fails(make_task, train, prior_and_params, tmp_path):
+  """Checks a run that ends before its patience does: no result, and no outputs from its checkpoint."""
+  prior, params = prior_and_params
+  task = make_task({"training.steps": 40, "divergence.patience": 100})
+  with pytest.raises(divergence.Diverged, match="none of the 40 updates of the run .* was finite.*learning_rate"):
+    train(task, tmp_path, poisoned(prior, lambda t: t >= 0), params)
+  with pytest.raises(WorkdirError, match="none of the 40 updates"):
+    task.restore(tmp_path)
+
+
+@pytest.mark.parametrize("in_a_row, step, expected", [
+  (2, 2, True), (1, 2, False), (0, 0, False), (np.array([3, 0]), 3, [True, False])])
+def test_untouched_states(in_a_row, step, expected):
+  health = dict(dropped=9, in_a_row=in_a_row, restarts=1)
+  np.testing.assert_array_equal(divergence.is_untouched(health, step), expected)
 
 
 def test_means_ignore_non_finite_values():

@@ -9,6 +9,7 @@ import jax.monitoring
 import numpy as np
 import pytest
 
+from sds_jax.io import files, run_files
 from sds_jax.training import layout, loop, resume
 
 
@@ -104,7 +105,8 @@ def test_stop_and_resume(run, finished, tmp_path, capsys):
   assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
   assert os.listdir(tmp_path / "checkpoints") == ["2"]
   assert [line["step"] for line in read_lines(tmp_path)] == [1, 2]
-  (tmp_path / "scores.json").write_text("{}")
+  with run_files.recording(tmp_path):
+    files.write_json({}, tmp_path / "scores.json")
   resumed = run(tmp_path, {"resume": "must"})
   assert not (tmp_path / "scores.json").exists()  # the object has changed
   assert f"going on from step 2 of {tmp_path}" in capsys.readouterr().out
@@ -131,12 +133,13 @@ def test_resuming_a_finished_run_does_nothing(run, finished, tmp_path):
 
 def test_resume_never_starts_anew(run, finished, tmp_path):
   shutil.copytree(finished[0], tmp_path / "copy")
-  (tmp_path / "copy" / "progress").mkdir(exist_ok=True)
-  (tmp_path / "copy" / "progress" / "000004.png").write_bytes(b"of the run before")
+  with run_files.recording(tmp_path / "copy"):
+    files.write_json("of the run before", tmp_path / "copy" / "progress" / "000004.png")
+  (tmp_path / "copy" / "progress" / "mine.png").write_bytes(b"of the user")
   events = set(tmp_path.glob("copy/events.*"))
   state = run(tmp_path / "copy", {"resume": "never", "training.steps": 2})
   assert events and not events & set(tmp_path.glob("copy/events.*"))
-  assert not os.listdir(tmp_path / "copy" / "progress")
+  assert os.listdir(tmp_path / "copy" / "progress") == ["mine.png"]
   assert int(state.step) == 2 and [line["step"] for line in read_lines(tmp_path / "copy")] == [1, 2]
   assert os.listdir(tmp_path / "copy" / "checkpoints") == ["2"]  # the old run's later steps would win a resume
 

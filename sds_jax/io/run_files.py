@@ -1,0 +1,316 @@
+"""The record of the files that runs have written into a run folder; nothing else there is changed or removed.
+
+The record `files.jsonl` has a line for each content of each file: path in the folder, number of bytes, SHA-256. A line
+is added before its file gets its name, so a killed run leaves no file without a line. Readers never follow a path of
+the record: a run makes all names itself, and the record only tells whether a file of that name is the run's own.
+"""
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import stat
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Union
+
+FILE_NAME = "files.jsonl"
+"""Name of the record in the folder of a run."""
+
+FORMAT = {"files_written_by_runs": 1}
+"""First line of a record; other files of the same name are not read."""
+
+CHECKPOINT = "checkpoint"
+"""In a layout: the folder of a checkpoint, or what a killed writer left of one."""
+
+Layout = Mapping[Union[str, re.Pattern], Union[None, str, "Layout"]]
+"""Names that a run may write -> None for a file, CHECKPOINT, or the layout of a folder; patterns match lower case."""
+
+_STEP = re.compile(r"(?:\.deleted-)?(\d+)(?:\.orbax-checkpoint-tmp.*)?")
+_CHECKPOINT_PARTS = {"state", "record", "default", "metadata", "_CHECKPOINT_METADATA", "commit_success.txt"}
+"""Names within the folder of a checkpoint whose writer was killed before it could list them."""
+
+CHECKPOINTS: Layout = {_STEP: CHECKPOINT, "damaged": {}}
+"""Layout of the folder of checkpoints."""
+
+
+class FileInTheWayError(ValueError):
+  """A file, folder or link that no run has written is where a run would write; the message is one line."""
+
+
+class RunFiles:
+  """The record of one folder. Writers add to it through `atomic_path` and the like of `io.files`."""
+
+  def __init__(self, folder: str | os.PathLike):
+    """Reads the record of a folder; without one nothing in the folder is the run's own.
+
+    Raises:
+      FileInTheWayError: another file has the name of the record.
+    """
+    self.folder = Path(os.path.realpath(folder))
+    self._entries: dict[str, list[dict[str, Any]]] = {}
+    self._known: dict[str, tuple[int, ...]] = {}  # path -> signature of the file whose content has been compared
+    self._lock = threading.Lock()  # sheets and checkpoints are written by threads
+    self._path = self.folder / FILE_NAME
+    self.exists = os.path.lexists(self._path)
+    self._torn = False  # whether a power cut has left the last line half-written
+    if self.exists:
+      self._read()
+
+  def _read(self) -> None:
+    if not _is_file(self._path):
+      raise self._in_the_way(self._path, f"is {_kind(self._path)}")
+    lines = self._path.read_bytes().split(b"\n")
+    self._torn = bool(lines[-1])
+    if _parsed(lines[0]) != FORMAT:
+      raise self._in_the_way(self._path, "is no record of the files of runs")
+    for line in lines[1:]:
+      entry = _parsed(line)
+      if isinstance(entry.get("path"), str):
+        self._entries.setdefault(entry["path"], []).append(entry)
+
+  def check(self, layout: Layout) -> None:
+    """Raises FileInTheWayError unless all that a run would write or remove is absent or written by a run."""
+    for path, kind in _matches(self.folder, layout):
+      self._check(path, kind)
+
+  def adopt(self, layout: Layout) -> None:
+    """Records the files of a run that was made before there were records, by their names."""
+    for path, kind in _matches(self.folder, layout):
+      if kind is None and _is_file(path):
+        self.add(path, _digest(path), grows=path.name == "metrics.jsonl")
+      elif kind == CHECKPOINT and _is_folder(path) and set(os.listdir(path)) & {"state", "record", "default"}:
+        self.add_checkpoint(path, names_within(path))
+
+  def owns(self, path: Path) -> bool:
+    """Returns whether a run has written the regular file at `path`, with its present content."""
+    key = self._key(path)
+    with contextlib.suppress(OSError):
+      status = os.lstat(path)
+      if not stat.S_ISREG(status.st_mode):
+        return False
+      if self._known.get(key) == _signature(status):
+        return True
+      for entry in self._entries.get(key, []):
+        size, digest, grows = entry.get("bytes"), entry.get("sha256"), entry.get("grows", False)
+        if isinstance(size, int) and (status.st_size >= size if grows else status.st_size == size):
+          if _digest(path, size)[1] == digest:
+            self._known[key] = _signature(status)
+            return True
+    return False
+
+  def claim(self, path: Path) -> None:
+    """Raises FileInTheWayError unless a run may write to `path`: nothing is there, or a run's own file."""
+    for place in [parent for parent in path.parents if parent != self.folder and parent.is_relative_to(self.folder)]:
+      if os.path.lexists(place) and not _is_folder(place):
+        raise self._in_the_way(place, f"is {_kind(place)}")
+    if os.path.lexists(path):
+      self._check(path, None)
+
+  def add(self, path: Path, content: tuple[int, str], grows: bool = False) -> None:
+    """Adds a line: `path` will have this content (bytes, SHA-256), or begin with it where the file grows."""
+    size, digest = content
+    # Every file begins with an empty content.
+    self._append(dict(path=self._key(path), bytes=size, sha256=digest, **(dict(grows=True) if grows and size else {})))
+
+  def written(self, path: Path) -> None:
+    """Notes that the file at `path` has a recorded content, so that it need not be read again."""
+    self._known[self._key(path)] = _signature(os.lstat(path))
+
+  def add_checkpoint(self, path: Path, names: list[str] | None = None) -> None:
+    """Adds a line: a run writes the checkpoint of this folder, whose name is its step.
+
+    Args:
+      path: the folder.
+      names: the paths of its files within it, once it is whole.
+    """
+    self._append(dict(path=self._checkpoint_key(path), folder=True, **({} if names is None else dict(names=names))))
+
+  def owns_checkpoint(self, path: Path) -> bool:
+    """Returns whether a run has written the checkpoint of this folder, and nobody has put anything else into it."""
+    entries = [entry for entry in self._entries.get(self._checkpoint_key(path), []) if entry.get("folder")]
+    if not _is_folder(path) or not entries:
+      return False
+    if "orbax-checkpoint-tmp" in path.name:
+      return True
+    lists = [entry["names"] for entry in entries if isinstance(entry.get("names"), list)]
+    names = {str(name) for listed in lists for name in listed}
+    return set(names_within(path)) <= names if names else set(os.listdir(path)) <= _CHECKPOINT_PARTS
+
+  def _checkpoint_key(self, path: Path) -> str:
+    return self._key(path.with_name(_STEP.fullmatch(path.name)[1]))
+
+  def _check(self, path: Path, kind: str | Layout | None) -> None:
+    if isinstance(kind, Mapping):
+      if not _is_folder(path):
+        raise self._in_the_way(path, f"is {_kind(path)}")
+    elif kind == CHECKPOINT:
+      if not self.owns_checkpoint(path):
+        raise self._in_the_way(path, "holds no checkpoint of a run of this folder alone")
+    elif not _is_file(path):
+      raise self._in_the_way(path, f"is {_kind(path)}")
+    elif not self.owns(path):
+      raise self._in_the_way(path, "has changed since a run wrote it" if self._key(path) in self._entries else
+                             "was written by no run of this folder")
+
+  def _key(self, path: Path) -> str:
+    return path.relative_to(self.folder).as_posix() if path.is_absolute() else path.as_posix()
+
+  def _append(self, entry: dict[str, Any]) -> None:
+    with self._lock:
+      entries = self._entries.setdefault(entry["path"], [])
+      if entry in entries:
+        return
+      if self.exists and os.stat(self._path).st_nlink > 1:  # a backup of hard links must not grow
+        copy = self._path.with_name(f".{uuid.uuid4().hex[:12]}.tmp.jsonl")
+        with open(copy, "xb") as file:
+          file.write(self._path.read_bytes())
+        os.replace(copy, self._path)
+      with open(self._path, "ab" if self.exists else "xb", buffering=0) as file:
+        head = b"\n" * self._torn if self.exists else json.dumps(FORMAT).encode() + b"\n"
+        file.write(head + json.dumps(entry).encode() + b"\n")
+        os.fsync(file.fileno())
+      self.exists, self._torn = True, False
+      entries.append(entry)
+
+  def _in_the_way(self, path: Path, reason: str) -> FileInTheWayError:
+    return FileInTheWayError(f"{path} is in the way: it {reason}, and a run changes only files that a run of its "
+                             "folder has written; move it away or delete it, or give another --workdir")
+
+
+_active: list[RunFiles] = []
+
+
+@contextlib.contextmanager
+def recording(folder: str | os.PathLike | RunFiles) -> Iterator[RunFiles]:
+  """Records what `io` writes into a folder until the end of the block.
+
+  Within a block for the same folder the outer record goes on.
+
+  Args:
+    folder: the folder, or its record.
+  """
+  place = folder.folder if isinstance(folder, RunFiles) else Path(os.path.realpath(folder))
+  outer = next((record for record in _active if record.folder == place), None)
+  if outer is not None:
+    yield outer
+    return
+  record = folder if isinstance(folder, RunFiles) else RunFiles(place)
+  _active.append(record)
+  try:
+    yield record
+  finally:
+    _active.remove(record)
+
+
+def owner(path: str | os.PathLike) -> tuple[RunFiles | None, Path]:
+  """Returns the record of the run under way in a folder above `path`, or None, and the path within that folder.
+
+  Links below the folder of the run are not followed, because `claim` refuses them.
+  """
+  place = Path(os.path.abspath(path))
+  for record in reversed(_active):
+    for parent in (place, *place.parents):
+      if Path(os.path.realpath(parent)) == record.folder:
+        return record, record.folder / place.relative_to(parent)
+  return None, place
+
+
+def delete(path: str | os.PathLike) -> None:
+  """Deletes a file that a run has written; leaves any other file, and any file outside of runs under way."""
+  record, place = owner(path)
+  if record is not None and record.owns(place):
+    place.unlink(missing_ok=True)
+
+
+def is_in(layout: Layout, path: Path) -> bool:
+  """Returns whether a file of this path, relative to the folder of the run, is one that the layout names."""
+  kind: str | Layout | None = layout
+  for part in path.parts:
+    if not isinstance(kind, Mapping):
+      return kind == CHECKPOINT
+    kind = _find(kind, part)
+    if kind is ...:
+      return False
+  return kind is None
+
+
+def digest_of(data: bytes) -> tuple[int, str]:
+  """Returns number of bytes and SHA-256 of a content, for `RunFiles.add`."""
+  return len(data), hashlib.sha256(data).hexdigest()
+
+
+def file_digest(path: Path) -> tuple[int, str]:
+  """Returns number of bytes and SHA-256 of a file, for `RunFiles.add`."""
+  return _digest(path)
+
+
+def _matches(folder: Path, layout: Layout) -> Iterator[tuple[Path, str | Layout | None]]:
+  """Yields (path, kind) of everything in a folder that has a name of the layout, folders before their content."""
+  try:
+    names = sorted(os.listdir(folder))
+  except (FileNotFoundError, NotADirectoryError):
+    return
+  for name in names:
+    kind = _find(layout, name)
+    if kind is ...:
+      continue
+    yield folder / name, kind
+    if isinstance(kind, Mapping) and _is_folder(folder / name):
+      yield from _matches(folder / name, kind)
+
+
+def _find(layout: Layout, name: str) -> Any:
+  """Returns the kind of a name in a layout, or `...` for a name that is not in the layout."""
+  lower = name.casefold()  # names that differ in case only are one file on many file systems
+  if lower in layout:
+    return layout[lower]
+  return next((kind for pattern, kind in layout.items() if isinstance(pattern, re.Pattern) and
+               pattern.fullmatch(lower)), ...)
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+  try:
+    entry = json.loads(line)
+  except (ValueError, RecursionError):
+    return {}
+  return entry if isinstance(entry, dict) else {}
+
+
+def _digest(path: Path, size: int | None = None) -> tuple[int, str]:
+  """Returns number of bytes and SHA-256 of a file or of its first `size` bytes."""
+  total, state = 0, hashlib.sha256()
+  with open(path, "rb") as file:
+    while block := file.read(2**20 if size is None else min(2**20, size - total)):
+      total += len(block)
+      state.update(block)
+  return total, state.hexdigest()
+
+
+def _signature(status: os.stat_result) -> tuple[int, ...]:
+  return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _is_file(path: Path) -> bool:
+  return path.is_file() and not path.is_symlink()
+
+
+def _is_folder(path: Path) -> bool:
+  return path.is_dir() and not path.is_symlink()
+
+
+def names_within(folder: Path) -> list[str]:
+  """Returns the paths within a folder of everything but folders, sorted."""
+  return sorted((Path(place) / name).relative_to(folder).as_posix() for place, folders, files in os.walk(folder)
+                for name in (*files, *(name for name in folders if os.path.islink(Path(place) / name))))
+
+
+def _kind(path: Path) -> str:
+  mode = os.lstat(path).st_mode
+  kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFREG: "a file", stat.S_IFIFO: "a pipe",
+           stat.S_IFSOCK: "a socket"}
+  return kinds.get(stat.S_IFMT(mode), "a device")
