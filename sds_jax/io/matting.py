@@ -4,10 +4,13 @@ from __future__ import annotations
 import contextlib
 import io
 import textwrap
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+
+from sds_jax.io import shadows
 
 TOLERANCE = 0.06
 """Largest difference between a pixel and the plain background's colour, in the worst channel: the noise of JPEG."""
@@ -55,23 +58,39 @@ def remove_specks(mask: np.ndarray) -> np.ndarray:
   return (areas >= SPECK * areas.max())[labels]
 
 
-def matte_by_colour(rgb: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+class Matte(NamedTuple):
+  """An object without its background.
+
+  Attributes:
+    premultiplied: colours times opacity [H, W, 3] float32.
+    opacity: [H, W] float32 in [0, 1].
+    notes: what was taken for background or kept in doubt, a line each.
+  """
+  premultiplied: np.ndarray
+  opacity: np.ndarray
+  notes: tuple[str, ...] = ()
+
+
+def matte_by_colour(rgb: np.ndarray, colour: np.ndarray) -> Matte:
   """Extracts the object from a photo with a plain background.
 
   Regions of the background's colour count as background if they reach the border or are holes; holes are flatter and
-  larger than the highlights of an object. Along the edge, two pixels wide, the opacity is the pixel's difference from
-  the background divided by the largest difference within two pixels. This estimate is exact where the object has a
-  single colour near the edge. The background's share is subtracted from the colour.
+  larger than the highlights of an object. The smooth shadow of a coloured object counts as background, too
+  (`shadows.find_shadow`). Along the edge, two pixels wide, the opacity is the pixel's difference from the background
+  divided by the largest difference within two pixels; where the edge is softer, by the difference at the end of its
+  rise (`shadows.soft_edges`). This estimate is exact where the object has a single colour near the edge. The
+  background's share is subtracted from the colour.
 
   Args:
     rgb: [H, W, 3] in [0, 1].
     colour: [3], the colour of the background.
-
-  Returns:
-    (premultiplied colours [H, W, 3], opacity [H, W]), float32.
   """
-  difference = np.abs(rgb - colour).max(-1)
-  background = _background(rgb, difference <= TOLERANCE, colour)
+  background = _background(rgb, np.abs(rgb - colour).max(-1) <= TOLERANCE, colour)
+  shadow, notes = shadows.find_shadow(rgb, colour, background)
+  local = colour if shadow is None else shadows.extend(rgb, background | shadow)
+  if shadow is not None:
+    background = background | shadow
+  difference = np.abs(rgb - local).max(-1)
   solid = remove_specks(~background)
   inner = ~ndimage.binary_dilation(~solid, _EVERYWHERE, iterations=2)
   # The edge includes pixels within the tolerance: the object may cover a twentieth of such a pixel.
@@ -80,8 +99,9 @@ def matte_by_colour(rgb: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np
   reference = ndimage.maximum_filter(difference, 5)
   share = np.clip(difference / np.maximum(reference, TOLERANCE), 0.0, 1.0)
   opacity = np.where(inner, 1.0, np.where(edge, share, 0.0)).astype(np.float32)
-  premultiplied = np.clip(rgb - (1.0 - opacity[..., None]) * colour, 0.0, opacity[..., None])
-  return premultiplied.astype(np.float32), opacity
+  opacity = shadows.soft_edges(difference, solid, opacity)
+  premultiplied = np.clip(rgb - (1.0 - opacity[..., None]) * local, 0.0, opacity[..., None])
+  return Matte(premultiplied.astype(np.float32), opacity, notes)
 
 
 def _background(rgb: np.ndarray, similar: np.ndarray, colour: np.ndarray) -> np.ndarray:

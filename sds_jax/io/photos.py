@@ -122,7 +122,7 @@ def read_map(path: str | os.PathLike, frame: Frame, size: int, channels: int) ->
     PictureError: the file cannot be read, has another aspect ratio than the photo, is grey instead of coloured or
       coloured instead of grey, or has no content.
   """
-  decoded = decode(path, max(_LARGEST_SIDE, 2 * size))
+  decoded = decode(path, max(_LARGEST_SIDE, 2 * size), colours=False)
   height, width = decoded.opacity.shape
   # Half a pixel of the map on each side: a small map of a photo has rounded sides.
   if frame.aspect is not None and abs(width / height / frame.aspect - 1.0) > 0.01 + 0.5 / width + 0.5 / height:
@@ -172,7 +172,10 @@ def _separate_object(path: str | os.PathLike, decoded: Decoded, background: str)
   if background == "plain" or (background == "auto" and share >= matting.PLAIN_SHARE):
     print(f"{path}: the background is removed by the plain colour {name}; if parts of the object are lost, give a "
           f"photo with a transparent background, or background='rembg'")
-    return matting.matte_by_colour(rgb, colour)
+    matte = matting.matte_by_colour(rgb, colour)
+    for note in matte.notes:
+      print(f"{path}: {note}")
+    return matte.premultiplied, matte.opacity
   try:
     opacity = matting.matte_by_network(rgb)
   except matting.MattingError as error:
