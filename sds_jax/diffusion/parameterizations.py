@@ -118,9 +118,15 @@ def _eps_from_eps(schedule: Schedule, z: Array, t: Array, eps: Array) -> Array:
   return eps
 
 
+def _x0_from_x0(schedule: Schedule, z: Array, t: Array, x0: Array) -> Array:
+  return x0
+
+
 # All functions have a common signature, so callers need no case distinction.
 EPS_FROM = {"epsilon": _eps_from_eps, "v_prediction": eps_from_v, "sample": eps_from_x0}
 """`prediction_type` of a scheduler config -> function from the network output to the noise."""
+X0_FROM = {"epsilon": x0_from_eps, "v_prediction": x0_from_v, "sample": _x0_from_x0}
+"""`prediction_type` of a scheduler config -> function from the network output to the clean image."""
 
 
 def flow_interpolate(x0: Array, eps: Array, t: Array) -> Array:

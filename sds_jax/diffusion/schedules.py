@@ -40,6 +40,22 @@ def _cosine_betas(start: float, end: float, steps: int) -> np.ndarray:
 
 BETA_SCHEDULES = {"linear": _linear_betas, "scaled_linear": _scaled_linear_betas, "squaredcos_cap_v2": _cosine_betas}
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+LARGEST_STEPS = 100_000
+"""Upper limit of the times of a schedule; published ones have up to 2000."""
+
+_DDPM = dict(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
+_LATER = dict(beta_start=0.00085, beta_end=0.012)
+_CLASSES: dict[str, dict[str, Any]] = {f"{name}Scheduler": defaults for names, defaults in (
+  (("DDPM", "DDPMParallel", "DDIM", "DDIMInverse", "DDIMParallel", "PNDM", "RePaint", "LMSDiscrete", "EulerDiscrete",
+    "EulerAncestralDiscrete", "DEISMultistep", "DPMSolverMultistep", "DPMSolverMultistepInverse",
+    "DPMSolverSinglestep", "SASolver", "UniPCMultistep"), {}),
+  (("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverSDE"), _LATER),
+  (("LCM", "TCD"), dict(_LATER, beta_schedule="scaled_linear")),
+  (("UnCLIP",), dict(beta_schedule="squaredcos_cap_v2"))) for name in names}
+"""Classes of diffusers whose betas are the noise schedule -> their defaults where those differ from DDPM's."""
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+  "use_flow_sigmas": (False,), "timestep_type": ("discrete",), "snr_shift_scale": (1,), "sigma_data": (), "shift": ()}
+"""{key: values under which the betas are the noise schedule}."""
 
 
 def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
@@ -48,8 +64,8 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
   Args:
     config: the parsed `scheduler_config.json`. Keys read: `num_train_timesteps` (1000), `beta_start` (1e-4), `beta_end`
       (0.02), `beta_schedule` ("linear", "scaled_linear" or "squaredcos_cap_v2"), `trained_betas` (a list of T numbers
-      in place of the formula), `rescale_betas_zero_snr` (arXiv:2305.08891). The defaults of diffusers, in brackets,
-      replace absent keys. Keys of samplers are ignored.
+      in place of the formula), `rescale_betas_zero_snr` (arXiv:2305.08891). The defaults of the scheduler's class in
+      diffusers (of DDPMScheduler in brackets) replace absent keys. Keys of samplers are ignored.
 
   Returns:
     Schedule with alpha and sigma of shape [T], computed in float64 and stored as float32.
@@ -64,7 +80,13 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
   # float64: the product of a thousand factors near 1 loses digits in float32.
   alpha_bar = np.cumprod(1.0 - _betas(config))
   alpha = np.sqrt(alpha_bar)
-  if config.get("rescale_betas_zero_snr"):
+  rescale = config.get("rescale_betas_zero_snr", False)
+  if type(rescale) is not bool and rescale is not None:
+    raise ValueError(f"rescale_betas_zero_snr={_shown(rescale)} is not supported; legal: true or false")
+  if rescale:
+    if not alpha[-1] < alpha[0]:
+      raise ValueError(f"rescale_betas_zero_snr=True is not supported with num_train_timesteps={len(alpha)}; legal: at "
+                       "least two times of different noise")
     # A shift makes the last step pure noise, and a scale restores the value of the first step.
     alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
   # Recomputed from the shifted alpha: a zero-SNR schedule stays variance preserving.
@@ -72,30 +94,52 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
   return Schedule(alpha=jnp.asarray(alpha, jnp.float32), sigma=jnp.asarray(sigma, jnp.float32))
 
 
+def _check_kind(config: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns the defaults of the config's class, after checking that its betas are the noise schedule."""
+  name = config.get("_class_name")
+  name = name[-1] if isinstance(name, (list, tuple)) and name else name
+  known = name is None or isinstance(name, str) and name.removeprefix("Flax") in _CLASSES
+  if not known:
+    raise ValueError(f"_class_name={_shown(name)} is not supported: its noise schedule is not made of betas (flow "
+                     "matching, EDM, consistency, variance exploding), or the class is unknown; legal: schedulers of "
+                     "variance-preserving diffusion, such as DDPMScheduler, DDIMScheduler or PNDMScheduler")
+  for key, legal in _NEUTRAL.items():
+    if config.get(key) not in (None, *legal):
+      raise ValueError(f"{key}={_shown(config[key])} is not supported, since the noise schedule is then not that of "
+                       f"the betas; legal: {legal[0] if legal else 'no such key'}")
+  return {} if name is None else _CLASSES[name.removeprefix("Flax")]
+
+
+def _shown(value: Any) -> str:
+  """Returns a value for a message, cut to 80 characters."""
+  text = repr(value)
+  return text if len(text) <= 80 else f"{text[:76]} ..."
+
+
 def _betas(config: Mapping[str, Any]) -> np.ndarray:
   """Computes beta [T], float64, in (0, 1)."""
-  # Flow-matching configs would otherwise pass silently with the default betas of diffusers.
-  name = str(config.get("_class_name", ""))
-  if "FlowMatch" in name:
-    raise ValueError(f"_class_name={name!r} is a rectified flow and has no betas; legal: schedulers of "
-                     "variance-preserving diffusion, such as DDPMScheduler, DDIMScheduler or PNDMScheduler")
+  defaults = _DDPM | _check_kind(config)
   steps = config.get("num_train_timesteps", 1000)
-  if not isinstance(steps, int) or steps < 1:
-    raise ValueError(f"num_train_timesteps={steps!r} is not supported; legal: a whole number >= 1")
+  if type(steps) is not int or not 1 <= steps <= LARGEST_STEPS:
+    raise ValueError(f"num_train_timesteps={_shown(steps)} is not supported; legal: a whole number >= 1 and <= "
+                     f"{LARGEST_STEPS}")
   # Trained betas replace the formula, as in diffusers.
   trained = config.get("trained_betas")
   if trained is not None:
+    if not isinstance(trained, (list, tuple, np.ndarray)) or len(trained) > LARGEST_STEPS or not all(
+        isinstance(beta, (int, float, np.number)) for beta in trained):
+      raise ValueError(f"trained_betas={_shown(trained)} is not supported; legal: a list of up to {LARGEST_STEPS} "
+                       "numbers in (0, 1)")
     betas = np.asarray(trained, np.float64)
     if betas.ndim != 1 or betas.size != config.get("num_train_timesteps", betas.size):
       raise ValueError(f"trained_betas has shape {betas.shape}; legal: a list of num_train_timesteps={steps} numbers")
   else:
-    kind = config.get("beta_schedule", "linear")
-    if kind not in BETA_SCHEDULES:
-      raise ValueError(f"beta_schedule={kind!r} is not supported; legal: {', '.join(BETA_SCHEDULES)}")
-    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+    kind, start, end = (config.get(key, defaults[key]) for key in _DDPM)
+    if kind not in tuple(BETA_SCHEDULES):
+      raise ValueError(f"beta_schedule={_shown(kind)} is not supported; legal: {', '.join(BETA_SCHEDULES)}")
     for key, value in (("beta_start", start), ("beta_end", end)):
-      if not 0 < value < 1:
-        raise ValueError(f"{key}={value!r} is not supported; legal: a number in (0, 1)")
+      if type(value) not in (int, float) or not 0 < value < 1:
+        raise ValueError(f"{key}={_shown(value)} is not supported; legal: a number in (0, 1)")
     betas = BETA_SCHEDULES[kind](start, end, steps)
   if not np.all((betas > 0) & (betas < 1)):
     raise ValueError("trained_betas holds a value outside (0, 1); legal: numbers in (0, 1)")
@@ -137,7 +181,7 @@ def prediction_type_from_config(config: Mapping[str, Any]) -> PredictionType:
   """
   kind = config.get("prediction_type", "epsilon")
   if kind not in PREDICTION_TYPES:
-    raise ValueError(f"prediction_type={kind!r} is not supported; legal: {', '.join(PREDICTION_TYPES)}")
+    raise ValueError(f"prediction_type={_shown(kind)} is not supported; legal: {', '.join(PREDICTION_TYPES)}")
   return kind
 
 

@@ -18,6 +18,7 @@ from sds_jax.priors.loading.files import CheckpointError, read_json
 from sds_jax.priors.loading.random_weights import random_params
 from sds_jax.priors.loading.source import Source
 from sds_jax.priors.loading.text import TextEncoder
+from sds_jax.priors.networks.config_check import MAX_SIDE, shown, whole
 from sds_jax.priors.networks.unet import UNet2DConditionModel
 from sds_jax.priors.photo import PhotoConditioning
 from sds_jax.priors.spaces import Space
@@ -104,15 +105,18 @@ def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
     check_words(prompts, vocabulary)
     return text(prompts)
 
-  def denoise(params: Params, z_t: Array, t: Array, cond: Cond) -> Array:
+  def predict(params: Params, z_t: Array, t: Array, cond: Cond) -> Array:
     labels = _camera_features(cond, z_t.shape[0], camera_dim)
     x = jnp.concatenate([z_t, cond["x"].astype(z_t.dtype)], axis=-1) if photo else z_t
     prediction = unet.apply({"params": params["unet"]}, unet_input(x, labels, ray_dim), t, cond["text"], labels)
-    prediction = prediction[..., :z_t.shape[-1]].astype(z_t.dtype)
-    return EPS_FROM[prediction_type](schedule, z_t, t, prediction)
+    return prediction[..., :z_t.shape[-1]].astype(z_t.dtype)
+
+  def denoise(params: Params, z_t: Array, t: Array, cond: Cond) -> Array:
+    return EPS_FROM[prediction_type](schedule, z_t, t, predict(params, z_t, t, cond))
 
   return Prior(source.name, space.image_size, space.x_shape, space.bound, schedule, prediction_type, embed,
-               space.encode, space.decode, denoise, source, photo, vocabulary, check_prompt, camera_dim, ray_dim)
+               space.encode, space.decode, denoise, source, photo, vocabulary, check_prompt, camera_dim, ray_dim,
+               predict)
 
 
 def unet_input(x: Array, camera: Array | None, ray_dim: int) -> Array:
@@ -151,8 +155,20 @@ def check_words(prompts: Sequence[str], vocabulary: frozenset[str] | None) -> No
 
 
 def read_scheduler(source: Source) -> Config:
-  """Returns the content of the scheduler's config file."""
-  return read_json(source.folder / "scheduler" / "scheduler_config.json")
+  """Returns the content of the scheduler's config file.
+
+  Raises:
+    CheckpointError: the file is missing or damaged, or has no schedule that is supported; the message names the file,
+      the key and its value.
+  """
+  path = source.folder / "scheduler" / "scheduler_config.json"
+  config = read_json(path)
+  try:
+    schedule_from_config(config)
+    prediction_type_from_config(config)
+  except ValueError as error:
+    raise CheckpointError(f"{path}: {error}") from error
+  return config
 
 
 def check_unet(folder: Path, unet: UNet2DConditionModel, space: Space, images: int = 1, camera_dim: int = 0,
@@ -191,11 +207,11 @@ def check_facts(folder: Path, *facts: tuple[str, Any, Any]) -> None:
   """Raises CheckpointError for the first of the facts (name, value, expected value) whose values differ."""
   for name, value, expected in facts:
     if value != expected:
-      raise CheckpointError(f"{folder}: {name} is {value}, expected {expected}")
+      raise CheckpointError(f"{folder}: {name} is {shown(value)}, expected {expected}")
 
 
 def positive_integer(path: Path, key: str, value: Any) -> int:
-  """Returns `value`, or raises CheckpointError when `value` is no positive integer."""
-  if not isinstance(value, int) or value < 1:
-    raise CheckpointError(f"{path}: {key}={value!r} should be a positive integer")
+  """Returns `value`, or raises CheckpointError when `value` is no positive integer of at most MAX_SIDE."""
+  if not whole(1, MAX_SIDE).test(value):
+    raise CheckpointError(f"{path}: {key}={shown(value)} should be a positive integer, at most {MAX_SIDE}")
   return value

@@ -68,6 +68,8 @@ class Prior:
       does not understand. view_words: whether the job will append words for the view ("front view").
     camera_dim: length of the camera features among its conditions; 0: the prior takes no camera.
     ray_dim: channels of rays that `denoise` computes from the camera features and adds to the network's input; 0: none.
+    predict: like `denoise`, but returns the network's output, of `prediction_type`, as sampling needs at alpha = 0,
+      where eps does not tell x0; None: only `denoise` is known.
   """
   name: str
   image_size: int
@@ -85,6 +87,7 @@ class Prior:
   check_prompt: Callable[..., None] = accept_any_prompt
   camera_dim: int = 0
   ray_dim: int = 0
+  predict: DenoiseFn | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sds_jax.diffusion import guidance
-from sds_jax.diffusion.parameterizations import eps_from_x0, x0_from_eps
+from sds_jax.diffusion.parameterizations import EPS_FROM, X0_FROM, eps_from_x0
 from sds_jax.priors.prior import Cond, Prior
 from sds_jax.types import Array, Params
 
@@ -34,7 +34,8 @@ def ddim(prior: Prior, params: Params, cond: Cond, uncond: Cond | None, key: Arr
     Images [B, image_size, image_size, 3] in [0, 1].
 
   Raises:
-    ValueError: steps is not in 1 .. T.
+    ValueError: steps is not in 1 .. T; or the first time is pure noise (alpha = 0, zero terminal SNR), and the network
+      predicts eps, which says nothing of x0 there.
   """
   alpha, sigma = prior.schedule.alpha, prior.schedule.sigma
   if not 1 <= steps <= alpha.shape[0]:
@@ -42,19 +43,30 @@ def ddim(prior: Prior, params: Params, cond: Cond, uncond: Cond | None, key: Arr
   batch = jax.tree.leaves(cond)[0].shape[0]
   times = np.round(np.linspace(alpha.shape[0] - 1, 0, steps + 1)[:-1]) if times is None else np.asarray(times)
   times = times.astype(np.int32)
+  # A schedule is a constant of its prior and so is known while the steps are traced.
+  pure_noise = [] if isinstance(alpha, jax.core.Tracer) else [int(t) for t in times[jax.device_get(alpha)[times] == 0]]
+  network, kind = prior.denoise, "epsilon"
+  if pure_noise and prior.predict is not None:  # at alpha = 0 x0 follows from v, but not from eps
+    network, kind = prior.predict, prior.prediction_type
+  if pure_noise and kind == "epsilon":
+    raise ValueError(
+      f"the prior {prior.name!r} predicts noise (prediction_type='epsilon'), and its schedule is pure noise at t = "
+      f"{pure_noise[0]} (rescale_betas_zero_snr=true), where noise says nothing of the image: sampling from there is "
+      "not defined. Sampling needs prediction_type 'v_prediction' or 'sample', or `times` below "
+      f"{min(pure_noise)}; distillation is defined at all t below {min(pure_noise)}")
 
   def predict(z: Array, t: Array) -> Array:
     if uncond is None:
-      return prior.denoise(params, z, t, cond)
+      return network(params, z, t, cond)
     both = jax.tree.map(lambda c, u: jnp.concatenate([c, u]), cond, uncond)
-    eps = prior.denoise(params, jnp.concatenate([z, z]), jnp.concatenate([t, t]), both)
-    return guidance.cfg_diffusers(eps[:batch], eps[batch:], guidance_scale)
+    output = network(params, jnp.concatenate([z, z]), jnp.concatenate([t, t]), both)
+    return guidance.cfg_diffusers(output[:batch], output[batch:], guidance_scale)
 
   def step(z: Array, now_and_next: tuple[Array, Array, Array]) -> tuple[Array, None]:
     t, alpha_next, sigma_next = now_and_next
     t = jnp.full((batch,), t)
-    eps = predict(z, t)
-    x0 = x0_from_eps(prior.schedule, z, t, eps)
+    output = predict(z, t)
+    x0, eps = (table[kind](prior.schedule, z, t, output) for table in (X0_FROM, EPS_FROM))
     if clip and prior.x_bound is not None:
       x0 = jnp.clip(x0, -prior.x_bound, prior.x_bound)
       eps = eps_from_x0(prior.schedule, z, t, x0)

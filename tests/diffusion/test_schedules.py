@@ -41,6 +41,15 @@ def test_defaults_are_those_of_diffusers():
   np.testing.assert_allclose(schedule.alpha, np.sqrt(slow_alpha_bar(slow_betas("linear", 1e-4, 0.02, 1000))), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name, like", [
+  ("DDIMScheduler", dict(beta_start=1e-4, beta_end=0.02)), ("FlaxPNDMScheduler", dict(beta_start=1e-4, beta_end=0.02)),
+  ("HeunDiscreteScheduler", dict(beta_start=0.00085, beta_end=0.012)),
+  ("LCMScheduler", dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")),
+  ("UnCLIPScheduler", dict(beta_schedule="squaredcos_cap_v2"))])
+def test_defaults_are_those_of_the_class(name, like):
+  np.testing.assert_array_equal(schedule_from_config(dict(_class_name=name)).alpha, schedule_from_config(like).alpha)
+
+
 def test_trained_betas():
   schedule = schedule_from_config(dict(trained_betas=[0.1, 0.2, 0.5], num_train_timesteps=3))
   np.testing.assert_allclose(schedule.alpha, np.sqrt([0.9, 0.72, 0.36]), rtol=1e-6)
@@ -61,7 +70,23 @@ def test_zero_terminal_snr():
   (dict(num_train_timesteps=0), ["num_train_timesteps=0", ">= 1"]),
   (dict(trained_betas=[0.1], num_train_timesteps=4), ["trained_betas", "num_train_timesteps=4"]),
   (dict(trained_betas=[0.1, 1.5]), ["trained_betas", "(0, 1)"]),
-  (dict(_class_name="FlowMatchEulerDiscreteScheduler"), ["FlowMatchEulerDiscreteScheduler", "DDPMScheduler"]),
+  (dict(num_train_timesteps=10**9), ["num_train_timesteps=1000000000", "<= 100000"]),
+  (dict(num_train_timesteps=True), ["num_train_timesteps=True"]),
+  (dict(beta_start="x"), ["beta_start='x'", "(0, 1)"]),
+  (dict(beta_end=float("nan")), ["beta_end=nan"]),
+  (dict(beta_schedule=["linear"]), ["beta_schedule=['linear']"]),
+  (dict(trained_betas="0.1"), ["trained_betas='0.1'"]),
+  (dict(trained_betas=[[0.1]], num_train_timesteps=1), ["trained_betas=[[0.1]]"]),
+  (dict(rescale_betas_zero_snr="yes"), ["rescale_betas_zero_snr='yes'"]),
+  (dict(rescale_betas_zero_snr=True, num_train_timesteps=1), ["rescale_betas_zero_snr=True", "num_train_timesteps=1"]),
+  *((dict(_class_name=f"{name}Scheduler"), [f"_class_name='{name}Scheduler'", "DDPMScheduler"]) for name in (
+    "FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "EDMEuler", "EDMDPMSolverMultistep", "CMStochasticIterative",
+    "ScoreSdeVe", "ScoreSdeVp", "KarrasVe", "DDPMWuerstchen", "IPNDM", "CogVideoXDDIM", "SCM", "Amused", "Nobodys")),
+  (dict(_class_name=["module", "EDMEulerScheduler"]), ["EDMEulerScheduler"]),
+  (dict(_class_name=3), ["_class_name=3"]),
+  (dict(_class_name="DPMSolverMultistepScheduler", use_flow_sigmas=True), ["use_flow_sigmas=True", "legal: False"]),
+  (dict(_class_name="EulerDiscreteScheduler", timestep_type="continuous"), ["timestep_type='continuous'", "discrete"]),
+  (dict(sigma_data=0.5), ["sigma_data=0.5"]),
 ])
 def test_unsupported_values_are_named(config, expected):
   with pytest.raises(ValueError) as error:

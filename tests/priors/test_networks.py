@@ -25,7 +25,7 @@ from sds_jax.priors.networks.unet import UNet2DConditionModel
   ("block_out_channels", [8, 16, 32], r"down_block_types=\[.*\] has 2 values, while block_out_channels has 3"),
   ("projection_class_embeddings_input_dim", None, r"projection_class_embeddings_input_dim=None is not supported"),
   ("cross_attention_dim", [12, 24], r"cross_attention_dim=\[12, 24\] is not supported"),
-  ("transformer_layers_per_block", [[1], 1], r"transformer_layers_per_block=\(\[1\], 1\) is not supported"),
+  ("transformer_layers_per_block", [[1], 1], r"transformer_layers_per_block=\[\[1\], 1\] is not supported"),
 ])
 def test_unet_config_is_refused(unet, key, value, message):
   with pytest.raises(ValueError, match="UNet2DConditionModel config: " + message):

@@ -38,7 +38,7 @@ def image():
   ("up_block_types", ["AttnUpDecoderBlock2D"] * 2, r"up_block_types=\[.*\] is not supported; supported: 'UpDecoder"),
   ("up_block_types", ["UpDecoderBlock2D"], r"up_block_types=\[.*\] has 1 values, while block_out_channels has 2"),
   ("block_out_channels", [8], r"down_block_types=\[.*\] has 2 values, while block_out_channels has 1"),
-  ("layers_per_block", [1, 2], r"layers_per_block=\(1, 2\) is not supported; supported: an integer"),
+  ("layers_per_block", [1, 2], r"layers_per_block=\[1, 2\] is not supported; supported: a whole number"),
   ("norm_num_groups", 6, r"norm_num_groups=6 is not supported with block_out_channels=\[8, 16\]; supported: a divisor"),
   ("shift_factor", 0.1, r"shift_factor=0.1 is not supported; supported: None, 0.0"),
   ("latents_mean", [0., 0.], r"latents_mean=\[0.0, 0.0\] is not supported; supported: None"),

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from sds_jax.priors.networks.attention import to_heads
+from sds_jax.priors.networks.config_check import (MAX_LAYERS, MAX_TOKENS, MAX_WIDTH, MAX_SIDE, ValueRule, check_choice,
+                                                  check_values, number, optional, unknown_option, whole)
 from sds_jax.priors.networks.dot_product import dot_product_attention
 from sds_jax.priors.networks.layers import ACTIVATIONS, LayerNorm
 from sds_jax.types import Array
@@ -21,9 +23,32 @@ _NO_EFFECT = frozenset({
   "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "projection_dim", "return_dict",
   "tie_word_embeddings", "torch_dtype", "transformers_version",
 })
-"""Keys of a config.json without effect on the last hidden state."""
+"""Keys of a config.json without effect on the hidden states."""
 
 _ACTS = ("quick_gelu", "gelu")
+_WIDTH = whole(1, MAX_WIDTH)
+_LEGAL: dict[str, ValueRule] = {
+  "vocab_size": whole(1, MAX_TOKENS), "hidden_size": _WIDTH, "intermediate_size": whole(1, 2**20),
+  "num_hidden_layers": whole(1, MAX_LAYERS // 2), "num_attention_heads": _WIDTH, "max_position_embeddings": _WIDTH,
+  "layer_norm_eps": number(0, 1), "projection_dim": optional(_WIDTH), "num_channels": _WIDTH,
+  "image_size": whole(1, MAX_SIDE), "patch_size": whole(1, MAX_SIDE),
+}
+"""{key of a text or image encoder's config.json: legal values}."""
+
+
+def check_clip_config(network: str, config: Mapping[str, Any], known: set[str]) -> None:
+  """Raises ValueError for the first key of a transformers config.json that is unknown or has an illegal value.
+
+  Args:
+    network: class of the network, for the message.
+    config: the parsed config.json.
+    known: fields of the network; further keys are legal where they have no effect.
+  """
+  for key, value in config.items():
+    if key not in known | _NO_EFFECT and not key.startswith("_"):
+      raise unknown_option(network, key, value)
+  check_values(network, config, {key: legal for key, legal in _LEGAL.items() if key in known})
+  check_choice(network, "hidden_act", config.get("hidden_act", "quick_gelu"), _ACTS)
 
 
 class CLIPAttention(nn.Module):
@@ -138,12 +163,7 @@ class CLIPTextModel(nn.Module):
       ValueError: an option is unknown or unsupported; the message has the key, its value and what is supported.
     """
     known = {field.name for field in dataclasses.fields(cls)} - {"clip_skip", "dtype", "parent", "name"}
-    for key, value in config.items():
-      if key not in known | _NO_EFFECT and not key.startswith("_"):
-        raise ValueError(f"CLIPTextModel config: {key}={value!r} is not a known option")
-    if config.get("hidden_act", "quick_gelu") not in _ACTS:
-      raise ValueError(f"CLIPTextModel config: hidden_act={config['hidden_act']!r} is not supported; "
-                       f"supported: {', '.join(map(repr, _ACTS))}")
+    check_clip_config("CLIPTextModel", config, known)
     return cls(**{key: value for key, value in config.items() if key in known}, **overrides)
 
   def example_inputs(self) -> tuple[Any, ...]:
@@ -160,7 +180,8 @@ class CLIPTextModel(nn.Module):
     if input_ids.shape[1] > self.max_position_embeddings:
       raise ValueError(f"{input_ids.shape[1]} tokens, the text encoder takes at most {self.max_position_embeddings}")
     if self.hidden_size % self.num_attention_heads:
-      raise ValueError(f"hidden_size={self.hidden_size} is not divisible by {self.num_attention_heads} heads")
+      raise ValueError(f"hidden_size={self.hidden_size} is not divisible by num_attention_heads="
+                       f"{self.num_attention_heads}")
     if not 0 <= self.clip_skip <= self.num_hidden_layers:
       raise ValueError(f"clip_skip={self.clip_skip} of {self.num_hidden_layers} layers")
     layer = dict(heads=self.num_attention_heads, features=self.intermediate_size, hidden_act=self.hidden_act,

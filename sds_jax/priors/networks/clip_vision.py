@@ -9,18 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sds_jax.priors.networks.clip import CLIPEncoder
+from sds_jax.priors.networks.clip import CLIPEncoder, check_clip_config
 from sds_jax.priors.networks.layers import LayerNorm
 from sds_jax.types import Array
 
-_NO_EFFECT = frozenset({
-  "architectures", "attention_dropout", "chunk_size_feed_forward", "dropout", "dtype", "id2label",
-  "initializer_factor", "initializer_range", "is_encoder_decoder", "label2id", "model_type", "output_attentions",
-  "output_hidden_states", "problem_type", "return_dict", "tie_word_embeddings", "torch_dtype", "transformers_version",
-})
-"""Keys of a config.json without effect on the embedding."""
-
-_ACTS = ("quick_gelu", "gelu")
 
 
 class CLIPVisionEmbeddings(nn.Module):
@@ -80,12 +72,7 @@ class CLIPVisionModelWithProjection(nn.Module):
       ValueError: an option is unknown or unsupported; the message has the key, its value and what is supported.
     """
     known = {field.name for field in dataclasses.fields(cls)} - {"dtype", "parent", "name"}
-    for key, value in config.items():
-      if key not in known | _NO_EFFECT and not key.startswith("_"):
-        raise ValueError(f"CLIPVisionModelWithProjection config: {key}={value!r} is not a known option")
-    if config.get("hidden_act", "quick_gelu") not in _ACTS:
-      raise ValueError(f"CLIPVisionModelWithProjection config: hidden_act={config['hidden_act']!r} is not supported; "
-                       f"supported: {', '.join(map(repr, _ACTS))}")
+    check_clip_config("CLIPVisionModelWithProjection", config, known)
     return cls(**{key: value for key, value in config.items() if key in known}, **overrides)
 
   def example_inputs(self) -> tuple[Any, ...]:
@@ -106,10 +93,9 @@ class CLIPVisionModelWithProjection(nn.Module):
     if pixels.shape[1:] != (self.image_size, self.image_size, self.num_channels):
       raise ValueError(f"pixels have shape {pixels.shape}, the image encoder takes "
                        f"[B, {self.image_size}, {self.image_size}, {self.num_channels}]")
-    for whole, name, parts in ((self.hidden_size, "hidden_size", self.num_attention_heads),
-                               (self.image_size, "image_size", self.patch_size)):
-      if whole % parts:
-        raise ValueError(f"{name}={whole} is not divisible by {parts}")
+    for whole, parts in (("hidden_size", "num_attention_heads"), ("image_size", "patch_size")):
+      if getattr(self, whole) % getattr(self, parts):
+        raise ValueError(f"{whole}={getattr(self, whole)} is not divisible by {parts}={getattr(self, parts)}")
     layer = dict(heads=self.num_attention_heads, features=self.intermediate_size, hidden_act=self.hidden_act,
                  eps=self.layer_norm_eps, causal=False)
     tokens = CLIPVisionTransformer(

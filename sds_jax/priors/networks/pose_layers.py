@@ -8,8 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sds_jax.priors.networks.config_check import (MAX_WIDTH, TEXT, check_values, optional, shown, unknown_option,
+                                                  whole)
 from sds_jax.types import Array
 
+_WIDTH = whole(1, MAX_WIDTH)
 
 _WIDTHS = {"CLIPCameraProjection": dict(embedding_dim=768, additional_embeddings=4),
            "CCProjection": dict(in_channel=772, out_channel=768)}
@@ -35,10 +38,11 @@ class CCProjection(nn.Module):
       ValueError: a width is missing or no positive integer, or a key is unknown.
     """
     kind = config.get("_class_name")
+    check_values("CCProjection", config, {"_class_name": optional(TEXT)})
     keys = _WIDTHS.get(kind, _OWN_WIDTHS)
     for key, value in config.items():
       if key not in keys and not key.startswith("_"):
-        raise ValueError(f"CCProjection config: {key}={value!r} is not a known option; known: {', '.join(keys)}")
+        raise ValueError(f"{unknown_option('CCProjection', key, value)}; known: {', '.join(keys)}")
     first, second = (_width({**keys, **config}, key, "CCProjection") for key in keys)
     return cls(*((first + second, first) if kind == "CLIPCameraProjection" else (first, second)), **overrides)
 
@@ -72,8 +76,8 @@ class ElevationHead(nn.Dense):
 
 def _width(config: Mapping[str, Any], key: str, name: str) -> int:
   value = config.get(key)
-  if type(value) is not int or value < 1:
-    raise ValueError(f"{name} config: {key}={value!r} should be a positive integer")
+  if not _WIDTH.test(value):
+    raise ValueError(f"{name} config: {key}={shown(value)} should be a positive integer, at most {MAX_WIDTH}")
   return value
 
 

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from sds_jax.priors.networks.attention import to_heads
+from sds_jax.priors.networks.config_check import (MAX_LAYERS, MAX_TOKENS, MAX_WIDTH, ValueRule, check_choice,
+                                                  check_values, number, shown, unknown_option, whole)
 from sds_jax.priors.networks.dot_product import dot_product_attention
 from sds_jax.priors.networks.t5_bias import attention_bias
 from sds_jax.types import Array
@@ -37,6 +39,13 @@ _FIXED = {
   "gated-gelu": dict(model_type="t5", is_decoder=False, dense_act_fn="gelu_new", is_gated_act=True),
 }
 """{feed_forward_proj: {key: the only legal value, where the key is present}}."""
+_WIDTH = whole(1, MAX_WIDTH)
+_LEGAL: dict[str, ValueRule] = {
+  "vocab_size": whole(1, MAX_TOKENS), "d_model": _WIDTH, "d_kv": _WIDTH, "d_ff": whole(1, 2**20),
+  "num_layers": whole(1, MAX_LAYERS // 2), "num_heads": _WIDTH, "relative_attention_num_buckets": whole(4, 4096),
+  "relative_attention_max_distance": _WIDTH, "layer_norm_epsilon": number(0, 1),
+}
+"""{field of the network: legal values}."""
 
 
 class RMSNorm(nn.Module):
@@ -159,13 +168,13 @@ class T5EncoderModel(nn.Module):
       ValueError: an option is unknown or unsupported; the message has the key, its value and what is supported.
     """
     known = {field.name for field in dataclasses.fields(cls)} - {"dtype", "parent", "name"}
+    check_values("T5EncoderModel", config, _LEGAL)
+    check_choice("T5EncoderModel", "feed_forward_proj", config.get("feed_forward_proj", "relu"), tuple(_FIXED))
     model = cls(**{key: value for key, value in config.items() if key in known}, **overrides)
-    if model.feed_forward_proj not in _FIXED:
-      raise _unsupported("feed_forward_proj", model.feed_forward_proj, ", ".join(map(repr, _FIXED)))
     fixed = _FIXED[model.feed_forward_proj]
     for key, value in config.items():
       if key not in known | _NO_EFFECT | set(fixed) and not key.startswith("_"):
-        raise ValueError(f"T5EncoderModel config: {key}={value!r} is not a known option")
+        raise unknown_option("T5EncoderModel", key, value)
       if key in fixed and value != fixed[key]:
         raise _unsupported(key, value, f"{fixed[key]!r} (feed_forward_proj is {model.feed_forward_proj!r})")
     buckets = model.relative_attention_num_buckets
@@ -204,4 +213,4 @@ class T5EncoderModel(nn.Module):
 
 
 def _unsupported(key: str, value: Any, supported: str) -> ValueError:
-  return ValueError(f"T5EncoderModel config: {key}={value!r} is not supported; supported: {supported}")
+  return ValueError(f"T5EncoderModel config: {key}={shown(value)} is not supported; supported: {supported}")

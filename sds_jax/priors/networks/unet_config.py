@@ -4,16 +4,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sds_jax.priors.networks.config_check import Options, read_fields
+from sds_jax.priors.networks.config_check import (FLAG, MAX_SIDE, MAX_WIDTH, ValueRule, Options, check_layers, every,
+                                                  number, one_or_every, optional, read_fields, shown, whole)
 
-_FREE = frozenset({
-  "sample_size", "in_channels", "out_channels", "center_input_sample", "flip_sin_to_cos", "freq_shift",
-  "block_out_channels", "layers_per_block", "downsample_padding", "mid_block_scale_factor", "norm_num_groups",
-  "norm_eps", "cross_attention_dim", "transformer_layers_per_block", "attention_head_dim", "use_linear_projection",
-  "upcast_attention", "projection_class_embeddings_input_dim", "conv_in_kernel", "conv_out_kernel",
-  "addition_embed_type_num_heads", "encoder_hid_dim",
-})
-"""Fields that accept any value of the right type."""
+_WIDTH, _LAYERS = whole(1, MAX_WIDTH), whole(1, 64)
+_FREE: dict[str, ValueRule] = {
+  "sample_size": optional(one_or_every(whole(1, MAX_SIDE))), "in_channels": _WIDTH, "out_channels": _WIDTH,
+  "center_input_sample": FLAG, "flip_sin_to_cos": FLAG, "freq_shift": number(-1000, 1000),
+  "block_out_channels": every(_WIDTH), "layers_per_block": one_or_every(_LAYERS), "downsample_padding": whole(0, 8),
+  "mid_block_scale_factor": number(0), "norm_num_groups": _WIDTH, "norm_eps": number(0, 1),
+  "cross_attention_dim": one_or_every(_WIDTH), "transformer_layers_per_block": one_or_every(whole(0, 64)),
+  "attention_head_dim": one_or_every(_WIDTH), "use_linear_projection": FLAG, "upcast_attention": optional(FLAG),
+  "projection_class_embeddings_input_dim": optional(_WIDTH), "conv_in_kernel": whole(1, 31),
+  "conv_out_kernel": whole(1, 31), "addition_embed_type_num_heads": _WIDTH, "encoder_hid_dim": optional(_WIDTH),
+}
+"""{field of the network: legal values}."""
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
   "act_fn": ("silu", "swish", "gelu", "relu"),
@@ -89,12 +94,16 @@ def _check_together(fields: dict[str, Any]) -> None:
               "transformer_layers_per_block"):
     value = fields.get(key)
     if isinstance(value, tuple) and len(value) != blocks:
-      raise ValueError(f"UNet2DConditionModel config: {key}={list(value)!r} has {len(value)} values, while "
+      raise ValueError(f"UNet2DConditionModel config: {key}={shown(list(value))} has {len(value)} values, while "
                        f"block_out_channels has {blocks}")
-  depths = fields.get("transformer_layers_per_block", 1)
-  if not all(isinstance(n, int) for n in per_block(depths, blocks)):
-    raise ValueError(f"UNet2DConditionModel config: transformer_layers_per_block={depths!r} is not supported; "
-                     "supported: an integer, or one a block")
+  layers, depths = fields.get("layers_per_block", 2), fields.get("transformer_layers_per_block", 1)
+  check_layers("UNet2DConditionModel", sum((2 * n + 1) * (1 + depth) for n, depth in zip(
+    per_block(layers, blocks), per_block(depths, blocks))), layers_per_block=layers,
+    transformer_layers_per_block=depths)
+  widths, groups = fields.get("block_out_channels", (320, 640, 1280, 1280)), fields.get("norm_num_groups", 32)
+  if any(width % groups for width in widths):
+    raise ValueError(f"UNet2DConditionModel config: norm_num_groups={groups!r} is not supported with "
+                     f"block_out_channels={list(widths)!r}; supported: a divisor of them all")
   widths = fields.get("cross_attention_dim")
   if isinstance(widths, tuple):
     if len(set(widths)) > 1:
@@ -116,6 +125,7 @@ def _check_text(fields: dict[str, Any]) -> None:
     raise ValueError(f"UNet2DConditionModel config: addition_embed_type_num_heads={heads!r} is not supported; "
                      f"supported: a divisor of the text's width {text_dim}")
   kinds = (*fields.get("down_block_types", ()), fields.get("mid_block_type", ""), *fields.get("up_block_types", ()))
+  _check_heads(fields)
   if not any("SimpleCrossAttn" in kind for kind in kinds):
     return
   head_dim = fields.get("attention_head_dim", 8)
@@ -125,3 +135,17 @@ def _check_text(fields: dict[str, Any]) -> None:
   if fields.get("cross_attention_norm") == "group_norm" and width % 32:
     raise ValueError(f"UNet2DConditionModel config: cross_attention_norm='group_norm' is not supported with "
                      f"cross_attention_dim={width}; supported: a width divisible by 32")
+
+
+def _check_heads(fields: dict[str, Any]) -> None:
+  """Checks that the heads of every block with attention divide its width."""
+  widths = fields.get("block_out_channels", (320, 640, 1280, 1280))
+  heads = per_block(fields.get("attention_head_dim", 8), len(widths))
+  down, up = fields.get("down_block_types", ()), fields.get("up_block_types", ())
+  middle = fields.get("mid_block_type", "UNetMidBlock2DCrossAttn")
+  blocks = [*zip(down, widths, heads), *zip(up, widths[::-1], heads[::-1]), (middle, widths[-1], heads[-1])]
+  for kind, width, parts in blocks:
+    if "CrossAttn" in kind and width % parts:
+      raise ValueError(f"UNet2DConditionModel config: attention_head_dim={shown(fields.get('attention_head_dim', 8))} "
+                       f"is not supported with block_out_channels={list(widths)!r}; supported: a divisor of the width "
+                       "of every block with attention")

@@ -4,15 +4,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sds_jax.priors.networks.config_check import Options, read_fields
-
+from sds_jax.priors.networks.config_check import (FLAG, MAX_SIDE, MAX_WIDTH, ValueRule, Options, check_layers, every,
+                                                  number, one_or_every, optional, read_fields, whole)
 from sds_jax.priors.networks.layers import ACTIVATIONS
 
-_FREE = frozenset({
-  "in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block", "norm_num_groups",
-  "sample_size", "scaling_factor", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention", "force_upcast",
-})
-"""Fields that accept any value of the right type."""
+_WIDTH = whole(1, MAX_WIDTH)
+_FREE: dict[str, ValueRule] = {
+  "in_channels": _WIDTH, "out_channels": _WIDTH, "latent_channels": _WIDTH, "block_out_channels": every(_WIDTH),
+  "layers_per_block": whole(1, 64), "norm_num_groups": _WIDTH,
+  "sample_size": optional(one_or_every(whole(1, MAX_SIDE))), "scaling_factor": number(0),
+  "use_quant_conv": FLAG, "use_post_quant_conv": FLAG, "mid_block_add_attention": FLAG, "force_upcast": optional(FLAG),
+}
+"""{field of the network: legal values}."""
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
   "act_fn": tuple(name for name in ACTIVATIONS if name != "quick_gelu"),
@@ -50,8 +53,8 @@ def _check_blocks(fields: Mapping[str, Any]) -> None:
     if len(kinds) != len(channels):
       raise ValueError(f"AutoencoderKL config: {key}={list(kinds)!r} has {len(kinds)} values, while "
                        f"block_out_channels has {len(channels)}")
-  if not isinstance(layers, int):
-    raise ValueError(f"AutoencoderKL config: layers_per_block={layers!r} is not supported; supported: an integer")
+  check_layers("AutoencoderKL", len(channels) * (2 * layers + 1), layers_per_block=layers,
+               block_out_channels=list(channels))
   groups = fields.get("norm_num_groups", 32)
   if any(width % groups for width in channels):
     raise ValueError(f"AutoencoderKL config: norm_num_groups={groups!r} is not supported with block_out_channels="
