@@ -4,6 +4,7 @@ The folder's `model_index.json` says which of the families (`families.FAMILIES`)
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 import os
 from typing import Any
 
@@ -16,8 +17,8 @@ from sds_jax.priors.assemble import unet_input as unet_input
 from sds_jax.priors.base import Cond as Cond
 from sds_jax.priors.base import Options, Prior, Weights
 from sds_jax.priors.base import PromptError as PromptError
-from sds_jax.priors.families import family_of, family_of_published
-from sds_jax.priors.loading.files import CheckpointError, read_json
+from sds_jax.priors.families import family_of_published, open_folder
+from sds_jax.priors.loading.files import CheckpointError as CheckpointError
 from sds_jax.priors.loading.source import Source
 from sds_jax.priors.sources import find
 from sds_jax.types import Params
@@ -51,19 +52,19 @@ def build(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_words: 
 
 
 def open_prior(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_words: bool = False,
-               vae_remat: bool = False, random_weights: bool = False) -> tuple[Prior, Weights]:
-  """Opens a prior as `build` does, without loading its parameters, whose shapes are known already."""
+               vae_remat: bool = False, random_weights: bool = False,
+               check: Callable[[Prior], None] = lambda prior: None) -> tuple[Prior, Weights]:
+  """Opens a prior as `build` does, without loading its parameters, whose shapes are known already.
+
+  Args:
+    name_or_path, dtype, any_words, vae_remat, random_weights: as in `build`.
+    check: (prior) -> None; raises an error for a prior that does not suit the caller. For a prior that has to be
+      downloaded, `check` runs before its weights are fetched.
+  """
   name, options = os.fspath(name_or_path), Options(dtype, any_words, vae_remat)
-  return _open_random(name, options) if random_weights else _open_folder(find(name, dtype), options)
-
-
-def _open_folder(source: Source, options: Options) -> tuple[Prior, Weights]:
-  try:
-    index = read_json(source.folder / "model_index.json")
-    return family_of(source.folder, index).open(source, index, options)
-  except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
-    raise CheckpointError(f"{source.folder}: one of its JSON files holds a value of the wrong type, or lacks one "
-                          f"({error}); compare them with the model's publication") from error
+  opened = _open_random(name, options) if random_weights else open_folder(find(name, dtype, check=check), options)
+  check(opened[0])
+  return opened
 
 
 def _open_random(name: str, options: Options) -> tuple[Prior, Weights]:

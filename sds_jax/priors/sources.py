@@ -5,6 +5,7 @@ local cache is taken without a connection; else the needed files, and no others,
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import resources
 import os
 from pathlib import Path
@@ -12,10 +13,13 @@ import re
 from typing import Any
 
 from sds_jax.priors import families
-from sds_jax.priors.families import family_of, family_of_published, family_of_shipped
+from sds_jax.priors.base import Options, Prior
+from sds_jax.priors.families import family_of, family_of_published, family_of_shipped, open_folder, read_index
 from sds_jax.priors.families.zero123 import is_stable_zero123 as is_stable_zero123
-from sds_jax.priors.loading.files import CheckpointError, read_json
+from sds_jax.priors.loading.checkpoint import configs_only
+from sds_jax.priors.loading.files import CheckpointError
 from sds_jax.priors.loading.hub import INDEX, Hub, Unavailable, choose_files, default_hub, missing_files
+from sds_jax.priors.loading.single_files import SUFFIXES, describe_file, describe_names
 from sds_jax.priors.loading.source import Source as Source
 
 HUB_IDS: dict[str, tuple[str, ...]] = {
@@ -37,8 +41,13 @@ def shipped_folder(name: str = "shapeworld") -> Path:
 
 
 def is_name(word: str) -> bool:
-  """Returns whether a word can name a prior: in this package, published, on the hub, or an existing folder."""
-  return word in SHIPPED or word in HUB_IDS or "/" in word or Path(os.path.expanduser(word)).is_dir()
+  """Returns whether a word can name a prior: in this package, published, on the hub, or an existing folder.
+
+  So can the name of a weights file, for which `find` says what the file is.
+  """
+  if word in SHIPPED or word in HUB_IDS or "/" in word or word.endswith(SUFFIXES):
+    return True
+  return Path(os.path.expanduser(word)).is_dir()
 
 
 def is_small(name: str) -> bool:
@@ -55,7 +64,7 @@ def is_small(name: str) -> bool:
   index = Path(os.path.expanduser(name)) / INDEX
   if not index.is_file():
     return False
-  content = read_json(index)
+  content = read_index(index.parent)
   return any(family.small and family.matches(content) for family in families.FAMILIES)
 
 
@@ -71,13 +80,14 @@ def published_names(pictures: bool) -> list[str]:
   return [name for name in HUB_IDS if takes_pictures(name) == pictures]
 
 
-def find(name: str, dtype: Any, hub: Hub | None = None) -> Source:
+def find(name: str, dtype: Any, hub: Hub | None = None, check: Callable[[Prior], None] = lambda prior: None) -> Source:
   """Returns the source of a prior, and downloads its files where they are missing.
 
   Args:
     name: a name in SHIPPED, a folder, a name in HUB_IDS, or a hub id.
     dtype: of the weights that are wanted; for 16 bits, files of 16 bits are preferred.
     hub: the model hub and its local cache (None: those of huggingface_hub, with its environment variables).
+    check: (prior, opened without weights) -> None; called before weights are fetched, and may raise any error.
 
   Raises:
     CheckpointError: the prior does not exist or cannot be downloaded; one line names the reason and the remedy.
@@ -88,6 +98,11 @@ def find(name: str, dtype: Any, hub: Hub | None = None) -> Source:
     raise CheckpointError(f"the prior {name!r}: {error}") from error
   if folder.is_dir():
     return _describe(name, folder)
+  if _is_file(folder):
+    raise CheckpointError(describe_file(folder))
+  if name.endswith(SUFFIXES):
+    raise CheckpointError(f"the prior {name!r}: there is no such file, and a prior is the folder of a model in "
+                          "diffusers' format, with model_index.json")
   if name in SHIPPED:
     raise CheckpointError(f"the prior {name!r} is not in this installation: {folder} does not exist")
   match = _HUB_ID.fullmatch(name)
@@ -96,27 +111,35 @@ def find(name: str, dtype: Any, hub: Hub | None = None) -> Source:
                           "nor a folder that exists nor a hub id ('owner/name')")
   repos = HUB_IDS.get(name) or (match["repo"],)
   revision = match["revision"] if match and match["revision"] else "main"
-  return _from_hub(name, repos, revision, dtype, hub or default_hub())
+  return _from_hub(name, repos, revision, dtype, hub or default_hub(), check)
 
 
-def _from_hub(name: str, repos: tuple[str, ...], revision: str, dtype: Any, hub: Hub) -> Source:
+def _is_file(path: Path) -> bool:
+  """Returns whether a file is there; names that no file can have are not."""
+  try:
+    return path.is_file()
+  except (OSError, ValueError):
+    return False
+
+
+def _from_hub(name: str, repos: tuple[str, ...], revision: str, dtype: Any, hub: Hub,
+              check: Callable[[Prior], None]) -> Source:
   """Returns the first of `repos` with a complete copy in the cache; else the first that can be fetched."""
-  lacking: dict[str, list[str]] = {}
+  lacking: dict[str, tuple[Path, list[str]]] = {}
   for repo in repos:
-    folder = hub.cached(repo, revision)
-    if folder:
-      lacking[repo] = missing(folder)
-      if not lacking[repo]:
+    for folder in hub.cached(repo, revision):
+      absent = missing(folder)
+      if not absent:
         return Source(name, folder, repo, folder.name)
+      lacking.setdefault(repo, (folder, absent))
   problems = []
   for repo in repos:
     try:
-      folder = _fetch(repo, revision, dtype, hub)
+      folder = _fetch(name, repo, revision, dtype, hub, check)
       return Source(name, folder, repo, folder.name)
     except (Unavailable, CheckpointError) as error:
-      files = lacking.get(repo, [])[:3]
-      where = f" in {hub.cached(repo, revision)}"
-      also = f" (of an earlier download {', '.join(files)} is missing{where})" if files else ""
+      where, absent = lacking.get(repo, (None, []))
+      also = f" (of an earlier download {', '.join(absent[:3])} is missing in {where})" if absent else ""
       problems.append(f"{repo}: {error}{also}")
       if isinstance(error, Unavailable) and error.everywhere:
         break
@@ -125,14 +148,21 @@ def _from_hub(name: str, repos: tuple[str, ...], revision: str, dtype: Any, hub:
                         "can be named instead: --config.prior.path=FOLDER")
 
 
-def _fetch(repo: str, revision: str, dtype: Any, hub: Hub) -> Path:
-  """Downloads the files that the repository's family reads; returns their folder."""
+def _fetch(name: str, repo: str, revision: str, dtype: Any, hub: Hub, check: Callable[[Prior], None]) -> Path:
+  """Downloads the files that the repository's family reads; returns their folder.
+
+  The small files come first. All that they say is checked before the weights, which may be gigabytes, are asked for.
+  """
   names = hub.list_files(repo, revision)
   if INDEX not in names:
-    raise Unavailable(f"it is no model in diffusers' format: there is no {INDEX}")
+    raise Unavailable(f"it is no model in diffusers' format: there is no {INDEX}{describe_names(names)}")
   folder = hub.fetch(repo, revision, [INDEX])  # says which family, and so which files
-  index = read_json(folder / INDEX)
+  index = read_index(folder)
   chosen = choose_files(names, family_of(folder, index).files(index), dtype)
+  small = [file for file in chosen if not file.endswith(".safetensors")]
+  folder = hub.fetch(repo, revision, small)
+  with configs_only():
+    check(open_folder(Source(name, folder, repo, folder.name), Options(dtype))[0])
   print(f"fetching {len(chosen)} files of {repo} ...", flush=True)
   folder = hub.fetch(repo, revision, chosen)
   lacking = missing(folder)
@@ -145,7 +175,7 @@ def missing(folder: Path) -> list[str]:
   """Returns the files that a folder lacks (`hub.missing_files`)."""
   if not (folder / INDEX).is_file():
     return [INDEX]
-  index = read_json(folder / INDEX)
+  index = read_index(folder)
   return missing_files(folder, index, family_of(folder, index).files(index))
 
 

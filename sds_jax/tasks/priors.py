@@ -36,19 +36,21 @@ def open_prior(prior: PriorSettings, distillation: DistillationSettings, task: s
     CheckpointError: files are missing or damaged.
   """
   named = f"config.{group}.{'path' if prior.path else _NAME_FIELDS[group]}={prior.path or prior.name!r}"
+
+  def check(opened: Prior) -> None:
+    if problem := prior_mismatch(task, bool(opened.photo)):
+      raise ConfigError(f"{named} {problem}")
+    if distillation.latent_until > 0.0 and opened.x_shape[-1] != 4:
+      raise ConfigError(f"config.distillation.latent_until={distillation.latent_until} makes latents of four channels, "
+                        f"but {named} diffuses {opened.x_shape[-1]}; set it to 0.0, or use a prior of latents")
+
   try:
-    opened, weights = prior_lib.open_prior(prior.path or prior.name, prior.dtype, prior.allow_unknown_words,
-                                           prior.vae_remat, prior.random_weights)
-  except CheckpointError:
+    return prior_lib.open_prior(prior.path or prior.name, prior.dtype, prior.allow_unknown_words, prior.vae_remat,
+                                prior.random_weights, check)
+  except (CheckpointError, ConfigError):
     raise
   except ValueError as error:  # networks that are not supported
     raise ConfigError(f"{named}: {error}") from error
-  if problem := prior_mismatch(task, bool(opened.photo)):
-    raise ConfigError(f"{named} {problem}")
-  if distillation.latent_until > 0.0 and opened.x_shape[-1] != 4:
-    raise ConfigError(f"config.distillation.latent_until={distillation.latent_until} makes latents of four channels, "
-                      f"but {named} diffuses {opened.x_shape[-1]}; set it to 0.0, or use a prior of latents")
-  return opened, weights
 
 
 def check_prompts(prior: Prior, settings: PriorSettings, distillation: DistillationSettings, negative_prompt: str,

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sds_jax
-from sds_jax.priors import prior, sources
+from sds_jax.priors import families, prior, sources
 from sds_jax.priors.base import Options
 from sds_jax.priors.loading import checkpoint, hub
 from sds_jax.priors.loading.files import LARGEST_TEXT, CheckpointError
@@ -187,7 +187,7 @@ def test_names_of_priors(name, monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   offline = hub.Hub(tmp_path / "hub", *[lambda *_: pytest.fail("asked the hub")] * 2)
   with pytest.raises((CheckpointError, OSError)) as caught:
-    prior._open_folder(sources.find(name, "float32", offline), Options())
+    families.open_folder(sources.find(name, "float32", offline), Options())
   assert "\n" not in str(caught.value)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sds_jax.priors.loading import checkpoint
+from sds_jax.priors.loading import checkpoint, finite
 from sds_jax.priors.loading.files import CheckpointError
 
 TENSORS, SHAPE = 24, (256, 1024)
@@ -102,3 +102,27 @@ def test_pickles_are_refused(tmp_path, name):
   with pytest.raises(CheckpointError, match=f"only {name}; pickles are not read, since they can run code: take the "
                                             r"safetensors version .*save_pretrained\(NEW\)"):
     checkpoint.weight_files(tmp_path, "m")
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_told(tmp_path, stored, value):
+  array = np.linspace(-3, 3, 12).reshape(3, 4).astype(jnp.dtype(stored))
+  assert finite.is_finite(array) and finite.is_finite(np.full(3, jnp.finfo(array.dtype).max, array.dtype))
+  array[1, 2] = value
+  with pytest.raises(CheckpointError) as error:
+    finite.check_finite(tmp_path / "w", "a.weight", array, jnp.dtype(jnp.float32))
+  assert str(error.value).startswith(f"{tmp_path / 'w'}: the tensor a.weight has 1 values of 12 that are NaN or "
+                                     "infinite, the first at [1, 2]")
+
+
+def test_the_tensor_is_named(places, tmp_path):
+  (path, stored), *_ = places.items()
+  array = np.zeros(SHAPE, np.float16)
+  array[0, 3] = np.nan
+  save_file({stored.key: array}, tmp_path / "w.safetensors")
+  with pytest.raises(CheckpointError, match=rf"w.safetensors: the tensor {stored.key} has 1 values"):
+    checkpoint.load({path: checkpoint.Stored(tmp_path / "w.safetensors", stored.key, SHAPE)}, jnp.float32)
+  save_file({stored.key: np.full(SHAPE, 1e6, np.float32)}, tmp_path / "w.safetensors")
+  with pytest.raises(CheckpointError, match="has values outside the range of float16 .at most 65504"):
+    checkpoint.load({path: checkpoint.Stored(tmp_path / "w.safetensors", stored.key, SHAPE)}, jnp.float16)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import prior as prior_lib, published, sources
+from sds_jax.priors import families, prior as prior_lib, published, sources
 from sds_jax.priors.families import deepfloyd, stable_diffusion, zero123
 from sds_jax.priors.loading import checkpoint, files, random_weights
 from sds_jax.views import poses
@@ -19,7 +19,7 @@ SD15 = dict(dtype=jnp.bfloat16, random_weights=True)
 @pytest.fixture
 def nothing_to_read(monkeypatch):
   """Whoever looks for a file of a prior fails."""
-  for module, name in ((prior_lib, "find"), (prior_lib, "read_json"), (files, "check_file"), (sources, "default_hub")):
+  for module, name in ((prior_lib, "find"), (families, "read_json"), (files, "check_file"), (sources, "default_hub")):
     monkeypatch.setattr(module, name, lambda *args, **kwargs: pytest.fail("a file is looked for"))
 
 

@@ -1,5 +1,6 @@
 """Sources of priors: the fetched files, the repositories, and the errors when no source answers."""
 import errno
+import json
 import os
 from pathlib import Path
 import shutil
@@ -76,7 +77,7 @@ def test_unusable_listings():
   with pytest.raises(hub_lib.Unavailable, match="there is no unet/, no text_encoder/$"):
     hub_lib.choose_files([name for name in T5 if not name.startswith(("unet", "text_encoder"))], IF, jnp.float32)
   for listing, files, needed, expected in ((T5, IF, "spiece.model", "tokenizer.json or spiece.model"),
-                                           (LISTING, SD, "merges.txt", "vocab.json with merges.txt")):
+                                           (LISTING, SD, "merges.txt", "vocab.json with merges.txt or tokenizer.json")):
     with pytest.raises(hub_lib.Unavailable, match=f"tokenizer/ has nothing that is read: expected {expected}$"):
       hub_lib.choose_files([name for name in listing if name != f"tokenizer/{needed}"], files, jnp.float32)
 
@@ -131,14 +132,21 @@ def named(*names):
 ONE, TWO, *_ = sources.HUB_IDS["sd15"]
 
 
-def test_the_first_source_that_answers(tmp_path, capsys):
+@pytest.fixture
+def unchecked(monkeypatch):
+  """The files of a `FakeHub` have no content to check."""
+  monkeypatch.setattr(sources, "open_folder", lambda source, options: (None, None))
+
+
+def test_the_first_source_that_answers(tmp_path, capsys, unchecked):
   fake = FakeHub(tmp_path, {ONE: status_error(404), TWO: LISTING})
   source = sources.find("sd15", jnp.bfloat16, fake.hub)
   folder = tmp_path / f"models--{TWO.replace('/', '--')}" / "snapshots" / COMMIT
   assert source == sources.Source("sd15", folder, TWO, COMMIT)
-  assert fake.asked == [(ONE, "main"), (TWO, "main")] and [repo for repo, _ in fake.fetched] == [TWO, TWO]
+  assert fake.asked == [(ONE, "main"), (TWO, "main")] and [repo for repo, _ in fake.fetched] == [TWO] * 3
   assert fake.fetched[0][1] == ["model_index.json"]  # says which other files are needed
-  assert sorted(fake.fetched[1][1]) == sorted(SMALL + weights(".fp16"))
+  assert sorted(fake.fetched[1][1]) == sorted(SMALL)  # checked before the weights are asked for
+  assert sorted(fake.fetched[2][1]) == sorted(SMALL + weights(".fp16"))
   assert f"files of {TWO}" in capsys.readouterr().out
   assert source.as_dict() == dict(name="sd15", folder=str(source.folder), repo=TWO, revision=COMMIT)
   assert str(source) == f"{TWO} at {COMMIT}"
@@ -146,7 +154,7 @@ def test_the_first_source_that_answers(tmp_path, capsys):
   assert sources.find("sd15", jnp.float32, fake.hub) == source and len(fake.asked) == 2
 
 
-def test_revisions(tmp_path):
+def test_revisions(tmp_path, unchecked):
   fake = FakeHub(tmp_path, {"owner/name": LISTING})
   assert sources.find("owner/name@v2", jnp.float32, fake.hub).revision == COMMIT
   assert fake.asked == [("owner/name", "v2")]
@@ -193,7 +201,7 @@ def test_without_a_connection_only_one_is_asked(tmp_path):
   assert fake.asked == [(ONE, "main")]
 
 
-def test_a_download_that_was_broken_off(tmp_path):
+def test_a_download_that_was_broken_off(tmp_path, unchecked):
   """Offline the error lists the missing files; online they are fetched."""
   fake = FakeHub(tmp_path, {ONE: ConnectionError()})
   folder = fake.store(ONE, "main", SMALL + weights("")[:2])
@@ -202,7 +210,7 @@ def test_a_download_that_was_broken_off(tmp_path):
   with pytest.raises(CheckpointError, match="earlier download vae/diffusion_pytorch_model.safetensors is missing in "):
     sources.find("sd15", jnp.float32, fake.hub)
   fake.repos[ONE] = LISTING
-  assert sources.find("sd15", jnp.float32, fake.hub).folder == folder and len(fake.fetched) == 2
+  assert sources.find("sd15", jnp.float32, fake.hub).folder == folder and len(fake.fetched) == 3
 
 
 def test_missing_files(tmp_path):
@@ -220,9 +228,66 @@ def test_missing_files(tmp_path):
   (folder / "unet" / shard).write_text("")
   assert sources.missing(folder) == []
   (folder / "tokenizer" / "merges.txt").unlink()
-  assert sources.missing(folder) == ["tokenizer/vocab.json with merges.txt"]
+  assert sources.missing(folder) == ["tokenizer/vocab.json with merges.txt or tokenizer.json"]
   shutil.rmtree(folder / "tokenizer")
   assert sources.missing(folder) == ["tokenizer"]
+
+
+def test_a_snapshot_without_a_ref_is_read(tmp_path):
+  """A download of one commit leaves no refs/main; the newest whole snapshot counts."""
+  fake = FakeHub(tmp_path, {})
+  folder = fake.store(ONE, "main", SMALL + weights(""))
+  (folder.parents[1] / "refs" / "main").unlink()
+  assert sources.find("sd15", jnp.float32, fake.hub) == sources.Source("sd15", folder, ONE, COMMIT)
+  broken = folder.parent / ("f" * 40)
+  broken.mkdir()  # newer, but empty
+  assert sources.find("sd15", jnp.float32, fake.hub).folder == folder and fake.asked == []
+  with pytest.raises(CheckpointError, match="can't be had"):
+    sources.find(f"{ONE}@v2", jnp.float32, fake.hub)
+  (folder.parents[1] / "refs" / "main").write_text("f" * 40)
+  with pytest.raises(CheckpointError, match="model_index.json is missing in "):
+    sources.find("sd15", jnp.float32, fake.hub)
+
+
+class Copies(FakeHub):
+  """A hub with a copy of a folder as owner/name, in which some files are changed; weights are empty."""
+
+  def __init__(self, original, cache, changes=None):
+    names = [str(path.relative_to(original)) for path in original.rglob("*") if path.is_file()]
+    super().__init__(cache, {"owner/name": names})
+    self.original, self.changes = original, changes or {}
+
+  def store(self, repo, revision, files):
+    folder = super().store(repo, revision, files)
+    for name in files:
+      text = (self.original / name).read_text() if not name.endswith(".safetensors") else ""
+      (folder / name).write_text(json.dumps(json.loads(text) | self.changes[name]) if name in self.changes else text)
+    return folder
+
+
+@pytest.mark.parametrize("file, change, words", [
+  ("model_index.json", dict(_class_name="StableDiffusionXLPipeline"), "_class_name='StableDiffusionXLPipeline'"),
+  ("unet/config.json", dict(time_cond_proj_dim=256), "time_cond_proj_dim=256 is not supported"),
+  ("unet/config.json", dict(in_channels=9), "the U-Net's in_channels is 9"),
+  ("scheduler/scheduler_config.json", dict(_class_name="EDMEulerScheduler"), "_class_name='EDMEulerScheduler'"),
+  ("text_encoder/config.json", dict(vocab_size=7), "the text encoder's vocab_size is 7")])
+def test_configurations_are_checked_before_the_weights(sd_folder, tmp_path, file, change, words):
+  fake = Copies(sd_folder, tmp_path, {file: change})
+  with pytest.raises(CheckpointError, match=words):
+    sources.find("owner/name", jnp.float32, fake.hub)
+  assert not [name for _, files in fake.fetched for name in files if name.endswith(".safetensors")]
+
+
+def test_the_caller_checks_the_prior_before_the_weights(sd_folder, tmp_path):
+  fake = Copies(sd_folder, tmp_path)
+
+  def check(prior):
+    assert prior.photo is None and prior.x_shape == (8, 8, 4)
+    raise RuntimeError("it takes no photo")
+
+  with pytest.raises(RuntimeError, match="it takes no photo"):
+    sources.find("owner/name", jnp.float32, fake.hub, check)
+  assert not [name for _, files in fake.fetched for name in files if name.endswith(".safetensors")]
 
 
 def test_a_symlinked_cache_is_read(prior_folder, tmp_path, monkeypatch):

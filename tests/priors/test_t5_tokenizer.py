@@ -142,3 +142,86 @@ def test_wrong_spiece_models(tmp_path, data, expected):
   with pytest.raises(CheckpointError) as error:
     load_t5_tokenizer(tmp_path)
   assert str(error.value).startswith(f"{tmp_path / 'spiece.model'}") and expected in str(error.value)
+
+
+def charsmap(units, texts):
+  return struct.pack("<I", 4 * len(units)) + struct.pack(f"<{len(units)}I", *units) + texts
+
+
+def identity_table():
+  """The table of a real model's form that replaces "Q" by "q": a root, one child by a letter, and its value."""
+  units = [0] * 512
+  units[0] = 256 << 10  # children of the root at 256
+  leaf = 256 ^ ord("Q")
+  units[leaf] = ord("Q") | 1 << 8 | 1 << 10
+  units[leaf ^ 1] = 1 << 31  # text 0
+  return units
+
+
+def json_with(path, **changes):
+  content = json.loads(path.read_text())
+  for key, value in changes.items():
+    part, _, inner = key.partition("__")
+    content[part] = (content[part] or {}) | {inner: value} if inner else value
+  path.write_text(json.dumps(content))
+
+
+NAN = struct.pack("<f", float("nan"))
+HOSTILE = {
+  "a number without end": (b"\x08" + b"\xff" * 10**6 + b"\x01", "a number of more than ten bytes"),
+  "a million pieces": (b"".join(field(1, field(1, b"%d" % i)) for i in range(300_100)), "too many pieces"),
+  "4 million fields": (b"\x0a\x00" * 2**22, "too many pieces"),
+  "an empty piece": (sentencepiece_model([*PIECES, ""]), "piece 13, '', has 0 characters"),
+  "a piece twice": (sentencepiece_model([*PIECES, "s"]), "piece 13, 's', stands there twice"),
+  "a score that is no number": (sentencepiece_model() + field(1, field(1, b"x") + b"\x15" + NAN), "has the score nan"),
+  "an infinite score": (sentencepiece_model() + field(1, field(1, b"x") + field(2, float("-inf"))), "the score -inf"),
+  "a table cut off": (sentencepiece_model(normalizer=[(2, b"abc")]), "its table of characters is cut off"),
+  "a table of nothing": (sentencepiece_model(normalizer=[(2, charsmap([], b""))]), "is cut off"),
+  "a walk outside": (sentencepiece_model(normalizer=[(2, charsmap([1 << 20] * 256, b"q\0"))]),
+                     "points outside of itself"),
+  "a text outside": (sentencepiece_model(normalizer=[(2, charsmap(
+    [256 << 10] + identity_table()[1:256 ^ ord("P")] + [1 << 31 | 99] + identity_table()[257 ^ ord("P"):], b"q\0"))]),
+    "points outside of its texts"),
+  "texts that are none": (sentencepiece_model(normalizer=[(2, charsmap(identity_table(), b"\xff\0"))]), "decode"),
+  "a huge table": (sentencepiece_model(normalizer=[(2, bytes(2**21 + 1))]), "at most 2097152 are read")}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("data, words", HOSTILE.values(), ids=list(HOSTILE))
+def test_hostile_spiece_models(tmp_path, data, words, capfd):
+  (tmp_path / "spiece.model").write_bytes(data)
+  with pytest.raises(CheckpointError, match=words) as error:
+    load_t5_tokenizer(tmp_path)
+  assert str(tmp_path / "spiece.model") in str(error.value) and len(str(error.value)) < 500
+  assert "panicked" not in capfd.readouterr().err
+
+
+def test_a_table_of_characters_is_read(tmp_path):
+  data = sentencepiece_model(normalizer=[(2, charsmap(identity_table(), b"s\0"))])
+  (tmp_path / "spiece.model").write_bytes(data)
+  np.testing.assert_array_equal(load_t5_tokenizer(tmp_path, 4, lower=False)(["Q", "s"])[0], [[3, 7, 1, 0]] * 2)
+
+
+@pytest.mark.parametrize("changes, words", [
+  (dict(model__vocab=3), "model.vocab=3 should be a list of pieces"),
+  (dict(model__vocab=[["a", "b"]]), "model.vocab=.* should be a list of pieces"),
+  (dict(model__vocab=[["", 0.0]] * 3), "piece 0, '', has 0 characters"),
+  (dict(model__unk_id=10**9), "model.unk_id=1000000000 should be the number of a piece"),
+  (dict(model__byte_fallback=True), "model.byte_fallback=True is not supported"),
+  (dict(normalizer=dict(type="Precompiled", precompiled_charsmap="AAAA")), "its table of characters is cut off"),
+  (dict(normalizer=dict(type="Precompiled", precompiled_charsmap=3)), "precompiled_charsmap=3 should be a text"),
+  (dict(normalizer=dict(type="Replace", pattern=dict(Regex="(a+)+$"), content="")), "Replace with the pattern"),
+  (dict(normalizer=dict(type="Replace", pattern=dict(String=""), content="x")), "Replace with the pattern"),
+  (dict(normalizer=dict(type="Sequence", normalizers=[dict(type="Evil")])), "normalizer 'Evil' is not supported"),
+  (dict(pre_tokenizer=dict(type="Split", pattern=dict(Regex="(a+)+"))), "pre_tokenizer 'Split' is not supported"),
+  (dict(added_tokens=[dict(id=99, content="<x>")]), "the added token '<x>' has the number 99, expected 13")])
+def test_wrong_values_of_tokenizer_json(folder, changes, words):
+  json_with(folder / "tokenizer.json", **changes)
+  with pytest.raises(CheckpointError, match=words) as error:
+    load_t5_tokenizer(folder)
+  assert "tokenizer.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_added_tokens(folder):
+  (folder / "added_tokens.json").write_text('{"<toy>": 13}')
+  np.testing.assert_array_equal(load_t5_tokenizer(folder, 4)(["red <toy>"])[0], [[5, 13, 1, 0]])

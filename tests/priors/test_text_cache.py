@@ -1,4 +1,7 @@
 """Text once: embeddings come from the cache when they can, and the encoder is read only when they can't."""
+import dataclasses
+import hashlib
+import os
 import shutil
 
 import jax
@@ -7,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sds_jax.priors.loading import text as text_lib
+from sds_jax.priors.loading import file_digest, text as text_lib
 
 PROMPTS = ["a red cube", "a blue cone", ""]
 
@@ -56,27 +59,55 @@ def test_names_stand_for_all_that_matters(encoder, prior_folder, tmp_path):
   next(iter(tensors.values()))[0] += 1
   save_file(tensors, weights)
   names.add(same._key(ids, None))
+  with jax.default_matmul_precision("float32"):
+    names.add(same._key(ids, None))
   config = copy / "text_encoder" / "config.json"
   config.write_text(config.read_text().replace("quick_gelu", "gelu"))
   names.add(same._key(ids, None))
-  assert len(names) == 6
+  skipped = dataclasses.replace(encoder, model=dataclasses.replace(encoder.model, clip_skip=1))
+  names.add(skipped._key(ids, None))
+  assert len(names) == 8
 
 
-def test_large_files_are_known_by_pieces(tmp_path, monkeypatch):
-  monkeypatch.setattr(text_lib, "_PIECES", 4)
-  monkeypatch.setattr(text_lib, "_PIECE_BYTES", 10)
-  path = tmp_path / "w.safetensors"
-  def identity(size, changed=None):
-    data = bytearray(size)
-    if changed is not None:
-      data[changed] = 1
-    path.write_bytes(data)
-    return text_lib._identity(path)
+def test_a_large_file_is_hashed_whole_and_once(tmp_path, monkeypatch):
+  """A change of any byte in place counts, also with the old size and the old time of change."""
+  monkeypatch.setattr(file_digest, "_SMALL", 10)
+  hashed, whole = [], file_digest._hash
+  monkeypatch.setattr(file_digest, "_hash", lambda path: (hashed.append(1), whole(path))[1])
+  path, memory = tmp_path / "w.safetensors", tmp_path / "memory"
+  path.write_bytes(bytes(100))
+  os.utime(path, (1, 1))
+  first = file_digest.file_digest(path, memory)
+  assert not memory.exists() and len(hashed) == 1  # too new: its times could stay the same in a change
+  monkeypatch.setattr(file_digest, "_SETTLED", -1.0)
+  assert [file_digest.file_digest(path, memory) for _ in range(2)] == [first] * 2 and len(hashed) == 2
+  before = path.stat()
+  while path.stat().st_ctime_ns == before.st_ctime_ns:  # the clock of a file system may count in steps of milliseconds
+    with open(path, "r+b") as file:
+      file.seek(57)
+      file.write(b"x")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+  assert path.stat().st_mtime_ns == before.st_mtime_ns
+  assert file_digest.file_digest(path, memory) == hashlib.sha256(path.read_bytes()).hexdigest() != first
+  next((memory / "digests").iterdir()).write_text("damaged")
+  assert file_digest.file_digest(path, memory) != first
+  monkeypatch.setattr(file_digest, "write_atomically", lambda *args: (_ for _ in ()).throw(OSError("full")))
+  assert file_digest.file_digest(path, tmp_path / "other") != first
 
-  assert identity(40) != identity(40, 17)  # small: every byte counts
-  plain = identity(100)  # pieces begin at 0, 30, 60, 90
-  assert all(identity(100, i) != plain for i in (0, 9, 30, 65, 99)) and identity(100, 20) == plain
-  assert identity(101) != plain
+
+def test_a_flipped_bit_in_the_cache_is_found(encoder, cache, reads):
+  first = encoder(PROMPTS)["text"]
+  path = next(cache.iterdir())
+  data = bytearray(path.read_bytes())
+  data[-5] ^= 1  # in the last number
+  path.write_bytes(data)
+  with pytest.warns(UserWarning, match="made again: their digest is not the one"):
+    np.testing.assert_array_equal(encoder(PROMPTS)["text"], first)
+  other = cache / f"{encoder._key(encoder.tokenizer(['a cube']), None)}.safetensors"
+  shutil.copy(path, other)  # the entry of other prompts
+  assert text_lib._read(path, {"text": (3, 8, 12)}) is not None
+  with pytest.warns(UserWarning, match="digest"):
+    assert text_lib._read(other, {"text": (3, 8, 12)}) is None
 
 
 @pytest.mark.parametrize("damage, words", [

@@ -82,3 +82,84 @@ def test_wrong_folders(folder, name, content, expected):
     (folder / name).write_text(content)
   with pytest.raises(CheckpointError, match=expected):
     load_tokenizer(folder)
+
+
+def as_one_file(folder, **changes):
+  """Replaces vocab.json and merges.txt by the tokenizer.json that transformers 5 writes."""
+  load_tokenizer(folder).backend.save(str(folder / "tokenizer.json"))
+  content = json.loads((folder / "tokenizer.json").read_text())
+  for key, value in changes.items():
+    part, _, inner = key.partition("__")
+    content[part] = content[part] | {inner: value} if inner else value
+  (folder / "tokenizer.json").write_text(json.dumps(content))
+  (folder / "vocab.json").unlink()
+  (folder / "merges.txt").unlink()
+
+
+TEXTS = ["a red cube", "", "A  RED\ncube!", "bed", "a cubered", "<|endoftext|> red"]
+
+
+def test_one_file(folder):
+  expected = load_tokenizer(folder)(TEXTS)
+  as_one_file(folder)
+  np.testing.assert_array_equal(load_tokenizer(folder)(TEXTS), expected)
+  content = json.loads((folder / "tokenizer.json").read_text())
+  content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]  # as older versions write it
+  (folder / "tokenizer.json").write_text(json.dumps(content))
+  np.testing.assert_array_equal(load_tokenizer(folder)(TEXTS), expected)
+
+
+@pytest.mark.parametrize("changes, expected", [
+  (dict(model=None), "tokenizer.json: model None is not supported; supported: 'BPE'"),
+  (dict(model__type="WordPiece"), "model 'WordPiece' is not supported"),
+  (dict(model__end_of_word_suffix=""), "model.end_of_word_suffix='' is not supported; supported: '</w>'"),
+  (dict(model__byte_fallback=True), "model.byte_fallback=True is not supported"),
+  (dict(model__vocab=[1]), r"model.vocab=\[1\] should map"),
+  (dict(model__vocab={"a": 0, "b": True}), "no vocabulary: .* has 'b': True"),
+  (dict(model__vocab={"": 0}), "has an empty token"),
+  (dict(model__vocab={str(i): i for i in range(300_001)}), "has 300001 tokens, at most 300000 are read"),
+  (dict(model__merges="a b"), "model.merges='a b' should be a list of pairs"),
+  (dict(model__merges=["a b"] * 300_001), "has 300001 merges, at most 300000 are read"),
+  (dict(model__merges=[["a"]]), r"model.merges has \['a'\], expected pairs"),
+  (dict(model__merges=["q q</w>"]), "tokenizer.json doesn't fit tokenizer.json: .*qq</w>"),
+  (dict(normalizer=None), r"normalizer \[\] is not supported; supported: \['NFC', 'Replace', 'Lowercase'\]"),
+  (dict(pre_tokenizer=dict(type="Whitespace")), r"pre_tokenizer \['Whitespace'\] is not supported"),
+  (dict(added_tokens={"a": 1}), "tokenizer.json: added_tokens={'a': 1} should be a list"),
+  (dict(added_tokens=[dict(content="<x>")]), "added_tokens={'content': '<x>'} should be tokens with `id`"),
+  (dict(added_tokens=[dict(content="<x>", id=5)]), "the added token '<x>' has the number 5, expected"),
+  (dict(added_tokens=[dict(content="", id=300)]), "should be a token of 1 to 1000 characters")])
+def test_wrong_files_of_all(folder, changes, expected):
+  as_one_file(folder, **changes)
+  with pytest.raises(CheckpointError, match=expected) as error:
+    load_tokenizer(folder)
+  assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("where", ["added_tokens.json", "added_tokens_decoder", "tokenizer.json", "special"])
+def test_added_tokens_are_tokens_of_their_own(folder, where):
+  """As textual inversion adds them, by each kind of file; a word of two vectors is two tokens."""
+  count = len(json.loads((folder / "vocab.json").read_text()))
+  config = json.loads((folder / "tokenizer_config.json").read_text())
+  if where == "added_tokens.json":
+    (folder / where).write_text(json.dumps({"<cat-toy>": count, "<cat-toy>_1": count + 1}))
+  elif where == "added_tokens_decoder":
+    config[where] = {str(count + i): dict(content=name, normalized=True, special=False)
+                     for i, name in enumerate(("<cat-toy>", "<cat-toy>_1"))}
+  elif where == "special":
+    config["additional_special_tokens"] = ["<cat-toy>", dict(content="<cat-toy>_1")]
+  else:
+    as_one_file(folder)
+    content = json.loads((folder / where).read_text())
+    content["added_tokens"] += [dict(id=count + i, content=name, special=False, normalized=True, lstrip=False,
+                                     rstrip=False, single_word=False)
+                                for i, name in enumerate(("<cat-toy>", "<cat-toy>_1"))]
+    (folder / where).write_text(json.dumps(content))
+  (folder / "tokenizer_config.json").write_text(json.dumps(config))
+  tokenizer = load_tokenizer(folder)
+  assert tokenizer.backend.get_vocab_size() == count + 2
+  row, = tokenizer(["a <cat-toy> <cat-toy>_1 cone"])
+  assert row[2:4].tolist() == [count, count + 1] and row[1] == tokenizer(["a"])[0][1]
+  (folder / "added_tokens.json").write_text(json.dumps({"<cat-toy>": count + 1}))
+  if where != "special":
+    with pytest.raises(CheckpointError, match="the token '<cat-toy>' has the number|the added token '<cat-toy>'"):
+      load_tokenizer(folder)

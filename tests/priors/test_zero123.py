@@ -112,11 +112,14 @@ CAMERA = "clip_camera_projection"
   (lambda p: edit(p / CAMERA / "config.json", additional_embeddings=8),
    "{p}: clip_camera_projection takes 776 numbers, expected 772, the image encoder's projection_dim and 4 of the pose"),
   (lambda p: edit(p / CAMERA / "config.json", embedding_dim="768"),
-   "CCProjection config: embedding_dim='768' should be a positive integer"),
+   "{p}/clip_camera_projection/config.json: CCProjection config: embedding_dim='768' should be a positive integer, at "
+   "most 65536"),
   (lambda p: edit(p / CAMERA / "config.json", in_channel=772),
-   "CCProjection config: in_channel=772 is not a known option; known: embedding_dim, additional_embeddings"),
+   "{p}/clip_camera_projection/config.json: CCProjection config: in_channel=772 is not a known option; known: "
+   "embedding_dim, additional_embeddings"),
   (lambda p: edit(p / "image_encoder" / "config.json", hidden_act="relu"),
-   "CLIPVisionModelWithProjection config: hidden_act='relu' is not supported; supported: 'quick_gelu', 'gelu'"),
+   "{p}/image_encoder/config.json: CLIPVisionModelWithProjection config: hidden_act='relu' is not supported; "
+   "supported: 'quick_gelu', 'gelu'"),
 ])
 def test_refusals(zero123_folders, tmp_path, monkeypatch, break_it, expected):
   folder = tmp_path / "p"

@@ -3,15 +3,71 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sds_jax.priors.base import Config, Family
+from sds_jax.priors.base import Config, Family, Options, Prior, Weights
 from sds_jax.priors.families.deepfloyd import DEEPFLOYD
 from sds_jax.priors.families.shapeworld import SHAPEWORLD, SHAPEWORLD_VIEWS
 from sds_jax.priors.families.stable_diffusion import STABLE_DIFFUSION
 from sds_jax.priors.families.zero123 import ZERO123
-from sds_jax.priors.loading.files import CheckpointError
+from sds_jax.priors.loading.checkpoint import check_configs, config_error
+from sds_jax.priors.loading.files import CheckpointError, read_json
+from sds_jax.priors.loading.single_files import describe_folder
+from sds_jax.priors.loading.source import Source
+from sds_jax.priors.networks.config_check import FLAG, MAX_WIDTH, ValueRule, check_values, optional, shown, whole
 
 FAMILIES: list[Family] = [STABLE_DIFFUSION, DEEPFLOYD, ZERO123, SHAPEWORLD, SHAPEWORLD_VIEWS]
 """A folder belongs to the first family that matches its model_index.json."""
+
+_TEXTS = ValueRule("a list of texts",
+                   lambda value: isinstance(value, list) and all(isinstance(part, str) for part in value))
+_LEGAL: dict[str, ValueRule] = {
+  "camera_dim": whole(0, MAX_WIDTH), "ray_dim": whole(0, MAX_WIDTH), "patch_tokens": FLAG,
+  "vocabulary": optional(_TEXTS), "captions": ValueRule(
+    "an object of the lists of texts `colours`, `shapes` and `stackable`", lambda value: (
+      isinstance(value, dict) and all(_TEXTS.test(value.get(key)) for key in ("colours", "shapes", "stackable"))))}
+"""{key of a model_index.json: legal values}."""
+
+
+def read_index(folder: Path) -> Config:
+  """Returns the content of a folder's model_index.json, `_class_name` as one text.
+
+  Pipelines with code of their own have a list there, [module, class]; the class counts.
+
+  Raises:
+    CheckpointError: the file is missing (the message says what the folder holds instead), damaged, or without a class.
+  """
+  path = folder / "model_index.json"
+  if folder.is_dir() and not path.exists() and not path.is_symlink():
+    raise CheckpointError(f"{path} does not exist{describe_folder(folder)}")
+  index = read_json(path)
+  name = index.get("_class_name")
+  if isinstance(name, list) and len(name) == 2 and all(isinstance(part, str) for part in name):
+    index = {**index, "_class_name": name[1]}
+  elif name is not None and not isinstance(name, str):
+    raise CheckpointError(f"{path}: _class_name={shown(name)} should be the name of a pipeline's class, or a list of "
+                          "its module and its class")
+  try:
+    check_values("model_index.json", index, _LEGAL)
+  except ValueError as error:
+    raise CheckpointError(f"{path}: {error}") from error
+  return index
+
+
+def open_folder(source: Source, options: Options) -> tuple[Prior, Weights]:
+  """Opens the prior in a folder, by the family of its model_index.json; reads no weights.
+
+  Raises:
+    CheckpointError: the folder or a file in it is missing or wrong; the message names the file.
+  """
+  index = read_index(source.folder)
+  family = family_of(source.folder, index)
+  try:
+    files = family.files(index)
+    check_configs(source.folder, {**files.components, **files.optional})
+    return family.open(source, index, options)
+  except CheckpointError:
+    raise
+  except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+    raise config_error(source.folder / "model_index.json", error) from error
 
 
 def family_of(folder: Path, index: Config) -> Family:
@@ -24,8 +80,8 @@ def family_of(folder: Path, index: Config) -> Family:
     if family.matches(index):
       return family
   layouts = ", ".join(dict.fromkeys(family.layout for family in FAMILIES))
-  raise CheckpointError(f"{folder / 'model_index.json'}: _class_name={index.get('_class_name')!r} is not supported; "
-                        f"supported: {layouts}")
+  raise CheckpointError(f"{folder / 'model_index.json'}: _class_name={shown(index.get('_class_name'))} is not "
+                        f"supported; supported: {layouts}")
 
 
 def family_of_published(name: str) -> Family | None:

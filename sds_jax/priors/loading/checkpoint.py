@@ -6,8 +6,11 @@ files' headers, before any weight is read. torch is not needed.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import contextvars
 import dataclasses
+import math
 import os
 from pathlib import Path
 import re
@@ -22,6 +25,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from sds_jax.priors.loading import names
+from sds_jax.priors.loading.finite import check_finite
 from sds_jax.priors.loading.files import (CheckpointError, check_header, is_there, read_json, write_atomically,
                                           write_json)
 from sds_jax.priors.networks.clip import CLIPTextModel
@@ -35,6 +39,8 @@ from sds_jax.types import Params
 _DTYPES = ("F64", "F32", "F16", "BF16")
 _LISTED = 8
 """How many names of each kind an error lists."""
+LARGEST_NETWORK = 2**36
+"""Upper limit of the parameters of a network: 69 billion, several times the largest published one."""
 
 VARIANTS = ("bf16", "fp16")
 """Variants of the weights, as named in the weight files."""
@@ -128,17 +134,88 @@ def open_component(folder: str | os.PathLike, kind: str | Component, dtype: Any 
   part, folder = component(kind), Path(folder)
   if not folder.is_dir():
     raise CheckpointError(f"{folder} does not exist or is no folder")
-  model = part.network.from_config(read_json(folder / "config.json"), dtype=dtype, **options)
-  return model, locate(weight_files(folder, part.stem), model, part.table)
+  model, expected = _network(folder / "config.json", part, dict(options, dtype=dtype))
+  if _CONFIGS_ONLY.get():
+    return model, {}
+  return model, locate(weight_files(folder, part.stem), expected, part.table)
 
 
-def locate(files: list[Path], model: nn.Module, table: names.NameTable) -> dict[names.Path, Stored]:
-  """Returns {Flax path: where the parameter is stored} of `model` in the given safetensors files.
+_CONFIGS_ONLY = contextvars.ContextVar("configs_only", default=False)
+
+
+@contextlib.contextmanager
+def configs_only() -> Iterator[None]:
+  """Lets `open_component` accept folders without weights: configurations are checked, and no place is returned.
+
+  A prior can so be checked before gigabytes of weights are downloaded.
+  """
+  token = _CONFIGS_ONLY.set(True)
+  try:
+    yield
+  finally:
+    _CONFIGS_ONLY.reset(token)
+
+
+def check_configs(folder: Path, components: Mapping[str, Component]) -> None:
+  """Checks the values in the config.json of each component that exists, before any network is traced.
+
+  Args:
+    folder: the prior's folder.
+    components: {folder below it: component}.
+
+  Raises:
+    CheckpointError: a value is not supported; the message names the file, the key and the value.
+  """
+  for name, part in components.items():
+    if (folder / name / "config.json").is_file():
+      _module(folder / name / "config.json", part, {})
+
+
+def _module(path: Path, part: Component, fields: Mapping[str, Any]) -> nn.Module:
+  """Returns the network that a config.json describes."""
+  config = read_json(path)
+  try:
+    return part.network.from_config(config, **fields)
+  except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+    raise config_error(path, error) from error
+
+
+def _network(path: Path, part: Component,
+             fields: Mapping[str, Any]) -> tuple[nn.Module, dict[names.Path, jax.ShapeDtypeStruct]]:
+  """Returns the network that a config.json describes, and the shapes of its parameters."""
+  model = _module(path, part, fields)
+  if not hasattr(model, "example_inputs"):
+    abstract_params(model)  # raises a TypeError for the author of the network
+  try:
+    expected = abstract_params(model)
+  except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+    raise config_error(path, error) from error
+  count = sum(math.prod(leaf.shape) for leaf in expected.values())
+  if count > LARGEST_NETWORK:
+    raise CheckpointError(f"{path}: its network has {count} parameters, more than the {LARGEST_NETWORK} that are "
+                          "supported")
+  return model, expected
+
+
+def config_error(path: Path, error: Exception) -> CheckpointError:
+  """Returns the error of a JSON file whose content led to `error`, as one line that names the file."""
+  kind = "" if isinstance(error, ValueError) else f"a value of a wrong type, or none ({type(error).__name__}): "
+  text = " ".join(str(error).split())
+  return CheckpointError(f"{path}: {kind}{text if len(text) <= 600 else text[:596] + ' ...'}")
+
+
+def locate(files: list[Path], expected: Mapping[names.Path, jax.ShapeDtypeStruct],
+            table: names.NameTable) -> dict[names.Path, Stored]:
+  """Returns {Flax path: where the parameter is stored} of a network in the given safetensors files.
+
+  Args:
+    files: of the component.
+    expected: of the network's parameters, from `abstract_params`.
+    table: of the component's names.
 
   Raises:
     CheckpointError: as `read_component`.
   """
-  expected = abstract_params(model)
   paths = names.flax_paths(expected, table)
   stored_at = _read_headers(files, table)
   wanted = {name: names.checkpoint_shape(path, expected[path].shape) for name, path in paths.items()}
@@ -161,14 +238,17 @@ def load(places: Mapping[names.Path, Stored], dtype: Any,
   """Loads the parameters at `places` (some or all entries of `locate`'s result) as a tree, cast to `dtype`.
 
   Parameters are read one by one. Each goes through `put` as a host array; no other copy is kept.
+
+  Raises:
+    CheckpointError: a tensor has NaN or infinity, or values outside the range of `dtype`; the message names it.
   """
   flat = {}
   for file in sorted({stored.file for stored in places.values()}):
     with safetensors.safe_open(file, framework="np") as tensors:
       for path, stored in places.items():
         if stored.file == file:
-          array = names.to_flax(path, tensors.get_tensor(stored.key).reshape(stored.shape))
-          flat[path] = put(array.astype(jnp.dtype(dtype), copy=False))
+          array = check_finite(file, stored.key, tensors.get_tensor(stored.key), jnp.dtype(dtype))
+          flat[path] = put(names.to_flax(path, array.reshape(stored.shape)))
   return traverse_util.unflatten_dict(flat)
 
 

@@ -10,7 +10,7 @@ import tempfile
 from typing import Any, Callable
 
 
-LARGEST_TEXT = 32 * 2**20
+LARGEST_TEXT = 16 * 2**20
 """Upper limit of the bytes of a file that is parsed as a whole (JSON, a vocabulary, a weight file's header): several
 times the largest published one, and small enough for memory."""
 

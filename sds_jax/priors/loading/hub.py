@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from sds_jax.priors.loading.checkpoint import (NO_PICKLES, PICKLES, VARIANTS, Component, index_names, variant_name,
                                                weight_files)
 from sds_jax.priors.loading.files import CheckpointError
+from sds_jax.priors.loading.single_files import describe_names
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 """Files of every prior."""
@@ -62,13 +63,25 @@ class Hub:
   list_files: Callable[[str, str], list[str]]
   fetch: Callable[[str, str, list[str]], Path]
 
-  def cached(self, repo: str, revision: str) -> Path | None:
-    """Returns the folder of a revision (branch, tag or commit) in the local cache, perhaps incomplete, or None."""
+  def cached(self, repo: str, revision: str) -> list[Path]:
+    """Returns the folders in the local cache that may be a revision (branch, tag or commit), the likeliest first.
+
+    Where the cache does not record which commit is the branch "main", as after a download of one commit, every stored
+    commit may be, the newest download first. The folders may be incomplete.
+    """
     base = self.cache / f"models--{repo.replace('/', '--')}"
     ref = base / "refs" / revision
-    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
-    folder = base / "snapshots" / commit
-    return folder if folder.is_dir() else None
+    try:
+      commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+      folder = base / "snapshots" / commit
+      if commit and folder.is_dir():
+        return [folder]
+      if revision != "main" or ref.is_file():
+        return []
+      folders = [path for path in (base / "snapshots").iterdir() if path.is_dir()]
+      return sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
+    except (OSError, ValueError):  # no such cache, or a damaged one
+      return []
 
 
 def default_hub() -> Hub:
@@ -127,7 +140,7 @@ def choose_files(names: Iterable[str], files: Files, dtype: Any) -> list[str]:
   """
   names = sorted(names)
   if INDEX not in names:
-    raise Unavailable(f"it is no model in diffusers' format: there is no {INDEX}")
+    raise Unavailable(f"it is no model in diffusers' format: there is no {INDEX}{describe_names(names)}")
   folders = {name.split("/")[0] for name in names if "/" in name}
   lacking = [folder for folder in files.components if folder not in folders]
   if lacking:

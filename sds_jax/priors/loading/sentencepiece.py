@@ -12,10 +12,16 @@ import struct
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
+from sds_jax.priors.loading.added_tokens import LARGEST_VOCABULARY, library_errors
+from sds_jax.priors.loading.charsmap import check_charsmap
 from sds_jax.priors.loading.files import LARGEST_TEXT, CheckpointError, check_file
+from sds_jax.priors.networks.config_check import shown
 
 _UNIGRAM, _UNKNOWN = 1, 2
 """model_type in the trainer's settings; type of the piece for unknown text."""
+
+LONGEST_PIECE, LARGEST_SCORE = 1000, 1e30
+"""Upper limits of the characters of a piece and of a score's magnitude."""
 
 Fields = dict[int, list[int | bytes]]
 
@@ -38,28 +44,33 @@ def load_unigram(path: Path, extra_ids: int) -> tokenizers.Tokenizer:
   """
   check_file(path, LARGEST_TEXT)
   try:
-    model = _fields(path.read_bytes())
+    model = _fields(path.read_bytes(), LARGEST_VOCABULARY + 8)
     trainer, normalizer = (_fields(_bytes(model[number][-1])) if number in model else {} for number in (2, 3))
     pieces = [_fields(_bytes(piece)) for piece in model[1]]
     vocabulary = [(_bytes(piece[1][-1]).decode(), _score(piece)) for piece in pieces]
+    check_vocabulary(vocabulary)
     unknown = next(i for i, piece in enumerate(pieces) if piece.get(3, [1])[-1] == _UNKNOWN)
     charsmap = _bytes(normalizer.get(2, [b""])[-1])
+    if charsmap:
+      check_charsmap(charsmap)
     for what, fields, number, default, needed in (
         ("model_type", trainer, 3, _UNIGRAM, _UNIGRAM), ("treat_whitespace_as_suffix", trainer, 24, 0, 0),
         ("byte_fallback", trainer, 35, 0, 0), ("add_dummy_prefix", normalizer, 3, 1, 1),
         ("remove_extra_whitespaces", normalizer, 4, 1, 1), ("escape_whitespaces", normalizer, 5, 1, 1)):
       if fields.get(number, [default])[-1] != needed:
-        raise CheckpointError(f"{path}: {what}={fields[number][-1]} is not supported; supported: {needed}")
-    vocabulary += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(extra_ids))]
-    backend = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=unknown, byte_fallback=False))
-    if charsmap:
-      backend.normalizer = normalizers.Precompiled(charsmap)
+        raise CheckpointError(f"{path}: {what}={shown(fields[number][-1])} is not supported; supported: {needed}")
+    known = {piece for piece, _ in vocabulary}
+    extra = [token for token in (f"<extra_id_{i}>" for i in reversed(range(extra_ids))) if token not in known]
+    vocabulary += [(token, 0.0) for token in extra]
+    with library_errors(f"{path} is damaged or no SentencePiece model"):
+      backend = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=unknown, byte_fallback=False))
+      if charsmap:
+        backend.normalizer = normalizers.Precompiled(charsmap)
   except CheckpointError:
     raise
-  except Exception as error:  # the library raises bare Exceptions; damaged files raise any error
+  except Exception as error:  # damaged files raise any error
     raise CheckpointError(f"{path} is damaged or no SentencePiece model: {type(error).__name__}: {error}") from error
   backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-  known = {piece for piece, _ in vocabulary}
   backend.add_special_tokens([token for token in ("<pad>", "</s>", "<unk>") if token in known]
                              + [f"<extra_id_{i}>" for i in range(extra_ids)])
   return backend
@@ -75,10 +86,35 @@ def _bytes(value: int | bytes) -> bytes:
   return value
 
 
-def _fields(data: bytes) -> Fields:
-  """Returns {field number: values in order} of one message; texts, messages and floats stay bytes."""
+def check_vocabulary(vocabulary: list[tuple[str, float]]) -> None:
+  """Raises ValueError for pieces with which the library would not end, or end in a panic.
+
+  Args:
+    vocabulary: (piece, score) of all pieces.
+  """
+  if len(vocabulary) > LARGEST_VOCABULARY:
+    raise ValueError(f"it has {len(vocabulary)} pieces, at most {LARGEST_VOCABULARY} are read")
+  pieces: set[str] = set()
+  for number, (piece, score) in enumerate(vocabulary):
+    if not piece or piece in pieces or len(piece) > LONGEST_PIECE:
+      problem = ("stands there twice" if piece in pieces else
+                 f"has {len(piece)} characters, expected 1 to {LONGEST_PIECE}")
+      raise ValueError(f"piece {number}, {shown(piece)}, {problem}")
+    if not -LARGEST_SCORE < score < LARGEST_SCORE:
+      raise ValueError(f"piece {number}, {shown(piece)}, has the score {score:g}")
+    pieces.add(piece)
+
+
+def _fields(data: bytes, limit: int = 10_000) -> Fields:
+  """Returns {field number: values in order} of one message; texts, messages and floats stay bytes.
+
+  Raises:
+    ValueError: damaged, or more than `limit` fields.
+  """
   fields: Fields = {}
-  for number, value in _walk(data):
+  for count, (number, value) in enumerate(_walk(data)):
+    if count == limit:
+      raise ValueError(f"it has more than {limit} fields" + (" and so too many pieces" if limit > 10_000 else ""))
     fields.setdefault(number, []).append(value)
   return fields
 
@@ -109,3 +145,5 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     at, shift = at + 1, shift + 7
     if byte < 128:
       return value, at
+    if shift >= 70:  # longer ones are illegal, and would take the square of their length in time
+      raise ValueError(f"a number of more than ten bytes ends behind byte {at}")

@@ -20,24 +20,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from sds_jax.priors.loading.checkpoint import load_on_device, open_component, weight_files
+from sds_jax.priors.loading.file_digest import file_digest
 from sds_jax.priors.loading.files import CheckpointError, read_json, write_atomically
 from sds_jax.priors.loading.t5_stream import encode_in_layers, open_parts
 from sds_jax.priors.loading.t5_tokenizer import load_t5_tokenizer
 from sds_jax.priors.loading.tokenizers import load_tokenizer
 from sds_jax.types import Array
 
-_VERSION = "1"
+_VERSION = "2"
 """Part of every cached file's name; raise the number when the same files would give other embeddings."""
-
-_PIECES, _PIECE_BYTES = 256, 65536
-"""Number and size of the evenly spread pieces of a weight file that are hashed; smaller files are hashed whole."""
 
 _TOKENIZER_FILES = frozenset(f"tokenizer/{name}.json" for name in (
   "tokenizer", "tokenizer_config", "special_tokens_map", "added_tokens"))
-CLIP_TOKENIZER: tuple[tuple[str, ...], ...] = (("vocab.json", "merges.txt"),)
+CLIP_TOKENIZER: tuple[tuple[str, ...], ...] = (("vocab.json", "merges.txt"), ("tokenizer.json",))
 """Sets of files in `tokenizer/` one of which `open_clip_text` needs."""
 CLIP_TOKENIZER_FILES = _TOKENIZER_FILES | {"tokenizer/vocab.json", "tokenizer/merges.txt"}
 """All files in `tokenizer/` that `open_clip_text` may read."""
@@ -85,11 +83,17 @@ class TextEncoder:
     return embedded
 
   def _key(self, ids: np.ndarray, mask: np.ndarray | None) -> str:
-    """Returns a digest of everything that the embeddings depend on."""
-    config = read_json(self.folder / "config.json")
-    files = [_identity(path) for path in weight_files(self.folder, self.stem)]
-    facts = [_VERSION, self.kind, config, jnp.dtype(self.model.dtype).name, files, ids.tolist(),
-             None if mask is None else mask.tolist()]
+    """Returns a digest of everything that the embeddings depend on.
+
+    That includes how products are computed: JAX's platform and the precision of its products.
+    """
+    fields = {field.name: str(getattr(self.model, field.name)) for field in dataclasses.fields(self.model)
+              if field.name not in ("parent", "name")}
+    files = [[path.name, file_digest(path, cache_folder())] for path in weight_files(self.folder, self.stem)]
+    facts = [_VERSION, self.kind, type(self.model).__name__, fields, read_json(self.folder / "config.json"), files,
+             {name: list(shape) for name, shape in self.shapes.items()}, ids.tolist(),
+             None if mask is None else mask.tolist(), jax.default_backend(),
+             str(jax.config.jax_default_matmul_precision)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -117,7 +121,8 @@ def open_clip_text(folder: Path, dtype: Any) -> TextEncoder:
     raise CheckpointError(f"{folder}: the text encoder's vocab_size is {model.vocab_size}, expected {tokens}")
   if tokenizer.length > model.max_position_embeddings:
     raise CheckpointError(f"{folder}: the tokenizer gives {tokenizer.length} tokens, the text encoder takes "
-                          f"{model.max_position_embeddings}")
+                          f"{model.max_position_embeddings} (model_max_length of tokenizer_config.json, 77 where it "
+                          "has none, and max_position_embeddings of config.json)")
   apply = jax.jit(lambda params, ids: model.apply({"params": params}, ids))
   return TextEncoder(folder / "text_encoder", "clip_text", model, tokenizer,
                      {"text": (tokenizer.length, model.hidden_size)},
@@ -132,6 +137,10 @@ def open_t5(folder: Path, dtype: Any) -> TextEncoder:
   """
   model, read = open_parts(folder / "text_encoder", dtype)
   tokenizer = load_t5_tokenizer(folder / "tokenizer")
+  tokens = tokenizer.backend.get_vocab_size()
+  if tokens > model.vocab_size:
+    raise CheckpointError(f"{folder}: the text encoder's vocab_size is {model.vocab_size}, the tokenizer has {tokens} "
+                          "tokens")
 
   def encode(ids: np.ndarray, mask: np.ndarray | None) -> dict[str, Array]:
     return {"text": encode_in_layers(read, model, jnp.asarray(ids), jnp.asarray(mask, jnp.int32))}
@@ -147,42 +156,41 @@ def cache_folder() -> Path:
   return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sds_jax" / "text"
 
 
-def _identity(path: Path) -> list[Any]:
-  """Returns a weight file's name, its size and the digest of pieces of the file (of the whole file, if small)."""
-  size, digest = path.stat().st_size, hashlib.sha256()
-  with open(path, "rb") as file:
-    if size <= _PIECES * _PIECE_BYTES:
-      digest.update(file.read())
-    else:
-      for i in range(_PIECES):
-        file.seek(i * (size - _PIECE_BYTES) // (_PIECES - 1))
-        digest.update(file.read(_PIECE_BYTES))
-  return [path.name, size, digest.hexdigest()]
-
-
 def _read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray] | None:
   """Returns the embeddings of these names and shapes; None where the file is missing or, with a warning, damaged."""
   if not path.is_file():
     return None
   try:
-    arrays = load_file(path)
+    with safetensors.safe_open(path, framework="np") as file:
+      arrays = {name: file.get_tensor(name) for name in file.keys()}
+      digest = (file.metadata() or {}).get("digest")
     different = [f"{name} is {arrays[name].dtype} {list(arrays[name].shape)}, not float32 {list(shape)}"
                  for name, shape in shapes.items()
                  if arrays[name].shape != shape or arrays[name].dtype != np.float32]
-    if not different:
+    if not different and digest == _digest(path, arrays):
       return {name: arrays[name] for name in shapes}
-    problem = "; ".join(different)
-  except (safetensors.SafetensorError, KeyError, OSError) as error:
+    problem = "; ".join(different) or "their digest is not the one that was stored with them"
+  except (safetensors.SafetensorError, KeyError, OSError, TypeError) as error:
     problem = error
   warnings.warn(f"the stored embeddings in {path} are damaged and made again: {problem}", stacklevel=3)
   return None
+
+
+def _digest(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
+  """Returns a digest of embeddings and of the key that they are stored under."""
+  digest = hashlib.sha256(path.stem.encode())
+  for name in sorted(arrays):
+    digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+    digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+  return digest.hexdigest()
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
   """Stores embeddings; warns where the disk refuses."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda temporary: save_file(dict(arrays), temporary))
+    metadata = dict(digest=_digest(path, arrays))
+    write_atomically(path, lambda temporary: save_file(dict(arrays), temporary, metadata=metadata))
   except (OSError, safetensors.SafetensorError) as error:
     warnings.warn(f"the embeddings of the prompts can't be kept for the next run in {path.parent}: {error}",
                   stacklevel=3)
