@@ -70,6 +70,8 @@ def test_the_same_step(tiny, torch_step):
 
     relative = compare()
     peer.check_errors(relative)
+    if mode == TEXTURELESS:
+      continue
     for changes in (dict(sds=1.02 * inputs["sds"]), dict(eps=inputs["eps"][::-1].copy()), dict(shaded=mode == ALBEDO)):
       with pytest.raises(peer.PeerError, match="relative error of the"):
         peer.check_errors(compare(**changes))

@@ -41,6 +41,15 @@ def start(cache_home):
 
 
 @pytest.fixture
+def coarse_scores(monkeypatch):
+  """Scores on a coarse grid, at two rotations and one scale."""
+  from sds_jax.evaluation import scores
+  monkeypatch.setattr(scores, "VOLUME_GRID", 16)
+  monkeypatch.setattr(scores, "ROTATIONS", 2)
+  monkeypatch.setattr(scores, "SCALES", (1.0,))
+
+
+@pytest.fixture
 def command(monkeypatch, capsys):
   """(*arguments) -> (exit status, stdout, stderr) of the command called in this process."""
   from sds_jax.commands import main

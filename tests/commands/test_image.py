@@ -51,31 +51,29 @@ def test_it_leaves_what_text_leaves_and_the_picture_beside_the_object(made, pict
   assert {"rgb", "mask", "sds_grad_norm"} <= set(rows[-1])
 
 
-def test_it_is_scored_against_the_scene_of_its_picture(start, made):
+def test_it_is_scored_against_the_scene_of_its_picture(command, made, coarse_scores):
   folder, _ = made
-  process = start("--mode=evaluate", f"--workdir={folder}", config=())
-  out, err = process.communicate(timeout=240)
-  assert process.returncode == 0, err
+  status, out, err = command("--mode=evaluate", f"--workdir={folder}")
+  assert status == 0, err
   scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
   assert 0.0 <= scores["silhouette_iou"] <= 1.0 and np.isfinite(scores["reference_psnr"])
   assert "unseen_iou" in out
 
 
-def test_another_picture_does_not_go_on_with_this_ones_run(start, image_config, flags_of, made, tmp_path):
+def test_another_picture_does_not_go_on_with_this_ones_run(command, image_config, flags_of, made, tmp_path):
   folder, _ = made
   before = {name: (folder / name).read_bytes() for name in ("input.png", "picture.json", "original.png")}
   other = sample_photos.write_photo(sample_photos.draw_truth(4, 0, "a blue cone"), 64, tmp_path / "house.png")
-  assert "differs from the file" in refused(start, *flags_of, f"--config.image={other}", f"--workdir={folder}",
+  assert "differs from the file" in refused(command, *flags_of, f"--config.image={other}", f"--workdir={folder}",
                                             config=image_config)
-  assert "config.seed=9" in refused(start, *flags_of, f"--config.image={other}", f"--workdir={folder}",
+  assert "config.seed=9" in refused(command, *flags_of, f"--config.image={other}", f"--workdir={folder}",
                                     "--config.seed=9", config=image_config)
   assert all((folder / name).read_bytes() == held for name, held in before.items())
 
 
-def refused(start, *arguments, config):
-  process = start(*arguments, config=config)
-  _, err = process.communicate(timeout=120)
-  assert process.returncode == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+def refused(command, *arguments, config):
+  status, _, err = command(*config, *arguments)
+  assert status == 2 and err.startswith("error: ") and err.count("\n") == 1, err
   return err
 
 
@@ -85,37 +83,37 @@ PIXELS = {"empty.png": np.zeros((64, 64, 4), np.uint8), "grey.png": np.full((64,
 
 
 @pytest.mark.skipif(importlib.util.find_spec("rembg") is not None, reason="with rembg noise may show an object")
-def test_a_background_that_is_not_plain_wants_rembg(start, image_config, flags_of, tmp_path):
-  message = refused_picture(start, image_config, flags_of, tmp_path, "noise.png")
+def test_a_background_that_is_not_plain_wants_rembg(command, image_config, flags_of, tmp_path):
+  message = refused_picture(command, image_config, flags_of, tmp_path, "noise.png")
   assert "neither transparent nor plain" in message and "rembg" in message
 
 
 @pytest.mark.parametrize("name", ["text.png", "nowhere.png", "empty.png", "grey.png", "dot.png"])
-def test_what_is_no_picture_is_refused_before_there_is_a_folder(start, image_config, flags_of, tmp_path, name):
-  message = refused_picture(start, image_config, flags_of, tmp_path, name)
+def test_what_is_no_picture_is_refused_before_there_is_a_folder(command, image_config, flags_of, tmp_path, name):
+  message = refused_picture(command, image_config, flags_of, tmp_path, name)
   assert name in message and (name not in ("empty.png", "grey.png") or "shows no object" in message)
 
 
-def refused_picture(start, image_config, flags_of, tmp_path, name):
+def refused_picture(command, image_config, flags_of, tmp_path, name):
   if name in PIXELS:
     Image.fromarray(PIXELS[name]).save(tmp_path / name)
   (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
   folder = tmp_path / "run"
-  message = refused(start, *flags_of, f"--config.image={tmp_path / name}", f"--workdir={folder}", config=image_config)
+  message = refused(command, *flags_of, f"--config.image={tmp_path / name}", f"--workdir={folder}", config=image_config)
   assert not folder.exists()
   return message
 
 
-def test_a_bad_map_is_refused_before_there_is_a_folder(start, image_config, flags_of, picture, tmp_path):
+def test_a_bad_map_is_refused_before_there_is_a_folder(command, image_config, flags_of, picture, tmp_path):
   Image.fromarray(np.full((64, 32), 90, np.uint8)).save(tmp_path / "depth.png")
-  message = refused(start, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path / 'run'}",
+  message = refused(command, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path / 'run'}",
                     f"--config.picture.depth={tmp_path / 'depth.png'}", "--config.loss.depth=1.0",
                     config=image_config)
   assert "depth.png" in message and "its photo" in message and not (tmp_path / "run").exists()
 
 
-def test_a_camera_that_the_prior_has_never_seen(start, image_config, flags_of, picture, tmp_path):
-  message = refused(start, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path / 'run'}",
+def test_a_camera_that_the_prior_has_never_seen(command, image_config, flags_of, picture, tmp_path):
+  message = refused(command, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path / 'run'}",
                     "--config.camera.distance=(3.8, 3.8)", config=image_config)
   assert "config.camera.distance=(3.8, 3.8)" in message and "(2.7, 2.7)" in message
 
@@ -125,17 +123,17 @@ def test_a_camera_that_the_prior_has_never_seen(start, image_config, flags_of, p
     (["--config.words.prior=imagen"], "config.words.prior='imagen' is no prior that is conditioned on text"),
     (["--config.words.path=/nowhere/at/all"], "/nowhere/at/all"),
     (["--config.words.prior=shapeworld", "--config.prompt=a hamburger"], "config.prompt='a hamburger'")])
-def test_the_second_prior_is_checked_first(start, image_config, flags_of, picture, tmp_path, settings, problem):
-  message = refused(start, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path / 'run'}",
+def test_the_second_prior_is_checked_first(command, image_config, flags_of, picture, tmp_path, settings, problem):
+  message = refused(command, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path / 'run'}",
                     "--config.prompt=a red house", "--config.loss.words=1.0", *settings, config=image_config)
   assert problem in message and "config.prior." not in message.replace("config.prior.allow_unknown_words", "")
 
 
-def test_priors_of_the_other_kind_are_refused(start, image_config, flags_of, picture, tiny_prior, tiny_view_prior,
+def test_priors_of_the_other_kind_are_refused(command, image_config, flags_of, picture, tiny_prior, tiny_view_prior,
                                               tmp_path):
-  of_text = refused(start, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path}",
+  of_text = refused(command, *flags_of, f"--config.image={picture}", f"--workdir={tmp_path}",
                     config=(f"--config=configs/image.py:{tiny_prior}",))
   assert "is conditioned on text" in of_text
-  of_images = refused(start, *flags_of, "--config.prompt=a red cube", f"--workdir={tmp_path}",
+  of_images = refused(command, *flags_of, "--config.prompt=a red cube", f"--workdir={tmp_path}",
                       config=(f"--config=configs/text.py:{tiny_view_prior}",))
   assert "is conditioned on an image" in of_images

@@ -101,11 +101,7 @@ def test_render_again(command, done):
     assert picture.height == 4 * 24 + 3 * 2  # the override went over the stored settings
 
 
-def test_evaluate(command, done, monkeypatch):
-  from sds_jax.evaluation import scores
-  monkeypatch.setattr(scores, "VOLUME_GRID", 16)
-  monkeypatch.setattr(scores, "ROTATIONS", 2)
-  monkeypatch.setattr(scores, "SCALES", (1.0,))
+def test_evaluate(command, done, coarse_scores):
   folder = done[0]
   status, out, err = command("--mode=evaluate", f"--workdir={folder}")
   assert status == 0, err

@@ -75,7 +75,7 @@ def test_folder_of_the_run():
 def test_some_tries(capfd, monkeypatch):
   for name, value in fuzz.ENVIRONMENT.items():
     monkeypatch.setenv(name, value)
-  status = fuzz.main(["--num=40", "--seed=5", "--strange=0"])
+  status = fuzz.main(["--num=16", "--seed=5", "--strange=0"])
   out = capfd.readouterr().out
   ran, refused = map(int, re.search(r"(\d+) ran through, (\d+) were refused", out).groups())
-  assert status == 0 and ran >= 2 and ran + refused == 40, out
+  assert status == 0 and ran >= 1 and refused >= 1 and ran + refused == 16, out

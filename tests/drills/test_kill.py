@@ -8,8 +8,8 @@ from sds_jax.drills import kill
 from sds_jax.drills.killed_run import INTERVAL, LOG, STEPS
 from sds_jax.io.checkpoints import Checkpoints
 
-RUNS = 20
-"""A run takes about three starts of a process, of one to two seconds each."""
+RUNS = 8
+"""A run takes about three starts of a process, of one to two seconds each; the command runs hundreds."""
 
 
 @pytest.mark.timeout(900)  # starts many processes

@@ -30,6 +30,14 @@ def apply(params, points):
   return FieldOutput(jnp.where(inside, density, 0.0), albedo)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def optimized():
+  """Turns LLVM's optimizations on: scores run longer than they compile. Module scope, so other files stay without."""
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(scope="module")
 def judge():
   """Returns a function (caption, the object's caption, pose and density) -> scores."""
@@ -37,6 +45,7 @@ def judge():
     patch.setattr(scores, "ROTATIONS", 12)  # every 30 degrees
     patch.setattr(scores, "SCALES", (0.8, 1.0, 1.2))
     patch.setattr(scores, "VOLUME_GRID", 28)
+    patch.setattr(scores, "SIZE", 40)
     generator = Text3DTask(settings.validate(settings.defaults())).generator
     generator = dataclasses.replace(generator, field=Field(lambda key: {}, apply, 0.8))
 

@@ -28,14 +28,6 @@ GRIDS = Occupancy(jnp.zeros((3, 8, 8, 8)).at[0, :4].set(1.0).at[1, 3:5, 3:5, 3:5
 """The three scenes need many, few and almost no samples."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_fast():
-  """Reverts the package's conftest.py: here compiling takes longer than running."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 def ball(params, points):
   return FieldOutput(params * jnp.exp(-6 * jnp.sum(points**2, axis=-1)), jax.nn.sigmoid(params * points))
 

@@ -24,6 +24,25 @@ def make_task(tiny_config):
 
 
 @pytest.fixture(scope="session")
+def make_image_task(tiny_prior):
+  """Returns a function (generator, changes) -> the image task of a run of four steps under the tiny prior."""
+  from sds_jax import settings
+  from sds_jax.settings.recipes import image2d
+  from sds_jax.tasks import Image2DTask
+
+  tiny = {"generator.size": 16, "parallel.devices": 1, "training.steps": 4, "training.log_every": 1,
+          "training.render_every": 0, "training.checkpoint_every": 100, "training.views": 2,
+          "optimizer.warmup_steps": 1, "distillation.ism.steps": 2, "distillation.sdi.steps": 2,
+          "distillation.vsd.rank": 2}
+
+  def task(name="pixels", changes=None):
+    config = image2d.from_words(name)
+    config.update_from_flattened_dict({"prior.path": str(tiny_prior), **tiny, **(changes or {})})
+    return Image2DTask(settings.validate(config))
+  return task
+
+
+@pytest.fixture(scope="session")
 def train():
   """Returns a function (task, folder, prior, params, on_render, program) -> `RunResult`; program None: the task's."""
   from sds_jax.training import layout as layout_lib, loop

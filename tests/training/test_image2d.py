@@ -10,26 +10,10 @@ import numpy as np
 import pytest
 
 from sds_jax import settings as settings_lib
+from sds_jax.diffusion.estimators import ESTIMATORS
 from sds_jax.schema import ConfigError
-from sds_jax.settings.recipes import image2d as recipes
 from sds_jax.tasks import image2d
-from sds_jax.tasks.image2d import Image2DTask
 from sds_jax.training import loop
-
-TINY = {"generator.size": 16, "parallel.devices": 1, "training.steps": 4, "training.log_every": 1,
-        "training.render_every": 0, "training.checkpoint_every": 100, "training.views": 2, "optimizer.warmup_steps": 1,
-        "distillation.ism.steps": 2, "distillation.sdi.steps": 2}
-
-
-@pytest.fixture(scope="module")
-def make(tiny_prior):
-  """Returns a function (generator, changes) -> the task of these settings under the tiny prior."""
-  def task(name="pixels", changes=None):
-    config = recipes.from_words(name)
-    config.update_from_flattened_dict({"prior.path": str(tiny_prior), **TINY, **(changes or {})})
-    return Image2DTask(settings_lib.validate(config))
-  return task
-
 
 @pytest.fixture(scope="module")
 def run(train, prior_and_params):
@@ -41,20 +25,28 @@ def leaves(tree):
   return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
-def test_a_stopped_run_resumes_exactly(make, run, tmp_path):
-  changes = {"generator.particles": 2}
-  whole = run(make("fourier", changes), tmp_path / "whole")
+def test_a_stopped_run_resumes_exactly(make_image_task, run, tmp_path):
+  """Checks bits of two images and of the second network of VSD, also as export and evaluation restore them."""
+  changes = {"generator.particles": 2, "distillation.estimator": "vsd"}
+  whole = run(make_image_task("fourier", changes), tmp_path / "whole")
   with pytest.raises(loop.Interrupted):
-    run(make("fourier", {**changes, "training.render_every": 2}), tmp_path / "parts",
+    run(make_image_task("fourier", {**changes, "training.render_every": 2}), tmp_path / "parts",
         lambda state, step: os.kill(os.getpid(), signal.SIGTERM))
-  resumed = run(make("fourier", {**changes, "resume": "must"}), tmp_path / "parts")
+  resumed = run(make_image_task("fourier", {**changes, "resume": "must"}), tmp_path / "parts")
   assert leaves(resumed) == leaves(whole) and int(whole.step) == 4
+  restored = make_image_task("fourier", changes).restore(tmp_path / "parts")
+  assert leaves((restored.params, restored.estimator)) == leaves((whole.params, whole.estimator))
 
 
-@pytest.mark.parametrize("name", ["csd", "bridge", pytest.param("vsd", marks=pytest.mark.thorough), "pds", "hifa"])
-def test_estimators_with_needs_move_an_image(make, prior_and_params, step_of, name):
+LIKE_SDS = ("score", "sjc", "rfds", "nfsd")
+"""Estimators that combine the predictions of SDS otherwise, so their steps differ by a few additions only."""
+
+
+@pytest.mark.parametrize("name", [
+  pytest.param(name, marks=pytest.mark.thorough if name in LIKE_SDS else ()) for name in ESTIMATORS])
+def test_every_estimator_moves_an_image(make_image_task, prior_and_params, step_of, name):
   prior, prior_params = prior_and_params
-  task = make("pixels", {"distillation.estimator": name})
+  task = make_image_task("pixels", {"distillation.estimator": name})
   text = task.embed(prior)
   state = task.program(prior).begin(prior_params, text, jax.random.key(0), None)
   before, step = np.asarray(state.params["logits"]), jax.jit(step_of(task, prior))
@@ -65,10 +57,10 @@ def test_estimators_with_needs_move_an_image(make, prior_and_params, step_of, na
   assert all(np.isfinite(value) for value in metrics.values())
 
 
-def test_particles_are_independent(make, prior_and_params, step_of):
+def test_particles_are_independent(make_image_task, prior_and_params, step_of):
   """Checks that the step of an image does not depend on the other image."""
   prior, prior_params = prior_and_params
-  task = make("pixels", {"generator.particles": 2, "optimizer.warmup_steps": 0})
+  task = make_image_task("pixels", {"generator.particles": 2, "optimizer.warmup_steps": 0})
   state = task.new_state(jax.random.key(0))
   step, text = jax.jit(step_of(task, prior)), task.embed(prior)
   logits = state.params["logits"]
@@ -80,18 +72,18 @@ def test_particles_are_independent(make, prior_and_params, step_of):
   assert not np.allclose(moved[1], end[1], atol=1e-2)
 
 
-def test_prompts_are_spread_over_the_frames(make, prior_and_params):
+def test_prompts_are_spread_over_the_frames(make_image_task, prior_and_params):
   prior, _ = prior_and_params
-  task = make("shared", {"generator.shared.frames": 3, "training.views": 3, "prompt": "a red cube|a blue sphere"})
+  task = make_image_task("shared", {"generator.shared.frames": 3, "training.views": 3, "prompt": "a red cube|a blue sphere"})
   text = task.embed(prior)
   ends = prior.embed(["a red cube", "a blue sphere"])["text"]
   np.testing.assert_allclose(text["views"]["text"], jnp.stack([ends[0], (ends[0] + ends[1]) / 2, ends[1]]), atol=1e-5)
 
 
 @pytest.mark.thorough
-def test_an_image_of_another_run_is_edited(make, run, tmp_path):
-  source_state = run(make(), tmp_path / "red")
-  task = make("pixels", {"prompt": "a blue cube", "distillation.estimator": "dds", "training.steps": 2,
+def test_an_image_of_another_run_is_edited(make_image_task, run, tmp_path):
+  source_state = run(make_image_task(), tmp_path / "red")
+  task = make_image_task("pixels", {"prompt": "a blue cube", "distillation.estimator": "dds", "training.steps": 2,
                            "optimizer.name": "sgd",  # the source's has no part in it
                            "distillation.source": str(tmp_path / "red")})
   assert task.settings.distillation.source_prompt == "a red cube"
@@ -99,7 +91,7 @@ def test_an_image_of_another_run_is_edited(make, run, tmp_path):
   assert leaves(state.estimator["params"]) == leaves(source_state.params) != leaves(state.params)
 
 
-def test_any_function_is_a_generator(make, prior_and_params):
+def test_any_function_is_a_generator(make_image_task, prior_and_params):
   """Checks affine images theta[0] + theta[1] x, drawn by a plain function."""
   prior, prior_params = prior_and_params
   ramp = jnp.linspace(-1.0, 1.0, 16)[None, :, None]
