@@ -15,6 +15,7 @@ from sds_jax.schema import ConfigError
 from sds_jax.tasks import image2d
 from sds_jax.training import loop
 
+
 @pytest.fixture(scope="module")
 def run(train, prior_and_params):
   """Returns a function (task, folder, on_render) -> the last state of the run, as numpy."""
@@ -102,7 +103,9 @@ def test_any_function_is_a_generator(make_image_task, prior_and_params):
 
   begin = dict(mean=jnp.zeros(3), slope=jnp.zeros(3))
   settings = settings_lib.defaults("image2d")
-  settings.update_from_flattened_dict({"prior.path": prior.name, **TINY})
+  settings.update_from_flattened_dict({
+      "prior.path": prior.name, "parallel.devices": 1, "training.steps": 4, "training.views": 2,
+      "training.render_every": 0, "optimizer.warmup_steps": 1})
   learnt = image2d.optimise(draw, begin, prior, prior_params, "a red cube", config=settings)
   assert learnt["mean"].shape == (3,) and float(jnp.abs(learnt["mean"]).max()) > 0.01
   for function, change, message in (
