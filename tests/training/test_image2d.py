@@ -75,7 +75,8 @@ def test_particles_are_independent(make_image_task, prior_and_params, step_of):
 
 def test_prompts_are_spread_over_the_frames(make_image_task, prior_and_params):
   prior, _ = prior_and_params
-  task = make_image_task("shared", {"generator.shared.frames": 3, "training.views": 3, "prompt": "a red cube|a blue sphere"})
+  task = make_image_task("shared", {"generator.shared.frames": 3, "training.views": 3,
+                                    "prompt": "a red cube|a blue sphere"})
   text = task.embed(prior)
   ends = prior.embed(["a red cube", "a blue sphere"])["text"]
   np.testing.assert_allclose(text["views"]["text"], jnp.stack([ends[0], (ends[0] + ends[1]) / 2, ends[1]]), atol=1e-5)
