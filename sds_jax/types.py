@@ -11,10 +11,12 @@ Images are float32 NHWC in [0, 1]; a prior's inputs are in [-1, 1].
 """
 from __future__ import annotations
 
-from typing import Any, Callable, TypeAlias
+from typing import TYPE_CHECKING, Any, Callable, TypeAlias
 
 import flax.struct
 import jax
+from jax import export
+from jax.typing import ArrayLike
 
 Array: TypeAlias = jax.Array
 Params: TypeAlias = Any
@@ -33,8 +35,30 @@ GeneratorFn: TypeAlias = Callable[[Params, Array], Array]
 """(params, key) -> image; differentiable in the parameters."""
 
 
-@flax.struct.dataclass
-class Camera:
+class PyTree(flax.struct.PyTreeNode):
+  """Base of frozen dataclasses whose fields are arrays or pytrees.
+
+  Each is a pytree, has `replace` for type checkers, and can be an argument or a result of a function that `jax.export`
+  serialises.
+
+  >>> class Pair(PyTree):
+  ...   first: jax.Array
+  ...   second: jax.Array
+  >>> print(Pair(1.0, 2.0).replace(second=3.0), jax.tree.leaves(Pair(1.0, 2.0)))
+  Pair(first=1.0, second=3.0) [1.0, 2.0]
+  """
+
+  def __init_subclass__(cls, **options: Any) -> None:
+    super().__init_subclass__(**options)
+    try:
+      export.register_pytree_node_serialization(
+          cls, serialized_name=f"{cls.__module__}.{cls.__qualname__}", serialize_auxdata=lambda auxdata: b"",
+          deserialize_auxdata=lambda data: ())
+    except ValueError:  # a module that is loaded twice: the first class keeps the name
+      pass
+
+
+class Camera(PyTree):
   """A pinhole camera. Leading batch axes are allowed on every leaf.
 
   Attributes:
@@ -48,22 +72,19 @@ class Camera:
   focal: Array
 
 
-@flax.struct.dataclass
-class Rays:
+class Rays(PyTree):
   """Half-lines: origins [..., 3] in world units and directions [..., 3] of unit length."""
   origins: Array
   directions: Array
 
 
-@flax.struct.dataclass
-class FieldOutput:
+class FieldOutput(PyTree):
   """A field's values at points: density [N] >= 0 (per world unit) and albedo [N, 3] in [0, 1]."""
   density: Array
   albedo: Array
 
 
-@flax.struct.dataclass
-class RenderOutput:
+class RenderOutput(PyTree):
   """A renderer's values for rays, with leading axes [...] (flat rays, or an image's H, W).
 
   Attributes:
@@ -80,13 +101,21 @@ class RenderOutput:
   orientation: Array
 
 
-@flax.struct.dataclass
-class Schedule:
+class Schedule(PyTree):
   """A noise schedule on T integer times: z_t = alpha[t] x + sigma[t] eps.
+
+  The functions of the package also take a schedule of NumPy arrays.
 
   Attributes:
     alpha: [T] float32, falling; in diffusion the sqrt of the cumulative product of (1 - beta).
     sigma: [T] float32, rising; in diffusion sqrt(1 - alpha^2), and 1 - alpha on a straight path (rectified flow).
+
+  >>> schedule = Schedule(alpha=jax.numpy.ones(3), sigma=jax.numpy.array([0.1, 1.0, 10.0]))  # variance exploding
+  >>> print(schedule.replace(sigma=2 * schedule.sigma).sigma)
+  [ 0.2  2.  20. ]
   """
   alpha: Array
   sigma: Array
+
+  if TYPE_CHECKING:
+    def __init__(self, alpha: ArrayLike, sigma: ArrayLike) -> None: ...

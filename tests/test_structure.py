@@ -12,10 +12,10 @@ from sds_jax.diffusion.estimators import ESTIMATORS
 
 ROOT = Path(sds_jax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-LEVELS = {"names": -1, "terminal": -1, "types": 0, "schema": 0, "compilation": 0, "hosts": 0, "shipped_configs": 0,
-          "diffusion": 1, "views": 1, "testbed": 2, "fields": 2, "rendering": 3, "priors": 3, "settings": 4,
-          "shapeworld": 4, "io": 4, "generators": 5, "training": 6, "tasks": 7, "evaluation": 8, "commands": 9,
-          "benchmarks": 10, "drills": 10}
+LEVELS = {"names": -1, "terminal": -1, "types": 0, "prng": 0, "schema": 0, "compilation": 0, "hosts": 0,
+          "shipped_configs": 0, "diffusion": 1, "views": 1, "testbed": 2, "fields": 2, "rendering": 3, "priors": 3,
+          "settings": 4, "shapeworld": 4, "io": 4, "generators": 5, "training": 6, "tasks": 7, "evaluation": 8,
+          "commands": 9, "benchmarks": 10, "drills": 10}
 """Folder or module -> level. Imports between folders go from a higher level to a lower one."""
 TOP = {"__init__"}
 COMMANDS = {"testbed/study.py"}

@@ -11,6 +11,7 @@ from sphinx.config import Config
 from sphinx.pycode import ModuleAnalyzer
 
 import sds_jax
+from sds_jax.diffusion.estimators import Estimator
 
 FOLDER = Path(__file__).parents[1] / "reference" / "api"
 LEFT_OUT = ("torch_",)
@@ -96,7 +97,13 @@ def write(app: Sphinx, config: Config) -> None:
       path.write_text(text, encoding="utf-8")
 
 
+def skip_records(app: Sphinx, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:
+  """Leaves out the records of estimators, whose functions are documented themselves."""
+  return True if isinstance(member, Estimator) else None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
   """Registers the writing of the pages before the sources are listed."""
   app.connect("config-inited", write)
+  app.connect("autodoc-skip-member", skip_records)
   return dict(parallel_read_safe=True, parallel_write_safe=True)

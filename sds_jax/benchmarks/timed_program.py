@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from sds_jax.prng import seeded_key
 from sds_jax.training.layout import DeviceLayout
 from sds_jax.training.program import Program
 from sds_jax.types import Params
@@ -30,7 +31,7 @@ class TimedProgram:
       prior_params: of the prior, in this process.
       step: the executable of another program with the same shapes, used instead of compiling.
     """
-    key, conditions = jax.random.key(0), program.embed()
+    key, conditions = seeded_key(0), program.embed()
     begin = jax.jit(lambda key: program.begin(prior_params, conditions, key, None))
     self._fixed = (layout.put_prior(prior_params), layout.put_conditions(conditions), layout.put(key))
     self.state = layout.put_state(begin(jax.random.fold_in(key, 1)))

@@ -18,6 +18,7 @@ from sds_jax.benchmarks import timing
 from sds_jax.generators.field import FieldGenerator
 from sds_jax.priors import published
 from sds_jax.priors.prior import Prior
+from sds_jax.prng import seeded_key
 from sds_jax.schema import ConfigError
 from sds_jax.settings.recipes import text3d as recipes
 from sds_jax.settings.text3d import Text3D
@@ -106,7 +107,7 @@ def build(task: Text3DTask, allocate: bool = True) -> Workload:
   priors.check_prompts(prior, p, d, settings.negative_prompt, named, LARGER_PRIOR)
   program = task.program(prior)
   params = weights.load() if allocate else weights.shapes
-  return Workload(settings, program, prior, params, program.embed(), jax.random.key(settings.seed))
+  return Workload(settings, program, prior, params, program.embed(), seeded_key(settings.seed))
 
 
 def default_config(prior: str = "") -> ml_collections.ConfigDict:

@@ -7,17 +7,20 @@ unconditional side, as in diffusers; several negative prompts, combined by Perp-
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 
 from sds_jax.diffusion import perp_neg
 from sds_jax.diffusion.schedules import per_example
 from sds_jax.types import Array, DenoiseFn, Params
 
 
-def cfg_dreamfusion(eps_c: Array, eps_u: Array, omega: Array | float) -> Array:
+def cfg_dreamfusion(eps_c: Array, eps_u: Array, omega: ArrayLike) -> Array:
   """Computes eps_c + omega (eps_c - eps_u), as in DreamFusion.
 
   omega = 0 means no guidance (arXiv:2209.14988, section 3).
@@ -30,10 +33,10 @@ def cfg_dreamfusion(eps_c: Array, eps_u: Array, omega: Array | float) -> Array:
   >>> print(cfg_dreamfusion(jnp.array([[3.0]]), jnp.array([[1.0]]), 7.5))
   [[18.]]
   """
-  return eps_c + per_example(jnp.asarray(omega), eps_c) * (eps_c - eps_u)
+  return eps_c + _factor("omega", omega, eps_c) * (eps_c - eps_u)
 
 
-def cfg_diffusers(eps_c: Array, eps_u: Array, s: Array | float) -> Array:
+def cfg_diffusers(eps_c: Array, eps_u: Array, s: ArrayLike) -> Array:
   """Computes eps_u + s (eps_c - eps_u), as in diffusers.
 
   s is the `guidance_scale` of diffusers and s = 1 means no guidance (arXiv:2205.11487, eq. 2). Equal to
@@ -42,7 +45,15 @@ def cfg_diffusers(eps_c: Array, eps_u: Array, s: Array | float) -> Array:
   >>> print(cfg_diffusers(jnp.array([[3.0]]), jnp.array([[1.0]]), 7.5))
   [[16.]]
   """
-  return eps_u + per_example(jnp.asarray(s), eps_c) * (eps_c - eps_u)
+  return eps_u + _factor("s", s, eps_c) * (eps_c - eps_u)
+
+
+def _factor(name: str, value: ArrayLike, like: Array) -> Array:
+  """Returns a scalar or [B] as a factor of like [B, ...]."""
+  if np.shape(value) not in ((), like.shape[:1]):
+    raise ValueError(f"the factor {name} of guidance has shape {np.shape(value)}, but the prediction {like.shape}; "
+                     f"legal: a scalar, or shape {like.shape[:1]}")
+  return per_example(jnp.asarray(value), like)
 
 
 CONVENTIONS = {"dreamfusion": cfg_dreamfusion, "diffusers": cfg_diffusers}
@@ -50,7 +61,7 @@ NO_GUIDANCE = {"dreamfusion": 0.0, "diffusers": 1.0}
 """Convention -> the number without guidance; a scale minus this number is DreamFusion's omega."""
 
 
-def rescale(eps_guided: Array, eps_c: Array, phi: Array | float) -> Array:
+def rescale(eps_guided: Array, eps_c: Array, phi: ArrayLike) -> Array:
   """Rescales a guided prediction towards the conditional standard deviation.
 
   arXiv:2305.08891, section 3.4.
@@ -71,17 +82,22 @@ def rescale(eps_guided: Array, eps_c: Array, phi: Array | float) -> Array:
   axes = tuple(range(1, eps_c.ndim))
   ratio = eps_c.std(axes, keepdims=True) / jnp.maximum(eps_guided.std(axes, keepdims=True), 1e-8)
   # The floor of the denominator covers a constant prediction.
-  phi = per_example(jnp.asarray(phi), eps_c)
+  phi = _factor("phi", phi, eps_c)
   return eps_guided * (phi * ratio + (1 - phi))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Guided:
   """A guided denoiser around a plain denoiser, itself a `DenoiseFn`; the result of `guided`.
 
   Attributes:
     denoise_fn: the plain denoiser.
     convention, scale, rescale_phi: arguments of `guided`.
+
+  Guided denoisers compare by value, so that one can be a static argument of `jax.jit`, with an array as its scale, too.
+
+  Raises:
+    ValueError: in `hash` and `==`: the scale is traced.
 
   Example: a dataclass can be copied with another scale, as in the estimator `sdi`.
     >>> strong, sides = Guided(None, "diffusers", 7.5), dict(cond=jnp.ones((1, 2)), uncond=jnp.zeros((1, 2)))
@@ -90,14 +106,15 @@ class Guided:
   """
   denoise_fn: DenoiseFn
   convention: str
-  scale: Array | float
-  rescale_phi: Array | float = 0.0
+  scale: ArrayLike
+  rescale_phi: ArrayLike = 0.0
 
   def __call__(self, params: Params, z: Array, t: Array, cond: dict) -> Array:
     """Predicts eps_hat [B, ...] in a single network call.
 
     The prediction under `negative` is not needed here and not computed.
     """
+    check_sides(cond)
     return self.combine(predictions(self.denoise_fn, params, z, t, {k: v for k, v in cond.items() if k != "negative"}))
 
   def combine(self, eps: dict[str, Array]) -> Array:
@@ -108,9 +125,28 @@ class Guided:
     off = isinstance(self.rescale_phi, (int, float)) and self.rescale_phi == 0
     return out if off else rescale(out, eps["unsteered"], self.rescale_phi)
 
+  def __eq__(self, other: object) -> bool:
+    return self._identity() == other._identity() if isinstance(other, Guided) else NotImplemented
 
-def guided(denoise_fn: DenoiseFn, convention: str, scale: Array | float, *,
-           rescale_phi: Array | float = 0.0) -> Guided:
+  def __hash__(self) -> int:
+    return hash(self._identity())
+
+  def _identity(self) -> tuple:
+    return (type(self), self.denoise_fn, self.convention, _value(self.scale), _value(self.rescale_phi))
+
+
+def _value(scale: ArrayLike) -> Any:
+  """Returns a hashable value of a scale."""
+  if isinstance(scale, jax.core.Tracer):
+    raise ValueError(f"a guided denoiser with a traced scale ({scale}) cannot be a static argument: give `guided` the "
+                     "scale within the function that jit compiles")
+  if not isinstance(scale, (jax.Array, np.ndarray, np.generic)):
+    return scale
+  array = np.asarray(jax.device_get(scale))
+  return array.shape, array.dtype.str, array.tobytes()
+
+
+def guided(denoise_fn: DenoiseFn, convention: str, scale: ArrayLike, *, rescale_phi: ArrayLike = 0.0) -> Guided:
   """Returns a guided denoiser around a plain denoiser.
 
   Each step has a single network call.
@@ -128,7 +164,8 @@ def guided(denoise_fn: DenoiseFn, convention: str, scale: Array | float, *,
     is ignored by guidance and used by the estimators CSD and NFSD.
 
   Raises:
-    ValueError: unknown convention; in a call: cond is not such a dictionary.
+    ValueError: unknown convention, or a scale that is no number; in a call: cond is not such a dictionary, or a shape
+      does not fit.
 
   Example: a network returning its condition.
     >>> denoise = guided(lambda params, z, t, cond: cond["mean"], "diffusers", 7.5)
@@ -138,7 +175,34 @@ def guided(denoise_fn: DenoiseFn, convention: str, scale: Array | float, *,
   """
   if convention not in CONVENTIONS:
     raise ValueError(f"guidance convention {convention!r} is not known; legal: {', '.join(CONVENTIONS)}")
+  for name, value in (("scale", scale), ("rescale_phi", rescale_phi)):
+    if not hasattr(value, "dtype") and not isinstance(value, (int, float)):
+      raise ValueError(f"{name}={value!r} of guidance is not legal; legal: a number, or an array of shape [] or [B]")
   return Guided(denoise_fn, convention, scale, rescale_phi)
+
+
+def predict(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: Any) -> Array:
+  """Calls a denoiser, and checks the shape of its prediction.
+
+  Returns:
+    eps_hat [B, ...].
+
+  Raises:
+    ValueError: the prediction is no array in the shape of z.
+
+  >>> print(predict(lambda params, z, t, cond: 2 * z, None, jnp.ones((1, 2)), jnp.array([3]), None))
+  [[2. 2.]]
+  """
+  eps_hat = denoise_fn(params, z, t, cond)
+  shape = getattr(eps_hat, "shape", None)
+  if shape is None:
+    raise ValueError(f"the denoiser returned a {type(eps_hat).__name__} for z_t of shape {z.shape}; legal: an array of "
+                     "that shape, the predicted noise")
+  # A prediction of another shape would broadcast, to a wrong gradient.
+  if shape != z.shape or not jnp.issubdtype(eps_hat.dtype, jnp.floating):
+    raise ValueError(f"the denoiser returned shape {shape} and dtype {eps_hat.dtype} for z_t of shape {z.shape}; "
+                     "legal: that shape and a floating dtype")
+  return eps_hat
 
 
 def predictions(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: dict) -> dict[str, Array]:
@@ -166,15 +230,15 @@ def predictions(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond:
   {'unsteered': 1.0, 'uncond': 0.0, 'cond': 1.0}
   """
   # A single batch: two copies of a network in a program would compile twice as long.
-  sides = _sides(cond)
+  sides = _sides(cond, z.shape[0])
   batch = jax.tree.map(_interleave, *((z, t, side) for side in sides))
-  together = denoise_fn(params, *batch)
+  together = predict(denoise_fn, params, *batch)
   # Undo the interleaving: side i has the rows i, i + n, i + 2 n, ...
   eps_c, eps_u, *others = (together[i::len(sides)] for i in range(len(sides)))
   eps = dict(unsteered=eps_c, uncond=eps_u)
   if "negative" in cond:
     eps["negative"] = others.pop()  # the last side, see `_sides`
-  eps["cond"] = perp_neg.steer(eps_c, eps_u, others, cond["weights"]) if others else eps_c
+  eps["cond"] = perp_neg.steer(eps_c, eps_u, others, jnp.asarray(cond["weights"])) if others else eps_c
   return eps
 
 
@@ -188,9 +252,7 @@ def conditional(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond:
   >>> print(conditional(denoise, None, zero, t, dict(cond=zero + 1, uncond=zero)))
   [[1.]]
   """
-  if isinstance(denoise_fn, Guided):
-    return denoise_fn.denoise_fn(params, z, t, cond["cond"])
-  return denoise_fn(params, z, t, cond)
+  return _one_side(denoise_fn, params, z, t, cond, "cond")
 
 
 def unconditional(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: Any) -> Array:
@@ -203,9 +265,14 @@ def unconditional(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, con
   >>> print(unconditional(denoise, None, zero, t, dict(cond=zero + 1, uncond=zero)))
   [[0.]]
   """
-  if isinstance(denoise_fn, Guided):
-    return denoise_fn.denoise_fn(params, z, t, cond["uncond"])
-  return denoise_fn(params, z, t, cond)
+  return _one_side(denoise_fn, params, z, t, cond, "uncond")
+
+
+def _one_side(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: Any, side: str) -> Array:
+  if not isinstance(denoise_fn, Guided):
+    return predict(denoise_fn, params, z, t, cond)
+  check_sides(cond)
+  return predict(denoise_fn.denoise_fn, params, z, t, cond[side])
 
 
 def _interleave(*sides: Array) -> Array:
@@ -217,7 +284,22 @@ def _interleave(*sides: Array) -> Array:
 _SIDES = {"cond", "uncond"}
 
 
-def _sides(cond: dict) -> list:
+def check_sides(cond: Any) -> None:
+  """Raises ValueError for anything but a dictionary of `guided`.
+
+  >>> check_sides(None)  # doctest: +ELLIPSIS
+  Traceback (most recent call last):
+    ...
+  ValueError: a guided denoiser takes cond=dict(cond=..., uncond=...), ...
+  """
+  keys = set(cond) - {"negative"} if isinstance(cond, Mapping) else None
+  if keys not in (_SIDES, _SIDES | {"negatives", "weights"}):
+    actual = sorted(map(str, cond)) if isinstance(cond, Mapping) else type(cond).__name__
+    raise ValueError("a guided denoiser takes cond=dict(cond=..., uncond=...), with negatives and weights for "
+                     f"Perp-Neg, and negative for the estimators CSD and NFSD; found {actual}")
+
+
+def _sides(cond: dict, batch: int) -> list:
   """Lists the conditions of the network.
 
   In order: positive, unconditional, negatives of Perp-Neg, optional negative.
@@ -225,21 +307,21 @@ def _sides(cond: dict) -> list:
   Raises:
     ValueError: cond is not a dictionary of `guided`.
   """
-  keys = set(cond) - {"negative"} if isinstance(cond, dict) else None
-  if keys not in (_SIDES, _SIDES | {"negatives", "weights"}):
-    actual = sorted(cond) if isinstance(cond, dict) else type(cond).__name__
-    raise ValueError("a guided denoiser takes cond=dict(cond=..., uncond=...), with negatives and weights for "
-                     f"Perp-Neg, and negative for the estimators CSD and NFSD; found {actual}")
+  check_sides(cond)
   sides = [cond["cond"], cond["uncond"], *cond.get("negatives", ())]
   # `negative` is not steered and comes last, so that `predictions` can pop the last side.
   steering = len(sides) - 2
   sides += [cond["negative"]] if "negative" in cond else []
-  shapes = [jax.tree.map(jnp.shape, side) for side in sides]
+  shapes = [jax.tree.map(np.shape, side) for side in sides]
   # The sides become a single batch, so their leaves must agree.
   for other in shapes[1:]:
     if other != shapes[0]:
       raise ValueError(f"all sides of cond need the same structure and shapes; found {shapes[0]} and {other}")
-  if steering != (cond["weights"].shape[1] if "weights" in cond else 0):
-    raise ValueError(f"cond has {steering} negatives, but weights of shape {cond['weights'].shape}; "
-                     f"legal: [B, {steering}]")
+  for leaf in jax.tree.leaves(cond["cond"]):
+    if np.shape(leaf)[:1] != (batch,):
+      raise ValueError(f"a leaf of cond['cond'] has shape {np.shape(leaf)}, but there are {batch} examples; legal: "
+                       f"({batch}, ...) for every leaf, as of jnp.repeat for a condition that they share")
+  if "weights" in cond and np.shape(cond["weights"]) != (batch, steering):
+    raise ValueError(f"cond has {steering} negatives, but weights of shape {np.shape(cond['weights'])}; "
+                     f"legal: ({batch}, {steering})")
   return sides

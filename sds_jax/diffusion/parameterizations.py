@@ -15,12 +15,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from sds_jax.diffusion.schedules import per_example
+from sds_jax.diffusion.schedules import at_times, per_example
 from sds_jax.types import Array, DenoiseFn, Params, Schedule
 
 
 def _coefficients(schedule: Schedule, z: Array, t: Array) -> tuple[Array, Array]:
-  return per_example(schedule.alpha[t], z), per_example(schedule.sigma[t], z)
+  return per_example(at_times(schedule.alpha, t), z), per_example(at_times(schedule.sigma, t), z)
 
 
 def _divide_or_zero(numerator: Array, denominator: Array) -> Array:
@@ -210,7 +210,7 @@ def velocity_denoiser(velocity_fn: DenoiseFn, schedule: Schedule) -> DenoiseFn:
     [[1. 1.]]
   """
   def denoise(params: Params, z: Array, t: Array, cond: Any) -> Array:
-    time = schedule.sigma[t]  # on a straight path sigma is the time
+    time = at_times(schedule.sigma, t)  # on a straight path sigma is the time
     return eps_from_flow(z, time, velocity_fn(params, z, time, cond))
 
   return denoise

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from sds_jax.diffusion.parameterizations import x0_from_eps
-from sds_jax.diffusion.schedules import per_example
+from sds_jax.diffusion.schedules import at_times, per_example
 from sds_jax.types import Array, Schedule
 
 
@@ -34,7 +34,8 @@ def ddim_step(schedule: Schedule, z: Array, eps_hat: Array, t: Array, t_next: Ar
     [[1. 1.]] [[0.75 0.75]]
   """
   x0_hat = x0_from_eps(schedule, z, t, eps_hat)
-  return per_example(schedule.alpha[t_next], z) * x0_hat + per_example(schedule.sigma[t_next], z) * eps_hat
+  alpha, sigma = at_times(schedule.alpha, t_next), at_times(schedule.sigma, t_next)
+  return per_example(alpha, z) * x0_hat + per_example(sigma, z) * eps_hat
 
 
 def invert(predict: Callable[[Array, Array], Array], schedule: Schedule, x: Array, times: Array,
@@ -71,10 +72,18 @@ def invert(predict: Callable[[Array, Array], Array], schedule: Schedule, x: Arra
 
 
 def _kick_size(schedule: Schedule, t: Array, t_next: Array) -> Array:
-  """Returns the deviation of DDPM's noise between t and t_next > t (arXiv:2010.02502, eq. 16, eta = 1); 0 at t."""
-  low, high = schedule.alpha[t] ** 2, schedule.alpha[t_next] ** 2
+  """Returns the deviation of DDPM's noise between t and t_next > t (arXiv:2010.02502, eq. 16, eta = 1); 0 at t.
+
+  The equation is one of variance-preserving schedules. On another schedule the deviation is that of the path of the
+  same signal-to-noise ratios, scaled with z at t_next.
+  """
+  alpha, sigma = jnp.asarray(schedule.alpha), jnp.asarray(schedule.sigma)
+  total = alpha**2 + sigma**2  # 1 where the schedule preserves variance
+  share = alpha**2 / total
+  low, high = at_times(share, t), at_times(share, t_next)
   kept = jnp.where(low > 0, high / jnp.where(low > 0, low, 1.0), 1.0)  # at pure noise there is no further step
-  return jnp.sqrt(jnp.maximum((1 - low) / (1 - high) * (1 - kept), 0.0))
+  variance = (1 - low) / jnp.where(high < 1, 1 - high, 1.0) * (1 - kept)
+  return jnp.sqrt(jnp.maximum(variance * at_times(total, t_next), 0.0))
 
 
 def rising_times(schedule: Schedule, top: Array, stride: float, steps: int, start: float) -> Array:
@@ -94,5 +103,5 @@ def rising_times(schedule: Schedule, top: Array, stride: float, steps: int, star
   [1 3 5 5 5]
   """
   first, width = (int(fraction * schedule.alpha.shape[0]) for fraction in (start, stride))
-  times = jnp.minimum(first + max(width, 1) * jnp.arange(steps + 1)[:, None], top[None])
+  times = jnp.minimum(first + max(width, 1) * jnp.arange(steps + 1, dtype=top.dtype)[:, None], top[None])
   return times.at[-1].set(top)

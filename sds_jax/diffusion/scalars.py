@@ -10,7 +10,10 @@ import numpy as np
 from sds_jax.types import Array
 
 ScalarSpec: TypeAlias = float | Sequence[Sequence[float]]
-"""A constant, or knots ((progress, value), ...) with linear interpolation and constant extrapolation."""
+"""A constant, or knots ((progress, value), ...) with linear interpolation and constant extrapolation.
+
+A single knot is a constant.
+"""
 
 
 def check_scalar(spec: ScalarSpec) -> None:
@@ -52,8 +55,9 @@ def schedule_value(spec: ScalarSpec, progress: Array | float) -> Array:
   check_scalar(spec)
   progress = jnp.asarray(progress, jnp.float32)
   # `full`, not `asarray`: the result has the shape of progress for constants, too.
-  if np.ndim(spec) == 0:
-    return jnp.full(progress.shape, spec, jnp.float32)
+  if np.ndim(spec) == 0 or len(spec) == 1:
+    value = spec if np.ndim(spec) == 0 else spec[0][1]  # a single knot is a constant
+    return jnp.full(progress.shape, value, jnp.float32)
   # Static knots become constants of the program, so changing progress never recompiles.
   positions, values = jnp.asarray(np.asarray(spec, np.float32).T)
   return jnp.interp(progress, positions, values)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sds_jax.prng import as_threefry
 from sds_jax.types import Array, Schedule
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
@@ -157,9 +158,14 @@ def flow_schedule(num_steps: int) -> Schedule:
   Args:
     num_steps: number of times.
 
+  Raises:
+    ValueError: num_steps is not a whole number >= 1.
+
   >>> print(flow_schedule(4).alpha)
   [0.75 0.5  0.25 0.  ]
   """
+  if not isinstance(num_steps, (int, np.integer)) or num_steps < 1:
+    raise ValueError(f"num_steps={num_steps!r} is not legal; legal: a whole number >= 1")
   # From 1: at tau = 0 the weight sigma / alpha and the SNR would be degenerate.
   tau = np.arange(1, num_steps + 1) / num_steps
   return Schedule(alpha=jnp.asarray(1 - tau, jnp.float32), sigma=jnp.asarray(tau, jnp.float32))
@@ -197,6 +203,36 @@ def per_example(values: Array, like: Array) -> Array:
   return values.reshape(values.shape + (1,) * (like.ndim - values.ndim)).astype(like.dtype)
 
 
+def at_times(table: Array, t: Array) -> Array:
+  """Returns the entries of a table [T] at integer times, in the shape of t and sharded like t.
+
+  Args:
+    table: alpha or sigma of a schedule, of JAX or of NumPy.
+    t: integer, any shape.
+
+  >>> print(at_times(np.array([0.5, 0.25]), jnp.array([1, 0])))
+  [0.25 0.5 ]
+  """
+  table, t = (jnp.asarray(a) if isinstance(a, (np.ndarray, list, tuple)) else a for a in (table, t))
+  sharding = jax.typeof(t).sharding
+  # On a mesh with explicit axes JAX does not choose the sharding of a gather.
+  return table.at[t].get(out_sharding=sharding) if any(sharding.spec) else table[t]
+
+
+def variance_preserving(schedule: Schedule) -> Schedule:
+  """Returns the schedule with the same signal-to-noise ratios and alpha^2 + sigma^2 = 1.
+
+  A network that predicts the noise of alpha x + sigma eps predicts that of the scaled path, too, so arithmetic that
+  holds on variance-preserving schedules alone holds for every schedule in this form.
+
+  >>> print(variance_preserving(Schedule(alpha=jnp.ones(1), sigma=jnp.full(1, 0.75))))
+  Schedule(alpha=Array([0.8], dtype=float32), sigma=Array([0.6], dtype=float32))
+  """
+  alpha, sigma = jnp.asarray(schedule.alpha), jnp.asarray(schedule.sigma)
+  total = jnp.sqrt(alpha**2 + sigma**2)
+  return Schedule(alpha=alpha / total, sigma=sigma / total)
+
+
 def snr(schedule: Schedule, t: Array) -> Array:
   """Computes the signal-to-noise ratio alpha_t^2 / sigma_t^2 at integer times.
 
@@ -210,7 +246,7 @@ def snr(schedule: Schedule, t: Array) -> Array:
   >>> print(snr(flow_schedule(4), jnp.array([0, 1])))
   [9. 1.]
   """
-  return (schedule.alpha[t] / schedule.sigma[t]) ** 2
+  return (at_times(schedule.alpha, t) / at_times(schedule.sigma, t)) ** 2
 
 
 def add_noise(schedule: Schedule, x: Array, eps: Array, t: Array) -> Array:
@@ -225,10 +261,16 @@ def add_noise(schedule: Schedule, x: Array, eps: Array, t: Array) -> Array:
   Returns:
     z_t: [B, ...], dtype of x.
 
+  Raises:
+    ValueError: eps has another shape than x, or t is neither [B] nor a single time.
+
   >>> print(add_noise(flow_schedule(4), jnp.ones((1, 2)), jnp.full((1, 2), -1.0), jnp.array([0])))
   [[0.5 0.5]]
   """
-  return per_example(schedule.alpha[t], x) * x + per_example(schedule.sigma[t], x) * eps
+  if np.shape(eps) != np.shape(x) or np.shape(t) not in ((), np.shape(x)[:1]):
+    raise ValueError(f"x has shape {np.shape(x)}, eps {np.shape(eps)} and t {np.shape(t)}; legal: eps of the shape of "
+                     f"x, and t of shape {np.shape(x)[:1]}")
+  return per_example(at_times(schedule.alpha, t), x) * x + per_example(at_times(schedule.sigma, t), x) * eps
 
 
 def draw_noise(key: Array, index: Array, like: Array, antithetic: bool = False) -> Array:
@@ -237,7 +279,8 @@ def draw_noise(key: Array, index: Array, like: Array, antithetic: bool = False) 
   The draws do not depend on the layout over devices.
 
   Args:
-    key: of the step; example b consumes fold_in(key, index[b]). Use the key for no other purpose.
+    key: of the step; example b consumes fold_in(key, index[b]). Use the key for no other purpose. The draws are those
+      of threefry, see `prng.as_threefry`.
     index: [B] integer, indices of the examples in the whole (global) batch.
     like: [B, ...], shape and dtype of the noise.
     antithetic: whether examples 2 i and 2 i + 1 get eps and -eps of fold_in(key, i); static. Each is still standard
@@ -250,6 +293,8 @@ def draw_noise(key: Array, index: Array, like: Array, antithetic: bool = False) 
   >>> print(bool((eps[0] == -eps[1]).all()))
   True
   """
+  key = as_threefry(key)
+
   def draw(i: Array) -> Array:
     return jax.random.normal(jax.random.fold_in(key, i), like.shape[1:], like.dtype)
 

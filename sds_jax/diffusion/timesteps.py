@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from sds_jax.diffusion import weightings
+from sds_jax.diffusion.checks import check_t_range
 from sds_jax.diffusion.scalars import ScalarSpec, schedule_value
+from sds_jax.prng import as_threefry
 from sds_jax.types import Array, Schedule
 
 TRange = tuple[Array | float, Array | float]
@@ -41,12 +43,14 @@ def uniform(key: Array, index: Array, t_range: TRange, num_steps: int, batch_siz
   Returns:
     t: [B] int32 in 0 .. T-1.
 
+  Raises:
+    ValueError: t_range is not such a pair, where its values are known.
+
   Example:
     >>> print(uniform(jax.random.key(0), jnp.arange(3), (0.5, 0.5), 1000))
     [500 500 500]
   """
-  u = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(index)
-  return _within(u, t_range, num_steps)
+  return _within(_uniforms(key, index), t_range, num_steps)
 
 
 def stratified(key: Array, index: Array, t_range: TRange, num_steps: int, batch_size: int) -> Array:
@@ -68,7 +72,7 @@ def stratified(key: Array, index: Array, t_range: TRange, num_steps: int, batch_
     [0, 1, 2, 3]
   """
   # Modulo 1 keeps each u uniform although all share the shift.
-  shift = jax.random.uniform(key)
+  shift = jax.random.uniform(as_threefry(key), dtype=jnp.float32)
   u = (index.astype(jnp.float32) / batch_size + shift) % 1.0
   return _within(u, t_range, num_steps)
 
@@ -92,7 +96,7 @@ def antithetic(key: Array, index: Array, t_range: TRange, num_steps: int, batch_
     [999 999]
   """
   # Both partners of a pair fold in the same number.
-  u = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(index // 2)
+  u = _uniforms(key, index // 2)
   return _within(jnp.where(index % 2 == 0, u, 1 - u), t_range, num_steps)
 
 
@@ -100,7 +104,14 @@ SAMPLERS = {"uniform": uniform, "stratified": stratified, "antithetic": antithet
 """Name -> sampler (key, index, t_range, num_steps, batch_size) -> t [B]."""
 
 
+def _uniforms(key: Array, index: Array) -> Array:
+  """Draws a number in [0, 1) for each example, [B] float32."""
+  key = as_threefry(key)
+  return jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), dtype=jnp.float32))(index)
+
+
 def _within(u: Array, t_range: TRange, num_steps: int) -> Array:
+  check_t_range(t_range, num_steps)
   low, high = t_range
   return to_index(low + u * (high - low), num_steps)
 

@@ -1,23 +1,28 @@
 """The loss by which the second network of variational score distillation learns."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from sds_jax.diffusion import timesteps
+from sds_jax.diffusion import checks, timesteps
+from sds_jax.diffusion.guidance import predict
 from sds_jax.diffusion.schedules import add_noise, draw_noise
+from sds_jax.prng import as_threefry
 from sds_jax.types import Array, DenoiseFn, Params, Schedule
 
 
 def score_loss(score_fn: DenoiseFn, score_params: Params, schedule: Schedule, x: Array, key: Array, cond: Any, *,
-               t: Array | None = None, t_range: timesteps.TRange = (0.0, 1.0), index: Array | None = None) -> Array:
+               t: ArrayLike | Sequence[int] | None = None, t_range: timesteps.TRange = (0.0, 1.0),
+               index: ArrayLike | Sequence[int] | None = None) -> Array:
   """Returns the mean of (eps_phi(z_t) - eps)^2, the loss of the second network (arXiv:2305.16213, eq. 9, second line).
 
   Args:
     score_fn: eps_phi, without guidance.
-    score_params: phi; the loss is differentiable in phi.
+    score_params: phi, a pytree, perhaps with functions among its leaves (Equinox); the loss is differentiable in phi.
     schedule: of the prior.
     x: [B, ...], the images made; no gradient.
     key: consumed; one key for t and one for the noise, of which example b uses fold_in(., index[b]).
@@ -26,7 +31,10 @@ def score_loss(score_fn: DenoiseFn, score_params: Params, schedule: Schedule, x:
     index: [B] integer, indices in the whole batch, as in `score_distillation`; 0 .. B-1 where None.
 
   Returns:
-    [] float32.
+    [] float32; float64 for a float64 x.
+
+  Raises:
+    ValueError: as `score_distillation`.
 
   Example: a network that predicts phi; the best phi is the mean of the noise, 0.
     >>> from sds_jax.diffusion.schedules import flow_schedule
@@ -35,10 +43,13 @@ def score_loss(score_fn: DenoiseFn, score_params: Params, schedule: Schedule, x:
     >>> print(f"{jax.grad(loss)(1.0):.1f}")
     2.0
   """
-  index = jnp.arange(x.shape[0]) if index is None else index
-  t_key, eps_key = jax.random.split(key)
-  t = timesteps.uniform(t_key, index, t_range, schedule.alpha.shape[0]) if t is None else t
-  x, cond = jax.lax.stop_gradient((x, cond))
-  eps = draw_noise(eps_key, index, x)
-  error = score_fn(score_params, add_noise(schedule, x, eps, t), t, cond).astype(jnp.float32) - eps.astype(jnp.float32)
+  schedule = checks.check_schedule(schedule)
+  x = checks.check_images(x, t, index, cond)
+  batch, steps = x.shape[0], schedule.alpha.shape[0]
+  index = jnp.arange(batch) if index is None else checks.check_integers("index", index, batch)
+  t_key, eps_key = jax.random.split(as_threefry(key))
+  t = timesteps.uniform(t_key, index, t_range, steps) if t is None else checks.check_integers("t", t, batch, steps)
+  x, cond = checks.stop_gradient((x, cond))
+  eps, wide = draw_noise(eps_key, index, x), checks.widened(x)
+  error = predict(score_fn, score_params, add_noise(schedule, x, eps, t), t, cond).astype(wide) - eps.astype(wide)
   return jnp.mean(error**2)

@@ -3,6 +3,11 @@
 Each function takes (schedule, t [B] integer) and returns w [B], float32. As in DreamFusion (arXiv:2209.14988, eq. 3), w
 includes the constant alpha_t = dz_t/dx.
 
+The scale of a weight depends on the schedule. On variance-preserving and flow schedules sigma is at most 1, and so is
+sigma2, the default. On a variance-exploding schedule (alpha = 1) sigma2 grows to sigma_max^2, to 6,400 at sigma = 80.
+The largest times then decide the gradient, and learning rate, `scale` and `clip_norm` have to fit. `uniform` and
+`min_snr` stay at most 1 on every schedule.
+
   >>> from sds_jax.diffusion.schedules import flow_schedule
   >>> schedule, t = flow_schedule(4), jnp.array([0, 1])          # sigma = 1/4 and 1/2
   >>> print(uniform(schedule, t), sigma2(schedule, t), sigma_over_alpha(schedule, t))
@@ -11,9 +16,12 @@ includes the constant alpha_t = dz_t/dx.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from sds_jax.diffusion.schedules import at_times
 from sds_jax.types import Array, Schedule
 
 
@@ -34,7 +42,7 @@ def sigma2(schedule: Schedule, t: Array) -> Array:
   >>> print(sigma2(flow_schedule(4), jnp.array([0, 1])))
   [0.0625 0.25  ]
   """
-  return schedule.sigma[t] ** 2
+  return at_times(schedule.sigma, t) ** 2
 
 
 def alpha_sigma2(schedule: Schedule, t: Array) -> Array:
@@ -46,11 +54,11 @@ def alpha_sigma2(schedule: Schedule, t: Array) -> Array:
   >>> print(alpha_sigma2(flow_schedule(4), jnp.array([0, 1])))
   [0.046875 0.125   ]
   """
-  return schedule.alpha[t] * schedule.sigma[t] ** 2
+  return at_times(schedule.alpha, t) * at_times(schedule.sigma, t) ** 2
 
 
 def sigma_over_alpha(schedule: Schedule, t: Array) -> Array:
-  """Returns sigma / alpha, infinite at alpha = 0.
+  """Returns sigma / alpha, and 0 at alpha = 0.
 
   The weighted residual is x - x0_hat, the gradient of the x0-reconstruction loss of MVDream (arXiv:2308.16512). The
   code of interval score matching uses the same weight (LucidDreamer, arXiv:2311.11284).
@@ -59,8 +67,9 @@ def sigma_over_alpha(schedule: Schedule, t: Array) -> Array:
   >>> print(sigma_over_alpha(flow_schedule(4), jnp.array([1, 2])))
   [1. 3.]
   """
-  # Division by zero is left as inf: a finite value would hide a wrong range of t.
-  return schedule.sigma[t] / schedule.alpha[t]
+  # At alpha = 0 z_t holds nothing of x, and neither x0_hat nor x - x0_hat has a value.
+  alpha, sigma = at_times(schedule.alpha, t), at_times(schedule.sigma, t)
+  return jnp.where(alpha > 0, sigma / jnp.where(alpha > 0, alpha, 1.0), 0.0)
 
 
 def min_snr(schedule: Schedule, t: Array) -> Array:
@@ -72,9 +81,8 @@ def min_snr(schedule: Schedule, t: Array) -> Array:
   >>> print(f'{min_snr(flow_schedule(4), jnp.array([0]))[0]:.4f}')  # SNR = 9, limited to 5: 5 / 9
   0.5556
   """
-  # The floor of the denominator gives 0 instead of NaN at alpha = 0.
-  snr = (schedule.alpha[t] / schedule.sigma[t]) ** 2
-  return jnp.minimum(snr, 5.0) / jnp.maximum(snr, 1e-12)
+  snr = (at_times(schedule.alpha, t) / at_times(schedule.sigma, t)) ** 2
+  return jnp.minimum(1.0, 5.0 / snr)  # 1 at alpha = 0, where the quotient is infinite
 
 
 def logit_normal(schedule: Schedule, t: Array) -> Array:
@@ -88,7 +96,8 @@ def logit_normal(schedule: Schedule, t: Array) -> Array:
   1.596
   """
   # Clipped, because the density divides by tau (1 - tau); at the clipped ends the density is practically 0.
-  tau = jnp.clip(schedule.sigma[t] / (schedule.alpha[t] + schedule.sigma[t]), 1e-6, 1 - 1e-6)
+  alpha, sigma = at_times(schedule.alpha, t), at_times(schedule.sigma, t)
+  tau = jnp.clip(sigma / (alpha + sigma), 1e-6, 1 - 1e-6)
   # On a straight path tau is the time itself; on other paths the time of equal SNR.
   logit = jnp.log(tau / (1 - tau))
   return jnp.exp(-0.5 * logit**2) / (jnp.sqrt(2 * jnp.pi) * tau * (1 - tau))
@@ -118,8 +127,8 @@ def dreamtime(schedule: Schedule, t: Array, m1: float = 0.8, m2: float = 0.5, s1
   return jnp.exp(-0.5 * beyond**2)
 
 
-WeightFn = Callable[[Schedule, Array], Array]
-"""(schedule, t [B] integer) -> w [B]."""
+WeightFn: TypeAlias = Callable[[Schedule, Array], ArrayLike]
+"""(schedule, t [B] integer) -> w [B], or a number for all examples."""
 
 WEIGHTINGS: dict[str, WeightFn] = {
   "uniform": uniform,

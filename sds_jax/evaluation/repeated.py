@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from sds_jax.generators.protocol import Generator
+from sds_jax.prng import seeded_key
 from sds_jax.training import stages
 from sds_jax.training.layout import DeviceLayout
 from sds_jax.training.program import Program
@@ -47,7 +48,7 @@ class RepeatedRuns:
 
   def begin(self, conditions: Any, seed: int) -> tuple[TrainState, tuple]:
     """Returns the state before the first step, and the other arguments of `advance`."""
-    key = jax.random.key(seed)
+    key = seeded_key(seed)
     state = self._layout.put_state(self._begin(conditions, jax.random.fold_in(key, 2**31 - 1)))
     return state, (self._params, self._layout.put_conditions(conditions), self._layout.put(key))
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from sds_jax.fields.encodings import positional_encoding, spherical_harmonics
+from sds_jax.prng import as_threefry
 from sds_jax.types import Array, Params
 
 
@@ -30,7 +31,7 @@ def plain_colour(key: Array) -> Array:
 
   U(0.35, 1) for the grey plus a tint U(-0.08, 0.08) for each channel, clipped to [0, 1]. Consumes `key`.
   """
-  key_grey, key_tint = jax.random.split(key)
+  key_grey, key_tint = jax.random.split(as_threefry(key))
   grey = jax.random.uniform(key_grey, minval=0.35, maxval=1.0)
   return jnp.clip(grey + jax.random.uniform(key_tint, (3,), minval=-0.08, maxval=0.08), 0.0, 1.0)
 
@@ -115,7 +116,7 @@ def with_random_colour(background: Background, probability: float) -> Background
   missing from some views cannot stand in for the object.
   """
   def apply(params: Params, key: Array, directions: Array) -> Array:
-    key_replace, key_colour = jax.random.split(key)
+    key_replace, key_colour = jax.random.split(as_threefry(key))
     colour = jnp.broadcast_to(jax.random.uniform(key_colour, (1, 3)), directions.shape)
     # Both sides are computed: the network is small, and a branch would not stay a branch under vmap.
     return jnp.where(jax.random.bernoulli(key_replace, probability), colour,

@@ -28,6 +28,7 @@ from sds_jax.generators import particles as particles_lib
 from sds_jax.generators.catalogue import GeneratorError
 from sds_jax.generators.protocol import Draws, Exported, Views
 from sds_jax.generators.viewpoints import Viewpoints
+from sds_jax.prng import as_threefry
 from sds_jax.types import Array, Camera, Params, RenderOutput
 from sds_jax.views import cameras
 
@@ -76,8 +77,9 @@ class CustomGenerator:
     """Renders the views of a step, each particle through its share of the cameras."""
     del buffers
     cams, azimuth, elevation = self.viewpoints.draw(draws)
+    key = as_threefry(draws.keys["rest"])
     one = lambda params, cams, index: jax.vmap(  # noqa: E731
-        lambda camera, i: self._view(params, camera, jax.random.fold_in(draws.keys["rest"], i)))(cams, index)
+        lambda camera, i: self._view(params, camera, jax.random.fold_in(key, i)))(cams, index)
     out = particles_lib.each(self.particles, one, params, *particles_lib.deal(self.particles, (cams, draws.index)))
     out = particles_lib.gather(self.particles, out)
     return Views(out.rgb, dict(mean_opacity=jnp.mean(out.opacity)), cams, azimuth, elevation, None, out)

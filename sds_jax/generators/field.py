@@ -23,6 +23,7 @@ from sds_jax.generators.coarse_to_fine import FieldSchedule
 from sds_jax.generators.protocol import Draws, Exported, Views
 from sds_jax.generators.viewpoints import Viewpoints
 from sds_jax.io import mesh as mesh_lib
+from sds_jax.prng import as_threefry
 from sds_jax.rendering import occupancy
 from sds_jax.rendering.render import RenderOptions, render_image, render_views
 from sds_jax.settings.render import OccupancySettings
@@ -95,7 +96,7 @@ class FieldGenerator:
   def render_step(self, params: Params, grid: Any, cams: Camera, shading: Shading,
                   draws: Draws) -> tuple[RenderOutput, Array]:
     """Renders one object through cameras [B]; returns images [B, H, W] and the overflow of the sample budget []."""
-    key, height, width = draws.keys["rest"], self.size, self.size
+    key, height, width = as_threefry(draws.keys["rest"]), self.size, self.size
     keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(draws.index)
     light = jax.vmap(lambda k, p: lights.sample_light(k, p, self.lights))(keys[:, 0], cams.position)
     rays = jax.vmap(lambda camera: cameras.camera_rays(camera, height, width))(cams)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sds_jax.generators.parameterization import Parameterization
+from sds_jax.prng import as_threefry
 from sds_jax.types import Array, Params
 
 COLOUR_SQRT = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]], np.float32)
@@ -76,7 +77,7 @@ def padded(spectrum: Array, scale: np.ndarray, size: int, large: int) -> Array:
 
 def init_spectrum(key: Array, height: int, width: int, channels: int, std: float) -> Array:
   """Returns a spectrum [2, height, width // 2 + 1, channels] drawn from N(0, std^2); consumes the key."""
-  return std * jax.random.normal(key, (2, height, width // 2 + 1, channels))
+  return std * jax.random.normal(as_threefry(key), (2, height, width // 2 + 1, channels))
 
 
 def make_fourier(size: int, decay: float = 1.5, init_std: float = 0.01) -> Parameterization:

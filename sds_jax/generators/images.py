@@ -18,6 +18,7 @@ import numpy as np
 from sds_jax.generators.parameterization import Parameterization
 from sds_jax.generators.protocol import Draws, Exported, Views
 from sds_jax.io import images as images_lib, run_files
+from sds_jax.prng import as_threefry, example_keys, seeded_key
 from sds_jax.types import Array, Camera, Params
 from sds_jax.views import cameras
 
@@ -51,7 +52,7 @@ class ImageGenerator:
 
   def init(self, key: Array) -> tuple[Params, None]:
     """Returns (params with leaves [P, ...], no buffers); consumes `key`."""
-    return jax.vmap(self.parameterization.init)(jax.random.split(key, self.particles)), None
+    return jax.vmap(self.parameterization.init)(jax.random.split(as_threefry(key), self.particles)), None
 
   def render(self, params: Params, buffers: Any, draws: Draws) -> Views:
     """Renders B images; particle p in repeat r has the key fold_in(keys["views"], r P + p).
@@ -62,7 +63,7 @@ class ImageGenerator:
     frames, count = self.parameterization.frames, draws.index.shape[0]
     repeats = count // self.together
     # One key for all frames of a particle, because `apply` draws all frames together.
-    keys = jax.vmap(lambda i: jax.random.fold_in(draws.keys["views"], i))(draws.index[::frames] // frames)
+    keys = example_keys(draws.keys["views"], draws.index[::frames] // frames)
     keys = keys.reshape(repeats, self.particles)
     images = jax.vmap(lambda row: jax.vmap(self.parameterization.apply)(params, row))(keys)  # [R, P, F, H, H, 3]
     images = images.reshape(count, *images.shape[3:])
@@ -89,7 +90,7 @@ class ImageGenerator:
 
   def make_show(self) -> Callable[[Params], Array]:
     """Returns a compiled function (params) -> images [P F, H, H, 3], particle by particle, with nothing random."""
-    show = self.parameterization.show or (lambda params: self.parameterization.apply(params, jax.random.key(0)))
+    show = self.parameterization.show or (lambda params: self.parameterization.apply(params, seeded_key(0)))
 
     @jax.jit
     def images(params: Params) -> Array:

@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 
+from sds_jax.prng import as_threefry
 from sds_jax.types import Array
 
 
 def init(count: int, new: Callable[[Array], Any], key: Array) -> Any:
   """Returns new(key), or for count > 1 `count` results with a leading axis; consumes `key`."""
   # Without an axis for P = 1, checkpoints and programs of one object stay simple.
-  return new(key) if count == 1 else jax.vmap(new)(jax.random.split(key, count))
+  return new(key) if count == 1 else jax.vmap(new)(jax.random.split(as_threefry(key), count))
 
 
 def each(count: int, function: Callable[..., Any], *objects: Any) -> Any:

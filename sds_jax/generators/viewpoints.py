@@ -6,6 +6,7 @@ import dataclasses
 import jax
 
 from sds_jax.generators.protocol import Draws
+from sds_jax.prng import as_threefry
 from sds_jax.types import Array, Camera
 from sds_jax.views import cameras
 
@@ -25,7 +26,8 @@ class Viewpoints:
 
   def draw(self, draws: Draws) -> tuple[Camera, Array, Array]:
     """Draws cameras (leaves [B, ...]), azimuths [B] and elevations [B] of the views `draws.index`."""
-    key = draws.keys["views"]  # folded with the number of each view: draws do not depend on the number of devices
+    # Folded with the number of each view: draws do not depend on the number of devices.
+    key = as_threefry(draws.keys["views"])
     if self.stratified:
       return cameras.sample_cameras(key, draws.index, self.views, self.distribution)
     return jax.vmap(lambda i: cameras.sample_camera(jax.random.fold_in(key, i), self.distribution))(draws.index)

@@ -10,6 +10,7 @@ import numpy as np
 from sds_jax.diffusion import guidance
 from sds_jax.diffusion.parameterizations import EPS_FROM, X0_FROM, eps_from_x0
 from sds_jax.priors.prior import Cond, Prior
+from sds_jax.prng import as_threefry
 from sds_jax.types import Array, Params
 
 
@@ -74,6 +75,6 @@ def ddim(prior: Prior, params: Params, cond: Cond, uncond: Cond | None, key: Arr
 
   alpha_next = jnp.concatenate([alpha[times[1:]], jnp.ones(1)])
   sigma_next = jnp.concatenate([sigma[times[1:]], jnp.zeros(1)])
-  z = jax.random.normal(key, (batch, *prior.x_shape))
+  z = jax.random.normal(as_threefry(key), (batch, *prior.x_shape))
   z, _ = jax.lax.scan(step, z, (jnp.asarray(times), alpha_next, sigma_next))
   return prior.decode(params, z)

@@ -21,6 +21,7 @@ from sds_jax.priors.ddim import ddim
 from sds_jax.priors.loading.files import write_atomically
 from sds_jax.priors.prior import Prior, build
 from sds_jax.priors.sample_views import elevation_of, read_picture, sample_views
+from sds_jax.prng import seeded_key
 from sds_jax.types import Array, Params
 
 
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.picture:
       drawn = _views(prior, params, picture, args)
     else:
-      drawn = sample(prior, params, [args.prompt] * args.num, jax.random.key(args.seed), args.negative_prompt,
+      drawn = sample(prior, params, [args.prompt] * args.num, seeded_key(args.seed), args.negative_prompt,
                      args.steps, args.guidance_scale)
     write_row(args.out, drawn)
   except (ValueError, OSError) as error:
@@ -100,7 +101,7 @@ def _views(prior: Prior, params: Params, picture: Array, args: argparse.Namespac
   azimuth = np.radians(args.azimuth_deg or np.arange(args.num) * 360 / args.num)
   print(f"the photo counts as taken from {np.degrees(camera_elevation):.0f} degrees above the horizon", flush=True)
   return sample_views(prior, params, features, jnp.asarray(azimuth, jnp.float32),
-                      jnp.full(len(azimuth), elevation, jnp.float32), camera_elevation, jax.random.key(args.seed),
+                      jnp.full(len(azimuth), elevation, jnp.float32), camera_elevation, seeded_key(args.seed),
                       args.steps, args.guidance_scale)
 
 

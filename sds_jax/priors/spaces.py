@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sds_jax.priors.networks.vae import AutoencoderKL, sample_latents
+from sds_jax.prng import as_threefry
 from sds_jax.types import Array, EncodeFn, Params
 
 
@@ -66,7 +67,7 @@ def latent_space(vae: AutoencoderKL, latent_size: int) -> Space:
   def encode(params: Params, image: Array, key: Array) -> Array:
     mean, logvar = vae.apply({"params": params["vae"]}, 2 * resized(image, size) - 1, method="encode")
     mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
-    return sample_latents(mean, logvar, jax.random.normal(key, mean.shape), vae.scaling_factor)
+    return sample_latents(mean, logvar, jax.random.normal(as_threefry(key), mean.shape), vae.scaling_factor)
 
   def decode(params: Params, x: Array) -> Array:
     image = vae.apply({"params": params["vae"]}, x / vae.scaling_factor, method="decode")

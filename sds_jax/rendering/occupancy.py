@@ -1,15 +1,14 @@
 """An occupancy grid over the field, and packing of the samples in occupied cells."""
 from __future__ import annotations
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sds_jax.types import Array, FieldFn, Params
+from sds_jax.prng import as_threefry
+from sds_jax.types import Array, FieldFn, Params, PyTree
 
 
-@flax.struct.dataclass
-class Occupancy:
+class Occupancy(PyTree):
   """A coarse grid over the cube [-bound, bound]^3.
 
   Attributes:
@@ -44,7 +43,8 @@ def update(occupancy: Occupancy, field: FieldFn, params: Params, key: Array, tur
   # A share is a strided subset, so each update touches the whole volume.
   cells = jnp.arange(count, dtype=jnp.int32) * shares + turn.astype(jnp.int32) % shares
   corner = jnp.stack(jnp.unravel_index(cells, grid.shape), axis=-1).astype(jnp.float32)
-  points = (corner + jax.random.uniform(key, corner.shape, corner.dtype)) * (2 * bound / resolution) - bound
+  jitter = jax.random.uniform(as_threefry(key), corner.shape, corner.dtype)
+  points = (corner + jitter) * (2 * bound / resolution) - bound
   sampled = jax.lax.stop_gradient(field(params, points).density)
   old = grid.reshape(-1)[cells]
   # Infinity marks "no update yet" and would never decay.

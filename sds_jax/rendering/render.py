@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sds_jax.fields.field import with_difference_normals, with_normals
+from sds_jax.prng import as_threefry
 from sds_jax.rendering import compositing, occupancy, sampling, shading
 from sds_jax.rendering.occupancy import Occupancy
 from sds_jax.rendering.batching import any_of_batch
@@ -146,7 +147,8 @@ def render_views(field: FieldFn, params: Params, cameras: Camera, height: int, w
   views, pixels = cameras.focal.shape[0], height * width
   rays = jax.vmap(lambda camera: camera_rays(camera, height, width))(cameras)
   rays = jax.tree.map(lambda x: x.reshape(-1, 3), rays)
-  jitter = None if keys is None else jax.vmap(lambda key: jax.random.uniform(key, (pixels,)))(keys).reshape(-1)
+  draw = lambda key: jax.random.uniform(as_threefry(key), (pixels,))  # noqa: E731
+  jitter = None if keys is None else jax.vmap(draw)(keys).reshape(-1)
   light = None if light is None else jnp.repeat(light, pixels, axis=0, total_repeat_length=views * pixels)
   out, overflow = render_rays(field, params, rays, background.reshape(-1, 3), jitter, options=options, grid=grid,
                               light=light, shade=shade, views=views)

@@ -13,16 +13,16 @@ import os
 import pathlib
 import shutil
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
 
 from sds_jax import terminal
+from sds_jax.prng import seeded_key
 from sds_jax.shapeworld import captions, flag_types, scenes, tracer
 from sds_jax.shapeworld.scenes import SolidScene
-from sds_jax.types import Array, Camera
+from sds_jax.types import Array, Camera, PyTree
 from sds_jax.views import cameras, lights, prompts
 
 IMAGE_SIZE = 64
@@ -44,8 +44,7 @@ BATCH = 32
 """Images per call of the compiled renderer."""
 
 
-@flax.struct.dataclass
-class ImageSetup:
+class ImageSetup(PyTree):
   """Camera, light and background of an image, without the scene.
 
   Attributes:
@@ -94,7 +93,7 @@ def _render_batch(seed: Array, indices: Array, batch: SolidScene) -> tuple[Array
   Returns:
     images [B, H, W, 3] uint8, camera features [B, CAMERA_DIM], view indices [B].
   """
-  keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(indices)
+  keys = jax.vmap(lambda index: jax.random.fold_in(seeded_key(seed), index))(indices)
   setups = jax.vmap(sample_image_setup)(keys)
 
   def render_example(inputs):

@@ -8,7 +8,6 @@ import pathlib
 import time
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,16 +17,16 @@ import tqdm
 
 from sds_jax import compilation, terminal
 from sds_jax.priors.loading.files import write_atomically, write_json
+from sds_jax.prng import seeded_key
 from sds_jax.shapeworld import flag_types
-from sds_jax.types import Array, Params, Schedule
+from sds_jax.types import Array, Params, PyTree, Schedule
 
 Batch = Mapping[str, Array]
 LossFn = Callable[[Params, Batch, Array], Array]
 """(params, batch, key) -> scalar; consumes the key."""
 
 
-@flax.struct.dataclass
-class PriorTrainState:
+class PriorTrainState(PyTree):
   """The state in a checkpoint.
 
   Attributes:
@@ -168,7 +167,7 @@ def fit(out: pathlib.Path, state: PriorTrainState, step_fn: Callable[..., tuple[
       _drop_log_lines_after(out / "metrics.jsonl", int(state.step))
     first = int(state.step)
     feed = batches(data, settings["batch_size"], seed, first)
-    key, start, losses = jax.random.key(seed), time.perf_counter(), []
+    key, start, losses = seeded_key(seed), time.perf_counter(), []
     bar = tqdm.trange(first, settings["steps"], initial=first, total=settings["steps"], desc="training the prior",
                       mininterval=5.0)
     for step in bar:

@@ -26,6 +26,7 @@ from PIL import Image, PngImagePlugin
 
 from sds_jax import terminal
 from sds_jax.priors.loading.files import parse_json, write_atomically
+from sds_jax.prng import seeded_key
 from sds_jax.shapeworld import captions, dataset, scenes, tracer, view_dataset
 from sds_jax.types import Array, Camera
 from sds_jax.views import cameras, poses
@@ -101,7 +102,7 @@ def _draw(seed: Array, index: Array) -> tuple[Array, ...]:
     azimuth [], elevation [], light [3], ambient [], size [], shift [3].
   """
   # The seed is folded in below `ROOT_SEED`, never a root itself, so no key is a key of a training image.
-  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(np.uint32(ROOT_SEED)), seed), index)
+  key = jax.random.fold_in(jax.random.fold_in(seeded_key(np.uint32(ROOT_SEED)), seed), index)
   key_views, key_light, key_place = jax.random.split(key, 3)
   azimuth, elevation = view_dataset.sample_views(key_views)  # the first view is a photo
   return azimuth[0], elevation[0], *view_dataset.sample_light(key_light), *view_dataset.sample_placement(key_place)

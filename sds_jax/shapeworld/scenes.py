@@ -3,14 +3,13 @@ from __future__ import annotations
 
 import functools
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sds_jax.shapeworld import solids
 from sds_jax.shapeworld.captions import Spec, parse
-from sds_jax.types import Array
+from sds_jax.types import Array, PyTree
 
 NONE = len(solids.KINDS)
 """Kind index of an empty slot."""
@@ -24,8 +23,7 @@ SCENE_RADIUS = 0.8
 """Radius of a ball around the origin with every scene inside, world units."""
 
 
-@flax.struct.dataclass
-class SolidScene:
+class SolidScene(PyTree):
   """A scene of up to two solids.
 
   Every leaf may have leading batch axes.

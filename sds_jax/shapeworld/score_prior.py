@@ -24,6 +24,7 @@ from sds_jax import compilation, terminal
 from sds_jax.priors import prior as prior_lib, sample
 from sds_jax.priors.ddim import ddim
 from sds_jax.priors.loading.files import CheckpointError, write_json
+from sds_jax.prng import seeded_key
 from sds_jax.shapeworld import captions, flag_types, scenes, solids, tracer
 from sds_jax.types import Camera, Params
 from sds_jax.views import cameras
@@ -154,7 +155,7 @@ def score(prior: prior_lib.Prior, params: Params, num: int = 200, seed: int = 0,
     table of means ("colour_all", "shape_stacked", "iou_never_seen", ...), samples [num, 64, 64, 3].
   """
   specs = [captions.sample_spec(np.random.default_rng([seed, i]), 0.5, held_out=i % 2 == 1) for i in range(num)]
-  k_camera, k_noise = jax.random.split(jax.random.key(seed))
+  k_camera, k_noise = jax.random.split(seeded_key(seed))
   views = draw_cameras(k_camera, num)
   images = sample_views(prior, params, specs, views, k_noise, guidance_scale, steps)
   results = [score_sample(image, spec, jax.tree.map(lambda leaf: leaf[i], views))

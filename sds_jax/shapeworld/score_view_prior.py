@@ -20,6 +20,7 @@ from sds_jax import compilation, terminal
 from sds_jax.priors import photo as photo_lib, prior as prior_lib
 from sds_jax.priors.ddim import ddim
 from sds_jax.priors.loading.files import CheckpointError, write_json
+from sds_jax.prng import seeded_key
 from sds_jax.shapeworld import captions, flag_types, scenes, solids, view_dataset
 from sds_jax.shapeworld.sample_photos import ROOT_SEED
 from sds_jax.shapeworld.score_prior import foreground, write_sheet
@@ -101,7 +102,7 @@ def score(prior: prior_lib.Prior, params: Params, num: int = 100, seed: int = 0,
   white = (colours + 1.0 - opacity).astype(np.float32)
   azimuth, elevation = jnp.moveaxis(jnp.asarray(angles), -1, 0)
   pose = poses.relative_pose(elevation[:, 1:], azimuth[:, 1:], elevation[:, :1], azimuth[:, :1])
-  samples, estimates = sample_views(prior, params, white[:, 0], pose, jax.random.key(seed), guidance_scale, steps)
+  samples, estimates = sample_views(prior, params, white[:, 0], pose, seeded_key(seed), guidance_scale, steps)
   records = []
   for i, spec in enumerate(specs):
     for view in range(samples.shape[1]):

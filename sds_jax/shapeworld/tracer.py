@@ -6,13 +6,12 @@ branch).
 """
 from __future__ import annotations
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from sds_jax.shapeworld import scenes
 from sds_jax.shapeworld.scenes import SolidScene
-from sds_jax.types import Array, Camera, Rays
+from sds_jax.types import Array, Camera, PyTree, Rays
 from sds_jax.views import cameras
 
 BOUND = scenes.SCENE_RADIUS + 0.02
@@ -26,8 +25,7 @@ TAP = 1e-3
 """Offset of the four points of a normal, world units."""
 
 
-@flax.struct.dataclass
-class Hit:
+class Hit(PyTree):
   """Intersections of rays with a scene.
 
   Attributes:

@@ -24,6 +24,7 @@ from sds_jax.priors import prior as prior_lib, spaces
 from sds_jax.priors.loading import checkpoint, tokenizers
 from sds_jax.priors.loading.files import read_json, write_json
 from sds_jax.priors.networks import clip, unet
+from sds_jax.prng import seeded_key
 from sds_jax.shapeworld import captions, card, dataset, fitting, recipe, score_prior, tokenizer
 from sds_jax.shapeworld.tokenizer import MAX_TOKENS
 from sds_jax.types import Array, Params, Schedule
@@ -174,7 +175,7 @@ def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None,
   networks = make_networks(vocab_size, special)
   optimizer = fitting.make_optimizer(settings["steps"], settings)
   loss_fn = make_loss(networks, schedules.schedule_from_config(recipe.SCHEDULER), settings, null_ids)
-  params = initial_params or jax.jit(lambda k: init_params(k, networks))(jax.random.key(seed))
+  params = initial_params or jax.jit(lambda k: init_params(k, networks))(seeded_key(seed))
 
   def export(state: fitting.PriorTrainState) -> None:
     write_prior(out / "prior", jax.device_get(state.ema), vocab_size, special)

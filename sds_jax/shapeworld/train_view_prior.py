@@ -25,6 +25,7 @@ from sds_jax.priors.networks.clip_vision import CLIPVisionModelWithProjection
 from sds_jax.priors.networks.pose_layers import CCProjection, ElevationHead, with_pose
 from sds_jax.priors.networks.unet import UNet2DConditionModel
 from sds_jax.priors.prior import unet_input
+from sds_jax.prng import seeded_key
 from sds_jax.shapeworld import dataset, fitting, recipe, view_card, view_dataset, view_recipe
 from sds_jax.types import Array, Params, Schedule
 from sds_jax.views import poses
@@ -192,7 +193,7 @@ def train(out: pathlib.Path, *, seed: int = 0, init: pathlib.Path | None = None,
   # A restored checkpoint replaces the parameters, so a resumed run needs only their structure.
   if fitting.has_checkpoint(out) or not init:
     _, unet = checkpoint.read_component(sources.shipped_folder() / "unet", "unet")
-    params = init_params(jax.random.key(seed), networks, unet)
+    params = init_params(seeded_key(seed), networks, unet)
   else:
     params = read_params(init)
   out.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sds_jax import terminal
+from sds_jax.prng import seeded_key
 from sds_jax.shapeworld import captions, dataset, flag_types, scenes, solids, tracer
 from sds_jax.shapeworld.scenes import SolidScene
 from sds_jax.types import Array
@@ -98,7 +99,7 @@ def render_batch(seed: Array, indices: Array, batch: SolidScene) -> tuple[Array,
   """
   def render_scene(inputs: tuple[Array, SolidScene]) -> tuple[Array, Array]:
     index, scene = inputs
-    key_views, key_light, key_place = jax.random.split(jax.random.fold_in(jax.random.key(seed), index), 3)
+    key_views, key_light, key_place = jax.random.split(jax.random.fold_in(seeded_key(seed), index), 3)
     azimuth, elevation = sample_views(key_views)
     light, ambient = sample_light(key_light)
     scene = place_at_random(key_place, scene)

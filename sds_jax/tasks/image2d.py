@@ -28,6 +28,7 @@ from sds_jax.generators.parameterization import Parameterization
 from sds_jax.io import files, images
 from sds_jax.io.run_files import Layout
 from sds_jax.priors.prior import Prior, Weights
+from sds_jax.prng import seeded_key
 from sds_jax.schema import ConfigError
 from sds_jax.settings.generator import ImageGeneratorSettings
 from sds_jax.settings.image2d import Image2D, prompts_of
@@ -230,8 +231,8 @@ def optimise(apply: Callable[[Params, Array], Array], params: Params, prior: Pri
     raise ConfigError(str(error)) from error
   settings = settings_lib.validate(config)
   program = Image2DTask(settings, Parameterization(lambda key: params, apply, frames=frames)).program(prior)
-  fixed = (prior_params, program.embed(), jax.random.key(settings.seed))
-  state = program.begin(prior_params, fixed[1], jax.random.key(0), None)
+  fixed = (prior_params, program.embed(), seeded_key(settings.seed))
+  state = program.begin(prior_params, fixed[1], seeded_key(0), None)
   step = jax.jit(program.make_step(program.stages[0], Share()), donate_argnums=0)
   for _ in range(settings.training.steps):
     state, _ = step(state, *fixed)

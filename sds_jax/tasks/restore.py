@@ -9,6 +9,7 @@ import numpy as np
 
 from sds_jax import compilation
 from sds_jax.io.checkpoints import Checkpoints
+from sds_jax.prng import seeded_key
 from sds_jax.training import divergence, resume, workspace
 from sds_jax.training.state import TrainState
 from sds_jax.types import Array
@@ -27,7 +28,7 @@ def restore_state(new_state: Callable[[Array], TrainState], folder: Path, keep: 
     ResumeError: the checkpoint has another structure.
   """
   compilation.prepare()
-  like = jax.jit(new_state)(jax.random.key(0))
+  like = jax.jit(new_state)(seeded_key(0))
   with Checkpoints(folder / "checkpoints", keep) as checkpoints:
     newest = resume.restore_newest(checkpoints, like, folder, any_estimator=True)
   if newest is None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import jax
 
+from sds_jax.diffusion.schedules import at_times
 from sds_jax.testbed import laws
 from sds_jax.testbed.laws import Mixture
 from sds_jax.types import Array, DenoiseFn, Schedule
@@ -70,7 +71,7 @@ def vp_denoiser(schedule: Schedule) -> DenoiseFn:
   [[2. 2.]]
   """
   def denoise(params: Mixture, z: Array, t: Array, cond: Array | None) -> Array:
-    return _per_example(laws.expected_noise, params, z, schedule.alpha[t], schedule.sigma[t], cond)
+    return _per_example(laws.expected_noise, params, z, at_times(schedule.alpha, t), at_times(schedule.sigma, t), cond)
 
   return denoise
 

@@ -11,16 +11,14 @@ compared with the truth rather than with another estimate.
 """
 from __future__ import annotations
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sds_jax.types import Array
+from sds_jax.types import Array, PyTree
 
 
-@flax.struct.dataclass
-class Mixture:
+class Mixture(PyTree):
   """A mixture of K isotropic Gaussians over arrays of any shape [...].
 
   Every leaf may have leading batch axes.

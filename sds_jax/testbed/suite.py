@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sds_jax.diffusion.schedules import schedule_from_config
+from sds_jax.prng import seeded_key
 from sds_jax.testbed import experiments, laws, toy_laws
 from sds_jax.testbed.laws import Mixture
 
@@ -65,7 +66,7 @@ def run(name: str, sizes: Sizes, seed: int = 0) -> Measurements:
     >>> print(f"{measured['rest'][0]:.1f}", np.allclose(measured["mean"], measured["exact"], rtol=0.01, atol=1e-5))
     1.0 True
   """
-  key = jax.random.key(seed)
+  key = seeded_key(seed)
   # Starts cover both laws of the plane.
   start = 1.2 * jax.random.normal(jax.random.fold_in(key, 1), (sizes.particles, 2))
   # The grid covers the modes of `toy_laws.plane` with a margin.

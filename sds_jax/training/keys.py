@@ -4,6 +4,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from sds_jax.prng import as_threefry
 from sds_jax.settings.training import MAX_STEPS
 from sds_jax.types import Array
 
@@ -18,10 +19,11 @@ def step_keys(key: Array, step: Array, restarts: Array | int = 0) -> dict[str, A
   that are optimised together share one shading mode whether restarted or not.
 
   Args:
-    key: of the run; the same at every step.
+    key: of the run, of any PRNG implementation; the same at every step.
     step: [] int32, number of the step.
     restarts: [] int32, number of restarts of the run.
   """
+  key = as_threefry(key)
   split = lambda number: jax.random.split(jax.random.fold_in(key, number), len(STREAMS))  # noqa: E731
   keys = dict(zip(STREAMS, split(step + MAX_STEPS * restarts)))
   return dict(keys, shading=split(step)[STREAMS.index("shading")])

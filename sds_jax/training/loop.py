@@ -17,6 +17,7 @@ from sds_jax import hosts, schema
 from sds_jax.io import run_files
 from sds_jax.io.checkpoints import Checkpoints
 from sds_jax.priors.prior import Prior
+from sds_jax.prng import seeded_key
 from sds_jax.training import divergence, resume, stages as stages_lib, workspace
 from sds_jax.settings.training import TrainingSettings
 from sds_jax.training.layout import DeviceLayout
@@ -68,7 +69,7 @@ def train(settings: Any, workdir: Path, prior: Prior, prior_params: Params, prog
     Diverged: updates stay non-finite.
   """
   began = time.perf_counter()
-  key, conditions = jax.random.key(settings.seed), program.embed()
+  key, conditions = seeded_key(settings.seed), program.embed()
   begin = functools.partial(
       jax.jit(lambda key, source: program.begin(layout.shapes(prior_params), conditions, key, source)),
       jax.random.fold_in(key, 2**31 - 1))
@@ -234,7 +235,7 @@ class _Run:
     if self.recovery.checkpoints is None:
       return
     metadata = dict(config=schema.to_dict(self.settings), versions=versions(),
-                    key=jax.random.key_data(jax.random.key(self.settings.seed)).tolist(),
+                    key=jax.random.key_data(seeded_key(self.settings.seed)).tolist(),
                     **self.recovery.metadata(jax.device_get(state.health)))
     self.recovery.checkpoints.save(done, state, metadata)
 

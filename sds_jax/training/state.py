@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sds_jax.types import Array, Params
+from sds_jax.types import Array, Params, PyTree
 
 COUNTERS = ("dropped", "in_a_row", "restarts")
 
@@ -18,8 +18,7 @@ def zero_counters() -> dict[str, Array]:
   return {name: jnp.zeros((), jnp.int32) for name in COUNTERS}
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(PyTree):
   """The state of a run, all of which a checkpoint holds.
 
   Attributes:

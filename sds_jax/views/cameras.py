@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from sds_jax.prng import as_threefry
 from sds_jax.types import Array, Camera, Rays
 
 CAMERA_DIM = 16
@@ -96,7 +97,7 @@ def sample_camera(key: Array, distribution: CameraDistribution = CameraDistribut
   Returns the camera, the azimuth and the elevation. Azimuth and elevation are scalars, before the jitter of the
   position. Consumes `key`, the view's key (`fold_in(step_key, global view index)`).
   """
-  key_azimuth, key_rest = jax.random.split(key)
+  key_azimuth, key_rest = jax.random.split(as_threefry(key))
   return _place(key_rest, jax.random.uniform(key_azimuth), distribution)
 
 
@@ -117,6 +118,7 @@ def sample_cameras(step_key: Array, indices: Array, n_views: int,
   Returns:
     The cameras (leaves [B, ...]), azimuths [B] and elevations [B].
   """
+  step_key = as_threefry(step_key)
   # No view has the index n_views, so no view reuses this key.
   offset = jax.random.uniform(jax.random.fold_in(step_key, n_views))
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sds_jax.types import Array
+from sds_jax.prng import as_threefry
+from sds_jax.types import Array, PyTree
 
 ALBEDO, LAMBERTIAN, TEXTURELESS = 0, 1, 2
 """Shading modes: the bare albedo; the albedo lit by a point light; white lit by a point light, so that only the shape
@@ -37,8 +37,7 @@ class LightDistribution:
   ambient_spread: float = 0.0
 
 
-@flax.struct.dataclass
-class Shading:
+class Shading(PyTree):
   """The shading of a training step.
 
   Attributes:
@@ -55,7 +54,7 @@ def sample_light(key: Array, camera_position: Array, distribution: LightDistribu
 
   The light's direction is near the camera's direction. World units. Consumes `key`, the view's key.
   """
-  key_direction, key_distance = jax.random.split(key)
+  key_direction, key_distance = jax.random.split(as_threefry(key))
   # Gaussian around the camera, not uniform: most lights are on the camera's side of the object.
   towards = camera_position + distribution.direction_std * jax.random.normal(key_direction, (3,))
   low, high = distribution.distance
@@ -74,6 +73,7 @@ def sample_shading(step_key: Array, progress: Array, distribution: LightDistribu
     distribution: probabilities and intensities.
   """
   # A mode per step and not per view: the predicate of a later `lax.cond` is then a scalar, and a single branch runs.
+  step_key = as_threefry(step_key)
   key_shaded, key_textureless = jax.random.split(step_key)
   shaded = jax.random.bernoulli(key_shaded, distribution.shaded) & (progress >= distribution.albedo_only)
   textureless = jax.random.bernoulli(key_textureless, distribution.textureless)

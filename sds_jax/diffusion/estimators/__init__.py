@@ -16,7 +16,8 @@ An estimator is a pure function. `score_distillation` takes a name, a record, or
 
 residual [B, ...] float32 replaces eps_hat - eps in DreamFusion's gradient (arXiv:2209.14988, eq. 3).
 `score_distillation` multiplies the residual by the weight w(t), clips the product and injects the result at x. seen is
-dict(eps_hat=[B, ...], x0_hat=[B, ...]), with t or eps where the network was asked at another t or under another noise.
+dict(eps_hat=[B, ...], x0_hat=[B, ...]), with t or eps where the network was asked at another t or under another noise,
+and perhaps with further values, which `DistillationAux.extras` holds.
 
 An estimator of your own, here SDS that clips predictions to [-1, 1]:
 

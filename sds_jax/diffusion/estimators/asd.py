@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from sds_jax.diffusion.estimators.base import Draw, Estimator, Moment, for_small_prior
-from sds_jax.diffusion.guidance import conditional
+from sds_jax.diffusion.checks import widened
+from sds_jax.diffusion.guidance import conditional, predict
 from sds_jax.diffusion.parameterizations import x0_from_eps
 from sds_jax.diffusion.schedules import add_noise
+from sds_jax.prng import as_threefry
 from sds_jax.schema import number, setting
 from sds_jax.types import Array, DenoiseFn, Params, Schedule
 
@@ -39,12 +41,13 @@ def asd(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
   count = schedule.alpha.shape[0]
   span = shift * jnp.maximum(t.astype(jnp.float32) - t_min * count, 0.0)
   # Whole times, so that u = t is drawn, too, and u never exceeds t by more than the span.
-  later = jnp.floor(jax.vmap(jax.random.uniform)(keys) * span).astype(t.dtype)
+  drawn = jax.vmap(lambda key: jax.random.uniform(as_threefry(key), dtype=jnp.float32))(keys)
+  later = jnp.floor(drawn * span).astype(t.dtype)
   u = jnp.minimum(t + later, count - 1)
   z = add_noise(schedule, x, eps, t)
-  eps_hat = denoise_fn(params, z, t, cond).astype(x.dtype)
+  eps_hat = predict(denoise_fn, params, z, t, cond).astype(x.dtype)
   eps_later = conditional(denoise_fn, params, add_noise(schedule, x, eps, u), u, cond)
-  residual = eps_hat.astype(jnp.float32) - eps_later.astype(jnp.float32)
+  residual = eps_hat.astype(widened(x)) - eps_later.astype(widened(x))
   return residual, dict(eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))
 
 

@@ -29,7 +29,7 @@ from sds_jax.diffusion.schedules import add_noise  # noqa: F401 (of the example)
 from sds_jax.schema import AUTO, Legal, Scheduled, above, finite, number, one_of, scheduled, setting, whole
 from sds_jax.types import Array, Schedule
 
-EstimateFn: TypeAlias = Callable[..., tuple[Array, dict[str, Array]]]
+EstimateFn: TypeAlias = Callable[..., tuple[Array, Mapping[str, Any]]]
 """(denoise_fn, params, schedule, x, t, eps, cond, keys, **arguments) -> (residual, seen); see `estimators`."""
 
 
@@ -231,10 +231,14 @@ class Estimator:
 
   def __post_init__(self) -> None:
     object.__setattr__(self, "needs", frozenset(self.needs))
+    # For `help` and `inspect.signature`: the options of the function, not those of `__call__`.
+    signature = inspect.signature(self.fn)
+    object.__setattr__(self, "__signature__", signature)
+    object.__setattr__(self, "__doc__", f"{self.name}{signature}\n\n{inspect.getdoc(self.fn) or ''}".rstrip())
     for problem in _contradictions(self):
       raise ValueError(f"estimator {self.name!r}: {problem}")
 
-  def __call__(self, *arguments: Any, **keywords: Any) -> tuple[Array, dict[str, Array]]:
+  def __call__(self, *arguments: Any, **keywords: Any) -> tuple[Array, Mapping[str, Any]]:
     """Calls `fn`."""
     return self.fn(*arguments, **keywords)
 

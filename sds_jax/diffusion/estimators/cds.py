@@ -7,10 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sds_jax.diffusion.checks import widened
 from sds_jax.diffusion.estimators.base import Draw, Estimator, Moment, for_small_prior
+from sds_jax.diffusion.guidance import predict
 from sds_jax.diffusion.parameterizations import x0_from_eps
 from sds_jax.diffusion.paths import ddim_step
 from sds_jax.diffusion.schedules import add_noise
+from sds_jax.prng import as_threefry, seeded_key
 from sds_jax.schema import Scheduled, number, scheduled, setting
 from sds_jax.types import Array, DenoiseFn, Params, Schedule
 
@@ -43,16 +46,16 @@ def cds(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
     True
   """
   count = schedule.alpha.shape[0]
-  above = gap + spread * jax.vmap(jax.random.uniform)(keys)
+  above = gap + spread * jax.vmap(lambda key: jax.random.uniform(as_threefry(key), dtype=jnp.float32))(keys)
   u = jnp.minimum(t + jnp.floor(above * count).astype(t.dtype), count - 1)
   # The noise goes by the run's seed alone, not by the step or the example: the path must be the same at every step.
-  one = jax.random.normal(jax.random.key(noise_seed), x.shape[1:], x.dtype)
+  one = jax.random.normal(seeded_key(noise_seed), x.shape[1:], x.dtype)
   e = jnp.broadcast_to(one[None], x.shape)
   z_u = add_noise(schedule, x, e, u)
-  eps_u = denoise_fn(params, z_u, u, cond).astype(x.dtype)
+  eps_u = predict(denoise_fn, params, z_u, u, cond).astype(x.dtype)
   z = ddim_step(schedule, z_u, eps_u, u, t)
-  eps_hat = denoise_fn(params, z, t, cond).astype(x.dtype)
-  residual = eps_u.astype(jnp.float32) - eps_hat.astype(jnp.float32)
+  eps_hat = predict(denoise_fn, params, z, t, cond).astype(x.dtype)
+  residual = eps_u.astype(widened(x)) - eps_hat.astype(widened(x))
   if clip is not None:
     residual = jnp.clip(residual, -clip, clip)
   return residual, dict(eps_hat=eps_u, x0_hat=x0_from_eps(schedule, z_u, u, eps_u), eps=e)

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
+import jax.numpy as jnp  # noqa: F401 (of the example)
 
+from sds_jax.diffusion.checks import stop_gradient, widened
 from sds_jax.diffusion.estimators.base import Draw, Estimator, for_small_prior
 from sds_jax.diffusion.pairs import predict_both
 from sds_jax.diffusion.parameterizations import x0_from_eps
@@ -34,10 +34,10 @@ def dds(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
     >>> print(dds(lambda p, z, t, c: z + c, None, flow_schedule(4), x, t, x, x, source_x=x, source_cond=x)[0])
     [[0. 0.]]
   """
-  source_x = jax.lax.stop_gradient(source_x)  # the caller may have rendered the source from differentiated parameters
+  source_x = stop_gradient(source_x)  # the caller may have rendered the source from differentiated parameters
   z, z_source = add_noise(schedule, x, eps, t), add_noise(schedule, source_x, eps, t)
   eps_hat, eps_source = predict_both(denoise_fn, params, z, z_source, t, cond, source_cond)
-  residual = eps_hat.astype(jnp.float32) - eps_source.astype(jnp.float32)
+  residual = eps_hat.astype(widened(x)) - eps_source.astype(widened(x))
   return residual, dict(eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))
 
 

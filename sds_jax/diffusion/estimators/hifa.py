@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import jax.numpy as jnp  # noqa: F401 (of the example)
 
+from sds_jax.diffusion.checks import widened
 from sds_jax.diffusion.estimators.base import Draw, Estimator, Moment, SecondGradient, for_small_prior
 from sds_jax.diffusion.estimators.linear import linear, sds
-from sds_jax.diffusion.schedules import per_example
+from sds_jax.diffusion.schedules import at_times, per_example
 from sds_jax.schema import Scheduled, scheduled, setting
 from sds_jax.types import Array, Schedule
 
@@ -35,8 +36,8 @@ def image_residual(schedule: Schedule, t: Array, image: Array, image_hat: Array)
     >>> print(image_residual(flow_schedule(4), jnp.array([0]), jnp.ones((1, 1, 1, 1)), jnp.zeros((1, 1, 1, 1))))
     [[[[3.]]]]
   """
-  ratio = schedule.alpha[t] / schedule.sigma[t]
-  difference = (image - image_hat).astype(jnp.float32)
+  ratio = at_times(schedule.alpha, t) / at_times(schedule.sigma, t)
+  difference = (image - image_hat).astype(widened(image))
   return jax.lax.stop_gradient(per_example(ratio, difference) * difference)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from sds_jax.diffusion.checks import widened
 from sds_jax.diffusion.estimators.base import LEGAL_START, Draw, Estimator, Moment, for_small_prior, inversion_start
-from sds_jax.diffusion.guidance import unconditional
+from sds_jax.diffusion.guidance import predict, unconditional
 from sds_jax.diffusion.parameterizations import x0_from_eps
 from sds_jax.diffusion.paths import invert, rising_times
 from sds_jax.diffusion.schedules import add_noise
@@ -50,8 +51,8 @@ def ism(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
   z, eps_s = invert(lambda z, t: unconditional(denoise_fn, params, z, t, cond), schedule,
                     add_noise(schedule, x, eps, times[0]), times)
   t = times[-1]
-  eps_hat = denoise_fn(params, z, t, cond).astype(x.dtype)
-  residual = eps_hat.astype(jnp.float32) - eps_s.astype(jnp.float32)
+  eps_hat = predict(denoise_fn, params, z, t, cond).astype(x.dtype)
+  residual = eps_hat.astype(widened(x)) - eps_s.astype(widened(x))
   return residual, dict(t=t, eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))
 
 

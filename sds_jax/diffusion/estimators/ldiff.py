@@ -4,11 +4,13 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import jax.numpy as jnp  # noqa: F401 (of the example)
 
+from sds_jax.diffusion.checks import widened
 from sds_jax.diffusion.estimators.base import Estimator
+from sds_jax.diffusion.guidance import predict
 from sds_jax.diffusion.parameterizations import x0_from_eps
-from sds_jax.diffusion.schedules import add_noise, per_example
+from sds_jax.diffusion.schedules import add_noise, at_times, per_example
 from sds_jax.types import Array, DenoiseFn, Params, Schedule
 
 
@@ -33,10 +35,10 @@ def ldiff(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t
     [[1. 1.]]
   """
   z = add_noise(schedule, x, eps, t)
-  eps_hat, pull_back = jax.vjp(lambda z: denoise_fn(params, z, t, cond).astype(x.dtype), z)
+  eps_hat, pull_back = jax.vjp(lambda z: predict(denoise_fn, params, z, t, cond).astype(x.dtype), z)
   pulled, = pull_back(eps_hat - eps)
-  residual = per_example(schedule.alpha[t], x) * pulled
-  return residual.astype(jnp.float32), dict(eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))
+  residual = per_example(at_times(schedule.alpha, t), x) * pulled
+  return residual.astype(widened(x)), dict(eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))
 
 
 SPEC = Estimator(

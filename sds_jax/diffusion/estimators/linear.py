@@ -17,8 +17,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from sds_jax.diffusion.checks import widened
 from sds_jax.diffusion.estimators.base import Draw, EstimateFn, Estimator, Moment, for_small_prior
-from sds_jax.diffusion.guidance import Guided, predictions
+from sds_jax.diffusion.guidance import Guided, check_sides, predict, predictions
 from sds_jax.diffusion.parameterizations import x0_from_eps
 from sds_jax.diffusion.schedules import add_noise, per_example
 from sds_jax.schema import Scheduled, number, scheduled, sentence, setting
@@ -131,9 +132,10 @@ def linear(row: Callable[..., Row]) -> EstimateFn:
     coefficients = {name: c for name, c in row(t / schedule.alpha.shape[0], **arguments).items() if not _is_zero(c)}
     z = add_noise(schedule, x, eps, t)
     eps_of = {**_ask(denoise_fn, params, z, t, cond, coefficients), "eps": eps}
-    residual = jnp.zeros(x.shape, jnp.float32)
+    wide = widened(x)
+    residual = jnp.zeros(x.shape, wide)
     for name, coefficient in coefficients.items():
-      residual += per_example(jnp.asarray(coefficient, jnp.float32), residual) * eps_of[name].astype(jnp.float32)
+      residual += per_example(jnp.asarray(coefficient, wide), residual) * eps_of[name].astype(wide)
     eps_hat = (eps_of["guided"] if "guided" in eps_of else eps_of["cond"]).astype(x.dtype)
     return residual, dict(eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))
 
@@ -152,10 +154,11 @@ def _is_zero(coefficient: Array | float) -> bool:
 def _ask(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: Any, wanted: Row) -> dict[str, Array]:
   """Returns the predictions that a row names, by name; also `guided` where its sides are asked anyway."""
   if not {"cond", "uncond", "negative"} & wanted.keys():
-    return dict(guided=denoise_fn(params, z, t, cond))
+    return dict(guided=predict(denoise_fn, params, z, t, cond))
   if not isinstance(denoise_fn, Guided):
     raise ValueError(f"this estimator asks for {', '.join(wanted)} apart: give it a denoiser of guidance.guided, and "
                      "cond=dict(cond=..., uncond=...)")
+  check_sides(cond)
   if "negative" in wanted and "negative" not in cond:
     raise ValueError(f"this estimator asks for a negative prompt, but cond has only {', '.join(sorted(cond))}: add "
                      "cond['negative'], of the same structure as cond['cond']")

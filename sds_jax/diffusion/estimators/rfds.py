@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
+import jax.numpy as jnp  # noqa: F401 (of the example)
 
+from sds_jax.diffusion.checks import widened
 from sds_jax.diffusion.estimators.base import Draw, Estimator, for_small_prior
+from sds_jax.diffusion.guidance import predict
 from sds_jax.diffusion.parameterizations import flow_from_eps, flow_interpolate, flow_velocity, x0_from_flow
-from sds_jax.diffusion.schedules import per_example
+from sds_jax.diffusion.schedules import at_times, per_example
 from sds_jax.types import Array, DenoiseFn, Params, Schedule
 
 
@@ -40,12 +42,12 @@ def rfds(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t:
     >>> print(residual)
     [[1.5 1.5]]
   """
-  total = schedule.alpha[t] + schedule.sigma[t]
-  tau = schedule.sigma[t] / total
-  wide, noise = x.astype(jnp.float32), eps.astype(jnp.float32)  # the velocity is of a quotient that is 0 / 0 at tau = 1
+  total = at_times(schedule.alpha, t) + at_times(schedule.sigma, t)
+  tau = at_times(schedule.sigma, t) / total
+  wide, noise = x.astype(widened(x)), eps.astype(widened(x))  # the velocity is of a quotient that is 0 / 0 at tau = 1
   z = flow_interpolate(wide, noise, tau)
-  eps_hat = denoise_fn(params, (per_example(total, z) * z).astype(x.dtype), t, cond).astype(x.dtype)
-  velocity = flow_from_eps(z, tau, eps_hat.astype(jnp.float32))
+  eps_hat = predict(denoise_fn, params, (per_example(total, z) * z).astype(x.dtype), t, cond).astype(x.dtype)
+  velocity = flow_from_eps(z, tau, eps_hat.astype(wide.dtype))
   residual = velocity - flow_velocity(wide, noise)
   return residual, dict(eps_hat=eps_hat, x0_hat=x0_from_flow(z, tau, velocity).astype(x.dtype))
 

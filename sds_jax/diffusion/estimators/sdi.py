@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sds_jax.diffusion.checks import widened
 from sds_jax.diffusion.estimators.base import LEGAL_START, Draw, Estimator, Moment, for_small_prior, inversion_start
-from sds_jax.diffusion.guidance import Guided
+from sds_jax.diffusion.guidance import Guided, predict
 from sds_jax.diffusion.parameterizations import x0_from_eps
 from sds_jax.diffusion.paths import invert, rising_times
-from sds_jax.diffusion.schedules import add_noise, per_example
+from sds_jax.diffusion.schedules import add_noise, at_times, per_example
+from sds_jax.prng import as_threefry
 from sds_jax.schema import Scheduled, number, scheduled, setting, whole
 from sds_jax.types import Array, DenoiseFn, Params, Schedule
 
@@ -29,7 +31,8 @@ def sdi(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
     keys: [B]; consumed, for the random noise of the steps.
     inversion_scale: guidance scale of the inversion, in the convention of denoise_fn; the published scale is
       DreamFusion's omega. Not used with a denoiser that is not guided.
-    eta: random noise of each step, as a share of DDPM's; static, and 0 on a schedule that does not preserve variance.
+    eta: random noise of each step, as a share of DDPM's; static. On a schedule that does not preserve variance the
+      noise is that of the path of the same signal-to-noise ratios, scaled with z.
     stride: of the inversion, a fraction of the schedule; static.
     steps: strides at most, static; each costs a call of the network.
     start: beginning of the inversion, a fraction of the schedule; static. See `ism`.
@@ -50,13 +53,15 @@ def sdi(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
   top = jnp.maximum(t, int(start * schedule.alpha.shape[0]))
   times, kicks = rising_times(schedule, top, stride, steps, start), None
   if eta:  # static, so that the program holds no random numbers without eta
-    kicks = eta * jnp.moveaxis(jax.vmap(lambda k: jax.random.normal(k, (steps, *x.shape[1:]), x.dtype))(keys), 1, 0)
-  z, _ = invert(lambda z, t: upwards(params, z, t, cond), schedule, add_noise(schedule, x, eps, times[0]), times, kicks)
+    draw = lambda key: jax.random.normal(as_threefry(key), (steps, *x.shape[1:]), x.dtype)  # noqa: E731
+    kicks = eta * jnp.moveaxis(jax.vmap(draw)(keys), 1, 0)
+  start_z = add_noise(schedule, x, eps, times[0])
+  z, _ = invert(lambda z, t: predict(upwards, params, z, t, cond), schedule, start_z, times, kicks)
   t = times[-1]
-  alpha, sigma = per_example(schedule.alpha[t], x), per_example(schedule.sigma[t], x)
+  alpha, sigma = per_example(at_times(schedule.alpha, t), x), per_example(at_times(schedule.sigma, t), x)
   eps_inv = (z - alpha * x) / sigma
-  eps_hat = denoise_fn(params, z, t, cond).astype(x.dtype)
-  residual = eps_hat.astype(jnp.float32) - eps_inv.astype(jnp.float32)
+  eps_hat = predict(denoise_fn, params, z, t, cond).astype(x.dtype)
+  residual = eps_hat.astype(widened(x)) - eps_inv.astype(widened(x))
   return residual, dict(t=t, eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat), eps=eps_inv)
 
 

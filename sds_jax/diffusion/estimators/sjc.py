@@ -10,8 +10,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from sds_jax.diffusion.checks import widened
 from sds_jax.diffusion.estimators.base import Draw, Estimator, for_small_prior
-from sds_jax.diffusion.schedules import per_example
+from sds_jax.diffusion.guidance import predict
+from sds_jax.diffusion.schedules import at_times, per_example
 from sds_jax.types import Array, DenoiseFn, Params, Schedule
 
 
@@ -28,8 +30,8 @@ def sjc(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
     control_variate: whether eps is subtracted; the paper's code calls the subtraction variance reduction. Static.
 
   Returns:
-    (residual [B, ...] float32, dict(eps_hat=[B, ...], x0_hat=[B, ...])). At alpha = 0, where s has no value, the
-    residual is NaN: keep t below the end of a schedule that ends in pure noise.
+    (residual [B, ...] float32, dict(eps_hat=[B, ...], x0_hat=[B, ...])). At alpha = 0, where s is infinite, the
+    residual is its limit and x0_hat is 0.
 
   Example: a network that predicts 1 everywhere.
     >>> from sds_jax.diffusion.schedules import schedule_from_config
@@ -38,14 +40,16 @@ def sjc(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
     >>> print(residual)
     [[0.75 0.75]]
   """
-  wide = x.astype(jnp.float32)  # x - D(y) is small beside x where s is small, and half precision would lose it
-  s = per_example(schedule.sigma[t] / schedule.alpha[t], wide)
-  y = wide + s * eps.astype(jnp.float32)
-  z = (per_example(schedule.alpha[t], wide) * y).astype(x.dtype)
-  eps_hat = denoise_fn(params, z, t, cond).astype(x.dtype)
-  denoised = y - s * eps_hat.astype(jnp.float32)
-  residual = ((wide if control_variate else y) - denoised) / s
-  return residual, dict(eps_hat=eps_hat, x0_hat=denoised.astype(x.dtype))
+  wide = x.astype(widened(x))  # x - D(y) is small beside x where s is small, and half precision would lose it
+  alpha, sigma = (per_example(at_times(table, t), wide) for table in (schedule.alpha, schedule.sigma))
+  # The residual does not depend on s: at alpha = 0 a finite s gives its limit, with the network at pure noise.
+  s, noise = sigma / jnp.where(alpha > 0, alpha, 1), eps.astype(wide.dtype)
+  y = jnp.where(alpha > 0, wide, 0) + s * noise
+  z = (jnp.where(alpha > 0, alpha, 1) * y).astype(x.dtype)
+  eps_hat = predict(denoise_fn, params, z, t, cond).astype(x.dtype)
+  denoised = y - s * eps_hat.astype(wide.dtype)
+  residual = ((jnp.where(alpha > 0, wide, 0) if control_variate else y) - denoised) / s
+  return residual, dict(eps_hat=eps_hat, x0_hat=jnp.where(alpha > 0, denoised, 0).astype(x.dtype))
 
 
 PUBLISHED = Draw("uniform", guidance_scale=100.0, t_min=0.01, t_max=0.97)

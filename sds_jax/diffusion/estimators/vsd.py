@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
+import jax.numpy as jnp  # noqa: F401 (of the example)
 
+from sds_jax.diffusion.checks import stop_gradient, widened
 from sds_jax.diffusion.estimators.base import Draw, Estimator, SecondNetwork, for_small_prior
+from sds_jax.diffusion.guidance import predict
 from sds_jax.diffusion.parameterizations import x0_from_eps
 from sds_jax.diffusion.schedules import add_noise
 from sds_jax.types import Array, DenoiseFn, Params, Schedule
@@ -35,7 +36,7 @@ def vsd(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
   Args:
     denoise_fn ... keys: as `estimators` says.
     score_fn: eps_phi, without guidance.
-    score_params: phi; no gradient here.
+    score_params: phi, perhaps with functions among its leaves (Equinox); no gradient here.
     score_cond: condition of score_fn, leaves [B, ...], with the camera c where there is one.
 
   Returns:
@@ -50,9 +51,9 @@ def vsd(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
     [[0.75 0.75]]
   """
   z = add_noise(schedule, x, eps, t)
-  eps_hat = denoise_fn(params, z, t, cond).astype(x.dtype)
-  eps_phi = score_fn(jax.lax.stop_gradient(score_params), z, t, score_cond)
-  residual = eps_hat.astype(jnp.float32) - eps_phi.astype(jnp.float32)
+  eps_hat = predict(denoise_fn, params, z, t, cond).astype(x.dtype)
+  eps_phi = predict(score_fn, stop_gradient(score_params), z, t, score_cond)
+  residual = eps_hat.astype(widened(x)) - eps_phi.astype(widened(x))
   return residual, dict(eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))
 
 

@@ -13,6 +13,7 @@ from sds_jax.diffusion.estimators import find
 from sds_jax.diffusion.scalars import ScalarSpec
 from sds_jax.generators.protocol import Draws, Generator, Views
 from sds_jax.priors.prior import Prior
+from sds_jax.prng import as_threefry
 from sds_jax.settings.distillation import DistillationSettings
 from sds_jax.training import conditions as conditions_lib
 from sds_jax.training.distil import distil
@@ -104,6 +105,8 @@ class Distillation:
 
 def encode_views(prior: Prior, prior_params: Params, images: Array, key: Array, index: Array) -> Array:
   """Encodes images [B, H, W, 3] as x [B, *x_shape], image b with the key fold_in(key, index[b])."""
+  key = as_threefry(key)
+
   def one(image: Array, i: Array) -> Array:
     return prior.encode(prior_params, image[None], jax.random.fold_in(key, i))[0]
 
