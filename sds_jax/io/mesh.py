@@ -12,6 +12,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from skimage.measure import marching_cubes
 
+from sds_jax.io import gltf
 from sds_jax.io.files import atomic_write
 
 PointFn = Callable[[np.ndarray], np.ndarray]
@@ -137,15 +138,14 @@ def remove_floaters(mesh: trimesh.Trimesh, min_part: float = 0.02) -> trimesh.Tr
 
 
 def write_mesh(mesh: trimesh.Trimesh, folder: str | os.PathLike) -> tuple[Path, Path]:
-  """Writes mesh.glb and mesh.obj (colours at the vertices) into `folder`, each atomically; returns both paths.
+  """Writes mesh.glb and mesh.obj with colours at the vertices, each atomically, and returns both paths.
 
-  Both files keep the world frame (z up, front on +x) and the displayed (sRGB) colours, so that `trimesh.load(path,
-  force="mesh")` returns the mesh that the scores were computed on. Viewers that take glTF's y for up show the GLB
-  lying.
+  The GLB file follows glTF 2.0: y up, front on +z, linear colours (see `gltf.glb_bytes`). The OBJ file keeps the world
+  frame, z up and front on +x, with the displayed (sRGB) colours.
   """
   glb, obj = Path(folder) / "mesh.glb", Path(folder) / "mesh.obj"
   with atomic_write(glb) as file:
-    file.write(trimesh.exchange.gltf.export_glb(trimesh.Scene(mesh), include_normals=True))
+    file.write(gltf.glb_bytes(mesh))
   with atomic_write(obj) as file:
     text = trimesh.exchange.obj.export_obj(mesh, include_color=True, header="z up, front on +x, colours sRGB")
     file.write(text.encode())
