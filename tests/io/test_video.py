@@ -31,7 +31,7 @@ def test_mp4_decodes_to_the_written_frames(tmp_path, frames):
   command = [ffmpeg, "-i", path, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
   done = subprocess.run(command, capture_output=True, check=True)
   stream, = re.findall(r"Stream .*Video: h264.*", done.stderr.decode())
-  assert " yuv420p(" in stream and " 66x48" in stream and " 8 fps" in stream
+  assert " yuv420p(tv, bt709" in stream and " 66x48" in stream and " 8 fps" in stream
   decoded = np.frombuffer(done.stdout, np.uint8).reshape(-1, 48, 66, 3)
   assert len(decoded) == 8
   for i, frame in enumerate(decoded):
@@ -39,6 +39,20 @@ def test_mp4_decodes_to_the_written_frames(tmp_path, frames):
     assert np.abs(frame[:47, :65] / 255.0 - frames[i]).mean() < 0.06
   head = path.read_bytes()
   assert head.index(b"moov") < head.index(b"mdat")  # the index comes first, for streaming
+
+
+@pytest.mark.parametrize("size", [(48, 64), (720, 1280)])
+def test_colours_are_bt709_at_every_size(tmp_path, size):
+  """Converts the stored Y'CbCr by the matrix of BT.709; players take BT.601 for small videos without a tag."""
+  ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+  colour = np.array([0.8, 0.2, 0.1])
+  path = video.write_turntable(np.broadcast_to(colour, (1, *size, 3)), tmp_path / "turn.mp4")
+  raw = subprocess.run([ffmpeg, "-i", path, "-f", "rawvideo", "-pix_fmt", "yuv444p", "-"], capture_output=True, check=True)
+  luma, blue, red = (float(plane.mean()) for plane in np.frombuffer(raw.stdout, np.uint8).reshape(3, *size))
+  y, cb, cr = (luma - 16) / 219, (blue - 128) / 224, (red - 128) / 224  # limited range
+  rgb = [y + 1.5748 * cr, y - 0.1873 * cb - 0.4681 * cr, y + 1.8556 * cb]
+  np.testing.assert_allclose(rgb, colour, atol=0.012)
+  assert re.search(r"yuv420p\(tv, bt709[,)]", raw.stderr.decode())
 
 
 @pytest.mark.parametrize("folder", ["https:/host/x", "-y", "a:b", "%03d"])
