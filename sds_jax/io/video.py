@@ -15,9 +15,9 @@ from sds_jax.io.images import to_uint8
 def write_turntable(frames: np.ndarray, path: str | os.PathLike, fps: int = 24) -> Path:
   """Writes frames as a looping clip.
 
-  Returns the path of the file. Atomic. With imageio-ffmpeg (the `video` extra): .mp4, H.264 in yuv420p, BT.709, with the
-  index in front, playable in every browser. Odd sizes get another row or column (repeated), since 4:2:0 needs even sizes.
-  Without imageio-ffmpeg: .gif, by Pillow.
+  Returns the path of the file. Atomic. With imageio-ffmpeg (the `video` extra): .mp4, H.264 in yuv420p, BT.709, with
+  the index in front, playable in every browser. Odd sizes get another row or column (repeated), since 4:2:0 needs even
+  sizes. Without imageio-ffmpeg: .gif, by Pillow.
 
   Args:
     frames: [F, H, W, 3] in [0, 1], F >= 1.
@@ -54,8 +54,8 @@ def _write_mp4(ffmpeg: str, pixels: np.ndarray, path: Path, fps: int) -> Path:
   pixels = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
   # crf 18 is visually lossless; faststart puts the index in front, so that browsers start before the end of the file.
   raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{pixels.shape[2]}x{pixels.shape[1]}", "-r", str(fps), "-i", "-"]
-  # Converted by BT.709 and tagged so: ffmpeg converts by BT.601 of itself, and players guess an untagged matrix from the
-  # size of the video.
+  # Converted by BT.709 and tagged so: ffmpeg converts by BT.601 of itself, and players guess an untagged matrix from
+  # the size of the video.
   tags = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
   colours = ["-vf", f"scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,{tags}"]
   h264 = ["-c:v", "libx264", "-crf", "18", *colours, "-movflags", "+faststart", "-an"]

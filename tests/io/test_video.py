@@ -47,7 +47,8 @@ def test_colours_are_bt709_at_every_size(tmp_path, size):
   ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
   colour = np.array([0.8, 0.2, 0.1])
   path = video.write_turntable(np.broadcast_to(colour, (1, *size, 3)), tmp_path / "turn.mp4")
-  raw = subprocess.run([ffmpeg, "-i", path, "-f", "rawvideo", "-pix_fmt", "yuv444p", "-"], capture_output=True, check=True)
+  command = [ffmpeg, "-i", path, "-f", "rawvideo", "-pix_fmt", "yuv444p", "-"]
+  raw = subprocess.run(command, capture_output=True, check=True)
   luma, blue, red = (float(plane.mean()) for plane in np.frombuffer(raw.stdout, np.uint8).reshape(3, *size))
   y, cb, cr = (luma - 16) / 219, (blue - 128) / 224, (red - 128) / 224  # limited range
   rgb = [y + 1.5748 * cr, y - 0.1873 * cb - 0.4681 * cr, y + 1.8556 * cb]
