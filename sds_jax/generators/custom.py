@@ -28,6 +28,7 @@ from sds_jax.generators import particles as particles_lib
 from sds_jax.generators.catalogue import GeneratorError
 from sds_jax.generators.protocol import Draws, Exported, Views
 from sds_jax.generators.viewpoints import Viewpoints
+from sds_jax.io import run_files
 from sds_jax.prng import as_threefry
 from sds_jax.types import Array, Camera, Params, RenderOutput
 from sds_jax.views import cameras
@@ -118,6 +119,8 @@ class CustomGenerator:
     del buffers
     export = getattr(self.representation, "export", None)
     written = dict(export(params["field"], folder) or {}) if export else {}
+    for path in written.values():
+      run_files.note(path)
     return Exported({what: [Path(path)] for what, path in written.items()})
 
 

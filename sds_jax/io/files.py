@@ -114,6 +114,8 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
   path = Path(path)
   if not path.exists():
     return {}
+  if not path.is_file():  # reading a pipe would block
+    raise DamagedFileError(f"{path} is no file; delete it, and the command writes a new one")
   try:
     data = json.loads(path.read_bytes())
   except ValueError as error:

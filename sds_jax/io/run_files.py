@@ -220,6 +220,13 @@ def owner(path: str | os.PathLike) -> tuple[RunFiles | None, Path]:
   return None, place
 
 
+def note(path: str | os.PathLike) -> None:
+  """Records a file that a user's function has written for the run under way, so that a later run may replace it."""
+  record, place = owner(path)
+  if record is not None and _is_file(place):
+    record.add(place, _digest(place))
+
+
 def delete(path: str | os.PathLike) -> None:
   """Deletes a file that a run has written; leaves any other file, and any file outside of runs under way."""
   record, place = owner(path)

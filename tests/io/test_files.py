@@ -1,5 +1,6 @@
 """Atomic writes, JSON, folder names from prompts, and the metrics log."""
 import json
+import os
 import re
 
 import jax.numpy as jnp
@@ -71,6 +72,12 @@ def test_slug_is_a_safe_folder_name(tmp_path, prompt):
   assert slug not in ("con", "nul") and slug == files.prompt_slug(prompt)
   (tmp_path / slug).mkdir()
   assert names(tmp_path) == [slug]
+
+
+def test_a_pipe_is_not_read(tmp_path):
+  os.mkfifo(tmp_path / "pipe")
+  with pytest.raises(files.DamagedFileError, match="is no file"):
+    files.read_json(tmp_path / "pipe")
 
 
 def test_slugs_of_long_or_foreign_prompts_differ():

@@ -129,6 +129,16 @@ def test_own_files_are_replaced_and_deleted(written):
   RunFiles(written).check(LAYOUT)
 
 
+def test_files_of_a_users_function(written):
+  """Checks that a later run may replace a file that the user's export has written for a run."""
+  with run_files.recording(written):
+    (written / "one").mkdir()
+    (written / "one" / "a.json").write_text("by the user's export")
+    run_files.note(written / "one" / "a.json")
+    run_files.note(written / "one" / "nothing")
+  RunFiles(written).check(LAYOUT)
+
+
 def test_a_copy_of_the_folder_is_a_run_too(written, tmp_path):
   os.rename(written, tmp_path / "moved")
   RunFiles(tmp_path / "moved").check(LAYOUT)

@@ -3,9 +3,12 @@ import json
 import os
 import subprocess
 
+import numpy as np
 import pytest
 
 from sds_jax import schema, settings as settings_lib, tasks
+from sds_jax.io import files, run_files
+from sds_jax.io.checkpoints import Checkpoints
 from sds_jax.training import workspace
 from sds_jax.training.workspace import WorkdirError
 
@@ -108,6 +111,59 @@ def test_overrides_of_another_task_are_refused(frozen, tmp_path):
   workspace.store_settings(tmp_path, schema.to_dict(frozen), {})
   with pytest.raises(settings_lib.ConfigError, match="config.picture.framing is not a setting"):
     workspace.stored_config(tmp_path, {"picture.framing": "keep"})
+
+
+@pytest.fixture
+def old_run(frozen, tmp_path):
+  """Returns the folder of a run that was made before there were records, with a file of the user."""
+  folder = tmp_path / "old"
+  workspace.store_settings(folder, schema.to_dict(frozen), {})
+  files.append_metrics(folder / "metrics.jsonl", 1, {"x": 1})
+  for name in ("000100.png", "mine.png"):
+    files.write_json({}, folder / "progress" / name)
+  with Checkpoints(folder / "checkpoints") as checkpoints:
+    checkpoints.save(3, {"x": np.zeros(2)}, {})
+  return folder
+
+
+def test_a_folder_from_before_there_were_records(frozen, old_run):
+  layout = tasks.of(frozen).outputs()
+  workspace.check_files(old_run, layout, {})
+  assert not (old_run / "files.jsonl").exists()
+  with workspace.hold(old_run, layout, "text3d", {}):
+    workspace.store_settings(old_run, schema.to_dict(frozen), dict(jax="2"))
+    assert files.truncate_metrics(old_run / "metrics.jsonl", 1) == 1
+    for name in ("000100.png", "mine.png"):
+      run_files.delete(old_run / "progress" / name)
+    with Checkpoints(old_run / "checkpoints") as checkpoints:
+      assert checkpoints.steps() == [3]
+      checkpoints.clear()
+  assert os.listdir(old_run / "progress") == ["mine.png"] and not os.listdir(old_run / "checkpoints")
+  with workspace.hold(old_run, layout, "text3d", {}):
+    pass
+
+
+def test_an_old_folder_without_its_settings(frozen, old_run):
+  """Checks that whole checkpoints, which hold the settings, show that a folder is a run's."""
+  (old_run / "config.json").unlink()
+  with workspace.hold(old_run, tasks.of(frozen).outputs(), "text3d", {}), Checkpoints(
+      old_run / "checkpoints") as checkpoints:
+    assert checkpoints.steps() == [3]
+
+
+@pytest.mark.parametrize("text", ["{}", '{"config": {"seed": 0}}', "mine", "[]", '{"config": null}'])
+def test_a_folder_that_was_never_a_runs(frozen, old_run, text):
+  (old_run / "config.json").write_text(text)
+  with pytest.raises(run_files.FileInTheWayError), workspace.hold(old_run, tasks.of(frozen).outputs(), "text3d", {}):
+    pytest.fail("held")
+  assert (old_run / "config.json").read_text() == text and not (old_run / "files.jsonl").exists()
+
+
+def test_links_in_an_old_folder_are_refused(frozen, old_run):
+  (old_run / "report.html").symlink_to("nothing")
+  with pytest.raises(run_files.FileInTheWayError, match="report.html is in the way: it is a link"):
+    with workspace.hold(old_run, tasks.of(frozen).outputs(), "text3d", {}):
+      pytest.fail("held")
 
 
 def test_existing_folder(frozen, tmp_path):
