@@ -1,4 +1,4 @@
-"""Values of wrong types and sizes in each JSON file of a prior: one line that names file, key and value, at once."""
+"""A thousand million in each key of a prior's JSON files: one line that names file, key and value, at once."""
 import functools
 import json
 import pathlib
@@ -11,8 +11,6 @@ from sds_jax.priors import prior as prior_lib
 from sds_jax.priors.loading import checkpoint
 from sds_jax.priors.loading.files import CheckpointError
 
-WRONG = [None, "x", -1, 0, 0.5, 10**9, 10**30, True, [], [1], ["x"] * 3, {}, {"a": 1}, "1", float("nan"), float("inf"),
-         [10**9] * 4, [[1]], "x" * 10**6, [1] * 10**6]
 HARMLESS = {"_class_name", "_diffusers_version", "architectures", "model_type", "bos_token_id", "eos_token_id",
             "pad_token_id", "safety_checker", "requires_safety_checker", "feature_extractor", "scheduler", "unet",
             "vae", "text_encoder", "tokenizer", "image_encoder", "clip_camera_projection", "cc_projection",
@@ -60,10 +58,8 @@ def check(folder, values):
       assert key in HARMLESS or value[:20] in message, where
 
 
-@pytest.mark.parametrize("values", [[10**9],
-                                    pytest.param(WRONG, marks=pytest.mark.thorough)], ids=["few", "all"])
 @pytest.mark.parametrize("name", ["prior_folder", "sd_folder", "zero123_folders"])
-def test_each_key(request, tmp_path, name, values):
+def test_each_key(request, tmp_path, name):
   folder = request.getfixturevalue(name)
   folder = folder["Zero123Pipeline"] if isinstance(folder, dict) else folder
-  check(pathlib.Path(shutil.copytree(folder, tmp_path / "p")), values)
+  check(pathlib.Path(shutil.copytree(folder, tmp_path / "p")), [10**9])
