@@ -21,5 +21,6 @@ def render(task: Task, folder: Path, started: float) -> None:
   Raises:
     ConfigError: the task has no views.
   """
+  task.check_views(folder)  # first, since restoring compiles
   task.render(task.restore(folder), folder)
   print(f"done in {time.perf_counter() - started:.0f} s")

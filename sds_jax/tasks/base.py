@@ -77,6 +77,9 @@ class GeneratorTask:
     prior, params = hosts.run_on_all(lambda: self.load_prior(layout))
     return OpenRun(self.program(prior), prior, params, layout)
 
+  def check_views(self, folder: Path) -> None:
+    """Accepts every task whose outputs are views."""
+
   def make_layout(self) -> DeviceLayout:
     """Returns the devices of the run."""
     return make_layout(self.settings.parallel, self.settings.training.views, self.generator.together)

@@ -192,9 +192,8 @@ class Image2DTask(GeneratorTask):
     for what, paths in exported.files.items():
       print(f"  {what}: {paths[0]}" + (f" to {paths[-1].name}" if len(paths) > 1 else ""))
 
-  def render(self, state: TrainState, folder: Path) -> None:
+  def check_views(self, folder: Path) -> None:
     """Raises ConfigError: images have no views."""
-    del state
     raise ConfigError(f"--mode=render is for objects (config.job='text3d'), and {folder} holds a run of images "
                       "(config.job='image2d'): there are no views to render; --mode=export makes the images again")
 

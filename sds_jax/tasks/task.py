@@ -67,9 +67,8 @@ class Task(Protocol):
   def export(self, state: TrainState, folder: Path, started: float) -> None:
     """Writes all outputs of a restored state."""
 
-  def render(self, state: TrainState, folder: Path) -> None:
-    """Writes the renders of a restored state alone.
+  def check_views(self, folder: Path) -> None:
+    """Raises ConfigError where the task has no views to render."""
 
-    Raises:
-      ConfigError: the task has no views.
-    """
+  def render(self, state: TrainState, folder: Path) -> None:
+    """Writes the renders of a restored state alone; see `check_views`."""

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sds_jax import settings
+from sds_jax.commands import export
 from sds_jax.io import images, run_files
+from sds_jax.tasks import Image2DTask
 
 CONFIG = "--config=configs/image2d.py"
 ONE = "--config.parallel.devices=1"
@@ -106,3 +109,9 @@ def test_mistakes_are_one_line(command, tmp_path, arguments, parts):
   status, _, err = command(*arguments, f"--workdir={tmp_path / 'run'}")
   assert status == 2 and err.startswith("error: ") and err.count("\n") == 1
   assert all(part in err for part in parts), err
+
+
+def test_render_is_refused_before_anything_is_read(tmp_path):
+  task = Image2DTask(settings.validate(settings.defaults("image2d")))
+  with pytest.raises(settings.ConfigError, match="--mode=render is for objects"):
+    export.render(task, tmp_path, 0.0)
