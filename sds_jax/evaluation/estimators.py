@@ -53,7 +53,8 @@ def task_with(name: str, config: ConfigDict) -> Text3DTask:
   changed = config.copy_and_resolve_references()
   changed.distillation.estimator = name
   if not ESTIMATORS[name].guided:
-    changed.distillation.guidance_scale = schema.AUTO  # has no effect on this estimator
+    with changed.distillation.ignore_type():  # a resolved number would refuse the word
+      changed.distillation.guidance_scale = schema.AUTO  # has no effect on this estimator
   try:
     return Text3DTask(settings_lib.validate(changed))
   except schema.ConfigError as error:

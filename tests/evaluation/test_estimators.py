@@ -113,3 +113,11 @@ def test_a_file_without_records_is_refused(tmp_path):
   with pytest.raises(ValueError, match="records.json holds no records of estimators"):
     estimators.read(tmp_path)
   assert estimators.read(tmp_path / "absent.json") == {}
+
+
+@pytest.mark.parametrize("scale", [7.5, ((0.0, 7.5), (1.0, 3.0))])
+def test_a_guidance_scale_concerns_guided_estimators_only(scale):
+  config = settings.defaults()
+  config.distillation.guidance_scale = scale
+  by_name = {name: estimators.task_with(name, config).settings.distillation.guidance_scale for name in ("sds", "csd")}
+  assert by_name["sds"] == scale and by_name["csd"] != scale
