@@ -94,8 +94,14 @@ def with_estimators() -> DistillationSettings:
 
 
 def with_estimator(settings: DistillationSettings, record: estimators.Estimator) -> DistillationSettings:
-  """Returns the settings with a group of options for one more estimator, if the estimator has options."""
-  return settings if hasattr(settings, record.name) else _with_groups(settings, {record.name: record})
+  """Returns the settings with a group of options for one more estimator, if the estimator has options.
+
+  Raises:
+    ConfigError: another setting has the estimator's name.
+  """
+  options = record.options
+  present = not dataclasses.fields(options) or isinstance(getattr(settings, record.name, None), options)
+  return settings if present else _with_groups(settings, {record.name: record})
 
 
 def _with_groups(settings: DistillationSettings, records: dict[str, estimators.Estimator]) -> DistillationSettings:

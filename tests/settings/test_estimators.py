@@ -99,6 +99,24 @@ def test_an_estimator_in_a_module_of_the_users_own(changed, mistake, module):
   assert "config.distillation.mine.beta is not a setting; " in mistake(config)
 
 
+@pytest.mark.parametrize("name", ["csd", "weighting", "sds"])
+def test_a_module_whose_estimator_has_the_name_of_a_setting(changed, mistake, module, monkeypatch, name):
+  monkeypatch.setattr(sys.modules[module], "MINE", dataclasses.replace(MINE, name=name))
+  assert f"an estimator cannot be named {name!r}" in mistake(changed({"distillation.estimator": f"{module}:MINE"}))
+
+
+@pytest.mark.parametrize("name", ["my-est", "2nd", "class", ""])
+def test_a_name_that_cannot_be_a_group(name):
+  with pytest.raises(ValueError, match="must be a Python identifier"):
+    dataclasses.replace(MINE, name=name)
+
+
+def test_a_registered_estimator_by_its_module(changed):
+  by_module = changed({"distillation.estimator": "sds_jax.diffusion.estimators.ism:SPEC"})
+  options = settings.validate(changed({"distillation.estimator": "ism"})).distillation.ism
+  assert settings.validate(by_module).distillation.ism == options
+
+
 @pytest.mark.parametrize("name", ["no_such_module:MINE", "an_estimator_of_my_own:OURS", "math:pi"])
 def test_a_module_without_an_estimator(changed, mistake, module, name):
   message = mistake(changed({"distillation.estimator": name}))

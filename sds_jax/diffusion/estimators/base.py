@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import keyword
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -327,6 +328,9 @@ def _required(fn: EstimateFn) -> set[str]:
 
 def _contradictions(record: Estimator) -> Iterator[str]:
   """Yields the contradictions within a record."""
+  if not record.name.isidentifier() or keyword.iskeyword(record.name):
+    yield "name is not legal: it names a group of settings, so it must be a Python identifier, such as 'my_estimator'"
+    return
   if unknown := sorted(record.needs - NEEDS.keys()):
     yield f"needs={unknown[0]!r} is not legal: it must be one of {', '.join(NEEDS)}"
     return
