@@ -20,10 +20,10 @@ from sds_jax.priors import published
 from sds_jax.priors.prior import Prior
 from sds_jax.prng import seeded_key
 from sds_jax.schema import ConfigError
+from sds_jax.settings.generator import FIELD
 from sds_jax.settings.recipes import text3d as recipes
 from sds_jax.settings.text3d import Text3D
 from sds_jax.tasks import priors
-from sds_jax.tasks.object_task import FIELD
 from sds_jax.tasks.text3d import LARGER_PRIOR, Text3DTask
 from sds_jax.training.optimizer import make_optimizer
 from sds_jax.training.parallel import Share

@@ -24,7 +24,7 @@ from sds_jax.shapeworld.sample_photos import Truth
 from sds_jax.shapeworld.score_prior import colour_name
 from sds_jax.training.state import TrainState
 from sds_jax.settings.camera import CameraSettings
-from sds_jax.generators.field import FieldGenerator
+from sds_jax.tasks.outputs import ObjectGenerator
 from sds_jax.views import cameras
 
 BEST_PSNR = 100.0
@@ -37,7 +37,7 @@ def hidden_views(azimuth: float) -> np.ndarray:
   return np.cos(np.arctan2(position[:, 1], position[:, 0]) - azimuth) < 0.0
 
 
-def score(generator: FieldGenerator, camera: CameraSettings, state: TrainState, truth: Truth, photo: Photo,
+def score(generator: ObjectGenerator, camera: CameraSettings, state: TrainState, truth: Truth, photo: Photo,
           azimuth: float, elevation: float) -> dict[str, Any]:
   """Returns all scores of one object.
 
@@ -53,10 +53,10 @@ def score(generator: FieldGenerator, camera: CameraSettings, state: TrainState, 
   Returns:
     reference_psnr (the photo and a render from its camera, on white at 64x64, dB, at most BEST_PSNR), silhouette_iou
     (mean over 16 views), worst_view_iou, seen_iou and unseen_iou (means over the views within 90 degrees of azimuth of
-    the photo's camera, and over all other views), volume_iou, colour_error (mean absolute difference of RGB where scene
-    and object overlap; 1 without overlap), colours_right and unseen_colours_right (whether the mean colour of each
-    part, in all views and in the unseen views, is nearest in direction to the colour in the caption; a part that is
-    hidden in all those views does not count), empty, full.
+    the photo's camera, and over all other views), volume_iou (of an object with a density), colour_error (mean
+    absolute difference of RGB where scene and object overlap; 1 without overlap), colours_right and
+    unseen_colours_right (whether the mean colour of each part, in all views and in the unseen views, is nearest in
+    direction to the colour in the caption; a part that is hidden in all those views does not count), empty, full.
   """
   distance, fov_y = camera.distance[0], math.radians(camera.fov_deg[0])
   pose = sample_photos.PhotoPose(azimuth, elevation, distance, fov_y, photo.frame.scale, photo.frame.shift)
@@ -72,17 +72,20 @@ def score(generator: FieldGenerator, camera: CameraSettings, state: TrainState, 
   lit, inside = jax.device_get(_traced(exact, shots, light, np.float32(truth.ambient)))
   albedo, _ = jax.device_get(_traced(exact, shots, light, np.float32(1.0)))
   by_view, hidden = scores.iou(inside, opacity > 0.5), hidden_views(azimuth)
-  points, solid, filled = scores.solid_points(generator, state)
   overlap = inside & (opacity > 0.5)
   colour = rgb / np.maximum(opacity, 1e-3)[..., None]
   error = float(np.abs(colour - lit)[overlap].mean()) if overlap.any() else 1.0
   spec = captions.parse(truth.caption)
+  volume, filled = {}, 0.0
+  if generator.density:
+    points, solid, filled = scores.solid_points(generator, state)
+    points = sample_photos.points_to_scene_frame(points, truth, pose)
+    volume = dict(volume_iou=scores.volume_iou(exact, points, solid))
   return dict(
       reference_psnr=psnr(photo_view, photo),
       silhouette_iou=float(by_view.mean()), worst_view_iou=float(by_view.min()),
       seen_iou=float(by_view[~hidden].mean()), unseen_iou=float(by_view[hidden].mean()),
-      volume_iou=scores.volume_iou(exact, sample_photos.points_to_scene_frame(points, truth, pose), solid),
-      colour_error=error, colours_right=_colours_right(spec, albedo, inside, overlap, colour),
+      **volume, colour_error=error, colours_right=_colours_right(spec, albedo, inside, overlap, colour),
       unseen_colours_right=_colours_right(spec, albedo[hidden], inside[hidden], overlap[hidden], colour[hidden]),
       **scores.flags(opacity, filled))
 

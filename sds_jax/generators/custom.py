@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import jax
@@ -93,6 +95,14 @@ class CustomGenerator:
     return composite(self.representation.render(params["field"], camera, self.size, k_render),
                      behind.reshape(directions.shape))
 
+  def render_reference(self, params: Params, grid: Any, camera: Camera, background: Array, key: Array, progress: Array,
+                       normals: bool) -> tuple[RenderOutput, Array]:
+    """Renders one view [1, size, size] over `background` [1, size, size, 3]; no samples overflow; consumes `key`."""
+    del grid, progress, normals
+    rendered = self.representation.render(params["field"], jax.tree.map(lambda leaf: leaf[0], camera), self.size, key)
+    out = composite(rendered, background[0])
+    return jax.tree.map(lambda leaf: leaf[None], out), jnp.zeros(())
+
   def update_buffers(self, params: Params, buffers: Any, step: Array, progress: Array, key: Array) -> Any:
     """Returns `buffers`: a user's representation has none."""
     del params, step, progress, key
@@ -137,8 +147,13 @@ _EXPECTED = ("it must be an importable module and its function (size) -> an obje
              "render(params, camera, size, key) -> dict(rgb=[size, size, 3], opacity=[size, size])")
 
 
-def load_representation(name: str, size: int) -> Representation:
+def load_representation(name: str, size: int, read: Mapping[str, str] = MappingProxyType({})) -> Representation:
   """Imports and calls the user's function, and checks shapes without computing anything.
+
+  Args:
+    name: "package.module:function".
+    size: side of the training renders, pixels.
+    read: {"depth" or "normals": setting with its value that reads the image}.
 
   Raises:
     GeneratorError: the module cannot be imported, the function fails, or shapes or types are wrong.
@@ -160,6 +175,9 @@ def load_representation(name: str, size: int) -> Representation:
     if shapes.get(field) != (wanted[field], jnp.float32):
       shape, dtype = shapes.get(field, ("nothing", ""))
       raise GeneratorError(f"{name!r}: render returns {field} {shape} {dtype}; it must be {wanted[field]} float32")
+  for field in read.keys() - shapes.keys():
+    raise GeneratorError(f"{name!r}: render returns no {field}, which {read[field]} reads: return {field}, or set "
+                         "that to 0.0")
   if wrong := [leaf for leaf in jax.tree.leaves(params) if not jnp.issubdtype(leaf.dtype, jnp.floating)]:
     raise GeneratorError(f"{name!r}: init returns a parameter {wrong[0]}: only floating-point arrays can be learnt; "
                          "keep other arrays in the object")

@@ -119,6 +119,26 @@ class FieldGenerator:
     # whole step: a mode per view would turn `cond` into `select` under vmap, which computes both branches.
     return jax.lax.cond(shading.mode == ALBEDO, bare, shaded, field_params)
 
+  def render_reference(self, params: Params, grid: Any, camera: Camera, background: Array, key: Array, progress: Array,
+                       normals: bool) -> tuple[RenderOutput, Array]:
+    """Renders one unshaded view of one object over a given background.
+
+    Args:
+      params, grid: of the object.
+      camera: leaves [1, ...].
+      background: [1, size, size, 3].
+      key: consumed by the places of samples.
+      progress: [] fraction of the run.
+      normals: whether the view has normals, which cost time.
+
+    Returns:
+      The view [1, size, size] and the overflow of the sample budget [].
+    """
+    field, field_params = self.schedule.at(self.field, params["field"], progress)
+    options = dataclasses.replace(self.options, normals=self.normals if normals else "none")
+    return render_views(field, field_params, camera, self.size, self.size, background, key[None], options=options,
+                        grid=grid)
+
   def update_buffers(self, params: Params, buffers: Any, step: Array, progress: Array, key: Array) -> Any:
     """Updates a share of the occupancy grid every `occupancy.every` steps, from `occupancy.start_step` on."""
     o = self.occupancy

@@ -3,15 +3,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from sds_jax.priors import sources
-from sds_jax.schema import folder, group, one_of, sentence, setting, whole
+from sds_jax.schema import folder, group, is_group, one_of, sentence, setting, whole
 from sds_jax.settings.background import BackgroundSettings
 from sds_jax.settings.camera import CameraSettings
 from sds_jax.settings.distillation import DistillationSettings, with_estimators
 from sds_jax.settings.export import ExportSettings
 from sds_jax.settings.field import FieldSettings
-from sds_jax.settings.generator import ObjectGeneratorSettings
+from sds_jax.settings.generator import FIELD, ObjectGeneratorSettings
 from sds_jax.settings.loss import LossSettings, ObjectLossSettings
 from sds_jax.settings.optimizer import OptimizerSettings
 from sds_jax.settings.prior import PriorSettings, prior_mismatch
@@ -62,6 +63,21 @@ class RunSettings:
              f"views have nothing in common: set that to 1, or {remedy}")
 
 
+_OF_FIELDS = ("field", "occupancy", "shading", "render.num_samples", "render.candidates", "render.block_points",
+              "render.normals", "export.mesh_resolution", "export.mesh_threshold", "export.num_samples",
+              "loss.orientation")
+"""Settings and groups that only the package's own field reads."""
+
+
+def concerns_fields(name: str) -> bool:
+  """Returns whether the setting of a dotted name has no effect on a 3D representation of the user's own.
+
+  >>> concerns_fields("field.mlp.hidden"), concerns_fields("render.height")
+  (True, False)
+  """
+  return any(name == part or name.startswith(f"{part}.") for part in _OF_FIELDS)
+
+
 @dataclasses.dataclass(frozen=True)
 class ObjectSettings(RunSettings):
   """The settings of the tasks that make an object."""
@@ -84,12 +100,27 @@ class ObjectSettings(RunSettings):
   def relations(self, path: str) -> Iterator[str]:
     """Yields contradictions between the groups."""
     yield from super().relations(path)
+    if self.generator.name != FIELD:
+      only = {name: value for name, value in flat(type(self)()).items() if concerns_fields(name)}
+      if self.loss.orientation == 0.0:
+        del only["loss.orientation"]  # switched off is what it is
+      yield from without_effect(self, path, only, "has no effect on a representation of your own "
+                                f"({path}.generator.name={self.generator.name!r})")
     if self.parallel.shard_prior and self.training.guidance_every:
       yield (f"{path}.training.guidance_every={self.training.guidance_every} needs the whole prior on one device, but "
              f"{path}.parallel.shard_prior=True: set one of them to 0 or False")
     if self.camera.distance[0] <= self.field.bound:
       yield (f"{path}.camera.distance={self.camera.distance!r} puts cameras inside the object's ball of radius "
              f"{path}.field.bound={self.field.bound}: the smallest distance must be larger")
+
+
+def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+  """Returns a tree of settings as {dotted name: value}."""
+  values = {}
+  for field in dataclasses.fields(settings):
+    value, name = getattr(settings, field.name), f"{prefix}{field.name}"
+    values |= flat(value, f"{name}.") if is_group(value) else {name: value}
+  return values
 
 
 def without_effect(settings: RunSettings, path: str, only: dict[str, object], reason: str) -> Iterator[str]:

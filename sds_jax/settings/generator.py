@@ -34,8 +34,9 @@ def _generator_name(names: tuple[str, ...]) -> Legal:
 class ObjectGeneratorSettings:
   """The 3D representation that is optimized.
 
-  A name package.module:function calls function(settings), which returns a generator of your own; `field`, `background`,
-  `render` and `occupancy` are then yours to read.
+  A name package.module:function calls function(size) with the side of the training renders in pixels; the function
+  returns a 3D representation of your own. It is composited over `background`. `field`, `occupancy` and `shading` have
+  no effect on it.
   """
   name: str = setting(FIELD, _generator_name((FIELD,)), "the package's field, or a 3D representation of your own")
 

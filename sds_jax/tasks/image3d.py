@@ -69,6 +69,12 @@ class Image3DTask(ObjectTask):
     """The photo's name."""
     return Path(self.settings.image).name
 
+  def read_images(self) -> dict[str, str]:
+    """Returns {optional image of a view: loss of the photo's view that reads it}, for weights that are not 0."""
+    weights = {name: getattr(self.settings.loss, name) for name in ("normals", "smoothness", "depth")}
+    return {name if name == "depth" else "normals": f"config.loss.{name}={weight!r}"
+            for name, weight in weights.items() if weight != 0.0}
+
   def outputs(self, folder: Path | None = None) -> Layout:
     """Returns the names that the run may write: those of an object, and the photo and its maps."""
     kept = photo_lib.copies(self.settings.image, self.settings.picture).values()

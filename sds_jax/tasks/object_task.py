@@ -14,6 +14,7 @@ from sds_jax.generators.viewpoints import Viewpoints
 from sds_jax.io import files, images
 from sds_jax.io.run_files import Layout
 from sds_jax.priors.prior import Prior
+from sds_jax.settings.generator import FIELD
 from sds_jax.settings.image3d import Image3D
 from sds_jax.settings.text3d import Text3D
 from sds_jax.tasks import objects, outputs
@@ -26,10 +27,6 @@ from sds_jax.training.stages import Stage, make_stages
 from sds_jax.training.state import TrainState
 from sds_jax.training.step import Term
 from sds_jax.training.terms.distillation import Distillation
-
-FIELD = "field"
-"""The generator built from the settings; every other name is a "package.module:function" of the user."""
-
 
 class ObjectTask(GeneratorTask):
   """A run that optimises a 3D object.
@@ -75,7 +72,7 @@ class ObjectTask(GeneratorTask):
     viewpoints = Viewpoints(objects.camera_distribution(s.camera), s.training.views, s.camera.stratified)
     background = objects.make_background(s.background)
     if s.generator.name != FIELD:
-      representation = objects.load_custom(s.generator.name, size)
+      representation = objects.load_custom(s.generator.name, size, self.read_images())
       return CustomGenerator(representation, background, viewpoints, size, s.training.particles)
     return FieldGenerator(
         field=objects.make_field(s.field), background=background,
@@ -84,6 +81,16 @@ class ObjectTask(GeneratorTask):
         schedule=objects.field_schedule(s.field), particles=s.training.particles, normals=s.render.normals,
         always_normals=self.always_normals, as_latent=as_latent, mesh_resolution=s.export.mesh_resolution,
         mesh_threshold=s.export.mesh_threshold)
+
+  def read_images(self) -> dict[str, str]:
+    """Returns {optional image of a view: setting that reads it}, for the settings that are not 0."""
+    until = self.settings.distillation.latent_until
+    return {"normals": f"config.distillation.latent_until={until!r}"} if until > 0.0 else {}
+
+  def check(self) -> None:
+    """Opens the prior, checks the prompts and a representation of the user's own, but reads no weights."""
+    super().check()
+    _ = self.generator
 
   @functools.cached_property
   def stages(self) -> tuple[Stage, ...]:

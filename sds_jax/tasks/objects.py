@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 
@@ -26,14 +26,19 @@ CPU_BLOCK, ACCELERATOR_BLOCK = 4096, 2**18
 """Points of a field that are evaluated at a time: as many as stay in a CPU's cache, or as fit on a GPU."""
 
 
-def load_custom(name: str, size: int) -> Representation:
+def load_custom(name: str, size: int, read: Mapping[str, str]) -> Representation:
   """Loads the user's representation by the name "package.module:function".
+
+  Args:
+    name: of the function.
+    size: side of the training renders, pixels.
+    read: see `load_representation`.
 
   Raises:
     ConfigError: the representation does not work.
   """
   try:
-    return load_representation(name, size)
+    return load_representation(name, size, read)
   except GeneratorError as error:
     raise ConfigError(f"config.generator.name={error}") from error
 

@@ -1,6 +1,7 @@
 """Tests scores of objects made from a photo, where the object is the truth, or wrong in one known way."""
 import dataclasses
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -146,3 +147,13 @@ def test_another_camera_scales_the_correct_object(judge):
   assert scored["silhouette_iou"] > 0.93 and scored["volume_iou"] > 0.85 and scored["reference_psnr"] > 16.0
   wrong = judge(camera=(3.8, 20.0))
   assert wrong["silhouette_iou"] < 0.5 and wrong["reference_psnr"] < scored["reference_psnr"] - 3.0
+
+
+def test_an_object_without_density_has_no_volume(monkeypatch):
+  monkeypatch.setattr(scores, "object_views", lambda *_: (np.zeros((17, 64, 64, 3)), np.zeros((17, 64, 64))))
+  monkeypatch.setattr(image_scores, "_traced", lambda *_: (np.zeros((16, 64, 64, 3)), np.zeros((16, 64, 64), bool)))
+  photo = Photo(np.ones((64, 64, 3), np.float32), np.zeros((64, 64), np.float32), Frame())
+  shot = CameraSettings(distance=(2.7, 2.7), fov_deg=(46.0, 46.0))
+  generator = types.SimpleNamespace(density=None)
+  scored = image_scores.score(generator, shot, None, TRUTH, photo, AZIMUTH, ELEVATION)
+  assert scored["empty"] and "volume_iou" not in scored

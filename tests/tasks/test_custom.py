@@ -10,15 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax import settings as settings_lib
+from sds_jax import schema, settings as settings_lib, tasks
 from sds_jax.commands.train import train
 from sds_jax.generators import custom
+from sds_jax.generators.protocol import Draws, Views
 from sds_jax.io import files
 from sds_jax.priors import prior as prior_lib
 from sds_jax.schema import ConfigError
-from sds_jax.settings.recipes import text3d as recipes
-from sds_jax.tasks import Text3DTask
+from sds_jax.settings import common
+from sds_jax.settings.recipes import image3d, text3d as recipes
+from sds_jax.tasks import Image3DTask, Text3DTask
 from sds_jax.training import layout as layout_lib
+from sds_jax.training.keys import step_keys
+from sds_jax.training.step import Context
 from sds_jax.views import cameras
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,10 +79,16 @@ def module(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def make_task(tiny_settings):
+def own_settings(tiny_settings):
+  """The tiny settings without those that have no effect on a representation of one's own."""
+  return {name: value for name, value in tiny_settings.items() if not common.concerns_fields(name)}
+
+
+@pytest.fixture(scope="module")
+def make_task(own_settings):
   def make(changes=None):
     config = recipes.from_words("my_ball:make,shapeworld")
-    config.update_from_flattened_dict({**tiny_settings, **(changes or {})})
+    config.update_from_flattened_dict({**own_settings, **(changes or {})})
     return Text3DTask(settings_lib.validate(config))
   return make
 
@@ -94,6 +104,28 @@ def test_a_run_leaves_what_a_run_leaves(make_task, tmp_path):
   state = make_task().restore(tmp_path)
   begun = task.new_state(jax.random.key(0))
   assert float(state.params["field"]["radius"]) != float(begun.params["field"]["radius"])
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_photo_is_compared_with_either_representation(tiny_image_settings, own):
+  """Traces the losses of the photo's view; a representation without normals and depth gives zeros."""
+  config = settings_lib.defaults("image3d")
+  config.update_from_flattened_dict({name: value for name, value in tiny_image_settings.items()
+                                     if not own or not common.concerns_fields(name)})
+  config.generator.name = "my_ball:make" if own else "field"
+  task = Image3DTask(settings_lib.validate(config))
+  term = task.photo_terms(None, None, task.stages[0])[-1]
+  size = term.generator.size
+  photo = dict(photo=jnp.ones((size, size, 4)), azimuth=jnp.float32(0.3), elevation=jnp.float32(0.2))
+
+  def run(key):
+    state = task.new_state(key)
+    draws = Draws(step_keys(key, jnp.int32(0)), jnp.arange(2), jnp.float32(0.5))
+    return term(Views(jnp.zeros((2, size, size, 3)), {}), Context(state.params, state, {}, {}, photo, draws))
+
+  total, parts = jax.eval_shape(run, jax.random.key(1))
+  assert total.shape == () and {name: value.shape for name, value in parts.items()} == dict.fromkeys(parts, ())
+  assert set(parts) == {"rgb", "mask", "reference_overflow"}
 
 
 def test_the_image_of_the_ball_is_a_disc():
@@ -141,7 +173,36 @@ def test_the_console_command_finds_modules_in_the_current_folder(tmp_path):
     ("my_ball:nothing", "AttributeError"), ("no_such_module:make", "ModuleNotFoundError"),
     ("my_ball:broken", "no such shape"), ("my_ball:no_opacity", "render returns opacity nothing"),
     ("my_ball:wrong_size", r"rgb \(4, 4, 3\)"), ("my_ball:whole_numbers", "only floating-point arrays can be learnt")])
-def test_a_representation_that_does_not_work(tiny_config, name, words):
-  task = Text3DTask(settings_lib.validate(tiny_config({"generator.name": name})))
+def test_a_representation_that_does_not_work(make_task, name, words):
+  task = make_task({"generator.name": name})
   with pytest.raises(ConfigError, match=f"config.generator.name='{name}'.*{words}"):
     task.generator  # noqa: B018
+
+
+@pytest.mark.parametrize("job, changes, images", [
+  ("text3d", {"distillation.latent_until": 0.5}, "normals"), ("image3d", {"loss.smoothness": 2.0}, "normals"),
+  ("image3d", {"loss.depth": 1.0, "picture.depth": "depth.png"}, "depth")])
+def test_images_that_a_setting_reads(job, changes, images):
+  config = settings_lib.defaults(job)
+  config.update_from_flattened_dict({**changes, "generator.name": "my_ball:make"})
+  (setting, value), *_ = changes.items()
+  with pytest.raises(ConfigError, match=f"render returns no {images}, which config.{setting}={value}"):
+    tasks.of(settings_lib.validate(config)).generator  # noqa: B018
+
+
+@pytest.mark.parametrize("name, value", [
+  ("field.mlp.hidden", 8), ("occupancy.every", 0), ("shading.ambient", 0.25), ("render.num_samples", 8),
+  ("export.num_samples", 8), ("loss.orientation", 0.5)])
+def test_settings_without_effect_are_refused(make_task, name, value):
+  with pytest.raises(ConfigError, match=f"{name}={value} has no effect on a representation of your own.*leave it"):
+    make_task({name: value})
+
+
+@pytest.mark.parametrize("of_job, words", [
+  (recipes, "dreamfusion,my_ball:make"), (recipes, "my_ball:make,sd15"), (image3d, "my_ball:make,magic123")])
+def test_recipes_with_a_representation_of_ones_own(of_job, words):
+  config = of_job.from_words(words)
+  own, default = (common.flat(schema.read(settings_lib.reference(config), c, relations=False))
+                  for c in (config, settings_lib.defaults(config.job)))
+  different = {name for name in own if own[name] != default[name]}
+  assert "generator.name" in different and not any(map(common.concerns_fields, different))

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from sds_jax.priors import sources
 from sds_jax.schema import ConfigError
 from sds_jax.settings.recipes import text3d
-from sds_jax.settings.recipes.words import split, take_generator
+from sds_jax.settings.recipes.words import split, take_generator, use_generator
 from sds_jax.settings.trees import defaults
 
 _ZERO123: dict[str, Any] = {
@@ -73,7 +73,7 @@ def from_words(words: str) -> ConfigDict:
   config = defaults("image3d")
   config.update_from_flattened_dict({**_of_recipe(recipe, prior), "prior.name": prior})
   if generator:
-    config.generator.name = generator
+    use_generator(config, generator)
   return config
 
 

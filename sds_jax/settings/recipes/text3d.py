@@ -43,7 +43,7 @@ from ml_collections import ConfigDict
 from sds_jax.priors import sources
 from sds_jax.priors.loading.files import read_json
 from sds_jax.schema import ConfigError
-from sds_jax.settings.recipes.words import split, take_generator
+from sds_jax.settings.recipes.words import split, take_generator, use_generator
 from sds_jax.settings.trees import defaults
 
 Settings = dict[str, Any]
@@ -212,7 +212,7 @@ def from_words(words: str) -> ConfigDict:
     _apply(config, RECIPES[name], prior)
   config.prior.name = prior
   if generator:
-    config.generator.name = generator
+    use_generator(config, generator)
   return config
 
 

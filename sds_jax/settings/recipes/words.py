@@ -1,8 +1,12 @@
 """The words behind the colon of --config=FILE:WORDS."""
 from __future__ import annotations
 
+from ml_collections import ConfigDict
+
 from sds_jax.schema import ConfigError
+from sds_jax.settings.common import concerns_fields, flat
 from sds_jax.settings.generator import is_users_own
+from sds_jax.settings.trees import TREES
 
 
 def split(words: str) -> list[str]:
@@ -28,3 +32,10 @@ def take_generator(words: str) -> tuple[str | None, str]:
   if len(generators) > 1:
     raise ConfigError(f"{words!r} names more than one generator ({', '.join(generators)}): keep one")
   return (generators[0] if generators else None), ",".join(word for word in given if word not in generators)
+
+
+def use_generator(config: ConfigDict, name: str) -> None:
+  """Chooses a 3D representation of the user's own; settings of fields, which it does not read, get their defaults."""
+  config.generator.name = name
+  own = flat(TREES[config.job]())
+  config.update_from_flattened_dict({setting: value for setting, value in own.items() if concerns_fields(setting)})

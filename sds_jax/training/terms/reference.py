@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from sds_jax.diffusion.scalars import ScalarSpec, schedule_value
 from sds_jax.fields.background import plain_colour
+from sds_jax.generators.custom import CustomGenerator
 from sds_jax.generators.field import FieldGenerator
 from sds_jax.generators.protocol import Views
-from sds_jax.rendering.render import render_views
 from sds_jax.training.step import Context
 from sds_jax.types import Array, Camera, RenderOutput
 from sds_jax.views import cameras
@@ -45,7 +45,7 @@ class Reference:
     distance: of the photo's camera, world units.
     fov_y: vertical field of view of the photo's camera, radians.
   """
-  generator: FieldGenerator
+  generator: FieldGenerator | CustomGenerator
   weights: tuple[tuple[str, ScalarSpec], ...]
   distance: float
   fov_y: float
@@ -62,12 +62,9 @@ class Reference:
     size = generator.size
     background = jnp.broadcast_to(plain_colour(k_background)[None, None, None], (1, size, size, 3))
     names = [name for name, _ in self.weights]
-    normals = generator.normals if {"normals", "smoothness"} & set(names) else "none"
-    field, field_params = generator.schedule.at(generator.field, context.params["field"], progress)
     camera = photo_camera(data, self.distance, self.fov_y)
-    out, overflow = render_views(
-        field, field_params, camera, size, size, background, k_jitter[None],
-        options=dataclasses.replace(generator.options, normals=normals), grid=context.state.occupancy)
+    out, overflow = generator.render_reference(context.params, context.state.occupancy, camera, background, k_jitter,
+                                               progress, normals=bool({"normals", "smoothness"} & set(names)))
     values = {name: LOSSES[name](out, data, background, camera) for name in names}
     total = sum(schedule_value(weight, progress) * values[name] for name, weight in self.weights)
     return total, dict(values, reference_overflow=overflow)
