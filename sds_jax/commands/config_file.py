@@ -75,7 +75,10 @@ def _described(error: Exception, path: str) -> str:
   """Returns an error in words: its type, but of the plain kinds, its message, and its line in the user's file."""
   name = "" if isinstance(error, (OSError, AttributeError)) else f"{type(error).__name__}: "
   lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-  return f"{name}{error}" + (f" (line {lines[-1]} of {path})" if lines else "")
+  moved = isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "sds_jax"
+  return (f"{name}{error}" + (f" (line {lines[-1]} of {path})" if lines else "") +
+          ("; names that have moved are listed in CHANGELOG.md under \"Moved\": settings and recipes are now in "
+           "sds_jax.settings" if moved else ""))
 
 
 def _first(error: BaseException, kind: type[Exception]) -> Any:

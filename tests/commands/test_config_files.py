@@ -23,3 +23,13 @@ def test_words(name, words, from_words):
 @pytest.mark.parametrize("name, task", [("text", "text3d"), ("image", "image3d"), ("image2d", "image2d")])
 def test_without_words(name, task):
   assert isinstance(settings.validate(config_file.load(f"{CONFIGS / name}.py")), settings.TREES[task])
+
+
+@pytest.mark.parametrize("line, moved", [
+  ("from sds_jax.training import recipes", True), ("import sds_jax.training.validation", True),
+  ("from sds_jax import Generator", True), ("import no_such_module", False)])
+def test_a_file_that_imports_what_has_moved(tmp_path, line, moved):
+  (tmp_path / "old.py").write_text(f"{line}\n", encoding="utf-8")
+  with pytest.raises(config_file.UsageError, match="line 1 of") as caught:
+    config_file.load(str(tmp_path / "old.py"))
+  assert ("settings and recipes are now in sds_jax.settings" in str(caught.value)) == moved
