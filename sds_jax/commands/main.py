@@ -96,8 +96,6 @@ class _Run:
     from sds_jax import settings as settings_lib, tasks
     from sds_jax.schema import ConfigError
     a = self.arguments
-    if a.mode not in flags.MODES:
-      raise ConfigError(f"--mode={a.mode} is not legal: it must be one of {', '.join(flags.MODES)}")
     if a.mode == "train":
       if a.config is None:
         raise ConfigError("no settings given: say --config=configs/text.py")

@@ -205,7 +205,7 @@ class Image3DTask(ObjectTask):
     reference = Reference(stage.generator, weights, s.camera.distance[0], math.radians(s.camera.fov_deg[0]))
     return [*terms, *objects.regularisers(s.loss), reference]
 
-  def write(self, state: TrainState, folder: Path, timings: dict[str, float], comparison: Path | None = None) -> None:
+  def write(self, state: TrainState, folder: Path, timings: dict[str, float]) -> None:
     """Writes all outputs, and reference.png: the photo beside the object from the same viewpoint."""
     photo, about = photo_lib.stored_photo(folder)
     viewpoint = dict(azimuth=jnp.float32(about["azimuth"]), elevation=jnp.float32(about["elevation"]))
@@ -217,4 +217,4 @@ class Image3DTask(ObjectTask):
     rows = [[photos.resize_square(photo.rgb, size), mask], [out.rgb, np.repeat(out.opacity[..., None], 3, -1)]]
     comparison = images.write_png(images.tile_rows(rows, ["photo", "object"], titles=("", "colour", "opacity")),
                                   folder / "reference.png")
-    super().write(state, folder, timings, comparison)
+    self.write_all(state, folder, timings, comparison)

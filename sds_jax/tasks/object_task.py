@@ -142,8 +142,13 @@ class ObjectTask(GeneratorTask):
     self.write(state, folder, files.read_json(folder / "timings.json"))
     outputs.print_done(started, folder / "report.html")
 
-  def write(self, state: TrainState, folder: Path, timings: dict[str, float], comparison: Path | None = None) -> None:
-    """Writes all outputs of a state, of each particle into its own folder.
+  def write(self, state: TrainState, folder: Path, timings: dict[str, float]) -> None:
+    """Writes all outputs of a state, of each particle into its own folder."""
+    self.write_all(state, folder, timings)
+
+  def write_all(self, state: TrainState, folder: Path, timings: dict[str, float],
+                comparison: Path | None = None) -> None:
+    """Writes the outputs of `write`.
 
     Args:
       state: of the whole run.
