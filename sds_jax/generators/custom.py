@@ -125,13 +125,24 @@ class CustomGenerator:
   """A user's representation need not have a density, so volumes are not scored."""
 
   def export(self, params: Params, buffers: Any, folder: Path) -> Exported:
-    """Calls the representation's own `export`, if it has one."""
+    """Calls the representation's own `export`, if it has one.
+
+    Raises:
+      GeneratorError: that function fails or returns no paths. An OSError, such as of a full disk, passes.
+    """
     del buffers
     export = getattr(self.representation, "export", None)
-    written = dict(export(params["field"], folder) or {}) if export else {}
+    try:
+      returned = dict(export(params["field"], folder) or {}) if export else {}
+      written = {what: Path(path) for what, path in returned.items()}
+    except OSError:
+      raise
+    except Exception as error:  # whatever a user's code raises; the other outputs are still written
+      raise GeneratorError(f"export of your representation does not work ({type(error).__name__}: {error}); it must "
+                           "return {what: path} of the files that it has written") from error
     for path in written.values():
       run_files.note(path)
-    return Exported({what: [Path(path)] for what, path in written.items()})
+    return Exported({what: [path] for what, path in written.items()})
 
 
 def composite(out: dict[str, Array], background: Array) -> RenderOutput:

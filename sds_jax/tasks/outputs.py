@@ -144,12 +144,15 @@ def write_outputs(generator: ObjectGenerator, view: ObjectView, state: TrainStat
     written["turntable"] = write_turntable(view, state, folder)
   else:
     _delete(folder, *TURNTABLES)
-  if view.export.mesh:
+  own = isinstance(generator, CustomGenerator)
+  if view.export.mesh or own:  # files of a user's own need not be meshes
     try:
       exported = generator.export(state.shown, state.occupancy, folder)
     except ValueError as error:
-      print(f"no mesh: {error}")
-  if exported is None:
+      print(f"no {'files' if own else 'mesh'}: {error}")
+  for what, paths in exported.files.items() if own and exported else ():
+    print(f"  {what}: {', '.join(map(str, paths))}")
+  if exported is None or exported.mesh is None:
     _delete(folder, "mesh.glb", "mesh.obj")
   timings = dict(timings, export_s=time.perf_counter() - started)
   report.write_report(

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
 import jax
@@ -19,7 +20,8 @@ from sds_jax.priors import prior as prior_lib
 from sds_jax.schema import ConfigError
 from sds_jax.settings import common
 from sds_jax.settings.recipes import image3d, text3d as recipes
-from sds_jax.tasks import Image3DTask, Text3DTask
+from sds_jax.settings.export import ExportSettings
+from sds_jax.tasks import Image3DTask, Text3DTask, outputs
 from sds_jax.training import layout as layout_lib
 from sds_jax.training.keys import step_keys
 from sds_jax.training.step import Context
@@ -206,3 +208,20 @@ def test_recipes_with_a_representation_of_ones_own(of_job, words):
                   for c in (config, settings_lib.defaults(config.job)))
   different = {name for name in own if own[name] != default[name]}
   assert "generator.name" in different and not any(map(common.concerns_fields, different))
+
+
+@pytest.mark.parametrize("export, line", [
+  (lambda params, folder: dict(ball=folder / "ball.txt"), "ball: "),
+  (lambda params, folder: 1 / 0, "ZeroDivisionError"), (lambda params, folder: dict(ball=3), "TypeError")])
+def test_the_report_is_written_whatever_the_own_export_does(tmp_path, monkeypatch, capsys, export, line):
+  """Replaces the renders and the report; files of a mesh of an earlier run are gone."""
+  monkeypatch.setattr(outputs, "write_renders", lambda *_: tmp_path / "renders.png")
+  monkeypatch.setattr(outputs.report, "write_report", lambda folder, *_, **__: (folder / "report.html").write_text(""))
+  monkeypatch.setattr(outputs.run_files, "delete", lambda path: path.unlink(missing_ok=True))
+  (tmp_path / "mesh.glb").write_text("")
+  generator = custom.CustomGenerator(types.SimpleNamespace(export=export), None, None, 16)
+  view = types.SimpleNamespace(export=ExportSettings(mesh=False, turntable=False))
+  state = types.SimpleNamespace(shown=dict(field={}), occupancy=None)
+  outputs.write_outputs(generator, view, state, tmp_path, outputs.ReportPage("a ball", {}), {})
+  assert line in capsys.readouterr().out
+  assert (tmp_path / "report.html").is_file() and not (tmp_path / "mesh.glb").exists()
