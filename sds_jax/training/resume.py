@@ -130,7 +130,8 @@ def check_same_object(settings: Any, workdir: Path, checkpoints: Checkpoints) ->
     before = workspace.stored_settings(workdir)
   else:  # deleted by the user; the checkpoint has the settings, too
     with contextlib.suppress(DamagedCheckpointError):
-      before = checkpoints.metadata(checkpoints.latest_step()).get("config", {})
+      if stored := checkpoints.metadata(checkpoints.latest_step()).get("config"):
+        before = workspace.settings_of_checkpoint(stored, workdir)
   if not before:
     return
   for name in ("prompt", "seed"):

@@ -177,11 +177,25 @@ def stored_settings(folder: Path) -> dict[str, Any]:
   Raises:
     WorkdirError: the file cannot be read.
   """
-  config = stored_config(folder, {})
+  return _in_todays_form(stored_config(folder, {}), folder / "config.json")
+
+
+def settings_of_checkpoint(stored: dict[str, Any], folder: Path) -> dict[str, Any]:
+  """Returns the settings in the metadata of a checkpoint as `stored_settings` returns those of config.json.
+
+  Raises:
+    WorkdirError: they are not the settings of this version.
+  """
+  config = schema.to_config(settings_lib.reference(ConfigDict(stored)))
+  _fill(config, stored)
+  return _in_todays_form(config, folder / "checkpoints")
+
+
+def _in_todays_form(config: ConfigDict, where: Path) -> dict[str, Any]:
   try:
     return schema.to_dict(schema.read(settings_lib.reference(config), config, ranges=False))
   except schema.ConfigError as error:
-    raise WorkdirError(f"{folder / 'config.json'} does not have the settings of this version ({error}); "
+    raise WorkdirError(f"{where} does not have the settings of this version ({error}); "
                        "give another --workdir, or use --config.resume=never to start anew there") from error
 
 

@@ -183,3 +183,11 @@ def test_damaged_settings(tmp_path, text):
   with pytest.raises(WorkdirError, match="config.json cannot be read") as caught:
     workspace.stored_config(tmp_path, {})
   assert "\n" not in str(caught.value)
+
+
+def test_settings_of_an_old_checkpoint_are_in_todays_form(frozen, tmp_path):
+  """Checkpoints of earlier versions hold a constant as (v,)."""
+  stored = schema.to_dict(frozen)
+  old = json.loads(json.dumps(stored))
+  old["distillation"].update(clip_norm=[0.0], guidance_rescale=[0.0])
+  assert workspace.settings_of_checkpoint(old, tmp_path) == stored
