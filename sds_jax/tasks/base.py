@@ -57,12 +57,13 @@ class GeneratorTask:
     raise NotImplementedError
 
   def check(self) -> None:
-    """Opens the prior and checks the prompts, but reads no weights.
+    """Opens the prior and checks devices and prompts, but reads no weights.
 
     Raises:
-      ConfigError: the prior does not suit the task or the prompt.
+      ConfigError: the views do not fit the devices, or the prior does not suit the task or the prompt.
       CheckpointError: files of the prior are missing or damaged.
     """
+    self.make_layout()
     _ = self.opened
 
   def open(self, inputs: Any = None) -> OpenRun:

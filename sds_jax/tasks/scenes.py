@@ -100,9 +100,11 @@ class ScenesTask:
     return self.scenes
 
   def check(self) -> None:
-    """Opens the prior and checks all prompts, but reads no weights."""
+    """Opens the prior and checks devices and all prompts, but reads no weights."""
+    # Not one.check(): whole scenes are spread over the devices here, so a scene's views need not fit them.
+    make_scene_layout(self.settings.parallel, len(self.scenes.prompts))
     self.one.prompts = self.scenes.prompts
-    self.one.check()
+    _ = self.one.generator, self.one.opened
 
   def open(self, inputs: Any = None) -> OpenRun:
     """Loads the prior and makes the program of all scenes."""
