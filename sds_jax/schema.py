@@ -68,6 +68,7 @@ class Legal(NamedTuple):
 
 def finite(value: Any) -> bool:
   """Returns whether a value is a finite number, and no bool."""
+  # bool is a subclass of int, so True would pass for 1.
   return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -91,6 +92,7 @@ def below(low: float, high: float, words: str = "") -> Legal:
 def whole(low: int, high: int = 10**9, words: str = "") -> Legal:
   """Allows whole numbers within limits; without `high` errors name the lower limit only."""
   described = f"a whole number from {low} to {high}" if high != 10**9 else f"a whole number of at least {low}"
+  # Types are checked before ranges (`_same_type`), so that only the limits are left here.
   return Legal(lambda v: low <= v <= high, described + words)
 
 
@@ -152,6 +154,7 @@ def scheduled_values(spec: Any) -> list[float] | None:
   if not spec or not all(isinstance(p, tuple) and len(p) == 2 and all(map(finite, p)) for p in spec):
     return None
   places = [p for p, _ in spec]
+  # Strictly rising: the interpolation divides by the distance of two places.
   rising = all(a < b for a, b in itertools.pairwise(places))
   return [v for _, v in spec] if rising and 0.0 <= places[0] and places[-1] <= 1.0 else None
 
@@ -209,6 +212,7 @@ def group(kind: Callable[[], Any]) -> Any:
 
 def is_group(value: Any) -> bool:
   """Returns whether a value is a group of settings."""
+  # `is_dataclass` is true of a class as well as of its instances.
   return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
@@ -268,6 +272,7 @@ def read(reference: T, config: ConfigDict, prefix: str = "config", ranges: bool 
   Raises:
     ConfigError: the first mistake.
   """
+  # Names first: a misspelt name is a better error than a consequence of its default.
   _check_names_and_types(config, reference, prefix)
   settings = _build(reference, config, prefix, ranges)
   if ranges and relations:
@@ -327,6 +332,7 @@ def _check_names_and_types(config: ConfigDict, reference: Any, prefix: str) -> N
     if not legal.loose and not _same_type(value, default):
       raise ConfigError(f"{path}={value!r} is of type {type(value).__name__}: it must be of type "
                         f"{type(default).__name__}, such as {default!r}, and {legal.describe()}")
+    # Text is written as UTF-8, which has no lone surrogates. Folders may hold any bytes.
     if isinstance(value, str) and legal.text and not _is_text(value):
       raise ConfigError(f"{path}={value!r} is not legal: it must be text, and it holds half a character (a lone "
                         "surrogate); type it again, or set the terminal to UTF-8")
@@ -354,6 +360,7 @@ def _build(reference: T, config: ConfigDict, prefix: str, ranges: bool) -> T:
       fine = not ranges
     if not fine:
       raise ConfigError(f"{path}={given!r} is not legal: it must be {legal.describe()}")
+    # A whole number for a float setting gives the same record as the float.
     values[field.name] = float(value) if isinstance(default, float) and finite(value) else value
   return type(reference)(**values)
 

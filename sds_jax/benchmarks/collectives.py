@@ -8,6 +8,7 @@ from typing import NamedTuple
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "f16": 2, "bf16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8,
           "s64": 8, "u64": 8}
+# Matches the start of an asynchronous pair and never its `-done`, which would count the pair twice.
 _OP = re.compile(rf"= (\([^=]*?\)|\S+) ({'|'.join(KINDS)})(?:-start)?\(")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 

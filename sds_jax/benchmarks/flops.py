@@ -52,6 +52,7 @@ def _of_equation(equation: Any, branch: Rule, trips: int | None) -> float:
   if kind == "conv_general_dilated":
     return _convolution(equation)
   inner = [_of_jaxpr(jaxpr, branch, trips) for jaxpr in _inner_jaxprs(equation.params)]
+  # The body of a scan is traced once and runs `length` times.
   if kind == "scan":
     return equation.params["length"] * sum(inner)
   if kind == "cond":
@@ -67,6 +68,7 @@ def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
   """Yields the jaxprs within an equation (of a jit, a loop, a branch, a custom rule), in order."""
   for value in params.values():
     for item in value if isinstance(value, (tuple, list)) else (value,):
+      # A ClosedJaxpr holds its jaxpr in an attribute; a Jaxpr is one itself.
       item = getattr(item, "jaxpr", item)
       if hasattr(item, "eqns"):
         yield item

@@ -54,6 +54,7 @@ def sample_counts(work: Workload, state: TrainState, draws: StepDraws) -> dict[s
   count = jax.jit(lambda grid, draws: count_wanted_samples(generator, grid, draws))
   wanted = int(count(state.occupancy, draws))
   kept = min(wanted, budget)
+  # The last, partly filled block is evaluated as a whole, hence the ceilings (-(-a // b)).
   blocks_run = 1.0 if block is None or budget <= block else -(-kept // block) / -(-budget // block)
   return dict(budget=budget, wanted=wanted, kept=kept, blocks_run=blocks_run)
 
@@ -71,10 +72,12 @@ def measure(work: Workload, drawer: Callable[[Array], StepDraws], state: TrainSt
   Returns:
     {part: summary of its seconds, and `flops` where the part has products}. Skipped blocks count no FLOPs.
   """
+  # All parts share the draws of one step, so they see the same rays and samples.
   draws = drawer(state.step)
   rule = flops.filled(sample_counts(work, state, draws)["blocks_run"])
   measured: dict[str, dict[str, Any]] = {"draws": timing.summary(timing.repeat(drawer, state.step, repeats=repeats))}
   for mode in modes(work.generator):
+    # The mode is fixed: a step draws it, and shaded renders cost more than unshaded ones.
     lit = dataclasses.replace(draws, shading=draws.shading.replace(mode=jnp.int32(MODES[mode])))
     for name, part in rendering_parts(only_mode(work.generator, mode)).items():
       args = (state.params, state.occupancy, lit)

@@ -133,6 +133,7 @@ def torch_inputs(work: Workload, step: int, draws: StepDraws) -> dict[str, Any]:
                 background=draws.background, jitter=draws.jitter, light=draws.light)
   camera = draws.cond["cond"].get("camera")
   if camera is not None:  # the prior's condition: the vector, and the channels that are concatenated with z_t
+    # The channels behind those of x are the rays; eps only lends its shape.
     rays = unet_input(draws.eps, camera, work.prior.ray_dim)[..., draws.eps.shape[-1]:]
     arrays |= dict(camera=camera, rays=rays.transpose(0, 3, 1, 2))
   weights = {name: float(schedule_value(getattr(loss, name), draws.progress))
@@ -207,6 +208,7 @@ def errors(jax_result: dict[str, Any], torch_result: dict[str, Any], before: Lay
 def check_errors(relative: dict[str, float]) -> None:
   """Raises PeerError if an error of `errors` is beyond its tolerance or not a number."""
   for name, largest in TOLERANCES.items():
+    # Written so that NaN fails, too.
     if not relative[name] <= largest:
       raise PeerError(f"PyTorch does not compute the same: relative error of the {name} {relative[name]:.1e}, allowed "
                       f"{largest:.0e}; no times are compared")
@@ -239,6 +241,7 @@ def compare(work: Workload, drawer: Callable[[jax.Array], StepDraws], compiled: 
     relative = errors(jax_result, process.ask("check", inputs[0]), content["layers"])
     check_errors(relative)
     for turn in range(rounds + 1):
+      # A copy for each turn, because the step is donated its state.
       fresh = jax.block_until_ready(jax.tree.map(jnp.copy, state))
       jax_records = workload.run_steps(work, compiled, fresh, steps + 1)[1]
       torch_records = [dict(seconds=seconds, shaded=one["shaded"])
@@ -264,10 +267,12 @@ class Process:
       content: the payload of `serve`.
       threads: number of PyTorch's threads.
     """
+    # Spawned: JAX's threads may not survive a fork.
     context = multiprocessing.get_context("spawn")
     self._connection, theirs = context.Pipe()
     self._process = context.Process(target=_serve, args=(theirs, module, content, threads), daemon=True)
     self._process.start()
+    # Our copy of the other end: while it is open, `recv` would wait for a process that has died.
     theirs.close()
 
   def __enter__(self) -> Process:

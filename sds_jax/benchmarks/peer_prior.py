@@ -88,6 +88,7 @@ def folders(work: Workload) -> Iterator[dict[str, str]]:
   """Yields {"unet": folder, "vae": folder or ""} for diffusers: the prior's own, or a temporary copy of our weights."""
   with tempfile.TemporaryDirectory() as temporary:
     root = work.prior.source.folder or Path(temporary)
+    # Random weights exist in memory only, and diffusers reads folders.
     if work.prior.source.folder is None:
       for name, params in work.prior_params.items():
         checkpoint.write_component(root / name, name, published.PRIORS[work.prior.name][name], params, jnp.float32)
@@ -122,6 +123,7 @@ def compare(work: Workload, draws: StepDraws, step: Array, *, steps: int, rounds
       block=work.prior.image_size // work.prior.x_shape[0]), threads) as process:
     cotangents = process.ask("check", inputs).transpose(0, 2, 3, 1)
     error = float(np.linalg.norm(cotangents - expected) / np.linalg.norm(expected))
+    # Written so that NaN fails, too.
     if not error <= TOLERANCES[dtype]:
       raise peer.PeerError(f"PyTorch does not compute the same: relative error of the images' gradient {error:.1e}, "
                            f"allowed in {dtype} {TOLERANCES[dtype]:.0e}; no times are compared")

@@ -85,6 +85,7 @@ def count_step(prior: str, views: int) -> tuple[int, float]:
                                      "prior.random_weights": prior in published.PRIORS})
   work = workload.build(Text3DTask(settings_lib.validate(config)), allocate=False)
   state = jax.eval_shape(lambda: workload.first_state(work))
+  # 4 bytes: parameters and gradients are float32, whatever the dtype of the prior.
   size = sum(4 * leaf.size for leaf in jax.tree.leaves(state.params))
   return size, flops.count(workload.make_step(work), state, *work.fixed, branch=flops.filled(FILLED))
 
@@ -130,6 +131,7 @@ def measure(views: int = 16, each: int = 2, rounds: int = 5, steps: int = 4,
   seconds: dict[tuple[int, int], list[float]] = {key: [] for key in programs}
   for program in programs.values():
     program.run(40)  # until the occupancy grid is no longer full
+  # In turns: on a shared machine only times measured side by side can be compared.
   for _ in range(rounds):
     for key, program in programs.items():
       seconds[key].append(program.run(steps) / steps)
@@ -173,6 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--json", type=terminal.user_path, help="file for all numbers")
   parser.add_argument("--rounds", type=int, default=5, help="turns of each number of devices (default: %(default)s)")
   args = parser.parse_args(argv)
+  # Before the first use of a backend, which fixes the platform and the number of devices.
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   jax.config.update("jax_num_cpu_devices", 8)
   record = dict(predicted=predict(), measured=measure(rounds=args.rounds), machine=timing.machine(), mfu=MFU,

@@ -34,6 +34,7 @@ def of_folder(folder: Path) -> dict[str, int]:
   counts = {}
   for path in sorted(folder.glob("*/*.safetensors")):
     with safetensors.safe_open(path, "numpy") as stored:
+      # `get_slice` reads shapes from the header and no tensor.
       count = sum(math.prod(stored.get_slice(name).get_shape()) for name in stored.keys())
     counts[path.parent.name] = counts.get(path.parent.name, 0) + count
   return counts
@@ -44,6 +45,7 @@ def measure() -> dict[str, Any]:
   counted: dict[str, dict[str, int]] = {}  # several names share their networks
   priors = {name: of_folder(sources.shipped_folder(name)) for name in sources.SHIPPED}
   for name, configs in published.PRIORS.items():
+    # Configs hold lists and cannot be keys of a dictionary; their JSON can.
     key = json.dumps(configs, sort_keys=True, default=str)
     if key not in counted:
       counted[key] = of_configs(configs)

@@ -109,6 +109,7 @@ def measure(values: flags.FlagValues) -> dict[str, Any]:
   state, _ = workload.run_steps(work, compiled, state, values.warmup)
   drawer = step_draws.make_drawer(work)
   record["steps"] = {}
+  # Twice: at first rays pass through a full occupancy grid and take more samples than later.
   for _ in range(2):
     counts = parts.sample_counts(work, state, drawer(state.step))
     name = f"from step {int(state.step)}"

@@ -90,4 +90,5 @@ def make_drawer(work: Workload) -> Callable[[Array], StepDraws]:
 def diffusers_scale(settings: DistillationSettings, progress: Array) -> Array:
   """Returns the guidance scale s [] of diffusers' convention, whichever convention the settings have."""
   scale = schedule_value(settings.guidance_scale, progress)
+  # s of diffusers is 1 + omega of DreamFusion (arXiv:2209.14988): 1 and 0 are no guidance.
   return scale + 1 if settings.guidance_convention == "dreamfusion" else scale

@@ -22,6 +22,7 @@ PACKAGES = ("sds_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "diff
 def once(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
   """Calls a function, waits for all arrays of the result, and returns (result, seconds)."""
   started = time.perf_counter()
+  # JAX dispatches and returns at once; without the wait only the dispatch would be timed.
   result = jax.block_until_ready(function(*args))
   return result, time.perf_counter() - started
 
@@ -43,12 +44,15 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
 def matmul_rate(size: int = 2048, repeats: int = 5, dtype: str = "float32") -> float:
   """Returns the FLOP/s of the fastest of `repeats` products of two [size, size] matrices of this dtype."""
   a, b = jax.random.normal(jax.random.key(0), (2, size, size), jnp.dtype(dtype))
+  # HIGHEST: the default precision of float32 products is lower on accelerators.
   product = jax.jit(lambda a, b: jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST))
+  # The fastest call, since other work on the machine only adds time.
   return 2.0 * size**3 / min(repeat(product, a, b, repeats=repeats))
 
 
 def peak_memory_bytes() -> int:
   """Returns the largest resident set of this process so far."""
+  # Kilobytes on Linux, bytes on macOS.
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak if sys.platform == "darwin" else 1024 * peak
 
@@ -60,6 +64,7 @@ def peak_device_bytes() -> int | None:
 
 def cpu_count() -> int:
   """Returns the number of processors that this process may use."""
+  # Affinity and not the machine's count: containers often allow a part of the processors.
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -122,8 +122,10 @@ def make_step(work: Workload) -> StepFn:
 
 def first_state(work: Workload) -> TrainState:
   """Returns the state before the first update."""
+  # Shapes alone: a new state reads no values of the prior, which may not be loaded.
   shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), work.prior_params)
   begin = jax.jit(lambda key: work.program.begin(shapes, work.conditions, key, None))
+  # The same fold as in `training.loop`, so that the benchmark begins as a run does.
   return begin(jax.random.fold_in(work.key, 2**31 - 1))
 
 
@@ -153,6 +155,7 @@ def compile_twice(work: Workload, state: TrainState) -> tuple[Callable, dict[str
 
   with _empty_cache():
     compiled, cold = compile_step(work, state)
+    # JAX tells a hit by an event only; both calls return an executable.
     jax.monitoring.register_event_listener(listen)
     try:
       _, cached = compile_step(work, state)

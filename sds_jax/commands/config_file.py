@@ -61,6 +61,7 @@ def _execute(path: str) -> ModuleType:
     raise FileNotFoundError(f"there is no file {path!r}; " + (f"did you mean --config={near}? " if near else "") +
                             f"the files of settings that ship are {files}; a prompt is given as "
                             "--config=configs/text.py --config.prompt=\"a red cube\"")
+  # An explicit loader, since without one importlib refuses names that do not end in .py.
   loader = importlib.machinery.SourceFileLoader(_MODULE, path)
   spec = importlib.util.spec_from_file_location(_MODULE, path, loader=loader)
   module = importlib.util.module_from_spec(spec)
@@ -74,6 +75,7 @@ def _execute(path: str) -> ModuleType:
 def _described(error: Exception, path: str) -> str:
   """Returns an error in words: its type, but of the plain kinds, its message, and its line in the user's file."""
   name = "" if isinstance(error, (OSError, AttributeError)) else f"{type(error).__name__}: "
+  # Only frames of the user's file: the last line of the traceback may lie in a library.
   lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
   moved = isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "sds_jax"
   return (f"{name}{error}" + (f" (line {lines[-1]} of {path})" if lines else "") +
@@ -83,5 +85,6 @@ def _described(error: Exception, path: str) -> str:
 
 def _first(error: BaseException, kind: type[Exception]) -> Any:
   """Returns the earliest error of a kind that led to `error`, or None."""
+  # __context__ and not __cause__: an error raised while another was handled names its cause only with `from`.
   earlier = _first(error.__context__, kind) if error.__context__ else None
   return earlier or (error if isinstance(error, kind) else None)

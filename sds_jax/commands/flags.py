@@ -65,6 +65,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     ConfigError: a name or a value is no setting; names are checked before anything else.
     SystemExit: the command line asks for help, which has been printed.
   """
+  # Before the flags are read, because absl would print a help page of its own.
   if asked := set(argv[1:]) & _HELP_FLAGS:
     print(help_page.text(take_config(argv[1:])[0], MODES, everything=bool(asked & {"--helpfull", "-helpfull"})))
     raise SystemExit(0)
@@ -183,6 +184,7 @@ def _stored(workdir: str | None) -> ConfigDict:
 
 def _parse_flags(argv: list[str], config: ConfigDict, reference: Any) -> flags.FlagValues:
   """Returns all flags with their values; `config` gets the overrides, `reference` is its tree of settings."""
+  # A set of its own and not the global one, so that a process can parse twice.
   values = flags.FlagValues()
   flags.DEFINE_string("mode", "train", "", flag_values=values)
   flags.DEFINE_string("workdir", None, "", flag_values=values)
@@ -207,6 +209,7 @@ def _parse_flags(argv: list[str], config: ConfigDict, reference: Any) -> flags.F
   if len(rest) > 1:
     given = any(re.match(r"--?config\.(prompt|negative_prompt|image)\b", argument) for argument in argv)
     raise UsageError(mistakes.unexpected(rest[1:], reference, list(values), MODES, given))
+  # absl's logging reads the global flags and warns while they count as not parsed.
   flags.FLAGS.mark_as_parsed()
   return values
 

@@ -76,6 +76,7 @@ def _run(arguments: Arguments, started: float) -> None:
     sys.exit(EXIT_INTERRUPTED)
   except Exception as error:
     line = errors.explain(error, run.folder, arguments.mode, run.job)
+    # What nothing explains is a fault of the library, and its traceback is shown.
     if os.environ.get("SDS_JAX_TRACEBACK") or not (line or isinstance(error, OSError)):
       raise
     fail(line or error)
@@ -154,6 +155,7 @@ class _Run:
     compilation.prepare()  # before the first program is compiled, after which JAX would ignore the cache
     hosts.run_on_all(task.check)
     hosts.run_on_all(lambda: make(*names) if hosts.is_first() else None)
+    # One process speaks for the job; otherwise every line would appear once a process.
     if not hosts.is_first():
       sys.stdout = open(os.devnull, "w", encoding="utf-8")
     return inputs

@@ -102,6 +102,7 @@ def attempt(original: Path, folder: Path, rng: random.Random) -> tuple[str, str,
 
 
 def _outcome(restored: tuple[int, Any] | None, stderr: str, folder: Path) -> str:
+  # Damage may leave the checkpoint as good as new, such as in a file that no reader needs.
   if restored and restored[0] == NEWER and bits(restored[1]) == bits(make_state(NEWER)) and not stderr:
     return OUTCOMES[0]
   warned = stderr.startswith(f"warning: the checkpoint of step {NEWER} ") and stderr.count("\n") == 1

@@ -157,6 +157,7 @@ def tries(configs: Path, scratch: Path, num: int, seed: int, strange: float) -> 
   # If the plain bases were refused, a refusal of all other tries would prove nothing.
   jobs = make_jobs(configs, scratch)
   for number in range(num):
+    # A generator for each try: one try can be repeated without the others.
     rng = random.Random(f"{seed}/{number}")
     job = rng.choice(jobs)
     if number < len(jobs):

@@ -55,8 +55,10 @@ def digest(folder: Path) -> dict[Path, tuple[int, str]]:
   found = {}
   for place, folders, files in os.walk(folder):
     for path in (Path(place) / name for name in (*folders, *files)):
+      # `lstat`, so that a link is judged itself and not its target.
       mode = os.lstat(path).st_mode
       content = os.readlink(path) if stat.S_ISLNK(mode) else ""
+      # Regular files only: opening a pipe would wait for a writer.
       if stat.S_ISREG(mode):
         content = hashlib.sha256(path.read_bytes()).hexdigest()
       found[path] = (stat.S_IFMT(mode), content)

@@ -80,6 +80,7 @@ def run(names: Sequence[str], config: ConfigDict, specs: Sequence[captions.Spec]
   for name, task in chosen.items():
     print(f"{name} ...", flush=True)
     scores[name] = run_task(task, specs, seeds, folder / name)
+  # Written before the timing, which takes long: the scores survive if the timing fails.
   _write(scores, read_times(folder), folder)
   if times:
     _write(scores, step_times(chosen, captions.caption(specs[0])), folder)

@@ -70,9 +70,11 @@ def score(generator: ObjectGenerator, camera: CameraSettings, state: TrainState,
   shots = sample_photos.cameras_to_scene_frame(scores.scoring_cameras(), truth, pose)
   light = np.array(truth.light, np.float32)
   lit, inside = jax.device_get(_traced(exact, shots, light, np.float32(truth.ambient)))
+  # Ambient 1 gives the bare albedo, by which the parts can be told apart.
   albedo, _ = jax.device_get(_traced(exact, shots, light, np.float32(1.0)))
   by_view, hidden = scores.iou(inside, opacity > 0.5), hidden_views(azimuth)
   overlap = inside & (opacity > 0.5)
+  # Renders are over black: the division undoes the product with the opacity.
   colour = rgb / np.maximum(opacity, 1e-3)[..., None]
   error = float(np.abs(colour - lit)[overlap].mean()) if overlap.any() else 1.0
   spec = captions.parse(truth.caption)
@@ -93,6 +95,7 @@ def score(generator: ObjectGenerator, camera: CameraSettings, state: TrainState,
 def psnr(image: np.ndarray, photo: Photo) -> float:
   """Returns the peak signal to noise ratio in dB of a render [S, S, 3] on white and a photo resized to S."""
   error = np.mean((image - resize_square(photo.rgb, len(image))) ** 2)
+  # The floor keeps equal images at BEST_PSNR instead of infinity.
   return -10.0 * math.log10(max(float(error), 10.0 ** (-BEST_PSNR / 10.0)))
 
 

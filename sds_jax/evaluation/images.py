@@ -94,6 +94,7 @@ def run_set(task: Image3DTask, priors: tuple[Prior, Prior | None, Params],
         started = time.perf_counter()
         state = runs.optimise(conditions, seed)
         seconds = time.perf_counter() - started
+        # Scored after `seconds` is taken: the time is that of the run alone.
         scores = image_scores.score(runs.generator, settings.camera, state, truth, photo, float(data["azimuth"]),
                                     float(data["elevation"]))
         spec = captions.parse(truth.caption)
@@ -135,6 +136,7 @@ def _run(config: ConfigDict, truths: Sequence[sample_photos.Truth], seeds: Seque
                         "leave the map out")
   priors = task.load_priors()
   folder.mkdir(parents=True, exist_ok=True)
+  # The runs append their rows, so those of an earlier call have to go.
   (folder / "records.jsonl").unlink(missing_ok=True)
   records = run_set(task, priors, truths, seeds, folder)
   files.write_json(dict(config=schema.to_dict(task.settings), versions=versions(), records=records),

@@ -45,6 +45,7 @@ def run_task(task: Text3DTask, specs: Sequence[captions.Spec], seeds: Sequence[i
   Raises:
     ConfigError, CheckpointError: see `Text3DTask.load_prior`.
   """
+  # As JSON, like the stored side: tuples would never equal the lists of the file.
   inputs = files.to_jsonable(dict(config=schema.to_dict(task.settings), versions=versions(),
                                   prior=_fingerprint(task.settings.prior.path or task.settings.prior.name),
                                   runs=[(captions.caption(spec), seed) for spec in specs for seed in seeds]))
@@ -52,6 +53,7 @@ def run_task(task: Text3DTask, specs: Sequence[captions.Spec], seeds: Sequence[i
   if {name: stored.get(name) for name in inputs} == inputs:
     return stored["records"]
   folder.mkdir(parents=True, exist_ok=True)
+  # The runs append their rows, so those of an earlier call have to go.
   (folder / "records.jsonl").unlink(missing_ok=True)
   records = run_set(CaptionRuns(task, *task.load_prior()), specs, seeds, folder)
   files.write_json(dict(inputs, records=records), folder / "records.json")
@@ -61,6 +63,7 @@ def run_task(task: Text3DTask, specs: Sequence[captions.Spec], seeds: Sequence[i
 def _fingerprint(name: str) -> str:
   """Returns a digest of the U-Net's weights of the shipped prior, or of the prior in a folder."""
   digest = hashlib.sha256()
+  # By content, because a folder of the same name may hold newly trained weights.
   for weights in sorted((shipped_folder() if name == "shapeworld" else Path(name)).glob("unet/*.safetensors")):
     digest.update(weights.read_bytes())
   return digest.hexdigest()[:16]

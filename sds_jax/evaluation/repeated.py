@@ -49,6 +49,7 @@ class RepeatedRuns:
   def begin(self, conditions: Any, seed: int) -> tuple[TrainState, tuple]:
     """Returns the state before the first step, and the other arguments of `advance`."""
     key = seeded_key(seed)
+    # The same fold as in `training.loop`, so that a run here equals the command's run of the seed.
     state = self._layout.put_state(self._begin(conditions, jax.random.fold_in(key, 2**31 - 1)))
     return state, (self._params, self._layout.put_conditions(conditions), self._layout.put(key))
 

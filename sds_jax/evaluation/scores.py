@@ -47,6 +47,7 @@ def truth_silhouettes(scene: scenes.SolidScene, angles: Array, scales: Array) ->
 
   def pose(inputs):
     angle, scale = inputs
+    # The cameras turn around the scene, whose distance functions stay as they are.
     turned = cameras.camera_of_turned_object(shots, angle, scale)
     return jax.lax.map(lambda camera: tracer.silhouette(scene, camera, SIZE, 1) > 0.5, turned)
 
@@ -81,6 +82,7 @@ def object_views(generator: ObjectGenerator, state: TrainState, shots: Camera) -
   return jax.device_get(make_object_views(generator)(state.shown, state.occupancy, shots))
 
 
+# Cached by generator: the renderer compiles once for all objects of a run.
 @functools.lru_cache(maxsize=4)
 def make_object_views(generator: ObjectGenerator) -> Callable[[Any, Any, Camera], tuple[Array, Array]]:
   """Returns the compiled renderer of `object_views`: (params, occupancy, cameras) -> (albedo, opacity)."""
@@ -108,6 +110,7 @@ def score(generator: ObjectGenerator, state: TrainState, spec: captions.Spec) ->
   truth = scenes.scene_from_spec(spec)
   rgb, opacity = object_views(generator, state, scoring_cameras())
   mask = opacity > 0.5
+  # The front of an object fixes its azimuth; other objects may have come out at any angle.
   count = 1 if captions.azimuth_is_fixed(spec) else ROTATIONS
   angles = np.arange(count, dtype=np.float32) * (2 * math.pi / ROTATIONS)
   by_angle = _fit(truth, mask, angles, np.ones(count, np.float32))
@@ -118,6 +121,7 @@ def score(generator: ObjectGenerator, state: TrainState, spec: captions.Spec) ->
   volume, filled = {}, 0.0
   if generator.density:
     points, solid, filled = solid_points(generator, state)
+    # Into the scene's frame, so by the inverse of the object's rotation and scale.
     points = np.asarray(scenes.rotate_points_z(jnp.asarray(points), -angles[best]))
     volume = dict(volume_iou=volume_iou(truth, points, solid),
                   volume_iou_scaled=volume_iou(truth, points / scales[best_scale], solid))
@@ -180,6 +184,7 @@ def _colours(truth: scenes.SolidScene, spec: captions.Spec, angle: float, rgb: n
   palette = np.array([solids.COLOURS[name] for name in names])
   right = []
   for name, _ in spec.parts:
+    # Within 0.05 of the named colour lies the body of a part, without painted accents.
     part = overlap & (np.abs(albedo - np.asarray(solids.COLOURS[name])).max(-1) < 0.05)
     mean = colour[part].mean(0) if part.any() else np.full(3, np.inf)
     right.append(names[int(np.argmin(np.abs(palette - mean).sum(-1)))] == name if part.any() else False)

@@ -45,6 +45,7 @@ class Checkpoints:
     """
     self._folder, self._keep, self._period = Path(folder).absolute(), keep, keep_period
     self._read_only = read_only
+    # A single worker, so writes, deletions and the end of orbax's manager never overlap.
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
     self._pending: concurrent.futures.Future | None = None
     self._manager: ocp.CheckpointManager | None = None
@@ -142,6 +143,7 @@ class Checkpoints:
       SchemaError: the checkpoint is whole but has another structure, shape, dtype or SCHEMA.
     """
     record, wanted = self._record(step), records.flatten(like)
+    # Compared before any array is read: a run with other settings fails at once.
     records.check_structure(record, wanted)
     arrays, placed = self._arrays(step, record), []
     for name, (_, leaf) in wanted.items():
@@ -177,6 +179,7 @@ class Checkpoints:
   def _steps(self) -> list[int]:
     # Read from the disk each time, not from orbax's cache: orbax skips folders with unknown content.
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+      # isascii, because `isdigit` accepts superscripts, which `int` refuses.
       return sorted(int(path.name) for path in self._folder.iterdir()
                     if path.name.isascii() and path.name.isdigit() and path.is_dir() and self._is_own(path))
     return []
@@ -217,12 +220,15 @@ class Checkpoints:
     record, place = run_files.owner(self._folder / str(step))
     with self._writing():
       manager = self._open()
+      # Recorded before the write: a run killed in between leaves no folder that a later run takes for another's.
       if record is not None:
         record.add_checkpoint(place)
       # force: the caller decides when to save, not orbax's policy.
       manager.save(step, args=ocp.args.Composite(**items), force=True)
+      # The names tell a later run whether somebody has put another file into the folder.
       if record is not None:
         record.add_checkpoint(place, run_files.names_within(place))
+      # Only once the new checkpoint is whole: the folder never lacks a checkpoint.
       for old in _superseded(self._steps(), self._keep, self._period):
         self._remove(old)
 
@@ -234,10 +240,12 @@ class Checkpoints:
     """
     try:
       yield
+    # A ValueError with a complete message; below it would pass for a failure of the disk.
     except run_files.FileInTheWayError:
       raise
     except (ValueError, RuntimeError, OSError) as error:
       self._remove_leftovers()  # frees the space on a full disk
+      # The system's words stand behind the last colon, before tensorstore's details in brackets.
       reason = str(error).split(" [os_error_code")[0].rsplit(": ", 1)[-1].splitlines()[0]
       raise OSError(f"a checkpoint could not be written to {self._folder}: {reason}") from error
 
@@ -275,6 +283,7 @@ class Checkpoints:
       print(f"warning: the checkpoint of step {step} in {self._folder} is damaged, {error}", file=sys.stderr)
       return
     place, number = self._folder / "damaged" / str(step), 1
+    # `lexists` and not `exists`: a dangling link takes the name, too.
     while os.path.lexists(place):
       number += 1
       place = place.with_name(f"{step}-{number}")
@@ -292,6 +301,7 @@ class Checkpoints:
     folder = self._folder / str(step)
     if not folder.is_dir():
       raise FileNotFoundError(f"{self._folder} has no checkpoint of step {step}; it has {self._steps()}")
+    # `default` is orbax's name for the only item of a step, as version 0.1.0 wrote it.
     if (folder / "default").is_dir() and not (folder / RECORD).exists() and not (folder / STATE).exists():
       raise SchemaError("it has no schema: it was written by sds_jax 0.1.0 before there were any")
     return records.read_record(folder / RECORD / RECORD_FILE, step)

@@ -43,6 +43,7 @@ def atomic_path(path: str | os.PathLike, grows: bool = False) -> Iterator[Path]:
   if record is not None:
     record.claim(place)
   path.parent.mkdir(parents=True, exist_ok=True)
+  # In the folder of `path`, since a rename is atomic only within one file system. A random name keeps writers apart.
   temporary = path.parent / f".{uuid.uuid4().hex[:12]}.tmp{path.suffix}"
   try:
     yield temporary
@@ -50,7 +51,9 @@ def atomic_path(path: str | os.PathLike, grows: bool = False) -> Iterator[Path]:
     with open(temporary, "rb+") as file:
       os.fsync(file.fileno())
     if record is not None:
+      # Checked again: somebody may have put a file there while the block ran.
       record.claim(place)
+      # Recorded before the rename: a kill in between leaves no file without a record.
       record.add(place, run_files.file_digest(temporary), grows)
     os.replace(temporary, path)
     if record is not None:
@@ -97,8 +100,10 @@ def write_json(data: Any, path: str | os.PathLike) -> Path:
 
   Values go through `to_jsonable`. Atomic.
   """
+  # allow_nan=False, because NaN is no JSON and other readers would refuse the file.
   text = json.dumps(to_jsonable(data), indent=2, ensure_ascii=False, allow_nan=False)
   with atomic_write(path) as file:
+    # A prompt may hold lone surrogates, which UTF-8 cannot encode.
     file.write(text.encode("utf-8", "replace") + b"\n")
   return Path(path)
 
@@ -139,6 +144,7 @@ def prompt_slug(prompt: str, limit: int = 60) -> str:
   lost_letters = any(ord(c) > 127 and c.isalnum() for c in folded)
   if slug and len(slug) <= limit and not lost_letters and not _RESERVED.match(slug):
     return slug
+  # surrogatepass: a prompt from the command line may hold lone surrogates.
   digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:8]
   available = limit - len(digest) - 1
   if len(slug) > available:
@@ -166,6 +172,7 @@ def append_metrics(path: str | os.PathLike, step: int, values: Mapping[str, Any]
       file.seek(size - 1)
       if file.read(1) != b"\n":
         size = file.truncate(_end_of_last_line(path))
+    # The record has the first line only; lines appended later leave it as it is.
     if record is not None and size == 0:
       record.add(place, run_files.digest_of(line.encode()), grows=True)
     file.write(line.encode())

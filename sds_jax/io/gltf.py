@@ -12,8 +12,10 @@ from sds_jax.types import Array
 GLTF_FROM_WORLD = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
 """Rotation from the world frame (z up, front on +x) to the frame of glTF (y up, front on +z)."""
 
+# glTF numbers component types and targets as OpenGL does.
 _FLOAT, _UINT16, _UINT32 = 5126, 5123, 5125
 _VERTICES, _INDICES = 34962, 34963  # targets of a buffer view
+# The letters JSON and BIN, read as little-endian numbers.
 _JSON, _BIN = 0x4E4F534A, 0x004E4942
 
 
@@ -25,8 +27,10 @@ def linear_from_srgb(srgb: Array) -> np.ndarray:
 
 def clean(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
   """Returns the mesh without vertices at equal positions and without faces of no area."""
+  # In float32, the precision of the file, where vertices closer than a rounding become equal.
   vertices, first, index = np.unique(np.asarray(mesh.vertices, np.float32), axis=0, return_index=True,
                                      return_inverse=True)
+  # Flattened: NumPy 2.0 gives the inverse another shape than other versions do.
   faces = index.reshape(-1)[mesh.faces]
   a, b, c = np.moveaxis(vertices.astype(np.float64)[faces], 1, 0)
   faces = faces[np.linalg.norm(np.cross(b - a, c - a), axis=1) > 0.0]
@@ -52,6 +56,7 @@ def glb_bytes(mesh: trimesh.Trimesh, name: str = "object") -> bytes:
   accessors, views, blob = [], [], bytearray()
 
   def add(array, component, kind, target, **facts):
+    # glTF demands min and max of positions and allows them elsewhere.
     bounds = array.reshape(len(array), -1)
     views.append(dict(buffer=0, byteOffset=len(blob), byteLength=array.nbytes, target=target))
     accessors.append(dict(bufferView=len(views) - 1, componentType=component, count=len(array), type=kind,
@@ -61,6 +66,7 @@ def glb_bytes(mesh: trimesh.Trimesh, name: str = "object") -> bytes:
 
   to_gltf = lambda vectors: np.ascontiguousarray(np.asarray(vectors) @ GLTF_FROM_WORLD.T, "<f4")  # noqa: E731
   normals = to_gltf(mesh.vertex_normals)
+  # glTF demands unit length, and rounding to float32 has changed it. The floor avoids NaN where faces cancel.
   normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
   attributes = dict(
       POSITION=add(to_gltf(mesh.vertices), _FLOAT, "VEC3", _VERTICES),
@@ -75,6 +81,7 @@ def glb_bytes(mesh: trimesh.Trimesh, name: str = "object") -> bytes:
           baseColorFactor=[1.0, 1.0, 1.0, 1.0], metallicFactor=0.0, roughnessFactor=1.0))],
       accessors=accessors, bufferViews=views, buffers=[dict(byteLength=len(blob))])
   text = json.dumps(content, separators=(",", ":")).encode()
+  # Chunks have multiples of 4 bytes: JSON is padded by spaces, binary data by zeros (section 4.4.3).
   text += b" " * (-len(text) % 4)
   blob.extend(b"\0" * (-len(blob) % 4))
   chunks = b"".join(struct.pack("<II", len(data), kind) + data for data, kind in ((text, _JSON), (bytes(blob), _BIN)))

@@ -21,6 +21,7 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
 
   Rounded and clipped; NaN becomes 0.
   """
+  # NaN is removed first: the integer that NaN converts to differs between machines.
   return np.rint(np.clip(np.nan_to_num(np.asarray(image, np.float32)), 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
@@ -98,6 +99,7 @@ def depth_image(depth: np.ndarray, opacity: np.ndarray) -> np.ndarray:
   solid = depth[opacity > 0.5]
   # Percentiles and not extremes: a few stray pixels would flatten the colours of the object.
   near, far = np.percentile(solid, [2.0, 98.0]) if solid.size else (0.0, 1.0)
+  # The floor keeps an object of one depth from a division by 0.
   level = np.clip((depth - near) / max(far - near, 1e-6), 0.0, 1.0)
   stops = np.linspace(0.0, 1.0, len(_DEPTH_STOPS))
   colours = np.stack([np.interp(level, stops, _DEPTH_STOPS[:, c]) for c in range(3)], axis=-1).astype(np.float32)
@@ -110,6 +112,7 @@ def normal_image(normals: np.ndarray, opacity: np.ndarray) -> np.ndarray:
   [..., H, W, 3] -> [..., H, W, 3]. The normals are in world axes, of any length; `opacity` is [..., H, W].
   """
   normals = np.asarray(normals, np.float32)
+  # The floor keeps pixels without a normal at 0 instead of NaN.
   unit = normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-6)
   return _over_white(0.5 * (unit + 1.0), np.asarray(opacity, np.float32))
 

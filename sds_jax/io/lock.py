@@ -74,10 +74,12 @@ def _make(path: Path) -> bool:
     return True
   except FileExistsError:
     status = os.lstat(path)
+  # A second hard link may be somebody's file elsewhere, which signing would overwrite.
   regular = stat.S_ISREG(status.st_mode) and status.st_nlink == 1  # reading a pipe would block
   text = b""
   with contextlib.suppress(PermissionError):  # on Windows nobody else can read a file that is locked
     text = path.read_bytes()[:_LONGEST] if regular else b""
+  # A power cut may leave NUL bytes or a part of the signature; both still count as a lock.
   if not regular or not text.strip(b"\0").startswith(_BEGINNING[:len(text.strip(b"\0"))]):
     raise LockedError(f"{path} is in the way: it is no lock that a run has made; move it away or delete it, or give "
                       "another --workdir")

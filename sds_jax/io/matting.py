@@ -97,9 +97,11 @@ def matte_by_colour(rgb: np.ndarray, colour: np.ndarray) -> Matte:
   edge = ndimage.binary_dilation(solid, _EVERYWHERE) & ~inner
   # The window of 5 reaches two pixels in each direction, where a pixel of the object's own colour lies.
   reference = ndimage.maximum_filter(difference, 5)
+  # The floor keeps noise where nothing differs from counting as a covered pixel.
   share = np.clip(difference / np.maximum(reference, TOLERANCE), 0.0, 1.0)
   opacity = np.where(inner, 1.0, np.where(edge, share, 0.0)).astype(np.float32)
   opacity = shadows.soft_edges(difference, solid, opacity)
+  # A premultiplied channel above the opacity would be a colour brighter than white.
   premultiplied = np.clip(rgb - (1.0 - opacity[..., None]) * local, 0.0, opacity[..., None])
   return Matte(premultiplied.astype(np.float32), opacity, notes)
 
@@ -118,8 +120,10 @@ def _background(rgb: np.ndarray, similar: np.ndarray, colour: np.ndarray) -> np.
   areas = np.bincount(labels.ravel(), minlength=count + 1)
   holes = index[1:][~keep[1:] & (areas[1:] >= max(4, _HOLE_SHARE * similar.size))]
   if holes.size:
+    # Medians, so that a few pixels at the rim of a hole do not count.
     medians = np.stack([ndimage.median(rgb[..., c], labels, holes) for c in range(3)], axis=-1)
     keep[holes] = np.abs(medians - colour).max(-1) <= _HOLE_NOISE
+  # Label 0 is all that differs from the background; an object at the border has put it into `ring`.
   keep[0] = False
   return keep[labels]
 

@@ -55,7 +55,9 @@ def extract_mesh(density_fn: PointFn, colour_fn: PointFn, resolution: int = 128,
   vertices, faces, _, _ = marching_cubes(opacity, 0.5, method="lorensen", gradient_direction="ascent")
   del opacity
   voxel = 2.0 * bound / (resolution - 1)
+  # Minus 1, because the shell of zeros has moved all indices by one.
   vertices = (vertices.astype(np.float64) - 1.0) * voxel - bound
+  # process=False keeps trimesh from merging and reordering vertices.
   mesh = trimesh.Trimesh(vertices, faces.astype(np.int64), process=False)
   mesh = remove_floaters(mesh, min_part)
   inside = np.asarray(mesh.vertices - 0.5 * voxel * mesh.vertex_normals, np.float32)
@@ -115,6 +117,7 @@ def auto_threshold(density: np.ndarray, bound: float) -> float:
     ValueError: even the whole cube filled with the greatest density would be less than half opaque (an empty field).
   """
   highest = float(density.max())
+  # 1 - exp(-density L) = 1/2 at density L = log 2, where L = 2 bound crosses the whole cube.
   if highest * 2.0 * bound < math.log(2.0):
     raise ValueError(f"the field is empty: its greatest density is {highest:.3g}, too thin to see; train longer, "
                      "raise the guidance or the initial blob's density, or pass a threshold below that density")
@@ -128,6 +131,7 @@ def remove_floaters(mesh: trimesh.Trimesh, min_part: float = 0.02) -> trimesh.Tr
   edges = np.concatenate([faces[:, :2], faces[:, 1:]])
   graph = coo_matrix((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(count, count))
   parts, part_of_vertex = connected_components(graph, directed=False)
+  # All vertices of a face are in one part, so the first tells the face's.
   part_of_face = part_of_vertex[faces[:, 0]]
   a, b, c = np.moveaxis(mesh.vertices[faces], 1, 0)
   tetrahedra = np.einsum("ij,ij->i", a, np.cross(b, c)) / 6.0  # signed; their sum is the enclosed volume

@@ -192,6 +192,7 @@ def _choose_frame(path: str | os.PathLike, mask: np.ndarray, framing: str) -> Fr
   """
   height, width = mask.shape
   side = max(height, width)
+  # Plus 1 below: the box reaches to the far side of the last pixel.
   rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
   (top, bottom), (left, right) = (rows[0], rows[-1] + 1), (columns[0], columns[-1] + 1)
   cut = top == 0 or left == 0 or bottom == height or right == width
@@ -204,6 +205,7 @@ def _choose_frame(path: str | os.PathLike, mask: np.ndarray, framing: str) -> Fr
   fits = not cut and AUTO_FILL[0] <= longest <= AUTO_FILL[1] and max(map(abs, middle)) <= AUTO_MIDDLE
   if framing == "keep" or (framing == "auto" and fits):
     return Frame(aspect=aspect)
+  # The middle is scaled as well, and the shift takes it to the middle of the frame.
   scale = CENTRED_SIDE / longest
   return Frame(float(scale), (float(-scale * middle[0]), float(-scale * middle[1])), aspect)
 

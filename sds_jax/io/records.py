@@ -79,6 +79,7 @@ def copy_to_host(leaf: Any) -> np.ndarray:
   """
   # A copy, never a view: the next training step is given the memory of the state (donation).
   array = np.array(jax.random.key_data(leaf) if is_key(leaf) else leaf, order="C", copy=True)
+  # Objects, text, bytes, dates and time spans. bfloat16 has the kind V and passes.
   if array.dtype.kind in "OUSMm":
     raise ValueError(f"a checkpoint holds numbers, not {array.dtype}")
   return array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -86,12 +87,14 @@ def copy_to_host(leaf: Any) -> np.ndarray:
 
 def digest(array: np.ndarray) -> str:
   """Computes the SHA-256 of the bytes of a C-contiguous array."""
+  # Flattened first, since an array without axes has no view of another item size.
   return hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
 
 
 def describe_leaf(leaf: Any, path: tuple[str, ...]) -> dict[str, Any]:
   """Returns a leaf's entry in the record, without the digest."""
   entry: dict[str, Any] = dict(path=list(path), kind=kind(leaf))
+  # Stored are the integers of the keys; `impl` tells how to make keys of them again.
   if is_key(leaf):
     entry |= dict(impl=str(jax.random.key_impl(leaf)), data=kind(jax.eval_shape(jax.random.key_data, leaf)))
   return entry
@@ -125,8 +128,10 @@ def read_record(path: Path, step: int) -> dict[str, Any]:
   try:
     record = json.loads(path.read_bytes())
     stored_digest = record.pop("sha256")
+  # AttributeError and TypeError: JSON, but no object. RecursionError: brackets nested thousands deep.
   except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
     raise DamagedCheckpointError(f"its record {path.name} cannot be read ({one_line(error)})") from error
+  # Before the schema is looked at: a flipped bit in `schema` is damage and no other version.
   if stored_digest != _digest_of(record):
     raise DamagedCheckpointError(f"its record {path.name} has changed")
   if record.get("schema") != SCHEMA:
@@ -177,6 +182,7 @@ def place_leaf(array: np.ndarray, entry: dict[str, Any], like: Any) -> Any:
     return keys if sharding is None else jax.device_put(keys, sharding)
   if isinstance(like, (np.ndarray, np.generic)):
     return array
+  # Without x64 `device_put` would make float32 of float64 without a word.
   if not _jax_holds(array.dtype):
     raise SchemaError(f"{array.dtype} is wanted in JAX's arrays, which takes jax_enable_x64")
   if sharding is None or sharding.is_fully_addressable:
@@ -232,4 +238,5 @@ def _parsed(kind_of_leaf: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _digest_of(record: dict[str, Any]) -> str:
+  # Sorted keys: the digest depends on the content alone.
   return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -76,6 +76,7 @@ def pack_mesh(mesh: trimesh.Trimesh) -> dict[str, Any]:
   """
   low, high = np.asarray(mesh.bounds, np.float64)
   radius = np.linalg.norm(mesh.vertices - 0.5 * (low + high), axis=1).max()
+  # The floor is for a flat mesh, whose box has a side of length 0.
   fractions = (mesh.vertices - low) / np.maximum(high - low, 1e-9)
   return {
     "low": low.tolist(),
@@ -83,6 +84,7 @@ def pack_mesh(mesh: trimesh.Trimesh) -> dict[str, Any]:
     "radius": float(radius),
     # 16 bits: at most 1/131070 of the box's side off, and a quarter the size of float64.
     "positions": _base64(np.rint(fractions * 65535.0).astype("<u2")),
+    # 127, the largest int8; 128 would wrap to -128.
     "normals": _base64(np.rint(mesh.vertex_normals * 127.0).astype("i1")),
     "colours": _base64(np.asarray(mesh.visual.vertex_colors)[:, :3].astype("u1")),
     "faces": _base64(np.asarray(mesh.faces).astype("<u4")),

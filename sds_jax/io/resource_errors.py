@@ -39,6 +39,7 @@ def explain(error: BaseException, folder: Path | None = None, mode: str = "train
     message = _first_line(link)
     if _is_device_memory(link):
       return f"the device has run out of memory ({message}); to save memory: {smaller}{_progress(folder, mode)}"
+    # C++ libraries name exhausted memory std::bad_alloc, within exceptions of other types.
     if isinstance(link, MemoryError) or "std::bad_alloc" in message:
       return (f"this machine has run out of memory ({message}); close other programs, or save memory: "
               f"{smaller}{_progress(folder, mode)}")

@@ -51,6 +51,7 @@ class RunFiles:
     Raises:
       FileInTheWayError: another file has the name of the record.
     """
+    # The folder itself may be reached through a link; links below the folder are refused by `claim`.
     self.folder = Path(os.path.realpath(folder))
     self._entries: dict[str, list[dict[str, Any]]] = {}
     self._known: dict[str, tuple[int, ...]] = {}  # path -> signature of the file whose content has been compared
@@ -65,6 +66,7 @@ class RunFiles:
     if not _is_file(self._path):
       raise self._in_the_way(self._path, f"is {_kind(self._path)}")
     lines = self._path.read_bytes().split(b"\n")
+    # A whole record ends in a newline, which makes the last part empty.
     self._torn = bool(lines[-1])
     if _parsed(lines[0]) != FORMAT:
       raise self._in_the_way(self._path, "is no record of the files of runs")
@@ -93,8 +95,10 @@ class RunFiles:
       status = os.lstat(path)
       if not stat.S_ISREG(status.st_mode):
         return False
+      # An unchanged inode, size and time stand for unchanged content: large files are hashed once.
       if self._known.get(key) == _signature(status):
         return True
+      # Any recorded content will do: a killed run may have left the content before its last write.
       for entry in self._entries.get(key, []):
         size, digest, grows = entry.get("bytes"), entry.get("sha256"), entry.get("grows", False)
         if isinstance(size, int) and (status.st_size >= size if grows else status.st_size == size):
@@ -135,13 +139,16 @@ class RunFiles:
     entries = [entry for entry in self._entries.get(self._checkpoint_key(path), []) if entry.get("folder")]
     if not _is_folder(path) or not entries:
       return False
+    # The list of names is added only after the write, so an unfinished write has none.
     if "orbax-checkpoint-tmp" in path.name:
       return True
     lists = [entry["names"] for entry in entries if isinstance(entry.get("names"), list)]
     names = {str(name) for listed in lists for name in listed}
+    # A subset: a kill during deletion leaves fewer files than were recorded.
     return set(names_within(path)) <= names if names else set(os.listdir(path)) <= _CHECKPOINT_PARTS
 
   def _checkpoint_key(self, path: Path) -> str:
+    # A folder renamed for deletion, and an unfinished one, belong to the record of their step.
     return self._key(path.with_name(_STEP.fullmatch(path.name)[1]))
 
   def _check(self, path: Path, kind: str | Layout | None) -> None:
@@ -171,8 +178,10 @@ class RunFiles:
           file.write(self._path.read_bytes())
         os.replace(copy, self._path)
       with open(self._path, "ab" if self.exists else "xb", buffering=0) as file:
+        # A newline ends the torn line, which readers skip, and keeps the new line apart from it.
         head = b"\n" * self._torn if self.exists else json.dumps(FORMAT).encode() + b"\n"
         file.write(head + json.dumps(entry).encode() + b"\n")
+        # The line reaches the disk before its file gets its name.
         os.fsync(file.fileno())
       self.exists, self._torn = True, False
       entries.append(entry)

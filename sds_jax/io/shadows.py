@@ -47,22 +47,27 @@ def find_shadow(rgb: np.ndarray, colour: np.ndarray,
   object_area = int((~background).sum())
   if colour.max() < DARKEST or not object_area:
     return None, ()
+  # The factor s that brings s * colour nearest to the pixel (least squares).
   shade = (rgb @ colour / (colour @ colour)).astype(np.float32)
+  # Up to 1.02: noise makes a part of the ground brighter than its median colour.
   like_ground = (np.abs(rgb - shade[..., None] * colour).max(-1) <= HUE) & (shade >= DARKEST) & (shade <= 1.02)
   veiled = like_ground & ~background
   if veiled.sum() < _LEAST * object_area:
     return None, ()
   side = max(shade.shape)
+  # The blur of 1.5 pixels keeps noise from counting as slope.
   smooth = ndimage.gaussian_gradient_magnitude(shade, 1.5, mode="nearest") <= np.clip(SLOPE / side, *SLOPES)
   region = _to_the_edge(rgb, _reached(background, background | veiled & smooth))
   shadow = region & ~background
   labels, count = ndimage.label(shadow, _EVERYWHERE)
+  # A thin band along the object is its soft edge and no shadow (`_THICK`).
   depth = ndimage.maximum(ndimage.distance_transform_edt(shadow), labels, np.arange(count + 1))
   shadow &= (np.asarray(depth) >= max(3, side / _THICK))[labels]
   rest = ~(background | shadow)
   left = int(rest.sum())
   if shadow.sum() < _LEAST * object_area:
     return None, _doubt(veiled, object_area)
+  # Without a rim of 3 pixels, whose colours are mixed with the ground's.
   core = ndimage.binary_erosion(rest, _EVERYWHERE, iterations=3)
   neutral = (like_ground & core).sum() / max(int(core.sum()), 1)
   if left < 0.1 * object_area or not core.any() or neutral > _NEUTRAL:
@@ -84,6 +89,7 @@ def _to_the_edge(rgb: np.ndarray, region: np.ndarray) -> np.ndarray:
   """Returns a region grown by up to _REACH pixels of nearly the same colour as their neighbours in the region."""
   if region.all():
     return region
+  # Only the box around the object: the filters of the loop need not run over the whole photo.
   rows, columns = (slice(max(0, places.min() - 2), places.max() + 3) for places in np.nonzero(~region))
   colours, inside = rgb[rows, columns], region[rows, columns].copy()
   for _ in range(_REACH):
@@ -110,6 +116,7 @@ def _reached(seed: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def extend(rgb: np.ndarray, region: np.ndarray) -> np.ndarray:
   """Returns the photo [H, W, 3] with each pixel outside of a region replaced by the nearest one well within it."""
+  # Two pixels inside, because the region's edge is mixed with the object. The photo's border is no such edge.
   within = ndimage.binary_erosion(region, _EVERYWHERE, iterations=2, border_value=1)
   within = within if within.any() else region
   rows, columns = ndimage.distance_transform_edt(~within, return_distances=False, return_indices=True)
@@ -139,6 +146,7 @@ def soft_edges(difference: np.ndarray, solid: np.ndarray, opacity: np.ndarray) -
   rows, columns = (slice(max(0, places.min() - 4), places.max() + 5) for places in np.nonzero(solid))
   part, height = solid[rows, columns], ndimage.gaussian_filter(difference[rows, columns], 1.0, mode="nearest")
   y, x = np.nonzero(rim[rows, columns])
+  # Blurred before the Sobel filter: a mask's staircase would give normals in eight directions only.
   inward = ndimage.gaussian_filter(part.astype(np.float32), 3.0, mode="nearest")
   normal = np.stack([ndimage.sobel(inward, axis)[y, x] for axis in (0, 1)])
   normal /= np.maximum(np.linalg.norm(normal, axis=0), 1e-9)
@@ -146,10 +154,12 @@ def soft_edges(difference: np.ndarray, solid: np.ndarray, opacity: np.ndarray) -
   profile = ndimage.map_coordinates(height, [start[:, None] + along[:, None] * steps for start, along in
                                              zip((y, x), normal)], order=1, mode="nearest")
   ends = profile[:, _STEP:] - profile[:, :-_STEP] < _PLATEAU * profile[:, :-_STEP]
+  # argmax wants an end in every row; a profile that rises to the last place does not count as soft below.
   ends[:, 0], ends[:, -1] = False, True
   length = ends.argmax(1)
   top = profile[np.arange(len(y)), length + _STEP]
   soft = (length > _SOFT) & (length < reach) & (profile[:, 1] < _RISE * top)
+  # So few long profiles come from corners and noise and not from a blurred edge.
   if soft.mean() < 0.02:
     return opacity
   # Neighbours along the edge agree on length and height, since single profiles are disturbed by noise and corners.

@@ -31,6 +31,7 @@ class EventWriter:
     """
     path = _unused(Path(folder))
     self._writer, self._flushed = RecordWriter(str(path)), time.monotonic()
+    # Every file of events begins with the version of the format.
     self._write(file_version="brain.Event:2")
     self._write(step=first, session_log=SessionLog(status=SessionLog.START))
     record, place = run_files.owner(path)

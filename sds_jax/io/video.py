@@ -51,6 +51,7 @@ def _write_mp4(ffmpeg: str, pixels: np.ndarray, path: Path, fps: int) -> Path:
   """Writes an .mp4 by piping raw frames to ffmpeg."""
   # Not by imageio_ffmpeg.write_frames: write_frames forks, and JAX's threads may not survive a fork.
   height, width = pixels.shape[1:3]
+  # Repeated and not black: a black line would show at the border.
   pixels = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
   # crf 18 is visually lossless; faststart puts the index in front, so that browsers start before the end of the file.
   raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{pixels.shape[2]}x{pixels.shape[1]}", "-r", str(fps), "-i", "-"]

@@ -107,8 +107,10 @@ def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
 
   def predict(params: Params, z_t: Array, t: Array, cond: Cond) -> Array:
     labels = _camera_features(cond, z_t.shape[0], camera_dim)
+    # Zero-1-to-3's order of input channels: z_t, then the photo.
     x = jnp.concatenate([z_t, cond["x"].astype(z_t.dtype)], axis=-1) if photo else z_t
     prediction = unet.apply({"params": params["unet"]}, unet_input(x, labels, ray_dim), t, cond["text"], labels)
+    # Channels behind those of x are a learned variance, which has no use here.
     return prediction[..., :z_t.shape[-1]].astype(z_t.dtype)
 
   def denoise(params: Params, z_t: Array, t: Array, cond: Cond) -> Array:
@@ -186,6 +188,7 @@ def check_unet(folder: Path, unet: UNet2DConditionModel, space: Space, images: i
   if unet.class_embed_type not in (None, "projection"):
     raise CheckpointError(f"{folder}: the U-Net's class_embed_type={unet.class_embed_type!r} wants something beside "
                           "noise level, text and camera; supported: null, 'projection' (of a camera)")
+  # The camera enters through the class embedding, so its length must be the embedding's input.
   labels = unet.projection_class_embeddings_input_dim if unet.class_embed_type == "projection" else 0
   check_facts(
     folder,

@@ -57,11 +57,13 @@ class Grammar:
       CaptionError: a word is unknown (the message names the word), or the words don't describe one object or one
         object on top of another.
     """
+    # Spaces around commas make a comma a word of its own.
     words = text.lower().replace(",", " , ").strip().rstrip(".").split()
     known = self.words
     for word in words:
       if word not in known and word != ",":
         raise CaptionError(f"unknown word {word!r} in {text!r}", self)
+    # Every view is two words.
     view = " ".join(words[-2:])
     view = view if view in VIEWS else None
     words = words[:-2] if view else words

@@ -42,6 +42,7 @@ def ddim(prior: Prior, params: Params, cond: Cond, uncond: Cond | None, key: Arr
   if not 1 <= steps <= alpha.shape[0]:
     raise ValueError(f"steps={steps} should be from 1 to {alpha.shape[0]}")
   batch = jax.tree.leaves(cond)[0].shape[0]
+  # The last point, 0, is dropped: the last step goes from the time before it to the clean image.
   times = np.round(np.linspace(alpha.shape[0] - 1, 0, steps + 1)[:-1]) if times is None else np.asarray(times)
   times = times.astype(np.int32)
   # A schedule is a constant of its prior and so is known while the steps are traced.
@@ -73,8 +74,10 @@ def ddim(prior: Prior, params: Params, cond: Cond, uncond: Cond | None, key: Arr
       eps = eps_from_x0(prior.schedule, z, t, x0)
     return alpha_next * x0 + sigma_next * eps, None
 
+  # The clean image has alpha 1 and sigma 0, which lies below t = 0 of the schedule.
   alpha_next = jnp.concatenate([alpha[times[1:]], jnp.ones(1)])
   sigma_next = jnp.concatenate([sigma[times[1:]], jnp.zeros(1)])
+  # Threefry: under `vmap` rbg would draw a batch from its first key alone.
   z = jax.random.normal(as_threefry(key), (batch, *prior.x_shape))
   z, _ = jax.lax.scan(step, z, (jnp.asarray(times), alpha_next, sigma_next))
   return prior.decode(params, z)

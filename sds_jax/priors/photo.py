@@ -71,6 +71,7 @@ class PhotoConditioning:
     """
     batch = pose.shape[0]
     camera = dict(camera=pose_features(pose)) if self.camera_dim else {}
+    # All views are as far away as the photo, so the difference of distances is 0.
     if self.pose == "distance":
       pose = pose.at[:, 3].set(0.0)
     repeated = lambda leaf: jnp.broadcast_to(leaf[None], (batch, *leaf.shape))  # noqa: E731
@@ -116,6 +117,7 @@ def open_photo(folder: Path, projection: CCProjection, projection_name: str, pos
   normalise = clip_pixels.normaliser(folder / "feature_extractor")
 
   # Compiled once for any number of photos; the parameters are arguments and are not kept.
+  # network=network binds now: a lambda would read the loop's variable at its call.
   encode_pixels, estimate = (jax.jit(lambda params, x, network=network: network.apply({"params": params}, x))
                              for network in (encoder, head))
   condition = jax.jit(space.condition)
@@ -136,6 +138,7 @@ def random_photo(projection: CCProjection, pose: str, space: Space) -> PhotoCond
   """Returns a conditioning whose features are random numbers that depend on the photo only; reads no file."""
   def encode(photo: Array) -> PhotoFeatures:
     pixels, (height, width, channels) = np.asarray(_at_size(photo, space.image_size)).tobytes(), space.x_shape
+    # The prefix gives x other numbers than the tokens of the same photo.
     x = random_tokens(b"x" + pixels, height * width, channels).reshape(space.x_shape)
     return dict(tokens=random_tokens(pixels, 1, projection.in_features - POSE_DIM), x=x, elevation=jnp.float32(np.nan))
 

@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.error(f"--seed={args.seed} must be from 0 to 2^32 - 1")
   if not args.out.absolute().parent.is_dir() or args.out.is_dir():
     parser.error(f"--out={args.out}: it must be a file in a folder that exists")
+  # Before the first program is compiled, after which JAX would ignore the cache.
   compilation.prepare()
   try:
     picture = read_picture(args.picture) if args.picture else None

@@ -105,6 +105,7 @@ def find(name: str, dtype: Any, hub: Hub | None = None, check: Callable[[Prior],
                           "diffusers' format, with model_index.json")
   if name in SHIPPED:
     raise CheckpointError(f"the prior {name!r} is not in this installation: {folder} does not exist")
+  # A folder goes before a hub id, since both have the form owner/name.
   match = _HUB_ID.fullmatch(name)
   if name not in HUB_IDS and not match:
     raise CheckpointError(f"the prior {name!r} is neither a name ({', '.join(map(repr, [*SHIPPED, *HUB_IDS]))}) "
@@ -129,6 +130,7 @@ def _from_hub(name: str, repos: tuple[str, ...], revision: str, dtype: Any, hub:
   for repo in repos:
     for folder in hub.cached(repo, revision):
       absent = missing(folder)
+      # The cache names the folder of a snapshot after its commit.
       if not absent:
         return Source(name, folder, repo, folder.name)
       lacking.setdefault(repo, (folder, absent))
@@ -141,6 +143,7 @@ def _from_hub(name: str, repos: tuple[str, ...], revision: str, dtype: Any, hub:
       where, absent = lacking.get(repo, (None, []))
       also = f" (of an earlier download {', '.join(absent[:3])} is missing in {where})" if absent else ""
       problems.append(f"{repo}: {error}{also}")
+      # Without a connection, or with a full disk, the other repositories would fail in the same way.
       if isinstance(error, Unavailable) and error.everywhere:
         break
   here = "" if name in HUB_IDS else f"there is no folder {name!r} here, and from the hub "
@@ -160,6 +163,7 @@ def _fetch(name: str, repo: str, revision: str, dtype: Any, hub: Hub, check: Cal
   index = read_index(folder)
   chosen = choose_files(names, family_of(folder, index).files(index), dtype)
   small = [file for file in chosen if not file.endswith(".safetensors")]
+  # Weights are left for later: `check` may refuse the prior, and they may be gigabytes.
   folder = hub.fetch(repo, revision, small)
   with configs_only():
     check(open_folder(Source(name, folder, repo, folder.name), Options(dtype))[0])
@@ -181,6 +185,7 @@ def missing(folder: Path) -> list[str]:
 
 def _describe(name: str, folder: Path) -> Source:
   """Returns the source of a folder; with repository and commit, when the folder is in a hub cache."""
+  # The layout of a hub cache: models--OWNER--NAME/snapshots/COMMIT.
   if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
     repo = folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
     return Source(name, folder, repo, folder.name)

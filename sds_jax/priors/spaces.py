@@ -66,14 +66,17 @@ def latent_space(vae: AutoencoderKL, latent_size: int) -> Space:
 
   def encode(params: Params, image: Array, key: Array) -> Array:
     mean, logvar = vae.apply({"params": params["vae"]}, 2 * resized(image, size) - 1, method="encode")
+    # The draw is in float32, whatever the dtype of the network.
     mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
     return sample_latents(mean, logvar, jax.random.normal(as_threefry(key), mean.shape), vae.scaling_factor)
 
   def decode(params: Params, x: Array) -> Array:
+    # The scale of `encode` is undone before the decoder.
     image = vae.apply({"params": params["vae"]}, x / vae.scaling_factor, method="decode")
     return jnp.clip((image.astype(jnp.float32) + 1) / 2, 0, 1)
 
   def condition(params: Params, image: Array) -> Array:
+    # No draw and no scale, unlike `encode`: Zero-1-to-3 was trained on the mean as it is.
     mean, _ = vae.apply({"params": params["vae"]}, 2 * resized(image, size) - 1, method="encode")
     return mean.astype(jnp.float32)
 

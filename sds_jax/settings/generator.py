@@ -23,6 +23,7 @@ _STD, _DECAY = number(0.0, 100.0), number(0.0, 4.0)
 
 def is_users_own(name: str) -> bool:
   """Returns whether a generator's name has the form package.module:function."""
+  # Neither side of the colon may be empty.
   return 0 < name.find(":") < len(name) - 1
 
 

@@ -13,6 +13,7 @@ _MEMORY = "; lower it if memory is short"
 
 def _rising_sizes(spec: Any) -> bool:
   places = [p for p, _ in spec]
+  # Type int exactly: a float or True as a size would fail only later, as a shape.
   return (all(finite(p) and 0.0 < p < 1.0 for p in places) and all(a < b for a, b in itertools.pairwise(places))
           and all(type(size) is int and 8 <= size <= 1024 for _, size in spec))
 

@@ -27,6 +27,7 @@ def resolve(settings: RunSettings) -> RunSettings:
     CheckpointError: the prior's model_index.json cannot be read.
   """
   d, prior = settings.distillation, settings.prior
+  # Asked before anything is fetched: the defaults of an estimator depend on the prior's size.
   small = sources.is_small(prior.path or prior.name)
   d = estimators.fill(d, find_estimator(d.estimator), small, photo=settings.job == "image3d")
   if d.source and not d.source_prompt and (Path(d.source) / "config.json").is_file():

@@ -55,8 +55,10 @@ def validate(config: ConfigDict) -> RunSettings:
     ConfigError: the first mistake: a name, a type, a range, or a contradiction between settings.
     CheckpointError: the prior's model_index.json cannot be read.
   """
+  # A copy, since the options of the user's estimator are added to it.
   config = ConfigDict(config).copy_and_resolve_references()
   add_users_options(config)
+  # Relations come last, because they compare values that `resolve` fills in.
   settings = resolve.resolve(schema.read(reference(config), config, relations=False))
   schema.check_relations(settings)
   return settings

@@ -165,6 +165,7 @@ def fit(out: pathlib.Path, state: PriorTrainState, step_fn: Callable[..., tuple[
       print(f"going on from step {int(state.step)} of {out / 'checkpoints'}")
       # The killed run may have logged steps after its last checkpoint; those steps are taken again.
       _drop_log_lines_after(out / "metrics.jsonl", int(state.step))
+    # From the restored state, so that the data goes on where the checkpoint was taken.
     first = int(state.step)
     feed = batches(data, settings["batch_size"], seed, first)
     key, start, losses = seeded_key(seed), time.perf_counter(), []

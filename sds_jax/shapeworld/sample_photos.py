@@ -195,6 +195,7 @@ def write_photo(truth: Truth, size: int, path: str | os.PathLike) -> Path:
   """
   path, pixels = Path(path), render_photo(truth, size)
   info = PngImagePlugin.PngInfo()
+  # The digest of the pixels ties the text to the image: programs that crop often keep text chunks.
   info.add_text(PNG_TEXT_KEY, json.dumps(dict(truth._asdict(), pixels=_digest(pixels))))
   path.parent.mkdir(parents=True, exist_ok=True)
   write_atomically(path, lambda temporary: Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info))

@@ -138,6 +138,7 @@ def render(scene: SolidScene, camera: Camera, light_position: Array, ambient: Ar
   hit = trace(scene, rays)
   points = rays.origins + hit.distance[:, None] * rays.directions
   to_light = light_position[None] - points
+  # The floor is for a light exactly on the surface.
   to_light = to_light / jnp.maximum(jnp.linalg.norm(to_light, axis=-1, keepdims=True), 1e-6)
   lambert = jnp.maximum(jnp.sum(hit.normals * to_light, axis=-1, keepdims=True), 0.0)
   rgb = jnp.clip(hit.albedo * (ambient + diffuse * lambert), 0.0, 1.0)

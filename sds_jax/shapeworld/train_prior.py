@@ -102,6 +102,7 @@ def make_loss(networks: tuple[Any, Any], schedule: Schedule, settings: dict[str,
     no_camera = jax.random.bernoulli(k_camera, settings["drop_camera"], (len(x), 1))
     text = text_model.apply({"params": params["text_encoder"]},
                             jnp.where(no_text, jnp.asarray(null_ids)[None], batch["ids"]))
+    # Zeros are the unknown camera of the recipe.
     camera = jnp.where(no_camera, 0.0, batch["cameras"])
     x_hat = unet_model.apply({"params": params["unet"]}, prior_lib.unet_input(z_t, camera, RAY_DIM), t, text,
                              class_labels=camera)

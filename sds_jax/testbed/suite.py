@@ -117,6 +117,7 @@ def curves_over_time(measured: Measurements) -> dict[str, np.ndarray]:
   mean, exact = measured["mean"], measured["exact"]
   # Norms over the points at each t.
   size, exact_size = np.linalg.norm(mean, axis=1), np.linalg.norm(exact, axis=1)
+  # The floor keeps a mean of 0 from a division by 0.
   cosine = (mean * exact).sum(1) / np.maximum(size * exact_size, 1e-20)
   return dict(error=np.linalg.norm(mean - exact, axis=1) / np.maximum(exact_size, 1e-20),
               turned=np.clip(1.0 - cosine, 0.0, 2.0),
