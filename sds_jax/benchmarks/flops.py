@@ -82,7 +82,10 @@ def _dot(equation: Any) -> float:
 
 
 def _convolution(equation: Any) -> float:
-  """Returns 2 x size of the result x inputs of each output; padding counts as data."""
+  """Returns 2 x size of the result x inputs of each output.
+
+  Padding counts as data.
+  """
   kernel = equation.invars[1].aval.shape
   _, inputs, *space = equation.params["dimension_numbers"].rhs_spec
   per_output = kernel[inputs] * math.prod(kernel[axis] for axis in space)  # the kernel has the inputs of one group

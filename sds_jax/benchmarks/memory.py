@@ -16,7 +16,10 @@ PLANNED = ("argument", "output", "temp", "alias", "generated_code")
 
 
 def planned(compiled: Any) -> dict[str, int] | None:
-  """Returns the bytes that XLA reserves for one call, by PLANNED; None where the backend does not report any."""
+  """Returns the bytes that XLA reserves for one call, by PLANNED.
+
+  None where the backend does not report any.
+  """
   plan = compiled.memory_analysis()
   return None if plan is None else {name: getattr(plan, f"{name}_size_in_bytes") for name in PLANNED}
 
@@ -40,6 +43,7 @@ def _size(tree: Any) -> int:
 def accelerator_shaped(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Returns a copy of the settings in which `render.block_points=-1` has its value off CPUs."""
   config = config.copy_and_resolve_references()
+  # The plan is for an accelerator, and -1 would choose the blocks of this machine's CPUs.
   if config.render.block_points == -1:
     config.render.block_points = ACCELERATOR_BLOCK
   return config
@@ -56,6 +60,7 @@ def measure(work: workload.Workload) -> dict[str, Any]:
     backend converts bfloat16 to float32 for its products: `temp` then holds float32 copies which an accelerator would
     not make.
   """
+  # Shapes only: a state of the real size may not fit into this machine.
   state = jax.eval_shape(lambda: workload.first_state(work))
   compiled, seconds = workload.compile_step(work, state)
   plan = planned(compiled)

@@ -44,6 +44,7 @@ class _SeparatePrograms:
     for prompt in prompts:
       settings = _default_settings(prompt=prompt)
       layout = make_layout(settings.parallel, settings.training.views)
+      # Prompts differ in their embeddings only, which are arguments, so one executable serves all.
       program = TimedProgram(Text3DTask(settings).program(prior), layout, prior_params, step)
       self._programs.append(program)
       step = program.step
@@ -86,6 +87,7 @@ def measure(count: int, steps: int, rounds: int, warm_up: int) -> dict[str, Any]
   seconds: dict[str, list[float]] = {name: [] for name in ways}
   for way in ways.values():
     way.run(warm_up)
+  # Compared after equally many steps; the timing below goes on from here.
   separate = ways["separate runs"].params()
   rows = {name: dict(way=name, difference=_difference(separate, way.params())) for name, way in ways.items()}
   for _ in range(rounds):
@@ -99,6 +101,7 @@ def measure(count: int, steps: int, rounds: int, warm_up: int) -> dict[str, Any]
 
 def _difference(a: Any, b: Any) -> float:
   pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b))
+  # Relative to the largest of the array, as single parameters may be near 0.
   return max(float(np.max(np.abs(x - y)) / max(np.max(np.abs(x)), 1e-12)) for x, y in pairs)
 
 

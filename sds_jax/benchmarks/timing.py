@@ -20,7 +20,10 @@ PACKAGES = ("sds_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "diff
 
 
 def once(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
-  """Calls a function, waits for all arrays of the result, and returns (result, seconds)."""
+  """Calls a function and waits; returns (result, seconds).
+
+  Waits for all arrays of the result.
+  """
   started = time.perf_counter()
   # JAX dispatches and returns at once; without the wait only the dispatch would be timed.
   result = jax.block_until_ready(function(*args))
@@ -28,13 +31,19 @@ def once(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
 
 
 def repeat(function: Callable[..., Any], *args: Any, repeats: int) -> list[float]:
-  """Returns the seconds of `repeats` calls; a first call, which compiles and warms the caches, is not counted."""
+  """Returns the seconds of `repeats` calls.
+
+  A first call, which compiles and warms the caches, is not counted.
+  """
   once(function, *args)
   return [once(function, *args)[1] for _ in range(repeats)]
 
 
 def summary(seconds: Sequence[float]) -> dict[str, Any]:
-  """Summarises raw times as dict(median_s, min_s, mean_s, count, seconds); without times the first three are None."""
+  """Summarises raw times as dict(median_s, min_s, mean_s, count, seconds).
+
+  Without times the first three are None.
+  """
   if not seconds:
     return dict(median_s=None, min_s=None, mean_s=None, count=0, seconds=[])
   return dict(median_s=statistics.median(seconds), min_s=min(seconds), mean_s=statistics.fmean(seconds),
@@ -42,7 +51,10 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def matmul_rate(size: int = 2048, repeats: int = 5, dtype: str = "float32") -> float:
-  """Returns the FLOP/s of the fastest of `repeats` products of two [size, size] matrices of this dtype."""
+  """Returns the FLOP/s of a product of two [size, size] matrices.
+
+  Of this dtype, the fastest of `repeats`.
+  """
   a, b = jax.random.normal(jax.random.key(0), (2, size, size), jnp.dtype(dtype))
   # HIGHEST: the default precision of float32 products is lower on accelerators.
   product = jax.jit(lambda a, b: jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST))
@@ -58,7 +70,10 @@ def peak_memory_bytes() -> int:
 
 
 def peak_device_bytes() -> int | None:
-  """Returns the largest memory in use on the first device so far; None on CPUs, which do not report it."""
+  """Returns the largest memory in use on the first device so far.
+
+  None on CPUs, which do not report it.
+  """
   return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 

@@ -31,6 +31,7 @@ class TorchPrior:
     self.unet = self._load(UNet2DConditionModel, payload["unet"])
     self.vae = self._load(AutoencoderKL, payload["vae"]) if payload["vae"] else None
     self.encoder = None if self.vae is None else self.vae.encoder
+    # Kept side by side, because both ways are timed in turns.
     self.eager, self.compiled = (self.unet, self.encoder), None
 
   def _load(self, network: Any, folder: str) -> Any:
@@ -51,7 +52,9 @@ class TorchPrior:
     size = noise.shape[-1] * 2 ** (len(self.vae.config.block_out_channels) - 1)
     hidden = self.encoder((2 * resize(images, size) - 1).to(self.dtype))
     hidden = self.vae.quant_conv(hidden) if self.vae.quant_conv is not None else hidden
+    # float32 for the draw, as in `priors.spaces`, whatever the dtype of the encoder.
     mean, logvar = hidden.float().chunk(2, dim=1)
+    # diffusers clamps the log variance to the same range.
     return (mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * noise) * self.vae.config.scaling_factor
 
   @property
@@ -93,20 +96,26 @@ def sds_gradient(predict: Any, x: torch.Tensor, inputs: dict[str, Any], predicti
     clip_norm: largest norm of one view's gradient; 0: no limit.
   """
   alpha, sigma, weight = (inputs[name][:, None, None, None] for name in ("alpha", "sigma", "weight"))
+  # x without a gradient here: score distillation leaves out the Jacobian of the network (arXiv:2209.14988, eq. 3).
   z = alpha * x + sigma * inputs["eps"]
   predicted = predict(torch.cat([z, z]), torch.cat([inputs["t"]] * 2), inputs["text"])[:, :x.shape[1]]
   with_text, without = (_eps(part, z, alpha, sigma, prediction) for part in predicted.chunk(2))
   eps_hat = without + inputs["guidance"] * (with_text - without)
   gradient = inputs["sds"] * weight * (eps_hat - inputs["eps"])
   if clip_norm:
+    # The floor is for a gradient of 0.
     norm = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
     gradient = gradient * (clip_norm / norm).clamp(max=1.0)[:, None, None, None]
+  # The loss is a mean over the views.
   return gradient / x.shape[0]
 
 
 def _eps(predicted: torch.Tensor, z: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor,
          kind: str) -> torch.Tensor:
-  """Returns the noise prediction of a network's output; `kind` is the prediction_type of its scheduler."""
+  """Returns the noise prediction of a network's output.
+
+  `kind` is the prediction_type of its scheduler.
+  """
   if kind == "v_prediction":
     return alpha * predicted + sigma * z
   return predicted if kind == "epsilon" else (z - alpha * predicted) / sigma
@@ -119,7 +128,10 @@ def check(prior: TorchPrior, inputs: dict[str, Any]) -> np.ndarray:
 
 
 def try_compiled(prior: TorchPrior, inputs: dict[str, Any]) -> str:
-  """Compiles the networks with `torch.compile`; returns "", or in one line why that fails."""
+  """Compiles the networks with `torch.compile`.
+
+  Returns "", or in one line why that fails.
+  """
   try:
     prior.use(compiled=True)
     prior.step(torch_process.as_tensors(inputs, prior.device))
@@ -135,6 +147,7 @@ def time_steps(prior: TorchPrior, inputs: dict[str, Any], count: int, compiled: 
   for _ in range(count + 1):
     started = time.perf_counter()
     prior.step(tensors)
+    # CUDA works asynchronously; without the wait only the launches would be timed.
     if prior.device.type == "cuda":
       torch.cuda.synchronize()
     seconds.append(time.perf_counter() - started)

@@ -58,6 +58,7 @@ class TorchMLPField(torch.nn.Module):
       x = ACTIVATIONS[s.activation](layer(x))
     out = self.layers[-1](x)
     squared = (points**2).sum(-1)
+    # The derivative of sqrt is infinite at 0.
     radius = torch.sqrt(squared + 1e-12)
     blob = {"linear": lambda: s.blob_scale * (1 - radius / s.blob_radius),
             "gaussian": lambda: s.blob_scale * torch.exp(-squared / (2 * s.blob_radius**2)),
@@ -70,6 +71,7 @@ class TorchMLPField(torch.nn.Module):
     sin, cos = torch.sin(math.pi * points), torch.cos(math.pi * points)
     out = [points]
     for octave in range(self.settings.octaves):
+      # Double angles give each octave from the one before, without another sine.
       if octave:
         sin, cos = 2 * sin * cos, 1 - 2 * sin * sin
       out += [sin, cos]
@@ -79,6 +81,7 @@ class TorchMLPField(torch.nn.Module):
     """Returns density, albedo and outward unit normals [N, 3]; all are differentiable."""
     points = points.detach().requires_grad_()
     density, albedo = self(points)
+    # create_graph: the loss depends on normals, so the gradient is differentiated again.
     gradient, = torch.autograd.grad(density.sum(), points, create_graph=True)
     return density, albedo, _unit(-gradient)
 
@@ -91,6 +94,7 @@ class TorchMLPField(torch.nn.Module):
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:
+  # The sum under the root keeps the derivative finite for a vector of 0.
   return vectors * torch.rsqrt((vectors**2).sum(-1, keepdim=True) + 1e-12)
 
 
@@ -98,6 +102,7 @@ def rays(position: torch.Tensor, rotation: torch.Tensor, focal: torch.Tensor,
          s: RendererSettings) -> tuple[torch.Tensor, torch.Tensor]:
   """Returns origins and unit directions [R, 3] of cameras [V], view by view, row by row."""
   x = (torch.arange(s.width) + 0.5 - s.width / 2) / s.height
+  # Image rows go down, the camera's y goes up.
   y = (s.height / 2 - torch.arange(s.height) - 0.5) / s.height
   y, x = torch.meshgrid(y, x, indexing="ij")
   focal = focal[:, None, None]
@@ -115,7 +120,10 @@ def occupied_cells(grid: torch.Tensor, s: RendererSettings) -> torch.Tensor:
 
 def choose_samples(origins: torch.Tensor, directions: torch.Tensor, jitter: torch.Tensor, grid: torch.Tensor | None,
                    s: RendererSettings) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
-  """Returns (index into the [S, R] table, distance, point) of each sample, nearest first, and the spacing."""
+  """Returns the samples, nearest first, and the spacing.
+
+  A sample is (index into the [S, R] table, distance, point).
+  """
   spacing = 2 * s.bound / s.candidates
   start = -(origins * directions).sum(-1) - s.bound
   t = start + (torch.arange(s.candidates)[:, None] + jitter) * spacing
@@ -127,6 +135,7 @@ def choose_samples(origins: torch.Tensor, directions: torch.Tensor, jitter: torc
     wanted &= cells.reshape(-1)[(i * size + j) * size + k]
   pixels = s.height * s.width  # each view has its own budget
   of_views = wanted.reshape(s.candidates, -1, pixels).transpose(0, 1).flatten(1)
+  # cumsum counts wanted samples, nearest first; beyond the budget the farthest are dropped.
   kept = of_views & (of_views.cumsum(1) <= s.samples * pixels)
   index = kept.reshape(-1, s.candidates, pixels).transpose(0, 1).reshape(-1).nonzero()[:, 0]
   ray, t = index % origins.shape[0], t.reshape(-1)[index]
@@ -135,7 +144,10 @@ def choose_samples(origins: torch.Tensor, directions: torch.Tensor, jitter: torc
 
 def render(field: TorchMLPField, inputs: dict[str, Any], grid: torch.Tensor | None,
            s: RendererSettings) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-  """Renders images [V, H, W, 3], opacity [R] and the orientation penalty [R] of `peer.torch_inputs`."""
+  """Renders images, opacity and the orientation penalty of `peer.torch_inputs`.
+
+  [V, H, W, 3], [R] and [R].
+  """
   origins, directions = rays(inputs["position"], inputs["rotation"], inputs["focal"], s)
   count = origins.shape[0]
   index, t, points, spacing = choose_samples(origins, directions, inputs["jitter"], grid, s)
@@ -143,6 +155,7 @@ def render(field: TorchMLPField, inputs: dict[str, Any], grid: torch.Tensor | No
   density, albedo, *normals = field.in_blocks(points, normals=shaded)
 
   depths = torch.zeros(s.candidates * count).index_put((index,), density * spacing).reshape(s.candidates, count)
+  # cumsum includes a sample itself, so its own depth is added back; expm1 keeps small depths exact.
   weights = (torch.exp(depths - depths.cumsum(0)) * -torch.expm1(-depths)).reshape(-1)[index]
   colour, penalty = albedo, torch.zeros(count)
   if shaded:

@@ -33,19 +33,26 @@ class TorchStep:
     self.reset()
 
   def reset(self) -> None:
-    """Restores the payload's state: `layers`, Adam's moments `mu` and `nu` (like layers), `count` and `grid`."""
+    """Restores the payload's state.
+
+    Entries `layers`, Adam's moments `mu` and `nu` (like layers), `count` and `grid`.
+    """
     p = self.payload
     self.field = torch_render.TorchMLPField(p["layers"], self.settings)
     b1, b2, eps = p["adam"]
     self.optimizer = torch.optim.Adam(self.field.parameters(), lr=0.0, betas=(b1, b2), eps=eps)
     moments = [[array for pair in p[name] for array in pair] for name in ("mu", "nu")]
     for parameter, mu, nu in zip(self.field.parameters(), *moments):
+      # Adam goes on from our moments and count, so that the first update can be compared.
       self.optimizer.state[parameter] = dict(
         step=torch.tensor(float(p["count"])), exp_avg=torch.tensor(mu), exp_avg_sq=torch.tensor(nu))
     self.grid = None if p["grid"] is None else torch.tensor(p["grid"])
 
   def noise_residual(self, images: torch.Tensor, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the encoded images x [V, C, h, w], and the gradient of score distillation with respect to x."""
+    """Returns the encoded images x and the gradient of score distillation.
+
+    x is [V, C, h, w]; the gradient is with respect to x.
+    """
     x = F.pixel_unshuffle(2 * images.permute(0, 3, 1, 2) - 1, self.payload["unshuffle"])
     camera = inputs.get("camera")
 
@@ -59,10 +66,15 @@ class TorchStep:
       return x, sds_gradient(predict, x, inputs, self.payload["prediction"], self.payload["clip_norm"])
 
   def step(self, inputs: dict[str, Any]) -> torch.Tensor:
-    """Takes one step and returns its images. The gradient stays in the parameters' `grad`."""
+    """Takes one step and returns its images.
+
+    The gradient stays in the parameters' `grad`.
+    """
     images, opacity, penalty = torch_render.render(self.field, inputs, self.grid, self.settings)
     x, gradient = self.noise_residual(images, inputs)
+    # The logarithms below are infinite at 0 and 1.
     p = opacity.clamp(1e-5, 1 - 1e-5)
+    # A loss whose gradient with respect to x is `gradient`, which has none of its own.
     loss = (x * gradient).sum() + inputs["orientation"] * penalty.mean()
     if inputs["opacity"]:
       loss = loss + inputs["opacity"] * torch.sqrt(opacity**2 + 0.01).mean()
@@ -78,11 +90,15 @@ class TorchStep:
 
   @torch.no_grad()
   def _update_grid(self, step: int) -> None:
-    """Updates the occupancy grid if an update is due; the points within the cells are torch's own random numbers."""
+    """Updates the occupancy grid if an update is due.
+
+    The points within the cells are torch's own random numbers.
+    """
     o = self.payload["occupancy"]
     if self.grid is None or step % o["every"] or step < o["start_step"]:
       return
     size, flat = self.grid.shape[0], self.grid.reshape(-1)
+    # Each update renews one of `shares` shares of the cells, in turn.
     cells = torch.arange(step // o["every"] % o["shares"], flat.shape[0], o["shares"])
     corner = torch.stack([cells // size**2, cells // size % size, cells % size], -1)
     points = (corner + torch.rand(corner.shape)) * (2 * self.settings.bound / size) - self.settings.bound

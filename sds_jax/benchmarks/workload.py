@@ -111,7 +111,10 @@ def build(task: Text3DTask, allocate: bool = True) -> Workload:
 
 
 def default_config(prior: str = "") -> ml_collections.ConfigDict:
-  """Returns the settings of configs/text.py with a published prior of this name; the defaults for any other name."""
+  """Returns the settings of configs/text.py with a published prior of this name.
+
+  The defaults for any other name.
+  """
   return recipes.from_words(prior) if prior in published.PRIORS else settings_lib.defaults()
 
 
@@ -141,7 +144,9 @@ def compile_step(work: Workload, state: TrainState) -> tuple[Callable, float]:
 
 
 def compile_twice(work: Workload, state: TrainState) -> tuple[Callable, dict[str, Any]]:
-  """Compiles with an empty persistent cache and then from that cache, as the first two runs on a machine do.
+  """Compiles with an empty persistent cache, then from that cache.
+
+  So do the first two runs on a machine.
 
   Returns:
     The executable of the first time, and dict(cold_s, cached_s, cache_hits). `cache_hits` is 0 where XLA did not use
@@ -196,6 +201,9 @@ def run_steps(work: Workload, compiled: Callable, state: TrainState,
 
 
 def by_mode(records: list[dict[str, Any]]) -> dict[str, Any]:
-  """Returns summaries of the times of `run_steps`: of all steps as drawn, of unshaded steps, of shaded steps."""
+  """Returns summaries of the times of `run_steps`.
+
+  Of all steps as drawn, of unshaded steps, of shaded steps.
+  """
   pick = lambda keep: timing.summary([r["seconds"] for r in records if keep(r)])  # noqa: E731
   return dict(as_drawn=pick(lambda r: True), albedo=pick(lambda r: not r["shaded"]), shaded=pick(lambda r: r["shaded"]))

@@ -20,11 +20,16 @@ _MODULE = "sds_jax_config_file"
 
 
 class UsageError(ValueError):
-  """Raised for a command line that cannot be used. The message may have several lines; the command joins them."""
+  """Raised for a command line that cannot be used.
+
+  The message may have several lines; the command joins them.
+  """
 
 
 def load(specification: str) -> ConfigDict:
-  """Executes a file of settings once and returns the settings of its function `get_config`.
+  """Executes a file of settings once; returns the settings.
+
+  The settings are those that its function `get_config` returns.
 
   Args:
     specification: FILE, or FILE:WORDS, which calls get_config(WORDS). FILE may name a settings file that ships.
@@ -73,7 +78,10 @@ def _execute(path: str) -> ModuleType:
 
 
 def _described(error: Exception, path: str) -> str:
-  """Returns an error in words: its type, but of the plain kinds, its message, and its line in the user's file."""
+  """Returns an error in words, with the line in the user's file.
+
+  The words are the message, preceded by the type unless the type is a plain one.
+  """
   name = "" if isinstance(error, (OSError, AttributeError)) else f"{type(error).__name__}: "
   # Only frames of the user's file: the last line of the traceback may lie in a library.
   lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]

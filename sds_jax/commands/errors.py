@@ -20,7 +20,9 @@ USER_ERRORS = (ConfigError, WorkdirError, CheckpointError, ResumeError, DamagedF
 
 
 def explain(error: Exception, folder: Path | None, mode: str, job: str) -> str | None:
-  """Returns a line with the error and its remedy; None for a fault of the library.
+  """Returns a line with the error and its remedy.
+
+  None for a fault of the library.
 
   Args:
     error: the exception that ended the command.

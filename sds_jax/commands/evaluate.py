@@ -45,6 +45,7 @@ def evaluate_text(task: Text3DTask, folder: Path) -> None:
   for place, one in task.objects_in(state, folder):
     scores = scores_lib.score(task.generator, one, spec)
     files.write_json(scores, place / "scores.json")
+    # Several objects have a folder each; a single one lies in the folder of the run.
     if place != folder:
       print(f"{place}: silhouette IoU {scores['silhouette_iou']:.3f}")
   task.write(state, folder, files.read_json(folder / "timings.json"))
@@ -54,6 +55,7 @@ def evaluate_text(task: Text3DTask, folder: Path) -> None:
 def evaluate_photo(task: Image3DTask, folder: Path) -> None:
   """Scores the object of a run against the scene that its sample photo was rendered from."""
   photo, about = photo_lib.stored_photo(folder)
+  # The copy in the folder, since the user's file may have changed or moved.
   original = photo_lib.stored_copy(folder, about, "original")
   truth = original and sample_photos.read_truth(original)
   if truth is None:

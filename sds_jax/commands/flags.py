@@ -96,7 +96,10 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 
 def _home_expanded(arguments: Sequence[str]) -> list[str]:
-  """Returns the arguments with `~` expanded in the name of a flag file, which no shell does behind `=`."""
+  """Returns the arguments with `~` expanded in the name of a flag file.
+
+  No shell expands `~` behind `=`.
+  """
   return [re.sub("^(--?flagfile=)(~.*)", lambda m: m[1] + schema.expand_home(m[2]), argument, flags=re.DOTALL)
           for argument in arguments]
 
@@ -142,7 +145,9 @@ def take_value(arguments: Sequence[str], name: str) -> str | None:
 
 
 def joined(arguments: Sequence[str], reference: Any) -> list[str]:
-  """Returns the arguments with `--config.a value` as `--config.a=value`, where a value may be of several types.
+  """Returns the arguments with `--config.a value` as `--config.a=value`.
+
+  Where a value may be of several types.
 
   The flags of such settings would take no separate value, since True and False are legal for their parser.
 
@@ -183,7 +188,10 @@ def _stored(workdir: str | None) -> ConfigDict:
 
 
 def _parse_flags(argv: list[str], config: ConfigDict, reference: Any) -> flags.FlagValues:
-  """Returns all flags with their values; `config` gets the overrides, `reference` is its tree of settings."""
+  """Returns all flags with their values.
+
+  `config` gets the overrides, `reference` is its tree of settings.
+  """
   # A set of its own and not the global one, so that a process can parse twice.
   values = flags.FlagValues()
   flags.DEFINE_string("mode", "train", "", flag_values=values)

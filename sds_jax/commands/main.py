@@ -89,7 +89,9 @@ class _Run:
     self.arguments, self.folder, self.job = arguments, None, "text3d"
 
   def prepare(self, stack: contextlib.ExitStack) -> Callable[[float], None]:
-    """Checks the settings, locks the folder, and returns the command as a function of its start.
+    """Checks the settings and locks the folder; returns the command.
+
+    The command is a function of its start.
 
     Args:
       stack: releases the folder's lock.
@@ -110,7 +112,10 @@ class _Run:
     return lambda started: command(task, self.folder, started)
 
   def _stored_task(self, stack: contextlib.ExitStack) -> Any:
-    """Returns the task of a finished run with the overrides of the command line, and locks the run's folder."""
+    """Returns the task of a finished run, and locks the run's folder.
+
+    The task has the overrides of the command line.
+    """
     from sds_jax import hosts, settings as settings_lib, tasks
     from sds_jax.schema import ConfigError
     from sds_jax.training import workspace
@@ -126,7 +131,9 @@ class _Run:
     return task
 
   def _join(self, task: Any, stack: contextlib.ExitStack) -> Any:
-    """Joins the other processes of a job, if any; process 0 reads the inputs, and makes and locks the folder.
+    """Joins the other processes of a job, if any.
+
+    Process 0 reads the inputs, and makes and locks the folder.
 
     Inputs, files in the way, priors and prompts are checked before the folder is made.
 

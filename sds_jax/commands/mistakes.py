@@ -15,11 +15,14 @@ _PHOTOS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".
 _FILES = {"text3d": "configs/text.py", "image3d": "configs/image.py", "image2d": "configs/image2d.py"}
 _OWN_FLAGS = ("config", "mode", "workdir", "flagfile", "coordinator", "num_processes", "process_id", "distributed",
               "verbosity", "help")
+# absl gives the name and the value in the text of its error only.
 _ABSL = re.compile(r"flag --?(?:no)?config\.([\w.]+)=(.*?): ", re.DOTALL)
 
 
 def unknown_flag(name: str, reference: Any, known: Sequence[str]) -> str:
-  """Returns the error of a flag that does not exist, with the nearest flag or setting.
+  """Returns the error of a flag that does not exist.
+
+  The error names the nearest flag or setting.
 
   Args:
     name: of the flag, without dashes.
@@ -33,7 +36,9 @@ def unknown_flag(name: str, reference: Any, known: Sequence[str]) -> str:
 
 def unexpected(words: Sequence[str], reference: Any, known: Sequence[str], modes: Sequence[str],
                has_prompt: bool) -> str:
-  """Returns the error of arguments that are no flags, with the flag that was probably meant.
+  """Returns the error of arguments that are no flags.
+
+  The error names the flag that was probably meant.
 
   Args:
     words: the arguments.
@@ -53,6 +58,7 @@ def unexpected(words: Sequence[str], reference: Any, known: Sequence[str], modes
   if word in modes:
     return f"{error}did you mean --mode={word}?"
   path = Path(word)
+  # Longer words and NUL are no paths: the file system would raise an error.
   if "\0" not in word and len(word) < 1000:
     if path.suffix == ".py":
       return f"{error}did you mean --config={word}?"
@@ -68,7 +74,10 @@ def unexpected(words: Sequence[str], reference: Any, known: Sequence[str], modes
 
 
 def illegal_value(error: str, reference: Any) -> str | None:
-  """Returns the error of a value that the flags cannot read, with the legal values; None for another error."""
+  """Returns the error of a value that the flags cannot read.
+
+  The error names the legal values. None for another error.
+  """
   match = _ABSL.match(error)
   field = match and field_at(match[1], reference)
   if not field:
@@ -81,7 +90,10 @@ def illegal_value(error: str, reference: Any) -> str | None:
 
 
 def of_another_task(error: ConfigError, arguments: Sequence[str], task: str) -> ConfigError:
-  """Returns the error of an unknown setting; names the file of another task that has a setting of this name."""
+  """Returns the error of an unknown setting.
+
+  Names the file of another task that has a setting of this name.
+  """
   for argument in arguments:
     match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
     if match and str(error).startswith(f"config.{match[1]} is not a setting"):
@@ -92,9 +104,10 @@ def of_another_task(error: ConfigError, arguments: Sequence[str], task: str) -> 
 
 
 def _meant(name: str, reference: Any, known: Sequence[str]) -> str | None:
-  """Returns the flag or setting that was probably meant by a name, or None."""
+  """Returns the flag or setting that a name probably meant, or None."""
   setting, paths = name.removeprefix("config.").replace("-", "_"), _paths(reference)
   found = setting if setting in paths else names.habitual(setting, paths)
+  # Before similar names: an exact name of another task is the better guess.
   if not found and (others := [task for task, tree in settings.TREES.items() if setting in _paths(tree())]):
     return f"--config={_FILES[others[0]]} --config.{setting}"
   if not found and (near := names.nearest(setting, _OWN_FLAGS)):
@@ -104,7 +117,10 @@ def _meant(name: str, reference: Any, known: Sequence[str]) -> str | None:
 
 
 def field_at(path: str, reference: Any) -> dataclasses.Field | None:
-  """Returns the field of a dotted path, of a setting or a group; None where there is no such field."""
+  """Returns the field of a dotted path, of a setting or a group.
+
+  None where there is no such field.
+  """
   field = None
   for name in path.split("."):
     known = {field.name: field for field in dataclasses.fields(reference)} if schema.is_group(reference) else {}

@@ -13,7 +13,10 @@ Command = Callable[[Task, Path, float], None]
 
 
 def per_scene(command: Command) -> Command:
-  """Returns a command that in a run of many scenes is called for every scene's folder."""
+  """Returns a command that is called for every scene's folder.
+
+  Of a run with many scenes; otherwise for the run's folder.
+  """
   @functools.wraps(command)
   def run(task: Task, folder: Path, started: float) -> None:
     if isinstance(task, ScenesTask):

@@ -122,7 +122,10 @@ PRIOR, VIEW_PRIOR, PHOTO = "prior", "view_prior", "photo.png"
 
 
 def make_jobs(configs: Path, scratch: Path) -> list[FuzzJob]:
-  """Returns a job for each of configs/text.py, image2d.py and image.py; their files are those of `write_files`."""
+  """Returns a job for each of configs/text.py, image2d.py and image.py.
+
+  Their files are those of `write_files`.
+  """
   # A step and no renders: the drill tests parsing and checks, not training.
   common = {"prior.path": scratch / PRIOR, "prompt": "a red cube", "training.steps": 1, "training.log_every": 1,
             "training.render_every": 0, "optimizer.warmup_steps": 0}
@@ -143,7 +146,9 @@ def write_files(scratch: Path) -> None:
 
 
 def tries(configs: Path, scratch: Path, num: int, seed: int, strange: float) -> Iterator[list[str]]:
-  """Yields `num` command lines without the program's name; the same seed gives the same command lines.
+  """Yields `num` command lines without the program's name.
+
+  The same seed gives the same command lines.
 
   The first three are the plain bases of the three jobs.
 
@@ -207,7 +212,10 @@ def _prompt_of_any_words(rng: random.Random, job: FuzzJob) -> list[str]:
 
 
 def _default_folder(rng: random.Random, job: FuzzJob) -> list[str]:
-  """Returns a prompt of any words; the folder of the run is named after the prompt."""
+  """Returns a prompt of any words.
+
+  The folder of the run is named after the prompt.
+  """
   return _prompt_of_any_words(rng, job)
 
 
@@ -220,7 +228,10 @@ def _prior_name(rng: random.Random, job: FuzzJob) -> list[str]:
 
 
 def _photo(rng: random.Random, job: FuzzJob) -> list[str]:
-  """Returns a path that is no photo; a job without a photo has no such setting."""
+  """Returns a path that is no photo.
+
+  A job without a photo has no such setting.
+  """
   name = rng.choice(["image", "image", "picture.depth", "picture.normals"])
   return [f"--config.{name}={rng.choice(PATHS[1:])}", "--config.loss.depth=(1.0,)"]
 

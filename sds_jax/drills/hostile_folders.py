@@ -51,7 +51,10 @@ def write(here: Path, name: str) -> None:
 
 
 def digest(folder: Path) -> dict[Path, tuple[int, str]]:
-  """Returns {path: (kind of file, SHA-256 or target)} of everything in a folder; pipes are not opened."""
+  """Returns {path: (kind of file, SHA-256 or target)} of everything in a folder.
+
+  Pipes are not opened.
+  """
   found = {}
   for place, folders, files in os.walk(folder):
     for path in (Path(place) / name for name in (*folders, *files)):

@@ -33,7 +33,9 @@ PAUSE = 0.01
 
 
 def main(job: str, folder: str, shared: str) -> None:
-  """Begins or continues the run in `folder`, up to its last step; the target of a process.
+  """Begins or continues the run in `folder`, up to its last step.
+
+  The target of a process.
 
   Args:
     job: "walk" or "text3d".

@@ -63,7 +63,9 @@ def task_with(name: str, config: ConfigDict) -> Text3DTask:
 
 def run(names: Sequence[str], config: ConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int],
         folder: Path, times: bool = False) -> Scores:
-  """Runs and scores each estimator; writes renders and records to folder/NAME, all records and the table to `folder`.
+  """Runs and scores each estimator.
+
+  Writes renders and records to folder/NAME, all records and the table to `folder`.
 
   Args:
     names: keys of ESTIMATORS; the settings of all are checked before the first run.
@@ -95,7 +97,9 @@ def _write(scores: Scores, step_ms: Mapping[str, float], folder: Path) -> None:
 
 def step_times(chosen: Mapping[str, Text3DTask], prompt: str, steps: int = 5,
                rounds: int = 4) -> dict[str, float]:
-  """Measures milliseconds a step of each estimator after WARM_UP steps: the best of `rounds` in which they take turns.
+  """Measures milliseconds a step of each estimator.
+
+  The best of `rounds`, after WARM_UP steps.
 
   The estimators take turns, because on a shared machine only times measured side by side can be compared.
 
@@ -104,6 +108,7 @@ def step_times(chosen: Mapping[str, Text3DTask], prompt: str, steps: int = 5,
     steps: number of steps at a time.
   """
   prior = next(iter(chosen.values())).load_prior()
+  # One prior for all: its weights are in memory once.
   runs = {name: CaptionRuns(task, *prior) for name, task in chosen.items()}
   states = {}
   for name in tqdm.tqdm(runs, desc="compiling, to be timed"):
@@ -120,7 +125,9 @@ def step_times(chosen: Mapping[str, Text3DTask], prompt: str, steps: int = 5,
 
 
 def read(path: Path) -> Scores:
-  """Returns the scores in the file or folder that `run` has written; {} without a file.
+  """Returns the scores in the file or folder that `run` has written.
+
+  {} without a file.
 
   Raises:
     DamagedFileError: the file holds no records of estimators.
@@ -129,7 +136,10 @@ def read(path: Path) -> Scores:
 
 
 def read_times(path: Path) -> dict[str, float]:
-  """Returns the result of `step_times` in the file or folder that `run` has written; {} without one."""
+  """Returns the times in the file or folder that `run` has written.
+
+  The result of `step_times`; {} without a file.
+  """
   return _stored(path).get("step_ms", {})
 
 
@@ -143,7 +153,10 @@ def _stored(path: Path) -> dict[str, Any]:
 
 
 def table(scores: Scores, step_ms: Mapping[str, float]) -> str:
-  """Returns means and worst cases of each estimator, and known times of a step, as a Markdown table."""
+  """Returns means and worst cases of each estimator as a Markdown table.
+
+  The table has the known times of a step, too.
+  """
   rows = ["| estimator | runs | IoU | worst | volume IoU | colours right | colour error | empty or full | ms a step "
           "| times SDS |", "|---" * 10 + "|"]
   for name, records in scores.items():

@@ -32,7 +32,10 @@ BEST_PSNR = 100.0
 
 
 def hidden_views(azimuth: float) -> np.ndarray:
-  """Returns which scoring views, bool [16], are over 90 degrees of azimuth from the photo's `azimuth` in radians."""
+  """Returns which scoring views show the side away from the photo, bool [16].
+
+  Such views are over 90 degrees of azimuth from the photo's `azimuth` in radians.
+  """
   position = np.asarray(scores.scoring_cameras().position)
   return np.cos(np.arctan2(position[:, 1], position[:, 0]) - azimuth) < 0.0
 
@@ -93,7 +96,10 @@ def score(generator: ObjectGenerator, camera: CameraSettings, state: TrainState,
 
 
 def psnr(image: np.ndarray, photo: Photo) -> float:
-  """Returns the peak signal to noise ratio in dB of a render [S, S, 3] on white and a photo resized to S."""
+  """Returns the peak signal to noise ratio of a render, in dB.
+
+  Of a render [S, S, 3] on white, against the photo resized to S.
+  """
   error = np.mean((image - resize_square(photo.rgb, len(image))) ** 2)
   # The floor keeps equal images at BEST_PSNR instead of infinity.
   return -10.0 * math.log10(max(float(error), 10.0 ** (-BEST_PSNR / 10.0)))
@@ -104,7 +110,9 @@ _traced = jax.jit(scores.traced)
 
 def _colours_right(spec: captions.Spec, albedo: np.ndarray, inside: np.ndarray, overlap: np.ndarray,
                    colour: np.ndarray) -> bool:
-  """Returns whether the object's mean colour over each visible part of the scene is nearest to the part's colour.
+  """Returns whether each visible part of the scene has the right colour.
+
+  The object's mean colour over the part must be nearest to the part's colour.
 
   Args:
     spec: of the caption; names the colour of each part.

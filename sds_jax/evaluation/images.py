@@ -43,7 +43,7 @@ GROUPS: dict[str, Callable[[Record], bool]] = {
     "never seen": lambda r: r["never_seen"],
 }
 COLUMNS = {
-    "PSNR of the picture": ("reference_psnr", "{:.1f}"), "IoU": ("silhouette_iou", "{:.3f}"),
+    "PSNR of the photo": ("reference_psnr", "{:.1f}"), "IoU": ("silhouette_iou", "{:.3f}"),
     "seen side": ("seen_iou", "{:.3f}"), "unseen side": ("unseen_iou", "{:.3f}"),
     "volume IoU": ("volume_iou", "{:.3f}"),
     "colours right": ("colours_right", "{:.0%}"), "unseen colours right": ("unseen_colours_right", "{:.0%}"),
@@ -52,7 +52,10 @@ COLUMNS = {
 
 
 def draw_truths(count: int, seed: int) -> list[sample_photos.Truth]:
-  """Returns `count` truths: a single solid, a stack, an object with a front in turn; every second trio never seen."""
+  """Returns `count` truths.
+
+  A single solid, a stack and an object with a front in turn; every second trio was never seen.
+  """
   kinds: dict[int, Callable[[captions.Spec], bool]] = {
       0: lambda spec: len(spec.parts) == 1 and spec.parts[0][1] in solids.PLAIN,
       1: lambda spec: len(spec.parts) == 2,
@@ -69,7 +72,9 @@ def draw_truths(count: int, seed: int) -> list[sample_photos.Truth]:
 
 def run_set(task: Image3DTask, priors: tuple[Prior, Prior | None, Params],
             truths: Sequence[sample_photos.Truth], seeds: Sequence[int], folder: Path) -> list[Record]:
-  """Returns the scores of every photo with every seed; writes photos and a strip of renders of each to `folder`.
+  """Returns the scores of every photo with every seed.
+
+  Writes photos and a strip of renders of each to `folder`.
 
   Args:
     task: with its settings; a second prior is conditioned on the caption of each photo, whatever `prompt` is.
@@ -114,8 +119,8 @@ def run_set(task: Image3DTask, priors: tuple[Prior, Prior | None, Params],
 
 
 def table(records: Sequence[Record]) -> str:
-  """Returns means and worst cases of each group of runs as the rows of a Markdown table."""
-  lines = ["| pictures | runs | " + " | ".join(COLUMNS) + " | worst view |", "|---" * (len(COLUMNS) + 3) + "|"]
+  """Returns means and worst cases of each group as a Markdown table."""
+  lines = ["| photos | runs | " + " | ".join(COLUMNS) + " | worst view |", "|---" * (len(COLUMNS) + 3) + "|"]
   for name, belongs in GROUPS.items():
     group = [r for r in records if belongs(r)]
     if group:

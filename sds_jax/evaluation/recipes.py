@@ -28,7 +28,9 @@ DEFAULT = "default"
 
 
 def run_recipe(name: str, specs: Sequence[captions.Spec], seeds: Sequence[int], folder: Path) -> list[Record]:
-  """Runs and scores a recipe, or DEFAULT, on the shipped prior; writes records and renders to `folder`.
+  """Runs and scores a recipe, or DEFAULT, on the shipped prior.
+
+  Writes records and renders to `folder`.
 
   Raises:
     ConfigError, CheckpointError: see `settings.validate` and `Text3DTask.load_prior`.
@@ -40,7 +42,9 @@ def run_recipe(name: str, specs: Sequence[captions.Spec], seeds: Sequence[int], 
 
 def run_task(task: Text3DTask, specs: Sequence[captions.Spec], seeds: Sequence[int],
              folder: Path) -> list[Record]:
-  """Runs and scores a task; returns the records in `folder` instead if their settings and runs are equal.
+  """Runs and scores a task.
+
+  Returns the records in `folder` instead if their settings and runs are equal.
 
   Raises:
     ConfigError, CheckpointError: see `Text3DTask.load_prior`.
@@ -61,7 +65,10 @@ def run_task(task: Text3DTask, specs: Sequence[captions.Spec], seeds: Sequence[i
 
 
 def _fingerprint(name: str) -> str:
-  """Returns a digest of the U-Net's weights of the shipped prior, or of the prior in a folder."""
+  """Returns a digest of a U-Net's weights.
+
+  Of the shipped prior, or of the prior in a folder.
+  """
   digest = hashlib.sha256()
   # By content, because a folder of the same name may hold newly trained weights.
   for weights in sorted((shipped_folder() if name == "shapeworld" else Path(name)).glob("unet/*.safetensors")):

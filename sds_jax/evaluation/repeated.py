@@ -42,7 +42,10 @@ class RepeatedRuns:
     self._executables: list[Callable[..., Any]] = []
 
   def optimise(self, conditions: Any, seed: int) -> TrainState:
-    """Returns the last state of one run, on one device; `conditions` are what `Program.embed` would return."""
+    """Returns the last state of one run, on one device.
+
+    `conditions` are what `Program.embed` would return.
+    """
     state, fixed = self.begin(conditions, seed)
     return self._layout.local(self.advance(state, fixed, range(self.steps)))
 

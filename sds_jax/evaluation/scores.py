@@ -31,7 +31,10 @@ VOLUME_GRID = 56
 
 
 def scoring_cameras() -> Camera:
-  """Returns cameras [16] on a spiral over all training elevations, from 10 degrees below to straight overhead."""
+  """Returns cameras [16] on a spiral over all training elevations.
+
+  From 10 degrees below the horizon to straight overhead.
+  """
   share = np.arange(VIEWS) / (VIEWS - 1)
   low, high = math.sin(math.radians(-10.0)), math.sin(math.radians(88.0))
   elevation = np.arcsin(low + share * (high - low))  # even in area
@@ -42,7 +45,10 @@ def scoring_cameras() -> Camera:
 
 @jax.jit
 def truth_silhouettes(scene: scenes.SolidScene, angles: Array, scales: Array) -> Array:
-  """Returns silhouettes, bool [P, 16, SIZE, SIZE], of the caption's scene in every pose (angle [P], scale [P])."""
+  """Returns the silhouettes of the caption's scene in every pose.
+
+  bool [P, 16, SIZE, SIZE]; a pose is (angle [P], scale [P]).
+  """
   shots = scoring_cameras()
 
   def pose(inputs):
@@ -56,12 +62,17 @@ def truth_silhouettes(scene: scenes.SolidScene, angles: Array, scales: Array) ->
 
 @jax.jit
 def truth_albedo(scene: scenes.SolidScene, angle: Array) -> tuple[Array, Array]:
-  """Renders albedo [16, SIZE, SIZE, 3] and mask of the scene turned by `angle` through the scoring cameras."""
+  """Renders albedo and mask of the turned scene through the scoring cameras.
+
+  [16, SIZE, SIZE, 3] and [16, SIZE, SIZE]; turned by `angle`.
+  """
   return traced(scene, cameras.camera_of_turned_object(scoring_cameras(), angle, jnp.float32(1.0)), jnp.zeros(3), 1.0)
 
 
 def traced(scene: scenes.SolidScene, shots: Camera, light: Array, ambient: Array | float) -> tuple[Array, Array]:
-  """Renders the exact scene: colours [V, SIZE, SIZE, 3] over black, bool mask [V, SIZE, SIZE].
+  """Renders the exact scene over black.
+
+  Returns colours [V, SIZE, SIZE, 3] and the mask, bool [V, SIZE, SIZE].
 
   Args:
     scene: the exact scene.
@@ -78,7 +89,10 @@ def traced(scene: scenes.SolidScene, shots: Camera, light: Array, ambient: Array
 
 
 def object_views(generator: ObjectGenerator, state: TrainState, shots: Camera) -> tuple[np.ndarray, np.ndarray]:
-  """Renders albedo [V, SIZE, SIZE, 3] over black and opacity [V, SIZE, SIZE] of one object through cameras [V]."""
+  """Renders albedo over black and opacity of one object.
+
+  [V, SIZE, SIZE, 3] and [V, SIZE, SIZE], through cameras [V].
+  """
   return jax.device_get(make_object_views(generator)(state.shown, state.occupancy, shots))
 
 
@@ -94,7 +108,10 @@ def make_object_views(generator: ObjectGenerator) -> Callable[[Any, Any, Camera]
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """Returns the intersection over union of masks over the last two axes; 1 for two empty masks."""
+  """Returns the intersection over union of masks over the last two axes.
+
+  1 for two empty masks.
+  """
   union = (a | b).sum((-2, -1))
   return np.where(union == 0, 1.0, (a & b).sum((-2, -1)) / np.maximum(union, 1))
 
@@ -139,7 +156,9 @@ def _fit(truth: scenes.SolidScene, mask: np.ndarray, angles: np.ndarray, scales:
 
 
 def solid_points(generator: FieldGenerator, state: TrainState) -> tuple[np.ndarray, np.ndarray, float]:
-  """Returns a grid of points [N, 3], whether each point is solid, bool [N], and the solid share of the bounding ball.
+  """Returns a grid of points and which points are solid.
+
+  Points [N, 3], bool [N], and the solid share of the bounding ball.
 
   Solid points are denser than the mesh's automatic threshold; without a threshold no point is solid.
   """
@@ -156,7 +175,10 @@ def solid_points(generator: FieldGenerator, state: TrainState) -> tuple[np.ndarr
 
 
 def volume_iou(truth: scenes.SolidScene, points: np.ndarray, solid: np.ndarray) -> float:
-  """Returns the IoU of the exact scene's interior and `solid` [N], at points [N, 3] in the scene's frame."""
+  """Returns the IoU of the exact scene's interior and `solid` [N].
+
+  At points [N, 3] in the scene's frame.
+  """
   inside = in_chunks(lambda p: np.asarray(_distance(truth, jnp.asarray(p, jnp.float32))), points) < 0
   return float((inside & solid).sum() / max((inside | solid).sum(), 1))
 
@@ -173,7 +195,10 @@ def flags(opacity: np.ndarray, filled: float) -> dict[str, bool]:
 
 def _colours(truth: scenes.SolidScene, spec: captions.Spec, angle: float, rgb: np.ndarray,
              opacity: np.ndarray) -> tuple[float, bool]:
-  """Returns the mean absolute RGB error on the overlap, and whether each part's mean colour is nearest to its name."""
+  """Returns the mean absolute RGB error on the overlap, and a verdict.
+
+  The verdict: whether each part's mean colour is nearest to the part's name.
+  """
   albedo, inside = jax.device_get(truth_albedo(truth, jnp.float32(angle)))
   overlap = inside & (opacity > 0.5)
   if not overlap.any():

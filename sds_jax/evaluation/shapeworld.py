@@ -47,7 +47,9 @@ GROUPS: dict[str, Callable[[Record], bool]] = {
 
 
 def draw_captions(count: int, seed: int = 1) -> list[captions.Spec]:
-  """Returns `count` different captions: singles and stacks in turn, half of either kind never seen in training.
+  """Returns `count` different captions, singles and stacks in turn.
+
+  Half of either kind were never seen in training.
 
   Few singles were never seen; when these are used up, stacks take their place.
 
@@ -64,6 +66,7 @@ def draw_captions(count: int, seed: int = 1) -> list[captions.Spec]:
   chosen: list[captions.Spec] = []
   for i in range(count):
     wanted = (i % 2 == 1, i // 2 % 2 == 1)
+    # In order of preference: the kind itself, then stacks, then singles of the other half.
     choices = [wanted, (True, wanted[1]), (True, not wanted[1]), (False, not wanted[1])]
     chosen.append(next(pools[kind] for kind in choices if pools[kind]).pop())
   return chosen
@@ -86,13 +89,17 @@ class CaptionRuns(RepeatedRuns):
 
 def run_set(runs: CaptionRuns, specs: Sequence[captions.Spec], seeds: Sequence[int],
             folder: Path | None = None) -> list[Record]:
-  """Returns the scores of every caption with every seed; writes a strip of renders of each to `folder` if given."""
+  """Returns the scores of every caption with every seed.
+
+  Writes a strip of renders of each to `folder` if given.
+  """
   records = []
   with tqdm.tqdm(total=len(specs) * len(seeds), desc="runs") as bar:
     for spec in specs:
       for seed in seeds:
         prompt, started = captions.caption(spec), time.perf_counter()
         state = runs.optimise(prompt, seed)
+        # Before scoring: the time is that of the run alone.
         seconds = time.perf_counter() - started
         state = outputs.pick_object(state, runs.generator.particles, 0)
         scores = scoring.score(runs.generator, state, spec)
@@ -111,7 +118,7 @@ def run_set(runs: CaptionRuns, specs: Sequence[captions.Spec], seeds: Sequence[i
 
 
 def table(records: Sequence[Record]) -> str:
-  """Returns means and worst cases of each group of runs as the rows of a Markdown table."""
+  """Returns means and worst cases of each group as a Markdown table."""
   head = ("| captions | runs | IoU | worst | under 0.5 | IoU, scaled | volume IoU | colours right | colour error "
           "| empty or full | s a run |\n" + "|---" * 11 + "|")
   rows = [head]
@@ -134,6 +141,7 @@ def _run(config: ConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int
   task = Text3DTask(settings_lib.validate(config))
   prior, params = task.load_prior()
   folder.mkdir(parents=True, exist_ok=True)
+  # The runs append their rows, so those of an earlier call have to go.
   (folder / "records.jsonl").unlink(missing_ok=True)
   records = run_set(CaptionRuns(task, prior, params), specs, seeds, folder)
   files.write_json(dict(config=schema.to_dict(task.settings), versions=versions(), records=records),

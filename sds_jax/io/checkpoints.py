@@ -185,7 +185,7 @@ class Checkpoints:
     return []
 
   def _is_own(self, path: Path) -> bool:
-    """Returns whether a checkpoint, or what is left of one, may be read and removed."""
+    """Returns whether a checkpoint or its remains may be read and removed."""
     record, place = run_files.owner(path)
     return record is None or record.owns_checkpoint(place)
 

@@ -20,7 +20,10 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)$")  # device names of Win
 
 
 class DamagedFileError(ValueError):
-  """A damaged file of a run; the message names the file and the remedy."""
+  """A damaged file of a run.
+
+  The message names the file and the remedy.
+  """
 
 
 @contextlib.contextmanager

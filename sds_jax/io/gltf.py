@@ -20,13 +20,19 @@ _JSON, _BIN = 0x4E4F534A, 0x004E4942
 
 
 def linear_from_srgb(srgb: Array) -> np.ndarray:
-  """Returns linear intensities in [0, 1] of sRGB values in [0, 1] of any shape (IEC 61966-2-1)."""
+  """Returns the linear intensities of sRGB values (IEC 61966-2-1).
+
+  Both are in [0, 1], of any shape.
+  """
   srgb = np.asarray(srgb, np.float64)
   return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
 def clean(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
-  """Returns the mesh without vertices at equal positions and without faces of no area."""
+  """Returns the mesh without duplicate vertices and without faces of no area.
+
+  Vertices at equal positions are duplicates.
+  """
   # In float32, the precision of the file, where vertices closer than a rounding become equal.
   vertices, first, index = np.unique(np.asarray(mesh.vertices, np.float32), axis=0, return_index=True,
                                      return_inverse=True)

@@ -58,6 +58,7 @@ def tile(images: np.ndarray, columns: int | None = None, gap: int = 2, backgroun
   count, height, width, channels = images.shape
   columns = columns or math.ceil(math.sqrt(count))
   rows = math.ceil(count / columns)
+  # Minus a gap, because gaps lie between images and not behind the last.
   sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), background, np.float32)
   for index, image in enumerate(images):
     top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)

@@ -62,7 +62,9 @@ def hold(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def _make(path: Path) -> bool:
-  """Makes the lock file if it is missing; returns whether a run may write into it.
+  """Makes the lock file if it is missing.
+
+  Returns whether a run may write into it.
 
   Raises:
     LockedError: what is there is no lock of a run.

@@ -29,7 +29,10 @@ NETWORK = "u2net"
 
 
 class MattingError(ValueError):
-  """A background that cannot be removed; the message has the reason and a remedy, but not the photo's path."""
+  """A background that cannot be removed.
+
+  The message has the reason and a remedy, but not the photo's path.
+  """
 
 
 def border_colour(rgb: np.ndarray) -> tuple[np.ndarray, float]:

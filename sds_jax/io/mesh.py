@@ -26,7 +26,9 @@ wall would put the surface far inside of the rendered silhouette."""
 
 def extract_mesh(density_fn: PointFn, colour_fn: PointFn, resolution: int = 128, bound: float = 0.8,
                  threshold: float | str = "auto", min_part: float = 0.02, chunk: int = CHUNK) -> trimesh.Trimesh:
-  """Extracts the surface density = threshold within the cube [-bound, bound]^3, coloured, in the world frame (z up).
+  """Extracts the coloured surface density = threshold, in the world frame (z up).
+
+  The surface is within the cube [-bound, bound]^3.
 
   The mesh is watertight and its faces point outwards. The surface is found on the opacity 1 - 2^(-density / threshold),
   whose level is 1/2: the level set is the same, but linear interpolation between grid points stays fair when a density
@@ -68,7 +70,9 @@ def extract_mesh(density_fn: PointFn, colour_fn: PointFn, resolution: int = 128,
 
 
 def grid_density(density_fn: PointFn, resolution: int, bound: float, chunk: int = CHUNK) -> np.ndarray:
-  """Computes densities [resolution] * 3 (axes x, y, z; float32) on the grid over [-bound, bound]^3, ends included.
+  """Computes densities on the grid over [-bound, bound]^3, ends included.
+
+  Returns [resolution] * 3 (axes x, y, z; float32).
 
   Raises:
     ValueError: where any density is NaN or infinite.
@@ -90,7 +94,10 @@ def grid_density(density_fn: PointFn, resolution: int, bound: float, chunk: int 
 
 
 def in_chunks(fn: PointFn, points: np.ndarray, chunk: int = CHUNK) -> np.ndarray:
-  """Evaluates fn over points [N, 3], `chunk` rows a call; zeros fill up the last call, so fn sees one shape only."""
+  """Evaluates fn over points [N, 3], `chunk` rows a call.
+
+  Zeros fill up the last call, so fn sees one shape only.
+  """
   outputs = []
   for start in range(0, len(points), chunk):
     part = points[start:start + chunk]
@@ -100,7 +107,10 @@ def in_chunks(fn: PointFn, points: np.ndarray, chunk: int = CHUNK) -> np.ndarray
 
 
 def _padded_opacity(density: np.ndarray, level: float) -> np.ndarray:
-  """Returns 1 - 2^(-density / level) [resolution + 2] * 3, float32, in a shell of zeros that closes the surface."""
+  """Returns the opacity 1 - 2^(-density / level) in a shell of zeros.
+
+  [resolution + 2] * 3, float32. The shell closes the surface.
+  """
   opacity = np.zeros([size + 2 for size in density.shape], np.float32)
   for slab, result in zip(density, opacity[1:-1, 1:-1, 1:-1]):  # float64 a slab at a time, to save memory
     result[...] = 1.0 - np.exp2(-slab.astype(np.float64) / level)
@@ -108,7 +118,9 @@ def _padded_opacity(density: np.ndarray, level: float) -> np.ndarray:
 
 
 def auto_threshold(density: np.ndarray, bound: float) -> float:
-  """Returns the density at which a wall of thickness L = AUTO_DEPTH * bound is half opaque: 1 - exp(-density L) = 1/2.
+  """Returns the density at which a wall of thickness L is half opaque.
+
+  L = AUTO_DEPTH * bound, and 1 - exp(-density L) = 1/2.
 
   The threshold does not depend on the grid, so a finer grid gives the same surface. A soft field that never reaches the
   threshold, yet looks solid because it is thick, gets half of its greatest density instead.
@@ -125,7 +137,10 @@ def auto_threshold(density: np.ndarray, bound: float) -> float:
 
 
 def remove_floaters(mesh: trimesh.Trimesh, min_part: float = 0.02) -> trimesh.Trimesh:
-  """Keeps the connected parts with signed volume >= `min_part` of the largest; drops cavities (negative volume)."""
+  """Keeps the connected parts with signed volume >= `min_part` of the largest.
+
+  Drops cavities (negative volume).
+  """
   faces = mesh.faces
   count = len(mesh.vertices)
   edges = np.concatenate([faces[:, :2], faces[:, 1:]])
@@ -142,7 +157,9 @@ def remove_floaters(mesh: trimesh.Trimesh, min_part: float = 0.02) -> trimesh.Tr
 
 
 def write_mesh(mesh: trimesh.Trimesh, folder: str | os.PathLike) -> tuple[Path, Path]:
-  """Writes mesh.glb and mesh.obj with colours at the vertices, each atomically, and returns both paths.
+  """Writes mesh.glb and mesh.obj, each atomically; returns both paths.
+
+  Colours are at the vertices.
 
   The GLB file follows glTF 2.0: y up, front on +z, linear colours (see `gltf.glb_bytes`). The OBJ file keeps the world
   frame, z up and front on +x, with the displayed (sRGB) colours.

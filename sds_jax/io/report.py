@@ -96,6 +96,7 @@ def metric_curves(metrics: Sequence[Mapping[str, Any]], points: int = CURVE_POIN
 
   A curve is {"name", "steps", "values"}. Curves are thinned to `points` points; values that are not finite become None.
   """
+  # A dictionary and no set, to keep the order of the records.
   names = dict.fromkeys(key for record in metrics for key in record if key != "step")
   curves = []
   for name in names:
@@ -201,6 +202,7 @@ def _data_url(path: str | os.PathLike) -> str:
 
 
 def _is_number(value: Any) -> bool:
+  # bool is a subclass of int, and flags are no curves.
   return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

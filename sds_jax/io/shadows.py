@@ -79,14 +79,20 @@ def find_shadow(rgb: np.ndarray, colour: np.ndarray,
 
 
 def _doubt(veiled: np.ndarray, area: int) -> tuple[str, ...]:
-  """Returns a note on parts of the ground's colour that are no smooth shadow, where they are large."""
+  """Returns a note on large parts that may be a shadow.
+
+  Such parts have the ground's colour and are no smooth shadow.
+  """
   share = ndimage.binary_opening(veiled, _EVERYWHERE, iterations=2).sum() / max(area, 1)
   return (f"a darker part of the ground's colour with a sharp edge ({share:.0%} of the object) is kept; if it is a "
           f"shadow, {_CUT_OUT}",) if _DOUBTFUL < share < 0.9 else ()
 
 
 def _to_the_edge(rgb: np.ndarray, region: np.ndarray) -> np.ndarray:
-  """Returns a region grown by up to _REACH pixels of nearly the same colour as their neighbours in the region."""
+  """Returns a region grown by up to _REACH pixels.
+
+  Each new pixel has nearly the colour of its neighbours in the region.
+  """
   if region.all():
     return region
   # Only the box around the object: the filters of the loop need not run over the whole photo.
@@ -106,7 +112,7 @@ def _to_the_edge(rgb: np.ndarray, region: np.ndarray) -> np.ndarray:
 
 
 def _reached(seed: np.ndarray, mask: np.ndarray) -> np.ndarray:
-  """Returns the connected parts of a mask that hold a pixel of the seed."""
+  """Returns the parts of a mask that hold a pixel of the seed."""
   labels, count = ndimage.label(mask)
   keep = np.zeros(count + 1, bool)
   keep[np.unique(labels[seed & mask])] = True
@@ -115,7 +121,10 @@ def _reached(seed: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def extend(rgb: np.ndarray, region: np.ndarray) -> np.ndarray:
-  """Returns the photo [H, W, 3] with each pixel outside of a region replaced by the nearest one well within it."""
+  """Returns the photo [H, W, 3] with a region's colours extended.
+
+  Each pixel outside of the region becomes the nearest pixel well within the region.
+  """
   # Two pixels inside, because the region's edge is mixed with the object. The photo's border is no such edge.
   within = ndimage.binary_erosion(region, _EVERYWHERE, iterations=2, border_value=1)
   within = within if within.any() else region

@@ -22,7 +22,10 @@ FLUSH_S = 30.0
 
 
 class EventWriter:
-  """Writes one file of events. A failed write raises OSError in the call that notices the failure."""
+  """Writes one file of events.
+
+  A failed write raises OSError in the call that notices the failure.
+  """
 
   def __init__(self, folder: str | os.PathLike, first: int):
     """Opens a new file `events.out.tfevents.*` in `folder`.

@@ -27,7 +27,9 @@ from sds_jax.views.cameras import CAMERA_DIM, RAY_DIM, ray_features
 
 
 class StoredNetworks:
-  """The networks of a prior's folder, opened one by one; `weights` reads the parameters of all of them.
+  """The networks of a prior's folder, opened one by one.
+
+  `weights` reads the parameters of all of them.
 
   Attributes:
     networks: {name: linen module}, by the names of their parameters.
@@ -122,7 +124,9 @@ def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
 
 
 def unet_input(x: Array, camera: Array | None, ray_dim: int) -> Array:
-  """Appends the rays of the pixels to x [B, h, h, C] for a network that takes rays: [B, h, h, C + ray_dim].
+  """Appends the rays of the pixels to x.
+
+  [B, h, h, C] -> [B, h, h, C + ray_dim], for a network that takes rays.
 
   Args:
     x: z_t, perhaps with the photo's channels behind.
@@ -136,7 +140,10 @@ def unet_input(x: Array, camera: Array | None, ray_dim: int) -> Array:
 
 
 def _camera_features(cond: Cond, batch: int, camera_dim: int) -> Array | None:
-  """Returns [B, camera_dim]; zeros (unknown) when cond has no camera; None for a prior without cameras."""
+  """Returns [B, camera_dim].
+
+  Zeros (unknown) when cond has no camera; None for a prior without cameras.
+  """
   camera = cond.get("camera")
   if not camera_dim:
     if camera is not None:
@@ -146,7 +153,10 @@ def _camera_features(cond: Cond, batch: int, camera_dim: int) -> Array | None:
 
 
 def check_words(prompts: Sequence[str], vocabulary: frozenset[str] | None) -> None:
-  """Raises ValueError when a prompt has a word outside the vocabulary; None accepts every word."""
+  """Raises ValueError when a prompt has a word outside the vocabulary.
+
+  None accepts every word.
+  """
   if vocabulary is None:
     return
   for prompt in prompts:
@@ -202,19 +212,28 @@ def check_unet(folder: Path, unet: UNet2DConditionModel, space: Space, images: i
 
 
 def check_text(folder: Path, unet: UNet2DConditionModel, text: TextEncoder) -> None:
-  """Raises CheckpointError when the text encoder's width is not the one that the U-Net attends to."""
+  """Raises CheckpointError when the text encoder does not fit the U-Net.
+
+  The encoder's width must be the one that the U-Net attends to.
+  """
   check_facts(folder, ("the text encoder's width", text.shapes["text"][-1], unet.text_dim))
 
 
 def check_facts(folder: Path, *facts: tuple[str, Any, Any]) -> None:
-  """Raises CheckpointError for the first of the facts (name, value, expected value) whose values differ."""
+  """Raises CheckpointError for the first fact whose values differ.
+
+  A fact is (name, value, expected value).
+  """
   for name, value, expected in facts:
     if value != expected:
       raise CheckpointError(f"{folder}: {name} is {shown(value)}, expected {expected}")
 
 
 def positive_integer(path: Path, key: str, value: Any) -> int:
-  """Returns `value`, or raises CheckpointError when `value` is no positive integer of at most MAX_SIDE."""
+  """Returns `value` if it is a positive integer of at most MAX_SIDE.
+
+  Raises CheckpointError otherwise.
+  """
   if not whole(1, MAX_SIDE).test(value):
     raise CheckpointError(f"{path}: {key}={shown(value)} should be a positive integer, at most {MAX_SIDE}")
   return value

@@ -35,7 +35,10 @@ class Grammar:
 
   @classmethod
   def from_config(cls, config: Config) -> Grammar:
-    """Returns the grammar of the key `captions` in a model_index.json, as `as_dict` writes it."""
+    """Returns the grammar of the key `captions` in a model_index.json.
+
+    `as_dict` writes the key.
+    """
     return cls(*(tuple(config[field.name]) for field in dataclasses.fields(cls)))
 
   def as_dict(self) -> dict[str, Any]:
@@ -49,7 +52,9 @@ class Grammar:
     return frozenset({*self.colours, *self.shapes, *ARTICLES, *JOINT, *views})
 
   def parse(self, text: str) -> tuple[tuple[Part, ...], str | None]:
-    """Returns (one part, or two with the upper one first; one of VIEWS or None) of a caption.
+    """Returns the parts and the view of a caption.
+
+    One part, or two with the upper part first; one of VIEWS, or None.
 
     The parser accepts any case, missing articles, extra spaces, a final full stop and a missing comma.
 
@@ -84,7 +89,10 @@ class Grammar:
     return words[0], words[1]
 
   def check_prompt(self, prompt: str, view_words: bool = False) -> None:
-    """Raises CaptionError or PromptError where `prompt` is no caption, or names a view though the job adds views."""
+    """Raises CaptionError where `prompt` is no caption.
+
+    Raises PromptError where `prompt` names a view though the job adds views.
+    """
     _, view = self.parse(prompt)
     if view and view_words:
       raise PromptError("the view words are added for each camera, so the prompt must have none")

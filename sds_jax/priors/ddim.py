@@ -16,7 +16,9 @@ from sds_jax.types import Array, Params
 
 def ddim(prior: Prior, params: Params, cond: Cond, uncond: Cond | None, key: Array, steps: int = 50,
          guidance_scale: Array | float = 7.5, clip: bool = True, times: Sequence[int] | None = None) -> Array:
-  """Samples by deterministic DDIM (arXiv:2010.02502, eq. 12 with sigma = 0) with classifier-free guidance.
+  """Samples by deterministic DDIM with classifier-free guidance.
+
+  DDIM: arXiv:2010.02502, eq. 12 with sigma = 0.
 
   The steps are one `lax.scan`. The last step goes to the clean image.
 

@@ -88,7 +88,9 @@ def open_photo(folder: Path, projection: CCProjection, projection_name: str, pos
                resize: Callable[[Array, int], Array], space_places: Mapping[str, dict[Any, Stored]] | None = None,
                patch_tokens: bool = False, camera_dim: int = 0,
                camera: tuple[float, float] | None = None) -> PhotoConditioning:
-  """Opens the image encoder of a prior's folder and, where there is one, its elevation head; reads no weights.
+  """Opens the image encoder of a prior's folder; reads no weights.
+
+  Where the folder has an elevation head, opens the head as well.
 
   Args:
     folder: the prior's folder.
@@ -135,7 +137,10 @@ def open_photo(folder: Path, projection: CCProjection, projection_name: str, pos
 
 
 def random_photo(projection: CCProjection, pose: str, space: Space) -> PhotoConditioning:
-  """Returns a conditioning whose features are random numbers that depend on the photo only; reads no file."""
+  """Returns a conditioning with random features; reads no file.
+
+  The features depend on the photo only.
+  """
   def encode(photo: Array) -> PhotoFeatures:
     pixels, (height, width, channels) = np.asarray(_at_size(photo, space.image_size)).tobytes(), space.x_shape
     # The prefix gives x other numbers than the tokens of the same photo.
@@ -146,7 +151,9 @@ def random_photo(projection: CCProjection, pose: str, space: Space) -> PhotoCond
 
 
 def pose_convention(index: Mapping[str, Any], folder: Path | None, default: str) -> str:
-  """Returns one of POSES: the key `pose` of a model_index.json, or the default where the key is missing.
+  """Returns the key `pose` of a model_index.json, one of POSES.
+
+  Returns the default where the key is missing.
 
   Raises:
     CheckpointError: the key has another value.

@@ -54,7 +54,9 @@ def build(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_words: 
 def open_prior(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_words: bool = False,
                vae_remat: bool = False, random_weights: bool = False,
                check: Callable[[Prior], None] = lambda prior: None) -> tuple[Prior, Weights]:
-  """Opens a prior as `build` does, without loading its parameters, whose shapes are known already.
+  """Opens a prior as `build` does, without loading its parameters.
+
+  The shapes of the parameters are known already.
 
   Args:
     name_or_path, dtype, any_words, vae_remat, random_weights: as in `build`.
@@ -62,6 +64,7 @@ def open_prior(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_wo
       downloaded, `check` runs before its weights are fetched.
   """
   name, options = os.fspath(name_or_path), Options(dtype, any_words, vae_remat)
+  # `find` calls `check` before it fetches weights; the call below serves folders and random weights.
   opened = _open_random(name, options) if random_weights else open_folder(find(name, dtype, check=check), options)
   check(opened[0])
   return opened

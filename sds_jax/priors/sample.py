@@ -27,8 +27,12 @@ from sds_jax.types import Array, Params
 
 def sample(prior: Prior, params: Params, prompts: Sequence[str], key: Array, negative_prompt: str = "", steps: int = 50,
            guidance_scale: float = 7.5) -> Array:
-  """Samples images [n, image_size, image_size, 3] in [0, 1] for n prompts, cameras unknown. `key`: see `ddim`."""
+  """Samples an image for each of n prompts, cameras unknown.
+
+  Returns [n, image_size, image_size, 3] in [0, 1]. `key`: see `ddim`.
+  """
   cond, null = prior.embed(list(prompts)), prior.embed([negative_prompt])
+  # The negative prompt is embedded once and repeated for every prompt.
   uncond = jax.tree.map(lambda leaf, like: jnp.broadcast_to(leaf, like.shape), null, cond)
   draw = jax.jit(lambda p, c, u, k: ddim(prior, p, c, u, k, steps, guidance_scale),
                  compiler_options=compilation.unet_options())
@@ -36,7 +40,10 @@ def sample(prior: Prior, params: Params, prompts: Sequence[str], key: Array, neg
 
 
 def write_row(path: str | os.PathLike, images: Array) -> None:
-  """Writes images [n, H, W, 3] in [0, 1] side by side as one PNG."""
+  """Writes images side by side as one PNG.
+
+  The images are [n, H, W, 3] in [0, 1].
+  """
   row = np.concatenate(np.asarray(images), axis=1)
   image = Image.fromarray(np.round(255 * row).astype(np.uint8))
   write_atomically(Path(path), lambda temporary: image.save(temporary, format="PNG"))

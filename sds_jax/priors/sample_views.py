@@ -21,30 +21,39 @@ _LARGEST_SIDE = 2048
 
 
 def read_picture(path: str | os.PathLike) -> Array:
-  """Returns a square photo [S, S, 3] in [0, 1]; transparent pixels become white, as in the priors' training.
+  """Returns a square photo [S, S, 3] in [0, 1].
+
+  Transparent pixels become white, as in the priors' training.
 
   Raises:
     PictureError: the file cannot be read (see `decoding.decode`), is not square, or shows nothing but one colour.
   """
   decoded = decode(path, _LARGEST_SIDE)
+  # The colours are premultiplied, so white is added in proportion to the transparency.
   picture = decoded.premultiplied + (1 - decoded.opacity[..., None])
   height, width, _ = picture.shape
   if height != width:
     raise PictureError(f"{path} has {width}x{height} pixels, expected a square: crop it, or put the object on a square")
+  # Wholly transparent photos have become white above, and are caught here, too.
   if (picture == picture[0, 0]).all():
     raise PictureError(f"{path} shows no object: it is of one colour, or all transparent")
   return jnp.asarray(picture)
 
 
 def elevation_of(features: PhotoFeatures) -> float:
-  """Returns the prior's estimate of the camera's elevation, radians; 0, the horizon, without an estimate."""
+  """Returns the prior's estimate of the camera's elevation, radians.
+
+  0, the horizon, without an estimate.
+  """
   elevation = float(features["elevation"])
   return 0.0 if math.isnan(elevation) else elevation
 
 
 def sample_views(prior: Prior, params: Params, features: PhotoFeatures, azimuth: Array, elevation: Array,
                  from_elevation: float, key: Array, steps: int = 50, guidance_scale: float = 3.0) -> Array:
-  """Samples images [n, image_size, image_size, 3] in [0, 1] of the views at n azimuths and elevations, radians.
+  """Samples images of the views at n azimuths and elevations.
+
+  Returns [n, image_size, image_size, 3] in [0, 1]. Angles are in radians.
 
   Args:
     prior, params: from `prior.build`; `prior.photo` is not None.

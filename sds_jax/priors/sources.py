@@ -41,7 +41,9 @@ def shipped_folder(name: str = "shapeworld") -> Path:
 
 
 def is_name(word: str) -> bool:
-  """Returns whether a word can name a prior: in this package, published, on the hub, or an existing folder.
+  """Returns whether a word can name a prior.
+
+  A prior in this package, a published prior, one on the hub, or an existing folder.
 
   So can the name of a weights file, for which `find` says what the file is.
   """
@@ -69,19 +71,25 @@ def is_small(name: str) -> bool:
 
 
 def takes_pictures(name: str) -> bool | None:
-  """Returns whether a prior is conditioned on a photo, before any file is fetched; None: only its files can tell."""
+  """Returns whether a prior is conditioned on a photo.
+
+  Fetches no file. None: only the prior's files can tell.
+  """
   listed = next((listed for listed, repos in HUB_IDS.items() if name in repos), name)
   family = family_of_shipped(name) or family_of_published(listed)
   return family.takes_photo if family else None
 
 
 def published_names(pictures: bool) -> list[str]:
-  """Returns the names in HUB_IDS of priors that are conditioned on a photo, or of those conditioned on a prompt."""
+  """Returns the names in HUB_IDS of one kind of prior.
+
+  Of priors that are conditioned on a photo, or of those conditioned on a prompt.
+  """
   return [name for name in HUB_IDS if takes_pictures(name) == pictures]
 
 
 def find(name: str, dtype: Any, hub: Hub | None = None, check: Callable[[Prior], None] = lambda prior: None) -> Source:
-  """Returns the source of a prior, and downloads its files where they are missing.
+  """Returns the source of a prior; downloads missing files.
 
   Args:
     name: a name in SHIPPED, a folder, a name in HUB_IDS, or a hub id.
@@ -116,7 +124,10 @@ def find(name: str, dtype: Any, hub: Hub | None = None, check: Callable[[Prior],
 
 
 def _is_file(path: Path) -> bool:
-  """Returns whether a file is there; names that no file can have are not."""
+  """Returns whether a file is there.
+
+  Names that no file can have count as absent.
+  """
   try:
     return path.is_file()
   except (OSError, ValueError):
@@ -125,7 +136,10 @@ def _is_file(path: Path) -> bool:
 
 def _from_hub(name: str, repos: tuple[str, ...], revision: str, dtype: Any, hub: Hub,
               check: Callable[[Prior], None]) -> Source:
-  """Returns the first of `repos` with a complete copy in the cache; else the first that can be fetched."""
+  """Returns the first of `repos` with a complete copy in the cache.
+
+  Else the first that can be fetched.
+  """
   lacking: dict[str, tuple[Path, list[str]]] = {}
   for repo in repos:
     for folder in hub.cached(repo, revision):
@@ -184,7 +198,10 @@ def missing(folder: Path) -> list[str]:
 
 
 def _describe(name: str, folder: Path) -> Source:
-  """Returns the source of a folder; with repository and commit, when the folder is in a hub cache."""
+  """Returns the source of a folder.
+
+  With repository and commit, when the folder is in a hub cache.
+  """
   # The layout of a hub cache: models--OWNER--NAME/snapshots/COMMIT.
   if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
     repo = folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)

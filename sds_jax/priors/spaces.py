@@ -34,7 +34,9 @@ class Space:
 
 
 def pixel_space(image_size: int, block: int = 1) -> Space:
-  """Returns the space of pixels in [-1, 1], with blocks of pixels folded into channels. Uses neither params nor key.
+  """Returns the space of pixels in [-1, 1].
+
+  Blocks of pixels are folded into channels. The space uses neither params nor key.
 
   Args:
     image_size: height and width; divisible by block.
@@ -53,7 +55,9 @@ def pixel_space(image_size: int, block: int = 1) -> Space:
 
 
 def latent_space(vae: AutoencoderKL, latent_size: int) -> Space:
-  """Returns the space of an autoencoder's latents (arXiv:2112.10752, section 3.3), scaled to about unit variance.
+  """Returns the space of an autoencoder's latents.
+
+  The latents (arXiv:2112.10752, section 3.3) are scaled to about unit variance.
 
   `encode` draws from the autoencoder's distribution of an image, consumes its key, and is differentiable in the image.
   The parameters are `params["vae"]`.
@@ -84,7 +88,9 @@ def latent_space(vae: AutoencoderKL, latent_size: int) -> Space:
 
 
 def space_to_depth(image: Array, block: int) -> Array:
-  """Folds block x block pixels into channels: [..., H, W, C] -> [..., H/block, W/block, C * block^2].
+  """Folds block x block pixels into channels.
+
+  [..., H, W, C] -> [..., H/block, W/block, C * block^2].
 
   Channel c * block^2 + dy * block + dx of the result is channel c of the pixel at row dy, column dx of the block, which
   is the order of torch's `pixel_unshuffle`.
@@ -102,7 +108,9 @@ def space_to_depth(image: Array, block: int) -> Array:
 
 
 def depth_to_space(x: Array, block: int) -> Array:
-  """Unfolds channels into pixels: [..., h, w, C * block^2] -> [..., h * block, w * block, C].
+  """Unfolds channels into pixels.
+
+  [..., h, w, C * block^2] -> [..., h * block, w * block, C].
 
   The inverse of `space_to_depth`.
 
@@ -119,7 +127,9 @@ def depth_to_space(x: Array, block: int) -> Array:
 
 
 def resized(image: Array, size: int) -> Array:
-  """Resizes square images [B, H, H, 3] to [B, size, size, 3] bilinearly, antialiased when they shrink.
+  """Resizes square images bilinearly, antialiased when they shrink.
+
+  [B, H, H, 3] -> [B, size, size, 3].
 
   Raises:
     ValueError: the images are not square, or don't have three channels.

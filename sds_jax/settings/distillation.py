@@ -75,6 +75,7 @@ class DistillationSettings:
 
   def relations(self, path: str) -> Iterator[str]:
     """Yields contradictions within the group, in which nothing is left open."""
+    # Both are linear between these places, so their difference is smallest at one of them.
     places = (*_places(self.t_min), *_places(self.t_max))
     if self.t_min != self.t_max and any(scheduled_at(self.t_min, p) >= scheduled_at(self.t_max, p) for p in places):
       yield (f"{path}.t_min={self.t_min!r} reaches {path}.t_max={self.t_max!r}: t_min must stay below t_max during the "
@@ -108,6 +109,7 @@ def _with_groups(settings: DistillationSettings, records: dict[str, estimators.E
   groups = tuple((name, record.options) for name, record in records.items() if dataclasses.fields(record.options))
   present = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
   for name, _ in groups:
+    # The group would replace the setting of that name.
     if name in present:
       raise ConfigError(f"an estimator cannot be named {name!r}: config.distillation.{name} is another setting; rename "
                         "the estimator")
@@ -117,5 +119,6 @@ def _with_groups(settings: DistillationSettings, records: dict[str, estimators.E
 @functools.lru_cache(maxsize=None)
 def _extended(base: type, groups: tuple[tuple[str, type], ...]) -> type:
   """Returns a subclass with more groups; cached, so that equal settings are of one class."""
+  # The docstring is passed on, because the settings reference shows it.
   return dataclasses.make_dataclass("DistillationSettings", [(name, kind, group(kind)) for name, kind in groups],
                                     bases=(base,), frozen=True, namespace={"__doc__": base.__doc__})

@@ -15,6 +15,7 @@ BACKGROUND_METHODS = ("auto", "alpha", "plain", "rembg")
 
 def _degrees(value: Any) -> Any:
   if isinstance(value, str):
+    # The setting takes text because of "auto", so flags hand over numbers as text, too.
     return AUTO if value.strip() == AUTO else float(value)
   return float(value) if finite(value) else value
 

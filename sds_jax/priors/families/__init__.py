@@ -41,6 +41,7 @@ def read_index(folder: Path) -> Config:
   index = read_json(path)
   name = index.get("_class_name")
   if isinstance(name, list) and len(name) == 2 and all(isinstance(part, str) for part in name):
+    # Only the name counts; code that the folder brings is never run.
     index = {**index, "_class_name": name[1]}
   elif name is not None and not isinstance(name, str):
     raise CheckpointError(f"{path}: _class_name={shown(name)} should be the name of a pipeline's class, or a list of "
@@ -62,6 +63,7 @@ def open_folder(source: Source, options: Options) -> tuple[Prior, Weights]:
   family = family_of(source.folder, index)
   try:
     files = family.files(index)
+    # Values first: tracing a network with a hostile width could take all memory or time.
     check_configs(source.folder, {**files.components, **files.optional})
     return family.open(source, index, options)
   except CheckpointError:
@@ -79,6 +81,7 @@ def family_of(folder: Path, index: Config) -> Family:
   for family in FAMILIES:
     if family.matches(index):
       return family
+  # Families share layouts, and each is listed once, in order.
   layouts = ", ".join(dict.fromkeys(family.layout for family in FAMILIES))
   raise CheckpointError(f"{folder / 'model_index.json'}: _class_name={shown(index.get('_class_name'))} is not "
                         f"supported; supported: {layouts}")

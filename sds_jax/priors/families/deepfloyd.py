@@ -30,6 +30,7 @@ IF_SCHEDULER: dict[str, Any] = dict(
 def _unet(width: int) -> dict[str, Any]:
   """Returns the U-Net's configuration; its blocks are 1, 2, 3 and 4 times `width` wide."""
   return dict(
+    # Three channels of noise and three of a learned variance.
     sample_size=64, in_channels=3, out_channels=6, block_out_channels=[width * i for i in (1, 2, 3, 4)],
     down_block_types=["ResnetDownsampleBlock2D"] + ["SimpleCrossAttnDownBlock2D"] * 3, layers_per_block=3,
     up_block_types=["SimpleCrossAttnUpBlock2D"] * 3 + ["ResnetUpsampleBlock2D"], cross_attention_dim=4 * width,

@@ -76,6 +76,7 @@ def _open_unet(source: Source, index: Config, networks: StoredNetworks,
   """Returns the U-Net, the space of folded pixels, and {camera_dim, ray_dim}, after checking that they fit."""
   unet, path = networks.open("unet"), source.folder / "model_index.json"
   size, block = (positive_integer(path, key, index.get(key)) for key in ("image_size", "pixel_unshuffle"))
+  # The pixels of an image are folded into whole blocks.
   check_facts(source.folder, ("image_size modulo pixel_unshuffle", size % block, 0))
   space, cameras = pixel_space(size, block), {key: index.get(key, 0) for key in ("camera_dim", "ray_dim")}
   check_unet(source.folder, unet, space, images, **cameras)
@@ -96,6 +97,7 @@ def _language(index: Config) -> dict[str, Any]:
     except ValueError as error:
       raise PromptError(str(error)) from error
     try:
+      # Apart from the prompt, so that the error can blame the view words and not the prompt.
       check_words(prompts.view_prompts(prompt) if view_words else [], vocabulary)
     except ValueError as error:
       raise PromptError(str(error), view_words=True) from error

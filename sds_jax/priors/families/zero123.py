@@ -36,6 +36,7 @@ _CONFIGS = dict(unet=ZERO123_UNET, vae=SD_VAE | dict(sample_size=256), image_enc
 
 PROJECTIONS = {"Zero123Pipeline": "clip_camera_projection", "Zero1to3StableDiffusionPipeline": "cc_projection"}
 """Pipeline class in model_index.json -> folder of the projection."""
+# Each class resizes as the code that its weights were published with.
 RESIZE = {"Zero123Pipeline": clip_pixels.antialiased, "Zero1to3StableDiffusionPipeline": clip_pixels.aligned}
 """Pipeline class in model_index.json -> how the photo is resized for CLIP."""
 
@@ -88,6 +89,7 @@ def pose(index: Config, source: Source) -> str:
   Raises:
     CheckpointError: the key `pose` has another value.
   """
+  # Nothing in a published folder tells the conventions apart, so the name has to.
   names = (source.repo, Path(source.name).name, source.folder.resolve().name if source.folder else "")
   return pose_convention(index, source.folder, "polar" if any(map(is_stable_zero123, names)) else "distance")
 

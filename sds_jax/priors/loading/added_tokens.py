@@ -103,6 +103,7 @@ def _token(path: Path, key: str, token: Any, number: int | None, special: bool =
   flags = {name: values[name] for name in _FLAGS if name in values}
   if not all(isinstance(value, bool) for value in flags.values()):
     raise _wrong(path, key, token, "true or false for single_word, lstrip, rstrip, normalized and special")
+  # transformers' default: special tokens are matched in the text as it was typed.
   flags.setdefault("normalized", not flags.get("special", False))
   return AddedToken(content, path, number, tuple(sorted(flags.items())))
 
@@ -141,6 +142,7 @@ def library_errors(problem: str) -> Iterator[None]:
   except CheckpointError:
     raise
   except BaseException as error:
+    # KeyboardInterrupt and SystemExit are no errors of the library.
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
       raise
     text = " ".join(f"{type(error).__name__}: {error}".split())

@@ -27,6 +27,7 @@ def check_charsmap(table: bytes) -> None:
     raise ValueError("its table of characters is cut off")
   units = np.frombuffer(table, "<u4", size // 4, 4)
   blob = table[4 + size:]
+  # Raises UnicodeDecodeError, a ValueError, for damaged texts.
   blob.decode("utf-8")
   starts = np.append((np.frombuffer(blob, np.uint8) & 0xC0) != 0x80, True)  # the first bytes of characters, and the end
   seen = np.zeros(len(units), bool)
@@ -34,8 +35,10 @@ def check_charsmap(table: bytes) -> None:
   while front.size:
     seen[front] = True
     children = []
+    # In chunks, since each unit has 255 possible children.
     for chunk in np.split(front, range(_CHUNK, front.size, _CHUNK)):
       first = chunk ^ _offset(units[chunk])
+      # A child is at `first` with its last 8 bits changed by the byte, so at most at first | 255.
       if ((first | 255) >= len(units)).any():
         raise ValueError("its table of characters points outside of itself")
       leaf = chunk[(units[chunk] >> 8) & 1 == 1]

@@ -99,6 +99,7 @@ def abstract_params(model: nn.Module) -> dict[names.Path, jax.ShapeDtypeStruct]:
   """
   if not hasattr(model, "example_inputs"):
     raise TypeError(f"{type(model).__name__} has no method example_inputs() and so cannot be read from a checkpoint")
+  # Traced and never run: a network of billions of parameters costs no memory here.
   tree = jax.eval_shape(lambda *inputs: model.init(jax.random.key(0), *inputs), *model.example_inputs())["params"]
   return traverse_util.flatten_dict(tree)
 
@@ -190,6 +191,7 @@ def _network(path: Path, part: Component,
     expected = abstract_params(model)
   except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
     raise config_error(path, error) from error
+  # A hostile config can describe a network that no memory holds; nothing is allocated yet.
   count = sum(math.prod(leaf.shape) for leaf in expected.values())
   if count > LARGEST_NETWORK:
     raise CheckpointError(f"{path}: its network has {count} parameters, more than the {LARGEST_NETWORK} that are "
@@ -243,6 +245,7 @@ def load(places: Mapping[names.Path, Stored], dtype: Any,
     CheckpointError: a tensor has NaN or infinity, or values outside the range of `dtype`; the message names it.
   """
   flat = {}
+  # File by file, so that each shard is opened once.
   for file in sorted({stored.file for stored in places.values()}):
     with safetensors.safe_open(file, framework="np") as tensors:
       for path, stored in places.items():
@@ -277,6 +280,7 @@ def _shards(index: Path) -> list[Path]:
   weight_map = read_json(index).get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
     raise CheckpointError(f"{index} has no weight_map")
+  # Names come from a downloaded file: none may lead out of the folder.
   for name in weight_map.values():
     if not isinstance(name, str) or name in ("", ".", "..") or set("/\\\0") & set(name):
       raise CheckpointError(f"{index}: weight_map names {str(name)[:80]!r}, expected the name of a file beside it")
@@ -314,6 +318,7 @@ def _read_headers(files: list[Path], table: names.NameTable) -> dict[str, Stored
     except safetensors.SafetensorError as error:
       size = file.stat().st_size
       raise CheckpointError(f"{file} ({size} bytes) is damaged or truncated, download it again: {error}") from error
+  # A copy counts only where the original is missing.
   copies = {table.tied[name]: stored_at.pop(name) for name in set(stored_at) & set(table.tied)}
   return copies | stored_at
 
@@ -365,11 +370,13 @@ def write_component(folder: str | os.PathLike, kind: str | Component, config: Ma
   folder.mkdir(parents=True, exist_ok=True)
   write_atomically(folder / f"{part.stem}.safetensors",
                    lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+  # The config last: a folder with a config is whole.
   write_json(folder / "config.json", dict(config))
 
 
 def _as_stored(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
   with np.errstate(over="ignore"):
+    # Contiguous, because `to_checkpoint` returns transposed views.
     stored = np.ascontiguousarray(array.astype(jnp.dtype(dtype)))
   if not np.all(np.isfinite(stored)):
     raise ValueError(f"{name} has values that are not finite in {jnp.dtype(dtype).name}")

@@ -57,6 +57,7 @@ def antialiased(photo: Array, size: int) -> Array:
     return photo
   batch, height, _, channels = photo.shape
   for shape in ((batch, height, size, channels), (batch, size, size, channels)):
+    # Clipped after each axis, as Pillow's 8 bits do: the cubic filter overshoots at edges.
     photo = jnp.clip(jax.image.resize(photo, shape, "cubic", antialias=True), 0.0, 1.0)
   return photo
 
@@ -64,6 +65,7 @@ def antialiased(photo: Array, size: int) -> Array:
 def aligned(photo: Array, size: int) -> Array:
   """Resizes [B, S, S, 3] to [B, size, size, 3] without smoothing or clipping; corner pixels stay corners."""
   matrix = _between_corners(photo.shape[1], size)
+  # HIGHEST, since accelerators round float32 products to fewer bits by default.
   return jnp.einsum("ia,jb,nabc->nijc", matrix, matrix, photo, precision=jax.lax.Precision.HIGHEST)
 
 

@@ -47,12 +47,14 @@ class Conversion:
     """Returns an RGBA image converted; its opacity stays."""
     colours = image.getchannel("R") if self.mode == "L" else image.convert("RGB")
     converted = self.to_rgb(self.opaque(colours))
+    # A profile describes colours, and opacity is none.
     converted.putalpha(image.getchannel("A"))
     return converted
 
   def grey(self, values: np.ndarray) -> np.ndarray:
     """Returns grey values in [0, 1], of more than 8 bits, converted through the curve of 256 levels."""
     ramp = Image.frombytes("L", (256, 1), bytes(range(256)))
+    # LittleCMS converts 8 bits here; between its levels the curve is interpolated.
     curve = np.asarray(self.to_rgb(self.opaque(ramp)), np.float32)[0, :, 1] / 255.0
     return np.interp(values * 255.0, np.arange(256), curve).astype(np.float32)
 
@@ -102,6 +104,7 @@ def _transform(profile: ImageCms.ImageCmsProfile | ImageCms.core.CmsProfile, mod
   try:
     intent = ImageCms.Intent(ImageCms.getDefaultIntent(profile))
   except (ImageCms.PyCMSError, ValueError):
+    # A damaged or unknown intent is no reason to lose the profile.
     intent = ImageCms.Intent.PERCEPTUAL
   return ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB", intent)
 
@@ -110,6 +113,7 @@ def _is_srgb(conversion: Conversion) -> bool:
   """Returns whether a conversion changes nothing that can be seen."""
   if conversion.mode in ("CMYK", "LAB"):
     return False
+  # 255 = 17 * 15: the grid holds both black and white.
   levels = np.arange(0, 256, 15, dtype=np.uint8)
   if conversion.mode == "L":
     before = np.repeat(levels[:, None, None], 3, -1)
@@ -138,7 +142,9 @@ _ADOBE_TO_SRGB = np.array([[1.39836, -0.39836, 0.0], [0.0, 1.0, 0.0], [0.0, -0.0
 def _adobe_rgb() -> ImageFilter.Color3DLUT:
   """Returns the table from Adobe RGB (1998) to sRGB."""
   def convert(red: float, green: float, blue: float) -> tuple[float, ...]:
+    # The gamma of Adobe RGB (1998) is 2 + 51/256. Colours outside of sRGB are clipped.
     linear = np.clip(_ADOBE_TO_SRGB @ (np.array([red, green, blue]) ** 2.19921875), 0.0, 1.0)
+    # The curve of sRGB (IEC 61966-2-1).
     return tuple(np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055))
 
   return ImageFilter.Color3DLUT.generate(17, convert)

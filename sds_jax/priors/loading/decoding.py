@@ -119,6 +119,7 @@ def _open(path: Path, file: _TimedFile) -> Image.Image:
 
 def _decode(path: Path, image: Image.Image, largest_side: int, colours: bool) -> Decoded:
   width, height = image.size
+  # By the header, before `load` allocates any pixel.
   if width * height > LARGEST_PICTURE:
     raise PictureError(f"{path} has {width} x {height} pixels, more than the {LARGEST_PICTURE} that are read: make it "
                        f"smaller")
@@ -127,6 +128,7 @@ def _decode(path: Path, image: Image.Image, largest_side: int, colours: bool) ->
     several = image.format != "MPO" and getattr(image, "is_animated", False)
     image.load()
     conversion = find_conversion(path, image) if colours else None
+    # Cameras store the sensor's rows and note the turn in EXIF.
     upright = ImageOps.exif_transpose(image)
     decoded = _arrays(upright, max(1, -(-max(width, height) // largest_side)), conversion)
   except _TooSlow as error:

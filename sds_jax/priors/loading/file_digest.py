@@ -32,13 +32,16 @@ def file_digest(path: Path, memory: Path) -> str:
   remembered = memory / "digests" / hashlib.sha256(repr(facts).encode()).hexdigest()
   try:
     text = remembered.read_text(encoding="ascii")
+    # A cut or damaged memory is ignored.
     if re.fullmatch("[0-9a-f]{64}", text):
       return text
   except (OSError, ValueError):
     pass
   digest = _hash(path)
   after = os.stat(path)
+  # Written to while it was read: the digest is of neither content.
   unchanged = (after.st_mtime_ns, after.st_ctime_ns) == (status.st_mtime_ns, status.st_ctime_ns)
+  # A write within the same step of the file system's clock would leave the times as they are.
   if unchanged and time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED:
     try:
       remembered.parent.mkdir(parents=True, exist_ok=True)

@@ -94,6 +94,7 @@ def parse_json(text: str | bytes) -> Any:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   value = dict(pairs)
+  # json keeps the last of two equal keys; a second reader may keep the first.
   if len(value) < len(pairs):
     keys: set[str] = set()
     twice = next(key for key, _ in pairs if key in keys or keys.add(key))
@@ -128,6 +129,7 @@ def check_header(path: Path) -> None:
   check_file(path)
   with open(path, "rb") as file:
     head = file.read(8)
+    # A safetensors file begins with the length of its header, 8 bytes little-endian.
     length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
     limit = min(LARGEST_TEXT, max(path.stat().st_size - 8, 0))
     if not 0 < length <= limit:
@@ -149,7 +151,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
   try:
     write(temporary)
     with open(temporary, "rb+") as file:
+      # On the disk before the rename: a power cut leaves the old file or the new one.
       os.fsync(file.fileno())
+    # mkstemp makes files that only their owner can read.
     temporary.chmod(0o644)
     os.replace(temporary, path)
   finally:

@@ -41,6 +41,7 @@ def check_finite(file: Path, key: str, array: np.ndarray, dtype: np.dtype) -> np
     cast = array.astype(dtype, copy=False)
   if is_finite(cast):
     return cast
+  # float32 holds every value of the 16-bit types.
   bad = ~np.isfinite(array.astype(jnp.float32) if array.dtype.itemsize == 2 else array)
   if bad.any():
     place = [int(i) for i in np.argwhere(bad)[0]]

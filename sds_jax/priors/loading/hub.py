@@ -79,6 +79,7 @@ class Hub:
       if revision != "main" or ref.is_file():
         return []
       folders = [path for path in (base / "snapshots").iterdir() if path.is_dir()]
+      # The newest download is the likeliest to be the present branch.
       return sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
     except (OSError, ValueError):  # no such cache, or a damaged one
       return []
@@ -150,6 +151,7 @@ def choose_files(names: Iterable[str], files: Files, dtype: Any) -> list[str]:
   components = {**files.components, **{name: part for name, part in files.optional.items() if name in folders}}
   small = {INDEX, SCHEDULER, *files.small, *(f"{folder}/config.json" for folder in components)}
   chosen = [name for name in names if name in small]
+  # Half the download where 16 bits are enough; full precision first where they are not.
   variants = (*VARIANTS, "") if jnp.dtype(dtype).itemsize == 2 else ("", *VARIANTS)
   for folder, component in components.items():
     inside = [name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")]

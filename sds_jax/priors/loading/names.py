@@ -71,6 +71,7 @@ def checkpoint_name(path: Path, table: NameTable) -> str:
   *modules, leaf = path
   if leaf not in _LEAF:
     raise ValueError(f"parameter {'/'.join(path)}: {leaf!r} is none of {', '.join(_LEAF)}")
+  # torch's lists have numbers as names, which Flax joins by an underscore.
   dotted = [module if module in table.numbered else re.sub(r"_(\d+)$", r".\1", module) for module in modules]
   name = ".".join([*dotted, _LEAF[leaf]])
   return table.renamed.get(name, name)
@@ -114,6 +115,7 @@ def to_flax(path: Path, array: np.ndarray) -> np.ndarray:
   """Returns a view of a checkpoint's array in the layout of the Flax parameter at `path`."""
   if path[-1] != "kernel":
     return array
+  # torch: [out, in, height, width] and [out, in]. Flax: [height, width, in, out] and [in, out].
   return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
@@ -126,4 +128,5 @@ def to_checkpoint(path: Path, array: np.ndarray) -> np.ndarray:
 
 def checkpoint_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
   """Returns the shape in the checkpoint of a Flax parameter of the given shape."""
+  # An array with strides 0 gives the shape without memory.
   return to_checkpoint(path, np.broadcast_to(np.zeros((), np.int8), shape)).shape

@@ -31,8 +31,11 @@ def random_params(shapes: Params, seed: int = 0) -> Params:
   def draw(path: names.Path, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
     if path[-1] == "scale":
       return np.ones(leaf.shape, leaf.dtype)
+    # A uniform distribution within +-sqrt(3 / n) has variance 1 / n.
     limit = 0.02 if path[-1] == "bias" else math.sqrt(3 / _fan_in(path, leaf.shape))
+    # crc32 and not hash(), which Python salts anew in each process.
     values = np.random.default_rng([seed, zlib.crc32("/".join(path).encode())]).random(leaf.shape, np.float32)
+    # In place: the largest kernels have hundreds of megabytes.
     values -= 0.5
     values *= 2 * limit
     return values.astype(leaf.dtype, copy=False)

@@ -17,6 +17,7 @@ from sds_jax.priors.loading.charsmap import check_charsmap
 from sds_jax.priors.loading.files import LARGEST_TEXT, CheckpointError, check_file
 from sds_jax.priors.networks.config_check import shown
 
+# Numbers in the protocol buffers of SentencePiece.
 _UNIGRAM, _UNKNOWN = 1, 2
 """model_type in the trainer's settings; type of the piece for unknown text."""
 

@@ -59,6 +59,7 @@ class T5Tokenizer:
       text = text.lower().strip() if self.lower else text
       with library_errors(f"the tokenizer cannot cut {shown(text)} into tokens"):
         encoded = self.backend.encode(text, add_special_tokens=False)
+      # One place is for the end; T5 has no start token.
       limit = self.length - 1
       if len(encoded.ids) > limit:
         warnings.warn(f"the text encoder sees the first {limit} tokens only; cut off from {text!r}: "
@@ -152,6 +153,7 @@ def _from_json(path: Path, content: Mapping[str, Any]) -> tokenizers.Tokenizer:
   with library_errors(f"{path} is damaged or no tokenizer"):
     backend = tokenizers.Tokenizer(models.Unigram([(piece, float(score)) for piece, score in vocabulary],
                                                   unk_id=unknown, byte_fallback=False))
+    # A fresh tokenizer with the checked parts alone: what the file holds besides is not taken.
     kept = json.loads(backend.to_str()) | {key: content.get(key) for key in _STEPS}
     return tokenizers.Tokenizer.from_str(json.dumps(kept))
 
@@ -165,6 +167,7 @@ def _check_step(key: str, step: Mapping[str, Any], kinds: tuple[str, ...]) -> No
     if not isinstance(table, str):
       raise ValueError(f"precompiled_charsmap={shown(table)} should be a text in base64")
     if table:
+      # The library walks the table unchecked.
       check_charsmap(base64.b64decode(table, validate=True))
   if step["type"] == "Replace":
     pattern = step.get("pattern")

@@ -78,6 +78,7 @@ class TextEncoder:
     stored = _read(path, {name: (len(ids), *shape) for name, shape in self.shapes.items()})
     if stored is not None:
       return {name: jnp.asarray(array) for name, array in stored.items()}
+    # float32 in the cache and out of it, so that a stored and a fresh embedding are equal.
     embedded = {name: array.astype(jnp.float32) for name, array in self.encode(ids, mask).items()}
     _write(path, {name: np.asarray(array) for name, array in embedded.items()})
     return embedded
@@ -89,6 +90,7 @@ class TextEncoder:
     """
     fields = {field.name: str(getattr(self.model, field.name)) for field in dataclasses.fields(self.model)
               if field.name not in ("parent", "name")}
+    # The content of the weights and not their path: a new download may replace them.
     files = [[path.name, file_digest(path, cache_folder())] for path in weight_files(self.folder, self.stem)]
     facts = [_VERSION, self.kind, type(self.model).__name__, fields, read_json(self.folder / "config.json"), files,
              {name: list(shape) for name, shape in self.shapes.items()}, ids.tolist(),
@@ -167,6 +169,7 @@ def _read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.nda
     different = [f"{name} is {arrays[name].dtype} {list(arrays[name].shape)}, not float32 {list(shape)}"
                  for name, shape in shapes.items()
                  if arrays[name].shape != shape or arrays[name].dtype != np.float32]
+    # The digest contains the key, so a file under another's name is found out as well.
     if not different and digest == _digest(path, arrays):
       return {name: arrays[name] for name in shapes}
     problem = "; ".join(different) or "their digest is not the one that was stored with them"

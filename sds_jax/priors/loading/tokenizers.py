@@ -64,6 +64,7 @@ class CLIPTokenizer:
     for row, text in zip(rows, texts):
       with library_errors(f"the tokenizer cannot cut {shown(text)} into tokens"):
         encoded = self.backend.encode(text, add_special_tokens=False)
+      # Two places are for start and end.
       limit = self.length - 2
       if len(encoded.ids) > limit:
         warnings.warn(f"the text encoder sees the first {limit} tokens only; cut off from {text!r}: "
@@ -170,6 +171,7 @@ def _read_vocabulary(path: Path, vocabulary: dict[str, Any]) -> dict[str, int]:
     raise CheckpointError(f"{path} has {len(vocabulary)} tokens, at most {LARGEST_VOCABULARY} are read")
   if "" in vocabulary:
     raise CheckpointError(f"{path} has an empty token")
+  # Gaps or doubles would shift the rows of the embedding table.
   if sorted(vocabulary.values()) != list(range(len(vocabulary))):
     raise CheckpointError(f"{path}: the numbers of its {len(vocabulary)} tokens are not 0 to {len(vocabulary) - 1}")
   return vocabulary
@@ -184,6 +186,7 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
   merges, text = [], read_text(path)
   _check_count(path, text.count("\n"))
   for number, line in enumerate(text.split("\n"), start=1):
+    # Only the first line may be a comment: "#version" can be a merge further down.
     if not line.strip() or (number == 1 and line.startswith("#version")):
       continue
     pair = line.split()

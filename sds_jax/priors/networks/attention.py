@@ -49,6 +49,7 @@ class GEGLU(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
+    # One layer for both, as checkpoints store it: value first, gate second.
     value, gate = jnp.split(nn.Dense(2 * self.features, dtype=self.dtype, name="proj")(x), 2, axis=-1)
     return value * jax.nn.gelu(gate, approximate=False)
 
@@ -101,6 +102,7 @@ class Transformer2DModel(nn.Module):
     if channels % self.heads:
       raise ValueError(f"{channels} channels are not divisible by {self.heads} attention heads")
     project = partial(nn.Dense if self.use_linear_projection else partial(conv, kernel=1), channels, dtype=self.dtype)
+    # diffusers fixes this epsilon, whatever `norm_eps` of the config.
     h = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
     h = project(name="proj_in")(h).reshape(b, height * width, channels)
     for i in range(self.layers):
@@ -131,6 +133,7 @@ class AddedKVAttention(nn.Module):
     if channels % self.head_dim:
       raise ValueError(f"{channels} channels are not divisible by attention heads of {self.head_dim}")
     if self.context_norm:
+      # Tokens take the place of rows, with a width of 1, since the norm wants [B, H, W, C].
       context = GroupNorm(32, 1e-5, self.dtype, name="norm_cross")(context[:, :, None])[:, :, 0]
     pixels = GroupNorm(self.groups, 1e-5, self.dtype, name="group_norm")(x).reshape(b, height * width, channels)
 

@@ -101,4 +101,5 @@ class CLIPVisionModelWithProjection(nn.Module):
     tokens = CLIPVisionTransformer(
       dict(width=self.hidden_size, patch=self.patch_size), dict(layers=self.num_hidden_layers, layer=layer),
       self.layer_norm_eps, self.dtype, name="vision_model")(pixels.astype(self.dtype))
+    # All tokens are projected; transformers projects the first alone.
     return nn.Dense(self.projection_dim, use_bias=False, dtype=self.dtype, name="visual_projection")(tokens)

@@ -41,6 +41,7 @@ FLAG = ValueRule("true or false", lambda value: type(value) is bool)
 
 def whole(lowest: int, highest: int) -> ValueRule:
   """Returns the whole numbers from `lowest` to `highest`."""
+  # type() and not isinstance: JSON's true is a bool, which is an int to Python.
   return ValueRule(f"a whole number from {lowest} to {highest}",
                    lambda value: type(value) is int and lowest <= value <= highest)
 

@@ -112,13 +112,16 @@ def _attend(q: Array, k: Array, v: Array, bias: Array | None, scale: float, is_c
     scores = scores + bias.astype(jnp.float32)
   if is_causal:
     visible = (first_query + jnp.arange(q.shape[1]))[:, None] >= jnp.arange(k.shape[1])[None, :]
+    # The smallest finite number: a row of -inf alone would have a softmax of NaN.
     scores = jnp.where(visible[None, None], scores, jnp.finfo(jnp.float32).min)
+  # The softmax is float32; only its result is cast to the dtype of the values.
   return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
 
 def _chunked(q: Array, k: Array, v: Array, bias: Array | None, scale: float, is_causal: bool, max_bytes: int) -> Array:
   """Attends block by block; a block has as many queries as max_bytes of scores allow, at least one."""
   b, t, heads, _ = q.shape
+  # Rounded up twice, so that the blocks are of nearly equal size and the padding is small.
   blocks = -(-t // max(1, max_bytes // (4 * b * heads * k.shape[1])))
   rows = -(-t // blocks)
 
@@ -135,4 +138,5 @@ def _chunked(q: Array, k: Array, v: Array, bias: Array | None, scale: float, is_
     return _attend(q_block, k, v, bias_block if bias_per_query else bias, scale, is_causal, first_query)
 
   out = jax.lax.map(attend, (split(q, 1), split(bias, 2) if bias_per_query else None, jnp.arange(blocks) * rows))
+  # The padded queries of the last block are cut off.
   return jnp.moveaxis(out, 0, 1).reshape(b, blocks * rows, heads, v.shape[-1])[:, :t]

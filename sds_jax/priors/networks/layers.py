@@ -21,6 +21,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   "swish": jax.nn.silu,
   "relu": jax.nn.relu,
   "gelu": partial(jax.nn.gelu, approximate=False),
+  # OpenAI's approximation of GELU; CLIP's published weights were trained with it.
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 """Activation functions by their names in published configs; `gelu` is the exact function."""
@@ -54,12 +55,14 @@ class GroupNorm(nn.Module):
     x = x.astype(jnp.float32)
     grouped = x.reshape(b, height * width, self.groups, c // self.groups)
     mean = grouped.mean(axis=(1, 3), keepdims=True)
+    # Two passes: E[x^2] - E[x]^2 cancels where the mean is large against the spread.
     var = jnp.square(grouped - mean).mean(axis=(1, 3))
 
     def per_channel(v: Array) -> Array:
       return jnp.repeat(v.reshape(b, self.groups), c // self.groups, axis=1)
 
     a = per_channel(jax.lax.rsqrt(var + self.epsilon)) * scale[None]
+    # (x - mean) * a + bias as x * a + shift: one multiply-add for each element.
     shift = bias[None] - per_channel(mean) * a
     return (x * a[:, None, None] + shift[:, None, None]).astype(self.dtype)
 
@@ -92,6 +95,7 @@ def sinusoidal_embedding(t: Array, dim: int, flip_sin_to_cos: bool = True, freq_
     [B, dim] float32.
   """
   half = dim // 2
+  # float32: in bfloat16 neighbouring times would share an embedding.
   exponent = -jnp.log(jnp.float32(10000.)) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
   angle = t.astype(jnp.float32)[:, None] * jnp.exp(exponent)[None, :]
   parts = [jnp.cos(angle), jnp.sin(angle)] if flip_sin_to_cos else [jnp.sin(angle), jnp.cos(angle)]
@@ -176,6 +180,7 @@ class Downsample2D(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     if self.padding == 0:
+      # torch's convolutions pad both sides alike, so the row and the column at the end are padded before.
       x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
     return conv(self.features, stride=2, padding=self.padding, dtype=self.dtype, name="conv")(x)
 

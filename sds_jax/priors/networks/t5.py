@@ -63,6 +63,7 @@ class RMSNorm(nn.Module):
 
 def _to_stream(x: Array, width: int, *, name: str, dtype: Any) -> Array:
   """Applies the linear layer `name` of the calling module: [B, T, D] of dtype -> [B, T, width] float32."""
+  # The residual stream is float32 throughout, so results of bfloat16 products are not rounded before the sum.
   dot = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
   return nn.Dense(width, use_bias=False, dtype=dtype, dot_general=dot, name=name)(x)
 
@@ -76,6 +77,7 @@ class T5Attention(nn.Module):
   @nn.compact
   def __call__(self, x: Array, bias: Array) -> Array:
     project = partial(to_heads, x, self.heads * self.d_kv, self.heads, dtype=self.dtype, use_bias=False)
+    # T5 has no factor 1 / sqrt(D) on its scores.
     out = dot_product_attention(*(project(name=name) for name in "qkv"), bias=bias, scale=1.)
     return _to_stream(out.reshape(*x.shape[:-1], -1), x.shape[-1], name="o", dtype=self.dtype)
 
@@ -92,6 +94,7 @@ class T5FeedForward(nn.Module):
     if self.proj == "relu":
       h = jax.nn.relu(inner(name="wi")(x))
     else:
+      # approximate=True is transformers' gelu_new.
       h = jax.nn.gelu(inner(name="wi_0")(x), approximate=True) * inner(name="wi_1")(x)
     return _to_stream(h, x.shape[-1], name="wo", dtype=self.dtype)
 
@@ -137,6 +140,7 @@ class T5Stack(nn.Module):
   @nn.compact
   def __call__(self, x: Array, mask: Array | None) -> Array:
     table = nn.Embed(self.buckets, self.block["heads"], name="relative_attention_bias").embedding
+    # One table, in the first block of the checkpoint, serves all blocks.
     bias = attention_bias(table, x.shape[1], self.max_distance, mask)
     for i in range(self.layers):
       x = T5Block(**self.block, dtype=self.dtype, name=f"block_{i}")(x, bias)

@@ -20,6 +20,7 @@ def position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray
   half, exact = buckets // 2, buckets // 4
   offset = np.arange(length)[None, :] - np.arange(length)[:, None]
   distance = np.abs(offset)
+  # The floor is for distance 0, which has a bucket of its own below.
   octaves = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
   far = exact + (octaves / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)).astype(np.int32)
   near_or_far = np.where(distance < exact, distance, np.minimum(far, half - 1))
@@ -40,4 +41,5 @@ def attention_bias(table: Array, length: int, max_distance: int, mask: Array | N
   """
   by_pair = table.astype(jnp.float32)[position_buckets(length, table.shape[0], max_distance)]
   bias = by_pair.transpose(2, 0, 1)[None]
+  # The smallest finite number: -inf would make NaN of a row that is all padding.
   return bias if mask is None else jnp.where(mask.astype(bool)[:, None, None], bias, jnp.finfo(jnp.float32).min)

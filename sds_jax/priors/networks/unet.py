@@ -125,6 +125,7 @@ class UNet2DConditionModel(nn.Module):
       emb = emb + TextTimeEmbedding(4 * self.block_out_channels[0], self.addition_embed_type_num_heads, self.dtype,
                                     name="add_embedding")(context)
     if self.encoder_hid_dim is not None:
+      # After the pooled text, which is made of the embeddings as they come.
       context = nn.Dense(self.cross_attention_dim, dtype=self.dtype, name="encoder_hid_proj")(context)
     x = conv(self.block_out_channels[0], self.conv_in_kernel, dtype=self.dtype, name="conv_in")(x)
     x, skips = self._down(x, emb, context)
@@ -135,6 +136,7 @@ class UNet2DConditionModel(nn.Module):
     return conv(self.out_channels, self.conv_out_kernel, dtype=self.dtype, name="conv_out")(ACTIVATIONS[self.act_fn](x))
 
   def _down(self, x: Array, emb: Array, context: Array) -> tuple[Array, tuple[Array, ...]]:
+    # The first convolution's output is a skip, too.
     skips, last = (x,), len(self.down_block_types) - 1
     for i, kind in enumerate(self.down_block_types):
       x, collected = self._stage(kind, i, 0, "down" if i < last else None, name=f"down_blocks_{i}")(x, emb, context)
@@ -144,6 +146,7 @@ class UNet2DConditionModel(nn.Module):
   def _up(self, x: Array, emb: Array, context: Array, skips: tuple[Array, ...]) -> Array:
     last = len(self.up_block_types) - 1
     for i, kind in enumerate(self.up_block_types):
+      # An up block has one residual block more, for the skip of the resolution change.
       stage = self._stage(kind, last - i, 1, "up" if i < last else None, name=f"up_blocks_{i}")
       x, skips = stage(x, emb, context, skips)
     return x

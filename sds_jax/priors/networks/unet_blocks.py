@@ -42,6 +42,7 @@ class UNetStage(nn.Module):
     collected = []
     for i in range(self.layers):
       if skips is not None:
+        # The newest skip first: up blocks run through the down blocks' outputs backwards.
         x = jnp.concatenate([x, skips[-1]], axis=-1)
         skips = skips[:-1]
       x = self.resnet(self.features, name=f"resnets_{i}")(x, emb)

@@ -73,6 +73,7 @@ class ResnetStack(nn.Module):
     for i in range(self.layers):
       x = block(self.features, **self.resnet, name=f"resnets_{i}")(x)
     if self.resample == "down":
+      # Padding 0 pads at the end only, as the published autoencoders were trained (see Downsample2D).
       return Downsample2D(self.features, padding=0, dtype=self.resnet["dtype"], name="downsamplers_0")(x)
     if self.resample == "up":
       return Upsample2D(self.features, dtype=self.resnet["dtype"], name="upsamplers_0")(x)
@@ -138,6 +139,7 @@ class Decoder(nn.Module):
     x = VAEMidBlock(**self.mid, resnet=self.resnet, remat=self.remat, name="mid_block")(x)
     for i, width in enumerate(reversed(self.widths)):
       resample = "up" if i < len(self.widths) - 1 else None
+      # Decoders of diffusers have one residual block more than the config says.
       x = ResnetStack(width, self.layers + 1, resample, self.resnet, self.remat, name=f"up_blocks_{i}")(x)
     return _conv_out(x, self.features, self.resnet)
 
@@ -233,6 +235,7 @@ class AutoencoderKL(nn.Module):
       raise ValueError(f"image of {image.shape[1]}x{image.shape[2]}: height and width must be divisible by {factor}")
     h = self.encoder(image.astype(self.dtype))
     mean, logvar = jnp.split(self.quant_conv(h) if self.use_quant_conv else h, 2, axis=-1)
+    # diffusers clips to the same range; exp of half of it stays finite in float32.
     return mean, jnp.clip(logvar, -30., 20.)
 
   def decode(self, latents: Array) -> Array:
@@ -249,6 +252,7 @@ class AutoencoderKL(nn.Module):
     """
     if latents.ndim != 4 or latents.shape[-1] != self.latent_channels:
       raise ValueError(f"latents have shape {latents.shape}, the decoder takes [B, h, w, {self.latent_channels}]")
+    # float32 for any dtype of the prior, like the decoder's layers.
     z = latents.astype(jnp.float32)
     return self.decoder(self.post_quant_conv(z) if self.use_post_quant_conv else z)
 

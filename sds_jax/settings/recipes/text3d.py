@@ -205,6 +205,7 @@ def from_words(words: str) -> ConfigDict:
     if len(some) > 1:
       raise ConfigError(f"{words!r} names more than one {kind} ({', '.join(some)}): keep one")
   prior = priors[0] if priors else RECIPES[chosen[0]].prior if chosen else "shapeworld"
+  # The package's defaults are for the small prior and two CPU cores.
   if not chosen and not sources.is_small(prior):
     chosen = ["threestudio_if" if _of_pixels(prior) else "threestudio_sd"]
   config = defaults("text3d")
@@ -219,6 +220,7 @@ def from_words(words: str) -> ConfigDict:
 def _apply(config: ConfigDict, recipe: Recipe, prior: str) -> None:
   """Puts a recipe's settings into the defaults, as far as they are meant for this prior."""
   if sources.is_small(prior):
+    # The prior that ships knows only its own cameras, backgrounds and image size.
     kept = {name: value for name, value in recipe.settings.items() if name.split(".")[0] not in _SMALL_GROUPS}
     config.update_from_flattened_dict({**kept, **recipe.small})
   else:
