@@ -26,6 +26,7 @@ def planned(compiled: Any) -> dict[str, int] | None:
 
 def total(plan: dict[str, int]) -> int:
   """Returns the bytes during a step: arguments, results outside of the arguments' memory, temporaries, code."""
+  # Outputs that alias arguments, as the donated state does, take no memory of their own.
   return plan["argument"] + plan["output"] - plan["alias"] + plan["temp"] + plan["generated_code"]
 
 

@@ -83,6 +83,7 @@ def measure(work: Workload, drawer: Callable[[Array], StepDraws], state: TrainSt
       args = (state.params, state.occupancy, lit)
       measured[f"render {mode}, {name}"] = dict(_timed(part, *args, repeats=repeats),
                                                 flops=flops.count(part, *args, branch=rule))
+  # eps stands for z_t: the values do not change the time of a network.
   predict, args = _prediction(work), (work.prior_params, draws.eps, draws.t, draws.cond, draws.progress)
   measured["prior"] = dict(_timed(predict, *args, repeats=repeats), flops=flops.count(predict, *args))
   measured["prior"]["images"] = 2 * draws.eps.shape[0]  # with the text and without
@@ -92,6 +93,7 @@ def measure(work: Workload, drawer: Callable[[Array], StepDraws], state: TrainSt
     args = (work.prior_params, images, work.key)
     measured["encoder, forward and backward"] = dict(_timed(encode, *args, repeats=repeats),
                                                      flops=flops.count(encode, *args))
+  # Parameters stand for gradients, which have their shapes.
   measured["optimizer"] = _timed(_optimisation(work), state.params, state.params, state.opt_state, repeats=repeats)
   if state.occupancy is not None:
     update, args = _occupancy_update(work), (state.occupancy, state.params, work.key, state.step)

@@ -179,6 +179,7 @@ def make_checked_step(work: Workload) -> Callable[[TrainState, StepDraws], dict[
   image = jax.jit(lambda *args: parts.render_views(work.generator, *args))
 
   def run(state: TrainState, draws: StepDraws) -> dict[str, Any]:
+    # The gradient's place needs a value of its shapes before the step: the parameters do.
     after = step(state.replace(opt_state=(state.params, state.opt_state)), *work.fixed)[0]
     return dict(image=np.asarray(image(state.params, state.occupancy, draws)),
                 gradient=layers(after.opt_state[0]["field"]), layers=layers(after.params["field"]))
@@ -240,6 +241,7 @@ def compare(work: Workload, drawer: Callable[[jax.Array], StepDraws], compiled: 
     jax_result = make_checked_step(work)(state, drawer(state.step))
     relative = errors(jax_result, process.ask("check", inputs[0]), content["layers"])
     check_errors(relative)
+    # One turn more, because the first of each side is not counted.
     for turn in range(rounds + 1):
       # A copy for each turn, because the step is donated its state.
       fresh = jax.block_until_ready(jax.tree.map(jnp.copy, state))
@@ -280,6 +282,7 @@ class Process:
 
   def __exit__(self, *_: Any) -> None:
     self._connection.close()
+    # A closed pipe ends the loop of the process; a process that hangs is killed.
     self._process.join(timeout=10)
     self._process.kill()
 

@@ -121,6 +121,7 @@ def compare(work: Workload, draws: StepDraws, step: Array, *, steps: int, rounds
   with folders(work) as places, peer.Process("torch_prior", dict(
       places, dtype=dtype, prediction=work.prior.prediction_type, clip_norm=work.settings.distillation.clip_norm,
       block=work.prior.image_size // work.prior.x_shape[0]), threads) as process:
+    # Back to channels last.
     cotangents = process.ask("check", inputs).transpose(0, 2, 3, 1)
     error = float(np.linalg.norm(cotangents - expected) / np.linalg.norm(expected))
     # Written so that NaN fails, too.
@@ -128,6 +129,7 @@ def compare(work: Workload, draws: StepDraws, step: Array, *, steps: int, rounds
       raise peer.PeerError(f"PyTorch does not compute the same: relative error of the images' gradient {error:.1e}, "
                            f"allowed in {dtype} {TOLERANCES[dtype]:.0e}; no times are compared")
     problem = process.ask("compile", inputs)
+    # `torch.compile` may fail on this machine; the eager times count without it.
     ways = ("eager",) if problem else ("eager", "compiled")
     seconds: dict[str, list[float]] = {name: [] for name in ("jax", *ways)}
     for _ in range(rounds):

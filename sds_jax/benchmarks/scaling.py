@@ -83,6 +83,7 @@ def count_step(prior: str, views: int) -> tuple[int, float]:
   config = workload.default_config(prior)
   config.update_from_flattened_dict({"training.views": views, "parallel.devices": 1, "prior.name": prior,
                                      "prior.random_weights": prior in published.PRIORS})
+  # Without weights: shapes suffice to count.
   work = workload.build(Text3DTask(settings_lib.validate(config)), allocate=False)
   state = jax.eval_shape(lambda: workload.first_state(work))
   # 4 bytes: parameters and gradients are float32, whatever the dtype of the prior.

@@ -94,6 +94,7 @@ def measure(count: int, steps: int, rounds: int, warm_up: int) -> dict[str, Any]
     for name, way in ways.items():
       seconds[name].append(way.run(steps))
   for name, row in rows.items():
+    # The median, which a turn disturbed by other work does not move.
     row["scene_steps_per_second"] = count * steps / float(np.median(seconds[name]))
     row["ratio"] = row["scene_steps_per_second"] / rows["separate runs"]["scene_steps_per_second"]
   return dict(prompts=prompts, rows=list(rows.values()))

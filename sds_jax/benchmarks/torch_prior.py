@@ -80,6 +80,7 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
   """Returns images [V, 3, H, H] at [V, 3, size, size], as `priors.spaces` resizes."""
   if images.shape[-1] == size:
     return images
+  # antialias only when shrinking, as `jax.image.resize` does.
   return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=images.shape[-1] > size)
 
 

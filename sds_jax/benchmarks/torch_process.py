@@ -29,9 +29,11 @@ def serve(connection: Any, payload: dict[str, Any], threads: int, make: Callable
     make: builds the object that all requests share.
     answers: {name of a request: function (object, argument) -> answer}.
   """
+  # As many threads as XLA has, for a fair comparison.
   torch.set_num_threads(threads)
   shared = make(payload)
   while (request := connection.recv())[0] != "stop":
     connection.send(answers[request[0]](shared, request[1]))
+  # Kilobytes on Linux, bytes on macOS.
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   connection.send(peak if sys.platform == "darwin" else 1024 * peak)

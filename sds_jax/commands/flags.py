@@ -70,6 +70,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     print(help_page.text(take_config(argv[1:])[0], MODES, everything=bool(asked & {"--helpfull", "-helpfull"})))
     raise SystemExit(0)
   try:
+    # Flag files first, since they may hold --config, which is taken out next.
     arguments = flags.FlagValues().read_flags_from_files(_home_expanded(argv[1:]), force_gnu=True)
   except (flags.Error, OSError, ValueError) as error:
     _raise_usage_error(error)
@@ -215,6 +216,7 @@ def _parse_flags(argv: list[str], config: ConfigDict, reference: Any) -> flags.F
       raise UsageError(f"{line} ({_HINT})") from error
     _raise_usage_error(error)
   if len(rest) > 1:
+    # With a prompt given already, a stray word is hardly another prompt.
     given = any(re.match(r"--?config\.(prompt|negative_prompt|image)\b", argument) for argument in argv)
     raise UsageError(mistakes.unexpected(rest[1:], reference, list(values), MODES, given))
   # absl's logging reads the global flags and warns while they count as not parsed.

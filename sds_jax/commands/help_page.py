@@ -63,6 +63,7 @@ def text(specification: str | None, modes: Sequence[str], everything: bool) -> s
 
 def _tree(specification: str | None) -> Any:
   try:
+    # Help is shown even where the file is broken, by the default tree.
     return settings.reference(config_file.load(specification)) if specification else settings.TREES["text3d"]()
   except ValueError:
     return settings.TREES["text3d"]()

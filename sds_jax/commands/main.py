@@ -105,6 +105,7 @@ class _Run:
       settings = settings_lib.validate(a.config)
       self.job, task = settings.job, tasks.of(settings)
       inputs = self._join(task, stack)
+      # Only now, since the import of the training loop takes seconds.
       from sds_jax.commands.train import train
       return lambda started: train(task, self.folder, started, inputs)
     task = self._stored_task(stack)
@@ -158,6 +159,7 @@ class _Run:
       workspace.make_folder(folder)
       stack.enter_context(workspace.hold(folder, layout, self.job, user_files))
 
+    # One process reads; if it fails, all end, instead of waiting for it for ever.
     inputs, *names = hosts.run_on_all(lambda: read() if hosts.is_first() else (None,))
     compilation.prepare()  # before the first program is compiled, after which JAX would ignore the cache
     hosts.run_on_all(task.check)

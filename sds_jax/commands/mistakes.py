@@ -82,6 +82,7 @@ def illegal_value(error: str, reference: Any) -> str | None:
   field = match and field_at(match[1], reference)
   if not field:
     return None
+  # Cut, so that the error stays one readable line.
   value = match[2] if len(match[2]) <= 200 else match[2][:200] + "..."
   if "legal" in field.metadata:
     return f"config.{match[1]}={value!r} is not legal: it must be {field.metadata['legal'].describe()}"

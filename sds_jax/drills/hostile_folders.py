@@ -19,6 +19,7 @@ def _link(target: str) -> Make:
 
 
 def _hard_link(path: Path) -> None:
+  # A second name of the try's own `file`, which a write in place would change.
   os.link(path.parents[1] / "file", path)
 
 

@@ -77,6 +77,7 @@ def run(names: Sequence[str], config: ConfigDict, specs: Sequence[captions.Spec]
     ConfigError, CheckpointError: see `task_with` and `Text3DTask.load_prior`.
   """
   check_names(names)
+  # All settings are checked before the first run: a mistake in the last must not cost the others' time.
   chosen = {name: task_with(name, config) for name in names}
   scores = {}
   for name, task in chosen.items():

@@ -37,6 +37,7 @@ def hidden_views(azimuth: float) -> np.ndarray:
   Such views are over 90 degrees of azimuth from the photo's `azimuth` in radians.
   """
   position = np.asarray(scores.scoring_cameras().position)
+  # The cosine is negative beyond 90 degrees on either side, without a case for the wrap at 360.
   return np.cos(np.arctan2(position[:, 1], position[:, 0]) - azimuth) < 0.0
 
 
@@ -123,6 +124,7 @@ def _colours_right(spec: captions.Spec, albedo: np.ndarray, inside: np.ndarray, 
   """
   right = []
   for name, _ in spec.parts:
+    # Within 0.05 of the named colour lies the body of a part, without painted accents.
     part = inside & (np.abs(albedo - np.asarray(solids.COLOURS[name], np.float32)).max(-1) < 0.05)
     if part.any():
       right.append((part & overlap).any() and colour_name(colour[part & overlap].mean(0)) == name)

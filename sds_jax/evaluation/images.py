@@ -87,6 +87,7 @@ def run_set(task: Image3DTask, priors: tuple[Prior, Prior | None, Params],
   settings = task.settings
   program = task.program(prior, second, {})
   layout = make_layout(settings.parallel, settings.training.views, program.together)
+  # One program for all photos: they differ in its arguments only.
   runs = RepeatedRuns(program, layout, params, settings.training.steps)
   records = []
   with tqdm.tqdm(total=len(truths) * len(seeds), desc="runs") as bar:

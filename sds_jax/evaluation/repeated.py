@@ -64,4 +64,5 @@ class RepeatedRuns:
         for stage in self._program.stages]
     for number in numbers:
       state, _ = stages.at_step(self._program.stages, self._executables, number)(state, *fixed)
+    # For callers that take the time: dispatch returns at once.
     return jax.block_until_ready(state)

@@ -130,6 +130,7 @@ def score(generator: ObjectGenerator, state: TrainState, spec: captions.Spec) ->
   # The front of an object fixes its azimuth; other objects may have come out at any angle.
   count = 1 if captions.azimuth_is_fixed(spec) else ROTATIONS
   angles = np.arange(count, dtype=np.float32) * (2 * math.pi / ROTATIONS)
+  # Angle first and scale second: all pairs would cost 36 x 13 poses.
   by_angle = _fit(truth, mask, angles, np.ones(count, np.float32))
   best = int(np.argmax(by_angle.mean(-1)))
   scales = np.array(SCALES, np.float32)
@@ -165,6 +166,7 @@ def solid_points(generator: FieldGenerator, state: TrainState) -> tuple[np.ndarr
   bound, params, density_fn = generator.options.bound, state.shown, jax.jit(generator.density)
   try:
     density = grid_density(lambda p: np.asarray(density_fn(params, jnp.asarray(p, jnp.float32))), VOLUME_GRID, bound)
+    # The mesh's own threshold, so that the score is of the object that is exported.
     solid = density.reshape(-1) > auto_threshold(density, bound)
   except ValueError:  # an empty field has no threshold, a non-finite field no surface
     solid = np.zeros(VOLUME_GRID**3, bool)

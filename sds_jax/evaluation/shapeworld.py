@@ -101,6 +101,7 @@ def run_set(runs: CaptionRuns, specs: Sequence[captions.Spec], seeds: Sequence[i
         state = runs.optimise(prompt, seed)
         # Before scoring: the time is that of the run alone.
         seconds = time.perf_counter() - started
+        # A run of several particles is scored by its first.
         state = outputs.pick_object(state, runs.generator.particles, 0)
         scores = scoring.score(runs.generator, state, spec)
         records.append(dict(

@@ -99,6 +99,7 @@ def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
     photo: how the prior is conditioned on a photo; None for a prior that is conditioned on a prompt.
     camera_dim, ray_dim, vocabulary, check_prompt: see `Prior`.
   """
+  # Read now, so that an unsupported scheduler fails before weights are loaded.
   schedule, prediction_type = schedule_from_config(scheduler), prediction_type_from_config(scheduler)
 
   def embed(prompts: Sequence[str]) -> Mapping[str, Array]:
@@ -146,9 +147,11 @@ def _camera_features(cond: Cond, batch: int, camera_dim: int) -> Array | None:
   """
   camera = cond.get("camera")
   if not camera_dim:
+    # Refused: a camera that is ignored would look like a prior that knows cameras.
     if camera is not None:
       raise ValueError("cond has a camera, but this prior takes none (camera_dim is 0)")
     return None
+  # Zeros are the unknown camera in the priors' training.
   return jnp.zeros((batch, camera_dim)) if camera is None else camera
 
 
@@ -160,6 +163,7 @@ def check_words(prompts: Sequence[str], vocabulary: frozenset[str] | None) -> No
   if vocabulary is None:
     return
   for prompt in prompts:
+    # Lower case, as the tokenizer makes it; punctuation is no word.
     unknown = sorted(set(re.findall(r"\w+", prompt.lower())) - vocabulary)
     if unknown:
       raise ValueError(f"the prior doesn't know {', '.join(map(repr, unknown))} in {prompt!r}; it knows: "

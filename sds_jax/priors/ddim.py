@@ -49,6 +49,7 @@ def ddim(prior: Prior, params: Params, cond: Cond, uncond: Cond | None, key: Arr
   times = times.astype(np.int32)
   # A schedule is a constant of its prior and so is known while the steps are traced.
   pure_noise = [] if isinstance(alpha, jax.core.Tracer) else [int(t) for t in times[jax.device_get(alpha)[times] == 0]]
+  # `denoise` gives eps for a network of any prediction type.
   network, kind = prior.denoise, "epsilon"
   if pure_noise and prior.predict is not None:  # at alpha = 0 x0 follows from v, but not from eps
     network, kind = prior.predict, prior.prediction_type
@@ -62,6 +63,7 @@ def ddim(prior: Prior, params: Params, cond: Cond, uncond: Cond | None, key: Arr
   def predict(z: Array, t: Array) -> Array:
     if uncond is None:
       return network(params, z, t, cond)
+    # Both sides of the guidance in one batch, hence one call of the network a step.
     both = jax.tree.map(lambda c, u: jnp.concatenate([c, u]), cond, uncond)
     output = network(params, jnp.concatenate([z, z]), jnp.concatenate([t, t]), both)
     return guidance.cfg_diffusers(output[:batch], output[batch:], guidance_scale)

@@ -76,6 +76,7 @@ class PhotoConditioning:
       pose = pose.at[:, 3].set(0.0)
     repeated = lambda leaf: jnp.broadcast_to(leaf[None], (batch, *leaf.shape))  # noqa: E731
     context = self.projection.apply({"params": params["cc_projection"]}, with_pose(repeated(features["tokens"]), pose))
+    # The prior's functions take and give float32, whatever the dtype of its networks.
     return dict(text=context.astype(jnp.float32), x=repeated(features["x"]), **camera)
 
 
@@ -109,6 +110,7 @@ def open_photo(folder: Path, projection: CCProjection, projection_name: str, pos
     ValueError: a network is of a kind that is not supported.
   """
   encoder, encoder_places = open_component(folder / "image_encoder", "image_encoder", dtype)
+  # A token joined to the pose is what the projection takes.
   if projection.in_features != encoder.projection_dim + POSE_DIM:
     raise CheckpointError(f"{folder}: {projection_name} takes {projection.in_features} numbers, expected "
                           f"{encoder.projection_dim + POSE_DIM}, the image encoder's projection_dim and {POSE_DIM} of "
@@ -127,6 +129,7 @@ def open_photo(folder: Path, projection: CCProjection, projection_name: str, pos
   def encode(photo: Array) -> PhotoFeatures:
     photo = _at_size(photo, space.image_size)
     pixels = normalise(resize(photo, encoder.image_size))
+    # Loaded for this call and dropped: a run encodes its photo once and needs the memory.
     tokens = encode_pixels(load_on_device(encoder_places, dtype), pixels)
     elevation = (estimate(load_on_device(head_places, dtype), tokens[:, 0])[0, 0] if head else jnp.float32(np.nan))
     params = {name: load_on_device(places, dtype) for name, places in (space_places or {}).items()}

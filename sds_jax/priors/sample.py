@@ -44,6 +44,7 @@ def write_row(path: str | os.PathLike, images: Array) -> None:
 
   The images are [n, H, W, 3] in [0, 1].
   """
+  # Iterates over the images, whose axis 1 is then the width.
   row = np.concatenate(np.asarray(images), axis=1)
   image = Image.fromarray(np.round(255 * row).astype(np.uint8))
   write_atomically(Path(path), lambda temporary: image.save(temporary, format="PNG"))

@@ -47,6 +47,7 @@ def is_name(word: str) -> bool:
 
   So can the name of a weights file, for which `find` says what the file is.
   """
+  # A slash can only be told apart as hub id or path by looking, which `find` does.
   if word in SHIPPED or word in HUB_IDS or "/" in word or word.endswith(SUFFIXES):
     return True
   return Path(os.path.expanduser(word)).is_dir()
@@ -75,6 +76,7 @@ def takes_pictures(name: str) -> bool | None:
 
   Fetches no file. None: only the prior's files can tell.
   """
+  # A hub id of a published prior is of that prior's family.
   listed = next((listed for listed, repos in HUB_IDS.items() if name in repos), name)
   family = family_of_shipped(name) or family_of_published(listed)
   return family.takes_photo if family else None

@@ -56,6 +56,7 @@ class RunSettings:
 
   def _pairs(self, path: str) -> Iterator[str]:
     d, (count, name) = self.distillation, self.independent()
+    # Antithetic pairs cancel noise only if both views belong to one object.
     if count > 1 and (d.antithetic_noise or d.t_sampler == "antithetic"):
       wanted, remedy = (("antithetic_noise=True", "antithetic_noise to False") if d.antithetic_noise else
                         ("t_sampler='antithetic'", "t_sampler to stratified"))

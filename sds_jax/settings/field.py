@@ -43,6 +43,7 @@ class HashGridSettings:
     if self.finest < self.coarsest:
       yield (f"{path}.finest={self.finest} is less than {path}.coarsest={self.coarsest}: the levels go from coarse to "
              "fine; exchange them")
+    # A level that never opens would be exported untrained.
     values = scheduled_values(self.open_levels)
     if self.open_levels != 0.0 and (min(values) < 1 or values[-1] != self.levels):
       yield (f"{path}.open_levels={self.open_levels!r} must stay at 1 or above and end at {path}.levels={self.levels}, "

@@ -47,6 +47,7 @@ class Image2D(RunSettings):
   def independent(self) -> tuple[int, str]:
     """Returns the number of frames, or else of particles, and its setting."""
     g = self.generator
+    # Frames first: where there are several, they are what differs between neighbouring views.
     return (g.frames, "generator.shared.frames") if g.frames > 1 else (g.particles, "generator.particles")
 
   def relations(self, path: str) -> Iterator[str]:

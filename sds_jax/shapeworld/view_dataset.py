@@ -76,6 +76,7 @@ def sample_placement(key: Array) -> tuple[Array, Array]:
 
 def scale_and_shift(scene: SolidScene, size: Array | float, shift: Array) -> SolidScene:
   """Scales a scene by `size`, then shifts by `shift` [3]."""
+  # Offsets are scaled as well, so that a stack stays in contact.
   return scene.replace(offset=size * scene.offset + shift[None], scale=size * scene.scale)
 
 

@@ -265,6 +265,7 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     whole = folder / variant_name(f"{stem}.safetensors", variant)
     if is_there(whole):
       return [whole]
+    # Older writers put the variant's name at another place.
     for index in index_names(stem, variant):
       if is_there(folder / index):
         return _shards(folder / index)
@@ -338,6 +339,7 @@ def _compare(folder: Path, shapes: Mapping[str, tuple[int, ...]], expected: Mapp
 
 
 def _shape_problem(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
+  # A frequent mistake of converters, which is easy to see from the shapes.
   hint = ", transposed?" if shape == expected[::-1] or sorted(shape) == sorted(expected) else ""
   return f"{name} is {list(shape)} in the file, {list(expected)} in the network{hint}"
 

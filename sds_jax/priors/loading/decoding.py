@@ -143,6 +143,7 @@ def _decode(path: Path, image: Image.Image, largest_side: int, colours: bool) ->
 def _arrays(image: Image.Image, factor: int, conversion: Conversion | None) -> Decoded:
   """Returns the pixels of an image in any of Pillow's modes, averaged over blocks of factor x factor."""
   if image.mode in _DEEP or image.mode == "F":
+    # Mode F holds numbers in [0, 1] already; all others have 16 bits.
     grey = np.asarray(image).astype(np.float32) / (1.0 if image.mode == "F" else 65535.0)
     if not 0.0 <= grey.min() <= grey.max() <= 1.0:  # TIFF files may hold any number, and NaN
       raise ValueError(f"its values lie in [{grey.min():g}, {grey.max():g}], not in [0, 1]")

@@ -27,6 +27,7 @@ def describe_impostor(path: Path) -> str | None:
     return "is empty"
   if head.startswith(b"version https://git-lfs"):
     return "is a Git LFS pointer, not the file itself; run `git lfs pull` in that repository, or download the file"
+  # Servers answer with a page and status 200 where a login is needed.
   if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
     return ("is an HTML page, not the file itself; the download probably gave a login or error page (use the file's "
             "download link)")
@@ -145,6 +146,7 @@ def check_header(path: Path) -> None:
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
   """Calls `write` with a temporary name in the same folder, then renames; readers see the old or the new file."""
+  # In the same folder, since a rename is atomic only within one file system.
   handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
   os.close(handle)
   temporary = Path(name)

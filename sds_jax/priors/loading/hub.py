@@ -70,6 +70,7 @@ class Hub:
     commit may be, the newest download first. The folders may be incomplete.
     """
     base = self.cache / f"models--{repo.replace('/', '--')}"
+    # huggingface_hub writes the commit of a branch or tag into refs/.
     ref = base / "refs" / revision
     try:
       commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
@@ -191,6 +192,7 @@ def missing_files(folder: Path, index: Mapping[str, Any], files: Files) -> list[
     files: the files that the family reads.
   """
   wanted = [folder / INDEX, folder / SCHEDULER]
+  # The index says which optional networks the prior has, so that a half-finished download is noticed.
   optional = {name: component for name, component in files.optional.items() if name in index}
   for name, component in {**files.components, **optional}.items():
     wanted.append(folder / name / "config.json")

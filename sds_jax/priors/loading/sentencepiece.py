@@ -60,6 +60,7 @@ def load_unigram(path: Path, extra_ids: int) -> tokenizers.Tokenizer:
         ("remove_extra_whitespaces", normalizer, 4, 1, 1), ("escape_whitespaces", normalizer, 5, 1, 1)):
       if fields.get(number, [default])[-1] != needed:
         raise CheckpointError(f"{path}: {what}={shown(fields[number][-1])} is not supported; supported: {needed}")
+    # Files may hold extra tokens of their own, which keep their numbers.
     known = {piece for piece, _ in vocabulary}
     extra = [token for token in (f"<extra_id_{i}>" for i in reversed(range(extra_ids))) if token not in known]
     vocabulary += [(token, 0.0) for token in extra]
@@ -123,6 +124,7 @@ def _fields(data: bytes, limit: int = 10_000) -> Fields:
 def _walk(data: bytes) -> Iterator[tuple[int, int | bytes]]:
   at = 0
   while at < len(data):
+    # The number of a field stands above the three bits of its wire type.
     key, at = _varint(data, at)
     wire = key & 7
     if wire == 0:

@@ -30,6 +30,7 @@ _ADDITION = ("an addition to a model and no model: merge it by diffusers' pipe.l
 _PART = "a part of a model: name the folder of the whole model, with model_index.json"
 _EMBEDDING = "an addition to a model and no model: name the folder of a whole model, with model_index.json"
 
+# In this order: additions and unsupported models come first, as their names also match the patterns further down.
 _KINDS: tuple[tuple[str, str, str], ...] = (
   (r"hada_w1|lokr_w1|dora_scale|oft_blocks|lora[._](up|down|[ABab])\b|lora_(unet|te\d?)_|_lora\.|lora_linear_layer",
    "a LoRA", _ADDITION),
@@ -64,6 +65,7 @@ def describe_tensors(shapes: Shapes) -> tuple[str, str]:
     if not any(map(re.compile(pattern).search, shapes)):
       continue
     if remedy == _SINGLE:
+      # The width of the text that the U-Net attends to tells the versions apart.
       width = next((shape[-1] for name, shape in shapes.items() if _TEXT_WIDTH.match(name) and shape), 0)
       channels = shapes.get("model.diffusion_model.input_blocks.0.0.weight", (0, 4))[1:2]
       variant = {(8,): " (InstructPix2Pix or image variations)", (9,): " (inpainting)"}.get(tuple(channels), "")
@@ -84,6 +86,7 @@ def describe_file(path: Path) -> str:
     head = file.read(4)
   if head == b"GGUF":
     return f"{path} is a GGUF file, which is not read: name the folder of a model in diffusers' format"
+  # Zip archives begin with PK, and older pickles with the byte 0x80, whatever the file's name.
   if path.suffix in PICKLES or path.suffix != ".safetensors" and (head[:2] == b"PK" or head[:1] == b"\x80"):
     return f"{path} is a pickle; {NO_PICKLES}, and name the folder"
   if path.suffix != ".safetensors":
@@ -130,5 +133,6 @@ def _shapes(path: Path) -> Shapes:
     header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
   if not isinstance(header, dict):
     raise CheckpointError(f"{path} is damaged: its header is no JSON object")
+  # The header's `__metadata__` is an entry without a shape.
   return {name: tuple(entry["shape"]) for name, entry in header.items()
           if isinstance(entry, dict) and isinstance(entry.get("shape"), list)}

@@ -105,6 +105,7 @@ def load_tokenizer(folder: str | os.PathLike) -> CLIPTokenizer:
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.Sequence(
       [normalizers.NFC(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Lowercase()])
+    # The words of the pattern are kept and what lies between is removed: `invert` turns Split around.
     backend.pre_tokenizer = pre_tokenizers.Sequence([
       pre_tokenizers.Split(tokenizers.Regex(_WORDS), behavior="removed", invert=True),
       pre_tokenizers.ByteLevel(add_prefix_space=False)])

@@ -51,6 +51,7 @@ class GEGLU(nn.Module):
   def __call__(self, x: Array) -> Array:
     # One layer for both, as checkpoints store it: value first, gate second.
     value, gate = jnp.split(nn.Dense(2 * self.features, dtype=self.dtype, name="proj")(x), 2, axis=-1)
+    # The exact GELU, as in torch; JAX's default is the tanh approximation.
     return value * jax.nn.gelu(gate, approximate=False)
 
 

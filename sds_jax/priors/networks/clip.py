@@ -120,6 +120,7 @@ class CLIPEncoder(nn.Module):
     states = [x]
     for i in range(self.layers):  # XLA removes the skipped layers as dead code
       states.append(CLIPLayer(**self.layer, dtype=self.dtype, name=f"layers_{i}")(states[-1]))
+    # All layers are built, so that checkpoints fit whatever the skip.
     return states[self.layers - self.skip]
 
 

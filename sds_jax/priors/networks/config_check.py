@@ -135,6 +135,7 @@ def read_fields(options: Options, config: Mapping[str, Any]) -> dict[str, Any]:
                          f"most {MAX_BLOCKS}")
       for kind in value:
         check_choice(options.network, key, kind, options.choices_per_block[key], value)
+    # Unknown keys are refused: an option that is ignored would give another function without a word.
     elif key not in options.free:
       raise unknown_option(options.network, key, value)
     fields[key] = tuple(value) if isinstance(value, list) else value

@@ -70,6 +70,7 @@ def choose_implementation(platform: str, dtype: Any, head_dim: int, queries: int
     batch_heads: B * heads.
     plain: no bias, and values as wide as keys.
   """
+  # Four bytes: scores are float32 for inputs of any dtype.
   score_bytes = 4 * batch_heads * queries * keys
   if score_bytes <= _SMALL_BYTES:
     return "xla"
@@ -100,6 +101,7 @@ def _platform() -> str:
   backend = jax.default_backend()
   if backend != "gpu":
     return backend
+  # JAX calls NVIDIA's and AMD's backends both "gpu".
   return "cuda" if "cuda" in jax.devices()[0].client.platform_version else "rocm"
 
 

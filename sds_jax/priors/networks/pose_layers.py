@@ -39,6 +39,7 @@ class CCProjection(nn.Module):
     """
     kind = config.get("_class_name")
     check_values("CCProjection", config, {"_class_name": optional(TEXT)})
+    # diffusers leaves out arguments that the class did not register, so each class has its own defaults.
     keys = _WIDTHS.get(kind, _OWN_WIDTHS)
     for key, value in config.items():
       if key not in keys and not key.startswith("_"):

@@ -184,6 +184,7 @@ class T5EncoderModel(nn.Module):
     buckets = model.relative_attention_num_buckets
     if buckets < 4 or buckets % 2:
       raise _unsupported("relative_attention_num_buckets", buckets, "even numbers from 4")
+    # At or below a quarter of the buckets the logarithm of the far distances is 0 or negative.
     if (distance := model.relative_attention_max_distance) <= buckets // 4:
       raise _unsupported("relative_attention_max_distance", distance, f"numbers above {buckets // 4}")
     return model
@@ -211,6 +212,7 @@ class T5EncoderModel(nn.Module):
     """
     if attention_mask is not None and attention_mask.shape != input_ids.shape:
       raise ValueError(f"attention_mask has shape {attention_mask.shape}, input_ids {input_ids.shape}")
+    # The residual stream is float32 from here to the last norm.
     x = nn.Embed(self.vocab_size, self.d_model, dtype=self.dtype, name="shared")(input_ids).astype(jnp.float32)
     return T5Stack(self.num_layers, self.block_options(), self.relative_attention_num_buckets,
                    self.relative_attention_max_distance, self.dtype, name="encoder")(x, attention_mask)

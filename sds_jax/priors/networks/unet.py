@@ -185,6 +185,7 @@ class UNet2DConditionModel(nn.Module):
     """Returns the attention behind the residual blocks of a block of the given kind at resolution i, or None."""
     if "CrossAttn" not in kind:
       return None
+    # diffusers' misnomer: `attention_head_dim` is a number of heads, but in IF's blocks the size of a head.
     heads_or_size, groups = self._per_block(self.attention_head_dim)[i], self.norm_num_groups
     common = dict(dtype=self.dtype, implementation=self.attention_implementation)
     if "Simple" in kind:

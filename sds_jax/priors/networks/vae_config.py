@@ -53,9 +53,11 @@ def _check_blocks(fields: Mapping[str, Any]) -> None:
     if len(kinds) != len(channels):
       raise ValueError(f"AutoencoderKL config: {key}={list(kinds)!r} has {len(kinds)} values, while "
                        f"block_out_channels has {len(channels)}")
+  # Before the network is traced, which takes milliseconds a layer.
   check_layers("AutoencoderKL", len(channels) * (2 * layers + 1), layers_per_block=layers,
                block_out_channels=list(channels))
   groups = fields.get("norm_num_groups", 32)
+  # Checked here, because tracing would name a layer and not the key.
   if any(width % groups for width in channels):
     raise ValueError(f"AutoencoderKL config: norm_num_groups={groups!r} is not supported with block_out_channels="
                      f"{list(channels)!r}; supported: a divisor of them all")
