@@ -14,7 +14,10 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
 class Collective(NamedTuple):
-  """An operation between devices: its kind, and the bytes of its result on one device."""
+  """An operation between devices.
+
+  Its kind, and the bytes of its result on one device.
+  """
   kind: str
   bytes: int
 

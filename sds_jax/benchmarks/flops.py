@@ -34,7 +34,9 @@ def count(function: Callable[..., Any], *args: Any, branch: Rule = max, trips: i
 
 
 def filled(share: float) -> Rule:
-  """Returns the rule of a renderer in blocks that evaluates the fraction `share` of the blocks.
+  """Returns the rule of a renderer in blocks.
+
+  The renderer evaluates the fraction `share` of the blocks.
 
   A `cond` whose branches both contain products (shaded or not) counts as the more expensive branch.
   """
@@ -65,7 +67,10 @@ def _of_equation(equation: Any, branch: Rule, trips: int | None) -> float:
 
 
 def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
-  """Yields the jaxprs within an equation (of a jit, a loop, a branch, a custom rule), in order."""
+  """Yields the jaxprs within an equation, in order.
+
+  Of a jit, a loop, a branch, or a custom rule.
+  """
   for value in params.values():
     for item in value if isinstance(value, (tuple, list)) else (value,):
       # A ClosedJaxpr holds its jaxpr in an attribute; a Jaxpr is one itself.

@@ -25,13 +25,19 @@ def planned(compiled: Any) -> dict[str, int] | None:
 
 
 def total(plan: dict[str, int]) -> int:
-  """Returns the bytes during a step: arguments, results outside of the arguments' memory, temporaries, code."""
+  """Returns the bytes that a step takes.
+
+  Arguments, results outside of the arguments' memory, temporaries, code.
+  """
   # Outputs that alias arguments, as the donated state does, take no memory of their own.
   return plan["argument"] + plan["output"] - plan["alias"] + plan["temp"] + plan["generated_code"]
 
 
 def by_argument(work: workload.Workload, state: Any) -> dict[str, int]:
-  """Returns the bytes of the step's arguments: {"weights of the unet", ..., "state", "text"}."""
+  """Returns the bytes of each of the step's arguments.
+
+  {"weights of the unet", ..., "state", "text"}.
+  """
   return {**{f"weights of the {name}": _size(tree) for name, tree in work.prior_params.items()},
           "state": _size(state), "text": _size(work.conditions)}
 
@@ -42,7 +48,10 @@ def _size(tree: Any) -> int:
 
 
 def accelerator_shaped(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Returns a copy of the settings in which `render.block_points=-1` has its value off CPUs."""
+  """Returns a copy of the settings with the blocks of accelerators.
+
+  In the copy `render.block_points=-1` has its value off CPUs.
+  """
   config = config.copy_and_resolve_references()
   # The plan is for an accelerator, and -1 would choose the blocks of this machine's CPUs.
   if config.render.block_points == -1:

@@ -30,7 +30,10 @@ MODES = {"albedo": lights.ALBEDO, "shaded": lights.LAMBERTIAN}
 
 
 def render_views(generator: FieldGenerator, params: Params, grid: Any, draws: StepDraws) -> Array:
-  """Renders the images [V, H, W, 3] of a step, by the function that the step calls."""
+  """Renders the images [V, H, W, 3] of a step.
+
+  By the function that the step calls.
+  """
   return generator.render_step(params, grid, draws.cameras, draws.shading, draws.keyed)[0].rgb
 
 
@@ -139,7 +142,10 @@ def rendering_parts(generator: FieldGenerator) -> dict[str, Callable]:
 
 
 def _prediction(work: Workload) -> Callable:
-  """Returns the guided noise prediction: one call of the U-Net on twice the images."""
+  """Returns the guided noise prediction.
+
+  One call of the U-Net on twice the images.
+  """
   d = work.settings.distillation
 
   def predict(prior_params, z, t, cond, progress):
@@ -169,7 +175,10 @@ def _optimisation(work: Workload) -> Callable:
 
 
 def _occupancy_update(work: Workload) -> Callable:
-  """Returns the update of the occupancy grid, as at a step where the update is due."""
+  """Returns the update of the occupancy grid.
+
+  As at a step where the update is due.
+  """
   o, generator = work.settings.occupancy, work.generator
 
   def update(grid, params, key, step):

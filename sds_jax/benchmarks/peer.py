@@ -127,7 +127,10 @@ def layers(params: Params) -> Layers:
 
 
 def torch_inputs(work: Workload, step: int, draws: StepDraws) -> dict[str, Any]:
-  """Returns the draws of step number `step` for PyTorch: numpy arrays (channels first) and plain values."""
+  """Returns the draws of step number `step` for PyTorch.
+
+  numpy arrays (channels first) and plain values.
+  """
   loss, shading, mode = work.settings.loss, draws.shading, int(draws.shading.mode)
   arrays = dict(position=draws.cameras.position, rotation=draws.cameras.rotation, focal=draws.cameras.focal,
                 background=draws.background, jitter=draws.jitter, light=draws.light)
@@ -157,14 +160,19 @@ def torch_distillation_inputs(work: Workload, draws: StepDraws) -> dict[str, Any
 
 
 def _learning_rate(settings: OptimizerSettings, steps: int, step: int) -> float:
-  """Returns the learning rate of `training.optimizer.make_optimizer` at a step of a run of `steps`."""
+  """Returns the learning rate at a step of a run of `steps`.
+
+  As `training.optimizer.make_optimizer` has it.
+  """
   warmup, rate = settings.warmup_steps, settings.learning_rate
   return float(optax.warmup_cosine_decay_schedule(
       0.0 if warmup else rate, rate, warmup, steps, rate * settings.final_fraction)(step))
 
 
 def make_checked_step(work: Workload) -> Callable[[TrainState, StepDraws], dict[str, Any]]:
-  """Returns a function (state, its draws) -> dict(image, gradient, layers) of our step, as `torch_step.check` returns.
+  """Returns our step in the form of `torch_step.check`.
+
+  A function (state, its draws) -> dict(image, gradient, layers).
 
   The gradient comes from an optimiser that keeps the gradients in its own state.
   """
@@ -207,7 +215,10 @@ def errors(jax_result: dict[str, Any], torch_result: dict[str, Any], before: Lay
 
 
 def check_errors(relative: dict[str, float]) -> None:
-  """Raises PeerError if an error of `errors` is beyond its tolerance or not a number."""
+  """Raises PeerError if an error of `errors` is beyond its tolerance.
+
+  Or if an error is not a number.
+  """
   for name, largest in TOLERANCES.items():
     # Written so that NaN fails, too.
     if not relative[name] <= largest:

@@ -73,13 +73,19 @@ def all_reduce_seconds(size: float, place: Slice) -> float:
 
 
 def efficiency(size: float, products: float, place: Slice) -> float:
-  """Returns t / (t + all-reduce) for a step of `products` FLOPs on a chip and `size` bytes of gradient."""
+  """Returns the efficiency t / (t + all-reduce) of a step.
+
+  Of `products` FLOPs on a chip and `size` bytes of gradient.
+  """
   step = products / (MFU * place.peak)
   return step / (step + all_reduce_seconds(size, place))
 
 
 def count_step(prior: str, views: int) -> tuple[int, float]:
-  """Counts the bytes of the gradient and the FLOPs of a step with a prior's own settings; nothing is computed."""
+  """Counts the bytes of the gradient and the FLOPs of a step.
+
+  With a prior's own settings. Nothing is computed.
+  """
   config = workload.default_config(prior)
   config.update_from_flattened_dict({"training.views": views, "parallel.devices": 1, "prior.name": prior,
                                      "prior.random_weights": prior in published.PRIORS})

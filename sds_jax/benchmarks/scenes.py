@@ -59,7 +59,10 @@ class _SeparatePrograms:
 
 
 def _scenes_program(prompts: Sequence[str], prior: Prior, prior_params: Params, together: int) -> TimedProgram:
-  """Returns the program of all prompts as scenes of one run, `together` at a time (0: all)."""
+  """Returns the program of all prompts as scenes of one run.
+
+  `together` scenes at a time (0: all).
+  """
   task = ScenesTask(_default_settings(**{"parallel.together": together}))
   task.scenes = make_scenes(prompts, task.settings.seed)
   return TimedProgram(task.program(prior), make_scene_layout(task.settings.parallel, len(prompts)), prior_params)

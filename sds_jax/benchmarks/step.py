@@ -127,7 +127,10 @@ def measure(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def _about(values: flags.FlagValues, config: dict[str, Any]) -> dict[str, Any]:
-  """Returns the beginning of a record: date, machine, arguments, settings, and the rate of a matrix product."""
+  """Returns the beginning of a record.
+
+  Date, machine, arguments, settings, and the rate of a matrix product.
+  """
   size = values.matmul or (2048 if jax.default_backend() == "cpu" else 8192)
   dtype = config["prior"]["dtype"]
   arguments = ("prior", "steps", "warmup", "at", "repeats", "rounds", "peer_block", "random_weights")

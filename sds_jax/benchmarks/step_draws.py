@@ -22,7 +22,9 @@ from sds_jax.views import cameras, lights
 
 @dataclasses.dataclass(frozen=True)
 class StepDraws:
-  """Everything that a step draws at random, and its inputs that depend on the number of the step.
+  """Everything that a step draws at random.
+
+  And the step's inputs that depend on its number.
 
   Attributes:
     keyed: the keys of the step, the numbers of its views and the progress, as `FieldGenerator.render_step` takes them.
@@ -47,7 +49,7 @@ class StepDraws:
 
   @property
   def progress(self) -> Array:
-    """Fraction [] float32 of the run that is done."""
+    """Returns the fraction [] float32 of the run that is done."""
     return self.keyed.progress
 
 
@@ -83,12 +85,18 @@ def draw(work: Workload, step: Array) -> StepDraws:
 
 
 def make_drawer(work: Workload) -> Callable[[Array], StepDraws]:
-  """Returns `draw` of this workload, jitted: (number of the step [] int32) -> draws. Compiles once for all steps."""
+  """Returns `draw` of this workload, jitted.
+
+  (number of the step [] int32) -> draws. Compiles once for all steps.
+  """
   return jax.jit(lambda step: draw(work, step))
 
 
 def diffusers_scale(settings: DistillationSettings, progress: Array) -> Array:
-  """Returns the guidance scale s [] of diffusers' convention, whichever convention the settings have."""
+  """Returns the guidance scale s [] of diffusers' convention.
+
+  Whichever convention the settings have.
+  """
   scale = schedule_value(settings.guidance_scale, progress)
   # s of diffusers is 1 + omega of DreamFusion (arXiv:2209.14988): 1 and 0 are no guidance.
   return scale + 1 if settings.guidance_convention == "dreamfusion" else scale

@@ -84,7 +84,9 @@ def _parts(record: dict[str, Any]) -> str:
 
 
 def step_flops(parts: dict[str, Any], mode: str) -> float | None:
-  """Returns the FLOPs of a step of a mode: rendering and encoding with their gradients, and the prior.
+  """Returns the FLOPs of a step of a mode.
+
+  Rendering and encoding with their gradients, and the prior.
 
   None where the mode was not measured.
   """
@@ -132,7 +134,10 @@ def _mib(size: float) -> str:
 
 
 def _aligned(rows: Iterable[Sequence[str]]) -> str:
-  """Returns rows of equal length as columns: the first column flush left, all others flush right."""
+  """Returns rows of equal length as columns.
+
+  The first column is flush left, all others are flush right.
+  """
   rows = list(rows)
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   lines = ([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))] for row in rows)

@@ -84,7 +84,10 @@ def cpu_count() -> int:
 
 
 def machine() -> dict[str, Any]:
-  """Returns the processor, the number of CPUs for this process, the backend, and versions (None: not installed)."""
+  """Returns the processor, the number of CPUs, the backend and versions.
+
+  CPUs for this process; a version is None where a package is not installed.
+  """
   device = jax.devices()[0]
   return dict(processor=_processor(), cpus=cpu_count(), system=f"{platform.system()} {platform.machine()}",
               backend=device.platform, device=device.device_kind, python=platform.python_version(),

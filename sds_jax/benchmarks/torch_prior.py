@@ -59,7 +59,7 @@ class TorchPrior:
 
   @property
   def unet_config(self) -> Any:
-    """The U-Net's configuration."""
+    """Returns the U-Net's configuration."""
     return self.eager[0].config
 
   def predict(self, z: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
@@ -77,7 +77,10 @@ class TorchPrior:
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
-  """Returns images [V, 3, H, H] at [V, 3, size, size], as `priors.spaces` resizes."""
+  """Resizes images as `priors.spaces` does.
+
+  [V, 3, H, H] -> [V, 3, size, size].
+  """
   if images.shape[-1] == size:
     return images
   # antialias only when shrinking, as `jax.image.resize` does.
@@ -86,7 +89,9 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
 
 def sds_gradient(predict: Any, x: torch.Tensor, inputs: dict[str, Any], prediction: str,
                  clip_norm: float) -> torch.Tensor:
-  """Returns the gradient of score distillation with respect to x [V, C, h, w].
+  """Returns the gradient of score distillation with respect to x.
+
+  x is [V, C, h, w].
 
   Args:
     predict: (z [2V, C, h, w], t [2V], text [2V, T, D]) -> the network's output; the images with the text come first.
@@ -142,7 +147,10 @@ def try_compiled(prior: TorchPrior, inputs: dict[str, Any]) -> str:
 
 
 def time_steps(prior: TorchPrior, inputs: dict[str, Any], count: int, compiled: bool) -> list[float]:
-  """Returns the seconds of each of `count` steps, after one that is not counted."""
+  """Returns the seconds of each of `count` steps.
+
+  After one that is not counted.
+  """
   prior.use(compiled)
   tensors, seconds = torch_process.as_tensors(inputs, prior.device), []
   for _ in range(count + 1):

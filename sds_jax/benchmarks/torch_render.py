@@ -19,7 +19,10 @@ DENSITIES = {"softplus": F.softplus, "exp": lambda logit: torch.exp(torch.clamp(
 
 @dataclasses.dataclass(frozen=True)
 class RendererSettings:
-  """The settings that the renderer reads, with the names and meanings of the settings tree."""
+  """The settings that the renderer reads.
+
+  With the names and meanings of the settings tree.
+  """
   height: int
   width: int
   candidates: int
@@ -100,7 +103,10 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
 
 def rays(position: torch.Tensor, rotation: torch.Tensor, focal: torch.Tensor,
          s: RendererSettings) -> tuple[torch.Tensor, torch.Tensor]:
-  """Returns origins and unit directions [R, 3] of cameras [V], view by view, row by row."""
+  """Returns origins and unit directions [R, 3] of cameras [V].
+
+  View by view, row by row.
+  """
   x = (torch.arange(s.width) + 0.5 - s.width / 2) / s.height
   # Image rows go down, the camera's y goes up.
   y = (s.height / 2 - torch.arange(s.height) - 0.5) / s.height

@@ -54,22 +54,22 @@ class Workload:
 
   @property
   def generator(self) -> FieldGenerator:
-    """The field and its cameras."""
+    """Returns the field and its cameras."""
     return self.program.stages[0].generator
 
   @property
   def terms(self) -> Sequence[Term]:
-    """The summands of the loss."""
+    """Returns the summands of the loss."""
     return self.program.terms(self.program.stages[0])
 
   @property
   def optimizer(self) -> optax.GradientTransformation:
-    """The optimiser of the field and the background."""
+    """Returns the optimiser of the field and the background."""
     return make_optimizer(self.settings.optimizer, self.settings.training.steps)
 
   @property
   def fixed(self) -> tuple[Any, ...]:
-    """The step's arguments after the state."""
+    """Returns the step's arguments after the state."""
     return self.prior_params, self.conditions, self.key
 
 

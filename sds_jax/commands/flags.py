@@ -176,7 +176,10 @@ def _takes_several_types(reference: Any, path: str) -> bool:
 
 
 def _stored(workdir: str | None) -> ConfigDict:
-  """Returns defaults of the task, and with the estimator, of the run in a folder; of text-to-3D without a run."""
+  """Returns defaults of the task and estimator of the run in a folder.
+
+  Of text-to-3D without a run.
+  """
   try:
     path = Path(schema.expand_home(workdir or "")) / "config.json"
     stored = json.loads(path.read_text(encoding="utf-8") if path.is_file() else "{}")["config"]

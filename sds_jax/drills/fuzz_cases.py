@@ -113,7 +113,7 @@ class FuzzJob:
     self.base = [f"--config.{name}={value}" for name, value in base.items()]
 
   def choose_setting(self, rng: random.Random, kind: type) -> str:
-    """Returns the dotted name of a random setting that has values of this type."""
+    """Returns the dotted name of a random setting of this type."""
     return rng.choice([name for name, types in self.settings.items() if kind in types])
 
 
@@ -139,7 +139,10 @@ def make_jobs(configs: Path, scratch: Path) -> list[FuzzJob]:
 
 
 def write_files(scratch: Path) -> None:
-  """Writes the files of `make_jobs`: a text-conditioned prior, an image-conditioned prior, and a photo."""
+  """Writes the files of `make_jobs`.
+
+  A text-conditioned prior, an image-conditioned prior, and a photo.
+  """
   tiny.write_prior(scratch / PRIOR)
   tiny.write_view_prior(scratch / VIEW_PRIOR)
   sample_photos.write_photo(sample_photos.draw_truth(0, caption="a red cube"), 32, scratch / PHOTO)
@@ -248,12 +251,18 @@ def _workdir(rng: random.Random, job: FuzzJob) -> list[str]:
 
 
 def _taken_folder(rng: random.Random, job: FuzzJob) -> list[str]:
-  """Returns a folder with files of others, some of which are in the way of a run."""
+  """Returns a folder with files of others.
+
+  Some of them are in the way of a run.
+  """
   return [f"--workdir={rng.choice(list(hostile_folders.FOLDERS))}"]
 
 
 def _habit(rng: random.Random, job: FuzzJob) -> list[str]:
-  """Returns a setting under a name that other programs have for it, or a prompt or a file without a setting."""
+  """Returns a setting under another program's name.
+
+  Or a prompt or a file without a setting.
+  """
   word = rng.choice(" ".join(names.HABITS.values()).split())
   value = rng.choice(["1", "0.5", "a purple cone", "", "~/x", "\ud800", "x" * 5000])
   return rng.choice([[f"--config.{word}={value}"], [f"--{word}={value}"], [f"--{word}", value], [f"{word}={value}"],

@@ -96,7 +96,10 @@ class RandomWalk:
 
 
 def pull_to_noise(views: Views, context: Context) -> tuple[Array, dict[str, Array]]:
-  """Computes half the squared distance of the parameters from noise, which is new noise at each step."""
+  """Computes half the squared distance of the parameters from noise.
+
+  The noise is new at each step.
+  """
   # The gradient depends on the keys of the step, so a wrong step number after a restart changes the final bits.
   key = context.draws.keys["rest"]
   distance = jax.tree.map(lambda leaf: leaf - jax.random.normal(key, leaf.shape), context.params)

@@ -152,7 +152,10 @@ def score(generator: ObjectGenerator, state: TrainState, spec: captions.Spec) ->
 
 
 def _fit(truth: scenes.SolidScene, mask: np.ndarray, angles: np.ndarray, scales: np.ndarray) -> np.ndarray:
-  """Returns IoU [P, 16] of the object's and the scene's silhouettes in each pose."""
+  """Returns the IoU [P, 16] of both silhouettes in each pose.
+
+  The object's and the scene's.
+  """
   return iou(np.asarray(truth_silhouettes(truth, angles, scales)), mask[None])
 
 
@@ -191,7 +194,10 @@ def _distance(truth: scenes.SolidScene, points: Array) -> Array:
 
 
 def flags(opacity: np.ndarray, filled: float) -> dict[str, bool]:
-  """Returns `empty` (under 0.5% of pixels [..., SIZE, SIZE] are opaque) and `full` (over 80% of the ball is solid)."""
+  """Returns whether an object is `empty` or `full`.
+
+  Empty: under 0.5% of pixels [..., SIZE, SIZE] are opaque. Full: over 80% of the ball is solid.
+  """
   return dict(empty=bool((opacity > 0.5).mean() < 0.005), full=bool(filled > 0.8))
 
 

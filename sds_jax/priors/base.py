@@ -144,7 +144,9 @@ class Published:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """A kind of prior: how its folders are recognised, which files they have, and how they are opened.
+  """A kind of prior.
+
+  How its folders are recognised, which files they have, and how they are opened.
 
   Attributes:
     name: for messages.

@@ -157,7 +157,9 @@ def _save(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
 
 def make_dataset(num: int, seed: int, path: str | os.PathLike, chunk: int = 1000,
                  make: Callable[[int, Sequence[int]], dict[str, np.ndarray]] = make_examples) -> pathlib.Path:
-  """Renders examples 0 .. num - 1 into an .npz file and returns its path.
+  """Renders `num` examples into an .npz file; returns its path.
+
+  Examples 0 .. num - 1.
 
   Finished chunks stay in the folder `<path>.chunks` until the file is complete, so a killed run continues after its
   last chunk. The file does not depend on the chunk size. Draws a progress bar.

@@ -42,7 +42,9 @@ _LONGEST_TEXT = 4096
 
 
 class Truth(NamedTuple):
-  """The ground truth of a photo, in the frame of the scene, with the front at azimuth 0.
+  """The ground truth of a photo, in the frame of the scene.
+
+  The front is at azimuth 0.
 
   Attributes:
     caption: a caption of the grammar, without view words.
@@ -120,7 +122,7 @@ def photo_camera(truth: Truth) -> Camera:
 
 
 class PhotoPose(NamedTuple):
-  """The camera of the photo in an image-to-3D run, and the reframing of the photo.
+  """The camera and the reframing of the photo in an image-to-3D run.
 
   The camera looks at the origin.
 

@@ -149,6 +149,9 @@ def render(scene: SolidScene, camera: Camera, light_position: Array, ambient: Ar
 
 
 def silhouette(scene: SolidScene, camera: Camera, size: int = 64, supersample: int = 2) -> Array:
-  """Computes the coverage [size, size] in [0, 1], equal to the coverage of `render`."""
+  """Computes the coverage [size, size] in [0, 1].
+
+  Equal to the coverage of `render`.
+  """
   _, mask = _march(scene, _pixel_rays(camera, size * supersample))
   return _pool(mask[:, None].astype(jnp.float32), size, supersample)[..., 0]

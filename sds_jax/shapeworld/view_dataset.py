@@ -161,7 +161,9 @@ def make_examples(seed: int, indices: Sequence[int], front_weight: float = 1.0,
 
 def make_dataset(num: int, seed: int, path: str | os.PathLike, front_weight: float = 1.0,
                  chair_weight: float = 1.0) -> pathlib.Path:
-  """Renders scenes 0 .. num - 1 into an .npz file and returns its path.
+  """Renders `num` scenes into an .npz file; returns its path.
+
+  Scenes 0 .. num - 1.
 
   A killed run continues after its last chunk, see `dataset.make_dataset`. For `front_weight` and `chair_weight` see
   `kind_weights`.

@@ -115,7 +115,10 @@ def sample(law: Mixture, key: Array, count: int) -> Array:
 
 
 def _components(law: Mixture, z: Array, a: Array, s: Array) -> tuple[Array, Array, Array]:
-  """Returns z - a m_k [K, ...], v_k [K], and log(w_k N(z; a m_k, v_k)) [K]."""
+  """Returns gaps, variances and log weights of the components.
+
+  z - a m_k [K, ...], v_k [K], and log(w_k N(z; a m_k, v_k)) [K].
+  """
   # All components at once; the posterior over components is a softmax of the log weights.
   gap = z[None] - a * law.means
   variance = a**2 * law.stds**2 + s**2

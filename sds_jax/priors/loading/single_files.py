@@ -86,7 +86,7 @@ def describe_file(path: Path) -> str:
     head = file.read(4)
   if head == b"GGUF":
     return f"{path} is a GGUF file, which is not read: name the folder of a model in diffusers' format"
-  # Zip archives begin with PK, and older pickles with the byte 0x80, whatever the file's name.
+  # torch's archives begin with PK, and pickles of protocol 2 and later with the byte 0x80.
   if path.suffix in PICKLES or path.suffix != ".safetensors" and (head[:2] == b"PK" or head[:1] == b"\x80"):
     return f"{path} is a pickle; {NO_PICKLES}, and name the folder"
   if path.suffix != ".safetensors":
