@@ -52,6 +52,7 @@ class PyTree(flax.struct.PyTreeNode):
     super().__init_subclass__(**options)
     try:
       export.register_pytree_node_serialization(
+          # Every field is a child of the node, so there is nothing else to serialise.
           cls, serialized_name=f"{cls.__module__}.{cls.__qualname__}", serialize_auxdata=lambda auxdata: b"",
           deserialize_auxdata=lambda data: ())
     except ValueError:  # a module that is loaded twice: the first class keeps the name

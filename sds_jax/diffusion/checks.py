@@ -50,6 +50,7 @@ def widened(*arrays: Array) -> jnp.dtype:
   >>> print(widened(jnp.ones(1, jnp.float16)))
   float32
   """
+  # A residual is a difference of nearly equal predictions, of which half precision would keep few digits.
   return jnp.dtype(jnp.float64 if any(array.dtype == jnp.float64 for array in arrays) else jnp.float32)
 
 
@@ -128,6 +129,7 @@ def check_signal(schedule: Schedule, t: Array | None, t_range: Any) -> None:
     ends = _known_ends(t_range)
     if any(end is None for end in ends):
       return
+    # Rounded as in `timesteps.to_index`: down, and the fraction 1 belongs to the last time.
     low, high = (int(min(np.max(end) * alpha.size, alpha.size - 1)) for end in ends)
     times = np.arange(low, high + 1)
   else:
@@ -182,6 +184,7 @@ def check_integers(name: str, values: Any, batch: int, end: int | None = None) -
   [3 5]
   """
   if isinstance(values, (list, tuple)):
+    # NumPy where no number is traced: under `jit` jnp.asarray would trace known numbers, and hide their range.
     values = (jnp if any(isinstance(value, jax.core.Tracer) for value in values) else np).asarray(values)
   legal = f"integers of shape ({batch},)" + (f" in 0 .. {end - 1}" if end else "") + ", one for each example of x"
   shape, dtype = np.shape(values), values.dtype if hasattr(values, "dtype") else np.asarray(values).dtype

@@ -210,6 +210,7 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
   batch, steps = x.shape[0], schedule.alpha.shape[0]
   index = jnp.arange(batch) if index is None else checks.check_integers("index", index, batch)
   scale = checks.check_factor("scale", scale, batch)
+  # Three keys even where t is given, so that eps is the same for a drawn t and for a given t.
   t_key, eps_key, estimator_key = jax.random.split(as_threefry(key), 3)
   if weight_fn is sigma_over_alpha:
     checks.check_signal(schedule, t, t_range)
@@ -228,6 +229,7 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
   norm = jnp.sqrt(jnp.sum(gradient**2, axis=tuple(range(1, gradient.ndim))))
   if clip_norm is not None:
     clip_norm = checks.check_factor("clip_norm", clip_norm, batch, lowest=0.0)
+    # The floor covers clip_norm = 0 on a residual of zeros, which would be 0 / 0.
     gradient = per_example(jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12)), gradient) * gradient
   # Values of the estimator replace the defaults: eps, and for some estimators t.
   fields = dict(t=t, eps=eps, grad_norm=norm) | {name: values[name] for name in _FIELDS & values.keys()}
@@ -249,6 +251,7 @@ def _check_estimate(estimated: Any, x: Array, estimator: str | Estimator | Estim
   if lacking := sorted({"eps_hat", "x0_hat"} - values.keys()):
     raise ValueError(f"the estimator {name!r} returned no {lacking[0]}; {legal}")
   for part, array in dict(residual=residual, eps_hat=values["eps_hat"], x0_hat=values["x0_hat"]).items():
+    # Another shape might broadcast against x, to a wrong gradient.
     if np.shape(array) != x.shape:
       raise ValueError(f"{part} of the estimator {name!r} has shape {np.shape(array)}, but x has {x.shape}; {legal}")
   if "t" in values and np.shape(values["t"]) != x.shape[:1]:

@@ -142,6 +142,7 @@ def _value(scale: ArrayLike) -> Any:
                      "scale within the function that jit compiles")
   if not isinstance(scale, (jax.Array, np.ndarray, np.generic)):
     return scale
+  # Arrays have no hash, and compare element by element, so their bytes stand in for them.
   array = np.asarray(jax.device_get(scale))
   return array.shape, array.dtype.str, array.tobytes()
 
@@ -272,6 +273,7 @@ def _one_side(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: A
   if not isinstance(denoise_fn, Guided):
     return predict(denoise_fn, params, z, t, cond)
   check_sides(cond)
+  # Only this side enters the network: half the batch of a guided call.
   return predict(denoise_fn.denoise_fn, params, z, t, cond[side])
 
 

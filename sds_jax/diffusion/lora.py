@@ -48,6 +48,7 @@ def init(key: Array, params: Params, rank: int = 4, match: str = ATTENTION) -> A
   kernels = {path: leaf.shape for path, leaf in flat.items() if re.search(match, path) and len(leaf.shape) == 2}
   if not kernels:
     raise ValueError(f"no kernel of two dimensions matches {match!r}; there are {', '.join(list(flat)[:5])}, ...")
+  # Sorted, so that the key of a kernel does not depend on the order of the dictionary.
   return {path: dict(down=jax.random.normal(k, (n, rank)) / rank, up=jnp.zeros((rank, m)))
           for k, (path, (n, m)) in zip(jax.random.split(key, len(kernels)), sorted(kernels.items()))}
 
@@ -71,5 +72,6 @@ def merge(params: Params, adapters: Adapters, scale: Array | float = 1.0) -> Par
   flat = dict(traverse_util.flatten_dict(jax.lax.stop_gradient(params), sep="/"))
   for path, adapter in adapters.items():
     change = scale * (adapter["down"] @ adapter["up"])
+    # The product is made in the adapters' float32, and rounded once to the dtype of the kernel.
     flat[path] = flat[path] + change.astype(flat[path].dtype)
   return traverse_util.unflatten_dict(flat, sep="/")

@@ -37,5 +37,6 @@ def predict_both(denoise_fn: DenoiseFn, params: Params, z: Array, z_source: Arra
     raise ValueError(f"source_cond has the leaves {structures[1]}, but cond {structures[0]}; legal: one structure with "
                      "equal shapes")
   pair = jax.tree.map(lambda a, b: jnp.stack([a, b]), (z, cond), (z_source, source_cond))
+  # Under vmap the denoiser sees B examples and not 2 B, so t and a guidance scale [B] fit both.
   both = jax.vmap(lambda z, cond: predict(denoise_fn, params, z, t, cond))(*pair)
   return both[0].astype(z.dtype), both[1].astype(z.dtype)

@@ -61,6 +61,7 @@ def invert(predict: Callable[[Array, Array], Array], schedule: Schedule, x: Arra
   def step(carry: tuple[Array, Array], inputs: tuple[Array, Array, Array | None]) -> tuple[tuple[Array, Array], None]:
     z, _ = carry
     t, t_next, kick = inputs
+    # The carry of lax.scan keeps its dtype, whatever the dtype of the network.
     eps_hat = predict(z, t).astype(z.dtype)
     z = ddim_step(schedule, z, eps_hat, t, t_next)
     if kick is not None:
@@ -83,6 +84,7 @@ def _kick_size(schedule: Schedule, t: Array, t_next: Array) -> Array:
   low, high = at_times(share, t), at_times(share, t_next)
   kept = jnp.where(low > 0, high / jnp.where(low > 0, low, 1.0), 1.0)  # at pure noise there is no further step
   variance = (1 - low) / jnp.where(high < 1, 1 - high, 1.0) * (1 - kept)
+  # Rounding of `share` may take the variance just below 0, and its root would be NaN.
   return jnp.sqrt(jnp.maximum(variance * at_times(total, t_next), 0.0))
 
 
@@ -104,4 +106,5 @@ def rising_times(schedule: Schedule, top: Array, stride: float, steps: int, star
   """
   first, width = (int(fraction * schedule.alpha.shape[0]) for fraction in (start, stride))
   times = jnp.minimum(first + max(width, 1) * jnp.arange(steps + 1, dtype=top.dtype)[:, None], top[None])
+  # Too few strides would end below `top`, but the estimators query the network at exactly `top`.
   return times.at[-1].set(top)

@@ -34,6 +34,7 @@ def _cosine_betas(start: float, end: float, steps: int) -> np.ndarray:
   `start` and `end` have no effect.
   """
   time = np.arange(steps + 1) / steps
+  # The offset 0.008 keeps the first betas from being too small (arXiv:2102.09672, section 3.2).
   alpha_bar = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
   # The cap of the paper: the last beta would be 1.
   return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
@@ -82,6 +83,7 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
   alpha_bar = np.cumprod(1.0 - _betas(config))
   alpha = np.sqrt(alpha_bar)
   rescale = config.get("rescale_betas_zero_snr", False)
+  # By type and not by truth: the text "false" counts as true.
   if type(rescale) is not bool and rescale is not None:
     raise ValueError(f"rescale_betas_zero_snr={_shown(rescale)} is not supported; legal: true or false")
   if rescale:
@@ -121,6 +123,7 @@ def _betas(config: Mapping[str, Any]) -> np.ndarray:
   """Computes beta [T], float64, in (0, 1)."""
   defaults = _DDPM | _check_kind(config)
   steps = config.get("num_train_timesteps", 1000)
+  # By type, since `isinstance` takes true for the number 1.
   if type(steps) is not int or not 1 <= steps <= LARGEST_STEPS:
     raise ValueError(f"num_train_timesteps={_shown(steps)} is not supported; legal: a whole number >= 1 and <= "
                      f"{LARGEST_STEPS}")

@@ -107,6 +107,7 @@ SAMPLERS = {"uniform": uniform, "stratified": stratified, "antithetic": antithet
 def _uniforms(key: Array, index: Array) -> Array:
   """Draws a number in [0, 1) for each example, [B] float32."""
   key = as_threefry(key)
+  # float32 by name: with jax_enable_x64 the default would be float64, with other draws.
   return jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), dtype=jnp.float32))(index)
 
 

@@ -49,6 +49,7 @@ def score_loss(score_fn: DenoiseFn, score_params: Params, schedule: Schedule, x:
   index = jnp.arange(batch) if index is None else checks.check_integers("index", index, batch)
   t_key, eps_key = jax.random.split(as_threefry(key))
   t = timesteps.uniform(t_key, index, t_range, steps) if t is None else checks.check_integers("t", t, batch, steps)
+  # Only phi learns: otherwise the images, too, would move to lower the loss of eps_phi.
   x, cond = checks.stop_gradient((x, cond))
   eps, wide = draw_noise(eps_key, index, x), checks.widened(x)
   error = predict(score_fn, score_params, add_noise(schedule, x, eps, t), t, cond).astype(wide) - eps.astype(wide)

@@ -106,6 +106,7 @@ def make_field(name: str, *, bound: float = 0.8, density: str = "softplus", blob
     logit, albedo = network.apply({"params": params}, points, variance)
     # The blob is added to the logit and not to the density, so that training can also take density away.
     logit = logit + density_bias + BLOBS[blob](points, blob_scale, blob_radius)
+    # The mask multiplies the density, since no finite logit makes exp or softplus exactly 0.
     return FieldOutput(ACTIVATIONS[density](logit) * ball_mask(points, bound), jax.nn.sigmoid(albedo))
 
   return Field(init, apply, bound)
@@ -116,6 +117,7 @@ def ball_mask(points: Array, bound: float, margin: float = 0.05) -> Array:
 
   The mask is 1 inside and 0 outside. The edge is a smoothstep over the outermost share `margin` of the radius.
   """
+  # The derivative of sqrt at 0 is infinite, as in `linear_blob`.
   radius = jnp.sqrt(jnp.sum(points**2, axis=-1) + 1e-12)
   rise = jnp.clip((1 - radius / bound) / margin, 0.0, 1.0)
   return rise * rise * (3 - 2 * rise)

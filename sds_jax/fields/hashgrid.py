@@ -86,6 +86,7 @@ def open_levels(params: Params, number: Array) -> Params:
 
 def _small_uniform(key: Array, shape: tuple[int, ...]) -> Array:
   """Draws initial features uniform in [-1e-4, 1e-4], as instant-ngp."""
+  # float32, because the gradient is a scatter-add: bfloat16 loses small terms, and is slow where many points meet.
   return jax.random.uniform(key, shape, jnp.float32, -1e-4, 1e-4)
 
 
@@ -109,6 +110,7 @@ class HashGrid(nn.Module):
 
   @nn.compact
   def __call__(self, points: Array) -> Array:
+    # Differences for normals step out of the cube, and under "promise_in_bounds" no row may lie beyond the table.
     positions = jnp.clip(points / (2 * self.bound) + 0.5, 0.0, 1.0)
     out = []
     for level, resolution in enumerate(level_resolutions(self.levels, self.coarsest, self.finest)):

@@ -62,6 +62,7 @@ def _load_users_generator(name: str, size: int) -> Parameterization:
   module, _, function = name.partition(":")
   try:
     users_object = getattr(importlib.import_module(module), function)(size)
+    # Copied by name, so that the user's object need not be of a class of this package.
     attributes = {field: getattr(users_object, field) for field in Parameterization.__dataclass_fields__
                   if hasattr(users_object, field)}
     generator = Parameterization(**attributes)

@@ -112,6 +112,7 @@ class CustomGenerator:
                     ambient: Array) -> RenderOutput:
     """Renders one object through one camera on white; the other arguments are for fields."""
     del grid, num_samples, ambient
+    # A fixed key, so that equal states give equal files.
     out = self.representation.render(params["field"], camera, size, jax.random.key(0))
     return composite(out, jnp.ones((size, size, 3)))
 

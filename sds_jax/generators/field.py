@@ -97,6 +97,7 @@ class FieldGenerator:
                   draws: Draws) -> tuple[RenderOutput, Array]:
     """Renders one object through cameras [B]; returns images [B, H, W] and the overflow of the sample budget []."""
     key, height, width = as_threefry(draws.keys["rest"]), self.size, self.size
+    # By the number of the view in the whole step, so that no draw depends on the number of devices.
     keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(draws.index)
     light = jax.vmap(lambda k, p: lights.sample_light(k, p, self.lights))(keys[:, 0], cams.position)
     rays = jax.vmap(lambda camera: cameras.camera_rays(camera, height, width))(cams)
@@ -191,6 +192,7 @@ class FieldGenerator:
     return mesh_lib.extract_mesh(
         lambda points: np.asarray(apply(field_params, jnp.asarray(points, jnp.float32)).density),
         lambda points: np.asarray(apply(field_params, jnp.asarray(points, jnp.float32)).albedo),
+        # 5 % beyond the ball, where the density is 0, so that the surface is closed.
         resolution=self.mesh_resolution, bound=self.options.bound * 1.05, threshold=self.mesh_threshold or "auto")
 
   def export(self, params: Params, buffers: Any, folder: Path) -> Exported:

@@ -27,6 +27,7 @@ def make_gaussians(size: int, count: int = 128, radius: float = 0.15) -> Paramet
     return dict(
         mean=jax.random.uniform(k_mean, (count, 2), minval=-1.0, maxval=1.0),
         log_scale=jnp.full((count, 2), jnp.log(radius), jnp.float32),
+        # An ellipse equals itself after half a turn.
         angle=jax.random.uniform(k_angle, (count,), maxval=jnp.pi),
         colour=0.5 * jax.random.normal(k_colour, (count, 3)), opacity=jnp.full((count,), -2.0, jnp.float32),
         background=jnp.zeros(3))

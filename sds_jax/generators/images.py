@@ -131,6 +131,7 @@ def _names(stem: str, count: int) -> list[str]:
 
 def _delete_stale(folder: Path, kept: set[Path]) -> None:
   for stem in _STEMS:
+    # A digit must follow: image_* would also match image_large.png.
     for old in {*folder.glob(f"{stem}.png"), *folder.glob(f"{stem}_[0-9]*.png")} - kept:
       run_files.delete(old)
 

@@ -24,6 +24,7 @@ def sphere(rays: Rays, size: float) -> tuple[Array, Array, Array]:
   # The root of a negative number would be NaN, also in the gradient of a `where` that discards it.
   point = (o + (-b - jnp.sqrt(jnp.maximum(inside, 0.0)))[..., None] * d) / size
   u = jnp.mod(jnp.arctan2(point[..., 1], point[..., 0]) / (2 * jnp.pi), 1.0)
+  # Clipped, because rays that miss have any z, and arccos beyond 1 is NaN.
   v = jnp.arccos(jnp.clip(point[..., 2], -1.0, 1.0)) / jnp.pi
   return hit, jnp.zeros(hit.shape, jnp.int32), jnp.stack([u, v], axis=-1)
 

@@ -53,6 +53,7 @@ def make_texture(size: int, shape: str = "cube", extent: float = 0.4, resolution
     return render(texture(params), jax.tree.map(lambda leaf: leaf[0], camera(key)), background)[None]
 
   def render_ring(params: Params) -> Array:
+    # An eighth of pi off the axes, so that each view of a cube shows two of its upright sides.
     angles = 2 * math.pi * jnp.arange(NUM_VIEWS, dtype=jnp.float32) / NUM_VIEWS + math.pi / 8
     lift = jnp.where(jnp.arange(NUM_VIEWS) % 2 == 0, 0.5, -0.1)
     views = jax.vmap(lambda a, e: cameras.orbit(a, e, 2.7, math.radians(46.0)))(angles, lift)

@@ -245,4 +245,5 @@ def _composite(weight: Array, colour: Array, t: Array, normals: Array, rays: Ray
     jax.lax.stop_gradient(weight) * facing_away**2, ray, num_segments=background.shape[0])
   return RenderOutput(
     rgb=sums[:, :3] + (1 - opacity)[:, None] * background, opacity=opacity,
+    # An empty ray has the depth 0 instead of 0 / 0.
     depth=hit / jnp.maximum(opacity, 1e-6), normals=sums[:, 5:], orientation=orientation)

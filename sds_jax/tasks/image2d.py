@@ -220,6 +220,7 @@ def optimise(apply: Callable[[Params, Array], Array], params: Params, prior: Pri
   """
   config = settings_lib.defaults("image2d") if config is None else config.copy_and_resolve_references()
   config.update_from_flattened_dict({
+      # A name in the form of a user's function passes validation; nothing imports it, since `apply` is given.
       "prompt": prompt, "generator.name": "python:apply", "generator.particles": 1, "prior.name": prior.name,
       "prior.path": "", "prior.random_weights": False})
   image = jax.eval_shape(apply, params, jax.random.key(0))
@@ -235,4 +236,5 @@ def optimise(apply: Callable[[Params, Array], Array], params: Params, prior: Pri
   step = jax.jit(program.make_step(program.stages[0], Share()), donate_argnums=0)
   for _ in range(settings.training.steps):
     state, _ = step(state, *fixed)
+  # `ImageGenerator` gives all parameters a leading axis of particles, here one.
   return jax.tree.map(lambda leaf: leaf[0], state.shown)

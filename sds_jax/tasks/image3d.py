@@ -105,6 +105,7 @@ class Image3DTask(ObjectTask):
     program = dataclasses.replace(
         self.program(prior, second, data),
         check_inputs=functools.partial(photo_lib.check_same_photo, s.image, s.picture),
+        # Called in process 0 alone: `inputs` is None in the others.
         keep_inputs=lambda folder: photo_lib.keep_photo(s.image, s.picture, inputs.photo, data, folder))
     return OpenRun(program, prior, params, layout)
 

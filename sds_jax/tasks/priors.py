@@ -47,6 +47,7 @@ def open_prior(prior: PriorSettings, distillation: DistillationSettings, task: s
   try:
     return prior_lib.open_prior(prior.path or prior.name, prior.dtype, prior.allow_unknown_words, prior.vae_remat,
                                 prior.random_weights, check)
+  # Both are ValueErrors whose messages need no prefix.
   except (CheckpointError, ConfigError):
     raise
   except ValueError as error:  # networks that are not supported

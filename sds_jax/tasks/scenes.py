@@ -140,6 +140,7 @@ class ScenesTask:
   def scene(self, prompt: str) -> Text3DTask:
     """Returns the task of a run that makes only this scene; generator and renderer are shared."""
     task = Text3DTask(dataclasses.replace(self.settings, prompt=prompt, prompts_file="", workdir=""))
+    # Set in place of the cached properties, so that no scene compiles a renderer of its own.
     task.generator, task.view = self.one.generator, self.one.view
     return task
 
@@ -165,6 +166,7 @@ class ScenesTask:
       if divergence.is_untouched(state.health, int(state.step)):
         print("  none of its updates was finite; no outputs are written")
         continue
+      # Copied to the device once: numpy arrays would be transferred again for every image.
       task.write(jax.device_put(state), folder / name, timings)
     outputs.print_done(started, f"{folder}/*/report.html")
     if result.given_up:

@@ -98,6 +98,7 @@ def _knows(prior: Prior, text: str) -> bool:
 
 def embed(prior: Prior, by_name: dict[str, list[str]]) -> Text:
   """Returns the prompts of `texts`, embedded: leaves [V, ...] where the name is one of SPREAD, else [...]."""
+  # A single batch, because another batch size would compile the text encoder anew.
   embedded = prior.embed([prompt for some in by_name.values() for prompt in some])
   text, first = {}, 0  # first: number of the first prompt of each name in the one batch above
   for name, some in by_name.items():

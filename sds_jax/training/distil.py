@@ -54,6 +54,7 @@ def distil(distillation: DistillationSettings, weight: Scheduled, prior: Prior, 
   denoise = guidance.guided(prior.denoise, distillation.guidance_convention, scale, rescale_phi=rescale)
   if "score" in record.needs:
     score_cond, training_cond = second_network.score_conditions(options, cond, inputs.get("camera"), keys["forget"])
+    # The prior's parameters go along, because phi holds only adapters of its kernels.
     score_fn, score_params = second_network.make_score_fn(prior), (prior_params, inputs["score"])
     inputs = dict(inputs, score_fn=score_fn, score_params=score_params, score_cond=score_cond)
   moment = Moment(progress, seed, low, scale, guidance.NO_GUIDANCE[distillation.guidance_convention],
@@ -61,6 +62,7 @@ def distil(distillation: DistillationSettings, weight: Scheduled, prior: Prior, 
   loss, aux = score_distillation(
       denoise, prior_params, prior.schedule, x, keys["distil"], cond, t=t, index=index,
       weighting=distillation.weighting, estimator=record.fn, options=record.keywords(options, moment),
+      # The settings' 0.0 means no clipping; as a norm 0.0 would clip every gradient to zero.
       scale=now(weight), clip_norm=None if distillation.clip_norm == 0.0 else now(distillation.clip_norm),
       antithetic=distillation.antithetic_noise)
   if (term := record.second_term(options, moment, aux)) is not None:
@@ -109,5 +111,6 @@ def _second_scalar(distillation: DistillationSettings, prior: Prior, weight: Arr
                    t: Array) -> Array:
   """Returns the scalar whose gradient is that of an estimator's second term."""
   weight = weight * term.weight * WEIGHTINGS[distillation.weighting](prior.schedule, t)
+  # A mean over the batch, as `score_distillation` takes for the first term.
   cotangent = per_example(weight, term.residual) * term.residual / term.at.shape[0]
   return inject(term.at, jax.lax.stop_gradient(cotangent))

@@ -22,6 +22,7 @@ from sds_jax.types import Array, Params
 
 def estimator_key(key: Array) -> Array:
   """Returns a key for `start`, from the key of a new state; independent of the keys that `split` derives from `key`."""
+  # No step has this number: `step_keys` folds in at most MAX_STEPS times one more than the restarts.
   return jax.random.fold_in(key, 2**31 - 1)
 
 
@@ -76,6 +77,7 @@ def learn(distillation: DistillationSettings, kept: Any, grads: Params, slower: 
     return kept
   optimizer = second_network.make_optimizer(options_of(distillation, find(distillation.estimator)))
   updates, opt_state = optimizer.update(grads, kept["opt_state"], kept["score"])
+  # Cast, because strict dtype promotion refuses float32 times another floating dtype.
   updates = jax.tree.map(lambda leaf: jnp.asarray(slower, leaf.dtype) * leaf, updates)
   return dict(kept, score=optax.apply_updates(kept["score"], updates), opt_state=opt_state)
 

@@ -110,6 +110,7 @@ def sheets(stages: Sequence[Stage], terms: Sequence[Distillation], steps: int, w
 
   def draw(state: TrainState, step: int) -> None:
     while under_way:
+      # Raises here the error of the last write, and keeps the fetched images of one sheet at most in memory.
       under_way.pop().result()
     sheet = at_step(stages, inspections, step)(state, *fixed)  # before the step takes over the state's memory
     path = workdir / "progress" / f"guidance_{step:06d}.png"

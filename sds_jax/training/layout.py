@@ -97,6 +97,8 @@ class DeviceLayout:
           state, *fixed).compile()
     if self.mode == "jit":
       parts = jax.tree.map(self._part, fixed[0]) if self.shard_prior else P()
+      # check_vma=False: otherwise `grad` with respect to replicated parameters sums over the devices by itself. The
+      # step's own `pmean` then changes nothing, and the gradient is silently too large by the number of devices.
       step = jax.shard_map(_gathering(step, parts) if self.shard_prior else step, mesh=self.mesh,
                            in_specs=(P(), parts, P(), P()), out_specs=P(), check_vma=False)
     return jax.jit(step, donate_argnums=0, compiler_options=compilation.unet_options()).lower(state, *fixed).compile()
@@ -109,6 +111,7 @@ class DeviceLayout:
     if self.mode != "pmap":
       return _onto(leaf, NamedSharding(self.mesh, P()))
     here = [device for device in self.mesh.devices.flat if device.process_index == jax.process_index()]
+    # JAX no longer has `device_put_replicated`, so the copies are joined by hand.
     copies = [jax.device_put(leaf[None], device) for device in here]
     sharding = NamedSharding(Mesh(np.array(here), (VIEWS,)), P(VIEWS))
     return jax.make_array_from_single_device_arrays((len(here), *leaf.shape), sharding, copies)
@@ -159,6 +162,7 @@ class SceneLayout(DeviceLayout):
   def fetch(self, tree: Any) -> Any:
     """Returns all scenes as numpy arrays, without padding; every process must call."""
     several = jax.process_count() > 1
+    # tiled: the scenes of all processes are joined, without a further axis of processes.
     fetched = multihost_utils.process_allgather(tree, tiled=True) if several else jax.device_get(tree)
     return jax.tree.map(lambda leaf: leaf[:self.scenes] if leaf.ndim else leaf, fetched)
 
@@ -197,6 +201,7 @@ def make_layout(parallel: ParallelSettings, views: int, together: int = 1) -> De
   count = _count(parallel)
   _check_views(views, count, together)
   mode = "one" if count == 1 and parallel.mode == "jit" else parallel.mode
+  # Not `jax.make_mesh`: its axes are explicit by default, and gathers of ambiguous sharding then raise.
   return DeviceLayout(mode, Mesh(np.array(jax.devices()[:count]), (VIEWS,)), parallel.shard_prior and mode != "one")
 
 
@@ -236,6 +241,7 @@ def _onto(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
 
 
 def _first(leaf: jax.Array) -> jax.Array:
+  # Not leaf[0], which is a gather over the devices: some 10 ms instead of 0.2 ms.
   return leaf.addressable_data(0)
 
 

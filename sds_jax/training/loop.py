@@ -193,6 +193,7 @@ class _Run:
         if self.recovery.checkpoints is not None:
           self.recovery.checkpoints.wait()
         done += 1
+        # Left on the device: to fetch them here would wait for the step.
         pending.append(metrics)
         log.tick()
         if done % t.log_every == 0 or done == t.steps:

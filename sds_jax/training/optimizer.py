@@ -19,6 +19,7 @@ def make_optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientTra
   rate = optax.cosine_decay_schedule(settings.learning_rate, steps - settings.warmup_steps, settings.final_fraction)
   if settings.warmup_steps:
     warm = optax.linear_schedule(0.0, settings.learning_rate, settings.warmup_steps)
+    # After the boundary the second schedule counts from 0, hence the shorter cosine above.
     rate = optax.join_schedules([warm, rate], [settings.warmup_steps])
   adaptive = dict(b1=settings.b1, b2=settings.b2, eps=settings.eps)
   # Constructors in functions, so that only the chosen one runs.
@@ -28,7 +29,9 @@ def make_optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientTra
       "adan": lambda: optax.adan(rate, eps=settings.eps),
       "sgd": lambda: optax.sgd(rate, momentum=settings.b1),
   }
+  # Clipped before the optimiser, whose moments would keep one huge gradient for many steps.
   clip = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm > 0 else []
+  # After the optimiser: the adaptive ones divide any factor on the gradient out again.
   slower = [optax.masked(optax.scale(settings.background_factor), dict(field=False, background=True))]
   return lenient(optax.chain(*clip, optimizers[settings.name](), *(slower if settings.background_factor != 1 else [])))
 
@@ -54,5 +57,6 @@ def average(ema: Any, params: Params, decay: float, step: Array) -> Any:
     return None
   count = step.astype(jnp.float32)
   # In float32 even for bfloat16 parameters: 1 - decay is below the resolution of bfloat16.
+  # The growth is that of TensorFlow's ExponentialMovingAverage with `num_updates`.
   keep = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
   return jax.tree.map(lambda old, new: (keep * old + (1.0 - keep) * new).astype(old.dtype), ema, params)

@@ -131,6 +131,7 @@ def over_scenes(step: StepFn, together: int) -> StepFn:
     if together >= jax.tree.leaves(scenes)[0].shape[0]:
       moved, metrics = jax.vmap(one)(scenes)
     else:
+      # None instead of 1: a vmap over a single scene would still turn a `cond` on its state into a `select`.
       moved, metrics = jax.lax.map(one, scenes, batch_size=together if together > 1 else None)
     return dataclasses.replace(moved, step=state.step + 1), metrics
 

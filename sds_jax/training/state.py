@@ -49,5 +49,6 @@ class TrainState(PyTree):
 def init_state(params: Params, optimizer: optax.GradientTransformation, occupancy: Any = None,
                averaged: bool = False) -> TrainState:
   """Returns a state before its first update; `averaged` adds an `ema`."""
+  # `ema` is a copy, because the step donates the state, and no buffer can be donated twice.
   return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params),
                     occupancy=occupancy, ema=jax.tree.map(jnp.copy, params) if averaged else None)

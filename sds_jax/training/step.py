@@ -106,12 +106,14 @@ def make_step(generator: Generator, terms: Sequence[Term], optimizer: optax.Grad
         (state.params, estimator_state.learnt(options.distillation, state)), state, prior_params, conditions, draws))
     rate = options.restart_factor ** state.health["restarts"].astype(jnp.float32)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    # On the update and not on the gradient, whose length Adam ignores.
     params = optax.apply_updates(state.params, _scaled(updates, rate))
     moved = TrainState(
         step=state.step + 1, params=params, opt_state=opt_state,
         occupancy=generator.update_buffers(params, state.occupancy, state.step, progress, keys["occupancy"]),
         estimator=estimator_state.learn(options.distillation, state.estimator, score_grads, rate),
         ema=average(state.ema, params, options.ema_decay, state.step))
+    # Of the averaged gradient, so that all devices agree on whether to drop the update.
     metrics["grad_norm"] = optax.tree.norm(grads)
     return _unless_bad(state, moved, metrics, estimator_state.learning(options.distillation, moved))
 
@@ -135,6 +137,7 @@ def _unless_bad(state: TrainState, moved: TrainState, metrics: dict[str, Array],
   bad = ~(jnp.isfinite(metrics["grad_norm"]) & all_finite((moved.params, moved.opt_state, learning, moved.ema)))
   for leaf in jax.tree.leaves(moved.occupancy):  # infinity in an occupancy grid means: not looked at yet
     bad |= jnp.any(jnp.isnan(leaf))
+  # Both states exist by now, so a `cond` would save nothing; `where` is not differentiated here.
   kept = jax.tree.map(lambda old, new: jnp.where(bad, old, new),
                       (state.params, state.opt_state, state.occupancy, state.estimator, state.ema),
                       (moved.params, moved.opt_state, moved.occupancy, moved.estimator, moved.ema))

@@ -59,6 +59,7 @@ def make_folder(folder: Path) -> None:
   try:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as probe:
+      # A full disk shows only when bytes are written and flushed.
       probe.write(b"0" * 4096)
       probe.flush()
       os.fsync(probe.fileno())

@@ -140,6 +140,7 @@ def camera_rays(camera: Camera, height: int, width: int) -> Rays:
   # x, too, is divided by the height: pixels are square, and the focal length is relative to the height.
   y, x = jnp.meshgrid(y, x, indexing="ij")
   local = jnp.stack([x / camera.focal, y / camera.focal, -jnp.ones_like(x)], axis=-1)
+  # HIGHEST: a product in TF32 or bfloat16 would round the directions to 11 or 8 significant bits.
   directions = jnp.einsum("ij,hwj->hwi", camera.rotation, local, precision=jax.lax.Precision.HIGHEST)
   return Rays(jnp.broadcast_to(camera.position[None, None], directions.shape), _normalize(directions))
 

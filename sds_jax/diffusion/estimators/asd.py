@@ -39,13 +39,16 @@ def asd(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
     [[0. 0.]]
   """
   count = schedule.alpha.shape[0]
+  # A given t may lie below t_min; without the maximum u would then lie below t.
   span = shift * jnp.maximum(t.astype(jnp.float32) - t_min * count, 0.0)
   # Whole times, so that u = t is drawn, too, and u never exceeds t by more than the span.
   drawn = jax.vmap(lambda key: jax.random.uniform(as_threefry(key), dtype=jnp.float32))(keys)
   later = jnp.floor(drawn * span).astype(t.dtype)
+  # t + span may pass the end of the schedule, for which the network was not trained.
   u = jnp.minimum(t + later, count - 1)
   z = add_noise(schedule, x, eps, t)
   eps_hat = predict(denoise_fn, params, z, t, cond).astype(x.dtype)
+  # Without guidance, like the second network of VSD, whose place this prediction takes.
   eps_later = conditional(denoise_fn, params, add_noise(schedule, x, eps, u), u, cond)
   residual = eps_hat.astype(widened(x)) - eps_later.astype(widened(x))
   return residual, dict(eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))

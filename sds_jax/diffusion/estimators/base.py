@@ -231,6 +231,7 @@ class Estimator:
   term: Callable[[Any, Moment, Any], SecondGradient] | None = None
 
   def __post_init__(self) -> None:
+    # The dataclass is frozen, so its own assignment would raise.
     object.__setattr__(self, "needs", frozenset(self.needs))
     # For `help` and `inspect.signature`: the options of the function, not those of `__call__`.
     signature = inspect.signature(self.fn)
@@ -257,6 +258,7 @@ class Estimator:
     if lacking := [name for name in inputs if name not in moment.inputs]:
       raise ValueError(f"estimator {self.name!r} needs the inputs {', '.join(inputs)}; {', '.join(lacking)} lacks")
     recorder = _Recorder(options)
+    # With a second term the check waits in `second_term`, since the term may read options that fn does not.
     own = self._own_arguments(recorder, moment)
     if self.term is None:
       self._check_read(recorder)

@@ -45,6 +45,7 @@ def ism(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
     (1, 1) True
   """
   count = schedule.alpha.shape[0]
+  # Rounded: a scheduled delta_t in float32 may fall just short of a whole number of times.
   s = jnp.maximum(t - jnp.round(delta_t * count).astype(t.dtype), int(start * count))
   # One scan inverts up to s and takes the step from s to t, so that the network is compiled once for both.
   times = jnp.concatenate([rising_times(schedule, s, delta_s, steps, start), jnp.maximum(t, s)[None]])

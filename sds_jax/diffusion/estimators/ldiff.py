@@ -35,6 +35,7 @@ def ldiff(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t
     [[1. 1.]]
   """
   z = add_noise(schedule, x, eps, t)
+  # `vjp` and not `grad`: a single forward pass gives the prediction, which the aux needs, and its pullback.
   eps_hat, pull_back = jax.vjp(lambda z: predict(denoise_fn, params, z, t, cond).astype(x.dtype), z)
   pulled, = pull_back(eps_hat - eps)
   residual = per_example(at_times(schedule.alpha, t), x) * pulled

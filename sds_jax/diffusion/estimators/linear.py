@@ -129,9 +129,11 @@ def linear(row: Callable[..., Row]) -> EstimateFn:
   """
   def estimator(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: Array, eps: Array, cond: Any,
                 keys: Array | None = None, **arguments: Any) -> tuple[Array, dict[str, Array]]:
+    # A Python 0 removes its side from the network's batch; a traced coefficient cannot be tested, and its side stays.
     coefficients = {name: c for name, c in row(t / schedule.alpha.shape[0], **arguments).items() if not _is_zero(c)}
     z = add_noise(schedule, x, eps, t)
     eps_of = {**_ask(denoise_fn, params, z, t, cond, coefficients), "eps": eps}
+    # In float32, because the coefficients mostly sum to 0 and the predictions cancel.
     wide = widened(x)
     residual = jnp.zeros(x.shape, wide)
     for name, coefficient in coefficients.items():
@@ -139,6 +141,7 @@ def linear(row: Callable[..., Row]) -> EstimateFn:
     eps_hat = (eps_of["guided"] if "guided" in eps_of else eps_of["cond"]).astype(x.dtype)
     return residual, dict(eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))
 
+  # `Estimator` reads the keyword-only parameters by `inspect`, and ** would hide those of the row.
   signature = inspect.signature(estimator)
   positional = [p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
   own = [p for p in inspect.signature(row).parameters.values() if p.kind == p.KEYWORD_ONLY]
@@ -162,6 +165,7 @@ def _ask(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: Any, w
   if "negative" in wanted and "negative" not in cond:
     raise ValueError(f"this estimator asks for a negative prompt, but cond has only {', '.join(sorted(cond))}: add "
                      "cond['negative'], of the same structure as cond['cond']")
+  # Without the negative prompt the network's batch is smaller by one side.
   asked = cond if "negative" in wanted else {name: side for name, side in cond.items() if name != "negative"}
   eps_of = predictions(denoise_fn.denoise_fn, params, z, t, asked)
   return {**eps_of, "guided": denoise_fn.combine(eps_of)} if "guided" in wanted else eps_of
@@ -204,6 +208,7 @@ def _bridge_relations(distillation: Any, path: str) -> Iterator[str]:
            f"{path}.estimator={distillation.estimator!r}: set perp_neg to none")
 
 
+# Two knots 0.001 apart make a jump: a scalar schedule is linear between knots.
 _AFTER_A_FIFTH, _AFTER_HALF = (((0.0, 0.98), (at, 0.98), (at + 0.001, 0.5)) for at in (0.2, 0.5))
 
 SDS = Estimator(

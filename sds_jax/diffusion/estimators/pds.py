@@ -46,11 +46,13 @@ def pds(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
   source_x = stop_gradient(source_x)
   z, z_source = add_noise(schedule, x, eps, t), add_noise(schedule, source_x, eps, t)
   eps_hat, eps_source = predict_both(denoise_fn, params, z, z_source, t, cond, source_cond)
+  # e is equal in both latents and cancels in their difference, in float32 up to a small rounding error.
   wide, preserving = widened(x), variance_preserving(schedule)
   e = jax.vmap(lambda key: jax.random.normal(as_threefry(key), x.shape[1:], wide))(keys)
 
   def latent(x: Array, eps_hat: Array) -> Array:
     x, noise, eps_hat = (a.astype(wide) for a in (x, eps, eps_hat))
+    # A negative index would count from the end of the table.
     z, z_prev = add_noise(preserving, x, noise, t), add_noise(preserving, x, e, jnp.maximum(t - stride, 0))
     return _posterior_latent(preserving, z_prev, z, x0_from_eps(preserving, z, t, eps_hat), t, stride)
 
@@ -61,6 +63,7 @@ def pds(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
 def _posterior_latent(schedule: Schedule, z_prev: Array, z: Array, x0_hat: Array, t: Array, stride: int) -> Array:
   """Returns (z_prev - mu) / s_t [B, ...], with alpha_t and beta_t of the single step and alpha-bar of t - stride."""
   bar, bar_prev = at_times(schedule.alpha, t) ** 2, at_times(schedule.alpha, jnp.maximum(t - stride, 0)) ** 2
+  # Before time 0 there is no noise: alpha-bar is 1.
   step_alpha = bar / jnp.where(t > 0, at_times(schedule.alpha, jnp.maximum(t - 1, 0)) ** 2, 1.0)
   beta = 1 - step_alpha
   of_x0 = jnp.sqrt(bar_prev) * beta / (1 - bar)

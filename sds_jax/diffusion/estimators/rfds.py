@@ -46,6 +46,7 @@ def rfds(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t:
   tau = at_times(schedule.sigma, t) / total
   wide, noise = x.astype(widened(x)), eps.astype(widened(x))  # the velocity is of a quotient that is 0 / 0 at tau = 1
   z = flow_interpolate(wide, noise, tau)
+  # total z = alpha x + sigma eps: the network gets its input on the path of its training.
   eps_hat = predict(denoise_fn, params, (per_example(total, z) * z).astype(x.dtype), t, cond).astype(x.dtype)
   velocity = flow_from_eps(z, tau, eps_hat.astype(wide.dtype))
   residual = velocity - flow_velocity(wide, noise)

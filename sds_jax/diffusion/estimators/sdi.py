@@ -54,6 +54,7 @@ def sdi(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
   times, kicks = rising_times(schedule, top, stride, steps, start), None
   if eta:  # static, so that the program holds no random numbers without eta
     draw = lambda key: jax.random.normal(as_threefry(key), (steps, *x.shape[1:]), x.dtype)  # noqa: E731
+    # The steps come first, since lax.scan runs over the leading axis.
     kicks = eta * jnp.moveaxis(jax.vmap(draw)(keys), 1, 0)
   start_z = add_noise(schedule, x, eps, times[0])
   z, _ = invert(lambda z, t: predict(upwards, params, z, t, cond), schedule, start_z, times, kicks)
@@ -76,6 +77,7 @@ class Options:
 
 
 def _arguments(options: Options, moment: Moment) -> dict[str, Any]:
+  # Relative to no guidance, so that -1 reverses the guidance in both conventions: -omega, or 2 - s.
   scale = moment.neutral_scale + moment.now(options.inversion) * (moment.guidance_scale - moment.neutral_scale)
   return dict(inversion_scale=scale, eta=options.eta, stride=options.stride, steps=options.steps,
               start=inversion_start(options.start, moment))

@@ -79,6 +79,7 @@ class Distillation:
     if "source" in needs:
       source = context.state.estimator
       source_views = self.generator.render(source["params"], source["occupancy"], context.draws)
+      # With the keys of the object itself, so that the randomness of the encoder is equal in both.
       inputs["source_x"] = self._encode(prior_params, source_views, draws)
       inputs["source_cond"] = self.condition(prior_params, dict(conditions, views=conditions["source"]), views, draws)
     cond = self.condition(prior_params, conditions, views, draws)

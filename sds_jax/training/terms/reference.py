@@ -92,11 +92,14 @@ def depth(out: RenderOutput, data: PhotoData, background: Array, camera: Camera)
   directions = cameras.camera_rays(jax.tree.map(lambda leaf: leaf[0], camera), size, size).directions
   rendered = out.depth[0] * (directions @ axis)
   if "disparity" in data:
+    # Empty pixels have depth 0 and weight 0, and 0 times infinity would be NaN.
     rendered = 1.0 / jnp.maximum(rendered, 0.1)
   true, confidence = _resize_map(data["disparity" if "disparity" in data else "depth"], size)
   weight = confidence * jax.lax.stop_gradient(out.opacity[0])  # empty pixels have no depth
+  # 1e-6: an object that is nowhere opaque has no weight to divide by.
   centred = [d - jnp.sum(weight * d) / (jnp.sum(weight) + 1e-6) for d in (rendered, true[..., 0])]
   (a, b), dot = centred, lambda x, y: jnp.sum(weight * x * y)  # noqa: E731
+  # A flat depth has no deviation: 1e-8 avoids 0 / 0, and the infinite derivative of sqrt at 0.
   return 1.0 - dot(a, b) / jnp.sqrt(dot(a, a) * dot(b, b) + 1e-8)
 
 
@@ -122,6 +125,7 @@ LOSSES: dict[str, Callable[[RenderOutput, PhotoData, Array, Camera], Array]] = {
 def _resize_map(values: Array, size: int) -> tuple[Array, Array]:
   """Returns a map's values [size, size, C] without the confidence, and the confidence [size, size]."""
   *_, confidence = jnp.moveaxis(_resize(values, size), -1, 0)
+  # Values come multiplied by the confidence, so the quotient averages the known pixels only.
   return _resize(values, size)[..., :-1] / jnp.maximum(confidence, 1e-6)[..., None], confidence
 
 

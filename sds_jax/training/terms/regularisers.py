@@ -20,6 +20,7 @@ def opacity(render: RenderOutput) -> Array:
 
 def entropy(render: RenderOutput) -> Array:
   """Returns the mean binary entropy of the opacity in nats: 0 where every pixel is empty or full."""
+  # At 0 and at 1 a logarithm is infinite, and 0 times infinity would be NaN.
   p = jnp.clip(render.opacity, 1e-5, 1.0 - 1e-5)
   return jnp.mean(-p * jnp.log(p) - (1.0 - p) * jnp.log(1.0 - p))
 
