@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from sds_jax import schema, settings
+from sds_jax.io import run_files
 from sds_jax.priors.loading.decoding import PictureError
 from sds_jax.shapeworld import sample_photos, tracer
 from sds_jax.tasks import photo
@@ -82,21 +83,22 @@ def test_a_run_does_not_continue_with_other_maps(scene, tmp_path):
   given = tree.picture
   workdir = tmp_path / "run"
   workdir.mkdir()
-  framed = photo.read_input(image, given, tree.render).photo
-  photo.keep_photo(image, given, framed, dict(elevation=0.1, azimuth=0.0), workdir)
-  photo.check_same_photo(image, given, workdir)
-  assert {"original.png", "depth.png", "normals.png"} <= {path.name for path in workdir.iterdir()}
-  shutil.copyfile(tmp_path / "disparity.png", tmp_path / "depth.png")
-  with pytest.raises(ResumeError, match="config.picture.depth=.* differs from the file"):
+  with run_files.recording(workdir):  # as in a run, which removes only what runs have written
+    framed = photo.read_input(image, given, tree.render).photo
+    photo.keep_photo(image, given, framed, dict(elevation=0.1, azimuth=0.0), workdir)
     photo.check_same_photo(image, given, workdir)
-  less = schema.replaced(given, {"depth": ""})
-  with pytest.raises(ResumeError, match="config.picture.depth=''"):
-    photo.check_same_photo(image, less, workdir)
-  (workdir / "depth.txt").write_text("the user's own")
-  photo.keep_photo(image, less, framed, dict(elevation=0.1, azimuth=0.0), workdir)
-  assert not (workdir / "depth.png").exists() and (workdir / "depth.txt").exists()
-  with pytest.raises(ResumeError, match="which was none"):
-    photo.check_same_photo(image, given, workdir)
+    assert {"original.png", "depth.png", "normals.png"} <= {path.name for path in workdir.iterdir()}
+    shutil.copyfile(tmp_path / "disparity.png", tmp_path / "depth.png")
+    with pytest.raises(ResumeError, match="config.picture.depth=.* differs from the file"):
+      photo.check_same_photo(image, given, workdir)
+    less = schema.replaced(given, {"depth": ""})
+    with pytest.raises(ResumeError, match="config.picture.depth=''"):
+      photo.check_same_photo(image, less, workdir)
+    (workdir / "depth.txt").write_text("the user's own")
+    photo.keep_photo(image, less, framed, dict(elevation=0.1, azimuth=0.0), workdir)
+    assert not (workdir / "depth.png").exists() and (workdir / "depth.txt").exists()
+    with pytest.raises(ResumeError, match="which was none"):
+      photo.check_same_photo(image, given, workdir)
 
 
 def test_a_map_must_cover_the_object(scene, tmp_path):

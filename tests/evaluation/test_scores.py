@@ -45,7 +45,6 @@ def judge():
     patch.setattr(scores, "ROTATIONS", 12)  # every 30 degrees
     patch.setattr(scores, "SCALES", (0.8, 1.0, 1.2))
     patch.setattr(scores, "VOLUME_GRID", 28)
-    patch.setattr(scores, "SIZE", 40)
     generator = Text3DTask(settings.validate(settings.defaults())).generator
     generator = dataclasses.replace(generator, field=Field(lambda key: {}, apply, 0.8))
 

@@ -44,7 +44,7 @@ def test_objects_by_the_registered_name(registered, make_task, prior_and_params,
   """Checks a whole run: options in the settings and in config.json, and an object that moves."""
   task = make_task({"distillation.estimator": "shrunk", "distillation.shrunk.share": ((0.0, 1.0), (1.0, 0.5)),
                     "training.steps": 2})
-  assert task.settings.distillation.guidance_scale == ESTIMATORS["shrunk"].published.guidance_scale
+  assert task.settings.distillation.guidance_scale == ESTIMATORS["shrunk"].small.guidance_scale
   before = jax.device_get(jax.jit(task.new_state)(jax.random.key(0)).params)
   state = jax.device_get(train(task, tmp_path, *prior_and_params).state)
   moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(before))]
