@@ -55,7 +55,7 @@ class Slice(NamedTuple):
   hop: float
 
 
-# NVLink 4: 900 GB/s both ways. TPU v5e: four links of 45 GB/s one way, two of which a ring through the torus uses.
+# NVLink 4: 900 GB/s both ways. TPU v5e: four links of 45 GB/s one way; a ring through the torus uses two links.
 SLICES = (Slice("8 H100, NVLink", 8, 989e12, 450e9, 3e-6), Slice("TPU v5e-16", 16, 197e12, 90e9, 1e-6),
           Slice("TPU v5e-64", 64, 197e12, 90e9, 1e-6), Slice("TPU v5e-256", 256, 197e12, 90e9, 1e-6))
 

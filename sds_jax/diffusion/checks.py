@@ -50,7 +50,7 @@ def widened(*arrays: Array) -> jnp.dtype:
   >>> print(widened(jnp.ones(1, jnp.float16)))
   float32
   """
-  # A residual is a difference of nearly equal predictions, of which half precision would keep few digits.
+  # A residual is a difference of nearly equal predictions: half precision would keep few of its digits.
   return jnp.dtype(jnp.float64 if any(array.dtype == jnp.float64 for array in arrays) else jnp.float32)
 
 

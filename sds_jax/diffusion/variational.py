@@ -25,7 +25,7 @@ def score_loss(score_fn: DenoiseFn, score_params: Params, schedule: Schedule, x:
     score_params: phi, a pytree, perhaps with functions among its leaves (Equinox); the loss is differentiable in phi.
     schedule: of the prior.
     x: [B, ...], the images made; no gradient.
-    key: consumed; one key for t and one for the noise, of which example b uses fold_in(., index[b]).
+    key: consumed; split into a key for t and a key for the noise. Example b uses fold_in(key, index[b]) of each.
     cond: condition of score_fn, leaves [B, ...]; no gradient.
     t: [B] integer times; uniform in t_range (fractions of the schedule) where None.
     index: [B] integer, indices in the whole batch, as in `score_distillation`; 0 .. B-1 where None.

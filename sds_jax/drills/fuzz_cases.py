@@ -67,7 +67,7 @@ TEXTS = ["prompt", "negative_prompt", "distillation.source_prompt", "distillatio
 PROMPTS = [
     "a red cube\nand a blue cone", "\n", " ", "a\tred\rcube", "\U0001f600", "a \U0001f600 cube", "\u202ea red cube",
     "\ud800", "a red cube \udcff", "\x00", "a\x00red cube", "\x1b[31ma red cube\x1b[0m", "\x07\x08\x7f", "../../x",
-    "../../../../../../../../tmp/x", "/etc/passwd", "/", ".", "..", "~", "C:\\x", "CON", "<script>alert(1)</script>",
+    "../../../../../../../../x", "/etc/passwd", "/", ".", "..", "~", "C:\\x", "CON", "<script>alert(1)</script>",
     "</script><!--", "a<b>&amp;\"'", "\u2028\u2029", "a red cube|a blue cube", "|", "x" * 10_000, "x" * 10_001,
     "red cube " * 1_111, "\u0301" * 50, "\ufeffa red cube", "{{data}}", "%s%n", "${HOME}", "$(touch x)", "`id`", "-rf",
     "--help", "a red cube", "A RED CUBE", "\u0430 red cube", "\uff41 red cube", "\ufffe", "\U0010ffff", "'", '"', "\\"]

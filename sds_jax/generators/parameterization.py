@@ -20,7 +20,7 @@ class Parameterization:
     init: (key) -> params, a pytree of float32 arrays; consumes the key.
     apply: (params, key) -> images [frames, H, H, 3] float32 in [0, 1]. The key is consumed; it draws
       backgrounds and cameras. Most parameterizations have no random part and ignore the key.
-    frames: number of images of one `apply`, each of which may have its own prompt.
+    frames: number of images of one `apply`; each image may have its own prompt.
     cameras: (key) -> Camera, leaves [frames, ...]: the cameras of `apply` with an equal key, for priors that know
       cameras. None without cameras.
     show: (params) -> [frames, H, H, 3], the images without any random part; None: `apply` with any key.

@@ -39,22 +39,14 @@ CHECKPOINTS: Layout = {_STEP: CHECKPOINT, "damaged": {}}
 
 
 class FileInTheWayError(ValueError):
-  """Something that no run has written is where a run would write.
-
-  A file, folder or link; the message is one line.
-  """
+  """Raised where a run would write over a file, folder or link that no run has written; one line."""
 
 
 class RunFiles:
-  """The record of one folder.
-
-  Writers add to it through `atomic_path` and the like of `io.files`.
-  """
+  """The record of one folder, to which the writers of `io.files` add."""
 
   def __init__(self, folder: str | os.PathLike):
-    """Reads the record of a folder.
-
-    Without one nothing in the folder is the run's own.
+    """Reads the record of a folder; without a record no file of the folder was written by a run.
 
     Raises:
       FileInTheWayError: another file has the name of the record.
@@ -84,29 +76,20 @@ class RunFiles:
         self._entries.setdefault(entry["path"], []).append(entry)
 
   def check(self, layout: Layout) -> None:
-    """Raises FileInTheWayError if something is in the way of a run.
-
-    All that a run would write or remove must be absent or written by a run.
-    """
+    """Raises FileInTheWayError unless all that a run would write or remove is absent or written by a run."""
     for path, kind in _matches(self.folder, layout):
       self._check(path, kind)
 
   def adopt(self, layout: Layout) -> None:
-    """Records the files of a run from before there were records.
-
-    The files are recognised by their names.
-    """
+    """Records the files of a run from before there were records, by their names."""
     for path, kind in _matches(self.folder, layout):
       if kind is None and _is_file(path):
-        self.add(path, _digest(path), grows=path.name == "metrics.jsonl")
+        self.add(path, file_digest(path), grows=path.name == "metrics.jsonl")
       elif kind == CHECKPOINT and _is_folder(path) and set(os.listdir(path)) & {"state", "record", "default"}:
         self.add_checkpoint(path, names_within(path))
 
   def owns(self, path: Path) -> bool:
-    """Returns whether a run has written the regular file at `path`.
-
-    With its present content.
-    """
+    """Returns whether a run has written the regular file at `path` with its present content."""
     key = self._key(path)
     with contextlib.suppress(OSError):
       status = os.lstat(path)
@@ -119,16 +102,13 @@ class RunFiles:
       for entry in self._entries.get(key, []):
         size, digest, grows = entry.get("bytes"), entry.get("sha256"), entry.get("grows", False)
         if isinstance(size, int) and (status.st_size >= size if grows else status.st_size == size):
-          if _digest(path, size)[1] == digest:
+          if file_digest(path, size)[1] == digest:
             self._known[key] = _signature(status)
             return True
     return False
 
   def claim(self, path: Path) -> None:
-    """Raises FileInTheWayError unless a run may write to `path`.
-
-    A run may where nothing is, or a run's own file.
-    """
+    """Raises FileInTheWayError unless `path` is free or holds a file that a run has written."""
     for place in [parent for parent in path.parents if parent != self.folder and parent.is_relative_to(self.folder)]:
       if os.path.lexists(place) and not _is_folder(place):
         raise self._in_the_way(place, f"is {_kind(place)}")
@@ -136,19 +116,19 @@ class RunFiles:
       self._check(path, None)
 
   def add(self, path: Path, content: tuple[int, str], grows: bool = False) -> None:
-    """Adds a line: `path` will have this content (bytes, SHA-256).
+    """Adds a line: `path` will have this content, or begin with the content if the file grows.
 
-    A file that grows will begin with the content.
+    Args:
+      path: in the folder.
+      content: number of bytes and SHA-256.
+      grows: whether the file is appended to.
     """
     size, digest = content
     # Every file begins with an empty content.
     self._append(dict(path=self._key(path), bytes=size, sha256=digest, **(dict(grows=True) if grows and size else {})))
 
   def written(self, path: Path) -> None:
-    """Notes that the file at `path` has a recorded content.
-
-    The file then need not be read again.
-    """
+    """Notes that the file at `path` has a recorded content, so that `owns` need not read the file."""
     self._known[self._key(path)] = _signature(os.lstat(path))
 
   def add_checkpoint(self, path: Path, names: list[str] | None = None) -> None:
@@ -163,10 +143,7 @@ class RunFiles:
     self._append(dict(path=self._checkpoint_key(path), folder=True, **({} if names is None else dict(names=names))))
 
   def owns_checkpoint(self, path: Path) -> bool:
-    """Returns whether a run alone has written the checkpoint of this folder.
-
-    Nobody may have put anything else into the folder.
-    """
+    """Returns whether the folder holds a checkpoint of a run and nothing else."""
     entries = [entry for entry in self._entries.get(self._checkpoint_key(path), []) if entry.get("folder")]
     if not _is_folder(path) or not entries:
       return False
@@ -248,9 +225,7 @@ def recording(folder: str | os.PathLike | RunFiles) -> Iterator[RunFiles]:
 
 
 def owner(path: str | os.PathLike) -> tuple[RunFiles | None, Path]:
-  """Returns the record of the run under way around `path`, and the path.
-
-  The record of a folder above `path`, or None; the path lies within that folder.
+  """Returns the record of the run whose folder holds `path`, or None, and the path within that folder.
 
   Links below the folder of the run are not followed, because `claim` refuses them.
   """
@@ -263,30 +238,21 @@ def owner(path: str | os.PathLike) -> tuple[RunFiles | None, Path]:
 
 
 def note(path: str | os.PathLike) -> None:
-  """Records a file that a user's function has written for the run.
-
-  A later run may then replace the file.
-  """
+  """Records a file that a user's function has written, so that a later run may replace the file."""
   record, place = owner(path)
   if record is not None and _is_file(place):
-    record.add(place, _digest(place))
+    record.add(place, file_digest(place))
 
 
 def delete(path: str | os.PathLike) -> None:
-  """Deletes a file that a run has written.
-
-  Leaves any other file, and any file outside of runs under way.
-  """
+  """Deletes a file that a run has written, and leaves any other file."""
   record, place = owner(path)
   if record is not None and record.owns(place):
     place.unlink(missing_ok=True)
 
 
 def is_in(layout: Layout, path: Path) -> bool:
-  """Returns whether the layout names a file of this path.
-
-  The path is relative to the folder of the run.
-  """
+  """Returns whether the layout names a file of this path, relative to the folder of the run."""
   kind: str | Layout | None = layout
   for part in path.parts:
     if not isinstance(kind, Mapping):
@@ -302,16 +268,8 @@ def digest_of(data: bytes) -> tuple[int, str]:
   return len(data), hashlib.sha256(data).hexdigest()
 
 
-def file_digest(path: Path) -> tuple[int, str]:
-  """Returns number of bytes and SHA-256 of a file, for `RunFiles.add`."""
-  return _digest(path)
-
-
 def _matches(folder: Path, layout: Layout) -> Iterator[tuple[Path, str | Layout | None]]:
-  """Yields (path, kind) of everything that has a name of the layout.
-
-  Folders come before their content.
-  """
+  """Yields (path, kind) of everything that has a name of the layout; folders come before their content."""
   try:
     names = sorted(os.listdir(folder))
   except (FileNotFoundError, NotADirectoryError):
@@ -326,10 +284,7 @@ def _matches(folder: Path, layout: Layout) -> Iterator[tuple[Path, str | Layout 
 
 
 def _find(layout: Layout, name: str) -> Any:
-  """Returns the kind of a name in a layout.
-
-  `...` for a name that is not in the layout.
-  """
+  """Returns the kind of a name in a layout, or `...` for a name that is not in the layout."""
   lower = name.casefold()  # names that differ in case only are one file on many file systems
   if lower in layout:
     return layout[lower]
@@ -345,11 +300,8 @@ def _parsed(line: bytes) -> dict[str, Any]:
   return entry if isinstance(entry, dict) else {}
 
 
-def _digest(path: Path, size: int | None = None) -> tuple[int, str]:
-  """Returns number of bytes and SHA-256 of a file.
-
-  Of its first `size` bytes alone, where `size` is given.
-  """
+def file_digest(path: Path, size: int | None = None) -> tuple[int, str]:
+  """Returns number of bytes and SHA-256 of a file, or of its first `size` bytes."""
   total, state = 0, hashlib.sha256()
   with open(path, "rb") as file:
     while block := file.read(2**20 if size is None else min(2**20, size - total)):
