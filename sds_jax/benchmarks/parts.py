@@ -30,10 +30,7 @@ MODES = {"albedo": lights.ALBEDO, "shaded": lights.LAMBERTIAN}
 
 
 def render_views(generator: FieldGenerator, params: Params, grid: Any, draws: StepDraws) -> Array:
-  """Renders the images [V, H, W, 3] of a step.
-
-  By the function that the step calls.
-  """
+  """Renders the images [V, H, W, 3] of a step by the function that the step calls."""
   return generator.render_step(params, grid, draws.cameras, draws.shading, draws.keyed)[0].rgb
 
 

@@ -41,17 +41,12 @@ gross mistake exceeds 0.5. `--config.prior.dtype=float32` checks the rest.
 
 
 def is_only_comparison(work: Workload) -> bool:
-  """Returns whether only the prior's part can be compared.
-
-  Of a latent prior, or a prior without a folder.
-  """
+  """Returns whether only the prior's part can be compared: for latent priors and priors without a folder."""
   return "vae" in work.prior_params or work.prior.source.folder is None
 
 
 def make_prior_part(work: Workload) -> Callable[[Params, dict[str, Any], Array, Array, Array], Array]:
-  """Returns the prior's part of the training step, jitted.
-
-  From the rendered images to their cotangents.
+  """Returns the prior's part of the training step, jitted, from the rendered images to their cotangents.
 
   Returns:
     (prior_params, cond of `StepDraws`, images [V, H, H, 3], number of the step [] int32, key of the run) -> cotangents

@@ -75,7 +75,7 @@ def all_reduce_seconds(size: float, place: Slice) -> float:
 def efficiency(size: float, products: float, place: Slice) -> float:
   """Returns the efficiency t / (t + all-reduce) of a step.
 
-  Of `products` FLOPs on a chip and `size` bytes of gradient.
+  The step has `products` FLOPs on a chip and `size` bytes of gradient.
   """
   step = products / (MFU * place.peak)
   return step / (step + all_reduce_seconds(size, place))

@@ -51,10 +51,7 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def matmul_rate(size: int = 2048, repeats: int = 5, dtype: str = "float32") -> float:
-  """Returns the FLOP/s of a product of two [size, size] matrices.
-
-  Of this dtype, the fastest of `repeats`.
-  """
+  """Returns the FLOP/s of a product of two [size, size] matrices of this dtype, the fastest of `repeats`."""
   a, b = jax.random.normal(jax.random.key(0), (2, size, size), jnp.dtype(dtype))
   # HIGHEST: the default precision of float32 products is lower on accelerators.
   product = jax.jit(lambda a, b: jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST))

@@ -19,10 +19,7 @@ DENSITIES = {"softplus": F.softplus, "exp": lambda logit: torch.exp(torch.clamp(
 
 @dataclasses.dataclass(frozen=True)
 class RendererSettings:
-  """The settings that the renderer reads.
-
-  With the names and meanings of the settings tree.
-  """
+  """The settings that the renderer reads, with the names and meanings of the settings tree."""
   height: int
   width: int
   candidates: int

@@ -120,10 +120,7 @@ def check(step: TorchStep, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def time_steps(step: TorchStep, inputs: list[dict[str, Any]]) -> list[float]:
-  """Returns the seconds of each of the steps `inputs`.
-
-  From the payload's state on.
-  """
+  """Returns the seconds of each of the steps `inputs`, from the payload's state on."""
   step.reset()
   tensors, seconds = [torch_process.as_tensors(one) for one in inputs], []
   for one in tensors:

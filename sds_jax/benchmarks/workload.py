@@ -201,9 +201,6 @@ def run_steps(work: Workload, compiled: Callable, state: TrainState,
 
 
 def by_mode(records: list[dict[str, Any]]) -> dict[str, Any]:
-  """Returns summaries of the times of `run_steps`.
-
-  Of all steps as drawn, of unshaded steps, of shaded steps.
-  """
+  """Returns summaries of the times of `run_steps`: of all steps as drawn, of unshaded and of shaded steps."""
   pick = lambda keep: timing.summary([r["seconds"] for r in records if keep(r)])  # noqa: E731
   return dict(as_drawn=pick(lambda r: True), albedo=pick(lambda r: not r["shaded"]), shaded=pick(lambda r: r["shaded"]))

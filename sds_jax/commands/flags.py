@@ -176,10 +176,7 @@ def _takes_several_types(reference: Any, path: str) -> bool:
 
 
 def _stored(workdir: str | None) -> ConfigDict:
-  """Returns defaults of the task and estimator of the run in a folder.
-
-  Of text-to-3D without a run.
-  """
+  """Returns defaults of the task and estimator of the run in a folder; without a run, of text-to-3D."""
   try:
     path = Path(schema.expand_home(workdir or "")) / "config.json"
     stored = json.loads(path.read_text(encoding="utf-8") if path.is_file() else "{}")["config"]

@@ -15,7 +15,7 @@ Command = Callable[[Task, Path, float], None]
 def per_scene(command: Command) -> Command:
   """Returns a command that is called for every scene's folder.
 
-  Of a run with many scenes; otherwise for the run's folder.
+  A run without scenes is one scene: the command is called for the run's folder.
   """
   @functools.wraps(command)
   def run(task: Task, folder: Path, started: float) -> None:

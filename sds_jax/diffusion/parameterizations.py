@@ -192,9 +192,7 @@ def flow_from_eps(z: Array, t: Array, eps: Array) -> Array:
 
 
 def velocity_denoiser(velocity_fn: DenoiseFn, schedule: Schedule) -> DenoiseFn:
-  """Returns the noise predictor of a velocity network.
-
-  For a straight path.
+  """Returns the noise predictor of a velocity network for a straight path.
 
   Args:
     velocity_fn: (params, z [B, ...], time [B] float32 in (0, 1], cond) -> velocity [B, ...].

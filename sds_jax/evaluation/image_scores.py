@@ -99,7 +99,7 @@ def score(generator: ObjectGenerator, camera: CameraSettings, state: TrainState,
 def psnr(image: np.ndarray, photo: Photo) -> float:
   """Returns the peak signal to noise ratio of a render, in dB.
 
-  Of a render [S, S, 3] on white, against the photo resized to S.
+  The render [S, S, 3] is on white; the photo is resized to S.
   """
   error = np.mean((image - resize_square(photo.rgb, len(image))) ** 2)
   # The floor keeps equal images at BEST_PSNR instead of infinity.

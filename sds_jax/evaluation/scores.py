@@ -33,7 +33,7 @@ VOLUME_GRID = 56
 def scoring_cameras() -> Camera:
   """Returns cameras [16] on a spiral over all training elevations.
 
-  From 10 degrees below the horizon to straight overhead.
+  The elevations go from 10 degrees below the horizon to straight overhead.
   """
   share = np.arange(VIEWS) / (VIEWS - 1)
   low, high = math.sin(math.radians(-10.0)), math.sin(math.radians(88.0))
@@ -180,10 +180,7 @@ def solid_points(generator: FieldGenerator, state: TrainState) -> tuple[np.ndarr
 
 
 def volume_iou(truth: scenes.SolidScene, points: np.ndarray, solid: np.ndarray) -> float:
-  """Returns the IoU of the exact scene's interior and `solid` [N].
-
-  At points [N, 3] in the scene's frame.
-  """
+  """Returns the IoU of the exact scene's interior and `solid` [N] at points [N, 3] in the scene's frame."""
   inside = in_chunks(lambda p: np.asarray(_distance(truth, jnp.asarray(p, jnp.float32))), points) < 0
   return float((inside & solid).sum() / max((inside | solid).sum(), 1))
 

@@ -83,10 +83,7 @@ def takes_pictures(name: str) -> bool | None:
 
 
 def published_names(pictures: bool) -> list[str]:
-  """Returns the names in HUB_IDS of one kind of prior.
-
-  Of priors that are conditioned on a photo, or of those conditioned on a prompt.
-  """
+  """Returns the names in HUB_IDS of priors conditioned on a photo, or else of priors conditioned on a prompt."""
   return [name for name in HUB_IDS if takes_pictures(name) == pictures]
 
 
@@ -138,10 +135,7 @@ def _is_file(path: Path) -> bool:
 
 def _from_hub(name: str, repos: tuple[str, ...], revision: str, dtype: Any, hub: Hub,
               check: Callable[[Prior], None]) -> Source:
-  """Returns the first of `repos` with a complete copy in the cache.
-
-  Else the first that can be fetched.
-  """
+  """Returns the first of `repos` with a complete copy in the cache, else the first that can be fetched."""
   lacking: dict[str, tuple[Path, list[str]]] = {}
   for repo in repos:
     for folder in hub.cached(repo, revision):
@@ -200,10 +194,7 @@ def missing(folder: Path) -> list[str]:
 
 
 def _describe(name: str, folder: Path) -> Source:
-  """Returns the source of a folder.
-
-  With repository and commit, when the folder is in a hub cache.
-  """
+  """Returns the source of a folder, with repository and commit, when the folder is in a hub cache."""
   # The layout of a hub cache: models--OWNER--NAME/snapshots/COMMIT.
   if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
     repo = folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)

@@ -85,9 +85,7 @@ def look_up(cells: Array, points: tuple[Array, Array, Array], bound: float) -> A
 
 
 def pack(mask: Array, budget: int) -> tuple[Array, Array, Array]:
-  """Returns the indices of the first true entries.
-
-  At most `budget` entries of `mask` [M].
+  """Returns the indices of the first true entries, at most `budget` entries of `mask` [M].
 
   Returns:
     indices [budget] int32 in ascending order (M in the unused places at the end), the number [] int32 of used places,
