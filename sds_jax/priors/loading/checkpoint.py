@@ -28,6 +28,8 @@ from sds_jax.priors.loading import names
 from sds_jax.priors.loading.finite import check_finite
 from sds_jax.priors.loading.files import (CheckpointError, check_header, is_there, read_json, write_atomically,
                                           write_json)
+from sds_jax.priors.loading.stored import Stored as Stored
+from sds_jax.priors.loading.stored import changed
 from sds_jax.priors.networks.clip import CLIPTextModel
 from sds_jax.priors.networks.clip_vision import CLIPVisionModelWithProjection
 from sds_jax.priors.networks.pose_layers import CCProjection, ElevationHead
@@ -64,14 +66,6 @@ class Component:
   network: Any
   stem: str
   table: names.NameTable
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored:
-  """Where a parameter is stored: the file, the name in the file, and the network's shape in torch's layout."""
-  file: Path
-  key: str
-  shape: tuple[int, ...]
 
 
 COMPONENTS = {
@@ -250,8 +244,9 @@ def load(places: Mapping[names.Path, Stored], dtype: Any,
     with safetensors.safe_open(file, framework="np") as tensors:
       for path, stored in places.items():
         if stored.file == file:
-          array = check_finite(file, stored.key, tensors.get_tensor(stored.key), jnp.dtype(dtype))
-          flat[path] = put(names.to_flax(path, array.reshape(stored.shape)))
+          array = changed(stored, tensors.get_tensor(stored.key))
+          array = check_finite(file, stored.key, array, jnp.dtype(dtype))
+          flat[path] = put(names.to_flax(path, array))
   return traverse_util.unflatten_dict(flat)
 
 
