@@ -12,7 +12,8 @@ from sds_jax.priors.networks.unet import UNet2DConditionModel
 
 
 @pytest.mark.parametrize("key, value, message", [
-  ("addition_embed_type", "text_time", r"addition_embed_type='text_time' is not supported; supported: None, 'text'"),
+  ("addition_embed_type", "image", r"addition_embed_type='image' is not supported; supported: None, 'text', 'tex"),
+  ("addition_embed_type", "text_time", r"addition_time_embed_dim=None is not supported with addition_embed_type='t"),
   ("addition_embed_type", "text", r"addition_embed_type_num_heads=64 is not supported; supported: a divisor of"),
   ("act_fn", "mish", r"act_fn='mish' is not supported; supported: 'silu', 'swish', 'gelu', 'relu'"),
   ("down_block_types", ["AttnDownBlock2D", "DownBlock2D"],
@@ -30,6 +31,14 @@ from sds_jax.priors.networks.unet import UNet2DConditionModel
 def test_unet_config_is_refused(unet, key, value, message):
   with pytest.raises(ValueError, match="UNet2DConditionModel config: " + message):
     UNet2DConditionModel.from_config({**unet[0], key: value})
+
+
+@pytest.mark.parametrize("width", [None, 24])
+def test_the_added_embedding_has_room_for_the_pooled_text(unet, width):
+  with pytest.raises(ValueError, match=f"input_dim={width} is not supported with addition_embed_type='text_time' and "
+                                       "addition_time_embed_dim=4; supported: 6 times 4, and the width of the pooled"):
+    UNet2DConditionModel.from_config(dict(unet[0], class_embed_type=None, addition_embed_type="text_time",
+                                          addition_time_embed_dim=4, projection_class_embeddings_input_dim=width))
 
 
 def test_unet_config_without_effect_is_accepted(unet):

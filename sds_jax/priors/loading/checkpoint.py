@@ -30,7 +30,7 @@ from sds_jax.priors.loading.files import (CheckpointError, check_header, is_ther
                                           write_json)
 from sds_jax.priors.loading.stored import Stored as Stored
 from sds_jax.priors.loading.stored import changed
-from sds_jax.priors.networks.clip import CLIPTextModel
+from sds_jax.priors.networks.clip import CLIPTextModel, CLIPTextModelWithProjection
 from sds_jax.priors.networks.clip_vision import CLIPVisionModelWithProjection
 from sds_jax.priors.networks.pose_layers import CCProjection, ElevationHead
 from sds_jax.priors.networks.t5 import T5EncoderModel
@@ -71,6 +71,7 @@ class Component:
 COMPONENTS = {
   "unet": Component(UNet2DConditionModel, "diffusion_pytorch_model", names.UNET),
   "clip_text": Component(CLIPTextModel, "model", names.CLIP_TEXT),
+  "clip_text_2": Component(CLIPTextModelWithProjection, "model", names.CLIP_TEXT),
   "image_encoder": Component(CLIPVisionModelWithProjection, "model", names.CLIP_VISION),
   "cc_projection": Component(CCProjection, "diffusion_pytorch_model", names.LINEAR),
   "elevation_head": Component(ElevationHead, "diffusion_pytorch_model", names.LINEAR),

@@ -32,6 +32,7 @@ class NameTable:
   Attributes:
     numbered: modules whose names end in a number; the number stays part of the name.
     prefix: name of a wrapper that some writers omit; added to names without the prefix.
+    beside: modules that stand beside the wrapper; the prefix is not added to their names.
     ignored: patterns (* matches anything) of tensors in the files that are no parameters of the network: buffers of
       older files, other networks of the same model.
     aliases: {module's name in older or foreign files: module's name here}; for reading only.
@@ -41,6 +42,7 @@ class NameTable:
   """
   numbered: frozenset[str] = frozenset()
   prefix: str = ""
+  beside: frozenset[str] = frozenset()
   ignored: frozenset[str] = frozenset()
   aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
   renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -50,7 +52,8 @@ class NameTable:
 UNET = NameTable(numbered=frozenset({"linear_1", "linear_2"}))
 CLIP_VISION = NameTable(ignored=frozenset({"vision_model.embeddings.position_ids"}))
 LINEAR = NameTable(aliases={"proj": "projection"})
-CLIP_TEXT = NameTable(prefix="text_model.", ignored=frozenset({"text_model.embeddings.position_ids"}))
+CLIP_TEXT = NameTable(prefix="text_model.", beside=frozenset({"text_projection"}),
+                      ignored=frozenset({"text_model.embeddings.position_ids"}))
 VAE = NameTable(aliases={"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"})
 T5 = NameTable(
   numbered=frozenset({"wi_0", "wi_1"}), ignored=frozenset({"decoder.*", "lm_head.weight"}),
@@ -80,7 +83,7 @@ def checkpoint_name(path: Path, table: NameTable) -> str:
 def full_name(name: str, table: NameTable) -> str:
   """Returns a name of a file with the table's prefix added and aliases replaced."""
   name = ".".join(table.aliases.get(part, part) for part in name.split("."))
-  return name if name.startswith(table.prefix) else table.prefix + name
+  return name if name.startswith(table.prefix) or name.split(".")[0] in table.beside else table.prefix + name
 
 
 def is_ignored(name: str, table: NameTable) -> bool:

@@ -1,4 +1,4 @@
-"""The text encoder of CLIP (arXiv:2103.00020), with the config keys and parameter names of transformers."""
+"""The text encoders of CLIP (arXiv:2103.00020), with the config keys and parameter names of transformers."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ _LEGAL: dict[str, ValueRule] = {
   "vocab_size": whole(1, MAX_TOKENS), "hidden_size": _WIDTH, "intermediate_size": whole(1, 2**20),
   "num_hidden_layers": whole(1, MAX_LAYERS // 2), "num_attention_heads": _WIDTH, "max_position_embeddings": _WIDTH,
   "layer_norm_eps": number(0, 1), "projection_dim": optional(_WIDTH), "num_channels": _WIDTH,
-  "image_size": whole(1, MAX_SIDE), "patch_size": whole(1, MAX_SIDE),
+  "image_size": whole(1, MAX_SIDE), "patch_size": whole(1, MAX_SIDE), "eos_token_id": whole(0, MAX_TOKENS),
 }
 """{key of a text or image encoder's config.json: legal values}."""
 
@@ -109,41 +109,48 @@ class CLIPEmbeddings(nn.Module):
 
 
 class CLIPEncoder(nn.Module):
-  """The stack of layers: [B, T, D] -> [B, T, D]. The last `skip` layers have parameters, but no effect."""
+  """The stack of layers: [B, T, D] -> the input and the output of every layer, [B, T, D] each."""
   layers: int
   layer: Mapping[str, Any]
-  skip: int = 0
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Array) -> list[Array]:
     states = [x]
-    for i in range(self.layers):  # XLA removes the skipped layers as dead code
+    # All layers are built, so that checkpoints fit whichever state is used. XLA removes unused layers as dead code.
+    for i in range(self.layers):
       states.append(CLIPLayer(**self.layer, dtype=self.dtype, name=f"layers_{i}")(states[-1]))
-    # All layers are built, so that checkpoints fit whatever the skip.
-    return states[self.layers - self.skip]
+    return states
 
 
 class CLIPTextTransformer(nn.Module):
-  """Embeddings, encoder and final layer norm; gives the parameters the prefix `text_model`."""
+  """Embeddings, encoder and final layer norm; gives the parameters the prefix `text_model`.
+
+  [B, T] integers -> (state before the last `skip` layers, normed state before the last `skip_normed` layers), [B, T, D]
+  each.
+  """
   embeddings: Mapping[str, Any]
   encoder: Mapping[str, Any]
   eps: float
+  skip: int = 0
+  skip_normed: int = 0
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, input_ids: Array) -> Array:
+  def __call__(self, input_ids: Array) -> tuple[Array, Array]:
     x = CLIPEmbeddings(**self.embeddings, dtype=self.dtype, name="embeddings")(input_ids)
-    x = CLIPEncoder(**self.encoder, dtype=self.dtype, name="encoder")(x)
-    return LayerNorm(epsilon=self.eps, dtype=self.dtype, name="final_layer_norm")(x)
+    states = CLIPEncoder(**self.encoder, dtype=self.dtype, name="encoder")(x)
+    norm = LayerNorm(epsilon=self.eps, dtype=self.dtype, name="final_layer_norm")
+    return states[-1 - self.skip], norm(states[-1 - self.skip_normed])
 
 
 class CLIPTextModel(nn.Module):
   """CLIP's text encoder up to the final layer norm, before pooling.
 
-  Attributes are the keys of a transformers CLIPTextConfig, and two that no config has. `dtype` is the dtype of
+  Attributes are the keys of a transformers CLIPTextConfig, and three that no config has. `dtype` is the dtype of
   activations. `clip_skip` is the number of last layers to skip before the final norm (diffusers' option of that name).
-  The text encoders in Stable Diffusion 2's folders lack the layer to be skipped, so 0 is right for them.
+  The text encoders in Stable Diffusion 2's folders lack the layer to be skipped, so 0 is right for them. `final_norm`
+  is false for the first text encoder of Stable Diffusion XL, whose penultimate layer is used as it is.
   """
   vocab_size: int = 49408
   hidden_size: int = 512
@@ -154,6 +161,7 @@ class CLIPTextModel(nn.Module):
   hidden_act: str = "quick_gelu"
   layer_norm_eps: float = 1e-5
   clip_skip: int = 0
+  final_norm: bool = True
   dtype: Any = jnp.float32
 
   @classmethod
@@ -163,13 +171,22 @@ class CLIPTextModel(nn.Module):
     Raises:
       ValueError: an option is unknown or unsupported; the message has the key, its value and what is supported.
     """
-    known = {field.name for field in dataclasses.fields(cls)} - {"clip_skip", "dtype", "parent", "name"}
-    check_clip_config("CLIPTextModel", config, known)
+    fields = {field.name for field in dataclasses.fields(cls)}
+    known = fields - {"clip_skip", "final_norm", "dtype", "parent", "name"}
+    check_clip_config(cls.__name__, config, known)
     return cls(**{key: value for key, value in config.items() if key in known}, **overrides)
 
   def example_inputs(self) -> tuple[Any, ...]:
     """Returns inputs of the smallest legal shapes, for tracing the parameters."""
     return (jax.ShapeDtypeStruct((1, 1), jnp.int32),)
+
+  def transformer(self, skip_normed: int) -> CLIPTextTransformer:
+    """Returns the submodule of layers; for use within the methods of the network."""
+    layer = dict(heads=self.num_attention_heads, features=self.intermediate_size, hidden_act=self.hidden_act,
+                 eps=self.layer_norm_eps)
+    embeddings = dict(vocab_size=self.vocab_size, positions=self.max_position_embeddings, width=self.hidden_size)
+    return CLIPTextTransformer(embeddings, dict(layers=self.num_hidden_layers, layer=layer), self.layer_norm_eps,
+                               self.clip_skip, skip_normed, self.dtype, name="text_model")
 
   @nn.compact
   def __call__(self, input_ids: Array) -> Array:
@@ -178,6 +195,12 @@ class CLIPTextModel(nn.Module):
     Raises:
       ValueError: T is too long, the heads don't divide the width, or there aren't `clip_skip` layers.
     """
+    self.check_inputs(input_ids)
+    state, normed = self.transformer(self.clip_skip)(input_ids)
+    return normed if self.final_norm else state
+
+  def check_inputs(self, input_ids: Array) -> None:
+    """Raises ValueError as `__call__` does."""
     if input_ids.shape[1] > self.max_position_embeddings:
       raise ValueError(f"{input_ids.shape[1]} tokens, the text encoder takes at most {self.max_position_embeddings}")
     if self.hidden_size % self.num_attention_heads:
@@ -185,8 +208,38 @@ class CLIPTextModel(nn.Module):
                        f"{self.num_attention_heads}")
     if not 0 <= self.clip_skip <= self.num_hidden_layers:
       raise ValueError(f"clip_skip={self.clip_skip} of {self.num_hidden_layers} layers")
-    layer = dict(heads=self.num_attention_heads, features=self.intermediate_size, hidden_act=self.hidden_act,
-                 eps=self.layer_norm_eps)
-    embeddings = dict(vocab_size=self.vocab_size, positions=self.max_position_embeddings, width=self.hidden_size)
-    encoder = dict(layers=self.num_hidden_layers, layer=layer, skip=self.clip_skip)
-    return CLIPTextTransformer(embeddings, encoder, self.layer_norm_eps, self.dtype, name="text_model")(input_ids)
+
+
+class CLIPTextModelWithProjection(CLIPTextModel):
+  """CLIP's text encoder with a projection of the pooled text: the second text encoder of Stable Diffusion XL.
+
+  Attributes are those of `CLIPTextModel` and two further keys of a transformers CLIPTextConfig. The pooled text is the
+  final normed state at the token `eos_token_id`, at its first place. Published configs have 2, which is not the end of
+  a text; 2 stands for the largest id of the text, which is the end of every text without added tokens.
+  """
+  projection_dim: int = 512
+  eos_token_id: int = 49407
+
+  @classmethod
+  def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> CLIPTextModelWithProjection:
+    """Returns the network that a transformers config.json describes, as `CLIPTextModel.from_config` does."""
+    if config.get("projection_dim", cls.projection_dim) is None:
+      raise ValueError(f"{cls.__name__} config: projection_dim=None is not supported; supported: the width of the "
+                       "pooled text")
+    return super().from_config(config, **overrides)
+
+  @nn.compact
+  def __call__(self, input_ids: Array) -> tuple[Array, Array]:
+    """Encodes input_ids [B, T] integers, T <= max_position_embeddings.
+
+    Returns:
+      (state before the last `clip_skip` layers, without norm [B, T, hidden_size]; pooled text [B, projection_dim]).
+
+    Raises:
+      ValueError: as `CLIPTextModel`.
+    """
+    self.check_inputs(input_ids)
+    state, normed = self.transformer(0)(input_ids)
+    end = jnp.argmax(input_ids if self.eos_token_id == 2 else input_ids == self.eos_token_id, axis=-1)
+    pooled = jnp.take_along_axis(normed, end[:, None, None], axis=1)[:, 0]
+    return state, nn.Dense(self.projection_dim, use_bias=False, dtype=self.dtype, name="text_projection")(pooled)

@@ -43,7 +43,7 @@ class CLIPVisionTransformer(nn.Module):
   def __call__(self, pixels: Array) -> Array:
     x = CLIPVisionEmbeddings(**self.embeddings, dtype=self.dtype, name="embeddings")(pixels)
     x = LayerNorm(epsilon=self.eps, dtype=self.dtype, name="pre_layrnorm")(x)  # the name in all checkpoints
-    x = CLIPEncoder(**self.encoder, dtype=self.dtype, name="encoder")(x)
+    x = CLIPEncoder(**self.encoder, dtype=self.dtype, name="encoder")(x)[-1]
     return LayerNorm(epsilon=self.eps, dtype=self.dtype, name="post_layernorm")(x)
 
 

@@ -1,4 +1,6 @@
-"""The text-conditioned U-Net of Stable Diffusion 1.x, 2.x (arXiv:2112.10752) and DeepFloyd IF, by diffusers' configs.
+"""The text-conditioned U-Net of Stable Diffusion 1.x, 2.x, XL and DeepFloyd IF, by diffusers' configs.
+
+Papers: arXiv:2112.10752 (Stable Diffusion), arXiv:2307.01952 (XL).
 
 The fields are the keys of a diffusers `UNet2DConditionModel` config.json and the parameters have diffusers' names, so a
 published folder loads unchanged. Float32 outputs equal those of diffusers. Layout is NHWC throughout.
@@ -24,8 +26,13 @@ _BY_RESNET = ("Resnet", "Simple")
 """Prefixes of the blocks that change the resolution by a residual block."""
 
 
+TIME_IDS = 6
+"""How many numbers stand beside SDXL's pooled text: height and width of the original photo, top and left of the crop,
+height and width of the training image."""
+
+
 class UNet2DConditionModel(nn.Module):
-  """Noise predictor: (sample, timesteps, encoder_hidden_states, class_labels) -> prediction, shaped like the sample.
+  """Noise predictor: (sample, timesteps, encoder_hidden_states, further conditions) -> prediction, like the sample.
 
   Attributes are diffusers' config keys; `dtype` is the dtype of activations and `attention_implementation` goes to
   `dot_product.dot_product_attention`. By diffusers' historical naming `attention_head_dim` is the *number* of heads,
@@ -64,6 +71,7 @@ class UNet2DConditionModel(nn.Module):
   projection_class_embeddings_input_dim: int | None = None
   addition_embed_type: str | None = None
   addition_embed_type_num_heads: int = 64
+  addition_time_embed_dim: int | None = None
   conv_in_kernel: int = 3
   conv_out_kernel: int = 3
   dtype: Any = jnp.float32
@@ -88,6 +96,13 @@ class UNet2DConditionModel(nn.Module):
     """Returns the width of the text at the input; the network projects other widths to `cross_attention_dim`."""
     return self.encoder_hid_dim or self.cross_attention_dim
 
+  @property
+  def pooled_dim(self) -> int:
+    """Returns the width of the pooled text at the input; 0 for a network without this input."""
+    if self.addition_embed_type != "text_time":
+      return 0
+    return self.projection_class_embeddings_input_dim - TIME_IDS * self.addition_time_embed_dim
+
   def example_inputs(self) -> tuple[Any, ...]:
     """Returns inputs of the smallest legal shapes, for tracing the parameters."""
     def floats(*shape: int) -> jax.ShapeDtypeStruct:
@@ -97,11 +112,12 @@ class UNet2DConditionModel(nn.Module):
     labels = {None: None, "timestep": floats(1)}.get(
       self.class_embed_type, floats(1, self.projection_class_embeddings_input_dim or 0))
     return (floats(1, size, size, self.in_channels), jax.ShapeDtypeStruct((1,), jnp.int32),
-            floats(1, 1, self.text_dim), labels)
+            floats(1, 1, self.text_dim), labels,
+            *((floats(1, self.pooled_dim), floats(1, TIME_IDS)) if self.pooled_dim else ()))
 
   @nn.compact
-  def __call__(self, sample: Array, timesteps: Array, encoder_hidden_states: Array,
-               class_labels: Array | None = None) -> Array:
+  def __call__(self, sample: Array, timesteps: Array, encoder_hidden_states: Array, class_labels: Array | None = None,
+               pooled_text: Array | None = None, time_ids: Array | None = None) -> Array:
     """Predicts the noise, v or x_0 of a noisy sample.
 
     Args:
@@ -110,20 +126,25 @@ class UNet2DConditionModel(nn.Module):
       encoder_hidden_states: [B, T, text_dim].
       class_labels: [B, projection_class_embeddings_input_dim] for the class embeddings "projection" and
         "simple_projection", [B] for "timestep", None without one.
+      pooled_text: [B, pooled_dim], for the added embedding "text_time" (SDXL); None without one.
+      time_ids: [B, TIME_IDS] sizes and crop in pixels (arXiv:2307.01952, section 2.2), beside `pooled_text`.
 
     Returns:
       [B, H, W, out_channels] of dtype `dtype`.
 
     Raises:
-      ValueError: a shape doesn't fit, or class labels are given or missing against the config.
+      ValueError: a shape doesn't fit, or class labels or pooled text are given or missing against the config.
     """
     self._check_inputs(sample, encoder_hidden_states, class_labels)
+    self._check_pooled(pooled_text, time_ids)
     x, context = sample.astype(self.dtype), encoder_hidden_states.astype(self.dtype)
     x = 2 * x - 1 if self.center_input_sample else x
     emb = self._embedding(timesteps, class_labels)
     if self.addition_embed_type == "text":
       emb = emb + TextTimeEmbedding(4 * self.block_out_channels[0], self.addition_embed_type_num_heads, self.dtype,
                                     name="add_embedding")(context)
+    elif self.pooled_dim:
+      emb = emb + self._added_embedding(pooled_text, time_ids)
     if self.encoder_hid_dim is not None:
       # After the pooled text, which is made of the embeddings as they come.
       context = nn.Dense(self.cross_attention_dim, dtype=self.dtype, name="encoder_hid_proj")(context)
@@ -151,12 +172,23 @@ class UNet2DConditionModel(nn.Module):
       x, skips = stage(x, emb, context, skips)
     return x
 
+  def _added_embedding(self, pooled_text: Array, time_ids: Array) -> Array:
+    """Returns the embedding [B, 4 * block_out_channels[0]] of the pooled text and of sinusoids of the time ids."""
+    batch = pooled_text.shape[0]
+    # One axis of times: each of the six numbers has sinusoids of its own.
+    sizes = self._sinusoids(time_ids.reshape(-1), self.addition_time_embed_dim).reshape(batch, -1)
+    return TimestepEmbedding(4 * self.block_out_channels[0], dtype=self.dtype, name="add_embedding")(
+      jnp.concatenate([pooled_text.astype(self.dtype), sizes], axis=-1))
+
+  def _sinusoids(self, t: Array, dim: int) -> Array:
+    return sinusoidal_embedding(t, dim, self.flip_sin_to_cos, self.freq_shift).astype(self.dtype)
+
   def _embedding(self, timesteps: Array, class_labels: Array | None) -> Array:
     """Returns the embedding [B, 4 * block_out_channels[0]] of the time and of the class labels, if any."""
     dim = self.block_out_channels[0]
 
     def sinusoids(t: Array) -> Array:
-      return sinusoidal_embedding(t, dim, self.flip_sin_to_cos, self.freq_shift).astype(self.dtype)
+      return self._sinusoids(t, dim)
 
     emb = TimestepEmbedding(4 * dim, self.act_fn, self.dtype, name="time_embedding")(sinusoids(timesteps))
     if self.class_embed_type is None:
@@ -208,3 +240,12 @@ class UNet2DConditionModel(nn.Module):
       if class_labels.shape[-1:] != (self.projection_class_embeddings_input_dim,):
         raise ValueError(f"class_labels has shape {class_labels.shape}, the network takes "
                          f"[B, {self.projection_class_embeddings_input_dim}]")
+
+  def _check_pooled(self, pooled_text: Array | None, time_ids: Array | None) -> None:
+    for name, value, width in (("pooled_text", pooled_text, self.pooled_dim),
+                               ("time_ids", time_ids, TIME_IDS if self.pooled_dim else 0)):
+      if (value is None) != (width == 0):
+        raise ValueError(f"{name} {'is missing' if value is None else 'is given'} while addition_embed_type is "
+                         f"{self.addition_embed_type!r}")
+      if value is not None and (value.ndim != 2 or value.shape[-1] != width):
+        raise ValueError(f"{name} has shape {value.shape}, the network takes [B, {width}]")

@@ -17,13 +17,14 @@ _FREE: dict[str, ValueRule] = {
   "attention_head_dim": one_or_every(_WIDTH), "use_linear_projection": FLAG, "upcast_attention": optional(FLAG),
   "projection_class_embeddings_input_dim": optional(_WIDTH), "conv_in_kernel": whole(1, 31),
   "conv_out_kernel": whole(1, 31), "addition_embed_type_num_heads": _WIDTH, "encoder_hid_dim": optional(_WIDTH),
+  "addition_time_embed_dim": optional(_WIDTH),
 }
 """{field of the network: legal values}."""
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
   "act_fn": ("silu", "swish", "gelu", "relu"),
   "resnet_time_scale_shift": ("default", "scale_shift"),
-  "addition_embed_type": (None, "text"),
+  "addition_embed_type": (None, "text", "text_time"),
   "class_embed_type": (None, "projection", "timestep", "simple_projection"),
   "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2DSimpleCrossAttn"),
   "cross_attention_norm": (None, "group_norm"),
@@ -40,7 +41,6 @@ _CHOICES_PER_BLOCK: dict[str, tuple[str, ...]] = {
 }
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-  "addition_time_embed_dim": (None,),
   "attention_type": ("default",),
   "class_embeddings_concat": (False,),
   "encoder_hid_dim_type": (None, "text_proj"),
@@ -114,7 +114,21 @@ def _check_together(fields: dict[str, Any]) -> None:
     if not fields.get("projection_class_embeddings_input_dim"):
       raise ValueError("UNet2DConditionModel config: projection_class_embeddings_input_dim=None is not supported with "
                        f"class_embed_type={fields['class_embed_type']!r}; supported: the length of the class vector")
+  if fields.get("addition_embed_type") == "text_time":
+    _check_text_time(fields)
   _check_text(fields)
+
+
+def _check_text_time(fields: dict[str, Any]) -> None:
+  """Checks the widths of the added embedding of SDXL: the pooled text, and six numbers as sinusoids."""
+  dim, width = fields.get("addition_time_embed_dim"), fields.get("projection_class_embeddings_input_dim")
+  if not dim:
+    raise ValueError("UNet2DConditionModel config: addition_time_embed_dim=None is not supported with "
+                     "addition_embed_type='text_time'; supported: the number of sinusoids of a size")
+  if not width or width <= 6 * dim:
+    raise ValueError(f"UNet2DConditionModel config: projection_class_embeddings_input_dim={width!r} is not supported "
+                     f"with addition_embed_type='text_time' and addition_time_embed_dim={dim}; supported: 6 times "
+                     f"{dim}, and the width of the pooled text")
 
 
 def _check_text(fields: dict[str, Any]) -> None:
