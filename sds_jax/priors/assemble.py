@@ -36,8 +36,8 @@ class StoredNetworks:
     places: {name: where each parameter is stored}.
   """
 
-  def __init__(self, folder: Path, dtype: Any):
-    self.folder, self.dtype = folder, dtype
+  def __init__(self, folder: Path, dtype: Any, variant: str = ""):
+    self.folder, self.dtype, self.variant = folder, dtype, variant
     self.networks: dict[str, nn.Module] = {}
     self.places: dict[str, dict[Any, Stored]] = {}
 
@@ -50,7 +50,7 @@ class StoredNetworks:
       folder: below the prior's folder (None: `name`).
       **fields: further fields of the module, as `vae_remat`.
     """
-    network, places = open_component(self.folder / (folder or name), kind or name, self.dtype, **fields)
+    network, places = open_component(self.folder / (folder or name), kind or name, self.dtype, self.variant, **fields)
     self.networks[name], self.places[name] = network, places
     return network
 
@@ -86,7 +86,7 @@ def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
                text: Callable[[Sequence[str]], Mapping[str, Array]] | None = None,
                photo: PhotoConditioning | None = None, camera_dim: int = 0, ray_dim: int = 0,
                vocabulary: frozenset[str] | None = None,
-               check_prompt: Callable[..., None] = accept_any_prompt) -> Prior:
+               check_prompt: Callable[..., None] = accept_any_prompt, notes: Sequence[str] = ()) -> Prior:
   """Returns the prior of a U-Net with cross-attention.
 
   Args:
@@ -97,7 +97,7 @@ def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
     scheduler: content of a scheduler_config.json.
     text: (prompts: n strings) -> {"text": [n, T, D]}; None for a prior that is conditioned on a photo.
     photo: how the prior is conditioned on a photo; None for a prior that is conditioned on a prompt.
-    camera_dim, ray_dim, vocabulary, check_prompt: see `Prior`.
+    camera_dim, ray_dim, vocabulary, check_prompt, notes: see `Prior`.
   """
   # Read now, so that an unsupported scheduler fails before weights are loaded.
   schedule, prediction_type = schedule_from_config(scheduler), prediction_type_from_config(scheduler)
@@ -121,7 +121,7 @@ def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
 
   return Prior(source.name, space.image_size, space.x_shape, space.bound, schedule, prediction_type, embed,
                space.encode, space.decode, denoise, source, photo, vocabulary, check_prompt, camera_dim, ray_dim,
-               predict)
+               predict, tuple(notes))
 
 
 def unet_input(x: Array, camera: Array | None, ray_dim: int) -> Array:

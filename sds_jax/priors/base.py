@@ -70,6 +70,7 @@ class Prior:
     ray_dim: channels of rays that `denoise` computes from the camera features and adds to the network's input; 0: none.
     predict: like `denoise`, but returns the network's output, of `prediction_type`, as sampling needs at alpha = 0,
       where eps does not tell x0; None: only `denoise` is known.
+    notes: lines for the log: what opening decided where the files leave a choice or contradict each other.
   """
   name: str
   image_size: int
@@ -88,6 +89,7 @@ class Prior:
   camera_dim: int = 0
   ray_dim: int = 0
   predict: DenoiseFn | None = None
+  notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +126,14 @@ class Options:
     dtype: of parameters and of the networks' activations; inputs and outputs of `Prior`'s functions are float32.
     any_words: whether a prior with a vocabulary accepts prompts with other words.
     vae_remat: whether the gradient through the VAE's encoder recomputes the inside of its blocks: less memory, slower.
+    image_size: height and width of the images of a prior of latents; 0: those of the files.
+    variant: of the weight files, as in `<stem>.<variant>.safetensors`; "": the files without a variant first.
   """
   dtype: Any = jnp.float32
   any_words: bool = False
   vae_remat: bool = False
+  image_size: int = 0
+  variant: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

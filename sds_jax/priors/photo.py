@@ -87,8 +87,8 @@ def null_condition(cond: Any) -> Any:
 
 def open_photo(folder: Path, projection: CCProjection, projection_name: str, pose: str, space: Space, dtype: Any,
                resize: Callable[[Array, int], Array], space_places: Mapping[str, dict[Any, Stored]] | None = None,
-               patch_tokens: bool = False, camera_dim: int = 0,
-               camera: tuple[float, float] | None = None) -> PhotoConditioning:
+               patch_tokens: bool = False, camera_dim: int = 0, camera: tuple[float, float] | None = None,
+               variant: str = "") -> PhotoConditioning:
   """Opens the image encoder of a prior's folder; reads no weights.
 
   Where the folder has an elevation head, opens the head as well.
@@ -104,12 +104,13 @@ def open_photo(folder: Path, projection: CCProjection, projection_name: str, pos
     space_places: {network: where its parameters are stored} of the networks that `space.condition` needs.
     patch_tokens: whether the tokens of the photo's patches follow the token of the whole photo.
     camera_dim, camera: see `PhotoConditioning`.
+    variant: of the weight files, see `checkpoint.weight_files`.
 
   Raises:
     CheckpointError: a file is missing or damaged, or parts do not fit each other.
     ValueError: a network is of a kind that is not supported.
   """
-  encoder, encoder_places = open_component(folder / "image_encoder", "image_encoder", dtype)
+  encoder, encoder_places = open_component(folder / "image_encoder", "image_encoder", dtype, variant)
   # A token joined to the pose is what the projection takes.
   if projection.in_features != encoder.projection_dim + POSE_DIM:
     raise CheckpointError(f"{folder}: {projection_name} takes {projection.in_features} numbers, expected "
@@ -117,7 +118,7 @@ def open_photo(folder: Path, projection: CCProjection, projection_name: str, pos
                           "the pose")
   head = head_places = None
   if (folder / "elevation_head").is_dir():
-    head, head_places = open_component(folder / "elevation_head", "elevation_head", dtype)
+    head, head_places = open_component(folder / "elevation_head", "elevation_head", dtype, variant)
   normalise = clip_pixels.normaliser(folder / "feature_extractor")
 
   # Compiled once for any number of photos; the parameters are arguments and are not kept.

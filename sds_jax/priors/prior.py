@@ -25,7 +25,7 @@ from sds_jax.types import Params
 
 
 def build(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_words: bool = False,
-          vae_remat: bool = False, random_weights: bool = False) -> tuple[Prior, Params]:
+          vae_remat: bool = False, random_weights: bool = False, **choices: Any) -> tuple[Prior, Params]:
   """Opens a prior and loads its parameters, {network: tree}.
 
   The networks are `unet`, `vae` of a latent prior, and `cc_projection` of a prior that is conditioned on a photo. All
@@ -41,31 +41,33 @@ def build(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_words: 
     vae_remat: whether the gradient through the VAE's encoder recomputes the inside of its blocks: less memory, slower.
     random_weights: whether the networks have random weights, and prompts random embeddings, in place of the published
       ones; no file is read then. Only for a name of `published.PRIORS`.
+    **choices: further fields of `base.Options`, such as `variant`.
 
   Raises:
     CheckpointError (a ValueError): the folder or a file in it is missing or wrong, or cannot be downloaded.
     ValueError: a network is of a kind that is not supported, or random weights are asked of a prior without published
       shapes.
   """
-  prior, weights = open_prior(name_or_path, dtype, any_words, vae_remat, random_weights)
+  prior, weights = open_prior(name_or_path, dtype, any_words, vae_remat, random_weights, **choices)
   return prior, weights.load()
 
 
 def open_prior(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_words: bool = False,
                vae_remat: bool = False, random_weights: bool = False,
-               check: Callable[[Prior], None] = lambda prior: None) -> tuple[Prior, Weights]:
+               check: Callable[[Prior], None] = lambda prior: None, **choices: Any) -> tuple[Prior, Weights]:
   """Opens a prior as `build` does, without loading its parameters.
 
   The shapes of the parameters are known already.
 
   Args:
-    name_or_path, dtype, any_words, vae_remat, random_weights: as in `build`.
+    name_or_path, dtype, any_words, vae_remat, random_weights, **choices: as in `build`.
     check: (prior) -> None; raises an error for a prior that does not suit the caller. For a prior that has to be
       downloaded, `check` runs before its weights are fetched.
   """
-  name, options = os.fspath(name_or_path), Options(dtype, any_words, vae_remat)
+  name, options = os.fspath(name_or_path), Options(dtype, any_words, vae_remat, **choices)
   # `find` calls `check` before it fetches weights; the call below serves folders and random weights.
-  opened = _open_random(name, options) if random_weights else open_folder(find(name, dtype, check=check), options)
+  opened = _open_random(name, options) if random_weights else open_folder(
+    find(name, dtype, check=check, options=options), options)
   check(opened[0])
   return opened
 

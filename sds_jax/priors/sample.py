@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--guidance_scale", type=float, default=5., help="1 is no guidance (default: %(default)s)")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the networks")
+  parser.add_argument("--variant", default="", help="of the weight files, such as fp16_ema (default: none first)")
+  parser.add_argument("--image_size", type=int, default=0, help="pixels, for a prior of latents (default: its own)")
   views = parser.add_argument_group("views of a photo, for a prior that is conditioned on a photo")
   views.add_argument("--picture", type=terminal.user_path, help="a square photo of the object, on white or transparent")
   views.add_argument("--azimuth_deg", type=float, nargs="+",
@@ -76,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.error("give either --prompt=TEXT or, for a prior that is conditioned on a photo, --picture=FILE")
   if args.num < 1:
     parser.error(f"--num={args.num} must be at least 1")
+  if args.image_size < 0:
+    parser.error(f"--image_size={args.image_size} must be at least 0")
   if not 0 <= args.seed < 2**32:
     parser.error(f"--seed={args.seed} must be from 0 to 2^32 - 1")
   if not args.out.absolute().parent.is_dir() or args.out.is_dir():
@@ -84,9 +88,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   compilation.prepare()
   try:
     picture = read_picture(args.picture) if args.picture else None
-    prior, params = build(args.prior, dtype=args.dtype)
+    prior, params = build(args.prior, dtype=args.dtype, variant=args.variant, image_size=args.image_size)
     images = len(args.azimuth_deg) if args.picture and args.azimuth_deg else args.num
-    print(f"prior: {prior.source}; drawing {images} images in {args.steps} steps ...", flush=True)
+    print(*prior.notes, f"prior: {prior.source}; drawing {images} images in {args.steps} steps ...", sep="\n",
+          flush=True)
     if args.picture:
       drawn = _views(prior, params, picture, args)
     else:

@@ -87,7 +87,8 @@ def published_names(pictures: bool) -> list[str]:
   return [name for name in HUB_IDS if takes_pictures(name) == pictures]
 
 
-def find(name: str, dtype: Any, hub: Hub | None = None, check: Callable[[Prior], None] = lambda prior: None) -> Source:
+def find(name: str, dtype: Any, hub: Hub | None = None, check: Callable[[Prior], None] = lambda prior: None,
+         options: Options | None = None) -> Source:
   """Returns the source of a prior; downloads missing files.
 
   Args:
@@ -95,6 +96,7 @@ def find(name: str, dtype: Any, hub: Hub | None = None, check: Callable[[Prior],
     dtype: of the weights that are wanted; for 16 bits, files of 16 bits are preferred.
     hub: the model hub and its local cache (None: those of huggingface_hub, with its environment variables).
     check: (prior, opened without weights) -> None; called before weights are fetched, and may raise any error.
+    options: by which `check`'s prior is opened, and which variant of the weights is wanted; None: `Options(dtype)`.
 
   Raises:
     CheckpointError: the prior does not exist or cannot be downloaded; one line names the reason and the remedy.
@@ -119,7 +121,7 @@ def find(name: str, dtype: Any, hub: Hub | None = None, check: Callable[[Prior],
                           "nor a folder that exists nor a hub id ('owner/name')")
   repos = HUB_IDS.get(name) or (match["repo"],)
   revision = match["revision"] if match and match["revision"] else "main"
-  return _from_hub(name, repos, revision, dtype, hub or default_hub(), check)
+  return _from_hub(name, repos, revision, options or Options(dtype), hub or default_hub(), check)
 
 
 def _is_file(path: Path) -> bool:
@@ -133,13 +135,13 @@ def _is_file(path: Path) -> bool:
     return False
 
 
-def _from_hub(name: str, repos: tuple[str, ...], revision: str, dtype: Any, hub: Hub,
+def _from_hub(name: str, repos: tuple[str, ...], revision: str, options: Options, hub: Hub,
               check: Callable[[Prior], None]) -> Source:
   """Returns the first of `repos` with a complete copy in the cache, else the first that can be fetched."""
   lacking: dict[str, tuple[Path, list[str]]] = {}
   for repo in repos:
     for folder in hub.cached(repo, revision):
-      absent = missing(folder)
+      absent = missing(folder, options.variant)
       # The cache names the folder of a snapshot after its commit.
       if not absent:
         return Source(name, folder, repo, folder.name)
@@ -147,7 +149,7 @@ def _from_hub(name: str, repos: tuple[str, ...], revision: str, dtype: Any, hub:
   problems = []
   for repo in repos:
     try:
-      folder = _fetch(name, repo, revision, dtype, hub, check)
+      folder = _fetch(name, repo, revision, options, hub, check)
       return Source(name, folder, repo, folder.name)
     except (Unavailable, CheckpointError) as error:
       where, absent = lacking.get(repo, (None, []))
@@ -161,7 +163,7 @@ def _from_hub(name: str, repos: tuple[str, ...], revision: str, dtype: Any, hub:
                         "can be named instead: --config.prior.path=FOLDER")
 
 
-def _fetch(name: str, repo: str, revision: str, dtype: Any, hub: Hub, check: Callable[[Prior], None]) -> Path:
+def _fetch(name: str, repo: str, revision: str, options: Options, hub: Hub, check: Callable[[Prior], None]) -> Path:
   """Downloads the files that the repository's family reads; returns their folder.
 
   The small files come first. All that they say is checked before the weights, which may be gigabytes, are asked for.
@@ -171,26 +173,26 @@ def _fetch(name: str, repo: str, revision: str, dtype: Any, hub: Hub, check: Cal
     raise Unavailable(f"it is no model in diffusers' format: there is no {INDEX}{describe_names(names)}")
   folder = hub.fetch(repo, revision, [INDEX])  # says which family, and so which files
   index = read_index(folder)
-  chosen = choose_files(names, family_of(folder, index).files(index), dtype)
+  chosen = choose_files(names, family_of(folder, index).files(index), options.dtype, options.variant)
   small = [file for file in chosen if not file.endswith(".safetensors")]
   # Weights are left for later: `check` may refuse the prior, and they may be gigabytes.
   folder = hub.fetch(repo, revision, small)
   with configs_only():
-    check(open_folder(Source(name, folder, repo, folder.name), Options(dtype))[0])
+    check(open_folder(Source(name, folder, repo, folder.name), options)[0])
   print(f"fetching {len(chosen)} files of {repo} ...", flush=True)
   folder = hub.fetch(repo, revision, chosen)
-  lacking = missing(folder)
+  lacking = missing(folder, options.variant)
   if lacking:
     raise Unavailable(f"the download left out {', '.join(lacking)}; run it again")
   return folder
 
 
-def missing(folder: Path) -> list[str]:
+def missing(folder: Path, variant: str = "") -> list[str]:
   """Returns the files that a folder lacks (`hub.missing_files`)."""
   if not (folder / INDEX).is_file():
     return [INDEX]
   index = read_index(folder)
-  return missing_files(folder, index, family_of(folder, index).files(index))
+  return missing_files(folder, index, family_of(folder, index).files(index), variant)
 
 
 def _describe(name: str, folder: Path) -> Source:

@@ -2,10 +2,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 
 from sds_jax.priors import published
-from sds_jax.schema import Scheduled, folder, one_of, scheduled, sentence, setting, switch
+from sds_jax.schema import Legal, Scheduled, folder, one_of, scheduled, sentence, setting, switch, whole
+
+
+_VARIANT = Legal(lambda v: re.fullmatch(r"[A-Za-z0-9_-]{0,100}", v) is not None,
+                 "at most 100 letters, digits, '_' and '-'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,6 +19,8 @@ class PriorSettings:
   name: str = setting("shapeworld", sentence(), "a shipped or published prior, a hub id 'owner/name', or a folder")
   path: str = setting("", folder(" (empty: `name` counts)"), "a folder in diffusers format, in place of `name`")
   dtype: str = setting("float32", one_of(("float32", "bfloat16")), "precision of the prior's weights and activations")
+  variant: str = setting("", _VARIANT, "variant of the weight files, such as fp16 or fp16_ema; empty: none first")
+  image_size: int = setting(0, whole(0, 8192), "pixels of the images of a prior of latents; 0: as its files say")
   random_weights: bool = setting(False, switch(), "random weights in the shapes of `name`; reads no file; for timing")
   vae_remat: bool = setting(False, switch(), "recompute the VAE encoder in its gradient: less memory, more time")
   allow_unknown_words: bool = setting(False, switch(), "accept prompts with words that a small prior never saw")
@@ -24,6 +31,9 @@ class PriorSettings:
       yield (f"{path}.random_weights={self.random_weights!r} needs the name of a published prior, not {path}."
              f"{'path' if self.path else 'name'}={self.path or self.name!r}: set {path}.name to one of "
              f"{', '.join(published.PRIORS)}, or random_weights to False")
+    if self.random_weights and self.variant:
+      yield (f"{path}.variant={self.variant!r} has no effect on random weights: set it to '', or random_weights to "
+             "False")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -156,7 +156,8 @@ class Image3DTask(ObjectTask):
     """The settings by which the second prior is opened."""
     words, first = self.settings.words, self.settings.prior
     random_weights = first.random_weights and not words.path and words.prior in published.PRIORS
-    return dataclasses.replace(first, name=words.prior, path=words.path, random_weights=random_weights)
+    return dataclasses.replace(first, name=words.prior, path=words.path, random_weights=random_weights,
+                               variant="", image_size=0)
 
   @property
   def second_distillation(self) -> DistillationSettings:

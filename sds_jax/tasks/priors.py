@@ -46,7 +46,7 @@ def open_prior(prior: PriorSettings, distillation: DistillationSettings, task: s
 
   try:
     return prior_lib.open_prior(prior.path or prior.name, prior.dtype, prior.allow_unknown_words, prior.vae_remat,
-                                prior.random_weights, check)
+                                prior.random_weights, check, image_size=prior.image_size, variant=prior.variant)
   # Both are ValueErrors whose messages need no prefix.
   except (CheckpointError, ConfigError):
     raise
@@ -90,6 +90,7 @@ def describe_choices(prior: Prior, distillation: DistillationSettings, negative_
   guided = f"guidance_scale={d.guidance_scale} ({d.guidance_convention}), " if find(d.estimator).guided else ""
   lines = [f"prior: {prior.source}",
            f"estimator: {d.estimator}, {guided}weighting={d.weighting}, t from {d.t_min} to {d.t_max}"]
+  lines += prior.notes
   note = conditions.substitutions(prior, d, negative_prompt)
   return [*lines, note] if note else lines
 

@@ -168,7 +168,7 @@ def test_sample_command(request, tmp_path, kind, size):
   (dict(in_channels=9), "the U-Net's in_channels is 9, expected 4"),
   (dict(out_channels=3), "the U-Net's out_channels is 3, expected 4"),
   (dict(cross_attention_dim=16), "the text encoder's width is 12, expected 16"),
-  (dict(sample_size=None), "sample_size=None should be a positive integer")])
+  (dict(sample_size=[8, 4]), r"sample_size=\(8, 4\) should be a positive integer, .* twice")])
 def test_parts_that_don_t_fit(sd_folder, tmp_path, random_params, monkeypatch, change, expected):
   monkeypatch.setattr(checkpoint, "abstract_params", abstract_params)
   for path in sd_folder.iterdir():

@@ -8,7 +8,9 @@ from sds_jax.settings import generator, photo
 from sds_jax.settings.recipes import image2d, image3d, text3d
 
 RECIPES = {"text3d": text3d, "image3d": image3d, "image2d": image2d}
-NEW = {"text3d": {"generator.name": "field"}, "image3d": {"generator.name": "field"}, "image2d": {}}
+_PRIOR = {"prior.variant": "", "prior.image_size": 0}
+NEW = {"text3d": _PRIOR | {"generator.name": "field"}, "image3d": _PRIOR | {"generator.name": "field"},
+       "image2d": _PRIOR}
 """Settings that there were not then."""
 
 

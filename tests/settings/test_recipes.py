@@ -138,7 +138,7 @@ def refused(from_words, words, parts):
 
 @pytest.mark.parametrize("recipes, words, prior", [
   (text3d, "my.module:make", "shapeworld"), (text3d, "dreamfusion, my.module:make,sd15", "sd15"),
-  (image3d, "my.module:make", "shapeworld-views"), (image3d, "magic123,my.module:make", "zero123-xl"),
+  (image3d, "my.module:make", "shapeworld-views"), (image3d, "magic123,my.module:make", "zero123"),
   (image2d, "my.module:make,sd15", "sd15")])
 def test_a_generator_of_the_users_own(recipes, words, prior):
   config = recipes.from_words(words)
@@ -186,3 +186,27 @@ def test_the_reference_has_every_setting(flatten, task):
   page = settings.reference_markdown(task)
   assert all(f"| `{name}` |" in page for name in flatten(settings.TREES[task]()))
   assert all(len(line.replace("\\|", "").split("|")) == 6 for line in page.splitlines() if line.startswith("|"))
+
+
+def test_recipes_of_photos_have_the_published_values():
+  """Once more by hand, from the last configurations of threestudio: step s of n is the fraction s / n."""
+  steps, quarter = 600, 1 / 4  # a quarter: normals in [-1, 1], not [0, 1]
+  zero = validate(image3d.from_words("zero123"))
+  assert (zero.prior.name, zero.training.steps, zero.training.views) == ("zero123-xl", steps, 12)
+  assert (zero.camera.distance, zero.camera.fov_deg, zero.camera.elevation_deg) == (
+    (3.8, 3.8), (20.0, 20.0), (-10.0, 80.0))
+  assert zero.picture.elevation_deg == 5.0 and zero.distillation.guidance_scale == 3.0
+  for schedule, first, last in ((zero.distillation.t_min, 0.4, 0.2), (zero.distillation.t_max, 0.85, 0.5)):
+    assert schedule == ((0.0, first), (pytest.approx(200 / steps, abs=1e-3), last))
+  loss = zero.loss
+  assert (loss.sds, loss.rgb, loss.mask, loss.orientation, loss.opacity, loss.entropy, loss.smoothness) == (
+    0.1, 500.0, 50.0, 1.0, 0.1, 0.1, 8.0 * quarter)
+  config = image3d.from_words("magic123")
+  config.prompt = "a hamburger"
+  magic = validate(config)
+  assert (magic.prior.name, magic.words.prior, magic.training.steps, magic.training.views) == (
+    "zero123", "sd15", 10_000, 1)
+  loss = magic.loss
+  assert (loss.sds, loss.words, loss.rgb, loss.mask, loss.smoothness, loss.orientation) == (
+    1.0, 0.025, 1000.0, 100.0, 1000.0 * quarter, 0.0)
+  assert (magic.distillation.t_min, magic.distillation.t_max, magic.words.guidance_scale) == (0.2, 0.6, 100.0)

@@ -12,6 +12,7 @@ from sds_jax.priors.loading.checkpoint import check_configs, config_error
 from sds_jax.priors.loading.files import CheckpointError, read_json
 from sds_jax.priors.loading.single_files import describe_folder
 from sds_jax.priors.loading.source import Source
+from sds_jax.priors.loading.variants import check_variant
 from sds_jax.priors.networks.config_check import FLAG, MAX_WIDTH, ValueRule, check_values, optional, shown, whole
 
 FAMILIES: list[Family] = [STABLE_DIFFUSION, DEEPFLOYD, ZERO123, SHAPEWORLD, SHAPEWORLD_VIEWS]
@@ -65,11 +66,17 @@ def open_folder(source: Source, options: Options) -> tuple[Prior, Weights]:
     files = family.files(index)
     # Values first: tracing a network with a hostile width could take all memory or time.
     check_configs(source.folder, {**files.components, **files.optional})
-    return family.open(source, index, options)
+    check_variant(source.folder, files.components, options.variant)
+    prior, weights = family.open(source, index, options)
   except CheckpointError:
     raise
   except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
     raise config_error(source.folder / "model_index.json", error) from error
+  if options.image_size not in (0, prior.image_size):
+    raise CheckpointError(f"config.prior.image_size={options.image_size} has no effect on the prior {source.name!r}, a "
+                          f"model of {family.name} whose images have {prior.image_size}x{prior.image_size} pixels: set "
+                          "it to 0")
+  return prior, weights
 
 
 def family_of(folder: Path, index: Config) -> Family:

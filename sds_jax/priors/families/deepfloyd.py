@@ -12,6 +12,7 @@ from typing import Any
 from sds_jax.priors.assemble import (RandomNetworks, StoredNetworks, check_text, check_unet, make_prior,
                                      positive_integer, read_scheduler)
 from sds_jax.priors.base import Config, Family, Options, Prior, Published, Weights
+from sds_jax.priors.latent_size import square_side
 from sds_jax.priors.loading.checkpoint import COMPONENTS
 from sds_jax.priors.loading.hub import Files
 from sds_jax.priors.loading.random_weights import random_text_encoder
@@ -51,12 +52,13 @@ def files(index: Config) -> Files:
 def open_folder(source: Source, index: Config, options: Options) -> tuple[Prior, Weights]:
   """Opens an IFPipeline folder; reads no weights."""
   del index
-  folder, networks = source.folder, StoredNetworks(source.folder, options.dtype)
+  folder, networks = source.folder, StoredNetworks(source.folder, options.dtype, options.variant)
   scheduler = read_scheduler(source)
   unet = networks.open("unet")
-  space = pixel_space(positive_integer(folder / "unet" / "config.json", "sample_size", unet.sample_size))
+  path = folder / "unet" / "config.json"
+  space = pixel_space(positive_integer(path, "sample_size", square_side(path, "sample_size", unet.sample_size)))
   check_unet(folder, unet, space)
-  text = open_t5(folder, options.dtype)
+  text = open_t5(folder, options.dtype, options.variant)
   check_text(folder, unet, text)
   return make_prior(source, space, unet, scheduler, text), networks.weights()
 

@@ -50,9 +50,9 @@ def view_files(index: Config) -> Files:
 
 def open_folder(source: Source, index: Config, options: Options) -> tuple[Prior, Weights]:
   """Opens a prior that is conditioned on a prompt; reads no weights."""
-  networks, scheduler = StoredNetworks(source.folder, options.dtype), read_scheduler(source)
+  networks, scheduler = StoredNetworks(source.folder, options.dtype, options.variant), read_scheduler(source)
   unet, space, cameras = _open_unet(source, index, networks, images=1)
-  text = open_clip_text(source.folder, options.dtype)
+  text = open_clip_text(source.folder, options.dtype, options.variant)
   check_text(source.folder, unet, text)
   known = {} if options.any_words else _language(index)
   return make_prior(source, space, unet, scheduler, text, **cameras, **known), networks.weights()
@@ -60,13 +60,14 @@ def open_folder(source: Source, index: Config, options: Options) -> tuple[Prior,
 
 def open_view_folder(source: Source, index: Config, options: Options) -> tuple[Prior, Weights]:
   """Opens a prior that is conditioned on a photo and a pose; reads no weights."""
-  folder, networks = source.folder, StoredNetworks(source.folder, options.dtype)
+  folder, networks = source.folder, StoredNetworks(source.folder, options.dtype, options.variant)
   scheduler = read_scheduler(source)
   unet, space, cameras = _open_unet(source, index, networks, images=2)
   projection = networks.open("cc_projection")
   photo = open_photo(folder, projection, "cc_projection", pose_convention(index, folder, "distance"), space,
                      options.dtype, clip_pixels.antialiased, patch_tokens=bool(index.get("patch_tokens", False)),
-                     camera_dim=cameras["camera_dim"], camera=(DISTANCE, math.degrees(FOV_Y)))
+                     camera_dim=cameras["camera_dim"], camera=(DISTANCE, math.degrees(FOV_Y)),
+                     variant=options.variant)
   check_facts(folder, ("the width that cc_projection gives", projection.out_features, unet.text_dim))
   return make_prior(source, space, unet, scheduler, photo=photo, **cameras), networks.weights()
 

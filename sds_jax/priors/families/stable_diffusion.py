@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from sds_jax.priors.assemble import (RandomNetworks, StoredNetworks, check_text, check_unet, make_prior,
-                                     positive_integer, read_scheduler)
+                                     read_scheduler)
 from sds_jax.priors.base import Config, Family, Options, Prior, Published, Weights
+from sds_jax.priors.latent_size import chosen_size, stable_diffusion_size
 from sds_jax.priors.loading.checkpoint import COMPONENTS
 from sds_jax.priors.loading.hub import Files
 from sds_jax.priors.loading.random_weights import random_text_encoder
@@ -55,23 +56,26 @@ def files(index: Config) -> Files:
 def open_folder(source: Source, index: Config, options: Options) -> tuple[Prior, Weights]:
   """Opens a StableDiffusionPipeline folder; reads no weights."""
   del index
-  folder, networks = source.folder, StoredNetworks(source.folder, options.dtype)
+  folder, networks = source.folder, StoredNetworks(source.folder, options.dtype, options.variant)
   scheduler = read_scheduler(source)
   unet = networks.open("unet")
   vae = networks.open("vae", remat=options.vae_remat)
-  space = latent_space(vae, positive_integer(folder / "unet" / "config.json", "sample_size", unet.sample_size))
+  size, notes = stable_diffusion_size(folder, unet, vae, scheduler, options.image_size)
+  space = latent_space(vae, size)
   check_unet(folder, unet, space)
-  text = open_clip_text(folder, options.dtype)
+  text = open_clip_text(folder, options.dtype, options.variant)
   check_text(folder, unet, text)
-  return make_prior(source, space, unet, scheduler, text), networks.weights()
+  return make_prior(source, space, unet, scheduler, text, notes=notes), networks.weights()
 
 
 def open_random(source: Source, configs: Mapping[str, Config], options: Options) -> tuple[Prior, Weights]:
   """Opens a prior of published shapes with random weights and random embeddings."""
   networks = RandomNetworks(configs, options.dtype)
   unet = networks.open("unet")
-  space = latent_space(networks.open("vae", remat=options.vae_remat), unet.sample_size)
-  prior = make_prior(source, space, unet, configs["scheduler"], random_text_encoder(unet.text_dim))
+  vae = networks.open("vae", remat=options.vae_remat)
+  size, notes = chosen_size(None, unet, vae, options.image_size)
+  prior = make_prior(source, latent_space(vae, size), unet, configs["scheduler"], random_text_encoder(unet.text_dim),
+                     notes=notes)
   return prior, networks.weights()
 
 

@@ -12,9 +12,10 @@ import re
 from typing import Any
 
 from sds_jax.priors.assemble import (RandomNetworks, StoredNetworks, check_facts, check_unet, make_prior,
-                                     positive_integer, read_scheduler)
+                                     read_scheduler)
 from sds_jax.priors.base import Config, Family, Options, Prior, Published, Weights
 from sds_jax.priors.families.stable_diffusion import SD1_UNET, SD_SCHEDULER, SD_VAE
+from sds_jax.priors.latent_size import chosen_size
 from sds_jax.priors.loading import clip_pixels
 from sds_jax.priors.loading.checkpoint import COMPONENTS
 from sds_jax.priors.loading.hub import Files
@@ -51,28 +52,31 @@ def files(index: Config) -> Files:
 
 def open_folder(source: Source, index: Config, options: Options) -> tuple[Prior, Weights]:
   """Opens a folder of either pipeline class; reads no weights."""
-  folder, networks = source.folder, StoredNetworks(source.folder, options.dtype)
+  folder, networks = source.folder, StoredNetworks(source.folder, options.dtype, options.variant)
   scheduler = read_scheduler(source)
   unet = networks.open("unet")
   vae = networks.open("vae", remat=options.vae_remat)
-  space = latent_space(vae, positive_integer(folder / "unet" / "config.json", "sample_size", unet.sample_size))
+  size, notes = chosen_size(folder, unet, vae, options.image_size, native=ZERO123_UNET["sample_size"])
+  space = latent_space(vae, size)
   check_unet(folder, unet, space, images=2)
   name = PROJECTIONS[index["_class_name"]]
   projection = networks.open("cc_projection", folder=name)
   photo = open_photo(folder, projection, name, pose(index, source), space, options.dtype,
                      RESIZE[index["_class_name"]], space_places={"vae": networks.places["vae"]},
-                     patch_tokens=bool(index.get("patch_tokens", False)))
+                     patch_tokens=bool(index.get("patch_tokens", False)), variant=options.variant)
   check_facts(folder, (f"the width that {name} gives", projection.out_features, unet.text_dim))
-  return make_prior(source, space, unet, scheduler, photo=photo), networks.weights()
+  return make_prior(source, space, unet, scheduler, photo=photo, notes=notes), networks.weights()
 
 
 def open_random(source: Source, configs: Mapping[str, Config], options: Options) -> tuple[Prior, Weights]:
   """Opens a prior of published shapes with random weights and random features of the photo."""
   networks = RandomNetworks(configs, options.dtype)
   unet = networks.open("unet")
-  space = latent_space(networks.open("vae", remat=options.vae_remat), unet.sample_size)
+  vae = networks.open("vae", remat=options.vae_remat)
+  size, notes = chosen_size(None, unet, vae, options.image_size)
+  space = latent_space(vae, size)
   photo = random_photo(networks.open("cc_projection"), pose({}, source), space)
-  return make_prior(source, space, unet, configs["scheduler"], photo=photo), networks.weights()
+  return make_prior(source, space, unet, configs["scheduler"], photo=photo, notes=notes), networks.weights()
 
 
 def is_stable_zero123(name: str) -> bool:

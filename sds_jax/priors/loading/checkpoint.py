@@ -121,11 +121,14 @@ def read_component(folder: str | os.PathLike, kind: str | Component, dtype: Any 
   return model, load_on_device(places, dtype)
 
 
-def open_component(folder: str | os.PathLike, kind: str | Component, dtype: Any = jnp.float32,
+def open_component(folder: str | os.PathLike, kind: str | Component, dtype: Any = jnp.float32, variant: str = "",
                    **options: Any) -> tuple[nn.Module, dict[names.Path, Stored]]:
   """Returns (linen module, {Flax path: where the parameter is stored}) of a component folder, from headers alone.
 
-  Arguments and errors are those of `read_component`.
+  Other arguments and errors are those of `read_component`.
+
+  Args:
+    variant: of the weight files; a folder without this variant is read as if "" had been given.
   """
   part, folder = component(kind), Path(folder)
   if not folder.is_dir():
@@ -133,7 +136,7 @@ def open_component(folder: str | os.PathLike, kind: str | Component, dtype: Any 
   model, expected = _network(folder / "config.json", part, dict(options, dtype=dtype))
   if _CONFIGS_ONLY.get():
     return model, {}
-  return model, locate(weight_files(folder, part.stem), expected, part.table)
+  return model, locate(weight_files(folder, part.stem, variant), expected, part.table)
 
 
 _CONFIGS_ONLY = contextvars.ContextVar("configs_only", default=False)
@@ -150,6 +153,11 @@ def configs_only() -> Iterator[None]:
     yield
   finally:
     _CONFIGS_ONLY.reset(token)
+
+
+def reads_configs_only() -> bool:
+  """Returns whether `configs_only` is in effect."""
+  return _CONFIGS_ONLY.get()
 
 
 def check_configs(folder: Path, components: Mapping[str, Component]) -> None:
@@ -251,18 +259,20 @@ def load(places: Mapping[names.Path, Stored], dtype: Any,
   return traverse_util.unflatten_dict(flat)
 
 
-def weight_files(folder: Path, stem: str) -> list[Path]:
+def weight_files(folder: Path, stem: str, variant: str = "") -> list[Path]:
   """Returns the safetensors files of a component, shards in order, whether or not the shards exist.
+
+  The given variant comes first, then files without a variant, then VARIANTS.
 
   Raises:
     CheckpointError: there are none, or a damaged index.
   """
-  for variant in ("", *VARIANTS):
-    whole = folder / variant_name(f"{stem}.safetensors", variant)
+  for kind in dict.fromkeys((variant, "", *VARIANTS)):
+    whole = folder / variant_name(f"{stem}.safetensors", kind)
     if is_there(whole):
       return [whole]
     # Older writers put the variant's name at another place.
-    for index in index_names(stem, variant):
+    for index in index_names(stem, kind):
       if is_there(folder / index):
         return _shards(folder / index)
   pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)

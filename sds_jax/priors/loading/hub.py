@@ -14,6 +14,7 @@ from sds_jax.priors.loading.checkpoint import (NO_PICKLES, PICKLES, VARIANTS, Co
                                                weight_files)
 from sds_jax.priors.loading.files import CheckpointError
 from sds_jax.priors.loading.single_files import describe_names
+from sds_jax.priors.loading.variants import names_inside, variant_problem
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 """Files of every prior."""
@@ -129,16 +130,17 @@ def explain(error: BaseException, repo: str) -> Unavailable:
   return Unavailable(" ".join(f"{type(error).__name__}: {error}".split())[:300])
 
 
-def choose_files(names: Iterable[str], files: Files, dtype: Any) -> list[str]:
+def choose_files(names: Iterable[str], files: Files, dtype: Any, variant: str = "") -> list[str]:
   """Returns the files to fetch: one set of weights for each network, and the small files.
 
   Args:
     names: all files of the repository.
     files: the files that the family reads.
     dtype: of the weights that are wanted: 16 bits prefer the variants of 16 bits, 32 bits the full files.
+    variant: of the weights, before all others; the first network must have it.
 
   Raises:
-    Unavailable: the repository lacks model_index.json, a network, a network's safetensors or a tokenizer.
+    Unavailable: the repository lacks model_index.json, a network, a network's safetensors, the variant or a tokenizer.
   """
   names = sorted(names)
   if INDEX not in names:
@@ -154,8 +156,13 @@ def choose_files(names: Iterable[str], files: Files, dtype: Any) -> list[str]:
   chosen = [name for name in names if name in small]
   # Half the download where 16 bits are enough; full precision first where they are not.
   variants = (*VARIANTS, "") if jnp.dtype(dtype).itemsize == 2 else ("", *VARIANTS)
+  variants = (variant, *variants) if variant else variants
+  inside_of = {folder: [name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")]
+               for folder in components}
+  if problem := variant_problem(inside_of, files.components, variant):
+    raise Unavailable(problem)
   for folder, component in components.items():
-    inside = [name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")]
+    inside = inside_of[folder]
     weights = next(filter(None, (_weights(inside, component.stem, variant) for variant in variants)), None)
     if not weights:
       pickles = [name for name in inside if Path(name).suffix in PICKLES]
@@ -183,21 +190,25 @@ def _weights(names: list[str], stem: str, variant: str) -> list[str]:
   return [name for name in names if shard.fullmatch(name)] + index if index else []
 
 
-def missing_files(folder: Path, index: Mapping[str, Any], files: Files) -> list[str]:
+def missing_files(folder: Path, index: Mapping[str, Any], files: Files, variant: str = "") -> list[str]:
   """Returns the files that a prior's folder lacks, as after an interrupted download; [] for a complete folder.
 
   Args:
     folder: the prior's folder.
     index: its model_index.json; names the optional components that the prior has.
     files: the files that the family reads.
+    variant: of the weights; the first network must have it.
   """
   wanted = [folder / INDEX, folder / SCHEDULER]
   # The index says which optional networks the prior has, so that a half-finished download is noticed.
   optional = {name: component for name, component in files.optional.items() if name in index}
+  if variant and variant_problem(names_inside(folder, files.components), files.components, variant):
+    first, component = next(iter(files.components.items()))
+    wanted.append(folder / first / variant_name(f"{component.stem}.safetensors", variant))
   for name, component in {**files.components, **optional}.items():
     wanted.append(folder / name / "config.json")
     try:
-      wanted += weight_files(folder / name, component.stem) if (folder / name).is_dir() else []
+      wanted += weight_files(folder / name, component.stem, variant) if (folder / name).is_dir() else []
     except CheckpointError:  # no weights, or a damaged index of shards
       wanted.append(folder / name / f"{component.stem}.safetensors")
   tokenizer = folder / "tokenizer"

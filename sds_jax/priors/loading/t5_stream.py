@@ -24,17 +24,19 @@ ReadPart = Callable[..., Params]
 """(*path: names from the root of the parameter tree) -> the parameters below it."""
 
 
-def open_parts(folder: str | os.PathLike, dtype: Any = jnp.bfloat16) -> tuple[T5EncoderModel, ReadPart]:
+def open_parts(folder: str | os.PathLike, dtype: Any = jnp.bfloat16,
+               variant: str = "") -> tuple[T5EncoderModel, ReadPart]:
   """Returns the encoder in a transformers folder, and a function that reads a part of its parameters at each call.
 
   Args:
     folder: see `checkpoint.read_component`; all names and shapes are compared now, from the files' headers.
     dtype: of the parameters (host arrays) and of the network's activations.
+    variant: of the weight files, see `checkpoint.weight_files`.
 
   Raises:
     CheckpointError: as `checkpoint.read_component`.
   """
-  model, places = open_component(folder, "t5", dtype)
+  model, places = open_component(folder, "t5", dtype, variant)
 
   def read(*path: str) -> Params:
     return load({place[len(path):]: stored for place, stored in places.items() if place[:len(path)] == path}, dtype)

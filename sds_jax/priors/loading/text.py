@@ -57,6 +57,7 @@ class TextEncoder:
     shapes: {name: shape of one prompt's embeddings}.
     encode: (ids, mask or None) -> {name: [n, ...]}; reads the parameters and drops them.
     stem: file name of the weights, without variant and suffix.
+    variant: of the weight files, see `checkpoint.weight_files`.
   """
   folder: Path
   kind: str
@@ -65,6 +66,7 @@ class TextEncoder:
   shapes: Mapping[str, tuple[int, ...]]
   encode: Callable[[np.ndarray, np.ndarray | None], dict[str, Array]]
   stem: str = "model"
+  variant: str = ""
 
   def __call__(self, prompts: Sequence[str]) -> dict[str, Array]:
     """Reads the embeddings from the cache, or computes and stores them. Reads files, so not for use under jit.
@@ -91,7 +93,8 @@ class TextEncoder:
     fields = {field.name: str(getattr(self.model, field.name)) for field in dataclasses.fields(self.model)
               if field.name not in ("parent", "name")}
     # The content of the weights and not their path: a new download may replace them.
-    files = [[path.name, file_digest(path, cache_folder())] for path in weight_files(self.folder, self.stem)]
+    files = [[path.name, file_digest(path, cache_folder())]
+             for path in weight_files(self.folder, self.stem, self.variant)]
     facts = [_VERSION, self.kind, type(self.model).__name__, fields, read_json(self.folder / "config.json"), files,
              {name: list(shape) for name, shape in self.shapes.items()}, ids.tolist(),
              None if mask is None else mask.tolist(), jax.default_backend(),
@@ -99,7 +102,7 @@ class TextEncoder:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def open_clip_text(folder: Path, dtype: Any) -> TextEncoder:
+def open_clip_text(folder: Path, dtype: Any, variant: str = "") -> TextEncoder:
   """Opens the CLIP text encoder in `text_encoder/` and `tokenizer/` of a prior's folder; reads no weights.
 
   Encoding puts the whole encoder onto the device.
@@ -107,6 +110,7 @@ def open_clip_text(folder: Path, dtype: Any) -> TextEncoder:
   Args:
     folder: the prior's folder.
     dtype: of parameters and activations.
+    variant: of the weight files, see `checkpoint.weight_files`.
 
   Returns:
     An encoder that gives {"text": [n, T, D]}.
@@ -116,7 +120,7 @@ def open_clip_text(folder: Path, dtype: Any) -> TextEncoder:
       tokenizer do not fit each other.
     ValueError: config.json asks for something that is not supported.
   """
-  model, places = open_component(folder / "text_encoder", "clip_text", dtype)
+  model, places = open_component(folder / "text_encoder", "clip_text", dtype, variant)
   tokenizer = load_tokenizer(folder / "tokenizer")
   tokens = tokenizer.backend.get_vocab_size()
   if model.vocab_size != tokens:
@@ -128,16 +132,17 @@ def open_clip_text(folder: Path, dtype: Any) -> TextEncoder:
   apply = jax.jit(lambda params, ids: model.apply({"params": params}, ids))
   return TextEncoder(folder / "text_encoder", "clip_text", model, tokenizer,
                      {"text": (tokenizer.length, model.hidden_size)},
-                     lambda ids, mask: {"text": apply(load_on_device(places, dtype), jnp.asarray(ids))})
+                     lambda ids, mask: {"text": apply(load_on_device(places, dtype), jnp.asarray(ids))},
+                     variant=variant)
 
 
-def open_t5(folder: Path, dtype: Any) -> TextEncoder:
+def open_t5(folder: Path, dtype: Any, variant: str = "") -> TextEncoder:
   """Opens the T5 encoder in `text_encoder/` and `tokenizer/` of a prior's folder; reads no weights.
 
   Encoding puts one block at a time onto the device (`t5_stream`). Arguments, result and errors are those of
   `open_clip_text`.
   """
-  model, read = open_parts(folder / "text_encoder", dtype)
+  model, read = open_parts(folder / "text_encoder", dtype, variant)
   tokenizer = load_t5_tokenizer(folder / "tokenizer")
   tokens = tokenizer.backend.get_vocab_size()
   if tokens > model.vocab_size:
@@ -148,7 +153,7 @@ def open_t5(folder: Path, dtype: Any) -> TextEncoder:
     return {"text": encode_in_layers(read, model, jnp.asarray(ids), jnp.asarray(mask, jnp.int32))}
 
   return TextEncoder(folder / "text_encoder", "t5", model, tokenizer, {"text": (tokenizer.length, model.d_model)},
-                     encode)
+                     encode, variant=variant)
 
 
 def cache_folder() -> Path:

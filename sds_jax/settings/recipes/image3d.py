@@ -1,10 +1,21 @@
 """Published recipes of image-to-3D, and the settings of a few words: `zero123`, `magic123,FOLDER`.
 
-The published settings are those of threestudio's configurations, as far as this package has a setting for them. The
-exceptions: field, renders and optimizer are those of the recipe `threestudio_sd`; the background is white, where
-Zero-1-to-3's is learnt; the photo's own view is in every step; the depth loss is left out where no map is given, and
-compares by correlation; smoothness concerns the photo's view alone, and normals in [-1, 1], not [0, 1], so that its
-weights are a quarter of the published; Stable-Zero123's batches stay at 12.
+The published settings are those of threestudio's last configurations (commit 28d9d80, December 2024), as far as this
+package has a setting for them. The exceptions:
+
+- Field, renders and optimizer are those of the recipe `threestudio_sd`.
+- The background is white, where half of threestudio's views have a random colour.
+- The photo's own view is in every step.
+- The depth loss is left out where no map is given, and compares by correlation.
+- Smoothness concerns the photo's view alone (Magic123: the other view). Normals are in [-1, 1], not [0, 1], so that
+  its weight is a quarter of the published one. The smoothness of normals in space is left out.
+- Batches and image sizes stay at the first of three stages: 12 views of 64x64 pixels.
+- Magic123's mask is compared by squared error, not by cross-entropy.
+- threestudio reads the averaged weights of Zero-1-to-3 (EMA), which `prior.variant=fp16_ema` selects in
+  `bennyguo/zero123-xl-diffusers`; without the setting a folder's plain weights are read.
+
+Before July 2023 threestudio's `zero123` was another recipe (10,000 steps, sds 0.003, rgb 200, distance 3.2), and its
+`magic123` had no smoothness.
 """
 from __future__ import annotations
 
@@ -26,28 +37,30 @@ _ZERO123: dict[str, Any] = {
 }
 """The settings for any weights of Zero-1-to-3: cameras at one distance with a long lens, an object on white."""
 
+_QUICK: dict[str, Any] = {
+    "camera.elevation_deg": (-10.0, 80.0), "picture.elevation_deg": 5.0, "training.steps": 600, "training.views": 12,
+    "loss.sds": 0.1, "loss.mask": 50.0, "loss.orientation": 1.0,
+}
+"""The settings that threestudio's `zero123` and `stable-zero123` share."""
+
 PUBLISHED: dict[str, dict[str, Any]] = {
-    "zero123": _ZERO123 | {
-        "camera.elevation_deg": (-10.0, 60.0), "camera.distance": (3.2, 3.2), "training.views": 2, "loss.sds": 0.003,
-        "loss.rgb": 200.0, "loss.mask": 50.0, "loss.opacity": 2.0, "loss.entropy": 0.5,
-        "loss.orientation": ((0.0, 1.0), (0.5, 20.0))},
-    "stable-zero123": _ZERO123 | {
-        "camera.elevation_deg": (-10.0, 80.0), "training.steps": 600, "loss.sds": 0.1,
-        "picture.elevation_deg": 5.0, "training.views": 12,
-        "loss.rgb": ((0.0, 500.0), (0.167, 500.0), (0.667, 1000.0)), "loss.mask": 50.0, "loss.opacity": 0.5,
-        "loss.entropy": 0.5, "loss.orientation": 1.0,
+    "zero123": _ZERO123 | _QUICK | {
+        "loss.rgb": 500.0, "loss.opacity": 0.1, "loss.entropy": 0.1, "loss.smoothness": 2.0,
+        "distillation.sds.t_min": ((0.0, 0.4), (0.333, 0.2)), "distillation.sds.t_max": ((0.0, 0.85), (0.333, 0.5))},
+    "stable-zero123": _ZERO123 | _QUICK | {
+        "loss.rgb": ((0.0, 500.0), (0.167, 500.0), (0.667, 1000.0)), "loss.opacity": 0.5, "loss.entropy": 0.5,
         "loss.smoothness": ((0.0, 1.75), (0.167, 1.75), (0.25, 1.25), (0.333, 2.5)),
         "distillation.sds.t_min": ((0.0, 0.7), (0.083, 0.7), (0.333, 0.3)),
         "distillation.sds.t_max": ((0.0, 0.98), (0.083, 0.98), (0.333, 0.8))},
     "magic123": _ZERO123 | {
         "camera.elevation_deg": (-45.0, 45.0), "camera.distance": (2.5, 2.5), "camera.fov_deg": (40.0, 40.0),
         "words.prior": "sd15", "words.guidance_scale": 100.0,
-        "loss.sds": 40.0, "loss.words": 1.0, "loss.rgb": 1e4, "loss.mask": 1e3,
+        "loss.sds": 1.0, "loss.words": 0.025, "loss.rgb": 1000.0, "loss.mask": 100.0, "loss.smoothness": 250.0,
         "distillation.sds.guidance_scale": 5.0, "distillation.sds.t_min": 0.2, "distillation.sds.t_max": 0.6},
 }
 """Recipe -> settings by dotted name."""
 
-PRIORS = {"zero123": "zero123", "stable-zero123": "stable-zero123", "magic123": "zero123-xl"}
+PRIORS = {"zero123": "zero123-xl", "stable-zero123": "stable-zero123", "magic123": "zero123"}
 """Recipe -> the prior that the recipe is run with where none is named."""
 
 

@@ -1,0 +1,92 @@
+"""Variants of weights: chosen, listed where they are missing, fetched and found in a cache."""
+import doctest
+import functools
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from sds_jax.priors import families, prior as prior_lib, sources
+from sds_jax.priors.loading import checkpoint, hub as hub_lib, variants
+from sds_jax.priors.loading.checkpoint import weight_files
+from sds_jax.priors.loading.files import CheckpointError
+
+STEM = "diffusion_pytorch_model"
+abstract_params = functools.cache(checkpoint.abstract_params)  # tracing takes longer than all the rest
+
+
+@pytest.fixture(autouse=True)
+def traced_once(monkeypatch):
+  monkeypatch.setattr(checkpoint, "abstract_params", abstract_params)
+
+
+@pytest.fixture
+def folder(sd_folder, tmp_path):
+  """A prior whose U-Net has the variants fp16_ema (all weights doubled) and non_ema, as the text encoder fp16."""
+  copy = tmp_path / "prior"
+  shutil.copytree(sd_folder, copy)
+  plain = copy / "unet" / f"{STEM}.safetensors"
+  doubled = {name: 2 * array for name, array in load_file(plain).items()}
+  save_file(doubled, copy / "unet" / f"{STEM}.fp16_ema.safetensors")
+  shutil.copy(plain, copy / "unet" / f"{STEM}.non_ema.safetensors")
+  shutil.move(copy / "text_encoder" / "model.safetensors", copy / "text_encoder" / "model.fp16.safetensors")
+  return copy
+
+
+def test_the_variant_is_read(folder):
+  plain, ema, raw = (prior_lib.build(folder, variant=variant)[1] for variant in ("", "fp16_ema", "non_ema"))
+  for name, factor in ((ema, 2), (raw, 1)):
+    np.testing.assert_array_equal(name["unet"]["conv_in"]["kernel"], factor * plain["unet"]["conv_in"]["kernel"])
+  np.testing.assert_array_equal(ema["vae"]["quant_conv"]["kernel"], plain["vae"]["quant_conv"]["kernel"])
+
+
+def test_a_variant_that_is_not_there(folder, prior_folder):
+  with pytest.raises(CheckpointError) as caught:
+    prior_lib.open_prior(folder, variant="ema")
+  assert f"unet/ has no variant 'ema' of its weights (no {STEM}.ema.safetensors)" in str(caught.value)
+  assert "one of 'fp16_ema', 'non_ema', or ''" in str(caught.value) and "\n" not in str(caught.value)
+  with pytest.raises(CheckpointError, match="set config.prior.variant to '' for the files without a variant"):
+    prior_lib.open_prior(prior_folder, variant="fp16")
+
+
+@pytest.mark.parametrize("names, expected", [
+  ([f"{STEM}.safetensors", f"{STEM}.fp16.safetensors", "config.json"], ["", "fp16"]),
+  ([f"{STEM}.fp16-00001-of-00002.safetensors", f"{STEM}.safetensors.index.fp16.json"], ["fp16"]),
+  ([f"{STEM}-00001-of-00002.safetensors", f"{STEM}.safetensors.index.json"], [""]),
+  ([f"{STEM}.ema.safetensors.index.json", f"{STEM}.non_ema.bin", f"{STEM}.fp16.safetensors.md5"], ["ema", "non_ema"]),
+  (["model.fp16.safetensors"], [])])
+def test_variants_by_names(names, expected):
+  assert variants.variants_of(names, STEM) == expected
+
+
+def test_shards_of_a_variant(tmp_path):
+  index = tmp_path / f"{STEM}.safetensors.index.fp16_ema.json"
+  index.write_text('{"weight_map": {"a": "%s.fp16_ema-00001-of-00001.safetensors"}}' % STEM)
+  (tmp_path / f"{STEM}.safetensors").write_text("")
+  assert [path.name for path in weight_files(tmp_path, STEM)] == [f"{STEM}.safetensors"]
+  chosen = [path.name for path in weight_files(tmp_path, STEM, "fp16_ema")]
+  assert chosen == [f"{STEM}.fp16_ema-00001-of-00001.safetensors"]
+
+
+def test_a_variant_is_fetched():
+  index = dict(_class_name="StableDiffusionPipeline")
+  files = families.STABLE_DIFFUSION.files(index)
+  names = ["model_index.json", "tokenizer/vocab.json", "tokenizer/merges.txt",
+           *(f"unet/{STEM}{kind}.safetensors" for kind in ("", ".fp16", ".fp16_ema")),
+           *(f"vae/{STEM}{kind}.safetensors" for kind in ("", ".fp16")), "text_encoder/model.safetensors"]
+  chosen = hub_lib.choose_files(names, files, jnp.bfloat16, "fp16_ema")
+  assert [name for name in chosen if name.endswith(".safetensors")] == [
+    f"unet/{STEM}.fp16_ema.safetensors", "text_encoder/model.safetensors", f"vae/{STEM}.fp16.safetensors"]
+  with pytest.raises(hub_lib.Unavailable, match="no variant 'ema' .* one of 'fp16', 'fp16_ema', or ''"):
+    hub_lib.choose_files(names, files, jnp.bfloat16, "ema")
+
+
+def test_a_cache_without_the_variant_is_not_complete(folder):
+  assert sources.missing(folder) == sources.missing(folder, "fp16_ema") == []
+  assert sources.missing(folder, "fp16") == [f"unet/{STEM}.fp16.safetensors"]
+
+
+def test_examples():
+  assert doctest.testmod(variants).failed == 0
