@@ -1,4 +1,7 @@
-"""The nearest real name of a setting or flag that does not exist, by the habits of other programs and by spelling."""
+"""The nearest real name of a setting or flag that does not exist.
+
+Names are compared by the habits of other programs and by spelling.
+"""
 from __future__ import annotations
 
 import difflib
@@ -62,7 +65,7 @@ HABITS: dict[str, str] = {
 
 
 def nearest_setting(path: str, settings: Iterable[str]) -> str | None:
-  """Returns the setting that was probably meant by an unknown dotted path, or None.
+  """Returns the setting that an unknown dotted path probably meant, or None.
 
   A habitual name counts before spelling, the own group before other groups, and a short path before a long one.
 
@@ -78,7 +81,10 @@ def nearest_setting(path: str, settings: Iterable[str]) -> str | None:
 
 
 def _score(group: str, leaf: str, name: str, known: list[str]) -> float:
-  """Returns how near a setting is to an unknown one: above 2 for its habitual names, above 3 within its own group."""
+  """Returns how near a setting is to an unknown one.
+
+  The score is above 2 for a setting's habitual names, and above 3 within its own group.
+  """
   own_group, own_leaf = _split(name)
   likeness = _likeness(leaf, own_leaf)
   if any(other.startswith(f"{name}.") for other in known):

@@ -123,11 +123,12 @@ def file(words: str = "", empty: bool = True) -> Legal:
 
 
 def expand_home(path: str) -> str:
-  """Returns a path with the home folder in place of `~` or `~user`, which no shell expands behind `=`.
+  """Returns a path with the home folder in place of `~` or `~user`.
 
   Raises:
     ConfigError: there is no such home folder, so that a folder called `~` would be meant.
   """
+  # No shell expands `~` behind `=`.
   expanded = os.path.expanduser(path)
   if path.startswith("~") and expanded == path:
     name = path.split("/")[0]
@@ -148,7 +149,7 @@ def span(low: float, high: float, words: str = "") -> Legal:
 
 
 def scheduled_values(spec: Any) -> list[float] | None:
-  """Returns the values that a scheduled number passes through, or None if its form is not legal."""
+  """Returns the values of a scheduled number, or None if its form is not legal."""
   if finite(spec):
     return [spec]
   if not spec or not all(isinstance(p, tuple) and len(p) == 2 and all(map(finite, p)) for p in spec):
@@ -281,13 +282,13 @@ def read(reference: T, config: ConfigDict, prefix: str = "config", ranges: bool 
 
 
 def check_relations(settings: Any, prefix: str = "config") -> None:
-  """Raises ConfigError if two settings contradict each other: first within the inner groups, the tree's own last."""
+  """Raises ConfigError if two settings contradict each other, inner groups first."""
   for problem in _relations(settings, prefix):
     raise ConfigError(problem)
 
 
 def check_name(path: str, reference: Any, prefix: str = "config") -> None:
-  """Raises ConfigError unless the dotted `path` is a setting of `reference`, naming the nearest setting of the tree."""
+  """Raises ConfigError, with the nearest setting, unless the dotted `path` is a setting of `reference`."""
   value, place = reference, prefix
   for name in path.split("."):
     known = [field.name for field in dataclasses.fields(value)] if is_group(value) else []

@@ -16,7 +16,9 @@ def show_any_text() -> None:
 
 
 def user_path(text: str) -> Path:
-  """Returns a path of the command line with the home folder in place of `~`, which no shell expands behind `=`.
+  """Returns a path of the command line with the home folder in place of `~`.
+
+  No shell expands `~` behind `=`.
 
   Raises:
     ValueError: the home folder is not known.

@@ -16,7 +16,9 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 class Collective(NamedTuple):
   """An operation between devices.
 
-  Its kind, and the bytes of its result on one device.
+  Attributes:
+    kind: one of KINDS.
+    bytes: of its result on one device.
   """
   kind: str
   bytes: int

@@ -67,7 +67,10 @@ def _of_equation(equation: Any, branch: Rule, trips: int | None) -> float:
 
 
 def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
-  """Yields, in order, the jaxprs within an equation: a jit, a loop, a branch or a custom rule."""
+  """Yields, in order, the jaxprs within an equation.
+
+  The jaxprs belong to a jit, a loop, a branch or a custom rule.
+  """
   for value in params.values():
     for item in value if isinstance(value, (tuple, list)) else (value,):
       # A ClosedJaxpr holds its jaxpr in an attribute; a Jaxpr is one itself.

@@ -27,7 +27,7 @@ def planned(compiled: Any) -> dict[str, int] | None:
 def total(plan: dict[str, int]) -> int:
   """Returns the bytes that a step takes.
 
-  Arguments, results outside of the arguments' memory, temporaries, code.
+  The bytes are those of arguments, of results outside of the arguments' memory, of temporaries and of code.
   """
   # Outputs that alias arguments, as the donated state does, take no memory of their own.
   return plan["argument"] + plan["output"] - plan["alias"] + plan["temp"] + plan["generated_code"]
@@ -36,7 +36,7 @@ def total(plan: dict[str, int]) -> int:
 def by_argument(work: workload.Workload, state: Any) -> dict[str, int]:
   """Returns the bytes of each of the step's arguments.
 
-  {"weights of the unet", ..., "state", "text"}.
+  The keys are "weights of the unet" and so on, "state" and "text".
   """
   return {**{f"weights of the {name}": _size(tree) for name, tree in work.prior_params.items()},
           "state": _size(state), "text": _size(work.conditions)}

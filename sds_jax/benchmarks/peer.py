@@ -53,6 +53,7 @@ class PeerError(RuntimeError):
 
 def check_installed() -> None:
   """Raises PeerError, naming the extra, unless torch and diffusers are installed."""
+  # Looked for, not imported: torch belongs to the other process only.
   missing = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
   if missing:
     raise PeerError(f"--peer=torch needs {' and '.join(missing)}, not installed here: pip install 'sds_jax[parity]'")
@@ -129,7 +130,7 @@ def layers(params: Params) -> Layers:
 def torch_inputs(work: Workload, step: int, draws: StepDraws) -> dict[str, Any]:
   """Returns the draws of step number `step` for PyTorch.
 
-  numpy arrays (channels first) and plain values.
+  The draws are numpy arrays with channels first, and plain values.
   """
   loss, shading, mode = work.settings.loss, draws.shading, int(draws.shading.mode)
   arrays = dict(position=draws.cameras.position, rotation=draws.cameras.rotation, focal=draws.cameras.focal,
@@ -162,7 +163,7 @@ def torch_distillation_inputs(work: Workload, draws: StepDraws) -> dict[str, Any
 def _learning_rate(settings: OptimizerSettings, steps: int, step: int) -> float:
   """Returns the learning rate at a step of a run of `steps`.
 
-  As `training.optimizer.make_optimizer` has it.
+  The rate is that of `training.optimizer.make_optimizer`.
   """
   warmup, rate = settings.warmup_steps, settings.learning_rate
   return float(optax.warmup_cosine_decay_schedule(
@@ -172,7 +173,7 @@ def _learning_rate(settings: OptimizerSettings, steps: int, step: int) -> float:
 def make_checked_step(work: Workload) -> Callable[[TrainState, StepDraws], dict[str, Any]]:
   """Returns our step in the form of `torch_step.check`.
 
-  A function (state, its draws) -> dict(image, gradient, layers).
+  The step is a function (state, its draws) -> dict(image, gradient, layers).
 
   The gradient comes from an optimiser that keeps the gradients in its own state.
   """
@@ -198,8 +199,8 @@ def make_checked_step(work: Workload) -> Callable[[TrainState, StepDraws], dict[
 def errors(jax_result: dict[str, Any], torch_result: dict[str, Any], before: Layers) -> dict[str, float]:
   """Returns the relative errors dict(image, gradient, update) of PyTorch's result.
 
-  Of the image: the largest difference over the largest value. Of gradient and update: the norm of the difference over
-  the norm, for all parameters together.
+  The error of the image is the largest difference over the largest value. Those of gradient and update are norms of the
+  difference over the norm, for all parameters together.
 
   Args:
     jax_result, torch_result: dict(image, gradient, layers).
@@ -215,10 +216,7 @@ def errors(jax_result: dict[str, Any], torch_result: dict[str, Any], before: Lay
 
 
 def check_errors(relative: dict[str, float]) -> None:
-  """Raises PeerError if an error of `errors` is beyond its tolerance.
-
-  Or if an error is not a number.
-  """
+  """Raises PeerError unless every error of `errors` is a number within its tolerance."""
   for name, largest in TOLERANCES.items():
     # Written so that NaN fails, too.
     if not relative[name] <= largest:

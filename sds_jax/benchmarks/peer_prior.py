@@ -41,12 +41,17 @@ gross mistake exceeds 0.5. `--config.prior.dtype=float32` checks the rest.
 
 
 def is_only_comparison(work: Workload) -> bool:
-  """Returns whether only the prior's part can be compared: for latent priors and priors without a folder."""
+  """Returns whether only the prior's part can be compared.
+
+  Only the prior's part is comparable for latent priors and for priors without a folder.
+  """
   return "vae" in work.prior_params or work.prior.source.folder is None
 
 
 def make_prior_part(work: Workload) -> Callable[[Params, dict[str, Any], Array, Array, Array], Array]:
-  """Returns the prior's part of the training step, jitted, from the rendered images to their cotangents.
+  """Returns the prior's part of the training step, jitted.
+
+  The part goes from the rendered images to their cotangents.
 
   Returns:
     (prior_params, cond of `StepDraws`, images [V, H, H, 3], number of the step [] int32, key of the run) -> cotangents
@@ -70,7 +75,7 @@ def make_prior_part(work: Workload) -> Callable[[Params, dict[str, Any], Array, 
 def random_images(work: Workload, step: Array) -> Array:
   """Returns noise images of the step's size.
 
-  [V, H, H, 3] in [0, 1]; the content does not change the seconds.
+  The images are [V, H, H, 3] in [0, 1]; their content does not change the seconds.
   """
   size = work.generator.size
   return jax.random.uniform(jax.random.fold_in(work.key, step), (work.settings.training.views, size, size, 3))
@@ -90,7 +95,7 @@ def torch_inputs(work: Workload, step: Array, draws: StepDraws, images: Array) -
 def folders(work: Workload) -> Iterator[dict[str, str]]:
   """Yields {"unet": folder, "vae": folder or ""} for diffusers.
 
-  The prior's own folders, or a temporary copy of our weights.
+  The folders are the prior's own, or a temporary copy of our weights.
   """
   with tempfile.TemporaryDirectory() as temporary:
     root = work.prior.source.folder or Path(temporary)

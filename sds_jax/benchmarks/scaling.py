@@ -84,7 +84,7 @@ def efficiency(size: float, products: float, place: Slice) -> float:
 def count_step(prior: str, views: int) -> tuple[int, float]:
   """Counts the bytes of the gradient and the FLOPs of a step.
 
-  With a prior's own settings. Nothing is computed.
+  The settings are those for the prior. Nothing is computed.
   """
   config = workload.default_config(prior)
   config.update_from_flattened_dict({"training.views": views, "parallel.devices": 1, "prior.name": prior,
@@ -147,6 +147,7 @@ def measure(views: int = 16, each: int = 2, rounds: int = 5, steps: int = 4,
   first = min(devices)
 
   def rows(views_of: Callable[[int], int], growth: Callable[[int], float]) -> list[dict[str, Any]]:
+    # All devices are the same cores, so n times the views should take n times as long.
     base = step_s[first, views_of(first)]
     return [dict(devices=n, step_s=step_s[n, views_of(n)], ratio=step_s[n, views_of(n)] / (growth(n) * base))
             for n in devices]

@@ -61,7 +61,7 @@ class _SeparatePrograms:
 def _scenes_program(prompts: Sequence[str], prior: Prior, prior_params: Params, together: int) -> TimedProgram:
   """Returns the program of all prompts as scenes of one run.
 
-  `together` scenes at a time (0: all).
+  A step takes `together` scenes at a time; 0 stands for all.
   """
   task = ScenesTask(_default_settings(**{"parallel.together": together}))
   task.scenes = make_scenes(prompts, task.settings.seed)

@@ -20,7 +20,10 @@ from sds_jax.priors.loading.checkpoint import COMPONENTS, abstract_params
 
 
 def of_configs(configs: Mapping[str, Config]) -> dict[str, int]:
-  """Returns the number of parameters of each network in a config from the content of its config.json."""
+  """Returns the number of parameters of each network.
+
+  `configs` holds the content of each config.json.
+  """
   counts = {}
   for name, config in configs.items():
     if name in COMPONENTS:
@@ -30,7 +33,10 @@ def of_configs(configs: Mapping[str, Config]) -> dict[str, int]:
 
 
 def of_folder(folder: Path) -> dict[str, int]:
-  """Returns the number of parameters in each folder of a prior from the headers of the safetensors."""
+  """Returns the number of parameters in each folder of a prior.
+
+  The headers of the safetensors files are read.
+  """
   counts = {}
   for path in sorted(folder.glob("*/*.safetensors")):
     with safetensors.safe_open(path, "numpy") as stored:
@@ -41,7 +47,10 @@ def of_folder(folder: Path) -> dict[str, int]:
 
 
 def measure() -> dict[str, Any]:
-  """Returns {name of a prior: {network: number of parameters}} for the shipped and the published priors."""
+  """Returns {name of a prior: {network: number of parameters}}.
+
+  The priors are the shipped and the published ones.
+  """
   counted: dict[str, dict[str, int]] = {}  # several names share their networks
   priors = {name: of_folder(sources.shipped_folder(name)) for name in sources.SHIPPED}
   for name, configs in published.PRIORS.items():

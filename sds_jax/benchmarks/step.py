@@ -106,6 +106,7 @@ def measure(values: flags.FlagValues) -> dict[str, Any]:
   state = workload.first_state(work)
   compiled, record["compile"] = workload.compile_twice(work, state)
   record |= dict(xla_memory=memory.planned(compiled), arguments_memory=memory.by_argument(work, state))
+  # The first calls of an executable are slower than all others.
   state, _ = workload.run_steps(work, compiled, state, values.warmup)
   drawer = step_draws.make_drawer(work)
   record["steps"] = {}
@@ -129,7 +130,7 @@ def measure(values: flags.FlagValues) -> dict[str, Any]:
 def _about(values: flags.FlagValues, config: dict[str, Any]) -> dict[str, Any]:
   """Returns the beginning of a record.
 
-  Date, machine, arguments, settings, and the rate of a matrix product.
+  The record begins with date, machine, arguments, settings, and the rate of a matrix product.
   """
   size = values.matmul or (2048 if jax.default_backend() == "cpu" else 8192)
   dtype = config["prior"]["dtype"]

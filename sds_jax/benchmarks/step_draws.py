@@ -22,9 +22,7 @@ from sds_jax.views import cameras, lights
 
 @dataclasses.dataclass(frozen=True)
 class StepDraws:
-  """Everything that a step draws at random.
-
-  And the step's inputs that depend on its number.
+  """Everything that a step draws at random, and its inputs that depend on its number.
 
   Attributes:
     keyed: the keys of the step, the numbers of its views and the progress, as `FieldGenerator.render_step` takes them.
@@ -63,6 +61,7 @@ def draw(work: Workload, step: Array) -> StepDraws:
   the draws differ from the step's own.
   """
   generator, d, views = work.generator, work.settings.distillation, work.settings.training.views
+  # All splits below repeat those of `FieldGenerator.render_step` and `score_distillation`.
   index, size = jnp.arange(views), generator.size
   keyed = Draws(step_keys(work.key, step), index, progress_at(step, work.settings.training.steps))
   cams, azimuth, elevation = generator.viewpoints.draw(keyed)
@@ -93,10 +92,7 @@ def make_drawer(work: Workload) -> Callable[[Array], StepDraws]:
 
 
 def diffusers_scale(settings: DistillationSettings, progress: Array) -> Array:
-  """Returns the guidance scale s [] of diffusers' convention.
-
-  Whichever convention the settings have.
-  """
+  """Returns the guidance scale s [] of diffusers' convention, whatever that of the settings."""
   scale = schedule_value(settings.guidance_scale, progress)
   # s of diffusers is 1 + omega of DreamFusion (arXiv:2209.14988): 1 and 0 are no guidance.
   return scale + 1 if settings.guidance_convention == "dreamfusion" else scale

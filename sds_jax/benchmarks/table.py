@@ -86,9 +86,8 @@ def _parts(record: dict[str, Any]) -> str:
 def step_flops(parts: dict[str, Any], mode: str) -> float | None:
   """Returns the FLOPs of a step of a mode.
 
-  Rendering and encoding with their gradients, and the prior.
-
-  None where the mode was not measured.
+  The FLOPs are those of rendering and encoding with their gradients, and of the prior. The result is None where the
+  mode was not measured.
   """
   render = parts.get(f"render {mode}, forward and backward")
   others = [parts[name]["flops"] for name in ("prior", "encoder, forward and backward") if name in parts]

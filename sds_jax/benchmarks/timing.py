@@ -51,7 +51,10 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def matmul_rate(size: int = 2048, repeats: int = 5, dtype: str = "float32") -> float:
-  """Returns the FLOP/s of a product of two [size, size] matrices of this dtype, the fastest of `repeats`."""
+  """Returns the FLOP/s of a product of two [size, size] matrices.
+
+  The fastest of `repeats` products counts.
+  """
   a, b = jax.random.normal(jax.random.key(0), (2, size, size), jnp.dtype(dtype))
   # HIGHEST: the default precision of float32 products is lower on accelerators.
   product = jax.jit(lambda a, b: jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST))
@@ -69,7 +72,7 @@ def peak_memory_bytes() -> int:
 def peak_device_bytes() -> int | None:
   """Returns the largest memory in use on the first device so far.
 
-  None on CPUs, which do not report it.
+  The result is None on CPUs, which do not report their memory.
   """
   return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
@@ -83,7 +86,7 @@ def cpu_count() -> int:
 def machine() -> dict[str, Any]:
   """Returns the processor, the number of CPUs, the backend and versions.
 
-  CPUs for this process; a version is None where a package is not installed.
+  The CPUs are those for this process. A version is None where a package is not installed.
   """
   device = jax.devices()[0]
   return dict(processor=_processor(), cpus=cpu_count(), system=f"{platform.system()} {platform.machine()}",

@@ -35,7 +35,9 @@ class TorchPrior:
     self.eager, self.compiled = (self.unet, self.encoder), None
 
   def _load(self, network: Any, folder: str) -> Any:
+    # The default needs the package accelerate, and warns without it.
     model = network.from_pretrained(folder, torch_dtype=self.dtype, low_cpu_mem_usage=False)
+    # Only the weights are frozen: the gradient of the images runs through the encoder.
     return model.eval().requires_grad_(False).to(self.device)
 
   def use(self, compiled: bool) -> None:
@@ -77,9 +79,9 @@ class TorchPrior:
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
-  """Resizes images as `priors.spaces` does.
+  """Resizes images [V, 3, H, H] as `priors.spaces` does.
 
-  [V, 3, H, H] -> [V, 3, size, size].
+  The images become [V, 3, size, size].
   """
   if images.shape[-1] == size:
     return images
@@ -136,7 +138,7 @@ def check(prior: TorchPrior, inputs: dict[str, Any]) -> np.ndarray:
 def try_compiled(prior: TorchPrior, inputs: dict[str, Any]) -> str:
   """Compiles the networks with `torch.compile`.
 
-  Returns "", or in one line why that fails.
+  Returns "", or one line that says why the compilation fails.
   """
   try:
     prior.use(compiled=True)
@@ -149,7 +151,7 @@ def try_compiled(prior: TorchPrior, inputs: dict[str, Any]) -> str:
 def time_steps(prior: TorchPrior, inputs: dict[str, Any], count: int, compiled: bool) -> list[float]:
   """Returns the seconds of each of `count` steps.
 
-  After one that is not counted.
+  A first step is not counted.
   """
   prior.use(compiled)
   tensors, seconds = torch_process.as_tensors(inputs, prior.device), []

@@ -1,4 +1,7 @@
-"""The loop of a process that computes with PyTorch for a benchmark. Imports torch (the extra `sds_jax[parity]`)."""
+"""The loop of a process that computes with PyTorch for a benchmark.
+
+Imports torch (the extra `sds_jax[parity]`).
+"""
 from __future__ import annotations
 
 import resource

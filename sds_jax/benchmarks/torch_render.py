@@ -63,6 +63,7 @@ class TorchMLPField(torch.nn.Module):
     blob = {"linear": lambda: s.blob_scale * (1 - radius / s.blob_radius),
             "gaussian": lambda: s.blob_scale * torch.exp(-squared / (2 * s.blob_radius**2)),
             "none": lambda: 0.0}[s.blob]()
+    # The field fades out over the last twentieth of the ball, as in `fields.field`.
     rise = torch.clamp((1 - radius / s.bound) / 0.05, 0.0, 1.0)
     density = DENSITIES[s.density](out[:, 0] + s.density_bias + blob) * rise * rise * (3 - 2 * rise)
     return density, torch.sigmoid(out[:, 1:])
@@ -102,7 +103,7 @@ def rays(position: torch.Tensor, rotation: torch.Tensor, focal: torch.Tensor,
          s: RendererSettings) -> tuple[torch.Tensor, torch.Tensor]:
   """Returns origins and unit directions [R, 3] of cameras [V].
 
-  View by view, row by row.
+  The rays are ordered by view, and within a view by row.
   """
   x = (torch.arange(s.width) + 0.5 - s.width / 2) / s.height
   # Image rows go down, the camera's y goes up.
@@ -116,6 +117,7 @@ def rays(position: torch.Tensor, rotation: torch.Tensor, focal: torch.Tensor,
 
 def occupied_cells(grid: torch.Tensor, s: RendererSettings) -> torch.Tensor:
   """Returns bool [G, G, G]: cells that are dense enough, and their neighbours."""
+  # An optical depth over one spacing, as a density; never above the mean, or a faint field would be all empty.
   threshold = s.occupied_depth / (2 * s.bound / s.candidates)
   cells = (grid > torch.clamp(grid.mean(), max=threshold)).float()
   return F.max_pool3d(cells[None, None], 3, stride=1, padding=1)[0, 0] > 0
@@ -131,6 +133,7 @@ def choose_samples(origins: torch.Tensor, directions: torch.Tensor, jitter: torc
   start = -(origins * directions).sum(-1) - s.bound
   t = start + (torch.arange(s.candidates)[:, None] + jitter) * spacing
   x, y, z = (origins[:, axis] + t * directions[:, axis] for axis in range(3))
+  # t > 0: a camera near the ball has candidates behind itself.
   wanted = (t > 0) & (x * x + y * y + z * z < s.bound**2)
   if grid is not None:
     size, cells = grid.shape[0], occupied_cells(grid, s)
@@ -149,7 +152,7 @@ def render(field: TorchMLPField, inputs: dict[str, Any], grid: torch.Tensor | No
            s: RendererSettings) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
   """Renders images, opacity and the orientation penalty of `peer.torch_inputs`.
 
-  [V, H, W, 3], [R] and [R].
+  The shapes are [V, H, W, 3], [R] and [R].
   """
   origins, directions = rays(inputs["position"], inputs["rotation"], inputs["focal"], s)
   count = origins.shape[0]
@@ -167,6 +170,7 @@ def render(field: TorchMLPField, inputs: dict[str, Any], grid: torch.Tensor | No
     reflectance = torch.ones_like(albedo) if inputs["textureless"] else albedo
     colour = reflectance * (inputs["ambient"] + inputs["diffuse"] * cosine)[:, None]
     away = (normals[0] * directions[ray]).sum(-1).clamp(min=0)
+    # Detached: the penalty turns normals, and does not thin out the object.
     penalty = penalty.index_add(0, ray, weights.detach() * away**2)
   opacity = torch.zeros(count).index_add(0, ray, weights)
   rgb = torch.zeros(count, 3).index_add(0, ray, weights[:, None] * colour)

@@ -28,6 +28,7 @@ class TorchStep:
     """
     self.payload = payload
     self.settings = torch_render.RendererSettings(**payload["render"])
+    # Without gradients, because score distillation does not differentiate the network.
     self.unet = UNet2DConditionModel.from_pretrained(payload["unet"], torch_dtype=torch.float32,
                                                      low_cpu_mem_usage=False).eval().requires_grad_(False)
     self.reset()
@@ -40,6 +41,7 @@ class TorchStep:
     p = self.payload
     self.field = torch_render.TorchMLPField(p["layers"], self.settings)
     b1, b2, eps = p["adam"]
+    # Each step sets its own rate from the schedule.
     self.optimizer = torch.optim.Adam(self.field.parameters(), lr=0.0, betas=(b1, b2), eps=eps)
     moments = [[array for pair in p[name] for array in pair] for name in ("mu", "nu")]
     for parameter, mu, nu in zip(self.field.parameters(), *moments):

@@ -22,7 +22,7 @@ USER_ERRORS = (ConfigError, WorkdirError, CheckpointError, ResumeError, DamagedF
 def explain(error: Exception, folder: Path | None, mode: str, job: str) -> str | None:
   """Returns a line with the error and its remedy.
 
-  None for a fault of the library.
+  For a fault of the library the result is None.
 
   Args:
     error: the exception that ended the command.

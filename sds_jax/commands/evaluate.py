@@ -38,6 +38,7 @@ def evaluate_text(task: Text3DTask, folder: Path) -> None:
   """Scores every object of a run against the scene of its ShapeWorld caption."""
   prompt = task.settings.prompt
   try:
+    # Before the state is read, so that a mistake costs no time.
     spec = captions.parse(prompt)
   except captions.CaptionError as error:
     raise ConfigError(f"--mode=evaluate has no ground truth for config.prompt={prompt!r}: {error}") from error
@@ -53,10 +54,7 @@ def evaluate_text(task: Text3DTask, folder: Path) -> None:
 
 
 def evaluate_photo(task: Image3DTask, folder: Path) -> None:
-  """Scores the object of a run against the scene of its photo.
-
-  The scene that the sample photo was rendered from.
-  """
+  """Scores the object of a run against the scene that its sample photo was rendered from."""
   photo, about = photo_lib.stored_photo(folder)
   # The copy in the folder, since the user's file may have changed or moved.
   original = photo_lib.stored_copy(folder, about, "original")

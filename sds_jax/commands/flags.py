@@ -1,4 +1,6 @@
-"""The command line: settings and flags as values, every mistake as one error. `sys.argv` is not read here.
+"""The command line: settings and flags as values, every mistake as one error.
+
+`sys.argv` is not read here.
 
 The forms `--config=FILE:WORDS`, `--config FILE`, `--config.a.b=value`, `--config.a.b value` and `--flagfile=FILE` are
 legal, with one dash or two. The file of settings is executed exactly once.
@@ -148,9 +150,8 @@ def take_value(arguments: Sequence[str], name: str) -> str | None:
 def joined(arguments: Sequence[str], reference: Any) -> list[str]:
   """Returns the arguments with `--config.a value` as `--config.a=value`.
 
-  Where a value may be of several types.
-
-  The flags of such settings would take no separate value, since True and False are legal for their parser.
+  Only settings whose value may be of several types are joined. Their flags would take no separate value, since True and
+  False are legal for their parser.
 
   Raises:
     ConfigError: an argument names no setting of `reference`.
@@ -176,7 +177,10 @@ def _takes_several_types(reference: Any, path: str) -> bool:
 
 
 def _stored(workdir: str | None) -> ConfigDict:
-  """Returns defaults of the task and estimator of the run in a folder; without a run, of text-to-3D."""
+  """Returns defaults of the task and estimator of the run in a folder.
+
+  Without a run the defaults are those of text-to-3D.
+  """
   try:
     path = Path(schema.expand_home(workdir or "")) / "config.json"
     stored = json.loads(path.read_text(encoding="utf-8") if path.is_file() else "{}")["config"]
@@ -191,7 +195,7 @@ def _stored(workdir: str | None) -> ConfigDict:
 def _parse_flags(argv: list[str], config: ConfigDict, reference: Any) -> flags.FlagValues:
   """Returns all flags with their values.
 
-  `config` gets the overrides, `reference` is its tree of settings.
+  `config` gets the overrides; `reference` is the tree of settings of `config`.
   """
   # A set of its own and not the global one, so that a process can parse twice.
   values = flags.FlagValues()

@@ -76,7 +76,7 @@ def unexpected(words: Sequence[str], reference: Any, known: Sequence[str], modes
 def illegal_value(error: str, reference: Any) -> str | None:
   """Returns the error of a value that the flags cannot read.
 
-  The error names the legal values. None for another error.
+  The error names the legal values. For another error the result is None.
   """
   match = _ABSL.match(error)
   field = match and field_at(match[1], reference)
@@ -93,7 +93,7 @@ def illegal_value(error: str, reference: Any) -> str | None:
 def of_another_task(error: ConfigError, arguments: Sequence[str], task: str) -> ConfigError:
   """Returns the error of an unknown setting.
 
-  Names the file of another task that has a setting of this name.
+  The error names the file of another task that has a setting of this name.
   """
   for argument in arguments:
     match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
@@ -118,10 +118,7 @@ def _meant(name: str, reference: Any, known: Sequence[str]) -> str | None:
 
 
 def field_at(path: str, reference: Any) -> dataclasses.Field | None:
-  """Returns the field of a dotted path, of a setting or a group.
-
-  None where there is no such field.
-  """
+  """Returns the field of a dotted path, of a setting or a group; None without such a field."""
   field = None
   for name in path.split("."):
     known = {field.name: field for field in dataclasses.fields(reference)} if schema.is_group(reference) else {}

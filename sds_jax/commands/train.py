@@ -26,6 +26,7 @@ def train(task: Task, folder: Path, started: float, inputs: Any = None) -> None:
   run = task.open(inputs)
   result = loop.train(task.settings, folder, run.prior, run.prior_params, run.program, run.layout,
                       lambda state, step: task.preview(state, folder, step))
+  # Process 0 alone writes the outputs; the others end here.
   if not hosts.shut_down():
     return
   task.finish(result, folder, dict(load_s=result.started - started, **result.timings), started)

@@ -11,7 +11,9 @@ from sds_jax.types import Array, Schedule
 
 
 def known(value: Any) -> np.ndarray | None:
-  """Returns the value of an array that is known at trace time; None for a traced or a distributed one.
+  """Returns the value of an array that is known at trace time, else None.
+
+  The values of traced and of distributed arrays are not known.
 
   >>> print(known(jnp.arange(3)), jax.eval_shape(lambda t: [known(t)], 1.0))
   [0 1 2] [None]
@@ -23,7 +25,9 @@ def known(value: Any) -> np.ndarray | None:
 
 
 def stop_gradient(tree: Any) -> Any:
-  """Returns a pytree without gradients; leaves that are no arrays, such as the functions of Equinox modules, stay.
+  """Returns a pytree without gradients.
+
+  Leaves that are no arrays, such as the functions of Equinox modules, stay.
 
   >>> print(stop_gradient((jnp.ones(2), "gelu", 0.5)))
   (Array([1., 1.], dtype=float32), 'gelu', 0.5)
@@ -33,7 +37,9 @@ def stop_gradient(tree: Any) -> Any:
 
 
 def as_jax(values: Any) -> Array:
-  """Returns an array of JAX as it is, and any other as an array of JAX.
+  """Returns any array as an array of JAX.
+
+  An array of JAX stays as it is.
 
   Under `jit` jnp.asarray would make a traced value of a known array.
 
@@ -77,7 +83,9 @@ def check_schedule(schedule: Schedule) -> Schedule:
 
 
 def check_t_range(t_range: Any, num_steps: int) -> None:
-  """Raises ValueError for a range that is no (low, high) with 0 <= low <= high <= 1, where the values are known.
+  """Raises ValueError for a range that is no (low, high) with 0 <= low <= high <= 1.
+
+  Only known values are checked.
 
   >>> check_t_range((20, 980), 1000)
   Traceback (most recent call last):

@@ -26,7 +26,9 @@ Adapters = dict[str, dict[str, Array]]
 
 
 def init(key: Array, params: Params, rank: int = 4, match: str = ATTENTION) -> Adapters:
-  """Returns adapters that change nothing yet: down is random of standard deviation 1 / rank, up is 0.
+  """Returns adapters that change nothing yet.
+
+  `down` is random of standard deviation 1 / rank, `up` is 0.
 
   Args:
     key: consumed.
@@ -49,12 +51,15 @@ def init(key: Array, params: Params, rank: int = 4, match: str = ATTENTION) -> A
   if not kernels:
     raise ValueError(f"no kernel of two dimensions matches {match!r}; there are {', '.join(list(flat)[:5])}, ...")
   # Sorted, so that the key of a kernel does not depend on the order of the dictionary.
+  # The deviation of `down` is that of diffusers' LoRA layers.
   return {path: dict(down=jax.random.normal(k, (n, rank)) / rank, up=jnp.zeros((rank, m)))
           for k, (path, (n, m)) in zip(jax.random.split(key, len(kernels)), sorted(kernels.items()))}
 
 
 def merge(params: Params, adapters: Adapters, scale: Array | float = 1.0) -> Params:
-  """Returns the network's parameters with `scale` down @ up added to the kernels of the adapters; dtypes stay.
+  """Returns the network's parameters with `scale` down @ up added to kernels.
+
+  The kernels are those of the adapters; dtypes stay.
 
   Args:
     params: as `init` had them; they get no gradient.
@@ -69,6 +74,7 @@ def merge(params: Params, adapters: Adapters, scale: Array | float = 1.0) -> Par
   [[1.  1.5]
    [1.  1.5]]
   """
+  # Frozen: gradients of the kernels themselves would be computed and thrown away.
   flat = dict(traverse_util.flatten_dict(jax.lax.stop_gradient(params), sep="/"))
   for path, adapter in adapters.items():
     change = scale * (adapter["down"] @ adapter["up"])

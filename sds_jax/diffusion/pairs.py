@@ -13,7 +13,9 @@ from sds_jax.types import Array, DenoiseFn, Params
 
 def predict_both(denoise_fn: DenoiseFn, params: Params, z: Array, z_source: Array, t: Array, cond: Any,
                  source_cond: Any) -> tuple[Array, Array]:
-  """Returns eps_hat of the image and of its source, [B, ...] each, in x's dtype.
+  """Returns eps_hat of the image and of its source.
+
+  Both are [B, ...] in x's dtype.
 
   Both come from one call, since a second copy of a network takes long to compile.
 

@@ -33,7 +33,7 @@ def _divide_or_zero(numerator: Array, denominator: Array) -> Array:
 def x0_from_eps(schedule: Schedule, z: Array, t: Array, eps: Array) -> Array:
   """Computes x0 = (z - sigma eps) / alpha.
 
-  0 at alpha = 0.
+  x0 is 0 at alpha = 0.
 
   >>> from sds_jax.diffusion.schedules import schedule_from_config
   >>> schedule = schedule_from_config(dict(num_train_timesteps=1, beta_start=0.36, beta_end=0.36))
@@ -62,7 +62,7 @@ def x0_from_v(schedule: Schedule, z: Array, t: Array, v: Array) -> Array:
 def eps_from_x0(schedule: Schedule, z: Array, t: Array, x0: Array) -> Array:
   """Computes eps = (z - alpha x0) / sigma.
 
-  0 at sigma = 0.
+  eps is 0 at sigma = 0.
 
   >>> from sds_jax.diffusion.schedules import schedule_from_config
   >>> schedule = schedule_from_config(dict(num_train_timesteps=1, beta_start=0.36, beta_end=0.36))
@@ -132,7 +132,7 @@ X0_FROM = {"epsilon": x0_from_eps, "v_prediction": x0_from_v, "sample": _x0_from
 def flow_interpolate(x0: Array, eps: Array, t: Array) -> Array:
   """Computes z = (1 - t) x0 + t eps.
 
-  x0, eps: [B, ...]; t: [B] in [0, 1].
+  x0 and eps are [B, ...]; t is [B], in [0, 1].
 
   >>> print(flow_interpolate(jnp.ones((1, 2)), jnp.zeros((1, 2)), jnp.array([0.25])))
   [[0.75 0.75]]
@@ -172,7 +172,7 @@ def eps_from_flow(z: Array, t: Array, u: Array) -> Array:
 def flow_from_x0(z: Array, t: Array, x0: Array) -> Array:
   """Computes u = (z - x0) / t.
 
-  0 at t = 0, where z does not depend on eps.
+  u is 0 at t = 0, where z does not depend on eps.
 
   >>> print(flow_from_x0(jnp.full((1, 2), 0.75), jnp.array([0.25]), jnp.ones((1, 2))))
   [[-1. -1.]]
@@ -183,7 +183,7 @@ def flow_from_x0(z: Array, t: Array, x0: Array) -> Array:
 def flow_from_eps(z: Array, t: Array, eps: Array) -> Array:
   """Computes u = (eps - z) / (1 - t).
 
-  0 at t = 1, where z does not depend on x0.
+  u is 0 at t = 1, where z does not depend on x0.
 
   >>> print(flow_from_eps(jnp.full((1, 2), 0.75), jnp.array([0.25]), jnp.zeros((1, 2))))
   [[-1. -1.]]

@@ -20,7 +20,9 @@ from sds_jax.types import Array, Schedule
 
 
 def ddim_step(schedule: Schedule, z: Array, eps_hat: Array, t: Array, t_next: Array) -> Array:
-  """Returns z at the time `t_next` from z at the time `t`, for a fixed prediction.
+  """Returns z at the time `t_next` from z at the time `t`.
+
+  The prediction is fixed.
 
   Args:
     schedule: of the prior.
@@ -68,12 +70,15 @@ def invert(predict: Callable[[Array, Array], Array], schedule: Schedule, x: Arra
       z += per_example(_kick_size(schedule, t, t_next), z) * kick
     return (z, eps_hat), None
 
+  # In a scan the network is compiled once, however many the strides.
   end, _ = jax.lax.scan(step, (x, jnp.zeros_like(x)), (times[:-1], times[1:], kicks))
   return end
 
 
 def _kick_size(schedule: Schedule, t: Array, t_next: Array) -> Array:
-  """Returns the deviation of DDPM's noise between t and t_next > t (arXiv:2010.02502, eq. 16, eta = 1); 0 at t.
+  """Returns the deviation of DDPM's noise between t and t_next > t; 0 at t.
+
+  The source is arXiv:2010.02502, eq. 16, with eta = 1.
 
   The equation is one of variance-preserving schedules. On another schedule the deviation is that of the path of the
   same signal-to-noise ratios, scaled with z at t_next.
@@ -105,6 +110,7 @@ def rising_times(schedule: Schedule, top: Array, stride: float, steps: int, star
   [1 3 5 5 5]
   """
   first, width = (int(fraction * schedule.alpha.shape[0]) for fraction in (start, stride))
+  # At least one time a stride, or the path would never rise.
   times = jnp.minimum(first + max(width, 1) * jnp.arange(steps + 1, dtype=top.dtype)[:, None], top[None])
   # Too few strides would end below `top`, but the estimators query the network at exactly `top`.
   return times.at[-1].set(top)

@@ -21,7 +21,7 @@ from sds_jax.types import Array
 def perpendicular(x: Array, y: Array) -> Array:
   """Computes the component of each x[b] perpendicular to y[b].
 
-  [B, ...] like x, computed in float32.
+  The result is [B, ...] like x, computed in float32.
 
   For |y|^2 < 1e-6 the direction is undefined, and little or nothing is subtracted from x.
 

@@ -60,4 +60,5 @@ def schedule_value(spec: ScalarSpec, progress: Array | float) -> Array:
     return jnp.full(progress.shape, value, jnp.float32)
   # Static knots become constants of the program, so changing progress never recompiles.
   positions, values = jnp.asarray(np.asarray(spec, np.float32).T)
+  # Before the first and after the last knot `interp` holds the end values.
   return jnp.interp(progress, positions, values)

@@ -46,6 +46,7 @@ LARGEST_STEPS = 100_000
 """Upper limit of the times of a schedule; published ones have up to 2000."""
 
 _DDPM = dict(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
+# The betas of latent diffusion, which these classes have as defaults.
 _LATER = dict(beta_start=0.00085, beta_end=0.012)
 _CLASSES: dict[str, dict[str, Any]] = {f"{name}Scheduler": defaults for names, defaults in (
   (("DDPM", "DDPMParallel", "DDIM", "DDIMInverse", "DDIMParallel", "PNDM", "RePaint", "LMSDiscrete", "EulerDiscrete",
@@ -98,9 +99,13 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
 
 
 def _check_kind(config: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Returns the defaults of the config's class, after checking that its betas are the noise schedule."""
+  """Returns the defaults of the config's class.
+
+  Raises unless the betas of the config are the noise schedule.
+  """
   name = config.get("_class_name")
   name = name[-1] if isinstance(name, (list, tuple)) and name else name
+  # diffusers' Flax classes have the same betas under another name.
   known = name is None or isinstance(name, str) and name.removeprefix("Flax") in _CLASSES
   if not known:
     raise ValueError(f"_class_name={_shown(name)} is not supported: its noise schedule is not made of betas (flow "
@@ -153,10 +158,9 @@ def _betas(config: Mapping[str, Any]) -> np.ndarray:
 def flow_schedule(num_steps: int) -> Schedule:
   """Builds the straight path of a rectified flow.
 
-  z = (1 - tau) x + tau eps at integer times.
-
-  Not variance preserving: alpha + sigma = 1. Integer t means tau = (t + 1) / num_steps, so the last step is pure noise
-  and no step is clean (arXiv:2209.03003; the grid of diffusers' FlowMatchEulerDiscreteScheduler without a shift).
+  The path is z = (1 - tau) x + tau eps at integer times. It does not preserve variance: alpha + sigma = 1. Integer t
+  means tau = (t + 1) / num_steps, so the last step is pure noise and no step is clean (arXiv:2209.03003; the grid of
+  diffusers' FlowMatchEulerDiscreteScheduler without a shift).
 
   Args:
     num_steps: number of times.
@@ -177,7 +181,7 @@ def flow_schedule(num_steps: int) -> Schedule:
 def prediction_type_from_config(config: Mapping[str, Any]) -> PredictionType:
   """Returns the output type of a network.
 
-  "epsilon" (the default), "v_prediction" or "sample".
+  The type is "epsilon" (the default), "v_prediction" or "sample".
 
   Args:
     config: the parsed `scheduler_config.json`.
@@ -207,7 +211,9 @@ def per_example(values: Array, like: Array) -> Array:
 
 
 def at_times(table: Array, t: Array) -> Array:
-  """Returns the entries of a table [T] at integer times, in the shape of t and sharded like t.
+  """Returns the entries of a table [T] at integer times.
+
+  The result has the shape of t and is sharded like t.
 
   Args:
     table: alpha or sigma of a schedule, of JAX or of NumPy.

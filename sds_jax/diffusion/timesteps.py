@@ -21,7 +21,7 @@ TRange = tuple[Array | float, Array | float]
 def to_index(fraction: Array, num_steps: int) -> Array:
   """Converts a fraction of the schedule to an integer time.
 
-  Any shape; int32 in 0 .. num_steps - 1.
+  The shape may be any; the times are int32 in 0 .. num_steps - 1.
 
   >>> print(to_index(jnp.array([0.0, 0.5, 1.0]), 1000))
   [  0 500 999]

@@ -48,7 +48,7 @@ def sigma2(schedule: Schedule, t: Array) -> Array:
 def alpha_sigma2(schedule: Schedule, t: Array) -> Array:
   """Returns alpha sigma^2, small at both ends.
 
-  From the appearance stage of Fantasia3D (arXiv:2303.13873) and its public code.
+  The appearance stage of Fantasia3D (arXiv:2303.13873) has this weight in its public code.
 
   >>> from sds_jax.diffusion.schedules import flow_schedule
   >>> print(alpha_sigma2(flow_schedule(4), jnp.array([0, 1])))
@@ -107,9 +107,8 @@ def dreamtime(schedule: Schedule, t: Array, m1: float = 0.8, m2: float = 0.5, s1
               s2: float = 0.1) -> Array:
   """Returns W(t) of DreamTime.
 
-  1 from m2 to m1, with Gaussian tails.
-
-  arXiv:2306.12422; a later version of the paper has a single Gaussian and a factor sigma / alpha.
+  W is 1 from m2 to m1, with Gaussian tails (arXiv:2306.12422); a later version of the paper has a single Gaussian and a
+  factor sigma / alpha.
 
   Args:
     schedule: of the noise.

@@ -58,7 +58,7 @@ KINDS: dict[str, Callable[[Path, random.Random], None]] = dict(cut=cut, flip=fli
 def make_state(seed: int) -> dict[str, Any]:
   """Draws a small training state of numpy arrays.
 
-  Parameters, Adam state, an integer, booleans and None.
+  The state holds parameters, Adam's state, an integer, booleans and None.
   """
   rng = np.random.default_rng(seed)
   params = dict(grid=rng.normal(size=(16, 4)).astype(np.float32), mlp=dict(bias=rng.normal(size=8).astype(np.float32)))
@@ -144,7 +144,7 @@ def drill(tries: int, seed: int, show: Callable[[str], None] = print) -> collect
 def table(counts: collections.Counter[tuple[str, str]]) -> str:
   """Formats the counts as a text table.
 
-  A line for each kind of damage.
+  Each kind of damage has a line.
   """
   rows = [("", *OUTCOMES), *((kind, *(str(counts[kind, outcome]) for outcome in OUTCOMES)) for kind in KINDS)]
   widths = [max(map(len, column)) for column in zip(*rows)]

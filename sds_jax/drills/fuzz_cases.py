@@ -124,7 +124,7 @@ PRIOR, VIEW_PRIOR, PHOTO = "prior", "view_prior", "photo.png"
 def make_jobs(configs: Path, scratch: Path) -> list[FuzzJob]:
   """Returns a job for each of configs/text.py, image2d.py and image.py.
 
-  Their files are those of `write_files`.
+  The files of the command lines are those of `write_files`.
   """
   # A step and no renders: the drill tests parsing and checks, not training.
   common = {"prior.path": scratch / PRIOR, "prompt": "a red cube", "training.steps": 1, "training.log_every": 1,
@@ -141,7 +141,7 @@ def make_jobs(configs: Path, scratch: Path) -> list[FuzzJob]:
 def write_files(scratch: Path) -> None:
   """Writes the files of `make_jobs`.
 
-  A text-conditioned prior, an image-conditioned prior, and a photo.
+  The files are a text-conditioned prior, an image-conditioned prior, and a photo.
   """
   tiny.write_prior(scratch / PRIOR)
   tiny.write_view_prior(scratch / VIEW_PRIOR)
@@ -259,9 +259,7 @@ def _taken_folder(rng: random.Random, job: FuzzJob) -> list[str]:
 
 
 def _habit(rng: random.Random, job: FuzzJob) -> list[str]:
-  """Returns a setting under another program's name.
-
-  Or a prompt or a file without a setting.
+  """Returns a setting under another program's name, or a prompt or a file without a setting.
   """
   word = rng.choice(" ".join(names.HABITS.values()).split())
   value = rng.choice(["1", "0.5", "a purple cone", "", "~/x", "\ud800", "x" * 5000])

@@ -35,7 +35,7 @@ PAUSE = 0.01
 def main(job: str, folder: str, shared: str) -> None:
   """Begins or continues the run in `folder`, up to its last step.
 
-  The target of a process.
+  A process of the drill runs this function.
 
   Args:
     job: "walk" or "text3d".

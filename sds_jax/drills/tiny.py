@@ -66,7 +66,7 @@ def write_prior(folder: str | os.PathLike) -> Path:
 def write_view_prior(folder: str | os.PathLike) -> Path:
   """Writes a tiny view prior and returns `folder`.
 
-  Its conditions are a photo and a pose.
+  The conditions of the prior are a photo and a pose.
   """
   folder = Path(folder)
   # 48 channels of z_t and 48 of the photo.

@@ -100,7 +100,7 @@ def step_times(chosen: Mapping[str, Text3DTask], prompt: str, steps: int = 5,
                rounds: int = 4) -> dict[str, float]:
   """Measures milliseconds a step of each estimator.
 
-  The best of `rounds`, after WARM_UP steps.
+  The time is the best of `rounds`, after WARM_UP steps.
 
   The estimators take turns, because on a shared machine only times measured side by side can be compared.
 
@@ -128,7 +128,7 @@ def step_times(chosen: Mapping[str, Text3DTask], prompt: str, steps: int = 5,
 def read(path: Path) -> Scores:
   """Returns the scores in the file or folder that `run` has written.
 
-  {} without a file.
+  Without a file there are none: {}.
 
   Raises:
     DamagedFileError: the file holds no records of estimators.
@@ -139,7 +139,7 @@ def read(path: Path) -> Scores:
 def read_times(path: Path) -> dict[str, float]:
   """Returns the times in the file or folder that `run` has written.
 
-  The result of `step_times`; {} without a file.
+  The times are those of `step_times`; {} without a file.
   """
   return _stored(path).get("step_ms", {})
 

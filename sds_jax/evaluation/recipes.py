@@ -65,7 +65,10 @@ def run_task(task: Text3DTask, specs: Sequence[captions.Spec], seeds: Sequence[i
 
 
 def _fingerprint(name: str) -> str:
-  """Returns a digest of a U-Net's weights of the shipped prior, or of the prior in a folder."""
+  """Returns a digest of the weights of a prior's U-Net.
+
+  The prior is the shipped one, or that of a folder.
+  """
   digest = hashlib.sha256()
   # By content, because a folder of the same name may hold newly trained weights.
   for weights in sorted((shipped_folder() if name == "shapeworld" else Path(name)).glob("unet/*.safetensors")):

@@ -47,7 +47,7 @@ def scoring_cameras() -> Camera:
 def truth_silhouettes(scene: scenes.SolidScene, angles: Array, scales: Array) -> Array:
   """Returns the silhouettes of the caption's scene in every pose.
 
-  bool [P, 16, SIZE, SIZE]; a pose is (angle [P], scale [P]).
+  The silhouettes are bool [P, 16, SIZE, SIZE]; a pose is (angle [P], scale [P]).
   """
   shots = scoring_cameras()
 
@@ -64,7 +64,7 @@ def truth_silhouettes(scene: scenes.SolidScene, angles: Array, scales: Array) ->
 def truth_albedo(scene: scenes.SolidScene, angle: Array) -> tuple[Array, Array]:
   """Renders albedo and mask of the turned scene through the scoring cameras.
 
-  [16, SIZE, SIZE, 3] and [16, SIZE, SIZE]; turned by `angle`.
+  The arrays are [16, SIZE, SIZE, 3] and [16, SIZE, SIZE]; the scene is turned by `angle`.
   """
   return traced(scene, cameras.camera_of_turned_object(scoring_cameras(), angle, jnp.float32(1.0)), jnp.zeros(3), 1.0)
 
@@ -91,7 +91,7 @@ def traced(scene: scenes.SolidScene, shots: Camera, light: Array, ambient: Array
 def object_views(generator: ObjectGenerator, state: TrainState, shots: Camera) -> tuple[np.ndarray, np.ndarray]:
   """Renders albedo over black and opacity of one object.
 
-  [V, SIZE, SIZE, 3] and [V, SIZE, SIZE], through cameras [V].
+  The arrays are [V, SIZE, SIZE, 3] and [V, SIZE, SIZE], through cameras [V].
   """
   return jax.device_get(make_object_views(generator)(state.shown, state.occupancy, shots))
 
@@ -108,10 +108,7 @@ def make_object_views(generator: ObjectGenerator) -> Callable[[Any, Any, Camera]
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """Returns the intersection over union of masks over the last two axes.
-
-  1 for two empty masks.
-  """
+  """Returns the intersection over union of masks over the last two axes; 1 for two empty masks."""
   union = (a | b).sum((-2, -1))
   return np.where(union == 0, 1.0, (a & b).sum((-2, -1)) / np.maximum(union, 1))
 
@@ -152,19 +149,15 @@ def score(generator: ObjectGenerator, state: TrainState, spec: captions.Spec) ->
 
 
 def _fit(truth: scenes.SolidScene, mask: np.ndarray, angles: np.ndarray, scales: np.ndarray) -> np.ndarray:
-  """Returns the IoU [P, 16] of both silhouettes in each pose.
-
-  The object's and the scene's.
-  """
+  """Returns the IoU [P, 16] of the silhouettes of object and scene in each pose."""
   return iou(np.asarray(truth_silhouettes(truth, angles, scales)), mask[None])
 
 
 def solid_points(generator: FieldGenerator, state: TrainState) -> tuple[np.ndarray, np.ndarray, float]:
   """Returns a grid of points and which points are solid.
 
-  Points [N, 3], bool [N], and the solid share of the bounding ball.
-
-  Solid points are denser than the mesh's automatic threshold; without a threshold no point is solid.
+  The result is points [N, 3], bool [N], and the solid share of the bounding ball. Solid points are denser than the
+  mesh's automatic threshold; without a threshold no point is solid.
   """
   bound, params, density_fn = generator.options.bound, state.shown, jax.jit(generator.density)
   try:
@@ -180,7 +173,10 @@ def solid_points(generator: FieldGenerator, state: TrainState) -> tuple[np.ndarr
 
 
 def volume_iou(truth: scenes.SolidScene, points: np.ndarray, solid: np.ndarray) -> float:
-  """Returns the IoU of the exact scene's interior and `solid` [N] at points [N, 3] in the scene's frame."""
+  """Returns the IoU of the exact scene's interior and the solid points.
+
+  `points` [N, 3] are in the scene's frame; `solid` is bool [N].
+  """
   inside = in_chunks(lambda p: np.asarray(_distance(truth, jnp.asarray(p, jnp.float32))), points) < 0
   return float((inside & solid).sum() / max((inside | solid).sum(), 1))
 
@@ -193,7 +189,7 @@ def _distance(truth: scenes.SolidScene, points: Array) -> Array:
 def flags(opacity: np.ndarray, filled: float) -> dict[str, bool]:
   """Returns whether an object is `empty` or `full`.
 
-  Empty: under 0.5% of pixels [..., SIZE, SIZE] are opaque. Full: over 80% of the ball is solid.
+  An object is empty if under 0.5% of pixels [..., SIZE, SIZE] are opaque, and full if over 80% of the ball is solid.
   """
   return dict(empty=bool((opacity > 0.5).mean() < 0.005), full=bool(filled > 0.8))
 
@@ -202,7 +198,7 @@ def _colours(truth: scenes.SolidScene, spec: captions.Spec, angle: float, rgb: n
              opacity: np.ndarray) -> tuple[float, bool]:
   """Returns the mean absolute RGB error on the overlap, and a verdict.
 
-  The verdict: whether each part's mean colour is nearest to the part's name.
+  The verdict is whether each part's mean colour is nearest to the part's name.
   """
   albedo, inside = jax.device_get(truth_albedo(truth, jnp.float32(angle)))
   overlap = inside & (opacity > 0.5)

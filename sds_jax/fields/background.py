@@ -29,7 +29,7 @@ class Background:
 def plain_colour(key: Array) -> Array:
   """Draws a nearly grey colour [3].
 
-  U(0.35, 1) for the grey plus a tint U(-0.08, 0.08) for each channel, clipped to [0, 1]. Consumes `key`.
+  The grey is U(0.35, 1), plus a tint U(-0.08, 0.08) for each channel, clipped to [0, 1]. Consumes `key`.
   """
   key_grey, key_tint = jax.random.split(as_threefry(key))
   grey = jax.random.uniform(key_grey, minval=0.35, maxval=1.0)

@@ -34,7 +34,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"exp": _exp, "softplus": nn.
 def gaussian_blob(points: Array, scale: float, radius: float) -> Array:
   """Returns DreamFusion's initial density [N] (Appendix A.2).
 
-  The density is scale exp(-|x|^2 / (2 radius^2)). Paper: scale 5, radius 0.2.
+  The density is scale exp(-|x|^2 / (2 radius^2)). The paper has scale 5 and radius 0.2.
   """
   return scale * jnp.exp(-jnp.sum(points**2, axis=-1) / (2 * radius**2))
 
@@ -42,7 +42,7 @@ def gaussian_blob(points: Array, scale: float, radius: float) -> Array:
 def linear_blob(points: Array, scale: float, radius: float) -> Array:
   """Returns Magic3D's initial density [N] (arXiv 2211.10440).
 
-  The density is scale (1 - |x| / radius). Paper: scale 10, radius 0.5.
+  The density is scale (1 - |x| / radius). The paper has scale 10 and radius 0.5.
   """
   # 1e-12 under the root: the derivative of sqrt at 0 is infinite, and 0 * inf would be NaN.
   return scale * (1 - jnp.sqrt(jnp.sum(points**2, axis=-1) + 1e-12) / radius)

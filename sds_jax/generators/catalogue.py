@@ -35,7 +35,10 @@ GENERATORS: dict[str, Callable[..., Parameterization]] = {
 
 
 class GeneratorError(ValueError):
-  """Raised for a generator that cannot be used; the message is one line with the generator's name and the problem."""
+  """Raised for a generator that cannot be used.
+
+  The message is one line with the generator's name and the problem.
+  """
 
 
 def make_generator(name: str, size: int, settings: dict[str, Any]) -> Parameterization:
@@ -58,7 +61,10 @@ def make_generator(name: str, size: int, settings: dict[str, Any]) -> Parameteri
 
 
 def _load_users_generator(name: str, size: int) -> Parameterization:
-  """Imports and calls the user's function, and checks shapes and types; `eval_shape` computes no image."""
+  """Imports and calls the user's function, and checks shapes and types.
+
+  `eval_shape` computes no image.
+  """
   module, _, function = name.partition(":")
   try:
     users_object = getattr(importlib.import_module(module), function)(size)
@@ -90,7 +96,10 @@ def _load_users_generator(name: str, size: int) -> Parameterization:
 
 
 def check_images(what: str, image: Any, frames: int, size: int | None = None) -> None:
-  """Raises GeneratorError unless `image`, of `eval_shape`, is [frames, size, size, 3] float32; None: any size."""
+  """Raises GeneratorError unless `image` is [frames, size, size, 3] float32.
+
+  `image` is a result of `eval_shape`; size None allows any size.
+  """
   shape = getattr(image, "shape", ())
   wanted = size or (shape[1] if len(shape) == 4 else "H")
   if shape != (frames, wanted, wanted, 3) or image.dtype != jnp.float32:

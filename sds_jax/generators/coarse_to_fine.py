@@ -1,4 +1,4 @@
-"""Changes of a field over a run: the blur of the paper's MLP, the open levels of a hash grid."""
+"""Changes of a field over a run: blur of the paper's MLP, open levels of a hash grid."""
 from __future__ import annotations
 
 import dataclasses
@@ -30,6 +30,7 @@ class FieldSchedule:
     """
     if self.variance is not None:
       variance = schedule_value(self.variance, progress)
+      # A traced number, so that one program serves the whole run.
       return lambda p, points: field.apply(p, points, variance), params
     if self.open_levels is not None:
       return field.apply, hashgrid.open_levels(params, schedule_value(self.open_levels, progress))

@@ -1,4 +1,6 @@
-"""An image as its spectrum with decorrelated colours: a step of a given length counts alike in every frequency.
+"""An image as its spectrum with decorrelated colours.
+
+A step of a given length counts alike in every frequency.
 
 Natural images have amplitudes of about 1/f. Gradient descent on c with coefficients c / f and colours mixed as in
 natural images is preconditioned by their covariance (Distill 2018, "Differentiable Image Parameterizations").
@@ -21,18 +23,26 @@ COLOUR_MIX = COLOUR_SQRT / np.max(np.linalg.norm(COLOUR_SQRT, axis=0))
 
 
 def decorrelated_to_rgb(values: Array) -> Array:
-  """Returns decorrelated colours [..., 3] as logits [..., 3] of red, green and blue: COLOUR_MIX times `values`."""
+  """Returns decorrelated colours [..., 3] as logits of red, green and blue.
+
+  The logits are COLOUR_MIX times `values`.
+  """
   # HIGHEST: by default an accelerator multiplies in TF32 or bfloat16, with 11 or 8 significant bits.
   return jnp.einsum("...d,cd->...c", values, jnp.asarray(COLOUR_MIX), precision=jax.lax.Precision.HIGHEST)
 
 
 def frequencies(height: int, width: int) -> np.ndarray:
-  """Returns |f| [height, width // 2 + 1] of the coefficients of a real FFT, in cycles a pixel."""
+  """Returns |f| of the coefficients of a real FFT, in cycles a pixel.
+
+  The array is [height, width // 2 + 1].
+  """
   return np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
 
 
 def amplitudes(height: int, width: int, decay: float) -> np.ndarray:
-  """Returns the factors [height, width // 2 + 1] of the coefficients: sqrt(H W) / (4 max(|f|, 1 / max(H, W))^decay).
+  """Returns the factors [height, width // 2 + 1] of the coefficients.
+
+  The factors are sqrt(H W) / (4 max(|f|, 1 / max(H, W))^decay).
 
   The unit of f is the coarsest wave, 1 / max(H, W). The factor is zero at the Nyquist frequency of an even side, where
   a real image has no free phase; so a spectrum can be padded exactly.
@@ -64,7 +74,10 @@ def synthesize(spectrum: Array, scale: np.ndarray, width: int) -> Array:
 
 
 def padded(spectrum: Array, scale: np.ndarray, size: int, large: int) -> Array:
-  """Returns the square image of `synthesize` with side `size`, drawn from equal waves at `large` > size pixels."""
+  """Returns the square image of `synthesize`, drawn larger from equal waves.
+
+  `size` is the side of that image, `large` > `size` the side of the result.
+  """
   # irfft2 divides by the number of pixels, hence the factor. Rows from `half` on are negative frequencies, which stay
   # at the end of the larger spectrum.
   half, columns = size // 2, size // 2 + 1
@@ -76,7 +89,10 @@ def padded(spectrum: Array, scale: np.ndarray, size: int, large: int) -> Array:
 
 
 def init_spectrum(key: Array, height: int, width: int, channels: int, std: float) -> Array:
-  """Returns a spectrum [2, height, width // 2 + 1, channels] drawn from N(0, std^2); consumes the key."""
+  """Returns a spectrum [2, height, width // 2 + 1, channels] drawn from N(0, std^2).
+
+  Consumes the key.
+  """
   return std * jax.random.normal(as_threefry(key), (2, height, width // 2 + 1, channels))
 
 

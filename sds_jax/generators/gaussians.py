@@ -12,7 +12,9 @@ MAX_OPACITY = 0.99
 
 
 def make_gaussians(size: int, count: int = 128, radius: float = 0.15) -> Parameterization:
-  """Returns a generator of `count` anisotropic Gaussians in a fixed order of depth over a learnt plain background.
+  """Returns a generator of anisotropic Gaussians over a learnt plain background.
+
+  The `count` Gaussians have a fixed order of depth.
 
   alpha_i(p) = 0.99 sigmoid(o_i) exp(-|S_i^-1 R(-phi_i) (p - m_i)|^2 / 2), with S_i = diag(exp(s_i)) and rotation R;
   C(p) = sum_i c_i alpha_i prod_{j<i} (1 - alpha_j) + b prod_j (1 - alpha_j), equation 3 of the paper.
@@ -26,9 +28,11 @@ def make_gaussians(size: int, count: int = 128, radius: float = 0.15) -> Paramet
     k_mean, k_angle, k_colour = jax.random.split(key, 3)
     return dict(
         mean=jax.random.uniform(k_mean, (count, 2), minval=-1.0, maxval=1.0),
+        # A logarithm, so that no step makes a width negative.
         log_scale=jnp.full((count, 2), jnp.log(radius), jnp.float32),
         # An ellipse equals itself after half a turn.
         angle=jax.random.uniform(k_angle, (count,), maxval=jnp.pi),
+        # Faint at first, sigmoid(-2) = 0.12, so that Gaussians in front leave a gradient to those behind.
         colour=0.5 * jax.random.normal(k_colour, (count, 3)), opacity=jnp.full((count,), -2.0, jnp.float32),
         background=jnp.zeros(3))
 
@@ -42,6 +46,7 @@ def make_gaussians(size: int, count: int = 128, radius: float = 0.15) -> Paramet
     # A sum of logarithms, each finite because alpha is at most MAX_OPACITY.
     passed = jnp.cumsum(jnp.log1p(-alpha), axis=0)  # log of the transmittance of Gaussians 0 to i
     weight = alpha * jnp.exp(passed - jnp.log1p(-alpha))
+    # HIGHEST: an accelerator's default would round colours to 8 or 11 significant bits.
     colour = jnp.einsum("np,nc->pc", weight, jax.nn.sigmoid(params["colour"]), precision=jax.lax.Precision.HIGHEST)
     behind = jnp.exp(passed[-1])[:, None] * jax.nn.sigmoid(params["background"])[None]
     return (colour + behind).reshape(1, large, large, 3)

@@ -39,7 +39,11 @@ class Parameterization:
 
 
 def coordinates(size: int) -> Array:
-  """Returns the centres of pixels [size, size, 2] as (x to the right, y upwards) in the square [-1, 1]^2."""
+  """Returns the centres of pixels [size, size, 2] in the square [-1, 1]^2.
+
+  A centre is (x to the right, y upwards).
+  """
+  # Centres, so that images of all sizes cover the same square.
   ticks = (jnp.arange(size, dtype=jnp.float32) + 0.5) * (2 / size) - 1
   y, x = jnp.meshgrid(-ticks, ticks, indexing="ij")
   return jnp.stack([x, y], axis=-1)

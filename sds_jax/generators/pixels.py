@@ -8,7 +8,9 @@ from sds_jax.types import Array, Params
 
 
 def make_pixels(size: int, init_std: float = 0.1) -> Parameterization:
-  """Returns the generator x = sigmoid(theta), with theta [size, size, 3] at first drawn from N(0, init_std^2).
+  """Returns the generator x = sigmoid(theta).
+
+  theta [size, size, 3] is at first drawn from N(0, init_std^2).
 
   The baseline: no term couples neighbouring pixels, so the noise of the estimator stays visible for long.
   """

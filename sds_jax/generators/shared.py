@@ -12,7 +12,9 @@ from sds_jax.types import Array, Params
 
 def make_shared(size: int, frames: int = 3, cutoff: float = 4.0, own: float = 0.5, decay: float = 1.5,
                 init_std: float = 0.01) -> Parameterization:
-  """Returns frames x_i = sigmoid(M irfft2((s + own c_i) / f^decay)) that share the low frequencies s.
+  """Returns frames that share their low frequencies s.
+
+  The frames are x_i = sigmoid(M irfft2((s + own c_i) / f^decay)).
 
   Each frame i also has its own spectrum c_i. All frames move s, so the frames agree on position and outline, and a
   blend of two frames shows no double image (Distill 2018, "Aligned Feature Visualization Interpolation").
@@ -25,6 +27,7 @@ def make_shared(size: int, frames: int = 3, cutoff: float = 4.0, own: float = 0.
     decay, init_std: as in `fourier.make_fourier`.
   """
   scale = amplitudes(size, size, decay)
+  # f = 0 is among them: the frames have their mean colour in common.
   low = (frequencies(size, size) * size <= cutoff).astype(np.float32)
 
   def spectra(params: Params) -> Array:

@@ -27,6 +27,7 @@ def make_siren(size: int, hidden: int = 64, depth: int = 3, w0: float = 30.0) ->
 
   def init(key: Array) -> Params:
     keys = jax.random.split(key, depth + 1)
+    # The first layer has two inputs, and its own bound 1 / n: its sines are to span many periods.
     bounds = [1 / 2] + [math.sqrt(6 / hidden) / w0] * depth
     outs = [hidden] * depth + [3]
     return [dict(w=jax.random.uniform(k, (n, m), minval=-bound, maxval=bound), b=jnp.zeros(m))

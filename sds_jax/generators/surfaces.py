@@ -20,6 +20,7 @@ def sphere(rays: Rays, size: float) -> tuple[Array, Array, Array]:
   o, d = rays.origins, rays.directions
   b = jnp.sum(o * d, axis=-1)
   inside = b * b - jnp.sum(o * o, axis=-1) + size * size
+  # b < 0: the sphere lies ahead, not behind.
   hit = (inside > 0) & (b < 0)
   # The root of a negative number would be NaN, also in the gradient of a `where` that discards it.
   point = (o + (-b - jnp.sqrt(jnp.maximum(inside, 0.0)))[..., None] * d) / size
@@ -30,7 +31,9 @@ def sphere(rays: Rays, size: float) -> tuple[Array, Array, Array]:
 
 
 def cube(rays: Rays, size: float) -> tuple[Array, Array, Array]:
-  """Intersects rays with a cube of half-width `size`; charts +x, -x, +y, -y, +z, -z.
+  """Intersects rays with a cube of half-width `size`.
+
+  The charts are +x, -x, +y, -y, +z, -z.
 
   Sides are upright and read from left to right seen from outside; +z is seen from above and -z from below, each with
   the right of the chart towards +y. The slab method: a ray is inside between the last entry and the first exit.
@@ -42,10 +45,12 @@ def cube(rays: Rays, size: float) -> tuple[Array, Array, Array]:
   leave = jnp.min(jnp.maximum(first, second), axis=-1)
   t, axis = jnp.max(entry, axis=-1), jnp.argmax(entry, axis=-1)
   x, y, z = jnp.moveaxis((o + t[..., None] * d) / size, -1, 0)
+  # A ray that rises along an axis enters through the side at the axis's negative end.
   negative_side = jnp.take_along_axis(d, axis[..., None], axis=-1)[..., 0] > 0
   chart = 2 * axis.astype(jnp.int32) + negative_side.astype(jnp.int32)
   right = jnp.select([chart == i for i in range(6)], [y, -y, -x, x, y, y])
   down = jnp.select([chart == i for i in range(6)], [-z, -z, -z, -z, x, -x])
+  # Clipped: rays that miss have any coordinates.
   return (t < leave) & (t > 0), chart, jnp.clip(0.5 * jnp.stack([right, down], axis=-1) + 0.5, 0.0, 1.0)
 
 
@@ -66,10 +71,12 @@ def lookup(texture: Array, chart: Array, uv: Array, closed: bool) -> Array:
     [..., C].
   """
   _, h, w, _ = texture.shape
+  # The centre of texel i is at (i + 0.5) / w.
   x, y = uv[..., 0] * w - 0.5, jnp.clip(uv[..., 1] * h - 0.5, 0.0, h - 1.0)
   x = x if closed else jnp.clip(x, 0.0, w - 1.0)
   left, top = jnp.floor(x), jnp.floor(y)
   fx, fy = (x - left)[..., None], (y - top)[..., None]
+  # On a closed chart the last column is the left neighbour of the first.
   columns = [jnp.mod(left.astype(jnp.int32) + i, w) if closed else jnp.minimum(left.astype(jnp.int32) + i, w - 1)
              for i in (0, 1)]
   rows = [jnp.minimum(top.astype(jnp.int32) + i, h - 1) for i in (0, 1)]

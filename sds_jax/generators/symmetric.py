@@ -1,4 +1,7 @@
-"""Images that equal their mirror image: x = (theta, flip(theta)) side by side (arXiv:2209.14988, Figure 2)."""
+"""Images that equal their mirror image (arXiv:2209.14988, Figure 2).
+
+An image is x = (theta, flip(theta)), side by side.
+"""
 from __future__ import annotations
 
 import dataclasses
@@ -26,4 +29,5 @@ def make_symmetric(inner: Parameterization) -> Parameterization:
 
   at = None if inner.at is None else lambda params, size: mirrored(inner.at(params, size))
   show = None if inner.show is None else lambda params: mirrored(inner.show(params))
+  # No camera sees a mirrored view, and the extras of `inner` would not be mirrored.
   return dataclasses.replace(inner, apply=apply, at=at, show=show, cameras=None, extras=None)

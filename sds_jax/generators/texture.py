@@ -19,7 +19,9 @@ NUM_VIEWS = 8
 
 def make_texture(size: int, shape: str = "cube", extent: float = 0.4, resolution: int = 32, decay: float = 1.0,
                  init_std: float = 0.01) -> Parameterization:
-  """Returns a generator of unlit renders of a textured solid through a random camera on a random near-grey background.
+  """Returns a generator of unlit renders of a textured solid.
+
+  Camera and near-grey background are random.
 
   Args:
     size: side of the images.
@@ -29,6 +31,7 @@ def make_texture(size: int, shape: str = "cube", extent: float = 0.4, resolution
     decay, init_std: as in `fourier.make_fourier`; the texture is a spectrum, too.
   """
   surface, charts, aspect, closed = surfaces.SURFACES[shape]
+  # The chart of a sphere is twice as wide as high: 360 degrees by 180.
   scale = amplitudes(resolution, aspect * resolution, decay)
 
   def init(key: Array) -> Params:
@@ -45,6 +48,7 @@ def make_texture(size: int, shape: str = "cube", extent: float = 0.4, resolution
 
   def render(colours: Array, view: Camera, background: Array) -> Array:
     hit, chart, uv = surface(cameras.camera_rays(view, size, size), extent)
+    # Rays that miss look up any texel, which `where` drops.
     return jnp.where(hit[..., None], surfaces.lookup(colours, chart, uv, closed), background[None, None])
 
   def apply(params: Params, key: Array) -> Array:
@@ -55,6 +59,7 @@ def make_texture(size: int, shape: str = "cube", extent: float = 0.4, resolution
   def render_ring(params: Params) -> Array:
     # An eighth of pi off the axes, so that each view of a cube shows two of its upright sides.
     angles = 2 * math.pi * jnp.arange(NUM_VIEWS, dtype=jnp.float32) / NUM_VIEWS + math.pi / 8
+    # In turn from above and from a little below, radians.
     lift = jnp.where(jnp.arange(NUM_VIEWS) % 2 == 0, 0.5, -0.1)
     views = jax.vmap(lambda a, e: cameras.orbit(a, e, 2.7, math.radians(46.0)))(angles, lift)
     return jax.vmap(lambda view: render(texture(params), view, jnp.ones(3)))(views)

@@ -1,4 +1,6 @@
-"""An image with opacity over a background that changes at every step: the object becomes opaque.
+"""An image with opacity over a background that changes at every step.
+
+The object becomes opaque.
 
 Distill 2018, "Transparent Generation": over a random background only opaque pixels keep their colour, and a price on
 opacity makes all other pixels clear.
@@ -15,7 +17,10 @@ from sds_jax.types import Array, Params
 
 
 def random_background(key: Array, size: int, noise: float) -> Array:
-  """Returns a random near-grey colour [size, size, 3] in [0, 1], with smooth noise in a share `noise` of cases."""
+  """Returns a random near-grey colour [size, size, 3] in [0, 1].
+
+  A share `noise` of the backgrounds has smooth noise.
+  """
   k_colour, k_kind, k_noise = jax.random.split(key, 3)
   plain = plain_colour(k_colour)[None, None]
   waves = jax.image.resize(jax.random.normal(k_noise, (4, 4, 3)), (size, size, 3), "cubic")
@@ -25,7 +30,9 @@ def random_background(key: Array, size: int, noise: float) -> Array:
 
 def make_translucent(size: int, noise: float = 0.0, price: float = 100.0, decay: float = 1.5,
                      init_std: float = 0.01) -> Parameterization:
-  """Returns the generator x = a c + (1 - a) b with colours c, opacity a and a random background b.
+  """Returns the generator x = a c + (1 - a) b of colours and opacity.
+
+  c are the colours, a is the opacity, b a random background.
 
   Colours and opacity come from one spectrum of four channels, b from `random_background`.
 

@@ -101,7 +101,7 @@ def to_jsonable(value: Any) -> Any:
 def write_json(data: Any, path: str | os.PathLike) -> Path:
   """Writes `data` as indented UTF-8 JSON; returns the path.
 
-  Values go through `to_jsonable`. Atomic.
+  Values go through `to_jsonable`. The write is atomic.
   """
   # allow_nan=False, because NaN is no JSON and other readers would refuse the file.
   text = json.dumps(to_jsonable(data), indent=2, ensure_ascii=False, allow_nan=False)
@@ -136,9 +136,9 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 def prompt_slug(prompt: str, limit: int = 60) -> str:
   """Returns a folder name for a prompt.
 
-  Lower-case ASCII words joined by '-', at most `limit` characters, never empty. Only [a-z0-9-]: no separators, dots,
-  newlines or emoji. If letters or digits are lost (a long prompt, another script), eight digits of the prompt's SHA-256
-  keep the names of different prompts distinct.
+  The name is lower-case ASCII words joined by '-', at most `limit` characters, never empty. Only [a-z0-9-] occur: no
+  separators, dots, newlines or emoji. If letters or digits are lost (a long prompt, another script), eight digits of
+  the prompt's SHA-256 keep the names of different prompts distinct.
   """
   # NFKD splits accented letters into letter and accent, so that "é" becomes "e".
   folded = unicodedata.normalize("NFKD", prompt)
@@ -186,7 +186,7 @@ def append_metrics(path: str | os.PathLike, step: int, values: Mapping[str, Any]
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
   """Reads the records of a metrics file, oldest first.
 
-  [] without a file. A last line without an end is ignored.
+  The result is [] without a file. A last line without an end is ignored.
 
   Raises:
     DamagedFileError: a line is not a JSON object with a "step"; the message has the line number.

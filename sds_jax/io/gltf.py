@@ -1,4 +1,7 @@
-"""Writes a coloured triangle mesh as binary glTF 2.0 (GLB): y up, front on +z, linear colours, not metallic."""
+"""Writes a coloured triangle mesh as binary glTF 2.0 (GLB).
+
+y is up, the front is on +z, colours are linear, the material is not metallic.
+"""
 from __future__ import annotations
 
 import json

@@ -1,4 +1,7 @@
-"""PNG files, contact sheets, colour maps of depth and normals. Arrays are float [..., H, W, 3] in [0, 1]."""
+"""PNG files, contact sheets, colour maps of depth and normals.
+
+Arrays are float [..., H, W, 3] in [0, 1].
+"""
 from __future__ import annotations
 
 import math
@@ -129,7 +132,7 @@ _INK, _TITLE_SIZE = (70, 74, 82), 12
 def _label_column(labels: Sequence[str], height: int, gap: int, total: int, widest: str = "") -> np.ndarray:
   """Draws the column of labels [total, width, 3].
 
-  White, and wide enough for all labels.
+  The column is white, and wide enough for all labels.
   """
   font = ImageFont.load_default(size=max(10, min(14, height // 4)))
   title = ImageFont.load_default(size=_TITLE_SIZE).getlength(widest)

@@ -1,4 +1,7 @@
-"""A lock on a run's folder: one run at a time; the lock ends with the process and names the process."""
+"""A lock on a run's folder: one run at a time.
+
+The lock names its process and ends with it.
+"""
 from __future__ import annotations
 
 import contextlib

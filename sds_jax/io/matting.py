@@ -112,7 +112,7 @@ def matte_by_colour(rgb: np.ndarray, colour: np.ndarray) -> Matte:
 def _background(rgb: np.ndarray, similar: np.ndarray, colour: np.ndarray) -> np.ndarray:
   """Returns the mask [H, W] of the background.
 
-  Regions of `similar` [H, W] at the border, and holes.
+  The background is the regions of `similar` [H, W] at the border, and holes.
   """
   # Background regions connect by sides only, object parts by corners, too: a thin diagonal line stays a border.
   labels, count = ndimage.label(similar)

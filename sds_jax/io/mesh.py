@@ -120,7 +120,7 @@ def _padded_opacity(density: np.ndarray, level: float) -> np.ndarray:
 def auto_threshold(density: np.ndarray, bound: float) -> float:
   """Returns the density at which a wall of thickness L is half opaque.
 
-  L = AUTO_DEPTH * bound, and 1 - exp(-density L) = 1/2.
+  L is AUTO_DEPTH * bound, and 1 - exp(-density L) = 1/2.
 
   The threshold does not depend on the grid, so a finer grid gives the same surface. A soft field that never reaches the
   threshold, yet looks solid because it is thick, gets half of its greatest density instead.
@@ -139,7 +139,7 @@ def auto_threshold(density: np.ndarray, bound: float) -> float:
 def remove_floaters(mesh: trimesh.Trimesh, min_part: float = 0.02) -> trimesh.Trimesh:
   """Keeps the connected parts with signed volume >= `min_part` of the largest.
 
-  Drops cavities (negative volume).
+  Cavities, whose volume is negative, are dropped.
   """
   faces = mesh.faces
   count = len(mesh.vertices)

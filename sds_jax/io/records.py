@@ -56,10 +56,7 @@ def nest(leaves: dict[tuple[str, ...], Any]) -> dict[str, Any]:
 
 
 def kind(leaf: Any) -> str:
-  """Returns dtype and shape as text.
-
-  "float32[8, 3]", or "key<fry>[]" for keys.
-  """
+  """Returns dtype and shape as text: "float32[8, 3]", or "key<fry>[]" for keys."""
   leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
   return f"{leaf.dtype}{list(leaf.shape)}"
 
@@ -171,7 +168,7 @@ def check_leaf(name: str, array: np.ndarray, entry: dict[str, Any]) -> None:
 def place_leaf(array: np.ndarray, entry: dict[str, Any], like: Any) -> Any:
   """Returns the leaf in the form of `like`.
 
-  A NumPy array, or a jax.Array with the same sharding.
+  The leaf is a NumPy array, or a jax.Array with the same sharding.
 
   Raises:
     SchemaError: JAX would round the leaf to 32 bits.
@@ -194,7 +191,7 @@ def place_leaf(array: np.ndarray, entry: dict[str, Any], like: Any) -> Any:
 def abstract_leaf(entry: dict[str, Any]) -> jax.ShapeDtypeStruct | np.ndarray:
   """Returns an entry's shape and dtype.
 
-  Placed on the first device. A dtype too wide for JAX gives a NumPy array instead (zeros with stride 0, which take no
+  The device is the first one. A dtype too wide for JAX gives a NumPy array instead (zeros with stride 0, which take no
   memory).
   """
   # The dtype of typed keys has no name for jnp.dtype; eval_shape gives the dtype without making a key.
@@ -206,10 +203,7 @@ def abstract_leaf(entry: dict[str, Any]) -> jax.ShapeDtypeStruct | np.ndarray:
 
 
 def empty_leaf(entry: dict[str, Any]) -> np.ndarray | None:
-  """Returns the array of an entry without elements.
-
-  None for other entries.
-  """
+  """Returns the array of an entry without elements; None for other entries."""
   dtype, shape = _parsed(entry.get("data", entry["kind"]))
   return np.zeros(shape, jnp.dtype(dtype)) if 0 in shape else None
 

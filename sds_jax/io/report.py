@@ -72,7 +72,7 @@ def write_report(folder: str | os.PathLike, prompt: str, *, mesh: trimesh.Trimes
 def pack_mesh(mesh: trimesh.Trimesh) -> dict[str, Any]:
   """Packs a mesh as base64 for viewer.js.
 
-  uint16 positions as fractions of the box [low, high], int8 normals, uint8 RGB, uint32 faces; all little-endian.
+  Positions are uint16 fractions of the box [low, high], normals int8, RGB uint8, faces uint32; all are little-endian.
   """
   low, high = np.asarray(mesh.bounds, np.float64)
   radius = np.linalg.norm(mesh.vertices - 0.5 * (low + high), axis=1).max()

@@ -71,10 +71,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _is_device_memory(error: BaseException) -> bool:
-  """Returns whether JAX ran out of device memory.
-
-  While compiling, loading or running.
-  """
+  """Returns whether JAX ran out of device memory while compiling, loading or running."""
   # CPU, GPU and TPU report RESOURCE_EXHAUSTED; parts of CUDA report only OUT_OF_MEMORY.
   return isinstance(error, jax.errors.JaxRuntimeError) and bool(
       re.search(r"RESOURCE_EXHAUSTED|OUT_OF_MEMORY|out of memory", str(error)))
@@ -99,10 +96,7 @@ def _is_within(error: BaseException, folder: Path | None) -> bool:
 
 
 def _progress(folder: Path | None, mode: str) -> str:
-  """Returns a sentence with the step to resume from.
-
-  '' without checkpoints.
-  """
+  """Returns a sentence with the step to resume from; '' without checkpoints."""
   if mode != "train" or folder is None:
     return ""
   try:

@@ -14,7 +14,8 @@ def any_of_batch(predicate: Array) -> Array:
   """Returns the predicate [] bool, or under `vmap` the batch's "any".
 
   Under `vmap`, `lax.cond` with a batched predicate computes both branches for every element. For a branch that only
-  saves work, an unbatched "any" keeps the branch: either all elements skip the work or none. Not differentiable.
+  saves work, an unbatched "any" keeps the branch: either all elements skip the work or none. The function is not
+  differentiable.
   """
   return predicate
 

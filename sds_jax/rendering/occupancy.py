@@ -85,7 +85,9 @@ def look_up(cells: Array, points: tuple[Array, Array, Array], bound: float) -> A
 
 
 def pack(mask: Array, budget: int) -> tuple[Array, Array, Array]:
-  """Returns the indices of the first true entries, at most `budget` entries of `mask` [M].
+  """Returns the indices of the first true entries of `mask` [M].
+
+  At most `budget` entries are taken.
 
   Returns:
     indices [budget] int32 in ascending order (M in the unused places at the end), the number [] int32 of used places,

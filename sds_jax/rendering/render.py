@@ -160,8 +160,8 @@ def render_image(field: FieldFn, params: Params, camera: Camera, height: int, wi
                  shade: Shading | None = None, rows: int = 64) -> RenderOutput:
   """Renders a single image [H, W] without jitter and budget.
 
-  Meant for outputs. Renders `rows` rows at a time, to bound the memory; not meant to be differentiated. `background` is
-  [H, W, 3], `light` [3] in world units; the other arguments are those of `render_rays`.
+  The function is meant for outputs and not for gradients: `rows` rows are rendered at a time, to bound the memory.
+  `background` is [H, W, 3], `light` [3] in world units; the other arguments are those of `render_rays`.
   """
   options = dataclasses.replace(options, samples=options.candidates, few=None)
   all_rays = camera_rays(camera, height, width)

@@ -16,6 +16,7 @@ class CameraSettings:
 
   Distances are in world units, in which the object lies within a ball of radius `field.bound` around the origin.
   """
+  # The defaults are the cameras of the images on which the prior that ships was trained.
   elevation_deg: Span = setting((-10.0, 90.0), span(-90.0, 90.0), "angle above the horizon, degrees")
   distance: Span = setting((2.4, 3.0), span(1.0, 100.0), "distance of the camera from the origin, world units")
   fov_deg: Span = setting((42.0, 50.0), span(5.0, 150.0), "vertical field of view, degrees")

@@ -24,6 +24,7 @@ from sds_jax.settings.training import DivergenceSettings, ObjectTrainingSettings
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
   """The settings of every task."""
+  # No value is legal here: the tree of each task declares its own.
   job: str = setting("", one_of(()), "the task: which tree of settings this is; comes with the file of --config")
   prompt: str = setting("a red cube", sentence(empty=False), "text that the prior is conditioned on")
   negative_prompt: str = setting("", sentence(words=" (empty: none)"), "text of the unconditional side of guidance")
@@ -71,7 +72,7 @@ _OF_FIELDS = ("field", "occupancy", "shading", "render.num_samples", "render.can
 
 
 def concerns_fields(name: str) -> bool:
-  """Returns whether the setting of a dotted name has no effect on a 3D representation of the user's own.
+  """Returns whether a setting has no effect on a user's own 3D representation.
 
   >>> concerns_fields("field.mlp.hidden"), concerns_fields("render.height")
   (True, False)
@@ -104,7 +105,7 @@ class ObjectSettings(RunSettings):
     if self.generator.name != FIELD:
       only = {name: value for name, value in flat(type(self)()).items() if concerns_fields(name)}
       if self.loss.orientation == 0.0:
-        del only["loss.orientation"]  # switched off is what it is
+        del only["loss.orientation"]  # 0 switches the loss off, as a representation without normals needs
       yield from without_effect(self, path, only, "has no effect on a representation of your own "
                                 f"({path}.generator.name={self.generator.name!r})")
     if self.parallel.shard_prior and self.training.guidance_every:

@@ -13,6 +13,7 @@ from sds_jax.schema import (
     switch)
 from sds_jax.views import perp_neg_weights
 
+# Range and meaning stand once, in `Draw`; here only the defaults differ.
 _DRAW = {field.name: field for field in dataclasses.fields(estimators.Draw)}
 _CLIP = scheduled(0.0, words=", never 0 unless it is the constant 0: no clipping")
 _NO_COLOUR = ", a fraction of the run, since no colours are learnt before it"
@@ -30,6 +31,7 @@ def scheduled_at(spec: Scheduled, place: float) -> float:
   >>> scheduled_at(((0.0, 1.0), (1.0, 0.0)), 0.25), scheduled_at(3.0, 0.5)
   (0.75, 3.0)
   """
+  # In plain Python, because the check of settings must not start a device.
   if not isinstance(spec, tuple):
     return spec
   for (p0, v0), (p1, v1) in itertools.pairwise(spec):
@@ -90,12 +92,14 @@ class DistillationSettings:
 
 
 def with_estimators() -> DistillationSettings:
-  """Returns the defaults with a group of options for each estimator that is registered now."""
+  """Returns the defaults, with a group of options for each estimator registered now."""
   return _with_groups(DistillationSettings(), estimators.ESTIMATORS)
 
 
 def with_estimator(settings: DistillationSettings, record: estimators.Estimator) -> DistillationSettings:
-  """Returns the settings with a group of options for one more estimator, if the estimator has options.
+  """Returns the settings with a group of options for one more estimator.
+
+  An estimator without options needs no group.
 
   Raises:
     ConfigError: another setting has the estimator's name.
@@ -118,7 +122,10 @@ def _with_groups(settings: DistillationSettings, records: dict[str, estimators.E
 
 @functools.lru_cache(maxsize=None)
 def _extended(base: type, groups: tuple[tuple[str, type], ...]) -> type:
-  """Returns a subclass with more groups; cached, so that equal settings are of one class."""
+  """Returns a subclass with more groups.
+
+  The results are cached, so that equal settings are of one class.
+  """
   # The docstring is passed on, because the settings reference shows it.
   return dataclasses.make_dataclass("DistillationSettings", [(name, kind, group(kind)) for name, kind in groups],
                                     bases=(base,), frozen=True, namespace={"__doc__": base.__doc__})

@@ -14,6 +14,7 @@ class MlpSettings:
   hidden: int = setting(32, whole(1, 1024), "width of the hidden layers")
   depth: int = setting(2, whole(1, 32), "number of hidden layers")
   num_octaves: int = setting(4, whole(1, 16), "frequencies of the positional encoding")
+  # Normals are gradients of the density, and learning differentiates them again: relu has no second derivative.
   activation: str = setting("silu", one_of(("relu", "silu", "softplus")), "of the hidden layers; relu suits no normals")
 
 

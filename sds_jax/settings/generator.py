@@ -137,5 +137,8 @@ class ImageGeneratorSettings:
 
   @property
   def frames(self) -> int:
-    """The frames of a particle, from the settings; a generator of the user's own may have others."""
+    """The frames of a particle, from the settings.
+
+    A generator of the user's own may have others.
+    """
     return self.shared.frames if self.name == "shared" else 1

@@ -26,7 +26,7 @@ def _distillation() -> DistillationSettings:
 
 
 def conditioned_on_one() -> list[str]:
-  """Returns the names of the estimators that compare no two descriptions, which are those for a photo."""
+  """Returns the names of the estimators for a photo, which compare no two descriptions."""
   return [name for name, record in estimators.ESTIMATORS.items() if not record.needs & {"pair", "source"}]
 
 
@@ -40,6 +40,7 @@ class Image3D(ObjectSettings):
   words: WordsSettings = group(WordsSettings)
   prior: PriorSettings = group(lambda: PriorSettings(name=sources.SHIPPED_VIEWS))
   distillation: DistillationSettings = group(_distillation)
+  # One camera for all views: the prior knows nothing of a view but its pose.
   camera: CameraSettings = group(lambda: CameraSettings(
       distance=(2.7, 2.7), fov_deg=(46.0, 46.0), position_jitter=0.0, target_std=0.0, up_std=0.0))
   # The photo's own light stays in the colours of the object.
@@ -59,6 +60,7 @@ class Image3D(ObjectSettings):
     if self.shading.lambertian + self.shading.textureless > 0.0:
       yield (f"{path}.shading.lambertian={self.shading.lambertian} and {path}.shading.textureless="
              f"{self.shading.textureless} must be 0.0: the photo's own light is in the colours of the object")
+    # Last: the first contradiction is the one reported, and those above name the photo as the reason.
     yield from super().relations(path)
 
   def _cameras(self, path: str) -> Iterator[str]:

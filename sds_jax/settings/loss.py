@@ -18,6 +18,7 @@ class LossSettings:
 class ObjectLossSettings(LossSettings):
   """The weights of the losses of an object; means over all pixels of a step's views."""
   orientation: Scheduled = setting(
+      # DreamFusion's weights, over the first third of the run.
       ((0.0, 1e-4), (0.33, 1e-2)), _WEIGHT, "normals that face away from the camera; text-to-3D: in shaded steps only")
   opacity: Scheduled = setting(0.0, _WEIGHT, "mean of sqrt(opacity^2 + 0.01)")
   entropy: Scheduled = setting(0.0, _WEIGHT, "binary entropy of the opacity: 0 where a pixel is surely empty or full")

@@ -14,6 +14,7 @@ class OptimizerSettings:
   warmup_steps: int = setting(20, whole(0), "steps over which the learning rate rises from 0")
   final_fraction: float = setting(0.1, number(0.0, 1.0), "learning rate at the end, as a fraction of the largest")
   b1: float = setting(0.9, number(0.0, 0.9999), "decay of the first moment (adam, adamw); momentum (sgd)")
+  # b2 and eps of instant-ngp (arXiv:2201.05989, section 4): gradients of rows of a hash grid are sparse and small.
   b2: float = setting(0.99, number(0.0, 0.99999), "decay of the second moment (adam, adamw)")
   eps: float = setting(1e-15, above(0.0), "added to the denominator (adam, adamw, adan)")
   clip_norm: float = setting(0.0, number(0.0, words=" (0: no clipping)"), "largest norm of the gradient")

@@ -45,7 +45,9 @@ class WordsSettings:
 
 
 def prior_mismatch(task: str, takes_images: bool) -> str:
-  """Returns why a prior does not suit the task, to follow the prior's name in an error; "" where the prior suits.
+  """Returns why a prior does not suit the task; "" where the prior suits.
+
+  The text follows the prior's name in an error.
 
   Args:
     task: value of the setting `job`.

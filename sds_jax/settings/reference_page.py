@@ -11,7 +11,9 @@ _SCHEDULED = f"A *scheduled* number is {SCHEDULED_FORM} v, linear in between."
 
 
 def reference_markdown(task: str) -> str:
-  """Returns a Markdown page: a section for each group, a row for each setting with default, legal values and meaning.
+  """Returns the settings of a task as a Markdown page.
+
+  A group is a section, a setting a row with default, legal values and meaning.
 
   Args:
     task: a name in TREES.
@@ -35,6 +37,7 @@ def _table_head() -> list[str]:
 def _row(name: str, row: Any) -> str:
   legal = row.legal.replace(SCHEDULED_FORM, "scheduled, values")
   cells = [f"`{name}`", f"`{row.default!r}`" if row.default != AUTO else f"`{AUTO}`", legal, row.meaning]
+  # A bar would end the cell.
   return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -41,6 +41,7 @@ class ObjectTrainingSettings(TrainingSettings):
 class DivergenceSettings:
   """What happens to updates that are not finite: each is dropped; after too many the run goes back to a checkpoint."""
   patience: int = setting(20, whole(1), "dropped updates in a row that take the run back to a checkpoint")
+  # At most 100, so that MAX_STEPS times the restarts stays below the numbers that other keys fold in.
   restarts: int = setting(3, whole(0, 100, " (0: give up at once)"), "how often the run goes back before giving up")
   learning_rate_factor: float = setting(0.5, above(0.0, 1.0), "factor on the learning rate at each restart")
 

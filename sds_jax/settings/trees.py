@@ -1,4 +1,4 @@
-"""The trees of settings by task: their defaults, and the check of all settings before anything is loaded."""
+"""The trees of settings by task, and the check of all settings before anything is loaded."""
 from __future__ import annotations
 
 import dataclasses
@@ -22,7 +22,10 @@ TREES: dict[str, type[RunSettings]] = {"text3d": Text3D, "image3d": Image3D, "im
 
 
 def defaults(task: str = "text3d") -> ConfigDict:
-  """Returns the defaults of a task as an unlocked `ConfigDict`, for config files and flags."""
+  """Returns the defaults of a task, for config files and flags.
+
+  The `ConfigDict` is unlocked.
+  """
   return schema.to_config(TREES[task]())
 
 
@@ -49,7 +52,9 @@ def reference(config: Mapping[str, Any] | ConfigDict) -> RunSettings:
 
 
 def validate(config: ConfigDict) -> RunSettings:
-  """Checks all settings and returns them as a frozen tree in which nothing of `distillation` is left open.
+  """Checks all settings and returns them as a frozen tree.
+
+  Nothing of `distillation` is left open in the tree.
 
   Raises:
     ConfigError: the first mistake: a name, a type, a range, or a contradiction between settings.
@@ -65,7 +70,9 @@ def validate(config: ConfigDict) -> RunSettings:
 
 
 def add_users_options(config: ConfigDict) -> None:
-  """Adds the options of the user's own estimator, package.module:NAME, to a config that lacks them.
+  """Adds the options of the user's own estimator to a config that lacks them.
+
+  The estimator's name has the form package.module:NAME.
 
   Raises:
     ConfigError: the estimator cannot be imported.

@@ -75,7 +75,7 @@ def azimuth_is_fixed(spec: Spec) -> bool:
 def all_specs() -> list[Spec]:
   """Lists every spec without view words.
 
-  88 single objects, then 3,136 stacks.
+  There are 88 single objects, then 3,136 stacks.
   """
   single = list(itertools.product(solids.COLOURS, solids.KINDS))
   plain = [part for part in single if part[1] in solids.PLAIN]

@@ -91,7 +91,7 @@ def sdf(scene: SolidScene, points: Array) -> tuple[Array, Array]:
 def rotate_points_z(points: Array, azimuth: Array | float) -> Array:
   """Rotates points [..., 3] about z by `azimuth` radians.
 
-  Counter-clockwise from above.
+  Seen from above the rotation is counter-clockwise.
   """
   cos, sin = jnp.cos(azimuth), jnp.sin(azimuth)
   x, y, z = points[..., 0], points[..., 1], points[..., 2]
@@ -107,9 +107,7 @@ def _roof(half: float, bottom: float, top: float, across: np.ndarray) -> np.ndar
 
 
 def _upper_surface(kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """Returns heights of the upper surface of a plain solid.
-
-  -inf outside the solid.
+  """Returns heights of the upper surface of a plain solid; -inf outside the solid.
 
   Args:
     kind: of the solid.

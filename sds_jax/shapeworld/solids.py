@@ -151,7 +151,7 @@ def _cavity(x: Array, y: Array, z: Array) -> Array:
 def chair(x: Array, y: Array, z: Array) -> Array:
   """Returns the signed distance [N] to a chair, exact outside.
 
-  A seat on four legs with a backrest at -x.
+  The chair is a seat on four legs with a backrest at -x.
   """
   seat = _box(x, y, z + 0.03, (0.32, 0.32, 0.05))
   # abs mirrors a single leg into all four quadrants.
@@ -163,7 +163,7 @@ def chair(x: Array, y: Array, z: Array) -> Array:
 def snowman(x: Array, y: Array, z: Array) -> Array:
   """Returns the signed distance [N] to a snowman, exact outside.
 
-  Three balls, a nose and two eyes at +x.
+  The snowman is three balls, with a nose and two eyes at +x.
   """
   body = jnp.minimum(_ball(x, y, z + 0.36, 0.33), _ball(x, y, z - 0.1, 0.25))
   head = _ball(x, y, z - 0.45, 0.2)

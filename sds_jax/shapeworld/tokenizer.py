@@ -103,7 +103,7 @@ def write_tokenizer(folder: str | os.PathLike) -> pathlib.Path:
 def special_ids(folder: str | os.PathLike) -> dict[str, int]:
   """Reads the ids of the special tokens.
 
-  bos_token_id, eos_token_id and pad_token_id, for the config of a CLIPTextModel.
+  The ids are bos_token_id, eos_token_id and pad_token_id, for the config of a CLIPTextModel.
 
   Args:
     folder: of the tokenizer.

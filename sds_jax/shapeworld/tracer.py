@@ -47,7 +47,7 @@ def _pixel_rays(camera: Camera, size: int) -> Rays:
 def _bounds(rays: Rays) -> tuple[Array, Array]:
   """Returns distances [R] of entry and exit of the ball.
 
-  near > far for a miss.
+  For a miss near > far.
   """
   along = -jnp.sum(rays.origins * rays.directions, axis=-1)
   square = BOUND**2 - jnp.sum(rays.origins**2, axis=-1) + along**2

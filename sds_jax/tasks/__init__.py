@@ -14,5 +14,8 @@ TASKS = {"text3d": Text3DTask, "image3d": Image3DTask, "image2d": Image2DTask}
 
 
 def of(settings: Any) -> Task:
-  """Returns the task of a validated tree; a file of prompts makes text-to-3D a task of many scenes."""
+  """Returns the task of a validated tree.
+
+  A file of prompts makes text-to-3D a task of many scenes.
+  """
   return ScenesTask(settings) if getattr(settings, "prompts_file", "") else TASKS[settings.job](settings)

@@ -1,4 +1,4 @@
-"""Image to 3D: an object from a photo, with a prior conditioned on the photo and a relative pose.
+"""Image to 3D: an object from a photo, by a prior conditioned on the photo and a relative pose.
 
 A second prior may be conditioned on a prompt (Magic123, arXiv:2306.17843).
 """
@@ -70,19 +70,29 @@ class Image3DTask(ObjectTask):
     return Path(self.settings.image).name
 
   def read_images(self) -> dict[str, str]:
-    """Returns {optional image of a view: loss of the photo's view that reads it}, for weights that are not 0."""
+    """Returns the optional images of a view that losses read: {image: loss}.
+
+    Losses of weight 0 read nothing.
+    """
     weights = {name: getattr(self.settings.loss, name) for name in ("normals", "smoothness", "depth")}
     return {name if name == "depth" else "normals": f"config.loss.{name}={weight!r}"
             for name, weight in weights.items() if weight != 0.0}
 
   def outputs(self, folder: Path | None = None) -> Layout:
-    """Returns the names that the run may write: those of an object, and the photo and its maps."""
+    """Returns the names that the run may write.
+
+    The names are those of an object, and those of the photo and its maps.
+    """
     kept = photo_lib.copies(self.settings.image, self.settings.picture).values()
+    # Layouts hold names in lower case, for file systems that do not tell the cases apart.
     return {**super().outputs(folder), **dict.fromkeys(name.casefold() for name in kept if name),
             **dict.fromkeys(("reference.png", photo_lib.INPUT, photo_lib.ABOUT))}
 
   def user_files(self, folder: Path) -> dict[str, str]:
-    """Returns the photo and its maps, unless they are the run's own copies of them."""
+    """Returns the photo and its maps.
+
+    Files that are the run's own copies of themselves are left out.
+    """
     return photo_lib.files_to_keep(self.settings.image, self.settings.picture, folder)
 
   def read_inputs(self) -> InputPhoto:
@@ -97,6 +107,7 @@ class Image3DTask(ObjectTask):
       CheckpointError: files of a prior are missing or damaged.
     """
     s = self.settings
+    # Only process 0 has read the photo; the shapes follow from the settings.
     arrays = hosts.broadcast_result(photo_lib.array_shapes(s.picture, s.render), lambda: inputs.arrays)
     layout = self.make_layout()
     prior, second, params = self.load_priors(layout)
@@ -110,7 +121,9 @@ class Image3DTask(ObjectTask):
     return OpenRun(program, prior, params, layout)
 
   def load_priors(self, layout: DeviceLayout | None = None) -> tuple[Prior, Prior | None, Params]:
-    """Opens the prior of photos and, if the run has one, the prior of prompts, and reads their weights.
+    """Opens the priors and reads their weights.
+
+    A run has a prior of photos, and perhaps a prior of prompts.
 
     Everything is checked before any weights are read.
 
@@ -136,11 +149,17 @@ class Image3DTask(ObjectTask):
 
   @functools.cached_property
   def opened_second(self) -> tuple[Prior, Weights] | tuple[None, None]:
-    """The prior of prompts and its weights, unread; (None, None) for a run without one."""
+    """The prior of prompts and its weights, unread.
+
+    For a run without one, (None, None).
+    """
     return self._open_second() if self.settings.loss.words != 0.0 else (None, None)
 
   def check(self) -> None:
-    """Opens the priors and checks the camera and the prompt, but reads no weights."""
+    """Opens the priors, and checks the camera and the prompt.
+
+    No weights are read.
+    """
     super().check()
     _ = self.opened_second
 
@@ -148,6 +167,7 @@ class Image3DTask(ObjectTask):
     s, distillation = self.settings, self.second_distillation
     opened, weights = priors.open_prior(self.second_prior, distillation, group=SECOND)
     named = {f"config.prompt={s.prompt!r}": s.prompt}
+    # `prior.allow_unknown_words` counts for both priors.
     priors.check_prompts(opened, s.prior, distillation, s.negative_prompt, named, "--config.words.prior=sd15", SECOND)
     return opened, weights
 
@@ -155,13 +175,17 @@ class Image3DTask(ObjectTask):
   def second_prior(self) -> PriorSettings:
     """The settings by which the second prior is opened."""
     words, first = self.settings.words, self.settings.prior
+    # A shipped prior as the second one has weights of its own and is read.
     random_weights = first.random_weights and not words.path and words.prior in published.PRIORS
     return dataclasses.replace(first, name=words.prior, path=words.path, random_weights=random_weights,
                                variant="", image_size=0)
 
   @property
   def second_distillation(self) -> DistillationSettings:
-    """The second prior's distillation: SDS with a separate guidance scale, and the range of t of the first prior."""
+    """The second prior's distillation: SDS with a guidance scale of its own.
+
+    The range of t is that of the first prior.
+    """
     return dataclasses.replace(
         self.settings.distillation, estimator="sds", guidance_convention="diffusers", weighting="sigma2",
         guidance_scale=self.settings.words.guidance_scale, view_words="nearest")
@@ -190,7 +214,10 @@ class Image3DTask(ObjectTask):
                         lambda: self.embed(second, data), self.sheets(prior))
 
   def embed(self, second: Prior | None, data: PhotoData, prompt: str | None = None) -> dict[str, Any]:
-    """Returns the conditions of a run: the photo's data, and for a second prior the embedded prompt under SECOND."""
+    """Returns the conditions of a run: the photo's data.
+
+    For a second prior the embedded prompt is added under SECOND.
+    """
     if second is None:
       return data
     s = self.settings
@@ -198,21 +225,30 @@ class Image3DTask(ObjectTask):
                                                      s.prompt if prompt is None else prompt)}
 
   def photo_terms(self, prior: Prior, second: Prior | None, stage: Stage) -> list[Term]:
-    """Returns the distillation from one or two priors, the regularisers, and the losses of the photo's own view."""
+    """Returns the summands of the loss.
+
+    The summands are the distillation from one or two priors, the regularisers, and the losses of the photo's view.
+    """
     s, terms = self.settings, [self.distillation_term(prior, stage)]
     if second:
+      # A stream of its own, so that the noise of the two priors is independent.
       terms.append(Distillation(stage.generator, second, self.second_distillation, s.loss.words, s.training.views,
                                 s.seed, part=SECOND, stream=1, prefix="words_"))
+    # Losses of weight 0 are left out, because some of them need maps or normals.
     weights = tuple((name, getattr(s.loss, name)) for name in LOSSES if getattr(s.loss, name) != 0.0)
     reference = Reference(stage.generator, weights, s.camera.distance[0], math.radians(s.camera.fov_deg[0]))
     return [*terms, *objects.regularisers(s.loss), reference]
 
   def write(self, state: TrainState, folder: Path, timings: dict[str, float]) -> None:
-    """Writes all outputs, and reference.png: the photo beside the object from the same viewpoint."""
+    """Writes all outputs.
+
+    reference.png shows the photo beside the object from the same viewpoint.
+    """
     photo, about = photo_lib.stored_photo(folder)
     viewpoint = dict(azimuth=jnp.float32(about["azimuth"]), elevation=jnp.float32(about["elevation"]))
     spans = self.settings.camera
     camera = photo_camera(viewpoint, spans.distance[0], math.radians(spans.fov_deg[0]))
+    # Bare colours, because the light of the photo is part of them.
     out = self.view.view(state, jax.tree.map(lambda leaf: leaf[0], camera), 1.0)
     size = out.rgb.shape[0]
     mask = np.repeat(photos.resize_square(photo.opacity[..., None], size), 3, -1)

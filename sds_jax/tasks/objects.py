@@ -1,4 +1,4 @@
-"""The parts of a 3D object from their groups of settings: field, background, cameras, lights, regularisers."""
+"""The parts of a 3D object from their groups of settings."""
 from __future__ import annotations
 
 import math
@@ -44,7 +44,7 @@ def load_custom(name: str, size: int, read: Mapping[str, str]) -> Representation
 
 
 def make_field(settings: FieldSettings) -> fields.Field:
-  """Builds the field from the group with the field's name and the settings common to all fields."""
+  """Builds the field from its group and the settings common to all fields."""
   values = schema.to_dict(settings)
   network = {name: values.pop(name) for name in fields.FIELDS}[settings.name]
   network.pop("open_levels", None)  # changes over the run: `field_schedule`
@@ -57,14 +57,19 @@ def field_schedule(settings: FieldSettings) -> FieldSchedule:
   """Returns the changes of the field over the run."""
   variance, levels = settings.paper_mlp.variance, settings.hashgrid.open_levels
   return FieldSchedule(
+      # A constant variance is part of the field itself.
       variance=variance if settings.name == "paper_mlp" and isinstance(variance, tuple) else None,
       open_levels=levels if settings.name == "hashgrid" and levels != 0.0 else None)
 
 
 def make_background(settings: BackgroundSettings) -> backgrounds.Background:
-  """Builds the background, if learnt from the group with the background's name."""
+  """Builds the background.
+
+  A learnt background has a group of its own name.
+  """
   values = schema.to_dict(settings)
   networks = {name: values.pop(name) for name in backgrounds.LEARNT}
+  # `plain` and `white` have no group.
   return backgrounds.make_background(**values, **networks.get(settings.name, {}))
 
 
@@ -81,22 +86,30 @@ def light_distribution(settings: ShadingSettings) -> lights.LightDistribution:
   """Returns the distribution of lights and shading modes."""
   shaded = settings.lambertian + settings.textureless
   return lights.LightDistribution(
+      # The settings give probabilities of a step, the distribution that of textureless within the lit steps.
       distance=settings.distance, shaded=shaded, textureless=settings.textureless / shaded if shaded else 0.0,
       albedo_only=settings.albedo_until, ambient=settings.ambient, diffuse=1.0 - settings.ambient,
       ambient_spread=settings.ambient_spread)
 
 
 def render_options(settings: RenderSettings, bound: float) -> RenderOptions:
-  """Returns the options of the training renders; the choice of blocks depends on the backend."""
+  """Returns the options of the training renders.
+
+  The blocks depend on the backend.
+  """
   on_cpu = jax.default_backend() == "cpu"
   block = {-1: CPU_BLOCK if on_cpu else ACCELERATOR_BLOCK, 0: None}.get(settings.block_points, settings.block_points)
+  # With a sparse occupancy grid the samples often fit into 3/8 of the budget.
   few = 3 * settings.num_samples // 8 if on_cpu and settings.block_points == -1 and settings.num_samples > 2 else None
   return RenderOptions(bound=bound, candidates=settings.candidates, samples=settings.num_samples, few=few,
                        block_points=block)
 
 
 def regularisers(settings: ObjectLossSettings) -> Sequence[Regulariser]:
-  """Returns the regularisers with their weights; those of weight 0 are computed for the log alone."""
+  """Returns the regularisers with their weights.
+
+  Regularisers of weight 0 are computed for the log alone.
+  """
   return [Regulariser(name, getattr(settings, name)) for name in REGULARISERS]
 
 

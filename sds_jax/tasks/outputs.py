@@ -76,7 +76,10 @@ def make_view(generator: ObjectGenerator, camera_settings: CameraSettings, expor
 
 
 def pick_object(state: TrainState, count: int, number: int) -> TrainState:
-  """Returns the state of particle `number` of `count`, without the particle's part of the optimiser."""
+  """Returns the state of particle `number` of `count`.
+
+  The optimiser's part is not picked.
+  """
   if count == 1:
     return state
   take = lambda tree: particles.pick(count, tree, number)  # noqa: E731
@@ -84,15 +87,22 @@ def pick_object(state: TrainState, count: int, number: int) -> TrainState:
 
 
 def each_object(state: TrainState, count: int, folder: Path) -> Iterator[tuple[Path, TrainState]]:
-  """Yields each object with its folder: the run's folder for the first, particle_1/ and so on for all others."""
+  """Yields each object with its folder.
+
+  The first object has the run's folder, the others particle_1/ and so on.
+  """
   for number in range(count):
+    # The first object lies where that of a run of one object lies.
     place = folder / f"particle_{number}" if number else folder
     place.mkdir(exist_ok=True)
     yield place, pick_object(state, count, number)
 
 
 def orbit_cameras(settings: CameraSettings, count: int, elevation_deg: float) -> Iterator[Camera]:
-  """Yields `count` cameras around the object from its front on, in the middle of the training distances."""
+  """Yields `count` cameras around the object, the first in front.
+
+  The distance is the middle of the training distances.
+  """
   distance, fov = (sum(span) / 2 for span in (settings.distance, settings.fov_deg))
   for i in range(count):
     yield cameras.orbit(2 * math.pi * i / count, math.radians(elevation_deg), distance, math.radians(fov))
@@ -105,7 +115,11 @@ def render_row(view: ObjectView, state: TrainState, count: int = 4) -> np.ndarra
 
 
 def write_renders(view: ObjectView, state: TrainState, folder: Path) -> Path:
-  """Writes renders.png: colour, normals, depth and opacity from eight azimuths; returns its path."""
+  """Writes renders.png: colour, normals, depth and opacity from eight azimuths.
+
+  Returns the path.
+  """
+  # Bare albedo: the row of normals shows the shape.
   shots = [view.view(state, camera, 1.0) for camera in orbit_cameras(view.cameras, 8, 15.0)]
   rgb, normals, depth, opacity = (np.stack([getattr(shot, name) for shot in shots])
                                   for name in ("rgb", "normals", "depth", "opacity"))
@@ -115,7 +129,10 @@ def write_renders(view: ObjectView, state: TrainState, folder: Path) -> Path:
 
 
 def write_turntable(view: ObjectView, state: TrainState, folder: Path) -> Path:
-  """Writes turntable.mp4, or .gif without an encoder, and deletes the other file of an earlier run."""
+  """Writes turntable.mp4, or turntable.gif without an encoder.
+
+  The other file of an earlier run is deleted.
+  """
   frames = [view.view(state, camera, view.ambient).rgb for camera in
             orbit_cameras(view.cameras, view.export.turntable_frames, view.export.turntable_elevation_deg)]
   path = video.write_turntable(np.stack(frames), folder / "turntable.mp4")
@@ -125,7 +142,9 @@ def write_turntable(view: ObjectView, state: TrainState, folder: Path) -> Path:
 
 def write_outputs(generator: ObjectGenerator, view: ObjectView, state: TrainState, folder: Path,
                   page: ReportPage, timings: dict[str, float]) -> dict[str, float]:
-  """Writes all outputs of one object, each file whole or not at all; returns the timings with `export_s`.
+  """Writes all outputs of one object, each file whole or not at all.
+
+  Returns the timings with `export_s`.
 
   An object without a surface, empty or full, has no mesh; a printed line says so, and all other files are written.
 
@@ -143,15 +162,18 @@ def write_outputs(generator: ObjectGenerator, view: ObjectView, state: TrainStat
   if view.export.turntable:
     written["turntable"] = write_turntable(view, state, folder)
   else:
+    # Otherwise the turntable of an earlier export would pass for this state's.
     _delete(folder, *TURNTABLES)
   own = isinstance(generator, CustomGenerator)
   if view.export.mesh or own:  # files of a user's own need not be meshes
     try:
       exported = generator.export(state.shown, state.occupancy, folder)
+    # An object without a surface is a result, not a fault: the other outputs are still written.
     except ValueError as error:
       print(f"no {'files' if own else 'mesh'}: {error}")
   for what, paths in exported.files.items() if own and exported else ():
     print(f"  {what}: {', '.join(map(str, paths))}")
+  # The mesh of an earlier export would pass for this object's.
   if exported is None or exported.mesh is None:
     _delete(folder, "mesh.glb", "mesh.obj")
   timings = dict(timings, export_s=time.perf_counter() - started)

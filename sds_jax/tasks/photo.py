@@ -1,4 +1,4 @@
-"""The photo of image-to-3D: read before a run, stored in the run's folder, encoded for the prior."""
+"""The photo of image-to-3D: reading, storing in the run's folder, encoding for the prior."""
 from __future__ import annotations
 
 import math
@@ -43,7 +43,9 @@ class InputPhoto(NamedTuple):
 
 
 def read_input(image: str, settings: PhotoSettings, render: RenderSettings) -> InputPhoto:
-  """Reads the photo and its maps at twice the size of the renders, so the renders lose no detail of the photo.
+  """Reads the photo and its maps at twice the size of the renders.
+
+  At this size the renders lose no detail of the photo.
 
   Args:
     image: path of the photo.
@@ -56,9 +58,11 @@ def read_input(image: str, settings: PhotoSettings, render: RenderSettings) -> I
   size = photo_size(render)
   photo = photos.read_photo(image, size, settings.framing, settings.background)
   opacity = photo.opacity[..., None]
+  # From colours over white to colours times opacity.
   arrays = dict(photo=np.concatenate([photo.rgb - (1.0 - opacity), opacity], -1))
   for name, (path, channels) in _maps(settings).items():
     values, known = photos.read_map(path, photo.frame, size, channels)
+    # A map of normals holds (n + 1) / 2.
     values, known = (2.0 * values - 1.0 if name == "normals" else values), known[..., None] * opacity
     if known.sum() < MIN_KNOWN * opacity.sum():
       raise photos.PictureError(f"{path} is transparent where {image} shows the object")
@@ -75,18 +79,22 @@ def _maps(settings: PhotoSettings) -> dict[str, tuple[str, int]]:
 
 def photo_size(settings: RenderSettings) -> int:
   """Returns the side of the photo's arrays in pixels."""
+  # At least 256 pixels, at which Zero-1-to-3 encodes its photo.
   return 2 * max(settings.height, *(size for _, size in settings.milestones), 128)
 
 
 def array_shapes(picture: PhotoSettings, render: RenderSettings) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shapes of `InputPhoto.arrays`, which every process knows from the settings."""
+  # One channel more, for the confidence.
   size, channels = photo_size(render), {name: count + 1 for name, (_, count) in _maps(picture).items()}
   return {name: jax.ShapeDtypeStruct((size, size, count), jnp.float32)
           for name, count in {"photo": 4, **channels}.items()}
 
 
 def encode_photo(settings: PhotoSettings, prior: Prior, arrays: dict[str, Any]) -> PhotoData:
-  """Encodes the photo for the prior, and prints and returns its elevation.
+  """Encodes the photo for the prior.
+
+  The elevation of the photo's camera is printed and returned.
 
   Args:
     settings: azimuth and elevation of the photo's camera.
@@ -119,11 +127,15 @@ def _given_files(image: str, settings: PhotoSettings) -> dict[str, tuple[str, st
 def copies(image: str, settings: PhotoSettings) -> dict[str, str]:
   """Returns {"original", "depth" or "normals": name of the copy in the run's folder, or ""}."""
   given = _given_files(image, settings)
+  # In lower case, like all names of a layout.
   return {stem: path and stem + Path(path).suffix.lower() for stem, (_, path) in given.items()}
 
 
 def files_to_keep(image: str, settings: PhotoSettings, folder: Path) -> dict[str, str]:
-  """Returns {setting: file of the user}, without files that are the run's own copies of themselves."""
+  """Returns {setting: file of the user}.
+
+  Files that are the run's own copies of themselves are left out.
+  """
   kept = copies(image, settings)
   return {setting: path for stem, (setting, path) in _given_files(image, settings).items()
           if path and not _is_same(Path(path), folder / kept[stem])}
@@ -134,21 +146,27 @@ def _is_same(path: Path, other: Path) -> bool:
 
 
 def stored_copy(folder: Path, about: dict[str, Any], stem: str) -> Path | None:
-  """Returns the copy of a user's file in a run's folder, or None; never a path outside of the folder."""
+  """Returns the copy of a user's file in a run's folder, or None.
+
+  The path never leads out of the folder.
+  """
   name = about.get(stem)
   if not isinstance(name, str) or not (name == stem or name.startswith(f"{stem}.")) or Path(name).name != name:
     return None
   path = folder / name
+  # The name comes from a file that may have been changed, and a link could lead anywhere.
   return path if path.is_file() and not path.is_symlink() else None
 
 
 def check_same_photo(image: str, settings: PhotoSettings, folder: Path) -> None:
-  """Raises ResumeError if the run in `folder` was made from another photo or other maps."""
+  """Raises ResumeError if a run was made from another photo or other maps."""
   about = files.read_json(folder / ABOUT)
   for stem, (setting, path) in _given_files(image, settings).items():
     before = stored_copy(folder, about, stem)
+    # Nothing to compare with: the run did not keep this file, or the copy was deleted.
     if stem not in about or (about[stem] and not before):
       continue
+    # By content, because the user's file may have been moved or written again.
     if (before.read_bytes() if before else None) != (Path(path).read_bytes() if path else None):
       raise ResumeError(
           f"config.{setting}={path!r} differs from the file that the checkpoints in {folder} were made from, "
@@ -156,7 +174,10 @@ def check_same_photo(image: str, settings: PhotoSettings, folder: Path) -> None:
 
 
 def keep_photo(image: str, settings: PhotoSettings, photo: photos.Photo, data: PhotoData, folder: Path) -> None:
-  """Writes the framed photo, copies of the user's files, and the photo's data into the run's folder."""
+  """Writes the framed photo and its data into the run's folder.
+
+  The user's files are copied there, too.
+  """
   # PNG stores colours not multiplied by opacity; where opacity is 0 the colour is unknown, and white is written.
   opacity = photo.opacity[..., None]
   straight = np.where(opacity > 0, (photo.rgb - 1.0 + opacity) / np.maximum(opacity, 1e-6), 1.0)

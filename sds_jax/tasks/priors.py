@@ -1,4 +1,4 @@
-"""Opening the priors of a run: all files and all prompts are checked before any weights are read."""
+"""Opens the priors of a run, and checks all files and prompts before any weights are read."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -40,6 +40,7 @@ def open_prior(prior: PriorSettings, distillation: DistillationSettings, task: s
   def check(opened: Prior) -> None:
     if problem := prior_mismatch(task, bool(opened.photo)):
       raise ConfigError(f"{named} {problem}")
+    # Three channels of normals and one of opacity.
     if distillation.latent_until > 0.0 and opened.x_shape[-1] != 4:
       raise ConfigError(f"config.distillation.latent_until={distillation.latent_until} makes latents of four channels, "
                         f"but {named} diffuses {opened.x_shape[-1]}; set it to 0.0, or use a prior of latents")
@@ -68,6 +69,7 @@ def check_prompts(prior: Prior, settings: PriorSettings, distillation: Distillat
     group: the settings group that names the prior, for errors.
     objects: whether view words are added to the prompts.
   """
+  # Large priors have no vocabulary: any text is a prompt.
   if prior.vocabulary is None or settings.allow_unknown_words:
     return
   for named, prompt in prompts.items():
@@ -80,12 +82,15 @@ def check_prompts(prior: Prior, settings: PriorSettings, distillation: Distillat
 
 
 def load_weights(weights: Weights, layout: DeviceLayout | None = None) -> Params:
-  """Reads a prior's parameters onto the devices of the layout; without a layout onto the first device."""
+  """Reads a prior's parameters onto the devices of the layout.
+
+  Without a layout the parameters go onto the first device.
+  """
   return weights.load(layout.put_prior if layout else jax.device_put)
 
 
 def describe_choices(prior: Prior, distillation: DistillationSettings, negative_prompt: str) -> Sequence[str]:
-  """Returns lines for the log: the prior, and the values of the settings that were left open."""
+  """Returns lines for the log: the prior, and the values that settings left open."""
   d = distillation
   guided = f"guidance_scale={d.guidance_scale} ({d.guidance_convention}), " if find(d.estimator).guided else ""
   lines = [f"prior: {prior.source}",

@@ -28,8 +28,10 @@ def restore_state(new_state: Callable[[Array], TrainState], folder: Path, keep: 
     ResumeError: the checkpoint has another structure.
   """
   compilation.prepare()
+  # Only structure, shapes and devices count; the values are read from the checkpoint.
   like = jax.jit(new_state)(seeded_key(0))
   with Checkpoints(folder / "checkpoints", keep) as checkpoints:
+    # Outputs do not need the estimator's second network, whatever its structure.
     newest = resume.restore_newest(checkpoints, like, folder, any_estimator=True)
   if newest is None:
     raise workspace.WorkdirError(f"{folder / 'checkpoints'} holds no checkpoint; run --mode=train first")

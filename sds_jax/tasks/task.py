@@ -29,7 +29,9 @@ class OpenRun(NamedTuple):
 
 
 class Task(Protocol):
-  """A run of one kind, with its validated settings. Compiled renderers are shared by all methods.
+  """A run of one kind, with its validated settings.
+
+  All methods share the compiled renderers.
 
   Attributes:
     settings: the tree.
@@ -41,25 +43,43 @@ class Task(Protocol):
   headline: str
 
   def outputs(self, folder: Path | None = None) -> Layout:
-    """Returns the names that the run may write in its folder; `folder`: of a finished run, whose inputs are stored."""
+    """Returns the names that the run may write in its folder.
+
+    `folder` is that of a finished run, whose inputs are stored.
+    """
 
   def user_files(self, folder: Path) -> dict[str, str]:
-    """Returns {setting: file of the user} of the files that the run reads and must not overwrite in its folder."""
+    """Returns {setting: file of the user}.
+
+    The run reads these files and must not overwrite them in its folder.
+    """
 
   def read_inputs(self) -> Any:
-    """Reads and checks the user's files; called by process 0 before any folder is made."""
+    """Reads and checks the user's files.
+
+    Process 0 calls this before any folder is made.
+    """
 
   def check(self) -> None:
-    """Opens the priors and checks the prompts, but reads no weights; called before any folder is made."""
+    """Opens the priors and checks the prompts, but reads no weights.
+
+    The check comes before any folder is made.
+    """
 
   def open(self, inputs: Any) -> OpenRun:
-    """Loads the priors and makes the program; `inputs` is None in all processes but the first."""
+    """Loads the priors and makes the program.
+
+    `inputs` is None in all processes but the first.
+    """
 
   def preview(self, state: TrainState, folder: Path, step: int) -> None:
     """Writes an image of the progress."""
 
   def finish(self, result: RunResult, folder: Path, timings: dict[str, float], started: float) -> None:
-    """Writes all outputs after the last step; `started` is when the command began, by `time.perf_counter`."""
+    """Writes all outputs after the last step.
+
+    `started` is the start of the command, by `time.perf_counter`.
+    """
 
   def restore(self, folder: Path) -> TrainState:
     """Returns the state of the newest checkpoint."""
@@ -71,4 +91,7 @@ class Task(Protocol):
     """Raises ConfigError where the task has no views to render."""
 
   def render(self, state: TrainState, folder: Path) -> None:
-    """Writes the renders of a restored state alone; see `check_views`."""
+    """Writes the renders of a restored state alone.
+
+    The task has passed `check_views`.
+    """

@@ -190,7 +190,7 @@ def summary(measured: Measurements) -> dict[str, Any]:
 def table(summaries: dict[str, dict[str, Any]]) -> str:
   """Formats summaries, by name, as a Markdown table.
 
-  "moving" marks particles not at rest.
+  The word "moving" marks particles that are not at rest.
 
   >>> numbers = dict(bias=0.2, relative_variance=0.11, rest_at_strong=24.5, at_rest=False, near=0.0, modes=0,
   ...                width=10.3, spread=4.57, cloud_at_rest=True)

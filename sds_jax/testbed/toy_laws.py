@@ -18,7 +18,7 @@ TARGET, OTHER, WIDE, NULL = range(4)
 def plane() -> Mixture:
   """Returns laws of points in the plane.
 
-  Three target modes and two others, of std 0.25.
+  There are three target modes and two others, of std 0.25.
 
   Returns:
     Leaves [4, K], [4, K, 2], [4, K].
@@ -35,7 +35,7 @@ def plane() -> Mixture:
 def line() -> Mixture:
   """Returns laws of numbers.
 
-  Two target modes of unequal width and another mode.
+  There are two target modes of unequal width and another mode.
 
   In a single dimension `kl_divergence` has an exact quadrature.
 

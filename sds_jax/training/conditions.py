@@ -1,4 +1,7 @@
-"""Conditions of the prior: the prompts of a run, embedded once; and for each view a prompt and perhaps the camera."""
+"""The conditions of the prior, embedded once for a run.
+
+Each view has a prompt, and a camera where the prior knows cameras.
+"""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -25,7 +28,9 @@ SPREAD = ("views", "target", "source")
 
 def texts(prior: Prior, distillation: DistillationSettings, negative_prompt: str, prompt: str,
           spread: Callable[[str], list[str]]) -> dict[str, list[str]]:
-  """Returns all prompts of a run: name -> prompts, several where the name is one of SPREAD, else one.
+  """Returns all prompts of a run by name.
+
+  Names in SPREAD have several prompts, all others one.
 
   The published words about quality mean nothing to a prior with a small vocabulary. Where the prior does not know one
   of the words, the empty (or negative) prompt replaces the text, and for the target the prompt itself; `substitutions`
@@ -44,6 +49,7 @@ def texts(prior: Prior, distillation: DistillationSettings, negative_prompt: str
   record, known = find(distillation.estimator), lambda text: _knows(prior, text)
   options = options_of(distillation, record)
   by_name = dict(views=spread(prompt), null=[negative_prompt])
+  # As many as views, because both sides of a pair need equal shapes.
   empty = [negative_prompt] * len(by_name["views"])
   if "negative" in record.needs:
     by_name["negative"] = [options.negative_prompt if known(options.negative_prompt) else negative_prompt]
@@ -57,7 +63,10 @@ def texts(prior: Prior, distillation: DistillationSettings, negative_prompt: str
 
 
 def user_texts(distillation: DistillationSettings, negative_prompt: str) -> dict[str, str]:
-  """Returns the texts that the user gives beside the prompt, by setting; the prior must know all of their words."""
+  """Returns the texts that the user gives beside the prompt, by setting.
+
+  The prior must know all words of these texts.
+  """
   record = find(distillation.estimator)
   by_setting = {"negative_prompt": negative_prompt}
   if "source" in record.needs:
@@ -69,7 +78,10 @@ def user_texts(distillation: DistillationSettings, negative_prompt: str) -> dict
 
 
 def substitutions(prior: Prior, distillation: DistillationSettings, negative_prompt: str) -> str:
-  """Returns a line for the log that names the texts that `texts` replaces; "" where the prior knows all words."""
+  """Returns a line for the log with the texts that `texts` replaces.
+
+  The line is "" where the prior knows all words.
+  """
   negative = f"config.negative_prompt={negative_prompt!r}"
   by_option = dict(negative_prompt=negative, target_words="nothing", source_words=negative)
   replaced = [f"{by_option[name]} replaces {name}" for name, text in _option_texts(distillation)
@@ -97,7 +109,10 @@ def _knows(prior: Prior, text: str) -> bool:
 
 
 def embed(prior: Prior, by_name: dict[str, list[str]]) -> Text:
-  """Returns the prompts of `texts`, embedded: leaves [V, ...] where the name is one of SPREAD, else [...]."""
+  """Returns the prompts of `texts`, embedded.
+
+  Leaves are [V, ...] where the name is one of SPREAD, else [...].
+  """
   # A single batch, because another batch size would compile the text encoder anew.
   embedded = prior.embed([prompt for some in by_name.values() for prompt in some])
   text, first = {}, 0  # first: number of the first prompt of each name in the one batch above
@@ -109,7 +124,9 @@ def embed(prior: Prior, by_name: dict[str, list[str]]) -> Text:
 
 
 def embed_prompts(prior: Prior, distillation: DistillationSettings, negative_prompt: str, prompt: str) -> Text:
-  """Returns the prompts of an object, embedded: `views` [V, ...], `null` [...], and more by the estimator's needs.
+  """Returns the embedded prompts of an object.
+
+  `views` [V, ...] and `null` [...] are always there, others by the needs of the estimator.
 
   V is the number of `prompts.VIEWS`, or 1 where view_words is "none".
 
@@ -125,7 +142,9 @@ def embed_prompts(prior: Prior, distillation: DistillationSettings, negative_pro
 
 def sides(distillation: DistillationSettings, text: Text, choose: Callable[[Array], Array], known: dict[str, Array],
           progress: Array) -> dict[str, Any]:
-  """Returns the condition of a guided denoiser for B images: `cond`, `uncond`, and `negative` if there is one.
+  """Returns the condition of a guided denoiser for B images.
+
+  The sides are `cond` and `uncond`, and `negative` for an estimator that needs one.
 
   Args:
     distillation: settings with the estimator.
@@ -151,10 +170,11 @@ def sides(distillation: DistillationSettings, text: Text, choose: Callable[[Arra
 
 def of_views(prior: Prior, params: Params, distillation: DistillationSettings, conditions: Any, cams: Camera,
              azimuth: Array, elevation: Array, progress: Array) -> dict[str, Any]:
-  """Returns the condition of a guided denoiser for the views of an object, of prompts or of a photo.
+  """Returns the condition of a guided denoiser for the views of an object.
 
-  For prompts: `sides`, with the prompt of the view's direction, the camera where the prior knows cameras, and the sides
-  of Perp-Neg where it is on. For a photo: `view_conditions.of_views`.
+  For prompts the condition is that of `sides`: the prompt is that of the view's direction, the camera is added where
+  the prior knows cameras, and the sides of Perp-Neg where Perp-Neg is on. For a photo the condition is that of
+  `view_conditions.of_views`.
 
   Args:
     prior: the prior.
@@ -176,7 +196,10 @@ def of_views(prior: Prior, params: Params, distillation: DistillationSettings, c
 
 
 def _by_direction(some: Array, azimuth: Array, elevation: Array, view_words: str) -> Array:
-  """Returns the prompt [B, ...] of each view, out of one for each direction [V, ...]."""
+  """Returns the prompt [B, ...] of each view.
+
+  `some` has one prompt for each direction.
+  """
   if view_words == "none":
     return jnp.broadcast_to(some[:1], (azimuth.shape[0],) + some.shape[1:])
   if view_words == "nearest":
@@ -198,6 +221,7 @@ def perp_neg_sides(cond: dict[str, dict[str, Any]], text: Text, azimuth: Array, 
     scale: [], multiplies the weights.
   """
   mix, weights = perp_neg_weights.VARIANTS[variant](azimuth, elevation)
+  # The positive prompt lies between two directions of view, as embeddings.
   chosen = jax.tree.map(lambda leaf: jnp.einsum("bv,v...->b...", mix.astype(leaf.dtype), leaf), text["views"])
 
   def side(some: Any) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def distil(distillation: DistillationSettings, weight: Scheduled, prior: Prior, 
   if (term := record.second_term(options, moment, aux)) is not None:
     loss += _second_scalar(distillation, prior, now(weight), term, aux.t)
   if "score" in record.needs:
+    # One scalar trains both: this loss stops the gradient in x, and the estimator the gradient in phi.
     loss += score_loss(score_fn, score_params, prior.schedule, x, keys["score"], training_cond, index=index)
   return loss, aux
 
@@ -94,8 +95,12 @@ def _draw_t(distillation: DistillationSettings, prior: Prior, key: Array, t_rang
 
 
 def _t_range(distillation: DistillationSettings, prior: Prior, progress: Array) -> tuple[Array, Array]:
-  """Returns (low, high) of t at this moment of the run, fractions of the schedule, [] each."""
+  """Returns (low, high) of t at this moment of the run.
+
+  Both are fractions of the schedule, [] each.
+  """
   dreamtime = distillation.t_warp == "dreamtime"
+  # DreamTime gives one t for each moment of the run; t_min and t_max only bound it.
   warp = "linear" if dreamtime else distillation.t_warp
   low, high = timesteps.annealed_range(distillation.t_min, distillation.t_max, progress, warp)
   if dreamtime:

@@ -1,4 +1,4 @@
-"""Updates that are not finite: the step drops and counts such updates (step.py); this module reads the counts.
+"""Decides what follows updates that are not finite, which the step drops and counts (step.py).
 
 The counts come with the other metrics every `training.log_every` steps, so reading them costs nothing. After
 `divergence.patience` bad updates in a row the run returns to its last good checkpoint and continues with other draws
@@ -21,23 +21,33 @@ _REMEDY = ("If the prior is sound, lower config.optimizer.learning_rate or set c
 
 
 class Diverged(RuntimeError):
-  """Raised when updates stay non-finite; the message says what was tried and where the last good state is."""
+  """Raised when updates stay non-finite.
+
+  The message says what was tried and where the last good state is.
+  """
 
 
 def out_of_patience(patience: int, metrics: list[dict[str, np.ndarray]]) -> np.ndarray:
-  """Returns whether [] (or [N] for N scenes) these steps hold `patience` bad updates in a row."""
+  """Returns whether these steps hold `patience` bad updates in a row.
+
+  The result is bool [], or [N] for N scenes.
+  """
+  # The largest, not the last: a good update after the bad ones sets the count back to 0.
   longest = np.max([step["in_a_row"] for step in metrics], axis=0)
   return longest >= patience
 
 
 def restarted(state: TrainState, restarts: int, dropped: int) -> TrainState:
-  """Returns a good state with the number of the restart and the count of all updates dropped so far."""
+  """Returns a good state with the counts of restarts and of dropped updates."""
   count = lambda value: jnp.asarray(value, jnp.int32)  # noqa: E731
   return dataclasses.replace(state, health=dict(dropped=count(dropped), in_a_row=count(0), restarts=count(restarts)))
 
 
 def gave_up(d: DivergenceSettings, step: int, where: str) -> Diverged:
-  """Returns the error of a run whose restarts are used up; `where` says where its last good state is."""
+  """Returns the error of a run whose restarts are used up.
+
+  `where` says where the last good state is.
+  """
   return Diverged(
       f"gave up at step {step}: {d.patience} updates in a row were not finite (NaN or infinite), after {d.restarts} "
       f"restart{'s' * (d.restarts != 1)}, each with {d.learning_rate_factor} times the learning rate; {where}. "
@@ -45,7 +55,10 @@ def gave_up(d: DivergenceSettings, step: int, where: str) -> Diverged:
 
 
 def is_untouched(health: dict[str, np.ndarray], step: int) -> np.ndarray:
-  """Returns whether [] (or [N] for N scenes) a state is the initial one, because all of its updates were dropped."""
+  """Returns whether all updates of a state were dropped, so that the state is the initial one.
+
+  The result is bool [], or [N] for N scenes.
+  """
   return (np.asarray(health["in_a_row"]) >= step) & (step > 0)
 
 

@@ -21,14 +21,19 @@ from sds_jax.types import Array, Params
 
 
 def estimator_key(key: Array) -> Array:
-  """Returns a key for `start`, from the key of a new state; independent of the keys that `split` derives from `key`."""
+  """Returns a key for `start`, from the key of a new state.
+
+  The key is independent of the keys that `split` derives from `key`.
+  """
   # No step has this number: `step_keys` folds in at most MAX_STEPS times one more than the restarts.
   return jax.random.fold_in(key, 2**31 - 1)
 
 
 def start(distillation: DistillationSettings, prior: Prior, prior_params: Params, conditions: dict[str, Any],
           state: TrainState, key: Array, source: TrainState | None = None) -> TrainState:
-  """Returns a state before its first update with the part of the estimator added; pure.
+  """Returns a state before its first update, with the part of the estimator.
+
+  The function is pure.
 
   Args:
     distillation: settings that name the estimator.
@@ -55,7 +60,10 @@ def start(distillation: DistillationSettings, prior: Prior, prior_params: Params
 
 
 def learnt(distillation: DistillationSettings, state: TrainState) -> Params:
-  """Returns the parameters phi of the second network, which a step moves beside those of the images; {} without one."""
+  """Returns the parameters phi of the second network; {} without one.
+
+  A step moves phi beside the parameters of the images.
+  """
   return state.estimator["score"] if _has_network(distillation) else {}
 
 

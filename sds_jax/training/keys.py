@@ -30,5 +30,8 @@ def step_keys(key: Array, step: Array, restarts: Array | int = 0) -> dict[str, A
 
 
 def progress_at(step: Array, steps: int) -> Array:
-  """Returns the fraction [] float32 of a run of `steps` that is done before step number `step` [] int32."""
+  """Returns the fraction [] float32 of a run that is done before a step.
+
+  `step` is [] int32, `steps` the number of steps of the run.
+  """
   return step.astype(jnp.float32) / steps

@@ -43,6 +43,7 @@ class DeviceLayout:
   @property
   def share(self) -> Share:
     """The share of a device in the views of a step."""
+    # A scene is on one device with all its views.
     return Share() if self.mode in ("one", "scenes") else Share(VIEWS, self.mesh.size)
 
   def __str__(self) -> str:
@@ -50,11 +51,17 @@ class DeviceLayout:
     return "" if self.mode == "one" else f" for {self.mesh.size} devices by {self.mode}{split}"
 
   def put_state(self, state: TrainState) -> TrainState:
-    """Places a state, equal in all processes, onto the devices as the step expects."""
+    """Places a state onto the devices as the step expects.
+
+    The state is equal in all processes.
+    """
     return self.put(state)
 
   def put_conditions(self, conditions: Any) -> Any:
-    """Places the conditions of the prior, equal in all processes, onto the devices as the step expects."""
+    """Places the conditions of the prior onto the devices as the step expects.
+
+    The conditions are equal in all processes.
+    """
     return self.put(conditions)
 
   def put(self, tree: Any) -> Any:
@@ -74,13 +81,19 @@ class DeviceLayout:
     return jax.tree.map(lambda leaf: _onto(leaf, NamedSharding(self.mesh, self._part(leaf))), params)
 
   def local(self, tree: Any) -> Any:
-    """Returns the result of `put_state` or `put` on a single device of this process; every process must call."""
+    """Returns the result of `put_state` or `put` on a single device of this process.
+
+    Every process must call.
+    """
     if self.mode == "one":
       return tree
     return jax.tree.map(_first, tree) if self.mode == "jit" else jax.tree.map(lambda x: _first(x)[0], tree)
 
   def fetch(self, tree: Any) -> Any:
-    """Returns the result of `put_state` or `put` as numpy arrays; every process must call."""
+    """Returns the result of `put_state` or `put` as numpy arrays.
+
+    Every process must call.
+    """
     fetched = jax.device_get(jax.tree.map(_first, tree) if self.mode != "one" else tree)
     return jax.tree.map(lambda leaf: leaf[0], fetched) if self.mode == "pmap" else fetched
 
@@ -104,7 +117,10 @@ class DeviceLayout:
     return jax.jit(step, donate_argnums=0, compiler_options=compilation.unet_options()).lower(state, *fixed).compile()
 
   def _local_or_all(self) -> list[jax.Device] | None:
-    """Returns the devices for pmap: None, which means all, in a job of several processes; else those of the mesh."""
+    """Returns the devices for pmap.
+
+    In a job of several processes None, which means all devices; else those of the mesh.
+    """
     return None if jax.process_count() > 1 else list(self.mesh.devices.flat)
 
   def _put(self, leaf: jax.Array) -> jax.Array:
@@ -117,7 +133,10 @@ class DeviceLayout:
     return jax.make_array_from_single_device_arrays((len(here), *leaf.shape), sharding, copies)
 
   def _part(self, leaf: Any) -> P:
-    """Returns the partition of a parameter: its longest axis that the number of devices divides; none if small."""
+    """Returns the partition of a parameter: its longest axis that the number of devices divides.
+
+    Small parameters are not partitioned.
+    """
     # A split that does not come out even would need padding, and small arrays are not worth an all-gather.
     fitting = [axis for axis, size in enumerate(leaf.shape) if size % self.mesh.size == 0]
     if leaf.size < SMALLEST_PART or not fitting:
@@ -147,7 +166,10 @@ class SceneLayout(DeviceLayout):
     return _onto(padded, NamedSharding(self.mesh, P(SCENES)))
 
   def put_state(self, state: TrainState) -> TrainState:
-    """Spreads the scenes over the devices, and copies the number of the step onto every device."""
+    """Spreads the scenes over the devices.
+
+    The number of the step is copied onto every device.
+    """
     spread = jax.tree.map(self._put_scenes, dataclasses.replace(state, step=None))
     return dataclasses.replace(spread, step=self.put(state.step))
 
@@ -156,11 +178,17 @@ class SceneLayout(DeviceLayout):
     return jax.tree.map(self._put_scenes, conditions)
 
   def local(self, tree: Any) -> Any:
-    """Returns all scenes as numpy arrays, without padding; every process must call."""
+    """Returns all scenes as numpy arrays, without padding.
+
+    Every process must call.
+    """
     return self.fetch(tree)
 
   def fetch(self, tree: Any) -> Any:
-    """Returns all scenes as numpy arrays, without padding; every process must call."""
+    """Returns all scenes as numpy arrays, without padding.
+
+    Every process must call.
+    """
     several = jax.process_count() > 1
     # tiled: the scenes of all processes are joined, without a further axis of processes.
     fetched = multihost_utils.process_allgather(tree, tiled=True) if several else jax.device_get(tree)
@@ -218,7 +246,7 @@ def _count(parallel: ParallelSettings) -> int:
 
 
 def _check_views(views: int, devices: int, together: int) -> None:
-  """Raises ConfigError unless every device gets as many whole groups of `together` views as every other."""
+  """Raises ConfigError unless every device gets equally many whole groups of `together` views."""
   unit = devices * together
   if devices == 1 or views % unit == 0:
     return
@@ -248,6 +276,7 @@ def _first(leaf: jax.Array) -> jax.Array:
 def _gathering(step: StepFn, parts: Any) -> StepFn:
   """Returns `step` for a prior in parts, which an all-gather inside the step joins."""
   def whole(leaf: jax.Array, part: P) -> jax.Array:
+    # The last entry of a partition is the split axis; tiled: the parts are joined along that axis.
     return jax.lax.all_gather(leaf, VIEWS, axis=len(part) - 1, tiled=True) if len(part) else leaf
 
   def gathered(state: Any, prior_params: Params, conditions: Any, key: jax.Array) -> Any:

@@ -1,4 +1,7 @@
-"""The loop of a run: compile once, step until done, log, save. Everything else is a pure function elsewhere."""
+"""The loop of a run: compile once, step until done, log, save.
+
+All other parts of a run are pure functions elsewhere.
+"""
 from __future__ import annotations
 
 import contextlib
@@ -30,7 +33,10 @@ from sds_jax.types import Params
 
 
 class Interrupted(Exception):
-  """Raised after Ctrl-C or SIGTERM when the state has been saved; the message says at which step."""
+  """Raised after Ctrl-C or SIGTERM, once the state has been saved.
+
+  The message names the step.
+  """
 
 
 @dataclasses.dataclass
@@ -71,15 +77,20 @@ def train(settings: Any, workdir: Path, prior: Prior, prior_params: Params, prog
   began = time.perf_counter()
   key, conditions = seeded_key(settings.seed), program.embed()
   begin = functools.partial(
+      # Shapes of the prior suffice: a new state reads no values of its parameters.
       jax.jit(lambda key, source: program.begin(layout.shapes(prior_params), conditions, key, source)),
+      # No step folds in this number, so the first state draws from a stream of its own.
       jax.random.fold_in(key, 2**31 - 1))
   with _checkpoints(settings.training, workdir) as checkpoints:
     new = lambda: begin(resume.restore_source(settings.distillation, program))  # noqa: E731
+    # Shapes alone, since a run that goes on needs no new state.
     like = jax.eval_shape(begin, None)
     state = layout.put_state(_first_state(settings, workdir, checkpoints, like, new, prior, program))
+    # Arguments of the step, because constants of gigabytes would be compiled into the program.
     fixed = (prior_params, layout.put_conditions(conditions), layout.put(key))
     recovery = Recovery(settings.divergence, workdir, checkpoints, layout, like, new, program.scenes)
     step_fns, compile_seconds = hosts.run_on_all(lambda: _compile(program, layout, state, fixed))
+    # Runs of images have no guidance sheets, nor the setting.
     sheets_every = getattr(settings.training, "guidance_every", 0)
     with _sheets(sheets_every, workdir, program, layout, state, fixed) as on_guidance:
       started = time.perf_counter()
@@ -93,7 +104,10 @@ def train(settings: Any, workdir: Path, prior: Prior, prior_params: Params, prog
 
 def _sheets(every: int, workdir: Path, program: Program, layout: DeviceLayout, state: TrainState,
             fixed: tuple) -> contextlib.AbstractContextManager[LookFn | None]:
-  """Returns the context of the guidance sheets, which one process makes on one of its devices."""
+  """Returns the context of the guidance sheets.
+
+  One process makes the sheets, on one of its devices.
+  """
   if not every or not hosts.is_first():
     return contextlib.nullcontext()
   return program.sheets(workdir, layout.local(state), layout.local(fixed))
@@ -116,7 +130,10 @@ def _checkpoints(training: TrainingSettings, workdir: Path) -> Iterator[Checkpoi
 
 def _first_state(settings: Any, workdir: Path, checkpoints: Checkpoints | None, like: TrainState,
                  new: Callable[[], TrainState], prior: Prior, program: Program) -> TrainState:
-  """Returns process 0's first state in all processes, and makes the folder agree with the state."""
+  """Returns process 0's first state in all processes.
+
+  Process 0 makes the folder agree with the state.
+  """
   def restore() -> TrainState:
     state = resume.first_state(settings, workdir, checkpoints, like, new, program)
     # Only now: if the settings do not fit the checkpoints, config.json keeps the settings that made them.
@@ -133,7 +150,9 @@ def _first_state(settings: Any, workdir: Path, checkpoints: Checkpoints | None, 
 
 def _compile(program: Program, layout: DeviceLayout, state: TrainState,
              fixed: tuple) -> tuple[list[Callable | None], float]:
-  """Compiles each stage's step, with the state donated, and returns the executables and the seconds of compilation.
+  """Compiles each stage's step, with the state donated.
+
+  Returns the executables and the seconds of compilation.
 
   The executable of a stage that is over is None. Everything is compiled before the first step, so that a program that
   does not fit into the device's memory fails at once.
@@ -203,6 +222,7 @@ class _Run:
           if np.any(bad):
             before = done
             state, done = self.recovery.go_back(state, done, bad)
+            # A scene goes back alone, at the step of all the others, and the log stays.
             if done < before:
               log.go_back(done)
               continue
@@ -217,7 +237,10 @@ class _Run:
     return state
 
   def _stopped(self, stop: list[int], done: int) -> bool:
-    """Returns whether to stop after this step; several processes agree every `log_every` steps."""
+    """Returns whether to stop after this step.
+
+    Several processes agree every `log_every` steps.
+    """
     if jax.process_count() == 1:
       return bool(stop)
     return done % self.settings.training.log_every == 0 and hosts.any_process(bool(stop))
@@ -232,6 +255,7 @@ class _Run:
       look(local_state, done)
 
   def _save(self, state: TrainState, done: int) -> None:
+    # In every process, because the fetch may be collective.
     state = self.layout.local(state)
     if self.recovery.checkpoints is None:
       return
@@ -243,12 +267,16 @@ class _Run:
 
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-  """Yields a list that is empty until Ctrl-C or SIGTERM; a second Ctrl-C interrupts at once, without saving."""
+  """Yields a list that is empty until Ctrl-C or SIGTERM.
+
+  A second Ctrl-C interrupts at once, without saving.
+  """
   received: list[int] = []
 
   def note(number: int, frame: Any) -> None:
     if received and number == signal.SIGINT:
       raise KeyboardInterrupt
+    # Only noted: the step under way is finished and the state saved.
     received.append(number)
 
   before = {}

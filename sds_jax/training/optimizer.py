@@ -12,7 +12,9 @@ from sds_jax.types import Array, Params
 
 
 def make_optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientTransformation:
-  """Builds the optimiser, its learning rate warmed up linearly and then lowered by a cosine over `steps`.
+  """Builds the optimiser of a run.
+
+  The learning rate rises linearly and then falls by a cosine until the last of `steps`.
 
   With a `background_factor` other than 1 the parameters must be {"field": ..., "background": ...}.
   """
@@ -26,6 +28,7 @@ def make_optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientTra
   optimizers = {
       "adam": lambda: optax.adam(rate, **adaptive),
       "adamw": lambda: optax.adamw(rate, **adaptive),
+      # Adan has three betas of other meanings, and keeps its own.
       "adan": lambda: optax.adan(rate, eps=settings.eps),
       "sgd": lambda: optax.sgd(rate, momentum=settings.b1),
   }
@@ -37,7 +40,10 @@ def make_optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientTra
 
 
 def lenient(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Returns the same optimiser, usable under strict dtype promotion: optax mixes step counts and floats."""
+  """Returns the same optimiser, usable under strict dtype promotion.
+
+  optax mixes step counts and floats.
+  """
   def update(grads: Any, state: Any, params: Params | None = None) -> tuple[Any, Any]:
     with jax.numpy_dtype_promotion("standard"):
       return optimizer.update(grads, state, params)

@@ -33,11 +33,15 @@ class Share:
   def index(self, views: int) -> Array:
     """Returns the numbers [views / devices] int32 of this device's views among all `views`."""
     local = views // self.devices
+    # In blocks and not in turn: neighbouring views, such as the frames of a particle, stay on one device.
     first = jax.lax.axis_index(self.axis) * local if self.axis else 0
     return first + jnp.arange(local, dtype=jnp.int32)
 
   def mean(self, tree: Any) -> Any:
-    """Returns the mean over all devices of a tree of float32 arrays, by one all-reduce of one vector."""
+    """Returns the mean over all devices of a tree of float32 arrays.
+
+    One all-reduce of one vector suffices.
+    """
     if self.axis is None:
       return tree
     # One vector: an all-reduce for each of many small arrays would pay its latency many times.

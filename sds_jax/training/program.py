@@ -1,4 +1,4 @@
-"""The functions of a run for the loop, from the first state to the step of each stage."""
+"""The functions of a run for the loop."""
 from __future__ import annotations
 
 import contextlib
@@ -82,6 +82,7 @@ def make_program(settings: Any, stages: Sequence[Stage], terms: Callable[[Stage]
     embed: () -> the conditions of the prior.
     sheets: makes the guidance sheets.
   """
+  # All stages have the same parameters, so the first stage's generator can begin them.
   generator = stages[0].generator
   optimizer = make_optimizer(settings.optimizer, settings.training.steps)
   averaged = settings.optimizer.ema_decay > 0
@@ -100,7 +101,10 @@ def make_program(settings: Any, stages: Sequence[Stage], terms: Callable[[Stage]
 
 
 def new_state(generator: Generator, optimizer: Any, key: Array, averaged: bool = False) -> TrainState:
-  """Returns a state before its first update, without the estimator's part; consumes `key`."""
+  """Returns a state before its first update, without the estimator's part.
+
+  Consumes `key`.
+  """
   params, buffers = generator.init(key)
   return init_state(params, optimizer, buffers, averaged)
 

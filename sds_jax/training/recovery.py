@@ -41,7 +41,10 @@ class Recovery:
   reported: set[int] = dataclasses.field(default_factory=set)
 
   def metadata(self, health: dict[str, np.ndarray]) -> dict[str, list[int]]:
-    """Returns the metadata of a checkpoint for `go_back`: the number of bad updates in a row before it, by scene."""
+    """Returns the metadata of a checkpoint for `go_back`.
+
+    By scene, the number of bad updates in a row before the checkpoint.
+    """
     return dict(in_a_row=np.atleast_1d(health["in_a_row"]).tolist())
 
   def go_back(self, state: TrainState, done: int, bad: np.ndarray) -> tuple[TrainState, int]:
@@ -66,9 +69,9 @@ class Recovery:
     return (self._some(state, health, done, numbers.tolist()) if numbers.size else state), done
 
   def given_up(self, health: dict[str, np.ndarray], step: int) -> tuple[int, ...]:
-    """Returns the numbers of the scenes that have diverged by the end of a run.
+    """Returns the numbers of the scenes that diverged by the end of a run.
 
-    Their restarts are used up and their updates are still bad, or none of their updates was good.
+    The restarts of such a scene are used up and the updates are still bad, or none of the updates was good.
 
     Args:
       health: at the end of the run.
@@ -97,7 +100,10 @@ class Recovery:
     return self.layout.put_state(divergence.restarted(good, restarts, int(health["dropped"]))), step
 
   def _some(self, state: TrainState, health: dict[str, np.ndarray], done: int, numbers: list[int]) -> TrainState:
-    """Returns the state with some scenes replaced by an earlier one, at the step of all other scenes."""
+    """Returns the state with some scenes replaced by an earlier one.
+
+    The step is that of all other scenes.
+    """
     # np.array copies: `put_back` writes in place, and arrays from the device are read-only.
     states = jax.tree.map(np.array, self.layout.local(state))
     for number in numbers:
@@ -114,7 +120,10 @@ class Recovery:
           "learning rate")
 
   def _good(self, number: int, drop: bool = False) -> TrainState:
-    """Returns the newest checkpoint before a scene's bad updates, else the newest checkpoint, else a new state.
+    """Returns the state to go back to.
+
+    The state is that of the newest checkpoint before a scene's bad updates, else the newest checkpoint, else a new
+    state.
 
     The parameters of every checkpoint are finite, because bad updates are dropped.
 
@@ -127,6 +136,7 @@ class Recovery:
                 or self.checkpoints.restore_newest(self.like))
       good = newest[1] if newest else self.new()
       if drop:
+        # Otherwise a resumed run would go on from a state that has been given up.
         self.checkpoints.delete_after(int(good.step))
       return good
 

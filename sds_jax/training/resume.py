@@ -1,4 +1,7 @@
-"""The first state of a run: a new one, that of its newest whole checkpoint, or that of the run that it edits."""
+"""The first state of a run.
+
+The state is a new one, that of the newest whole checkpoint, or that of the run that is edited.
+"""
 from __future__ import annotations
 
 import contextlib
@@ -22,7 +25,9 @@ from sds_jax.training.workspace import ResumeError
 
 def first_state(settings: Any, workdir: Path, checkpoints: Checkpoints, like: TrainState,
                 new: Callable[[], TrainState], program: Program) -> TrainState:
-  """Returns the state of the newest whole checkpoint, or new(), and cuts the logs to the same step.
+  """Returns the state of the newest whole checkpoint, or new().
+
+  The logs are cut to the same step.
 
   Args:
     settings: the tree of any task; `resume` says whether a checkpoint may or must be used.
@@ -93,7 +98,7 @@ def restore_newest(checkpoints: Checkpoints, like: TrainState, workdir: Path,
 
 
 def restore_source(distillation: DistillationSettings, program: Program, keep: int = 2) -> TrainState | None:
-  """Returns the newest state of the run that this run edits, or None if this run edits none.
+  """Returns the newest state of the run that this run edits, or None.
 
   Args:
     distillation: names the folder of the edited run.
@@ -124,7 +129,10 @@ def restore_source(distillation: DistillationSettings, program: Program, keep: i
 
 
 def check_same_object(settings: Any, workdir: Path, checkpoints: Checkpoints) -> None:
-  """Raises ResumeError if the checkpoints have another prompt or seed, and prints the other changed settings."""
+  """Raises ResumeError if the checkpoints have another prompt or seed.
+
+  The other changed settings are printed.
+  """
   before = {}
   if (workdir / "config.json").is_file():
     before = workspace.stored_settings(workdir)
@@ -134,6 +142,7 @@ def check_same_object(settings: Any, workdir: Path, checkpoints: Checkpoints) ->
         before = workspace.settings_of_checkpoint(stored, workdir)
   if not before:
     return
+  # The seed, too: it is the key of all draws, and another seed would go on with another run.
   for name in ("prompt", "seed"):
     value = getattr(settings, name)
     if before.get(name) != value:
@@ -148,7 +157,10 @@ def check_same_object(settings: Any, workdir: Path, checkpoints: Checkpoints) ->
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Returns nested settings as {dotted name: value}, with tuples as lists, as JSON has them."""
+  """Returns nested settings as {dotted name: value}.
+
+  Tuples become lists, as in JSON.
+  """
   flat = {}
   for name, value in settings.items():
     flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: _lists(value)}

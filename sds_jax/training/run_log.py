@@ -18,7 +18,10 @@ COUNTS = ("dropped", "in_a_row")
 
 
 class RunLog:
-  """Logs a run, as a context manager; does nothing in processes that do not write."""
+  """A log of a run; a context manager.
+
+  Processes that do not write log nothing.
+  """
 
   def __init__(self, workdir: Path, folders: Sequence[Path], first: int, steps: int):
     """Starts the log of a run.
@@ -53,14 +56,19 @@ class RunLog:
     self._bar.update()
 
   def log(self, step: int, metrics: list[dict[str, np.ndarray]]) -> None:
-    """Writes the means of the metrics since the last call; non-finite values are left out of the means."""
+    """Writes the means of the metrics since the last call.
+
+    Non-finite values are left out of the means.
+    """
     if not self._writes:
       return
+    # The floor of the divisor: two readings of the clock may be equal.
     every, rate = summary(metrics), (step - self._first) / max(time.perf_counter() - self._started, 1e-9)
     for number, folder in enumerate(self._folders):
       row = {name: float(values[number]) for name, values in every.items()}
       files.append_metrics(folder / "metrics.jsonl", step, dict(row, steps_per_second=rate))
     means = {name: float(_finite_mean(values)) for name, values in every.items()} | dict(steps_per_second=rate)
+    # NaN where no update since the last line had a finite value; a curve has no point there.
     self._board.add(step, {name: value for name, value in means.items() if math.isfinite(value)})
     shown = dict(grad=f"{means['sds_grad_norm']:.3g}")
     if "mean_opacity" in means:
@@ -99,17 +107,23 @@ def _board(folder: Path, first: int) -> Any:
 
 
 def summary(metrics: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  """Returns the mean [N] of each metric over the steps with finite values (NaN: no step), and the last of COUNTS.
+  """Returns the mean [N] of each metric over the steps with finite values.
+
+  A metric without any is NaN. Of COUNTS the last value is returned.
 
   Args:
     metrics: of each step, [] for one object or [N] for N scenes.
   """
+  # float64, so that sums of many float32 values keep their digits.
   series = {name: np.array([np.atleast_1d(step[name]) for step in metrics], np.float64) for name in metrics[0]}
   return {name: values[-1] if name in COUNTS else _finite_mean(values) for name, values in series.items()}
 
 
 def _finite_mean(values: np.ndarray) -> np.ndarray:
-  """Returns the mean of the finite values along the first axis; NaN where no value is finite."""
+  """Returns the mean of the finite values along the first axis.
+
+  Where no value is finite, the mean is NaN.
+  """
   finite = np.isfinite(values)
   count = finite.sum(axis=0)
   return np.where(count, np.where(finite, values, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)

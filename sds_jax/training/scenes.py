@@ -1,4 +1,4 @@
-"""Many prompts in one run: a file of prompts, a folder for each scene, and one step over all scenes.
+"""Many prompts in one run: a file of prompts, folders of scenes, one step over all scenes.
 
 Every scene equals the result of a run of its own with the same seed. Only the number of the step is shared.
 """
@@ -36,7 +36,9 @@ class SceneList:
 
 
 def read_prompts(path: str) -> tuple[str, ...]:
-  """Reads the prompts of a UTF-8 text file, one a line, and skips empty lines.
+  """Reads the prompts of a UTF-8 text file, one a line.
+
+  Empty lines are skipped.
 
   Raises:
     ConfigError: the file is missing, is no UTF-8 text, or has no, too many, or too long prompts.
@@ -61,12 +63,16 @@ def read_prompts(path: str) -> tuple[str, ...]:
 
 
 def make_scenes(prompts: Sequence[str], seed: int) -> SceneList:
-  """Returns the scenes of these prompts; a number distinguishes equal folder names."""
+  """Returns the scenes of these prompts.
+
+  A number distinguishes equal folder names.
+  """
   names, counts = [f"{files.prompt_slug(prompt)}-{seed}" for prompt in prompts], Counter()
   folders = []
   for name in names:
     counts[name] += 1
     numbered = name if counts[name] == 1 else f"{name}-{counts[name]}"
+    # A numbered name may be the plain name of another prompt.
     while counts[name] > 1 and (numbered in names or numbered in folders):
       counts[name] += 1
       numbered = f"{name}-{counts[name]}"
@@ -117,7 +123,9 @@ def put_back(state: TrainState, number: int, one: TrainState) -> TrainState:
 
 
 def over_scenes(step: StepFn, together: int) -> StepFn:
-  """Returns the step of N scenes: `together` scenes at a time under `vmap`, one group after the other.
+  """Returns the step of N scenes.
+
+  Groups of `together` scenes are stepped under `vmap`, one group after the other.
 
   The prior gets one batch of `together` times the views.
   """

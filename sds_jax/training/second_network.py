@@ -1,4 +1,4 @@
-"""The second network of an estimator: the prior with adapters; its parameters phi, conditions and optimiser.
+"""The second network of an estimator: the prior with adapters, their conditions and optimiser.
 
 Where the prior knows no cameras, a linear map adds the view's camera to every token of the text.
 """
@@ -32,11 +32,14 @@ def init(options: SecondNetwork, prior: Prior, prior_params: Params, text_dim: i
     dict(adapters=..., camera=[CAMERA_DIM, text_dim]), without `camera` where the prior itself knows cameras.
   """
   phi = dict(adapters=lora.init(key, prior_params["unet"], options.rank))
+  # Zeros: whatever the camera is, the prior is unchanged at first.
   return phi if prior.camera_dim else dict(phi, camera=jnp.zeros((CAMERA_DIM, text_dim)))
 
 
 def make_score_fn(prior: Prior) -> DenoiseFn:
-  """Returns eps_phi: ((parameters of the prior, phi), z, t, cond) -> eps [B, ...].
+  """Returns eps_phi.
+
+  eps_phi is a function ((parameters of the prior, phi), z, t, cond) -> eps [B, ...].
 
   cond is one side of the prior's condition. Where phi has a `camera`, the condition's `camera` is mapped and added to
   every token of the text.
@@ -55,7 +58,9 @@ def make_score_fn(prior: Prior) -> DenoiseFn:
 
 def score_conditions(options: SecondNetwork, cond: dict[str, Any], camera: Array | None,
                      key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-  """Returns the conditions for estimating with phi and for training phi; the latter drops the camera at random.
+  """Returns the conditions for estimating with phi and for training phi.
+
+  The conditions for training drop the camera at random.
 
   Args:
     options: of the estimator.
@@ -67,10 +72,14 @@ def score_conditions(options: SecondNetwork, cond: dict[str, Any], camera: Array
   estimating = dict(cond["cond"]) if camera is None else dict(camera=camera) | cond["cond"]
   if "camera" not in estimating:
     return estimating, estimating
+  # One draw for the whole step, whose key is the same on every device.
   forget = jax.random.bernoulli(key, options.forget_camera)
   return estimating, dict(estimating, camera=jnp.where(forget, 0.0, estimating["camera"]))
 
 
 def make_optimizer(options: SecondNetwork) -> optax.GradientTransformation:
-  """Returns the optimiser of phi: AdamW at a constant rate, with threestudio's betas and epsilon for VSD."""
+  """Returns the optimiser of phi: AdamW at a constant rate.
+
+  Betas and epsilon are threestudio's for VSD.
+  """
   return lenient(optax.adamw(options.learning_rate, b1=0.9, b2=0.99, eps=1e-15, weight_decay=0.01))

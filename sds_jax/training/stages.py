@@ -1,4 +1,4 @@
-"""The stages of a run: parts with different render sizes, or with renders that are the latents themselves.
+"""The stages of a run, each with its own render size or its own kind of render.
 
 A compiled program has fixed image sizes, and so has the prior's input. A run with `render.milestones` or
 `distillation.latent_until` therefore has one program for each stage. The stages share state, optimiser and schedules,
@@ -60,10 +60,16 @@ def make_stages(steps: int, size: int, milestones: Sequence[tuple[float, int]], 
 
 
 def at_step(stages: Sequence[Stage], items: Sequence[T], step: int) -> T:
-  """Returns the item of the stage that step number `step` belongs to; `items` has one for each stage."""
+  """Returns the item of the stage that a step belongs to.
+
+  `items` has one item for each stage.
+  """
   return items[bisect.bisect_right([stage.first for stage in stages], step) - 1]
 
 
 def are_over(stages: Sequence[Stage], step: int) -> list[bool]:
-  """Returns for each stage whether a run that continues with step number `step` is past the stage."""
+  """Returns for each stage whether a run is past the stage.
+
+  The run continues with step number `step`.
+  """
   return [after.first <= step for after in stages[1:]] + [False]

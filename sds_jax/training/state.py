@@ -10,6 +10,7 @@ import optax
 
 from sds_jax.types import Array, Params, PyTree
 
+# Counted on the device, so that no step waits for the host, and kept in checkpoints.
 COUNTERS = ("dropped", "in_a_row", "restarts")
 
 
@@ -48,7 +49,10 @@ class TrainState(PyTree):
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, occupancy: Any = None,
                averaged: bool = False) -> TrainState:
-  """Returns a state before its first update; `averaged` adds an `ema`."""
+  """Returns a state before its first update.
+
+  `averaged` adds an `ema`.
+  """
   # `ema` is a copy, because the step donates the state, and no buffer can be donated twice.
   return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params),
                     occupancy=occupancy, ema=jax.tree.map(jnp.copy, params) if averaged else None)

@@ -1,4 +1,4 @@
-"""One step of every task as one pure function: render, add up the terms, average over devices, move the parameters.
+"""One step of every task as a pure function: render, add up the terms, average over devices, move the parameters.
 
   step, key -> cameras, light, shading, t, noise      fold_in(key, step), then the number of each view
   params    -> generator.render -> views -> terms     distillation, losses of a reference view, regularisers
@@ -75,7 +75,9 @@ class StepOptions:
 
 def make_step(generator: Generator, terms: Sequence[Term], optimizer: optax.GradientTransformation,
               options: StepOptions, share: Share = Share()) -> StepFn:
-  """Returns the step of a run; pure, to be jitted with `donate_argnums=0`.
+  """Returns the step of a run.
+
+  The step is pure, to be jitted with `donate_argnums=0`.
 
   Args:
     generator: renders the views from the optimised parameters.
@@ -102,14 +104,17 @@ def make_step(generator: Generator, terms: Sequence[Term], optimizer: optax.Grad
   def step(state: TrainState, prior_params: Params, conditions: Any, key: Array) -> tuple[TrainState, dict[str, Array]]:
     keys, progress = step_keys(key, state.step, state.health["restarts"]), progress_at(state.step, options.steps)
     draws = Draws(keys, share.index(options.views), progress)
+    # Averaged before the optimiser, so that every device makes the same update of its copy of the state.
     (grads, score_grads), metrics = share.mean(jax.grad(loss_fn, has_aux=True)(
         (state.params, estimator_state.learnt(options.distillation, state)), state, prior_params, conditions, draws))
+    # Traced, so that a restart changes the rate without another compilation.
     rate = options.restart_factor ** state.health["restarts"].astype(jnp.float32)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     # On the update and not on the gradient, whose length Adam ignores.
     params = optax.apply_updates(state.params, _scaled(updates, rate))
     moved = TrainState(
         step=state.step + 1, params=params, opt_state=opt_state,
+        # With the new parameters, which the next step renders.
         occupancy=generator.update_buffers(params, state.occupancy, state.step, progress, keys["occupancy"]),
         estimator=estimator_state.learn(options.distillation, state.estimator, score_grads, rate),
         ema=average(state.ema, params, options.ema_decay, state.step))
@@ -126,7 +131,9 @@ def _scaled(tree: Any, factor: Array) -> Any:
 
 def _unless_bad(state: TrainState, moved: TrainState, metrics: dict[str, Array],
                 learning: Any) -> tuple[TrainState, dict[str, Array]]:
-  """Returns `moved`, or `state` with the next step number and a dropped update if `moved` is not finite.
+  """Returns `moved`, or `state` if `moved` is not finite.
+
+  The returned `state` has the next step number and counts a dropped update.
 
   Args:
     state: before the step.
@@ -144,6 +151,7 @@ def _unless_bad(state: TrainState, moved: TrainState, metrics: dict[str, Array],
   health = dict(state.health, dropped=state.health["dropped"] + bad.astype(jnp.int32),
                 in_a_row=jnp.where(bad, state.health["in_a_row"] + 1, 0))
   counts = {name: health[name].astype(jnp.float32) for name in ("dropped", "in_a_row")}
+  # A dropped update counts as a step, too, so that the next one has other draws.
   return TrainState(moved.step, *kept, health), dict(metrics, **counts)
 
 

@@ -1,4 +1,4 @@
-"""Conditions of a prior that is conditioned on a photo: the photo's features, and the pose of each view."""
+"""Conditions of a prior that is conditioned on a photo: its features, and the pose of each view."""
 from __future__ import annotations
 
 from typing import Any
@@ -13,7 +13,9 @@ from sds_jax.views import poses
 
 def of_views(prior: Prior, params: Params, distillation: DistillationSettings, conditions: dict[str, Any],
              azimuth: Array, elevation: Array) -> dict[str, Any]:
-  """Returns `cond` and `uncond` of an object's views, and the null condition as `negative` if the estimator needs one.
+  """Returns `cond` and `uncond` of an object's views.
+
+  For an estimator that needs `negative`, the null condition is added as such.
 
   Args:
     prior: conditioned on a photo.

@@ -57,8 +57,8 @@ class CameraDistribution:
   def dreamfusion(cls) -> CameraDistribution:
     """Returns the constants of DreamFusion (arXiv 2209.14988, Section 3.2).
 
-    For a scene bounded by a sphere of radius 1.4. The paper writes N(0, 0.2 I); as in public implementations, 0.2 and
-    0.02 are used as standard deviations.
+    The constants are for a scene bounded by a sphere of radius 1.4. The paper writes N(0, 0.2 I); as in public
+    implementations, 0.2 and 0.02 are used as standard deviations.
     """
     return cls(distance=(1.0, 1.5), focal=(0.7, 1.35), position_jitter=0.1, look_at_std=0.2, up_std=0.02)
 
@@ -148,9 +148,10 @@ def camera_rays(camera: Camera, height: int, width: int) -> Rays:
 def camera_features(camera: Camera) -> Array:
   """Returns a prior's camera condition [..., CAMERA_DIM].
 
-  Smooth over the sphere of directions, including the poles. In order: unit direction d from the origin to the camera
-  (3); for k = 1..4, sin(k azimuth) and cos(k azimuth), each times cos(elevation)^min(k, 2), which fades out at the
-  poles, where azimuth has no meaning (8); sin and cos of twice the elevation (2); distance - 2.7; focal - 1.15; 1.
+  The condition is smooth over the sphere of directions, including the poles. In order: unit direction d from the origin
+  to the camera (3); for k = 1..4, sin(k azimuth) and cos(k azimuth), each times cos(elevation)^min(k, 2), which fades
+  out at the poles, where azimuth has no meaning (8); sin and cos of twice the elevation (2); distance - 2.7; focal -
+  1.15; 1.
   """
   distance = jnp.linalg.norm(camera.position, axis=-1)
   direction = camera.position / distance[..., None]
@@ -230,7 +231,7 @@ def _place(key: Array, azimuth_fraction: Array, distribution: CameraDistribution
 def _elevation(kind: Array, u: Array, distribution: CameraDistribution) -> Array:
   """Maps two uniform numbers to an elevation.
 
-  Uniform in angle, or uniform in area on the sphere.
+  The elevation is uniform in angle, or uniform in area on the sphere.
   """
   low, high = distribution.elevation
   # Area on the sphere is uniform in sin(elevation) (Archimedes).

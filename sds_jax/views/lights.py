@@ -52,7 +52,7 @@ class Shading(PyTree):
 def sample_light(key: Array, camera_position: Array, distribution: LightDistribution = LightDistribution()) -> Array:
   """Draws the position [3] of a point light.
 
-  The light's direction is near the camera's direction. World units. Consumes `key`, the view's key.
+  The light's direction is near the camera's direction. The position is in world units. Consumes `key`, the view's key.
   """
   key_direction, key_distance = jax.random.split(as_threefry(key))
   # Gaussian around the camera, not uniform: most lights are on the camera's side of the object.

@@ -75,7 +75,7 @@ VARIANTS: dict[str, Callable[[Array, Array], tuple[Array, Array]]] = {
 def _shares(azimuth: Array) -> tuple[Array, Array, Array]:
   """Returns the shares [...] of front, side and back.
 
-  Linear in azimuth, with sum 1.
+  The shares are linear in azimuth, and their sum is 1.
   """
   # arctan2 of sine and cosine wraps any azimuth to (-pi, pi]; `quarters` is 0 in front, 1 at the side, 2 at the back.
   quarters = jnp.abs(jnp.arctan2(jnp.sin(azimuth), jnp.cos(azimuth))) / (math.pi / 2)

@@ -24,8 +24,8 @@ def view_prompts(prompt: str) -> list[str]:
 def view_index(azimuth: Array, elevation: Array) -> Array:
   """Returns the index [...] into VIEWS of a direction.
 
-  The index is int32; angles are in radians. Overhead above 60 degrees of elevation; otherwise front or back within 45
-  degrees of azimuth; otherwise side.
+  The index is int32; angles are in radians. The direction is overhead above 60 degrees of elevation; otherwise
+  front or back within 45 degrees of azimuth; otherwise side.
   """
   towards_front = jnp.cos(azimuth)
   around = jnp.where(towards_front >= math.sqrt(0.5), 0, jnp.where(towards_front <= -math.sqrt(0.5), 2, 1))

@@ -88,6 +88,7 @@ def legal_name() -> Legal:
   >>> print(legal.test("csd"), legal.test("mine.py"), legal.test("mine:SPEC"))
   True False True
   """
+  # Only the form: nothing of the user is imported to read a setting.
   return Legal(lambda name: name in ESTIMATORS or 0 < name.find(":") < len(name) - 1,
                lambda: f"one of {', '.join(ESTIMATORS)}, or package.module:NAME, an Estimator of your own")
 

@@ -49,6 +49,7 @@ class Options:
 
 def _term(options: Options, moment: Moment, aux: Any) -> SecondGradient:
   image = moment.inputs["image"]
+  # Only the rendered image moves; the decoder has no backward pass.
   image_hat = jax.lax.stop_gradient(moment.decode(aux.x0_hat))
   residual = image_residual(moment.schedule, aux.t, image, image_hat)
   return SecondGradient(image, residual, moment.now(options.image_weight))

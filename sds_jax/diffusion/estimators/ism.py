@@ -48,6 +48,7 @@ def ism(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
   # Rounded: a scheduled delta_t in float32 may fall just short of a whole number of times.
   s = jnp.maximum(t - jnp.round(delta_t * count).astype(t.dtype), int(start * count))
   # One scan inverts up to s and takes the step from s to t, so that the network is compiled once for both.
+  # A t below `start` is raised along with s, and the interval is empty.
   times = jnp.concatenate([rising_times(schedule, s, delta_s, steps, start), jnp.maximum(t, s)[None]])
   z, eps_s = invert(lambda z, t: unconditional(denoise_fn, params, z, t, cond), schedule,
                     add_noise(schedule, x, eps, times[0]), times)

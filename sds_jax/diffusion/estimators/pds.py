@@ -61,13 +61,17 @@ def pds(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
 
 
 def _posterior_latent(schedule: Schedule, z_prev: Array, z: Array, x0_hat: Array, t: Array, stride: int) -> Array:
-  """Returns (z_prev - mu) / s_t [B, ...], with alpha_t and beta_t of the single step and alpha-bar of t - stride."""
+  """Returns (z_prev - mu) / s_t [B, ...].
+
+  alpha_t and beta_t are those of the single step, alpha-bar that of t - stride.
+  """
   bar, bar_prev = at_times(schedule.alpha, t) ** 2, at_times(schedule.alpha, jnp.maximum(t - stride, 0)) ** 2
   # Before time 0 there is no noise: alpha-bar is 1.
   step_alpha = bar / jnp.where(t > 0, at_times(schedule.alpha, jnp.maximum(t - 1, 0)) ** 2, 1.0)
   beta = 1 - step_alpha
   of_x0 = jnp.sqrt(bar_prev) * beta / (1 - bar)
   of_z = jnp.sqrt(step_alpha) * (1 - bar_prev) / (1 - bar)
+  # The posterior's own deviation, the smaller of DDPM's two choices.
   deviation = jnp.sqrt((1 - bar_prev) / (1 - bar) * beta)
   mu = per_example(of_x0, z) * x0_hat + per_example(of_z, z) * z
   return (z_prev - mu) / per_example(deviation, z)

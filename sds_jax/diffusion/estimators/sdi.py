@@ -60,6 +60,7 @@ def sdi(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
   z, _ = invert(lambda z, t: predict(upwards, params, z, t, cond), schedule, start_z, times, kicks)
   t = times[-1]
   alpha, sigma = per_example(at_times(schedule.alpha, t), x), per_example(at_times(schedule.sigma, t), x)
+  # The one noise that takes x to z, and not the last prediction, which is of an earlier time.
   eps_inv = (z - alpha * x) / sigma
   eps_hat = predict(denoise_fn, params, z, t, cond).astype(x.dtype)
   residual = eps_hat.astype(widened(x)) - eps_inv.astype(widened(x))

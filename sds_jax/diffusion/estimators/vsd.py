@@ -52,6 +52,7 @@ def vsd(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
   """
   z = add_noise(schedule, x, eps, t)
   eps_hat = predict(denoise_fn, params, z, t, cond).astype(x.dtype)
+  # phi learns by `score_loss` alone; this residual must not move it.
   eps_phi = predict(score_fn, stop_gradient(score_params), z, t, score_cond)
   residual = eps_hat.astype(widened(x)) - eps_phi.astype(widened(x))
   return residual, dict(eps_hat=eps_hat, x0_hat=x0_from_eps(schedule, z, t, eps_hat))

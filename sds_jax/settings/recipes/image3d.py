@@ -48,6 +48,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "loss.rgb": 500.0, "loss.opacity": 0.1, "loss.entropy": 0.1, "loss.smoothness": 2.0,
         "distillation.sds.t_min": ((0.0, 0.4), (0.333, 0.2)), "distillation.sds.t_max": ((0.0, 0.85), (0.333, 0.5))},
     "stable-zero123": _ZERO123 | _QUICK | {
+        # Fractions of 600 steps: in threestudio these change between the steps 50, 100, 150, 200 and 400.
         "loss.rgb": ((0.0, 500.0), (0.167, 500.0), (0.667, 1000.0)), "loss.opacity": 0.5, "loss.entropy": 0.5,
         "loss.smoothness": ((0.0, 1.75), (0.167, 1.75), (0.25, 1.25), (0.333, 2.5)),
         "distillation.sds.t_min": ((0.0, 0.7), (0.083, 0.7), (0.333, 0.3)),
@@ -65,7 +66,9 @@ PRIORS = {"zero123": "zero123-xl", "stable-zero123": "stable-zero123", "magic123
 
 
 def from_words(words: str) -> ConfigDict:
-  """Returns the settings of a recipe, a prior, or both with a comma in between; and of a generator of the user's own.
+  """Returns the settings of a few words: a recipe, a prior, or both.
+
+  A generator of the user's own may stand among the words.
 
   Args:
     words: "zero123", say, or "magic123,FOLDER": a recipe of PUBLISHED first; a prior is "shapeworld-views", a name of
@@ -91,8 +94,12 @@ def from_words(words: str) -> ConfigDict:
 
 
 def _of_recipe(recipe: str | None, prior: str) -> dict[str, Any]:
-  """Returns the settings of a recipe for a prior, by dotted name; None: of the recipe that is nearest to the prior."""
+  """Returns the settings of a recipe for a prior, by dotted name.
+
+  For None the recipe is the nearest to the prior.
+  """
   if sources.is_small(prior):
+    # The small prior knows its own cameras and image size only.
     settings = PUBLISHED[recipe] if recipe else {}
     return {name: value for name, value in settings.items() if name.startswith(("loss.", "distillation."))}
   borrowed = {name: value for name, value in text3d.RECIPES["threestudio_sd"].settings.items()

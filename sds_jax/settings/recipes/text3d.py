@@ -80,6 +80,7 @@ _PUBLISHED: Settings = {
     "optimizer.name": "adam", "optimizer.b1": 0.9, "optimizer.b2": 0.99, "optimizer.eps": 1e-15,
     "optimizer.clip_norm": 0.0,
     "training.log_every": 50, "training.render_every": 500, "training.checkpoint_every": 1000,
+    # instant-ngp's updates: every 16 steps, decay 0.95, and all cells during the first 256 steps.
     "occupancy.resolution": 32, "occupancy.every": 16, "occupancy.decay": 0.95, "occupancy.start_step": 256,
     "export.mesh_resolution": 256, "export.image_size": 256, "export.turntable_frames": 96, "export.num_samples": 128,
 }
@@ -106,6 +107,7 @@ _DREAMFUSION: Settings = {
     "distillation.sds.guidance_convention": "dreamfusion", "distillation.sds.guidance_scale": 100.0,
     "camera.elevation_deg": (-10.0, 90.0), "camera.distance": (1.0, 1.5), "camera.focal": (0.7, 1.35),
     "camera.fov_deg": (40.6, 71.1), "camera.position_jitter": 0.1, "camera.target_std": 0.2, "camera.up_std": 0.02,
+    # The paper's 1,000 of 15,000 steps; blur and orientation loss below change over its first 5,000.
     "shading.albedo_until": 1 / 15, "shading.lambertian": 0.375, "shading.textureless": 0.375,
     "field.name": "paper_mlp", "field.bound": 0.95, "field.density": "exp", "field.blob": "gaussian",
     "field.blob_scale": 5.0, "field.blob_radius": 0.2, "field.density_bias": 0.0,
@@ -113,6 +115,7 @@ _DREAMFUSION: Settings = {
     "field.paper_mlp.variance": ((0.0, 5e-2), (1 / 3, 2e-3)),
     "background.name": "mlp",
     "loss.orientation": ((0.0, 1e-4), (1 / 3, 1e-2)), "loss.opacity": 1e-3,
+    # Up to 1e-4 in 3,000 steps, then down to 1e-6, as in the paper.
     "optimizer.learning_rate": 1e-4, "optimizer.warmup_steps": 3000,
     "optimizer.final_fraction": 1e-2,
     "training.steps": 15_000, "training.views": 4,
@@ -127,11 +130,13 @@ _THREESTUDIO: Settings = {
     "field.name": "hashgrid", "field.bound": 1.0, "field.density": "softplus", "field.blob": "linear",
     "field.blob_scale": 10.0, "field.blob_radius": 0.5, "field.density_bias": 0.0,
     "field.hashgrid.levels": 16, "field.hashgrid.features": 2, "field.hashgrid.coarsest": 16,
+    # threestudio's growth of 1.4473 a level gives the same: 16 x 1.4473^15 = 4096.
     "field.hashgrid.finest": 4096, "field.hashgrid.log2_table": 19, "field.hashgrid.hidden": 64,
     "field.hashgrid.depth": 1,
     "field.hashgrid.open_levels": ((0.2, 8.0), (0.6, 16.0)),  # from step 2,000 on one more each 500 steps
     "background.name": "harmonics", "background.random_colour": 0.5, "background.harmonics.degree": 3,
     "background.harmonics.hidden": 16, "background.harmonics.depth": 2,
+    # threestudio: from 10 to 1,000 over the first 5,000 of 10,000 steps.
     "loss.orientation": ((0.0, 10.0), (0.5, 1000.0)), "loss.opacity": 1.0,
     "optimizer.learning_rate": 1e-2, "optimizer.warmup_steps": 0,
     "optimizer.final_fraction": 1.0, "optimizer.background_factor": 0.1,
@@ -171,9 +176,11 @@ _DREAMFUSIONACC: Settings = {
 RECIPES: dict[str, Recipe] = {
     "dreamfusion": Recipe("if", _DREAMFUSION, {
         **_SMALL, "distillation.sds.guidance_scale": 2.0, "field.paper_mlp.hidden": 64, "field.paper_mlp.blocks": 2,
+        # 1e-4 times 15,000 / 400 steps, and a warm-up of the same fifth of the run.
         "render.height": 40, "render.width": 40, "optimizer.learning_rate": 3.75e-3, "optimizer.warmup_steps": 80}),
     "dreamfusionacc": Recipe("sd21-base", _DREAMFUSIONACC, {
         **_SMALL, **_SMALL_GRID, "distillation.sds.guidance_scale": 3.0},
+        # threestudio, too, runs DeepFloyd IF at 20.
         pixels={"distillation.sds.guidance_scale": 20.0}),
     "threestudio_sd": Recipe("sd21-base", _THREESTUDIO, _THREESTUDIO_SMALL),
     "threestudio_if": Recipe("if-xl", _THREESTUDIO_IF, _THREESTUDIO_SMALL),
@@ -181,7 +188,9 @@ RECIPES: dict[str, Recipe] = {
 
 
 def from_words(words: str) -> ConfigDict:
-  """Returns the settings of at most one recipe, one prior and one generator of the user's own, with commas in between.
+  """Returns the settings of a few words: a recipe, a prior, and a user's own generator.
+
+  There is at most one of each.
 
   Without a prior a recipe takes its own. Without a recipe a published prior is run as threestudio runs its kind. The
   prior that ships, which "" stands for as well, is run with the package's defaults.
@@ -218,7 +227,7 @@ def from_words(words: str) -> ConfigDict:
 
 
 def _apply(config: ConfigDict, recipe: Recipe, prior: str) -> None:
-  """Puts a recipe's settings into the defaults, as far as they are meant for this prior."""
+  """Puts the settings of a recipe that are meant for this prior into the defaults."""
   if sources.is_small(prior):
     # The prior that ships knows only its own cameras, backgrounds and image size.
     kept = {name: value for name, value in recipe.settings.items() if name.split(".")[0] not in _SMALL_GROUPS}
@@ -228,8 +237,12 @@ def _apply(config: ConfigDict, recipe: Recipe, prior: str) -> None:
 
 
 def _of_pixels(prior: str) -> bool:
-  """Returns whether a prior is a DeepFloyd IF, by its folder's model_index.json, or else by its name."""
+  """Returns whether a prior is a DeepFloyd IF.
+
+  The folder's model_index.json tells, or else the prior's name.
+  """
   index = Path(os.path.expanduser(prior)) / "model_index.json"
   if index.is_file():
     return read_json(index).get("_class_name") == "IFPipeline"
+  # Only the name is known before anything is fetched: if, if-xl, DeepFloyd/IF-I-XL-v1.0.
   return re.match(r"(.*/)?if(-|$)", prior.lower()) is not None

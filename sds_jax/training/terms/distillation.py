@@ -23,7 +23,10 @@ from sds_jax.views import cameras
 
 
 class Distilled(NamedTuple):
-  """The result of distilling a step's views: the scalar, the estimator's aux, and encoded images x [B, *x_shape]."""
+  """The result of distilling a step's views.
+
+  `loss` is the scalar, `aux` the estimator's values, `x` [B, *x_shape] the encoded images.
+  """
   loss: Array
   aux: DistillationAux
   x: Array
@@ -57,13 +60,20 @@ class Distillation:
   prefix: str = "sds_"
 
   def __call__(self, views: Views, context: Context) -> tuple[Array, dict[str, Array]]:
-    """Returns the scalar whose gradient is the distillation's, and the mean norm of the cotangents."""
+    """Returns the scalar whose gradient is the distillation's.
+
+    The metric is the mean norm of the cotangents.
+    """
     distilled = self.distil(views, context)
     return distilled.loss, {f"{self.prefix}grad_norm": jnp.mean(distilled.aux.grad_norm)}
 
   def distil(self, views: Views, context: Context) -> Distilled:
-    """Encodes the views, conditions the prior on their prompts and poses, and estimates the gradient."""
+    """Estimates the gradient of the views.
+
+    The views are encoded, and the prior is conditioned on their prompts and poses.
+    """
     draws = context.draws
+    # Stream 0 keeps the step's own keys: a second prior changes no draw of the first.
     if self.stream:
       draws = draws._replace(keys={name: jax.random.fold_in(key, self.stream) for name, key in draws.keys.items()})
     prior_params = context.prior_params[self.part] if self.part else context.prior_params
@@ -93,7 +103,10 @@ class Distillation:
     return encode_views(self.prior, prior_params, views.images, draws.keys["encode"], draws.index)
 
   def condition(self, prior_params: Params, conditions: Any, views: Views, draws: Draws) -> dict[str, Any]:
-    """Returns the conditions of the guided denoiser for each view: `cond`, `uncond`, and those of the estimator."""
+    """Returns the conditions of the guided denoiser for each view.
+
+    The conditions are `cond`, `uncond`, and those of the estimator.
+    """
     if views.azimuth is not None:
       return conditions_lib.of_views(self.prior, prior_params, self.settings, conditions, views.cameras, views.azimuth,
                                      views.elevation, draws.progress)
@@ -105,7 +118,10 @@ class Distillation:
 
 
 def encode_views(prior: Prior, prior_params: Params, images: Array, key: Array, index: Array) -> Array:
-  """Encodes images [B, H, W, 3] as x [B, *x_shape], image b with the key fold_in(key, index[b])."""
+  """Encodes images [B, H, W, 3] as x [B, *x_shape].
+
+  Image b has the key fold_in(key, index[b]).
+  """
   key = as_threefry(key)
 
   def one(image: Array, i: Array) -> Array:
@@ -121,7 +137,9 @@ def resize_images(images: Array, size: int) -> Array:
 
 
 def geometry_as_latent(out: RenderOutput, x_shape: tuple[int, ...]) -> Array:
-  """Returns normals and opacity [B, H, W] as a latent [B, *x_shape] of four channels, each in [-1, 1].
+  """Returns normals and opacity [B, H, W] as a latent [B, *x_shape].
+
+  The latent has four channels, each in [-1, 1].
 
   At the start of a run Stable Diffusion's latents resemble images closely enough for this to give an object its shape,
   without the autoencoder and its gradient (Fantasia3D, arXiv:2303.13873, section 3.1; stable-dreamfusion's warm-up).

@@ -1,4 +1,4 @@
-"""The losses of the viewpoint that a photo was taken from: there the object must look as in the photo.
+"""The losses of the viewpoint from which a photo was taken, where the object must look as in the photo.
 
 The losses are those of Zero-1-to-3's and Magic123's reconstructions (arXiv:2303.11328, arXiv:2306.17843, section 3.1).
 """
@@ -51,7 +51,10 @@ class Reference:
   fov_y: float
 
   def __call__(self, views: Views, context: Context) -> tuple[Array, dict[str, Array]]:
-    """Returns the sum, each loss, and as `reference_overflow` the share of samples beyond the view's budget."""
+    """Returns the sum of the losses, and each loss as a metric.
+
+    The metric `reference_overflow` is the share of samples beyond the view's budget.
+    """
     del views
     if not self.weights:
       return jnp.zeros(()), {}
@@ -73,6 +76,7 @@ class Reference:
 def rgb(out: RenderOutput, data: PhotoData, background: Array, camera: Camera) -> Array:
   """Returns the mean squared error of colours, both over `background` [1, S, S, 3]."""
   photo = _resize(data["photo"], out.rgb.shape[1])
+  # The photo's colours are multiplied by its opacity already.
   return jnp.mean((out.rgb[0] - photo[..., :3] - (1.0 - photo[..., 3:]) * background[0]) ** 2)
 
 
@@ -88,8 +92,10 @@ def depth(out: RenderOutput, data: PhotoData, background: Array, camera: Camera)
   the object is opaque and the map has a value.
   """
   size = out.rgb.shape[1]
+  # The camera looks along its negative z axis.
   axis = -camera.rotation[0, :, 2]
   directions = cameras.camera_rays(jax.tree.map(lambda leaf: leaf[0], camera), size, size).directions
+  # Renders have distances along the rays, maps depths along the camera's axis.
   rendered = out.depth[0] * (directions @ axis)
   if "disparity" in data:
     # Empty pixels have depth 0 and weight 0, and 0 times infinity would be NaN.
@@ -104,8 +110,12 @@ def depth(out: RenderOutput, data: PhotoData, background: Array, camera: Camera)
 
 
 def normals(out: RenderOutput, data: PhotoData, background: Array, camera: Camera) -> Array:
-  """Returns 1 - cosine of normals in the camera's frame (right, up, towards the camera), where the object is."""
+  """Returns 1 - cosine of the normals, where the object is.
+
+  The normals are in the camera's frame: right, up, towards the camera.
+  """
   true, weight = _resize_map(data["normals"], out.rgb.shape[1])
+  # The transpose of the rotation takes world to camera.
   rendered = jnp.einsum("ji,hwj->hwi", camera.rotation[0], out.normals[0])
   cosine = jnp.sum(rendered * true, -1) / jnp.sqrt(jnp.sum(rendered**2, -1) * jnp.sum(true**2, -1) + 1e-8)
   return jnp.sum(weight * (1.0 - cosine)) / (jnp.sum(weight) + 1e-6)
@@ -123,7 +133,7 @@ LOSSES: dict[str, Callable[[RenderOutput, PhotoData, Array, Camera], Array]] = {
 
 
 def _resize_map(values: Array, size: int) -> tuple[Array, Array]:
-  """Returns a map's values [size, size, C] without the confidence, and the confidence [size, size]."""
+  """Returns a map's values [size, size, C] and their confidence [size, size]."""
   *_, confidence = jnp.moveaxis(_resize(values, size), -1, 0)
   # Values come multiplied by the confidence, so the quotient averages the known pixels only.
   return _resize(values, size)[..., :-1] / jnp.maximum(confidence, 1e-6)[..., None], confidence

@@ -19,14 +19,19 @@ def opacity(render: RenderOutput) -> Array:
 
 
 def entropy(render: RenderOutput) -> Array:
-  """Returns the mean binary entropy of the opacity in nats: 0 where every pixel is empty or full."""
+  """Returns the mean binary entropy of the opacity in nats.
+
+  The entropy is 0 where every pixel is empty or full.
+  """
   # At 0 and at 1 a logarithm is infinite, and 0 times infinity would be NaN.
   p = jnp.clip(render.opacity, 1e-5, 1.0 - 1e-5)
   return jnp.mean(-p * jnp.log(p) - (1.0 - p) * jnp.log(1.0 - p))
 
 
 def orientation(render: RenderOutput) -> Array:
-  """Returns the mean over pixels of sum_i w_i max(0, n_i . v)^2, for normals that face the camera.
+  """Returns the mean over pixels of sum_i w_i max(0, n_i . v)^2.
+
+  The loss turns normals towards the camera.
 
   Source: Ref-NeRF, arXiv:2112.03907, eq. 8.
   """
@@ -45,7 +50,10 @@ class Regulariser:
   weight: ScalarSpec
 
   def __call__(self, views: Views, context: Context) -> tuple[Array, dict[str, Array]]:
-    """Returns the weighted loss, and the loss itself as a metric."""
+    """Returns the weighted loss.
+
+    The metric is the loss without its weight.
+    """
     value = REGULARISERS[self.name](views.render)
     return schedule_value(self.weight, context.draws.progress) * value, {self.name: value}
 
@@ -62,7 +70,10 @@ class Penalty:
   weight: ScalarSpec
 
   def __call__(self, views: Views, context: Context) -> tuple[Array, dict[str, Array]]:
-    """Returns the weighted mean over the particles, and the mean itself as a metric."""
+    """Returns the weighted mean over the particles.
+
+    The metric is the mean without its weight.
+    """
     del views
     value = jnp.mean(jax.vmap(self.penalty)(context.params))
     return schedule_value(self.weight, context.draws.progress) * value, dict(penalty=value)
