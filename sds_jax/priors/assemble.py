@@ -16,6 +16,7 @@ from sds_jax.priors.base import Cond, Config, Prior, Weights, accept_any_prompt,
 from sds_jax.priors.loading.checkpoint import Component, Stored, component, load_on_device, open_component
 from sds_jax.priors.loading.files import CheckpointError, read_json
 from sds_jax.priors.loading.random_weights import random_params
+from sds_jax.priors.loading.recognise import describe_channels
 from sds_jax.priors.loading.source import Source
 from sds_jax.priors.loading.text import TextEncoder
 from sds_jax.priors.networks.config_check import MAX_SIDE, shown, whole
@@ -202,13 +203,17 @@ def check_unet(folder: Path, unet: UNet2DConditionModel, space: Space, images: i
   if unet.class_embed_type not in (None, "projection"):
     raise CheckpointError(f"{folder}: the U-Net's class_embed_type={unet.class_embed_type!r} wants something beside "
                           "noise level, text and camera; supported: null, 'projection' (of a camera)")
+  wanted = images * channels + ray_dim
+  if unet.in_channels != wanted and (kind := describe_channels(unet.in_channels)):
+    raise CheckpointError(f"{folder}: the U-Net's in_channels is {unet.in_channels}, expected {wanted}: it is {kind}, "
+                          "which is not supported")
   # The camera enters through the class embedding, so its length must be the embedding's input.
   labels = unet.projection_class_embeddings_input_dim if unet.class_embed_type == "projection" else 0
   check_facts(
     folder,
     ("ray_dim", ray_dim, RAY_DIM if ray_dim else 0),
     ("camera_dim with rays", camera_dim, CAMERA_DIM if ray_dim else camera_dim),
-    ("the U-Net's in_channels", unet.in_channels, images * channels + ray_dim),
+    ("the U-Net's in_channels", unet.in_channels, wanted),
     ("the side of x modulo what the U-Net halves it by", space.x_shape[0] % 2 ** (len(unet.block_out_channels) - 1), 0),
     ("camera_dim", camera_dim, labels))
   if unet.out_channels != 2 * channels:  # the second half is a learned variance

@@ -143,9 +143,11 @@ class Published:
   Attributes:
     repos: repositories on the hub with the same weights, the likeliest first.
     configs: {component: content of its config.json} of its networks by `checkpoint.COMPONENTS`' names, and `scheduler`.
+    former: repositories with the same weights that are gone; caches may still have them.
   """
   repos: tuple[str, ...]
   configs: Mapping[str, Config]
+  former: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

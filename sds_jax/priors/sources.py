@@ -14,11 +14,13 @@ from typing import Any
 
 from sds_jax.priors import families
 from sds_jax.priors.base import Options, Prior
-from sds_jax.priors.families import family_of, family_of_published, family_of_shipped, open_folder, read_index
+from sds_jax.priors.families import (family_of, family_of_published, family_of_shipped, open_folder, read_index,
+                                     refuse_known)
 from sds_jax.priors.families.zero123 import is_stable_zero123 as is_stable_zero123
 from sds_jax.priors.loading.checkpoint import configs_only
 from sds_jax.priors.loading.files import CheckpointError
-from sds_jax.priors.loading.hub import INDEX, Hub, Unavailable, choose_files, default_hub, missing_files
+from sds_jax.priors.loading.hub import (INDEX, Hub, Unavailable, choose_files, default_hub, download_command,
+                                         missing_files)
 from sds_jax.priors.loading.single_files import SUFFIXES, describe_file, describe_names
 from sds_jax.priors.loading.source import Source as Source
 
@@ -77,7 +79,8 @@ def takes_pictures(name: str) -> bool | None:
   Fetches no file. None: only the prior's files can tell.
   """
   # A hub id of a published prior is of that prior's family.
-  listed = next((listed for listed, repos in HUB_IDS.items() if name in repos), name)
+  listed = next((listed for family in families.FAMILIES for listed, prior in family.published.items()
+                 if name in (*prior.repos, *prior.former)), name)
   family = family_of_shipped(name) or family_of_published(listed)
   return family.takes_photo if family else None
 
@@ -119,9 +122,31 @@ def find(name: str, dtype: Any, hub: Hub | None = None, check: Callable[[Prior],
   if name not in HUB_IDS and not match:
     raise CheckpointError(f"the prior {name!r} is neither a name ({', '.join(map(repr, [*SHIPPED, *HUB_IDS]))}) "
                           "nor a folder that exists nor a hub id ('owner/name')")
-  repos = HUB_IDS.get(name) or (match["repo"],)
+  if match and name not in HUB_IDS:
+    refuse_known(match["repo"])
   revision = match["revision"] if match and match["revision"] else "main"
-  return _from_hub(name, repos, revision, options or Options(dtype), hub or default_hub(), check)
+  stored, fetched = _repositories(name, match["repo"] if match else "", revision)
+  return _from_hub(name, stored, fetched, revision, options or Options(dtype), hub or default_hub(), check)
+
+
+def _repositories(name: str, repo: str, revision: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """Returns the repositories whose copies in the cache will do, and those that may be fetched, the likeliest first.
+
+  Repositories of a published prior have the same weights, so that the cache of any of them will do. A hub id is fetched
+  from its own repository, unless that is gone for good.
+
+  Args:
+    name: as the user gave it.
+    repo: "owner/name" of a hub id.
+    revision: of the hub id; only "main" is the same in all repositories of a prior.
+  """
+  for prior in (prior for family in families.FAMILIES for prior_name, prior in family.published.items()
+                if prior_name == name or repo in (*prior.repos, *prior.former) and revision == "main"):
+    if not repo:
+      return (*prior.repos, *prior.former), prior.repos
+    stored = tuple(dict.fromkeys((repo, *prior.repos, *prior.former)))
+    return stored, prior.repos if repo in prior.former else (repo,)
+  return (repo,), (repo,)
 
 
 def _is_file(path: Path) -> bool:
@@ -135,11 +160,11 @@ def _is_file(path: Path) -> bool:
     return False
 
 
-def _from_hub(name: str, repos: tuple[str, ...], revision: str, options: Options, hub: Hub,
+def _from_hub(name: str, stored: tuple[str, ...], fetched: tuple[str, ...], revision: str, options: Options, hub: Hub,
               check: Callable[[Prior], None]) -> Source:
-  """Returns the first of `repos` with a complete copy in the cache, else the first that can be fetched."""
+  """Returns the first of `stored` with a complete copy in the cache, else the first of `fetched` that answers."""
   lacking: dict[str, tuple[Path, list[str]]] = {}
-  for repo in repos:
+  for repo in stored:
     for folder in hub.cached(repo, revision):
       absent = missing(folder, options.variant)
       # The cache names the folder of a snapshot after its commit.
@@ -147,14 +172,15 @@ def _from_hub(name: str, repos: tuple[str, ...], revision: str, options: Options
         return Source(name, folder, repo, folder.name)
       lacking.setdefault(repo, (folder, absent))
   problems = []
-  for repo in repos:
+  for repo in fetched:
     try:
       folder = _fetch(name, repo, revision, options, hub, check)
       return Source(name, folder, repo, folder.name)
     except (Unavailable, CheckpointError) as error:
       where, absent = lacking.get(repo, (None, []))
       also = f" (of an earlier download {', '.join(absent[:3])} is missing in {where})" if absent else ""
-      problems.append(f"{repo}: {error}{also}")
+      advice = f"; fetch it where it can be reached, with `{download_command(repo, options.dtype, options.variant)}`"
+      problems.append(f"{repo}: {error}{also}{advice if getattr(error, 'offline', False) else ''}")
       # Without a connection, or with a full disk, the other repositories would fail in the same way.
       if isinstance(error, Unavailable) and error.everywhere:
         break

@@ -1,8 +1,10 @@
 """Sources of priors: the fetched files, the repositories, and the errors when no source answers."""
 import errno
+import fnmatch
 import json
 import os
 from pathlib import Path
+import shlex
 import shutil
 import subprocess
 import sys
@@ -172,7 +174,7 @@ def test_revisions(tmp_path, unchecked):
   (status_error(503), "answered with status 503; try again later", False),
   (named("ConnectError"), "can't be reached .no connection, or HF_HUB_OFFLINE is set.", True),
   (ConnectionResetError(), "can't be reached", True),
-  (named("OfflineModeIsEnabled"), "hf download a/b", True),
+  (named("OfflineModeIsEnabled"), "HF_HUB_OFFLINE", True),
   (OSError(errno.ENOSPC, "No space left on device"), "the disk is full; make room, or set HF_HOME", True),
   (named("XetDownloadError"), "XetDownloadError: said the library", False)])
 def test_errors_are_explained(error, words, everywhere):
@@ -342,3 +344,54 @@ def test_huggingface_hub_is_asked(monkeypatch, tmp_path):
     hub.fetch("a/b", "main", ["a"])
   gated = huggingface_hub.errors.GatedRepoError
   assert "licence" in str(hub_lib.explain(gated.__new__(gated), "a/b"))
+
+
+def test_a_cache_of_a_former_id_is_used(tmp_path):
+  """The repositories of a prior have the same weights; runwayml's is gone."""
+  gone, fake = "runwayml/stable-diffusion-v1-5", FakeHub(tmp_path / "hub", {})
+  folder = fake.store(gone, "main", SMALL + weights(""))
+  for name in ("sd15", gone, TWO):
+    assert sources.find(name, jnp.float32, fake.hub) == sources.Source(name, folder, gone, COMMIT)
+  assert fake.asked == [] and sources.takes_pictures(gone) is False
+  with pytest.raises(CheckpointError, match="sd-legacy.*there is no such repository any more"):
+    sources.find(f"{TWO}@v2", jnp.float32, fake.hub)  # another revision is another model
+  assert fake.asked == [(TWO, "v2")]
+
+
+def test_a_former_id_is_fetched_from_its_successor(tmp_path, unchecked):
+  fake = FakeHub(tmp_path, {ONE: status_error(404), TWO: LISTING})
+  assert sources.find("runwayml/stable-diffusion-v1-5", jnp.bfloat16, fake.hub).repo == TWO
+  other = FakeHub(tmp_path / "other", {TWO: LISTING})
+  with pytest.raises(CheckpointError, match="no such repository"):
+    sources.find(ONE, jnp.float32, other.hub)  # a hub id that was not given up is fetched from itself alone
+  assert other.asked == [(ONE, "main")]
+
+
+def test_the_cache_of_an_old_diffusers_is_used(tmp_path):
+  old, fake = FakeHub(tmp_path / "diffusers", {}), FakeHub(tmp_path / "hub", {})
+  folder = old.store(ONE, "main", SMALL + weights(""))
+  assert sources.find("sd15", jnp.float32, fake.hub).folder == folder and fake.asked == []
+
+
+@pytest.mark.parametrize("dtype, variant, kind", [(jnp.float32, "", ""), (jnp.float16, "", ".fp16"),
+                                                  (jnp.bfloat16, "", ".fp16"), (jnp.float32, "fp16_ema", "")])
+def test_without_a_connection_the_command_fetches_only_what_is_read(tmp_path, dtype, variant, kind):
+  fake = FakeHub(tmp_path, {ONE: ConnectionError()})
+  with pytest.raises(CheckpointError) as caught:
+    sources.find("sd15", dtype, fake.hub, options=sources.Options(dtype, variant=variant))
+  command = shlex.split(str(caught.value).split("`")[1])
+  assert command[:3] == ["hf", "download", ONE]
+  included, excluded = (command[command.index("--include") + 1:command.index("--exclude")],
+                        command[command.index("--exclude") + 1:])
+  listing = [*LISTING, "unet/diffusion_pytorch_model.fp16_ema.safetensors", "v1-5-pruned.safetensors",
+             "unet/diffusion_pytorch_model.non_ema.safetensors", "unet/diffusion_pytorch_model.bin"]
+
+  def taken(names):
+    return {name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in included)
+            and not any(fnmatch.fnmatch(name, pattern) for pattern in excluded)}
+
+  chosen = set(hub_lib.choose_files(listing, SD, dtype))
+  assert taken(chosen) == chosen  # all that this package would fetch
+  heavy = {name for name in taken(listing) if name.endswith((".safetensors", ".bin", ".ckpt"))}
+  extra = {"unet/diffusion_pytorch_model.fp16_ema.safetensors"} if variant else set()
+  assert heavy == set(weights(kind)) | extra

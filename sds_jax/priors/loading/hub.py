@@ -44,11 +44,12 @@ class Unavailable(Exception):
 
   Attributes:
     everywhere: whether other repositories would fail in the same way.
+    offline: whether the files could be fetched by a machine with a connection (`download_command`).
   """
 
-  def __init__(self, message: str, everywhere: bool = False):
+  def __init__(self, message: str, everywhere: bool = False, offline: bool = False):
     super().__init__(message)
-    self.everywhere = everywhere
+    self.everywhere, self.offline = everywhere, offline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,21 +71,27 @@ class Hub:
     Where the cache does not record which commit is the branch "main", as after a download of one commit, every stored
     commit may be, the newest download first. The folders may be incomplete.
     """
-    base = self.cache / f"models--{repo.replace('/', '--')}"
-    # huggingface_hub writes the commit of a branch or tag into refs/.
-    ref = base / "refs" / revision
-    try:
-      commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
-      folder = base / "snapshots" / commit
-      if commit and folder.is_dir():
-        return [folder]
-      if revision != "main" or ref.is_file():
-        return []
-      folders = [path for path in (base / "snapshots").iterdir() if path.is_dir()]
-      # The newest download is the likeliest to be the present branch.
-      return sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
-    except (OSError, ValueError):  # no such cache, or a damaged one
+    # Versions of diffusers before 0.14 had a cache of their own, with the same layout.
+    return [folder for cache in (self.cache, self.cache.parent / "diffusers")
+            for folder in _snapshots(cache / f"models--{repo.replace('/', '--')}", revision)]
+
+
+def _snapshots(base: Path, revision: str) -> list[Path]:
+  """Returns the folders of a repository in a cache that may be a revision, the likeliest first."""
+  # huggingface_hub writes the commit of a branch or tag into refs/.
+  ref = base / "refs" / revision
+  try:
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+    folder = base / "snapshots" / commit
+    if commit and folder.is_dir():
+      return [folder]
+    if revision != "main" or ref.is_file():
       return []
+    folders = [path for path in (base / "snapshots").iterdir() if path.is_dir()]
+    # The newest download is the likeliest to be the present branch.
+    return sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
+  except (OSError, ValueError):  # no such cache, or a damaged one
+    return []
 
 
 def default_hub() -> Hub:
@@ -125,9 +132,33 @@ def explain(error: BaseException, repo: str) -> Unavailable:
   if status is not None:
     return Unavailable(f"the hub answered with status {status}; try again later")
   if kinds & _NO_ANSWER:
-    return Unavailable("the hub can't be reached (no connection, or HF_HUB_OFFLINE is set); fetch the model where it "
-                       f"can, with `hf download {repo}`", everywhere=True)
+    return Unavailable("the hub can't be reached (no connection, or HF_HUB_OFFLINE is set)", everywhere=True,
+                       offline=True)
   return Unavailable(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+
+
+_UNREAD = ("safety_checker/*", "watermarker/*")
+"""Folders of weights in published repositories that no family reads."""
+
+
+def download_command(repo: str, dtype: Any, variant: str = "") -> str:
+  """Returns a command that fetches the files of a prior, and not the other formats and variants of its weights.
+
+  Args:
+    repo: "owner/name".
+    dtype: of the weights that are wanted; for 16 bits the variant fp16.
+    variant: of the weights, besides.
+
+  >>> download_command("a/b", "float32").split(" --")[0]
+  'hf download a/b'
+  """
+  half = ".fp16" if jnp.dtype(dtype).itemsize == 2 else ""
+  weights = [f"*/{stem}{half}{shard}.safetensors" for stem in ("diffusion_pytorch_model", "model")
+             for shard in ("", "-0*")]
+  weights += [f"*/*.{variant}.safetensors", f"*/*.{variant}-0*.safetensors"] if variant else []
+  included, excluded = (" ".join(f'"{pattern}"' for pattern in patterns) for patterns in (
+    ("*.json", "*/merges.txt", "*/spiece.model", *weights), _UNREAD))
+  return f"hf download {repo} --include {included} --exclude {excluded}"
 
 
 def choose_files(names: Iterable[str], files: Files, dtype: Any, variant: str = "") -> list[str]:
