@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--steps", type=int, default=50, help="network evaluations (default: %(default)s)")
   parser.add_argument("--guidance_scale", type=float, default=5., help="1 is no guidance (default: %(default)s)")
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the networks")
+  parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the networks")
   parser.add_argument("--variant", default="", help="of the weight files, such as fp16_ema (default: none first)")
   parser.add_argument("--image_size", type=int, default=0, help="pixels, for a prior of latents (default: its own)")
   views = parser.add_argument_group("views of a photo, for a prior that is conditioned on a photo")

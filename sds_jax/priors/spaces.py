@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from sds_jax.priors.half_precision import with_scaled_gradient
 from sds_jax.priors.networks.vae import AutoencoderKL, sample_latents
 from sds_jax.prng import as_threefry
 from sds_jax.types import Array, EncodeFn, Params
@@ -63,15 +64,22 @@ def latent_space(vae: AutoencoderKL, latent_size: int) -> Space:
   The parameters are `params["vae"]`.
 
   Args:
-    vae: computes in its `dtype`; inputs and outputs of the space are float32.
+    vae: computes in its `dtype`; inputs and outputs of the space are float32. In float16 the gradient of `encode` is
+      scaled (`half_precision.with_scaled_gradient`), and the parameters are constants.
     latent_size: height and width of x.
   """
   size = latent_size * 2 ** (len(vae.block_out_channels) - 1)
 
-  def encode(params: Params, image: Array, key: Array) -> Array:
-    mean, logvar = vae.apply({"params": params["vae"]}, 2 * resized(image, size) - 1, method="encode")
+  def moments(params: Params, image: Array) -> tuple[Array, Array]:
+    mean, logvar = vae.apply({"params": params}, image, method="encode")
     # The draw is in float32, whatever the dtype of the network.
-    mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
+    return mean.astype(jnp.float32), logvar.astype(jnp.float32)
+
+  # The cast to float32 lies inside, so that the gradient is scaled before it is cast to float16.
+  scaled_moments = with_scaled_gradient(moments) if vae.dtype == jnp.float16 else moments
+
+  def encode(params: Params, image: Array, key: Array) -> Array:
+    mean, logvar = scaled_moments(params["vae"], 2 * resized(image, size) - 1)
     return sample_latents(mean, logvar, jax.random.normal(as_threefry(key), mean.shape), vae.scaling_factor)
 
   def decode(params: Params, x: Array) -> Array:

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from sds_jax.diffusion import estimators
 from sds_jax.priors import sources
 from sds_jax.schema import folder, group, is_group, one_of, sentence, setting, whole
 from sds_jax.settings.background import BackgroundSettings
@@ -53,6 +54,10 @@ class RunSettings:
     warmup, steps = self.optimizer.warmup_steps, self.training.steps
     if warmup >= steps and warmup > 0:
       yield f"{path}.optimizer.warmup_steps={warmup} must be less than {path}.training.steps={steps}"
+    if self.prior.dtype == "float16" and "score" in estimators.find(self.distillation.estimator).needs:
+      yield (f"{path}.prior.dtype='float16' is too narrow for the gradient of the second network that "
+             f"{path}.distillation.estimator={self.distillation.estimator!r} trains through the prior: set prior.dtype "
+             "to bfloat16 or float32")
     yield from self._pairs(path)
 
   def _pairs(self, path: str) -> Iterator[str]:

@@ -9,6 +9,9 @@ from sds_jax.priors import published
 from sds_jax.schema import Legal, Scheduled, folder, one_of, scheduled, sentence, setting, switch, whole
 
 
+DTYPES = ("float32", "bfloat16", "float16")
+"""Legal values of `prior.dtype`; float16 is for GPUs before Ampere, such as T4 and V100, which lack bfloat16."""
+
 _VARIANT = Legal(lambda v: re.fullmatch(r"[A-Za-z0-9_-]{0,100}", v) is not None,
                  "at most 100 letters, digits, '_' and '-'")
 
@@ -18,7 +21,7 @@ class PriorSettings:
   """The diffusion model that distillation learns from: its name or folder, precision and memory."""
   name: str = setting("shapeworld", sentence(), "a shipped or published prior, a hub id 'owner/name', or a folder")
   path: str = setting("", folder(" (empty: `name` counts)"), "a folder in diffusers format, in place of `name`")
-  dtype: str = setting("float32", one_of(("float32", "bfloat16")), "precision of the prior's weights and activations")
+  dtype: str = setting("float32", one_of(DTYPES), "precision of the prior's weights and activations")
   variant: str = setting("", _VARIANT, "variant of the weight files, such as fp16 or fp16_ema; empty: none first")
   image_size: int = setting(0, whole(0, 8192), "pixels of the images of a prior of latents; 0: as its files say")
   random_weights: bool = setting(False, switch(), "random weights in the shapes of `name`; reads no file; for timing")

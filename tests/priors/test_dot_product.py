@@ -127,6 +127,8 @@ def test_auto_follows_the_choice(monkeypatch):
   ("cuda", jnp.bfloat16, 512, 4096, 4096, 1, True, "xla"),      # SD's autoencoder, one image: 64 MiB
   ("cuda", jnp.bfloat16, 512, 4096, 4096, 8, True, "chunked"),  # and eight
   ("cuda", jnp.bfloat16, 32, 256, 256, 32, True, "xla"),        # small
+  ("cuda", jnp.float16, 40, 4096, 4096, 16, True, "cudnn"),
+  ("cuda before Ampere", jnp.float16, 40, 4096, 4096, 16, True, "chunked"),  # T4, V100
 ])
 def test_what_auto_takes(platform, dtype, head_dim, queries, keys, batch_heads, plain, expected):
   assert choose_implementation(platform, dtype, head_dim, queries, keys, batch_heads, plain) == expected
@@ -134,7 +136,7 @@ def test_what_auto_takes(platform, dtype, head_dim, queries, keys, batch_heads, 
 
 @pytest.mark.parametrize("args, message", [
   (("cuda", jnp.bfloat16, 128, 64, 64), None),
-  (("tpu", jnp.bfloat16, 64, 64, 64), "needs a CUDA GPU, the default backend is tpu"),
+  (("tpu", jnp.bfloat16, 64, 64, 64), "needs a CUDA GPU since Ampere, the default backend is tpu"),
   (("cuda", jnp.float32, 64, 64, 64), "takes bfloat16 or float16, not float32"),
   (("cuda", jnp.bfloat16, 36, 64, 64), "takes head sizes that are multiples of 8 up to 128, not 36"),
   (("cuda", jnp.bfloat16, 136, 64, 64), "takes head sizes that are multiples of 8 up to 128, not 136"),
@@ -148,6 +150,6 @@ def test_what_cudnn_asks(args, message):
 
 def test_cudnn_is_refused_here():
   x = jnp.zeros((1, 8, 1, 8), jnp.bfloat16)
-  with pytest.raises(ValueError, match="attention implementation 'cudnn' needs a CUDA GPU, the default backend is cpu; "
-                                       "use 'auto', 'xla' or 'chunked'"):
+  with pytest.raises(ValueError, match="attention implementation 'cudnn' needs a CUDA GPU since Ampere, the default "
+                                       "backend is cpu; use 'auto', 'xla' or 'chunked'"):
     dot_product_attention(x, x, x, implementation="cudnn")

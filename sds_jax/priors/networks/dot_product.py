@@ -86,7 +86,7 @@ def cudnn_obstacle(platform: str, dtype: Any, head_dim: int, queries: int, keys:
   lengths).
   """
   if platform != "cuda":
-    return f"needs a CUDA GPU, the default backend is {platform}"
+    return f"needs a CUDA GPU since Ampere, the default backend is {platform}"
   if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
     return f"takes bfloat16 or float16, not {jnp.dtype(dtype).name}"
   if head_dim % 8 or head_dim > 128:
@@ -97,12 +97,17 @@ def cudnn_obstacle(platform: str, dtype: Any, head_dim: int, queries: int, keys:
 
 
 def _platform() -> str:
-  """Returns the default backend; "cuda" or "rocm" for GPUs, since only CUDA has cuDNN."""
+  """Returns the default backend; for GPUs "cuda", "cuda before Ampere" or "rocm", as the fused kernel depends on it."""
   backend = jax.default_backend()
   if backend != "gpu":
     return backend
   # JAX calls NVIDIA's and AMD's backends both "gpu".
-  return "cuda" if "cuda" in jax.devices()[0].client.platform_version else "rocm"
+  device = jax.devices()[0]
+  if "cuda" not in device.client.platform_version:
+    return "rocm"
+  # "7.5", say; Ampere began with 8.0.
+  capability = str(getattr(device, "compute_capability", "8.0"))
+  return "cuda before Ampere" if int(capability.split(".")[0]) < 8 else "cuda"
 
 
 def _attend(q: Array, k: Array, v: Array, bias: Array | None, scale: float, is_causal: bool,
