@@ -59,13 +59,13 @@ def stable_diffusion_size(folder: Path, unet: UNet2DConditionModel, vae: Autoenc
   pixels, else the size of the published model of its kind: 768 pixels for 2.x with v-prediction, 512 for all others.
   """
   factor = 2 ** (len(vae.block_out_channels) - 1)
-  pixels = square_side(_config(folder, "vae"), "sample_size", vae.sample_size) or 0
   # Linear projections are those of 2.x, of which v-prediction exists at 768 pixels alone.
   version_2_v = unet.use_linear_projection and prediction_type_from_config(scheduler) == "v_prediction"
   native = (768 if version_2_v else 512) // factor
   mistaken = factor == 8 and unet.sample_size in (_UNUSED_SIZE, (_UNUSED_SIZE, _UNUSED_SIZE))
   if not mistaken or image_size:
     return chosen_size(folder, unet, vae, image_size, native if factor == 8 else None)
+  pixels = square_side(_config(folder, "vae"), "sample_size", vae.sample_size) or 0
   latents = pixels // factor if pixels > _UNUSED_SIZE * factor else native
   return latents, (f"images of {latents * factor}x{latents * factor} pixels, though unet/config.json has "
                    f"sample_size={_UNUSED_SIZE} ({_UNUSED_SIZE * factor} pixels), as old conversions wrote for every "

@@ -47,6 +47,12 @@ def test_other_sizes_of_latents_are_taken_as_they_are(tmp_path):
   assert latent_size.chosen_size(tmp_path, *networks(32, 256)) == (32, ())  # as Zero-1-to-3 has it
 
 
+def test_the_size_of_a_vae_counts_only_where_it_decides(tmp_path):
+  assert latent_size.stable_diffusion_size(tmp_path, *networks(64, (512, 768)), {}) == (64, ())
+  with pytest.raises(CheckpointError, match="vae/config.json: sample_size=.* that integer twice"):
+    latent_size.stable_diffusion_size(tmp_path, *networks(32, (512, 768)), {})
+
+
 def test_the_callers_size(tmp_path):
   size, notes = latent_size.stable_diffusion_size(tmp_path, *networks(32, 256), {}, 256)
   assert size == 32 and notes == ("images of 256x256 pixels, as config.prior.image_size says; the prior's own are 256",)

@@ -70,17 +70,24 @@ def test_shards_of_a_variant(tmp_path):
   assert chosen == [f"{STEM}.fp16_ema-00001-of-00001.safetensors"]
 
 
-def test_a_variant_is_fetched():
-  index = dict(_class_name="StableDiffusionPipeline")
-  files = families.STABLE_DIFFUSION.files(index)
-  names = ["model_index.json", "tokenizer/vocab.json", "tokenizer/merges.txt",
-           *(f"unet/{STEM}{kind}.safetensors" for kind in ("", ".fp16", ".fp16_ema")),
+FILES = families.STABLE_DIFFUSION.files(dict(_class_name="StableDiffusionPipeline"))
+LISTING = ["model_index.json", "tokenizer/vocab.json", "tokenizer/merges.txt",
+           *(f"unet/{STEM}{kind}.safetensors" for kind in ("", ".fp16", ".bf16", ".fp16_ema")),
            *(f"vae/{STEM}{kind}.safetensors" for kind in ("", ".fp16")), "text_encoder/model.safetensors"]
-  chosen = hub_lib.choose_files(names, files, jnp.bfloat16, "fp16_ema")
+
+
+@pytest.mark.parametrize("dtype, kind", [(jnp.float32, ""), (jnp.bfloat16, ".bf16"), (jnp.float16, ".fp16")])
+def test_the_variant_of_the_dtype_is_fetched(dtype, kind):
+  chosen = [name for name in hub_lib.choose_files(LISTING, FILES, dtype) if name.startswith(f"unet/{STEM}")]
+  assert chosen == [f"unet/{STEM}{kind}.safetensors"]
+
+
+def test_a_variant_is_fetched():
+  chosen = hub_lib.choose_files(LISTING, FILES, jnp.bfloat16, "fp16_ema")
   assert [name for name in chosen if name.endswith(".safetensors")] == [
     f"unet/{STEM}.fp16_ema.safetensors", "text_encoder/model.safetensors", f"vae/{STEM}.fp16.safetensors"]
-  with pytest.raises(hub_lib.Unavailable, match="no variant 'ema' .* one of 'fp16', 'fp16_ema', or ''"):
-    hub_lib.choose_files(names, files, jnp.bfloat16, "ema")
+  with pytest.raises(hub_lib.Unavailable, match="no variant 'ema' .* one of 'bf16', 'fp16', 'fp16_ema', or ''"):
+    hub_lib.choose_files(LISTING, FILES, jnp.bfloat16, "ema")
 
 
 def test_a_cache_without_the_variant_is_not_complete(folder):

@@ -1,8 +1,8 @@
 """DeepFloyd IF's first stage: pixels of 64x64, conditioned on a prompt by T5.
 
 Its U-Net also predicts a variance (arXiv:2102.09672), which is dropped. Its repositories are gated. The configurations
-are from diffusers' conversion script and from the published numbers of parameters (0.4, 0.9 and 4.3 billion), which
-the networks reproduce.
+of IF-I-XL are those of the published files, read in public copies. Those of IF-I-M and IF-I-L differ in width alone,
+by the published numbers of parameters (0.4 and 0.9 billion), which the networks reproduce.
 """
 from __future__ import annotations
 

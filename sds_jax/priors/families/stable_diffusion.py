@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x and 2.x (arXiv:2112.10752): latents of an AutoencoderKL, conditioned on a prompt by CLIP.
 
-The configurations were read in public mirrors of Stable Diffusion 1.4 (1.5 has the same) and 2.1-base; 2.1 differs in
-the image size and in what its U-Net predicts.
+The configurations are those of the published files of Stable Diffusion 1.4, 1.5, 2.1-base and 2.1, read in public
+mirrors; keys that make no difference to the networks are left out.
 """
 from __future__ import annotations
 

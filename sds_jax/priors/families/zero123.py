@@ -1,8 +1,8 @@
 """Zero-1-to-3 (arXiv:2303.11328) and Stable-Zero123: latents, conditioned on a photo and a pose.
 
 Folders have `image_encoder/`, `clip_camera_projection/` or `cc_projection/`, and perhaps `feature_extractor/`, in place
-of a text encoder and its tokenizer. The configurations of image encoder, autoencoder and projection were read on the
-pages of the models; those of U-Net and scheduler are from the conversion script of such folders (kxhit/zero123-hf).
+of a text encoder and its tokenizer. The configurations of image encoder, autoencoder, projection and scheduler were
+read on the pages of the models; that of the U-Net is from the conversion script of such folders (kxhit/zero123-hf).
 """
 from __future__ import annotations
 

@@ -186,7 +186,8 @@ def choose_files(names: Iterable[str], files: Files, dtype: Any, variant: str = 
   small = {INDEX, SCHEDULER, *files.small, *(f"{folder}/config.json" for folder in components)}
   chosen = [name for name in names if name in small]
   # Half the download where 16 bits are enough; full precision first where they are not.
-  variants = (*VARIANTS, "") if jnp.dtype(dtype).itemsize == 2 else ("", *VARIANTS)
+  halves = VARIANTS[::-1] if jnp.dtype(dtype) == jnp.float16 else VARIANTS
+  variants = (*halves, "") if jnp.dtype(dtype).itemsize == 2 else ("", *halves)
   variants = (variant, *variants) if variant else variants
   inside_of = {folder: [name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")]
                for folder in components}
