@@ -17,7 +17,7 @@ from sds_jax.priors.assemble import unet_input as unet_input
 from sds_jax.priors.base import Cond as Cond
 from sds_jax.priors.base import Options, Prior, Weights
 from sds_jax.priors.base import PromptError as PromptError
-from sds_jax.priors.families import family_of_published, open_folder
+from sds_jax.priors.families import check_image_size, family_of_published, open_folder
 from sds_jax.priors.loading.files import CheckpointError as CheckpointError
 from sds_jax.priors.loading.source import Source
 from sds_jax.priors.sources import find
@@ -77,4 +77,6 @@ def _open_random(name: str, options: Options) -> tuple[Prior, Weights]:
   if family is None or family.random is None or name not in published.PRIORS:
     raise ValueError(f"random weights are made for published priors only ({', '.join(published.PRIORS)}), not for "
                      f"{name!r}")
-  return family.random(Source(name, None), published.PRIORS[name], options)
+  prior, weights = family.random(Source(name, None), published.PRIORS[name], options)
+  check_image_size(family, prior, options)
+  return prior, weights

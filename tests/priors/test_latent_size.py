@@ -88,3 +88,10 @@ def test_a_prior_of_pixels_has_one_size(prior_folder):
   with pytest.raises(CheckpointError, match="image_size=16 has no effect .* ShapeWorld whose images have 8x8 pixels"):
     prior_lib.open_prior(prior_folder, image_size=16)
   assert prior_lib.open_prior(prior_folder, image_size=8)[0].image_size == 8
+
+
+def test_random_weights_have_the_callers_size(tiny_published):
+  prior, _ = prior_lib.open_prior("sd15", random_weights=True, image_size=32)
+  assert (prior.image_size, prior.x_shape) == (32, (16, 16, 4))
+  with pytest.raises(CheckpointError, match="image_size=32 has no effect on the prior 'if-m'"):
+    prior_lib.open_prior("if-m", random_weights=True, image_size=32)

@@ -73,11 +73,16 @@ def open_folder(source: Source, options: Options) -> tuple[Prior, Weights]:
     raise
   except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
     raise config_error(source.folder / "model_index.json", error) from error
+  check_image_size(family, prior, options)
+  return prior, weights
+
+
+def check_image_size(family: Family, prior: Prior, options: Options) -> None:
+  """Raises CheckpointError when the family has not followed the caller's choice of the images' size."""
   if options.image_size not in (0, prior.image_size):
-    raise CheckpointError(f"config.prior.image_size={options.image_size} has no effect on the prior {source.name!r}, a "
+    raise CheckpointError(f"config.prior.image_size={options.image_size} has no effect on the prior {prior.name!r}, a "
                           f"model of {family.name} whose images have {prior.image_size}x{prior.image_size} pixels: set "
                           "it to 0")
-  return prior, weights
 
 
 def family_of(folder: Path, index: Config) -> Family:
