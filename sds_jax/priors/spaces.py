@@ -76,7 +76,7 @@ def latent_space(vae: AutoencoderKL, latent_size: int) -> Space:
     return mean.astype(jnp.float32), logvar.astype(jnp.float32)
 
   # The cast to float32 lies inside, so that the gradient is scaled before it is cast to float16.
-  scaled_moments = with_scaled_gradient(moments) if vae.dtype == jnp.float16 else moments
+  scaled_moments = with_scaled_gradient(moments) if jnp.dtype(vae.dtype) == jnp.float16 else moments
 
   def encode(params: Params, image: Array, key: Array) -> Array:
     mean, logvar = scaled_moments(params["vae"], 2 * resized(image, size) - 1)
