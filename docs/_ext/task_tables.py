@@ -13,7 +13,7 @@ from sds_jax.priors import sources
 from sds_jax.priors.families import FAMILIES
 from sds_jax.settings.recipes import image3d, text3d
 
-ENCODERS = {"clip_text": "text", "t5": "text", "text_encoder": "text", "image_encoder": "image"}
+ENCODERS = {"clip_text": "text", "clip_text_2": "text", "t5": "text", "text_encoder": "text", "image_encoder": "image"}
 """Network of a prior -> what it encodes."""
 
 
@@ -24,8 +24,10 @@ def prior_names() -> str:
     for name in (*family.shipped, *family.published):
       repos = ", ".join(f"[{repo}](https://huggingface.co/{repo})" for repo in sources.HUB_IDS.get(name, ()))
       networks = sizes[name]
-      encoder = next(network for network in ENCODERS if network in networks)
-      parts = [f"U-Net {_millions(networks['unet'])}", f"{ENCODERS[encoder]} encoder {_millions(networks[encoder])}"]
+      encoders = [network for network in ENCODERS if network in networks]
+      parts = [f"U-Net {_millions(networks['unet'])}",
+               f"{ENCODERS[encoders[0]]} encoder{'s' if len(encoders) > 1 else ''} "
+               + " and ".join(_millions(networks[encoder]) for encoder in encoders)]
       parts += [f"VAE {_millions(networks['vae'])}"] if "vae" in networks else []
       kept = networks["unet"] + networks.get("vae", 0)
       rows.append((f"`{name}`", "photo" if family.takes_photo else "text", repos or "ships with the package",

@@ -154,10 +154,18 @@ def torch_distillation_inputs(work: Workload, draws: StepDraws) -> dict[str, Any
   arrays = dict(
       t=t, eps=draws.eps.transpose(0, 3, 1, 2), alpha=schedule.alpha[t], sigma=schedule.sigma[t],
       weight=WEIGHTINGS[d.weighting](schedule, t),
-      text=jnp.concatenate([draws.cond["cond"]["text"], draws.cond["uncond"]["text"]]))
+      text=_both_sides(draws.cond, "text"))
+  if work.prior.time_ids is not None:  # SDXL's U-Net takes a vector of the text and the sizes
+    pooled = _both_sides(draws.cond, "pooled")
+    arrays |= dict(pooled=pooled, time_ids=np.tile(np.asarray(work.prior.time_ids, np.float32), (len(pooled), 1)))
   return dict({name: np.array(value) for name, value in arrays.items()},
               sds=float(schedule_value(work.settings.loss.sds, draws.progress)),
               guidance=float(diffusers_scale(d, draws.progress)))
+
+
+def _both_sides(cond: dict[str, Any], name: str) -> jax.Array:
+  """Returns a condition of the images with the prompt, then that of the images without it."""
+  return jnp.concatenate([cond["cond"][name], cond["uncond"][name]])
 
 
 def _learning_rate(settings: OptimizerSettings, steps: int, step: int) -> float:

@@ -4,6 +4,7 @@ Imports torch and diffusers (the extra `sds_jax[parity]`) but not JAX, for a pro
 """
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -64,16 +65,20 @@ class TorchPrior:
     """Returns the U-Net's configuration."""
     return self.eager[0].config
 
-  def predict(self, z: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """Returns the U-Net's output, float32."""
-    return self.unet(z.to(self.dtype), t, text.to(self.dtype)).sample.float()
+  def predict(self, z: torch.Tensor, t: torch.Tensor, text: torch.Tensor,
+              added: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
+    """Returns the U-Net's output, float32; `added` are the conditions that SDXL's U-Net takes beside the text."""
+    added = added and {name: value.to(self.dtype) for name, value in added.items()}
+    return self.unet(z.to(self.dtype), t, text.to(self.dtype), added_cond_kwargs=added).sample.float()
 
   def step(self, inputs: dict[str, Any]) -> torch.Tensor:
     """Returns the cotangents [V, 3, H, H] of the images `inputs["image"]`."""
     images = inputs["image"].clone().requires_grad_()
     x = self.encode(images, inputs["noise"])
+    added = dict(text_embeds=inputs["pooled"], time_ids=inputs["time_ids"]) if "pooled" in inputs else None
     with torch.no_grad():
-      gradient = sds_gradient(self.predict, x, inputs, self.payload["prediction"], self.payload["clip_norm"])
+      gradient = sds_gradient(functools.partial(self.predict, added=added), x, inputs, self.payload["prediction"],
+                              self.payload["clip_norm"])
     x.backward(gradient)
     return images.grad
 

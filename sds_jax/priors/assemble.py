@@ -18,7 +18,7 @@ from sds_jax.priors.loading.files import CheckpointError, read_json
 from sds_jax.priors.loading.random_weights import random_params
 from sds_jax.priors.loading.recognise import describe_channels
 from sds_jax.priors.loading.source import Source
-from sds_jax.priors.loading.text import TextEncoder
+from sds_jax.priors.loading.text import TextEncoder, TextEncoderPair
 from sds_jax.priors.networks.config_check import MAX_SIDE, shown, whole
 from sds_jax.priors.networks.unet import UNet2DConditionModel
 from sds_jax.priors.photo import PhotoConditioning
@@ -87,7 +87,8 @@ def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
                text: Callable[[Sequence[str]], Mapping[str, Array]] | None = None,
                photo: PhotoConditioning | None = None, camera_dim: int = 0, ray_dim: int = 0,
                vocabulary: frozenset[str] | None = None,
-               check_prompt: Callable[..., None] = accept_any_prompt, notes: Sequence[str] = ()) -> Prior:
+               check_prompt: Callable[..., None] = accept_any_prompt, notes: Sequence[str] = (),
+               time_ids: tuple[int, ...] | None = None) -> Prior:
   """Returns the prior of a U-Net with cross-attention.
 
   Args:
@@ -96,9 +97,10 @@ def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
     unet: linen module with the inputs of `UNet2DConditionModel`; its parameters are `params["unet"]`. Output channels
       beyond those of x (a learned variance, arXiv:2102.09672) are dropped.
     scheduler: content of a scheduler_config.json.
-    text: (prompts: n strings) -> {"text": [n, T, D]}; None for a prior that is conditioned on a photo.
+    text: (prompts: n strings) -> {"text": [n, T, D]}, with "pooled" [n, P] for a network that takes it; None for a
+      prior that is conditioned on a photo.
     photo: how the prior is conditioned on a photo; None for a prior that is conditioned on a prompt.
-    camera_dim, ray_dim, vocabulary, check_prompt, notes: see `Prior`.
+    camera_dim, ray_dim, vocabulary, check_prompt, notes, time_ids: see `Prior`.
   """
   # Read now, so that an unsupported scheduler fails before weights are loaded.
   schedule, prediction_type = schedule_from_config(scheduler), prediction_type_from_config(scheduler)
@@ -113,7 +115,8 @@ def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
     labels = _camera_features(cond, z_t.shape[0], camera_dim)
     # Zero-1-to-3's order of input channels: z_t, then the photo.
     x = jnp.concatenate([z_t, cond["x"].astype(z_t.dtype)], axis=-1) if photo else z_t
-    prediction = unet.apply({"params": params["unet"]}, unet_input(x, labels, ray_dim), t, cond["text"], labels)
+    prediction = unet.apply({"params": params["unet"]}, unet_input(x, labels, ray_dim), t, cond["text"], labels,
+                            *_pooled(cond, time_ids))
     # Channels behind those of x are a learned variance, which has no use here.
     return prediction[..., :z_t.shape[-1]].astype(z_t.dtype)
 
@@ -122,7 +125,19 @@ def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
 
   return Prior(source.name, space.image_size, space.x_shape, space.bound, schedule, prediction_type, embed,
                space.encode, space.decode, denoise, source, photo, vocabulary, check_prompt, camera_dim, ray_dim,
-               predict, tuple(notes))
+               predict, tuple(notes), time_ids)
+
+
+def _pooled(cond: Cond, time_ids: tuple[int, ...] | None) -> tuple[Array, ...]:
+  """Returns the pooled text [B, P] and the sizes [B, 6] of the images; () for a network that takes neither."""
+  if time_ids is None:
+    return ()
+  if "pooled" not in cond:
+    raise ValueError("cond has no pooled text, which this prior takes beside the tokens: give all that `embed` returns")
+  sizes = cond.get("time_ids")
+  if sizes is None:
+    sizes = jnp.broadcast_to(jnp.asarray(time_ids, jnp.float32), (cond["pooled"].shape[0], len(time_ids)))
+  return cond["pooled"], sizes
 
 
 def unet_input(x: Array, camera: Array | None, ray_dim: int) -> Array:
@@ -189,7 +204,7 @@ def read_scheduler(source: Source) -> Config:
 
 
 def check_unet(folder: Path, unet: UNet2DConditionModel, space: Space, images: int = 1, camera_dim: int = 0,
-               ray_dim: int = 0) -> None:
+               ray_dim: int = 0, pooled: bool = False) -> None:
   """Raises CheckpointError when the U-Net does not fit the space and the conditions.
 
   Args:
@@ -198,8 +213,12 @@ def check_unet(folder: Path, unet: UNet2DConditionModel, space: Space, images: i
     space: the space in which the prior diffuses.
     images: how many x the network's input has: 1, or 2 with a photo's x behind z_t.
     camera_dim, ray_dim: see `Prior`.
+    pooled: whether the prior has pooled text.
   """
   channels = space.x_shape[-1]
+  if unet.pooled_dim and not pooled:
+    raise CheckpointError(f"{folder}: the U-Net's addition_embed_type='text_time' wants the pooled text of Stable "
+                          "Diffusion XL, which this kind of model does not have; supported: null, 'text'")
   if unet.class_embed_type not in (None, "projection"):
     raise CheckpointError(f"{folder}: the U-Net's class_embed_type={unet.class_embed_type!r} wants something beside "
                           "noise level, text and camera; supported: null, 'projection' (of a camera)")
@@ -220,12 +239,13 @@ def check_unet(folder: Path, unet: UNet2DConditionModel, space: Space, images: i
     check_facts(folder, ("the U-Net's out_channels", unet.out_channels, channels))
 
 
-def check_text(folder: Path, unet: UNet2DConditionModel, text: TextEncoder) -> None:
+def check_text(folder: Path, unet: UNet2DConditionModel, text: TextEncoder | TextEncoderPair) -> None:
   """Raises CheckpointError when the text encoder does not fit the U-Net.
 
-  The encoder's width must be the one that the U-Net attends to.
+  The encoder's width must be the one that the U-Net attends to, and likewise the width of the pooled text.
   """
-  check_facts(folder, ("the text encoder's width", text.shapes["text"][-1], unet.text_dim))
+  check_facts(folder, ("the text encoder's width", text.shapes["text"][-1], unet.text_dim),
+              ("the width of the pooled text", text.shapes.get("pooled", (0,))[-1], unet.pooled_dim))
 
 
 def check_facts(folder: Path, *facts: tuple[str, Any, Any]) -> None:

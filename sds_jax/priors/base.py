@@ -18,8 +18,9 @@ from sds_jax.types import Array, DenoiseFn, EncodeFn, Params, Schedule
 
 Cond = Mapping[str, Array]
 """Conditions of B images, leaves [B, ...]. Today's families have `text` [B, T, D], the tokens for cross-attention (of
-a prompt, or of a photo and a pose); perhaps `camera` [B, camera_dim] (zeros: unknown); and `x` [B, *x_shape] of the
-photo, for a prior that is conditioned on a photo (zeros: no photo)."""
+a prompt, or of a photo and a pose); perhaps `pooled` [B, P], one vector of the whole prompt; perhaps `time_ids` [B, 6]
+beside `pooled`, in place of `Prior.time_ids`; perhaps `camera` [B, camera_dim] (zeros: unknown); and `x` [B, *x_shape]
+of the photo, for a prior that is conditioned on a photo (zeros: no photo)."""
 
 Config = Mapping[str, Any]
 """The content of a config.json, scheduler_config.json or model_index.json."""
@@ -54,9 +55,9 @@ class Prior:
     schedule: the noise schedule of its training.
     prediction_type: output of its network: "epsilon", "v_prediction" or "sample" (`denoise` always returns eps).
     embed: (prompts: n strings) -> the conditions of the prompts, a mapping with leaves [n, ...] float32; {"text":
-      [n, T, D]} in families with cross-attention. Reads the text encoder from the prior's folder, or the embeddings
-      from the cache, so not for use under jit. Raises ValueError for a word outside the vocabulary; warns when a
-      prompt is cut.
+      [n, T, D]} in families with cross-attention, and in SDXL "pooled": [n, P] as well. Reads the text
+      encoder from the prior's folder, or the embeddings from the cache, so not for use under jit. Raises ValueError
+      for a word outside the vocabulary; warns when a prompt is cut.
     encode: (params, image [B, H, H, 3] in [0, 1], key) -> x [B, *x_shape] float32; images of other sizes are resized.
       A pixel-space prior uses neither params nor key; a latent prior consumes the key.
     decode: (params, x [B, *x_shape]) -> image [B, image_size, image_size, 3] in [0, 1].
@@ -71,6 +72,8 @@ class Prior:
     predict: like `denoise`, but returns the network's output, of `prediction_type`, as sampling needs at alpha = 0,
       where eps does not tell x0; None: only `denoise` is known.
     notes: lines for the log: what opening decided where the files leave a choice or contradict each other.
+    time_ids: the sizes and the crop that the network takes beside the pooled text (`SizeConditions.time_ids`), where
+      the conditions have none of their own; None: the network takes none.
   """
   name: str
   image_size: int
@@ -90,6 +93,7 @@ class Prior:
   ray_dim: int = 0
   predict: DenoiseFn | None = None
   notes: tuple[str, ...] = ()
+  time_ids: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +123,29 @@ def network_shapes(network: nn.Module, dtype: Any) -> Params:
 
 
 @dataclasses.dataclass(frozen=True)
+class SizeConditions:
+  """The sizes and the crop that SDXL's network is conditioned on (arXiv:2307.01952, section 2.2), pixels.
+
+  Attributes:
+    original_size: height and width of the photo before it was resized for training; 0: the size of the prior's images.
+    crop: rows and columns that were cut off at the top and at the left.
+    target_size: height and width that the photo was resized and cropped to; 0: the size of the prior's images.
+  """
+  original_size: tuple[int, int] = (0, 0)
+  crop: tuple[int, int] = (0, 0)
+  target_size: tuple[int, int] = (0, 0)
+
+  def time_ids(self, image_size: int) -> tuple[int, ...]:
+    """Returns the six numbers in the order of the network's input, for a prior of images of this size.
+
+    >>> SizeConditions(crop=(0, 8)).time_ids(512)
+    (512, 512, 0, 8, 512, 512)
+    """
+    original, target = (tuple(side or image_size for side in size) for size in (self.original_size, self.target_size))
+    return (*original, *self.crop, *target)
+
+
+@dataclasses.dataclass(frozen=True)
 class Options:
   """The caller's choices in opening a prior.
 
@@ -128,12 +155,14 @@ class Options:
     vae_remat: whether the gradient through the VAE's encoder recomputes the inside of its blocks: less memory, slower.
     image_size: height and width of the images of a prior of latents; 0: those of the files.
     variant: of the weight files, as in `<stem>.<variant>.safetensors`; "": the files without a variant first.
+    sizes: of a prior that is conditioned on sizes (SDXL).
   """
   dtype: Any = jnp.float32
   any_words: bool = False
   vae_remat: bool = False
   image_size: int = 0
   variant: str = ""
+  sizes: SizeConditions = SizeConditions()
 
 
 @dataclasses.dataclass(frozen=True)

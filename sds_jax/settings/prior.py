@@ -14,6 +14,12 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 _VARIANT = Legal(lambda v: re.fullmatch(r"[A-Za-z0-9_-]{0,100}", v) is not None,
                  "at most 100 letters, digits, '_' and '-'")
+_PAIR = Legal(lambda v: len(v) == 2 and all(type(side) is int and 0 <= side <= 8192 for side in v),
+              "two whole numbers from 0 to 8192", tuple)
+
+
+SIZES = ("original_size", "crop", "target_size")
+"""Settings of the sizes that the networks of SDXL are conditioned on (arXiv:2307.01952, section 2.2)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +31,10 @@ class PriorSettings:
   variant: str = setting("", _VARIANT, "variant of the weight files, such as fp16 or fp16_ema; empty: none first")
   image_size: int = setting(0, whole(0, 8192), "pixels of the images of a prior of latents; 0: as its files say")
   random_weights: bool = setting(False, switch(), "random weights in the shapes of `name`; reads no file; for timing")
+  original_size: tuple[int, int] = setting(
+    (0, 0), _PAIR, "SDXL: height and width of the training photo before resizing, pixels; 0: image_size")
+  crop: tuple[int, int] = setting((0, 0), _PAIR, "SDXL: rows and columns cut off the photo at the top and at the left")
+  target_size: tuple[int, int] = setting((0, 0), _PAIR, "SDXL: height and width of the cropped photo; 0: image_size")
   vae_remat: bool = setting(False, switch(), "recompute the VAE encoder in its gradient: less memory, more time")
   allow_unknown_words: bool = setting(False, switch(), "accept prompts with words that a small prior never saw")
 
@@ -34,6 +44,9 @@ class PriorSettings:
       yield (f"{path}.random_weights={self.random_weights!r} needs the name of a published prior, not {path}."
              f"{'path' if self.path else 'name'}={self.path or self.name!r}: set {path}.name to one of "
              f"{', '.join(published.PRIORS)}, or random_weights to False")
+    for name in SIZES:
+      if 0 < sum(side > 0 for side in getattr(self, name)) < 2 and name != "crop":
+        yield f"{path}.{name}={getattr(self, name)!r} sets one side only: set both, or (0, 0)"
     if self.random_weights and self.variant:
       yield (f"{path}.variant={self.variant!r} has no effect on random weights: set it to '', or random_weights to "
              "False")

@@ -7,12 +7,12 @@ import jax
 
 from sds_jax.diffusion.estimators import find
 from sds_jax.priors import prior as prior_lib
-from sds_jax.priors.base import PromptError
+from sds_jax.priors.base import PromptError, SizeConditions
 from sds_jax.priors.loading.files import CheckpointError
 from sds_jax.priors.prior import Prior, Weights
 from sds_jax.schema import ConfigError
 from sds_jax.settings.distillation import DistillationSettings
-from sds_jax.settings.prior import PriorSettings, prior_mismatch
+from sds_jax.settings.prior import SIZES, PriorSettings, prior_mismatch
 from sds_jax.training import conditions
 from sds_jax.training.layout import DeviceLayout
 from sds_jax.types import Params
@@ -35,6 +35,7 @@ def open_prior(prior: PriorSettings, distillation: DistillationSettings, task: s
     ConfigError: the prior does not suit the task.
     CheckpointError: files are missing or damaged.
   """
+  sizes = {name: tuple(getattr(prior, name)) for name in SIZES}
   named = f"config.{group}.{'path' if prior.path else _NAME_FIELDS[group]}={prior.path or prior.name!r}"
 
   def check(opened: Prior) -> None:
@@ -44,10 +45,15 @@ def open_prior(prior: PriorSettings, distillation: DistillationSettings, task: s
     if distillation.latent_until > 0.0 and opened.x_shape[-1] != 4:
       raise ConfigError(f"config.distillation.latent_until={distillation.latent_until} makes latents of four channels, "
                         f"but {named} diffuses {opened.x_shape[-1]}; set it to 0.0, or use a prior of latents")
+    for name, size in sizes.items():
+      if any(size) and opened.time_ids is None:
+        raise ConfigError(f"config.prior.{name}={size} has no effect on {named}, which is not conditioned on sizes: "
+                          "set it to (0, 0), or use sdxl")
 
   try:
     return prior_lib.open_prior(prior.path or prior.name, prior.dtype, prior.allow_unknown_words, prior.vae_remat,
-                                prior.random_weights, check, image_size=prior.image_size, variant=prior.variant)
+                                prior.random_weights, check, image_size=prior.image_size, variant=prior.variant,
+                                sizes=SizeConditions(**sizes))
   # Both are ValueErrors whose messages need no prefix.
   except (CheckpointError, ConfigError):
     raise

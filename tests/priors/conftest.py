@@ -130,6 +130,39 @@ def sd_folder(clip, tmp_path_factory):
   return folder
 
 
+SDXL_UNET = dict(
+  _class_name="UNet2DConditionModel", sample_size=8, in_channels=4, out_channels=4, block_out_channels=[8, 16],
+  down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+  layers_per_block=1, norm_num_groups=4, cross_attention_dim=20, attention_head_dim=[2, 4], use_linear_projection=True,
+  transformer_layers_per_block=[1, 2], addition_embed_type="text_time", addition_time_embed_dim=4,
+  projection_class_embeddings_input_dim=6 + 6 * 4)
+SDXL_CLIP_2 = dict(CLIP, hidden_size=8, projection_dim=6, hidden_act="gelu", eos_token_id=2)
+SDXL_INDEX = dict(
+  _class_name="StableDiffusionXLPipeline", _diffusers_version="0.19.0.dev0", force_zeros_for_empty_prompt=True,
+  add_watermarker=None, scheduler=["diffusers", "DDIMScheduler"], text_encoder=["transformers", "CLIPTextModel"],
+  text_encoder_2=["transformers", "CLIPTextModelWithProjection"], tokenizer=["transformers", "CLIPTokenizer"],
+  tokenizer_2=["transformers", "CLIPTokenizer"], unet=["diffusers", "UNet2DConditionModel"],
+  vae=["diffusers", "AutoencoderKL"])
+
+
+@pytest.fixture(scope="session")
+def sdxl_folder(clip, tmp_path_factory):
+  """A whole Stable Diffusion XL but for its sizes: 16x16 images, 8x8x4 latents, texts of 12 + 8 features."""
+  from sds_jax.priors.loading.checkpoint import COMPONENTS, write_component
+  folder = tmp_path_factory.mktemp("sdxl")
+  for name, kind, config in (("unet", "unet", SDXL_UNET), ("vae", "vae", dict(SD_VAE, scaling_factor=0.13025)),
+                             ("text_encoder", "clip_text", dict(CLIP, architectures=["CLIPTextModel"])),
+                             ("text_encoder_2", "clip_text_2", SDXL_CLIP_2)):
+    params = random_params(COMPONENTS[kind].network.from_config(config), seed=len(name))
+    write_component(folder / name, kind, config, params, dtype=jnp.float32)
+  write_tokenizer(folder / "tokenizer")
+  write_tokenizer(folder / "tokenizer_2", pad_token="!")
+  (folder / "scheduler").mkdir()
+  (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SD_SCHEDULER))
+  (folder / "model_index.json").write_text(json.dumps(SDXL_INDEX))
+  return folder
+
+
 VISION = dict(
   architectures=["CLIPVisionModelWithProjection"], model_type="clip_vision_model", hidden_size=8, intermediate_size=16,
   projection_dim=768, num_hidden_layers=1, num_attention_heads=2, image_size=12, patch_size=4, hidden_act="quick_gelu")

@@ -28,6 +28,8 @@ SMALL = dict(  # component -> the widths that replace the published ones
   vae=dict(block_out_channels=[32, 32, 64, 64]),
   clip_text=dict(hidden_size=24, intermediate_size=32, num_attention_heads=4, num_hidden_layers=2),
   image_encoder=dict(hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2))
+XL_UNET = dict(block_out_channels=[32, 32, 64], attention_head_dim=[2, 2, 4], transformer_layers_per_block=[1, 1, 2],
+               cross_attention_dim=48, projection_class_embeddings_input_dim=16 + 6 * 256)
 IF_UNET = dict(block_out_channels=[32, 64, 96, 128], attention_head_dim=32, cross_attention_dim=128, encoder_hid_dim=64)
 T5 = dict(d_model=64, d_ff=96, d_kv=16, num_heads=4, num_layers=2, vocab_size=8)
 FOLDER_OF = {"clip_text": "text_encoder", "t5": "text_encoder"}
@@ -77,12 +79,12 @@ def copy_small_files(model, folder):
 
 @pytest.fixture
 def write(tmp_path, write_tokenizer):
-  """(name of a model) -> its folder, made of its real files."""
-  def make(model):
+  """(name of a model, widths of its U-Net) -> its folder, made of its real files."""
+  def make(model, unet=SMALL["unet"]):
     folder = tmp_path / model
     folder.mkdir()
     copy_small_files(model, folder)
-    write_network(folder / "unet", "unet", config(model, "unet/config.json") | SMALL["unet"])
+    write_network(folder / "unet", "unet", config(model, "unet/config.json") | unet)
     write_network(folder / "vae", "vae", config(model, "vae/config.json") | SMALL["vae"])
     write_tokenizer(folder / "tokenizer")
     for path in (PUBLISHED / model / "tokenizer").iterdir():
@@ -125,6 +127,23 @@ def test_deepfloyd(tmp_path):
   prior, weights = prior_lib.open_prior(tmp_path, jnp.float16)
   assert (prior.image_size, prior.x_shape, prior.notes) == (64, (64, 64, 3), ())
   assert weights.networks["unet"].out_channels == 6 and prior.prediction_type == "epsilon"
+
+
+def test_stable_diffusion_xl(write):
+  folder, model = write("sdxl-base", unet=XL_UNET), "sdxl-base"
+  shutil.copytree(folder / "tokenizer", folder / "tokenizer_2")
+  for path in (PUBLISHED / model / "tokenizer_2").iterdir():
+    shutil.copy(path, folder / "tokenizer_2")
+  size = len(json.loads((folder / "tokenizer_2" / "vocab.json").read_text()))
+  write_network(folder / "text_encoder_2", "clip_text_2", config(model, "text_encoder_2/config.json")
+                | SMALL["clip_text"] | dict(vocab_size=size, projection_dim=16))
+  prior, weights = prior_lib.open_prior(folder, jnp.bfloat16)
+  assert (prior.image_size, prior.x_shape, prior.notes) == (1024, (128, 128, 4), ())
+  assert prior.time_ids == (1024, 1024, 0, 0, 1024, 1024) and weights.networks["vae"].scaling_factor == 0.13025
+  np.testing.assert_array_equal(prior.schedule.alpha,
+                                schedule_from_config(published.PRIORS["sdxl"]["scheduler"]).alpha)
+  first, second = (load_tokenizer(folder / name) for name in ("tokenizer", "tokenizer_2"))
+  assert first.pad == first.eos and second.pad == second.backend.token_to_id("!") != second.eos
 
 
 def test_zero123(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sds_jax.priors.base import Config, Family, Options, Prior, Weights
 from sds_jax.priors.families.deepfloyd import DEEPFLOYD
+from sds_jax.priors.families.sdxl import SDXL
 from sds_jax.priors.families.shapeworld import SHAPEWORLD, SHAPEWORLD_VIEWS
 from sds_jax.priors.families.stable_diffusion import STABLE_DIFFUSION
 from sds_jax.priors.families.zero123 import ZERO123
@@ -16,7 +17,7 @@ from sds_jax.priors.loading.source import Source
 from sds_jax.priors.loading.variants import check_variant
 from sds_jax.priors.networks.config_check import FLAG, MAX_WIDTH, ValueRule, check_values, optional, shown, whole
 
-FAMILIES: list[Family] = [STABLE_DIFFUSION, DEEPFLOYD, ZERO123, SHAPEWORLD, SHAPEWORLD_VIEWS]
+FAMILIES: list[Family] = [STABLE_DIFFUSION, SDXL, DEEPFLOYD, ZERO123, SHAPEWORLD, SHAPEWORLD_VIEWS]
 """A folder belongs to the first family that matches its model_index.json."""
 
 _TEXTS = ValueRule("a list of texts",

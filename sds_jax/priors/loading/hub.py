@@ -31,12 +31,15 @@ class Files:
     components: {folder: component}; each folder has config.json and one set of weights.
     optional: like `components`; a prior may lack these folders.
     small: further files, relative to the prior's folder, which are fetched where they exist.
-    tokenizers: sets of file names; one set must be complete in `tokenizer/`. (): the family needs no tokenizer.
+    tokenizers: sets of file names; one set must be complete in each of `tokenizer_folders`. (): the family needs no
+      tokenizer.
+    tokenizer_folders: the folders of its tokenizers.
   """
   components: Mapping[str, Component]
   optional: Mapping[str, Component] = dataclasses.field(default_factory=dict)
   small: frozenset[str] = frozenset()
   tokenizers: tuple[tuple[str, ...], ...] = ()
+  tokenizer_folders: tuple[str, ...] = ("tokenizer",)
 
 
 class Unavailable(Exception):
@@ -180,8 +183,10 @@ def choose_files(names: Iterable[str], files: Files, dtype: Any, variant: str = 
   lacking = [folder for folder in files.components if folder not in folders]
   if lacking:
     raise Unavailable(f"there is no {'/, no '.join(lacking)}/")
-  if not _has_tokenizer({name.removeprefix("tokenizer/") for name in names if name.startswith("tokenizer/")}, files):
-    raise Unavailable(f"tokenizer/ has nothing that is read: expected {_list_tokenizers(files)}")
+  for folder in files.tokenizer_folders:
+    inside = {name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")}
+    if not _has_tokenizer(inside, files):
+      raise Unavailable(f"{folder}/ has nothing that is read: expected {_list_tokenizers(files)}")
   components = {**files.components, **{name: part for name, part in files.optional.items() if name in folders}}
   small = {INDEX, SCHEDULER, *files.small, *(f"{folder}/config.json" for folder in components)}
   chosen = [name for name in names if name in small]
@@ -243,9 +248,9 @@ def missing_files(folder: Path, index: Mapping[str, Any], files: Files, variant:
       wanted += weight_files(folder / name, component.stem, variant) if (folder / name).is_dir() else []
     except CheckpointError:  # no weights, or a damaged index of shards
       wanted.append(folder / name / f"{component.stem}.safetensors")
-  tokenizer = folder / "tokenizer"
-  if files.tokenizers and not tokenizer.is_dir():
-    wanted.append(tokenizer)
-  elif files.tokenizers and not _has_tokenizer({path.name for path in tokenizer.iterdir() if path.exists()}, files):
-    wanted.append(tokenizer / _list_tokenizers(files))
+  for tokenizer in (folder / name for name in files.tokenizer_folders if files.tokenizers):
+    if not tokenizer.is_dir():
+      wanted.append(tokenizer)
+    elif not _has_tokenizer({path.name for path in tokenizer.iterdir() if path.exists()}, files):
+      wanted.append(tokenizer / _list_tokenizers(files))
   return [str(path.relative_to(folder)) for path in wanted if not path.exists()]

@@ -54,9 +54,13 @@ TEXT_TOKENS = 77
 """Number of tokens of a prompt in all published families."""
 
 
-def random_text_encoder(width: int) -> Callable[[Sequence[str]], dict[str, Array]]:
-  """Returns (prompts) -> {"text": [n, TEXT_TOKENS, width]}, see `random_text`."""
-  return lambda prompts: {"text": random_text(prompts, TEXT_TOKENS, width)}
+def random_text_encoder(width: int, pooled: int = 0) -> Callable[[Sequence[str]], dict[str, Array]]:
+  """Returns (prompts) -> {"text": [n, TEXT_TOKENS, width]}, and {"pooled": [n, pooled]} where it is not 0."""
+  def embed(prompts: Sequence[str]) -> dict[str, Array]:
+    text = {"text": random_text(prompts, TEXT_TOKENS, width)}
+    return dict(text, pooled=random_text(prompts, 1, pooled)[:, 0]) if pooled else text
+
+  return embed
 
 
 def random_text(prompts: Sequence[str], tokens: int, width: int) -> Array:

@@ -28,6 +28,7 @@ from sds_jax.priors.loading.files import CheckpointError, read_json, write_atomi
 from sds_jax.priors.loading.t5_stream import encode_in_layers, open_parts
 from sds_jax.priors.loading.t5_tokenizer import load_t5_tokenizer
 from sds_jax.priors.loading.tokenizers import load_tokenizer
+from sds_jax.priors.networks.clip import CLIPTextModelWithProjection
 from sds_jax.types import Array
 
 _VERSION = "2"
@@ -102,7 +103,40 @@ class TextEncoder:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def open_clip_text(folder: Path, dtype: Any, variant: str = "") -> TextEncoder:
+@dataclasses.dataclass(frozen=True)
+class TextEncoderPair:
+  """Callable: n prompts -> {"text": the tokens of both encoders side by side [n, T, D + D'], "pooled": [n, P]}.
+
+  Each encoder has its own entries in the cache, which its own files are part of.
+
+  Attributes:
+    first: gives `text`.
+    second: gives `text` and `pooled`.
+    zeros_for_empty: whether the embeddings of the empty prompt are zeros.
+  """
+  first: TextEncoder
+  second: TextEncoder
+  zeros_for_empty: bool = False
+
+  @property
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """Returns {name: shape of one prompt's embeddings}."""
+    (tokens, first), (_, second) = (encoder.shapes["text"] for encoder in (self.first, self.second))
+    return {"text": (tokens, first + second), "pooled": self.second.shapes["pooled"]}
+
+  def __call__(self, prompts: Sequence[str]) -> dict[str, Array]:
+    """Encodes one after the other, so that only one encoder is in memory; otherwise as `TextEncoder`."""
+    first, second = self.first(prompts)["text"], self.second(prompts)
+    embedded = {"text": jnp.concatenate([first, second["text"]], axis=-1), "pooled": second["pooled"]}
+    if not self.zeros_for_empty:
+      return embedded
+    # A prompt of spaces has the tokens of the empty one.
+    given = jnp.asarray([bool(prompt.strip()) for prompt in prompts])
+    return {name: jnp.where(given.reshape(-1, *[1] * (array.ndim - 1)), array, 0.0)
+            for name, array in embedded.items()}
+
+
+def open_clip_text(folder: Path, dtype: Any, variant: str = "", suffix: str = "", **fields: Any) -> TextEncoder:
   """Opens the CLIP text encoder in `text_encoder/` and `tokenizer/` of a prior's folder; reads no weights.
 
   Encoding puts the whole encoder onto the device.
@@ -111,29 +145,53 @@ def open_clip_text(folder: Path, dtype: Any, variant: str = "") -> TextEncoder:
     folder: the prior's folder.
     dtype: of parameters and activations.
     variant: of the weight files, see `checkpoint.weight_files`.
+    suffix: of the names of both folders: "", or "_2" for the second text encoder of SDXL, which has a projection.
+    **fields: further fields of the network, as `clip_skip`.
 
   Returns:
-    An encoder that gives {"text": [n, T, D]}.
+    An encoder that gives {"text": [n, T, D]}, and with the suffix "_2" also {"pooled": [n, P]}.
 
   Raises:
     CheckpointError: a file is missing or damaged, the weights' names or shapes are not the network's, or encoder and
       tokenizer do not fit each other.
     ValueError: config.json asks for something that is not supported.
   """
-  model, places = open_component(folder / "text_encoder", "clip_text", dtype, variant)
-  tokenizer = load_tokenizer(folder / "tokenizer")
+  encoder, kind = folder / f"text_encoder{suffix}", f"clip_text{suffix}"
+  model, places = open_component(encoder, kind, dtype, variant, **fields)
+  tokenizer = load_tokenizer(folder / f"tokenizer{suffix}")
   tokens = tokenizer.backend.get_vocab_size()
   if model.vocab_size != tokens:
-    raise CheckpointError(f"{folder}: the text encoder's vocab_size is {model.vocab_size}, expected {tokens}")
+    raise CheckpointError(f"{folder}: the vocab_size of {encoder.name}/ is {model.vocab_size}, expected {tokens}")
   if tokenizer.length > model.max_position_embeddings:
     raise CheckpointError(f"{folder}: the tokenizer gives {tokenizer.length} tokens, the text encoder takes "
                           f"{model.max_position_embeddings} (model_max_length of tokenizer_config.json, 77 where it "
                           "has none, and max_position_embeddings of config.json)")
+  shapes: dict[str, tuple[int, ...]] = {"text": (tokenizer.length, model.hidden_size)}
+  if isinstance(model, CLIPTextModelWithProjection):
+    shapes["pooled"] = (model.projection_dim,)
   apply = jax.jit(lambda params, ids: model.apply({"params": params}, ids))
-  return TextEncoder(folder / "text_encoder", "clip_text", model, tokenizer,
-                     {"text": (tokenizer.length, model.hidden_size)},
-                     lambda ids, mask: {"text": apply(load_on_device(places, dtype), jnp.asarray(ids))},
-                     variant=variant)
+
+  def encode(ids: np.ndarray, mask: np.ndarray | None) -> dict[str, Array]:
+    del mask
+    outputs = apply(load_on_device(places, dtype), jnp.asarray(ids))
+    return dict(zip(shapes, outputs if "pooled" in shapes else (outputs,)))
+
+  return TextEncoder(encoder, kind, model, tokenizer, shapes, encode, variant=variant)
+
+
+def open_clip_pair(folder: Path, dtype: Any, zeros_for_empty: bool, variant: str = "") -> TextEncoderPair:
+  """Opens the two text encoders of SDXL and their tokenizers; reads no weights.
+
+  Both give the states of their penultimate layers without the final norm. `zeros_for_empty` is that of
+  `TextEncoderPair`; other arguments and errors are those of `open_clip_text`.
+  """
+  first = open_clip_text(folder, dtype, variant, clip_skip=1, final_norm=False)
+  second = open_clip_text(folder, dtype, variant, "_2", clip_skip=1)
+  lengths = [encoder.shapes["text"][0] for encoder in (first, second)]
+  if lengths[0] != lengths[1]:
+    raise CheckpointError(f"{folder}: tokenizer/ gives {lengths[0]} tokens and tokenizer_2/ {lengths[1]}; their "
+                          "model_max_length has to be equal")
+  return TextEncoderPair(first, second, zeros_for_empty)
 
 
 def open_t5(folder: Path, dtype: Any, variant: str = "") -> TextEncoder:

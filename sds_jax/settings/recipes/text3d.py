@@ -17,6 +17,10 @@ replaces a cube of half-width 2; 64 samples of 256 replace up to 512; IF has sig
 is a mean over all pixels, not over the pixels that hit something. In half of the views the background is one random
 colour: an option of threestudio, and we have not checked that both recipes turn this option on.
 
+With **`sdxl`** the settings are those of `threestudio_sd`: a public guidance class for threestudio has for this model
+the same guidance of 100, range of t and weighting, at 1024x1024, with both sizes those of the images and no crop. No
+results of that class are published, so the scale is its authors' default and not a measured choice.
+
 **dreamfusionacc**. One MLP gives density and colour, and does not see the direction of view; 64 samples of 300 (the
 spacing is equal); lights stand around the camera, not around the pole; view words are ours (DreamFusionAcc's front is 0
 to 60 degrees, and a sixth view is bottom); the occupancy grid is updated in quarters, with the threshold of all our

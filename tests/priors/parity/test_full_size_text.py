@@ -1,6 +1,6 @@
 """Text encoders at published sizes against transformers, with random weights: `pytest -m full_size`.
 
-Each holds one network of torch and one of ours, and a folder of the weights; 4 GiB of memory do for the largest.
+Each holds one network of torch and then one of ours, and a folder of the weights; 5 GiB of memory do for the largest.
 """
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sds_jax.priors.families.deepfloyd import T5_XXL
+from sds_jax.priors.families.sdxl import OPEN_CLIP_BIG_G
 from sds_jax.priors.families.stable_diffusion import CLIP_L, OPEN_CLIP_H
 from sds_jax.priors.loading import checkpoint, t5_stream
 
@@ -42,6 +43,28 @@ def test_clip(torch, transformers, figures, tmp_path, config):
     ours, params = checkpoint.read_component(tmp_path, "clip_text", dtype)
     half = jax.jit(ours.apply)({"params": params}, ids)
     assert half.dtype == dtype and figures(dtype.__name__, half, expected) < bound
+
+
+@pytest.mark.parametrize("config", [CLIP_L, OPEN_CLIP_BIG_G], ids=["CLIP-L", "OpenCLIP-bigG"])
+def test_clips_of_sdxl(torch, transformers, figures, tmp_path, config):
+  """The penultimate layer without the final norm, and of the second encoder the pooled text."""
+  torch.manual_seed(0)
+  second = config is OPEN_CLIP_BIG_G
+  network = transformers.CLIPTextModelWithProjection if second else transformers.CLIPTextModel
+  theirs = write_random(torch, network(transformers.CLIPTextConfig(**config)), tmp_path)
+  ids = np.zeros((2, 77), np.int64)
+  ids[:, 0], ids[0, 1:20], ids[0, 20], ids[1, 1] = 49406, np.random.default_rng(0).integers(1, 49406, 19), 49407, 49407
+  with torch.no_grad():
+    out = theirs(torch.from_numpy(ids), output_hidden_states=True)
+    expected = [out.hidden_states[-2].numpy(), *([out.text_embeds.numpy()] if second else [])]
+  del theirs, out
+  kind, fields = ("clip_text_2", {}) if second else ("clip_text", dict(final_norm=False))
+  for dtype, bound in ((jnp.float32, 1e-4), (jnp.bfloat16, 2e-2)):
+    ours, params = checkpoint.read_component(tmp_path, kind, dtype, clip_skip=1, **fields)
+    got = jax.jit(ours.apply)({"params": params}, ids)
+    for name, one, value in zip(("tokens", "pooled"), got if second else (got,), expected):
+      assert one.dtype == dtype and figures(f"{dtype.__name__} {name}", one, value) < bound
+    del params
 
 
 def test_t5(torch, transformers, figures, tmp_path):

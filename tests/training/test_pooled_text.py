@@ -1,0 +1,92 @@
+"""Checks that the vector of the whole prompt goes wherever the tokens go: guidance, view words, estimators, scenes."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sds_jax.diffusion.estimators import ESTIMATORS
+from sds_jax.tasks import ScenesTask
+from sds_jax.training import conditions, scenes as scenes_lib
+from sds_jax.views import prompts
+
+SDXL = {"prior.path": "", "prior.name": "sdxl", "prior.random_weights": True}
+RENDER = {"render.height": 8, "render.width": 8}
+_UNET = dict(
+  sample_size=8, in_channels=4, out_channels=4, block_out_channels=[8], layers_per_block=1, norm_num_groups=4,
+  down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"], cross_attention_dim=8,
+  attention_head_dim=2, addition_embed_type="text_time", addition_time_embed_dim=4,
+  projection_class_embeddings_input_dim=6 + 6 * 4)
+TINY = dict(unet=_UNET, vae=dict(
+  in_channels=3, out_channels=3, latent_channels=4, block_out_channels=[8, 16], layers_per_block=1, norm_num_groups=4,
+  down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2))
+
+
+@pytest.fixture(scope="module")
+def pooled_prior():
+  """(prior, its parameters): a tiny SDXL, as `sdxl` is with random weights."""
+  from sds_jax.priors import prior, published
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(published.PRIORS, "sdxl", dict(published.PRIORS["sdxl"], **TINY))
+    yield prior.build("sdxl", random_weights=True)
+
+
+@pytest.fixture
+def seen(pooled_prior):
+  """(prior that notes the shapes of the conditions of each call, the notes)."""
+  prior, notes = pooled_prior[0], []
+
+  def denoise(params, z, t, cond):
+    notes.append((z.shape[0], cond["text"].shape, cond["pooled"].shape))
+    return prior.denoise(params, z, t, cond)
+
+  return dataclasses.replace(prior, denoise=denoise), notes
+
+
+def check(notes):
+  assert notes and all(text == (batch, 77, 8) and pooled == (batch, 6) for batch, text, pooled in notes)
+
+
+def trace(task, prior, params, step_of):
+  """Traces the first step of a task's run, and compiles nothing."""
+  program = task.program(prior)
+  text = program.embed()
+  state = jax.eval_shape(lambda key: program.begin(params, text, key, None), jax.random.key(3))
+  jax.eval_shape(step_of(task, prior), state, params, text, jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator(make_image_task, seen, pooled_prior, step_of, name):
+  trace(make_image_task("pixels", {**SDXL, "distillation.estimator": name}), seen[0], pooled_prior[1], step_of)
+  check(seen[1])
+
+
+@pytest.mark.parametrize("changes", [
+  {"distillation.view_words": "interpolate", "distillation.perp_neg": "threestudio"},
+  {"distillation.estimator": "vsd", "distillation.vsd.rank": 1}], ids=["Perp-Neg", "VSD"])
+def test_views_of_an_object(make_task, seen, pooled_prior, step_of, changes):
+  trace(make_task({**SDXL, **RENDER, **changes}), seen[0], pooled_prior[1], step_of)
+  check(seen[1])
+
+
+def test_scenes(make_task, seen, pooled_prior, step_of):
+  task = ScenesTask(make_task({**SDXL, **RENDER, "prompts_file": "prompts.txt"}).settings)
+  task.scenes = scenes_lib.make_scenes(("a red cube", "a blue cone"), 0)
+  text = task.program(seen[0]).embed()
+  assert text["views"]["pooled"].shape[::2] == (2, 6) and text["null"]["pooled"].shape == (2, 6)
+  trace(task, seen[0], pooled_prior[1], step_of)
+  check(seen[1])
+
+
+def test_mixed_prompts_have_mixed_vectors(make_task, pooled_prior):
+  """Between two directions tokens and vector are mixed by the same weights."""
+  task = make_task({**SDXL, **RENDER, "distillation.view_words": "interpolate"})
+  text = task.embed(pooled_prior[0])
+  azimuth, elevation = jnp.array([0.6, 0.0]), jnp.array([0.2, 0.1])
+  mixed = {name: conditions._by_direction(text["views"][name], azimuth, elevation, "interpolate")
+           for name in ("text", "pooled")}
+  weights = np.asarray(prompts.view_weights(azimuth, elevation))
+  assert ((weights[0] > 0.05).sum()) == 2
+  for name, value in mixed.items():
+    np.testing.assert_allclose(value, np.tensordot(weights, np.asarray(text["views"][name]), 1), atol=1e-5)
