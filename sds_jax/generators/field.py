@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import trimesh
 
 from sds_jax.fields.background import Background
 from sds_jax.fields.field import Field
@@ -22,7 +21,6 @@ from sds_jax.generators import particles as particles_lib
 from sds_jax.generators.coarse_to_fine import FieldSchedule
 from sds_jax.generators.protocol import Draws, Exported, Views
 from sds_jax.generators.viewpoints import Viewpoints
-from sds_jax.io import mesh as mesh_lib
 from sds_jax.prng import as_threefry
 from sds_jax.rendering import occupancy
 from sds_jax.rendering.render import RenderOptions, render_image, render_views
@@ -30,6 +28,9 @@ from sds_jax.settings.render import OccupancySettings
 from sds_jax.types import Array, Camera, Params, RenderOutput
 from sds_jax.views import cameras, lights
 from sds_jax.views.lights import ALBEDO, LAMBERTIAN, Shading
+
+if TYPE_CHECKING:
+  import trimesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +189,7 @@ class FieldGenerator:
     Raises:
       ValueError: there is no surface, because the field is empty or full.
     """
+    from sds_jax.io import mesh as mesh_lib  # trimesh takes a second to import, which few commands need
     apply, field_params = jax.jit(self.field.apply), params["field"]
     return mesh_lib.extract_mesh(
         lambda points: np.asarray(apply(field_params, jnp.asarray(points, jnp.float32)).density),
@@ -198,5 +200,6 @@ class FieldGenerator:
   def export(self, params: Params, buffers: Any, folder: Path) -> Exported:
     """Writes mesh.glb and mesh.obj of one object; see `make_mesh` for errors."""
     del buffers
+    from sds_jax.io import mesh as mesh_lib
     mesh = self.make_mesh(params)
     return Exported(dict(mesh=list(mesh_lib.write_mesh(mesh, folder))), mesh)

@@ -7,11 +7,12 @@ A step uses nothing else of its generator than this file defines. A field that i
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
-
-import trimesh
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sds_jax.types import Array, Camera, Params, RenderOutput
+
+if TYPE_CHECKING:
+  import trimesh
 
 
 class Draws(NamedTuple):

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from sds_jax.io import matting
 from sds_jax.priors.loading.decoding import Decoded, PictureError, decode
 
 FRAMINGS = ("auto", "centre", "keep")
@@ -92,6 +91,7 @@ def read_photo(path: str | os.PathLike, size: int, framing: str = "auto", backgr
       raise PictureError(f"{name}={value!r} is none of {', '.join(legal)}")
   # Decoded at twice the requested size at least, since centring may enlarge a small object.
   colours, opacity = _separate_object(path, decode(path, max(_LARGEST_SIDE, 2 * size)), background)
+  from sds_jax.io import matting  # SciPy takes half a second to import, and only jobs with a photo need it
   mask = matting.remove_specks(opacity > MIN_OPACITY)
   if mask.sum() < MIN_PIXELS:
     raise PictureError(f"{path} shows no object: {mask.sum()} pixels are left without the background, at least "
@@ -164,6 +164,7 @@ def _separate_object(path: str | os.PathLike, decoded: Decoded, background: str)
     raise PictureError(f"{path} has no transparent pixels, which background='alpha' needs; use 'plain' or 'rembg'")
   if background == "alpha" or (background == "auto" and transparent):
     return decoded.premultiplied, decoded.opacity
+  from sds_jax.io import matting
   colour, share = matting.border_colour(rgb)
   name = "#" + "".join(f"{round(float(255 * c)):02x}" for c in colour)
   if background == "plain" and share < matting.PLAIN_SHARE:

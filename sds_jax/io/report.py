@@ -9,12 +9,14 @@ import os
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 import numpy as np
-import trimesh
 
 from sds_jax.io.files import atomic_write, to_jsonable
+
+if TYPE_CHECKING:
+  import trimesh
 
 CURVE_POINTS = 400
 _MEDIA = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}

@@ -4,18 +4,37 @@ In tensorboardX's thread a disk error goes to the terminal, and the run then wai
 """
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import RecordWriter
-
 from sds_jax.io import run_files
+
+
+@contextlib.contextmanager
+def _absent(name: str) -> Iterator[None]:
+  """Makes the import of a module fail within the block, unless the module is imported already."""
+  if name in sys.modules:
+    yield
+    return
+  sys.modules[name] = None
+  try:
+    yield
+  finally:
+    del sys.modules[name]
+
+
+# Where torch is installed, tensorboardX imports it for tensors that this module never writes. That takes seconds and
+# hundreds of megabytes of every run.
+with _absent("torch"):
+  from tensorboardX import summary
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
+  from tensorboardX.record_writer import RecordWriter
 
 FLUSH_S = 30.0
 """Seconds between flushes to the disk."""
