@@ -1,16 +1,21 @@
 """A strict session: 8 virtual CPU devices, no silent dtype or rank promotion, warnings are errors (pyproject.toml)."""
 import ast
+import contextlib
 import doctest
 import importlib
+import itertools
 import os
 import pathlib
 import subprocess
 import sys
+import warnings
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+from absl import flags, logging
+from jax._src.interpreters import mlir
 from jax.experimental.compilation_cache import compilation_cache
 
 from sds_jax.drills import tiny
@@ -30,6 +35,27 @@ def of_quick_compilation():
 if "XLA_FLAGS" not in os.environ:  # XLA has not read it yet; workers inherit it; XLA_FLAGS="" asks for XLA's defaults
   os.environ["XLA_FLAGS"] = of_quick_compilation()
 
+
+def share_lowering_contexts(uses=100):
+  """Lets `uses` lowerings in a row share one MLIR context.
+
+  JAX makes a context for each. That takes longer than the rest of the lowering of a single operation, of which tests
+  run thousands, and each context keeps a megabyte. An older or newer JAX without this function goes without.
+  """
+  make = getattr(mlir, "make_ir_context", None)
+  if make is None:
+    return
+  number, shared = itertools.count(), [None]
+
+  def context():
+    if next(number) % uses == 0:  # in a while a new one, since nothing that a context holds is freed before it
+      shared[0] = make()
+    return shared[0]
+
+  mlir.make_ir_context = context
+
+
+share_lowering_contexts()
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -79,6 +105,31 @@ def shared_executables(tmp_path_factory):
   for name, value in before.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def call_main(monkeypatch, capsys):
+  """(main, program, *arguments) -> (exit status, stdout, stderr) of a command line; its flags are gone afterwards."""
+  def call(main, program, *arguments):
+    before, verbosity = set(flags.FLAGS), logging.get_verbosity()
+    monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])
+    capsys.readouterr()
+    status = 0
+    try:
+      with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # ml_collections
+        main()
+    except SystemExit as stop:
+      status = stop.code or 0
+    finally:
+      logging.set_verbosity(verbosity)
+      flags.FLAGS.unparse_flags()
+      for name in set(flags.FLAGS) - before:
+        with contextlib.suppress(AttributeError):
+          delattr(flags.FLAGS, name)
+    return status, *capsys.readouterr()
+
+  return call
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,10 @@
 """The command in this process and in another one, with the tiny prior."""
-import contextlib
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
-from absl import flags, logging
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,29 +47,9 @@ def coarse_scores(monkeypatch):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(call_main, monkeypatch):
   """(*arguments) -> (exit status, stdout, stderr) of the command called in this process."""
   from sds_jax.commands import main
   monkeypatch.delenv("SDS_JAX_TRACEBACK", raising=False)
   monkeypatch.chdir(ROOT)
-
-  def call(*arguments):
-    before, verbosity = set(flags.FLAGS), logging.get_verbosity()
-    monkeypatch.setattr(sys, "argv", ["run.py", *map(str, arguments)])
-    capsys.readouterr()
-    status = 0
-    try:
-      with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # ml_collections
-        main.main()
-    except SystemExit as stop:
-      status = stop.code or 0
-    finally:
-      logging.set_verbosity(verbosity)
-      flags.FLAGS.unparse_flags()
-      for name in set(flags.FLAGS) - before:
-        with contextlib.suppress(AttributeError):
-          delattr(flags.FLAGS, name)
-    return status, *capsys.readouterr()
-
-  return call
+  return lambda *arguments: call_main(main.main, "run.py", *arguments)

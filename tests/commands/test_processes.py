@@ -34,7 +34,7 @@ def final(folder):
     return step, jax.device_get(checkpoints.restore(step, checkpoints.abstract_state(step)))
 
 
-def test_two_processes_are_one(start, tiny_flags, tmp_path):
+def test_two_processes_are_one(start, command, tiny_flags, tmp_path):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
@@ -50,7 +50,7 @@ def test_two_processes_are_one(start, tiny_flags, tmp_path):
       5, 10, 15, 20]
 
   pmap = "--config.parallel.mode=pmap"
-  (status, _, err), = finish(start(*tiny_flags, *EIGHT, pmap, f"--workdir={tmp_path / 'one'}", **devices(8)))
+  status, _, err = command(TEXT, *tiny_flags, *EIGHT, pmap, f"--workdir={tmp_path / 'one'}")
   assert status == 0, err
   (step, one), (other_step, two) = final(tmp_path / "one"), final(tmp_path / "two")
   assert step == other_step == 20

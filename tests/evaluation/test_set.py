@@ -1,6 +1,4 @@
 """Tests the sets of captions and their table."""
-import subprocess
-import sys
 
 import pytest
 
@@ -25,11 +23,10 @@ def test_too_many_captions_are_an_error():
   (["--prompts=100000"], "exceeds the number of captions"),
   (["--config.render.height=-1"], "config.render.height=-1"),
   (["--config.prior.path=/nowhere"], "/nowhere")])
-def test_mistakes_are_one_line(arguments, message, tmp_path):
-  done = subprocess.run([sys.executable, "-m", "sds_jax.evaluation.shapeworld", f"--out={tmp_path / 'o'}", *arguments],
-                        capture_output=True, text=True, check=False)
-  assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-  assert message in done.stderr.splitlines()[-1] and done.stderr.splitlines()[-1].startswith("error: ")
+def test_mistakes_are_one_line(call_main, arguments, message, tmp_path):
+  status, _, err = call_main(shapeworld.main, "shapeworld", f"--out={tmp_path / 'o'}", *arguments)
+  assert status == 2 and "Traceback" not in err, err
+  assert message in err.splitlines()[-1] and err.splitlines()[-1].startswith("error: ")
 
 
 def test_table_has_means_and_worst_cases():

@@ -1,8 +1,6 @@
 """The page of the study is complete and has every estimator; mistakes on the command line give one-line errors."""
 import json
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -83,9 +81,8 @@ def test_records_of_runs_are_loaded(tmp_path):
   (["--estimators=sds,nothing"], "--estimators=sds,nothing: 'nothing' is none of sds, score"),
   (["--run_shapeworld", "--shapeworld=x"], "--shapeworld=x"),
   (["sds"], "'sds' is not an option")])
-def test_mistakes_are_one_line(arguments, message, tmp_path):
-  done = subprocess.run([sys.executable, "-m", "sds_jax.testbed.study", f"--out={tmp_path / 'o'}", *arguments],
-                        capture_output=True, text=True, check=False)
-  assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-  assert message in done.stderr.splitlines()[-1] and done.stderr.splitlines()[-1].startswith("error: ")
+def test_mistakes_are_one_line(call_main, arguments, message, tmp_path):
+  status, _, err = call_main(study.main, "study", f"--out={tmp_path / 'o'}", *arguments)
+  assert status == 2 and "Traceback" not in err, err
+  assert message in err.splitlines()[-1] and err.splitlines()[-1].startswith("error: ")
   assert not (tmp_path / "o").exists()
