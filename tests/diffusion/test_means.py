@@ -19,9 +19,15 @@ def law(weights, means, stds):
   return laws.Mixture(jnp.array(weights), jnp.array(means)[:, None], jnp.array(stds))
 
 
-GIVEN = laws.stack([law([0.5, 0.3, 0.2], [-1.0, 0.4, 1.5], [0.15, 0.3, 0.1]), law([0.6, 0.4], [-0.3, 2.0], [0.4, 0.2])])
-PARAMS = laws.stack([*(jax.tree.map(lambda leaf: leaf[y], denoisers.with_null_label(GIVEN, jnp.array([0.4, 0.6])))
+@jax.jit
+def params():
+  given = laws.stack([law([0.5, 0.3, 0.2], [-1.0, 0.4, 1.5], [0.15, 0.3, 0.1]),
+                      law([0.6, 0.4], [-0.3, 2.0], [0.4, 0.2])])
+  return laws.stack([*(jax.tree.map(lambda leaf: leaf[y], denoisers.with_null_label(given, jnp.array([0.4, 0.6])))
                        for y in range(3)), laws.gaussian(jnp.array([0.9]), 0.3)])
+
+
+PARAMS = params()
 
 
 @pytest.fixture(scope="module")

@@ -16,15 +16,17 @@ from sds_jax.types import FieldOutput
 from sds_jax.views import cameras
 from sds_jax.views.lights import LAMBERTIAN, Shading
 
-CAMERAS = jax.vmap(lambda azimuth, distance: cameras.orbit(azimuth, 0.3, distance, 0.8))(
-  jnp.array([0.1, 2.0, 3.0, 5.0]), jnp.array([1.2, 2.0, 2.7, 6.0]))  # the first needs ten times the samples of the last
+CAMERAS = jax.jit(jax.vmap(lambda azimuth, distance: cameras.orbit(azimuth, 0.3, distance, 0.8)))(
+  np.float32([0.1, 2.0, 3.0, 5.0]), np.float32([1.2, 2.0, 2.7, 6.0]))  # the first needs ten times the samples of the last
 KEYS = jax.random.split(jax.random.key(1), 4)
-BACKGROUND = jnp.full((4, 8, 8, 3), 0.7)
+BACKGROUND = jnp.asarray(np.full((4, 8, 8, 3), 0.7, np.float32))
 LIT = Shading(jnp.int32(LAMBERTIAN), jnp.float32(0.1), jnp.float32(0.9))
 OPTIONS = RenderOptions(candidates=24, samples=8, block_points=None)
 FEW = dataclasses.replace(OPTIONS, few=5, block_points=128)
 SCENES = jnp.array([4.0, 9.0, 2.0])
-GRIDS = Occupancy(jnp.zeros((3, 8, 8, 8)).at[0, :4].set(1.0).at[1, 3:5, 3:5, 3:5].set(1.0).at[2, 0, 0, 0].set(1.0))
+OCCUPIED = np.zeros((3, 8, 8, 8), np.float32)
+OCCUPIED[0, :4] = OCCUPIED[1, 3:5, 3:5, 3:5] = OCCUPIED[2, 0, 0, 0] = 1.0
+GRIDS = Occupancy(jnp.asarray(OCCUPIED))
 """The three scenes need many, few and almost no samples."""
 
 

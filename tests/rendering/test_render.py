@@ -16,11 +16,11 @@ from sds_jax.views.lights import LAMBERTIAN, Shading
 
 OPTIONS = RenderOptions(candidates=24, samples=24, block_points=None)
 FIELD = make_field("mlp", hidden=8, blob_radius=0.5)
-PARAMS = FIELD.init(jax.random.key(0))
-CAMERAS = jax.vmap(lambda azimuth: cameras.orbit(azimuth, 0.3, 2.7, 0.8))(jnp.array([0.1, 2.0]))
+PARAMS = jax.jit(FIELD.init)(jax.random.key(0))
+CAMERAS = jax.jit(jax.vmap(lambda azimuth: cameras.orbit(azimuth, 0.3, 2.7, 0.8)))(np.float32([0.1, 2.0]))
 KEYS = jax.random.split(jax.random.key(1), 2)
-BACKGROUND = jnp.full((2, 8, 8, 3), 0.7)
-LIGHT = jnp.array([[1.0, 0.2, 0.5], [-0.3, 1.0, 0.9]])
+BACKGROUND = jnp.asarray(np.full((2, 8, 8, 3), 0.7, np.float32))
+LIGHT = jnp.asarray(np.float32([[1.0, 0.2, 0.5], [-0.3, 1.0, 0.9]]))
 LIT = Shading(jnp.int32(LAMBERTIAN), jnp.float32(0.1), jnp.float32(0.9))
 
 
