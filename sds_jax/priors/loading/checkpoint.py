@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import contextvars
 import dataclasses
-import functools
 import math
 import os
 from pathlib import Path
@@ -31,6 +30,7 @@ from sds_jax.priors.loading.files import (CheckpointError, check_header, is_ther
                                           write_json)
 from sds_jax.priors.loading.stored import Stored as Stored
 from sds_jax.priors.loading.stored import changed
+from sds_jax.priors.networks.abstract import abstract_params as abstract_params
 from sds_jax.priors.networks.clip import CLIPTextModel, CLIPTextModelWithProjection
 from sds_jax.priors.networks.clip_vision import CLIPVisionModelWithProjection
 from sds_jax.priors.networks.pose_layers import CCProjection, ElevationHead
@@ -85,29 +85,6 @@ COMPONENTS = {
 def component(kind: str | Component) -> Component:
   """Returns the component itself, or the entry of COMPONENTS with that name."""
   return COMPONENTS[kind] if isinstance(kind, str) else kind
-
-
-def abstract_params(model: nn.Module) -> dict[names.Path, jax.ShapeDtypeStruct]:
-  """Returns {Flax path: shape and dtype} of a network's parameters; allocates nothing.
-
-  Raises:
-    TypeError: the class of the network lacks the method `example_inputs`.
-  """
-  if not hasattr(model, "example_inputs"):
-    raise TypeError(f"{type(model).__name__} has no method example_inputs() and so cannot be read from a checkpoint")
-  try:
-    hash(model)
-  except TypeError:  # a user's network may have a list among its fields
-    return _traced_params.__wrapped__(model)
-  return dict(_traced_params(model))
-
-
-# Every opening of a prior asks two or three times, and tracing a U-Net takes a second.
-@functools.lru_cache(maxsize=64)
-def _traced_params(model: nn.Module) -> dict[names.Path, jax.ShapeDtypeStruct]:
-  # Traced and never run: a network of billions of parameters costs no memory here.
-  tree = jax.eval_shape(lambda *inputs: model.init(jax.random.key(0), *inputs), *model.example_inputs())["params"]
-  return traverse_util.flatten_dict(tree)
 
 
 def read_component(folder: str | os.PathLike, kind: str | Component, dtype: Any = jnp.float32,
