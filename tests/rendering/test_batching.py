@@ -16,8 +16,9 @@ from sds_jax.types import FieldOutput
 from sds_jax.views import cameras
 from sds_jax.views.lights import LAMBERTIAN, Shading
 
+# The first camera needs ten times the samples of the last.
 CAMERAS = jax.jit(jax.vmap(lambda azimuth, distance: cameras.orbit(azimuth, 0.3, distance, 0.8)))(
-  np.float32([0.1, 2.0, 3.0, 5.0]), np.float32([1.2, 2.0, 2.7, 6.0]))  # the first needs 10 times the samples of the last
+  np.float32([0.1, 2.0, 3.0, 5.0]), np.float32([1.2, 2.0, 2.7, 6.0]))
 KEYS = jax.random.split(jax.random.key(1), 4)
 BACKGROUND = jnp.asarray(np.full((4, 8, 8, 3), 0.7, np.float32))
 LIT = Shading(jnp.int32(LAMBERTIAN), jnp.float32(0.1), jnp.float32(0.9))
