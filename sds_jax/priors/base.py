@@ -156,6 +156,10 @@ class Options:
     image_size: height and width of the images of a prior of latents; 0: those of the files.
     variant: of the weight files, as in `<stem>.<variant>.safetensors`; "": the files without a variant first.
     sizes: of a prior that is conditioned on sizes (SDXL).
+    prediction_type: what the U-Net of a single file predicts, "epsilon" or "v_prediction"; "": as the file tells.
+    ema: whether the averaged weights (EMA) of a single file are taken.
+    config: folder in diffusers' format whose small files describe a single file; "": the file's shapes do.
+    unet, vae: file or folder of a U-Net or an autoencoder in place of the prior's own; "": its own.
   """
   dtype: Any = jnp.float32
   any_words: bool = False
@@ -163,6 +167,11 @@ class Options:
   image_size: int = 0
   variant: str = ""
   sizes: SizeConditions = SizeConditions()
+  prediction_type: str = ""
+  ema: bool = False
+  config: str = ""
+  unet: str = ""
+  vae: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ The folder's `model_index.json` says which of the families (`families.FAMILIES`)
 from __future__ import annotations
 
 from collections.abc import Callable
+import dataclasses
 import os
 from typing import Any
 
@@ -18,8 +19,10 @@ from sds_jax.priors.base import Cond as Cond
 from sds_jax.priors.base import Options, Prior, Weights
 from sds_jax.priors.base import PromptError as PromptError
 from sds_jax.priors.families import check_image_size, family_of_published, open_folder
+from sds_jax.priors.loading.composed import Composed
 from sds_jax.priors.loading.files import CheckpointError as CheckpointError
 from sds_jax.priors.loading.source import Source
+from sds_jax.priors.overrides import with_networks
 from sds_jax.priors.sources import find
 from sds_jax.types import Params
 
@@ -35,13 +38,13 @@ def build(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_words: 
   Args:
     name_or_path: "shapeworld" or "shapeworld-views", which are in this package; a published prior by a name of
       `sources.HUB_IDS` or its hub id ("owner/name", perhaps "owner/name@revision"), which is downloaded unless the
-      local cache has it; or a folder.
+      local cache has it; a folder; or a single-file checkpoint.
     dtype: of parameters and of the networks' activations; inputs and outputs of `Prior`'s functions are float32.
     any_words: whether prompts may have words outside the prior's vocabulary.
     vae_remat: whether the gradient through the VAE's encoder recomputes the inside of its blocks: less memory, slower.
     random_weights: whether the networks have random weights, and prompts random embeddings, in place of the published
       ones; no file is read then. Only for a name of `published.PRIORS`.
-    **choices: further fields of `base.Options`, such as `variant`.
+    **choices: further fields of `base.Options`, such as `prediction_type`.
 
   Raises:
     CheckpointError (a ValueError): the folder or a file in it is missing or wrong, or cannot be downloaded.
@@ -66,10 +69,16 @@ def open_prior(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_wo
   """
   name, options = os.fspath(name_or_path), Options(dtype, any_words, vae_remat, **choices)
   # `find` calls `check` before it fetches weights; the call below serves folders and random weights.
-  opened = _open_random(name, options) if random_weights else open_folder(
-    find(name, dtype, check=check, options=options), options)
+  opened = _open_random(name, options) if random_weights else _open(name, options, check)
   check(opened[0])
   return opened
+
+
+def _open(name: str, options: Options, check: Callable[[Prior], None]) -> tuple[Prior, Weights]:
+  source = with_networks(find(name, options.dtype, check=check, options=options), options)
+  prior, weights = open_folder(source, options)
+  notes = source.folder.notes if isinstance(source.folder, Composed) else ()
+  return dataclasses.replace(prior, notes=(*prior.notes, *notes)), weights
 
 
 def _open_random(name: str, options: Options) -> tuple[Prior, Weights]:

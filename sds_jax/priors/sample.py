@@ -18,6 +18,7 @@ from PIL import Image
 
 from sds_jax import compilation, terminal
 from sds_jax.priors.ddim import ddim
+from sds_jax.priors.flags import add_file_options, file_options
 from sds_jax.priors.loading.files import write_atomically
 from sds_jax.priors.prior import Prior, build
 from sds_jax.priors.sample_views import elevation_of, read_picture, sample_views
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line."""
   terminal.show_any_text()
   parser = argparse.ArgumentParser(prog="python -m sds_jax.priors.sample", description="Draw images from a prior.")
-  parser.add_argument("--prior", default="shapeworld", help="a name, a hub id or a folder (default: %(default)s)")
+  parser.add_argument("--prior", default="shapeworld",
+                      help="a name, a hub id, a folder or a single file (default: %(default)s)")
   parser.add_argument("--prompt", help="content of the images, for a prior that is conditioned on a prompt")
   parser.add_argument("--negative_prompt", default="")
   parser.add_argument("--out", type=terminal.user_path, default=Path("samples.png"),
@@ -66,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the networks")
   parser.add_argument("--variant", default="", help="of the weight files, such as fp16_ema (default: none first)")
   parser.add_argument("--image_size", type=int, default=0, help="pixels, for a prior of latents (default: its own)")
+  add_file_options(parser)
   views = parser.add_argument_group("views of a photo, for a prior that is conditioned on a photo")
   views.add_argument("--picture", type=terminal.user_path, help="a square photo of the object, on white or transparent")
   views.add_argument("--azimuth_deg", type=float, nargs="+",
@@ -88,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   compilation.prepare()
   try:
     picture = read_picture(args.picture) if args.picture else None
-    prior, params = build(args.prior, dtype=args.dtype, variant=args.variant, image_size=args.image_size)
+    prior, params = build(args.prior, dtype=args.dtype, variant=args.variant, image_size=args.image_size,
+                          **file_options(args))
     images = len(args.azimuth_deg) if args.picture and args.azimuth_deg else args.num
     print(*prior.notes, f"prior: {prior.source}; drawing {images} images in {args.steps} steps ...", sep="\n",
           flush=True)

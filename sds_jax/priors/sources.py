@@ -17,11 +17,12 @@ from sds_jax.priors.base import Options, Prior
 from sds_jax.priors.families import (family_of, family_of_published, family_of_shipped, open_folder, read_index,
                                      refuse_known)
 from sds_jax.priors.families.zero123 import is_stable_zero123 as is_stable_zero123
+from sds_jax.priors.from_file import compose
 from sds_jax.priors.loading.checkpoint import configs_only
 from sds_jax.priors.loading.files import CheckpointError
 from sds_jax.priors.loading.hub import (INDEX, Hub, Unavailable, choose_files, default_hub, download_command,
-                                         missing_files)
-from sds_jax.priors.loading.single_files import SUFFIXES, describe_file, describe_names
+                                         is_weights, missing_files)
+from sds_jax.priors.loading.single_files import SUFFIXES, check_weights, describe_names
 from sds_jax.priors.loading.source import Source as Source
 
 HUB_IDS: dict[str, tuple[str, ...]] = {
@@ -95,11 +96,12 @@ def find(name: str, dtype: Any, hub: Hub | None = None, check: Callable[[Prior],
   """Returns the source of a prior; downloads missing files.
 
   Args:
-    name: a name in SHIPPED, a folder, a name in HUB_IDS, or a hub id.
+    name: a name in SHIPPED, a folder, a single-file checkpoint, a name in HUB_IDS, or a hub id.
     dtype: of the weights that are wanted; for 16 bits, files of 16 bits are preferred.
     hub: the model hub and its local cache (None: those of huggingface_hub, with its environment variables).
     check: (prior, opened without weights) -> None; called before weights are fetched, and may raise any error.
-    options: by which `check`'s prior is opened, and which variant of the weights is wanted; None: `Options(dtype)`.
+    options: by which a single file or `check`'s prior is opened, and which variant of the weights is wanted; None:
+      `Options(dtype)`.
 
   Raises:
     CheckpointError: the prior does not exist or cannot be downloaded; one line names the reason and the remedy.
@@ -111,10 +113,10 @@ def find(name: str, dtype: Any, hub: Hub | None = None, check: Callable[[Prior],
   if folder.is_dir():
     return _describe(name, folder)
   if _is_file(folder):
-    raise CheckpointError(describe_file(folder))
+    check_weights(folder)
+    return Source(name, compose(folder, options or Options(dtype)))
   if name.endswith(SUFFIXES):
-    raise CheckpointError(f"the prior {name!r}: there is no such file, and a prior is the folder of a model in "
-                          "diffusers' format, with model_index.json")
+    raise CheckpointError(f"the prior {name!r}: there is no such file")
   if name in SHIPPED:
     raise CheckpointError(f"the prior {name!r} is not in this installation: {folder} does not exist")
   # A folder goes before a hub id, since both have the form owner/name.
@@ -185,8 +187,8 @@ def _from_hub(name: str, stored: tuple[str, ...], fetched: tuple[str, ...], revi
       if isinstance(error, Unavailable) and error.everywhere:
         break
   here = "" if name in HUB_IDS else f"there is no folder {name!r} here, and from the hub "
-  raise CheckpointError(f"the prior {name!r} can't be had: {here}{'; '.join(problems)}. A folder of it that you have "
-                        "can be named instead: --config.prior.path=FOLDER")
+  raise CheckpointError(f"the prior {name!r} can't be had: {here}{'; '.join(problems)}. A folder or single file of "
+                        "it that you have can be named instead: --config.prior.path=PATH")
 
 
 def _fetch(name: str, repo: str, revision: str, options: Options, hub: Hub, check: Callable[[Prior], None]) -> Path:
@@ -200,7 +202,7 @@ def _fetch(name: str, repo: str, revision: str, options: Options, hub: Hub, chec
   folder = hub.fetch(repo, revision, [INDEX])  # says which family, and so which files
   index = read_index(folder)
   chosen = choose_files(names, family_of(folder, index).files(index), options.dtype, options.variant)
-  small = [file for file in chosen if not file.endswith(".safetensors")]
+  small = [file for file in chosen if not is_weights(file)]
   # Weights are left for later: `check` may refuse the prior, and they may be gigabytes.
   folder = hub.fetch(repo, revision, small)
   with configs_only():

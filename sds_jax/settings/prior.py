@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from sds_jax.priors import published
 from sds_jax.schema import Legal, Scheduled, folder, one_of, scheduled, sentence, setting, switch, whole
@@ -21,12 +22,22 @@ _PAIR = Legal(lambda v: len(v) == 2 and all(type(side) is int and 0 <= side <= 8
 SIZES = ("original_size", "crop", "target_size")
 """Settings of the sizes that the networks of SDXL are conditioned on (arXiv:2307.01952, section 2.2)."""
 
+_PREDICTION = Legal(lambda v: v in ("", "epsilon", "v_prediction"),
+                    "epsilon or v_prediction (empty: as the file tells)")
+_OF_FILES = ("prediction_type", "ema", "config", "unet", "vae")
+
 
 @dataclasses.dataclass(frozen=True)
 class PriorSettings:
   """The diffusion model that distillation learns from: its name or folder, precision and memory."""
   name: str = setting("shapeworld", sentence(), "a shipped or published prior, a hub id 'owner/name', or a folder")
-  path: str = setting("", folder(" (empty: `name` counts)"), "a folder in diffusers format, in place of `name`")
+  path: str = setting("", folder(" or single file (empty: `name` counts)"),
+                      "a folder in diffusers format or a single-file checkpoint, in place of `name`")
+  prediction_type: str = setting("", _PREDICTION, "what a single file of SD 2.x predicts, which does not tell")
+  ema: bool = setting(False, switch(), "take the averaged weights of a single file (`model_ema.*`)")
+  config: str = setting("", folder(" (empty: none)"), "a diffusers folder whose small files describe a single file")
+  unet: str = setting("", folder(" or file (empty: the prior's own)"), "another U-Net, as a file or folder")
+  vae: str = setting("", folder(" or file (empty: the prior's own)"), "another VAE, as a file or folder")
   dtype: str = setting("float32", one_of(DTYPES), "precision of the prior's weights and activations")
   variant: str = setting("", _VARIANT, "variant of the weight files, such as fp16 or fp16_ema; empty: none first")
   image_size: int = setting(0, whole(0, 8192), "pixels of the images of a prior of latents; 0: as its files say")
@@ -47,16 +58,23 @@ class PriorSettings:
     for name in SIZES:
       if 0 < sum(side > 0 for side in getattr(self, name)) < 2 and name != "crop":
         yield f"{path}.{name}={getattr(self, name)!r} sets one side only: set both, or (0, 0)"
-    if self.random_weights and self.variant:
-      yield (f"{path}.variant={self.variant!r} has no effect on random weights: set it to '', or random_weights to "
-             "False")
+    for name in (*_OF_FILES, "variant") if self.random_weights else ():
+      if value := getattr(self, name):
+        yield (f"{path}.{name}={value!r} has no effect on random weights: set it to {type(value)()!r}, or "
+               "random_weights to False")
+
+  def file_options(self) -> dict[str, Any]:
+    """Returns the fields of `priors.base.Options` that say how files are read and which networks are replaced."""
+    return {name: getattr(self, name) for name in (*_OF_FILES, "variant", "image_size")}
 
 
 @dataclasses.dataclass(frozen=True)
 class WordsSettings:
   """The second prior, conditioned on `prompt` (Magic123, arXiv:2306.17843); used where `loss.words` is not 0."""
   prior: str = setting("shapeworld", sentence(), "a text-conditioned prior: a name, a hub id 'owner/name', or a folder")
-  path: str = setting("", folder(" (empty: `prior` counts)"), "a folder in diffusers format, in place of `prior`")
+  path: str = setting("", folder(" or single file (empty: `prior` counts)"),
+                      "a folder in diffusers format or a single-file checkpoint, in place of `prior`")
+  prediction_type: str = setting("", _PREDICTION, "what a single file of SD 2.x predicts, which does not tell")
   guidance_scale: Scheduled = setting(3.0, scheduled(-1000.0, 1000.0), "s of eps_u + s (eps_c - eps_u)")
 
 

@@ -177,8 +177,10 @@ class Image3DTask(ObjectTask):
     words, first = self.settings.words, self.settings.prior
     # A shipped prior as the second one has weights of its own and is read.
     random_weights = first.random_weights and not words.path and words.prior in published.PRIORS
-    return dataclasses.replace(first, name=words.prior, path=words.path, random_weights=random_weights,
-                               variant="", image_size=0)
+    # Choices among the first prior's files mean nothing to the second.
+    return dataclasses.replace(first, name=words.prior, path=words.path, prediction_type=words.prediction_type,
+                               random_weights=random_weights, variant="", image_size=0, ema=False, config="", unet="",
+                               vae="")
 
   @property
   def second_distillation(self) -> DistillationSettings:

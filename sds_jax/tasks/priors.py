@@ -52,8 +52,7 @@ def open_prior(prior: PriorSettings, distillation: DistillationSettings, task: s
 
   try:
     return prior_lib.open_prior(prior.path or prior.name, prior.dtype, prior.allow_unknown_words, prior.vae_remat,
-                                prior.random_weights, check, image_size=prior.image_size, variant=prior.variant,
-                                sizes=SizeConditions(**sizes))
+                                prior.random_weights, check, sizes=SizeConditions(**sizes), **prior.file_options())
   # Both are ValueErrors whose messages need no prefix.
   except (CheckpointError, ConfigError):
     raise

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 UNET = dict(
   _class_name="UNet2DConditionModel", sample_size=4, in_channels=12, out_channels=12,
@@ -218,3 +218,111 @@ def random_params_fixture():
 @pytest.fixture(name="write_tokenizer", scope="session")
 def write_tokenizer_fixture():
   return write_tokenizer
+
+
+LDM_VAE = SD_VAE | dict(block_out_channels=[32, 64], norm_num_groups=32, sample_size=128)
+LDM_UNETS = dict(
+  SD1=dict(sample_size=64, in_channels=4, out_channels=4, block_out_channels=[32, 64], layers_per_block=1,
+           down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], cross_attention_dim=64,
+           up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"], attention_head_dim=8),
+  SD2=dict(sample_size=96, in_channels=4, out_channels=4, block_out_channels=[64, 128], layers_per_block=1,
+           down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], cross_attention_dim=64,
+           up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"], attention_head_dim=[1, 2], use_linear_projection=True))
+LDM_UNETS["SDXL"] = LDM_UNETS["SD2"] | dict(
+  sample_size=128, down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], cross_attention_dim=128,
+  up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"], transformer_layers_per_block=[1, 2],
+  addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=64 + 6 * 256)
+LDM_UNETS["Zero123"] = LDM_UNETS["SD1"] | dict(in_channels=8, sample_size=32)
+LDM_TEXT = CLIP | dict(vocab_size=49408, hidden_size=64, intermediate_size=128, num_attention_heads=1,
+                       max_position_embeddings=77, eos_token_id=2, bos_token_id=0, pad_token_id=1)
+
+
+def ldm_tensors(kind, folder):
+  """The tensors of a folder under the names of a single file, with the extras that published files have."""
+  from sds_jax.priors.loading import ldm_names
+  attending = frozenset(i for i, block in enumerate(LDM_UNETS[kind]["up_block_types"]) if "CrossAttn" in block)
+  rules = {"unet": (ldm_names.unet_rule(LDM_UNETS[kind]["layers_per_block"], attending), "model.diffusion_model."),
+           "vae": (ldm_names.vae_rule(2), "first_stage_model."),
+           "cc_projection": (lambda name: ldm_names.LdmName(name.removeprefix("projection.")), "cc_projection."),
+           "image_encoder": (ldm_names.clip_rule, "cond_stage_model.model.visual."),
+           "text_encoder": {"SD1": (ldm_names.same_rule, "cond_stage_model.transformer."),
+                            "SDXL": (ldm_names.same_rule, "conditioner.embedders.0.transformer.")}.get(
+                              kind, (ldm_names.clip_rule, "cond_stage_model.model.")),
+           "text_encoder_2": (ldm_names.clip_rule, "conditioner.embedders.1.model.")}
+  tensors, stacked = {"betas": np.zeros(1000, np.float32), "model_ema.decay": np.zeros((), np.float32)}, {}
+  for part, (rule, prefix) in rules.items():
+    for file in (folder / part).glob("*.safetensors"):
+      for name, array in load_file(file).items():
+        place = rule(name)
+        projection = "proj_in" in place.key or "proj_out" in place.key
+        convolution = (part == "vae" and "attn_1" in place.key or
+                       part == "unet" and kind in ("SD1", "Zero123") and projection)
+        array = array[:, :, None, None] if convolution and array.ndim == 2 else array
+        if place.third is None:
+          tensors[prefix + place.key] = np.ascontiguousarray(array.T if place.transposed else array)
+        else:
+          stacked.setdefault(prefix + place.key, {})[place.third] = array
+        if part == "unet":
+          tensors[ldm_names.average_key(place.key)] = tensors[prefix + place.key] + 1
+  tensors |= {key: np.concatenate([parts[i] for i in range(3)]) for key, parts in stacked.items()}
+  if kind == "SD1":
+    tensors["cond_stage_model.transformer.text_model.embeddings.position_ids"] = np.arange(77)[None]
+  if kind == "SDXL":
+    tensors["conditioner.embedders.1.model.logit_scale"] = np.zeros((), np.float32)
+  if kind == "SD2":  # OpenCLIP's own file: one layer more, which is not used
+    last = {key: array for key, array in tensors.items() if "resblocks.1." in key}
+    tensors |= {key.replace("resblocks.1.", "resblocks.2."): array for key, array in last.items()}
+    tensors |= {"cond_stage_model.model.logit_scale": np.zeros((), np.float32),
+                       "cond_stage_model.model.text_projection": np.zeros((64, 64), np.float32)}
+  return tensors
+
+
+@pytest.fixture(scope="session")
+def ldm_models(tmp_path_factory):
+  """{kind: (folder in diffusers' format, the same tensors under the names of a single file)}, small."""
+  from sds_jax.priors.loading import names
+  from sds_jax.priors.loading.checkpoint import COMPONENTS, abstract_params
+  rng = np.random.default_rng(0)
+
+  def tensors(part, config):
+    kind, shapes = COMPONENTS[part], abstract_params(COMPONENTS[part].network.from_config(config))
+    return {name: rng.normal(size=names.checkpoint_shape(path, shapes[path].shape)).astype(np.float16)
+            for name, path in names.flax_paths(shapes, kind.table).items()}
+
+  vision = VISION | dict(hidden_size=64, intermediate_size=128, num_attention_heads=1, projection_dim=64)
+  projection = dict(_class_name="CCProjection", in_channel=68, out_channel=64)
+  unets = {kind: tensors("unet", LDM_UNETS[kind]) for kind in ("SD1", "SD2", "SDXL")}
+  unets["Zero123"] = unets["SD1"] | {"conv_in.weight": np.tile(unets["SD1"]["conv_in.weight"], (1, 2, 1, 1))}
+  vae, text = tensors("vae", LDM_VAE), tensors("clip_text", LDM_TEXT)
+  second = LDM_TEXT | dict(hidden_act="gelu", projection_dim=64)
+  pooled = text | {"text_projection.weight": rng.normal(size=(64, 64)).astype(np.float16)}
+  zero123 = {"image_encoder": (vision, tensors("image_encoder", vision)),
+             "cc_projection": (projection, tensors("cc_projection", projection))}
+  models = {}
+  for kind, config in LDM_UNETS.items():
+    folder = tmp_path_factory.mktemp(kind)
+    act = dict(hidden_act="gelu" if kind == "SD2" else "quick_gelu")
+    parts = {"unet": (config, unets[kind]), "vae": (LDM_VAE, vae)}
+    parts |= zero123 if kind == "Zero123" else {"text_encoder": (LDM_TEXT | act, text)}
+    parts |= {"text_encoder_2": (second, pooled)} if kind == "SDXL" else {}
+    for name, (config, values) in parts.items():
+      (folder / name).mkdir()
+      (folder / name / "config.json").write_text(json.dumps(config))
+      stem = "model" if "encoder" in name else "diffusion_pytorch_model"
+      save_file(values, folder / name / f"{stem}.safetensors", metadata={"format": "pt"})
+    models[kind] = folder, ldm_tensors(kind, folder)
+  return models
+
+
+@pytest.fixture(name="stored_arrays", scope="session")
+def stored_arrays_fixture():
+  """(component's folder, its kind) -> (network, {name in diffusers: array as stored}); one trace."""
+  from sds_jax.priors.loading import names
+  from sds_jax.priors.loading.checkpoint import COMPONENTS, open_component
+
+  def read(folder, kind):
+    network, places = open_component(folder, kind)
+    return network, {names.checkpoint_name(path, COMPONENTS[kind].table): stored.read().reshape(stored.shape)
+                     for path, stored in places.items()}
+
+  return read

@@ -100,9 +100,10 @@ HEADERS = {
   "overflow": (UNET, lambda p: weights(p, {"a": tensor(shape=(2**62, 2**62), offsets=(0, 0))}), "damaged"),
   "negative": (UNET, lambda p: weights(p, {"a": tensor(shape=(-1,))}, b"1234"), "damaged or truncated"),
   "I64": (UNET, lambda p: with_dtype(p, "I64", 8), "has dtype I64; supported:"),
-  "F8": (UNET, lambda p: with_dtype(p, "F8_E4M3", 1), "has dtype F8_E4M3; supported:"),
+  "C64": (UNET, lambda p: with_dtype(p, "C64", 8), "has dtype C64; supported:"),
   "BOOL": (UNET, lambda p: with_dtype(p, "BOOL", 1), "has dtype BOOL; supported:"),
-  "no dtype": (UNET, lambda p: weights(p, {"a": tensor("F99")}, b"1234"), "damaged or truncated"),
+  "unknown dtype": (UNET, lambda p: weights(p, {"a": tensor("F99")}, b"1234"), "has dtype F99; supported:"),
+  "no dtype": (UNET, lambda p: weights(p, {"a": tensor(4)}, b"1234"), "damaged or truncated"),
 }
 TEXTS = {
   "deep": (CONFIG, lambda p: p.write_bytes(DEEP), "nested too deeply"),

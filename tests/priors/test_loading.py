@@ -1,4 +1,5 @@
 """Weights are read one by one, so that no second copy of them exists; variants of files by all their names."""
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.numpy import save_file
 
 from sds_jax.priors.loading import checkpoint, finite
 from sds_jax.priors.loading.files import CheckpointError
+from sds_jax.priors.loading.tensor_files import open_tensors
 
 TENSORS, SHAPE = 24, (256, 1024)
 
@@ -24,7 +26,12 @@ def places(tmp_path_factory):
   """24 tensors of 0.5 MiB in float16."""
   file = tmp_path_factory.mktemp("weights") / "w.safetensors"
   save_file({f"layer.{i}.weight": np.full(SHAPE, i, np.float16) for i in range(TENSORS)}, file)
-  return {(f"layer_{i}", "kernel"): checkpoint.Stored(file, f"layer.{i}.weight", SHAPE) for i in range(TENSORS)}
+  return places_in(file)
+
+
+def places_in(file):
+  return {(*key.replace("r.", "r_").split(".")[:1], "kernel"): checkpoint.Stored(file, key, tensor.shape, tensor.read)
+          for key, tensor in open_tensors(file).items()}
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32, jnp.bfloat16])
@@ -42,26 +49,13 @@ def test_the_host_holds_a_few_tensors_at_a_time(places, dtype):
 
 
 def test_each_goes_to_the_device_before_the_next_is_read(places, monkeypatch):
-  events = []
-  class Reader:
-    def __init__(self, file, framework):
-      self.inner = real(file, framework=framework)
+  events, put = [], jax.device_put
 
-    def __enter__(self):
-      self.tensors = self.inner.__enter__()
-      return self
+  def recording(stored):
+    return dataclasses.replace(stored, read=lambda: (events.append("read"), stored.read())[1])
 
-    def __exit__(self, *args):
-      return self.inner.__exit__(*args)
-
-    def get_tensor(self, key):
-      events.append("read")
-      return self.tensors.get_tensor(key)
-
-  real, put = checkpoint.safetensors.safe_open, jax.device_put
-  monkeypatch.setattr(checkpoint.safetensors, "safe_open", Reader)
   monkeypatch.setattr(jax, "device_put", lambda array: (events.append("put"), put(array))[1])
-  tree = checkpoint.load_on_device(places, jnp.bfloat16)
+  tree = checkpoint.load_on_device({path: recording(stored) for path, stored in places.items()}, jnp.bfloat16)
   assert events == ["read", "put"] * TENSORS
   assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(tree))
   np.testing.assert_array_equal(tree["layer_3"]["kernel"], np.full(SHAPE[::-1], 3, jnp.bfloat16))
@@ -87,6 +81,8 @@ def test_the_process_grows_by_the_parameters_alone(tmp_path):
   (["m.safetensors", "m.fp16.safetensors", "m.bf16.safetensors"], ["m.safetensors"]),
   (["m.fp16.safetensors", "m.bf16.safetensors", "m.non_ema.safetensors"], ["m.bf16.safetensors"]),
   (["m.fp16.safetensors", "m.bin"], ["m.fp16.safetensors"]),
+  (["m.fp16.bin", "m.bin", "m.ckpt"], ["m.bin"]), (["m.fp16.bin", "m.msgpack"], ["m.fp16.bin"]),
+  (["m.bin.index.json"], ["m-1.safetensors", "m-2.safetensors"]),
   (["m.safetensors.index.json", "m.fp16.safetensors"], ["m-1.safetensors", "m-2.safetensors"]),
   (["m.safetensors.index.fp16.json"], ["m-1.safetensors", "m-2.safetensors"]),
   (["m.bf16.safetensors.index.json"], ["m-1.safetensors", "m-2.safetensors"])])
@@ -96,12 +92,14 @@ def test_which_files_are_read(tmp_path, files, expected):
   assert checkpoint.weight_files(tmp_path, "m") == [tmp_path / name for name in expected]
 
 
-@pytest.mark.parametrize("name", ["m.bin", "m.ckpt", "m.pt", "m.pth", "m.msgpack"])
-def test_pickles_are_refused(tmp_path, name):
-  (tmp_path / name).write_text("")
-  with pytest.raises(CheckpointError, match=f"only {name}; pickles are not read, since they can run code: take the "
-                                            r"safetensors version .*save_pretrained\(NEW\)"):
+def test_other_files_are_told(tmp_path):
+  for name in ("m.ckpt", "m.pth", "m.msgpack"):
+    (tmp_path / name).write_text("")
+  with pytest.raises(CheckpointError, match="expected m.safetensors, m.fp16.safetensors, shards with "
+                                            "m.safetensors.index.json, or m.bin, and m.ckpt, m.msgpack, m.pth is none"):
     checkpoint.weight_files(tmp_path, "m")
+  (tmp_path / "pytorch_model.bin").write_text("")
+  assert checkpoint.weight_files(tmp_path, "model") == [tmp_path / "pytorch_model.bin"]
 
 
 @pytest.mark.parametrize("stored", ["float16", "bfloat16", "float32", "float64"])
@@ -122,7 +120,7 @@ def test_the_tensor_is_named(places, tmp_path):
   array[0, 3] = np.nan
   save_file({stored.key: array}, tmp_path / "w.safetensors")
   with pytest.raises(CheckpointError, match=rf"w.safetensors: the tensor {stored.key} has 1 values"):
-    checkpoint.load({path: checkpoint.Stored(tmp_path / "w.safetensors", stored.key, SHAPE)}, jnp.float32)
+    checkpoint.load(places_in(tmp_path / "w.safetensors"), jnp.float32)
   save_file({stored.key: np.full(SHAPE, 1e6, np.float32)}, tmp_path / "w.safetensors")
   with pytest.raises(CheckpointError, match="has values outside the range of float16 .at most 65504"):
-    checkpoint.load({path: checkpoint.Stored(tmp_path / "w.safetensors", stored.key, SHAPE)}, jnp.float16)
+    checkpoint.load(places_in(tmp_path / "w.safetensors"), jnp.float16)

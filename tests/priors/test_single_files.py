@@ -12,12 +12,12 @@ from sds_jax.priors.loading.single_files import describe_names
 
 CROSS = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+UNET = "a single file without autoencoder and text encoder, a part of a model: name it by config.prior.unet=FILE"
 KINDS = [
-  ({CROSS: (8, 768), FIRST: (8, 4, 3, 3)}, "a single-file checkpoint of Stable Diffusion 1.x; .*from_single_file"),
-  ({CROSS: (8, 1024), FIRST: (8, 4, 3, 3)}, "a single-file checkpoint of Stable Diffusion 2.x; "),
+  ({CROSS: (8, 768), FIRST: (8, 4, 3, 3)}, UNET), ({CROSS: (8, 1024), FIRST: (8, 4, 3, 3)}, UNET),
+  ({"cc_projection.weight": (4, 4), CROSS: (8, 768)}, UNET),
   ({CROSS: (8, 768), FIRST: (8, 9, 3, 3)}, "Stable Diffusion 1.x .inpainting.; this kind of model is not supported"),
-  ({"conditioner.embedders.1.model.ln_final.weight": (4,), CROSS: (8, 2048)}, "of Stable Diffusion XL; this kind"),
-  ({"cc_projection.weight": (4, 4), CROSS: (8, 768)}, "of Zero-1-to-3; single files are not read"),
+  ({"conditioner.embedders.1.model.ln_final.weight": (4,), CROSS: (8, 2048)}, "a part of Stable Diffusion XL; this"),
   ({"model.diffusion_model.double_blocks.0.img_mod.lin.weight": (4, 4)}, "of FLUX; this kind"),
   ({"model.diffusion_model.joint_blocks.0.x_block.mlp.fc1.weight": (4, 4)}, "of Stable Diffusion 3; this kind"),
   ({"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": (4, 4)}, "a LoRA, an addition to a model"),
@@ -27,7 +27,8 @@ KINDS = [
   ({"lora_unet_mid_block_attentions_0_proj_in.hada_w1_a": (4, 4)}, "a LoRA, an addition"),
   ({"emb_params": (2, 768)}, "a textual inversion, an addition"), ({"<cat-toy>": (768,)}, "a textual inversion, an"),
   ({"controlnet_cond_embedding.conv_in.weight": (4, 4)}, "a ControlNet, an addition"),
-  ({"down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight": (4, 4)}, "a U-Net alone, a part of a model"),
+  ({"down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight": (4, 4)},
+   "a U-Net alone, a part of a model: name it by config.prior.unet=FILE"),
   ({"encoder.conv_in.weight": (4, 4)}, "an autoencoder .VAE. alone, a part"),
   ({"text_model.final_layer_norm.weight": (4,)}, "a text encoder alone, a part"),
   ({"x": (1,)}, "a file of weights of an unknown kind; name the folder")]
@@ -44,9 +45,10 @@ def test_kinds(tmp_path, shapes, words):
 
 
 def test_other_files(tmp_path):
-  for name, content, words in (("a.ckpt", b"PK\x03\x04", "is a pickle; pickles are not read"),
-                               ("a.bin", b"\x80\x02", "is a pickle"), ("a.gguf", b"GGUF", "is a GGUF file"),
-                               ("a.txt", b"hello", "is a file, expected a folder in diffusers' format"),
+  for name, content, words in (("a.ckpt", b"PK\x03\x04", "is damaged or truncated"),
+                               ("a.bin", b"\x80\x02", "is a pickle of torch before 1.6"),
+                               ("a.gguf", b"GGUF", "is a GGUF file"),
+                               ("a.txt", b"hello", "is no file of weights: name a file of safetensors"),
                                ("a.safetensors", b"\xff" * 20, "is damaged or truncated"),
                                ("b.safetensors", b"", "is empty"),
                                ("c.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer")):

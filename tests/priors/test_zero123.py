@@ -83,14 +83,6 @@ def edit(path, **changes):
   path.write_text(json.dumps({key: item for key, item in value.items() if item is not None}))
 
 
-def pickled(folder):
-  (folder / "diffusion_pytorch_model.safetensors").rename(folder / "diffusion_pytorch_model.bin")
-
-
-PICKLE = ("has no diffusion_pytorch_model.safetensors, only diffusion_pytorch_model.bin; pickles are not read, since "
-          "they can run code: take the safetensors version of the checkpoint, or convert it where you trust it "
-          "(diffusers' DiffusionPipeline.from_pretrained(OLD).save_pretrained(NEW), or one file by safetensors.torch."
-          "save_file(torch.load(OLD, map_location='cpu', weights_only=True), NEW))")
 CAMERA = "clip_camera_projection"
 
 
@@ -98,7 +90,10 @@ CAMERA = "clip_camera_projection"
   (lambda p: shutil.rmtree(p / "image_encoder"), "{p}/image_encoder does not exist or is no folder"),
   (lambda p: shutil.rmtree(p / CAMERA), "{p}/clip_camera_projection does not exist or is no folder"),
   (lambda p: shutil.rmtree(p / "vae"), "{p}/vae does not exist or is no folder"),
-  (lambda p: pickled(p / CAMERA), "{p}/clip_camera_projection " + PICKLE),
+  (lambda p: (p / CAMERA / "diffusion_pytorch_model.safetensors").unlink(),
+   "{p}/clip_camera_projection has no weights: expected diffusion_pytorch_model.safetensors, "
+   "diffusion_pytorch_model.fp16.safetensors, shards with diffusion_pytorch_model.safetensors.index.json, or "
+   "diffusion_pytorch_model.bin"),
   (lambda p: edit(p / "model_index.json", pose="elevation"),
    "{p}/model_index.json: pose='elevation' is none of 'polar', 'distance': 'polar' is right for Stable-Zero123's "
    "weights, 'distance' for Zero-1-to-3's"),
@@ -180,9 +175,12 @@ def test_fetched_files(projection, dtype, variant):
 def test_repositories_that_will_not_do():
   bins = [name.replace(".safetensors", ".bin") if name.startswith("cc_projection") else name
           for name in listing(("",), "cc_projection")]
+  assert "cc_projection/diffusion_pytorch_model.bin" in hub.choose_files(bins, files_of("cc_projection"), jnp.float32)
+  others = [name.replace(".bin", ".ckpt") for name in bins]
   with pytest.raises(hub.Unavailable) as caught:
-    hub.choose_files(bins, files_of("cc_projection"), jnp.float32)
-  assert str(caught.value) == "cc_projection/ " + PICKLE
+    hub.choose_files(others, files_of("cc_projection"), jnp.float32)
+  assert str(caught.value) == ("cc_projection/ has no diffusion_pytorch_model.safetensors and no "
+                               "diffusion_pytorch_model.bin")
   without = [name for name in listing() if not name.startswith((CAMERA, "unet"))]
   with pytest.raises(hub.Unavailable, match="^there is no unet/, no clip_camera_projection/$"):
     hub.choose_files(without, files_of(CAMERA), jnp.float32)

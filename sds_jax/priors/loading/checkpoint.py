@@ -1,4 +1,4 @@
-"""Reads and writes component folders of diffusers checkpoints (config.json and safetensors) as Flax trees.
+"""Reads and writes component folders of diffusers checkpoints (config.json and weights) as Flax trees.
 
 Reading is a bijection between the names in the file and the network's parameters (from `jax.eval_shape` of its
 initialization), or raises one error that lists the differences on both sides. Names and shapes are compared from the
@@ -6,14 +6,13 @@ files' headers, before any weight is read. torch is not needed.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import contextvars
 import dataclasses
 import math
 import os
 from pathlib import Path
-import re
 from typing import Any
 
 import flax.linen as nn
@@ -21,15 +20,16 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from safetensors.numpy import save_file
 
 from sds_jax.priors.loading import names
+from sds_jax.priors.loading.composed import Composed, StoredWeights, as_folder
 from sds_jax.priors.loading.finite import check_finite
-from sds_jax.priors.loading.files import (CheckpointError, check_header, is_there, read_json, write_atomically,
-                                          write_json)
+from sds_jax.priors.loading.files import CheckpointError, read_json, write_atomically, write_json
 from sds_jax.priors.loading.stored import Stored as Stored
 from sds_jax.priors.loading.stored import changed
+from sds_jax.priors.loading.tensor_files import FLOATS, open_tensors
+from sds_jax.priors.loading.weight_files import weight_files as weight_files
 from sds_jax.priors.networks.abstract import abstract_params as abstract_params
 from sds_jax.priors.networks.clip import CLIPTextModel, CLIPTextModelWithProjection
 from sds_jax.priors.networks.clip_vision import CLIPVisionModelWithProjection
@@ -39,21 +39,10 @@ from sds_jax.priors.networks.unet import UNet2DConditionModel
 from sds_jax.priors.networks.vae import AutoencoderKL
 from sds_jax.types import Params
 
-_DTYPES = ("F64", "F32", "F16", "BF16")
 _LISTED = 8
 """How many names of each kind an error lists."""
 LARGEST_NETWORK = 2**36
 """Upper limit of the parameters of a network: 69 billion, several times the largest published one."""
-
-VARIANTS = ("bf16", "fp16")
-"""Variants of the weights, as named in the weight files."""
-
-PICKLES = (".bin", ".ckpt", ".msgpack", ".pt", ".pth")
-NO_PICKLES = ("pickles are not read, since they can run code: take the safetensors version of the checkpoint, or "
-              "convert it where you trust it (diffusers' DiffusionPipeline.from_pretrained(OLD).save_pretrained(NEW), "
-              "or one file by safetensors.torch.save_file(torch.load(OLD, map_location='cpu', weights_only=True), "
-              "NEW))")
-
 
 @dataclasses.dataclass(frozen=True)
 class Component:
@@ -93,7 +82,8 @@ def read_component(folder: str | os.PathLike, kind: str | Component, dtype: Any 
 
   Args:
     folder: holds config.json and `<stem>.safetensors`; or shards with `<stem>.safetensors.index.json`; or either as
-      one of VARIANTS (`<stem>.fp16.safetensors`). The first existing set in this order is read.
+      one of VARIANTS (`<stem>.fp16.safetensors`); or the same as torch's archives (`pickle_name`). The first existing
+      set in this order is read.
     kind: a key of COMPONENTS, or a component.
     dtype: of the parameters and of the network's activations.
     **options: further fields of the network that no config.json has (`remat`, say).
@@ -118,12 +108,14 @@ def open_component(folder: str | os.PathLike, kind: str | Component, dtype: Any 
   Args:
     variant: of the weight files; a folder without this variant is read as if "" had been given.
   """
-  part, folder = component(kind), Path(folder)
+  part, folder = component(kind), as_folder(folder)
   if not folder.is_dir():
     raise CheckpointError(f"{folder} does not exist or is no folder")
   model, expected = _network(folder / "config.json", part, dict(options, dtype=dtype))
   if _CONFIGS_ONLY.get():
     return model, {}
+  if isinstance(folder, Composed) and folder.stored:
+    return model, _locate_in(folder.stored, expected, part.table)
   return model, locate(weight_files(folder, part.stem, variant), expected, part.table)
 
 
@@ -199,21 +191,43 @@ def config_error(path: Path, error: Exception) -> CheckpointError:
 
 def locate(files: list[Path], expected: Mapping[names.Path, jax.ShapeDtypeStruct],
             table: names.NameTable) -> dict[names.Path, Stored]:
-  """Returns {Flax path: where the parameter is stored} of a network in the given safetensors files.
+  """Returns {Flax path: where the parameter is stored} of a network in the given files.
 
   Args:
-    files: of the component.
+    files: of the component; safetensors, or torch's archives.
     expected: of the network's parameters, from `abstract_params`.
     table: of the component's names.
 
   Raises:
     CheckpointError: as `read_component`.
   """
+  tensors = ((key, Stored(file, key, tensor.shape, tensor.read, tensor.dtype))
+             for file in files for key, tensor in open_tensors(file).items())
+  return _match(files[0].parent, _by_name(tensors, table), expected, table)
+
+
+def _locate_in(weights: StoredWeights, expected: Mapping[names.Path, jax.ShapeDtypeStruct],
+               table: names.NameTable) -> dict[names.Path, Stored]:
+  """Returns what `locate` returns, of a network in a file with other names."""
+  found = weights.find(list(names.flax_paths(expected, table)))
+  stored_at = _by_name(found.items(), table)
+  return _match(weights.file, stored_at, expected, table, weights.label)
+
+
+def _match(where: Path, stored_at: Mapping[str, Stored], expected: Mapping[names.Path, jax.ShapeDtypeStruct],
+           table: names.NameTable, label: Callable[[str], str] = str) -> dict[names.Path, Stored]:
+  """Returns {Flax path: where the parameter is stored}, after comparing names and shapes.
+
+  Args:
+    where: the file or folder, for messages.
+    stored_at: {name: where it is stored} of all tensors.
+    expected, table: as for `locate`.
+    label: (name) -> the name for messages.
+  """
   paths = names.flax_paths(expected, table)
-  stored_at = _read_headers(files, table)
   wanted = {name: names.checkpoint_shape(path, expected[path].shape) for name, path in paths.items()}
-  _compare(files[0].parent,
-           {name: names.as_linear(stored.shape, wanted.get(name, ())) for name, stored in stored_at.items()}, wanted)
+  shapes = {label(name): names.as_linear(stored.shape, wanted.get(name, ())) for name, stored in stored_at.items()}
+  _compare(where, shapes, {label(name): shape for name, shape in wanted.items()})
   return {path: dataclasses.replace(stored_at[name], shape=wanted[name]) for name, path in paths.items()}
 
 
@@ -236,83 +250,31 @@ def load(places: Mapping[names.Path, Stored], dtype: Any,
     CheckpointError: a tensor has NaN or infinity, or values outside the range of `dtype`; the message names it.
   """
   flat = {}
-  # File by file, so that each shard is opened once.
-  for file in sorted({stored.file for stored in places.values()}):
-    with safetensors.safe_open(file, framework="np") as tensors:
-      for path, stored in places.items():
-        if stored.file == file:
-          array = changed(stored, tensors.get_tensor(stored.key))
-          array = check_finite(file, stored.key, array, jnp.dtype(dtype))
-          flat[path] = put(names.to_flax(path, array))
+  # File by file, as a disk reads best.
+  for path, stored in sorted(places.items(), key=lambda item: str(item[1].file)):
+    array = check_finite(stored.file, stored.key, changed(stored, stored.read()), jnp.dtype(dtype))
+    flat[path] = put(names.to_flax(path, array))
   return traverse_util.unflatten_dict(flat)
 
 
-def weight_files(folder: Path, stem: str, variant: str = "") -> list[Path]:
-  """Returns the safetensors files of a component, shards in order, whether or not the shards exist.
+def _by_name(tensors: Iterable[tuple[str, Stored]], table: names.NameTable) -> dict[str, Stored]:
+  """Returns {name: where the tensor is stored} of all tensors but the ignored ones.
 
-  The given variant comes first, then files without a variant, then VARIANTS.
-
-  Raises:
-    CheckpointError: there are none, or a damaged index.
+  Args:
+    tensors: (name, place) of each tensor.
+    table: of the component's names.
   """
-  for kind in dict.fromkeys((variant, "", *VARIANTS)):
-    whole = folder / variant_name(f"{stem}.safetensors", kind)
-    if is_there(whole):
-      return [whole]
-    # Older writers put the variant's name at another place.
-    for index in index_names(stem, kind):
-      if is_there(folder / index):
-        return _shards(folder / index)
-  pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-  if pickles:
-    raise CheckpointError(f"{folder} has no {stem}.safetensors, only {', '.join(pickles)}; {NO_PICKLES}")
-  raise CheckpointError(f"{folder} has no weights: expected {stem}.safetensors, {stem}.fp16.safetensors or shards with "
-                        f"{stem}.safetensors.index.json")
-
-
-def _shards(index: Path) -> list[Path]:
-  """Returns the files that an index of shards names, all beside the index; other places are refused."""
-  weight_map = read_json(index).get("weight_map")
-  if not isinstance(weight_map, dict) or not weight_map:
-    raise CheckpointError(f"{index} has no weight_map")
-  # Names come from a downloaded file: none may lead out of the folder.
-  for name in weight_map.values():
-    if not isinstance(name, str) or name in ("", ".", "..") or set("/\\\0") & set(name):
-      raise CheckpointError(f"{index}: weight_map names {str(name)[:80]!r}, expected the name of a file beside it")
-  return [index.parent / name for name in sorted(set(weight_map.values()))]
-
-
-def variant_name(name: str, variant: str) -> str:
-  """Returns a variant's file name: ("a.safetensors", "fp16") -> "a.fp16.safetensors"; "" is no variant."""
-  return re.sub(r"(\.[^.]+)$", rf".{variant}\1", name) if variant else name
-
-
-def index_names(stem: str, variant: str) -> tuple[str, ...]:
-  """Returns the file names of the index of a variant's shards, by today's and by older writers."""
-  today = variant_name(f"{stem}.safetensors.index.json", variant)
-  return (today, f"{stem}.{variant}.safetensors.index.json") if variant else (today,)
-
-
-def _read_headers(files: list[Path], table: names.NameTable) -> dict[str, Stored]:
-  """Returns {name: where the tensor is stored} of all tensors but the ignored ones, from the headers alone."""
   stored_at: dict[str, Stored] = {}
-  for file in files:
-    check_header(file)
-    try:
-      with safetensors.safe_open(file, framework="np") as tensors:
-        for key in tensors.keys():
-          name, view = names.full_name(key, table), tensors.get_slice(key)
-          if names.is_ignored(name, table):
-            continue
-          if name in stored_at:
-            raise CheckpointError(f"{key} stands in {stored_at[name].file.name} and again in {file.name} in "
-                                  f"{file.parent}")
-          if view.get_dtype() not in _DTYPES:
-            raise CheckpointError(f"{file}: {key} has dtype {view.get_dtype()}; supported: {', '.join(_DTYPES)}")
-          stored_at[name] = Stored(file, key, tuple(view.get_shape()))
-    except safetensors.SafetensorError as error:
-      size = file.stat().st_size
-      raise CheckpointError(f"{file} ({size} bytes) is damaged or truncated, download it again: {error}") from error
+  for key, stored in tensors:
+    name = names.full_name(key, table)
+    if names.is_ignored(name, table):
+      continue
+    if name in stored_at:
+      raise CheckpointError(f"{stored.key} stands in {stored_at[name].file.name} and again in {stored.file.name} in "
+                            f"{stored.file.parent}")
+    if stored.dtype not in FLOATS:
+      raise CheckpointError(f"{stored.file}: {stored.key} has dtype {stored.dtype}; supported: {', '.join(FLOATS)}")
+    stored_at[name] = stored
   # A copy counts only where the original is missing.
   copies = {table.tied[name]: stored_at.pop(name) for name in set(stored_at) & set(table.tied)}
   return copies | stored_at

@@ -9,6 +9,7 @@ import struct
 import tempfile
 from typing import Any, Callable
 
+from sds_jax.priors.loading.composed import Composed
 
 LARGEST_TEXT = 16 * 2**20
 """Upper limit of the bytes of a file that is parsed as a whole (JSON, a vocabulary, a weight file's header): several
@@ -34,12 +35,12 @@ def describe_impostor(path: Path) -> str | None:
   return None
 
 
-def is_there(path: Path) -> bool:
+def is_there(path: Path | Composed) -> bool:
   """Returns whether a file, folder or link of this name exists; a broken link counts.
 
   An optional file may be absent, but a broken link to an optional file must not be ignored.
   """
-  return os.path.lexists(path)
+  return path.exists() if isinstance(path, Composed) else os.path.lexists(path)
 
 
 def check_file(path: Path, largest: int | None = None) -> None:
@@ -68,12 +69,16 @@ def _kind_of(mode: int) -> str:
   return kinds.get(stat.S_IFMT(mode), "a device")
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path | Composed) -> str:
   """Returns the UTF-8 text in a file.
 
   Raises:
     CheckpointError: no such file, more than LARGEST_TEXT, or not UTF-8.
   """
+  if isinstance(path, Composed):
+    if not path.is_file():
+      raise CheckpointError(f"{path} does not exist")
+    return path.content().decode("utf-8")
   check_file(path, LARGEST_TEXT)
   try:
     return path.read_text(encoding="utf-8")
@@ -103,7 +108,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   return value
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path | Composed) -> dict[str, Any]:
   """Returns the JSON object in a file.
 
   Raises:
@@ -119,13 +124,13 @@ def read_json(path: Path) -> dict[str, Any]:
   return value
 
 
-def check_header(path: Path) -> None:
-  """Checks the size of a weight file's header, and that no name is in the header twice.
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+  """Returns (the header of a safetensors file, where its data begin).
 
-  The safetensors library checks neither: it takes the last of two equal names.
+  The size of the header is checked, and that no name is in the header twice.
 
   Raises:
-    CheckpointError: as `check_file`, or the header is longer than the file or than LARGEST_TEXT, or no JSON.
+    CheckpointError: as `check_file`, or the header is longer than the file or than LARGEST_TEXT, or no JSON object.
   """
   check_file(path)
   with open(path, "rb") as file:
@@ -138,10 +143,13 @@ def check_header(path: Path) -> None:
                             f"header should have {length} bytes, at most {limit} can be")
     text = file.read(length)
   try:
-    parse_json(text.decode("utf-8"))
+    header = parse_json(text.decode("utf-8"))
+    if not isinstance(header, dict):
+      raise ValueError("it is no object")
   except ValueError as error:
     raise CheckpointError(f"{path} ({path.stat().st_size} bytes) is damaged or truncated, download it again: its "
                           f"header is not JSON: {error}") from error
+  return header, 8 + length
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

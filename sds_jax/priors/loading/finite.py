@@ -41,8 +41,8 @@ def check_finite(file: Path, key: str, array: np.ndarray, dtype: np.dtype) -> np
     cast = array.astype(dtype, copy=False)
   if is_finite(cast):
     return cast
-  # float32 holds every value of the 16-bit types.
-  bad = ~np.isfinite(array.astype(jnp.float32) if array.dtype.itemsize == 2 else array)
+  # float32 holds every value of the types of 8 and 16 bits.
+  bad = ~np.isfinite(array.astype(jnp.float32) if array.dtype.itemsize <= 2 else array)
   if bad.any():
     place = [int(i) for i in np.argwhere(bad)[0]]
     raise CheckpointError(f"{file}: the tensor {key} has {int(bad.sum())} values of {array.size} that are NaN or "

@@ -10,11 +10,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from sds_jax.priors.loading.checkpoint import (NO_PICKLES, PICKLES, VARIANTS, Component, index_names, variant_name,
-                                               weight_files)
+from sds_jax.priors.loading.checkpoint import Component
 from sds_jax.priors.loading.files import CheckpointError
 from sds_jax.priors.loading.single_files import describe_names
 from sds_jax.priors.loading.variants import names_inside, variant_problem
+from sds_jax.priors.loading.weight_files import PICKLES, VARIANTS, index_names, pickle_name, variant_name, weight_files
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 """Files of every prior."""
@@ -199,12 +199,10 @@ def choose_files(names: Iterable[str], files: Files, dtype: Any, variant: str = 
   if problem := variant_problem(inside_of, files.components, variant):
     raise Unavailable(problem)
   for folder, component in components.items():
-    inside = inside_of[folder]
-    weights = next(filter(None, (_weights(inside, component.stem, variant) for variant in variants)), None)
+    inside, stored = inside_of[folder], (f"{component.stem}.safetensors", pickle_name(component.stem))
+    weights = next(filter(None, (_weights(inside, name, kind) for name in stored for kind in variants)), None)
     if not weights:
-      pickles = [name for name in inside if Path(name).suffix in PICKLES]
-      raise Unavailable(f"{folder}/ has no {component.stem}.safetensors"
-                        + (f", only {', '.join(pickles)}; {NO_PICKLES}" if pickles else ""))
+      raise Unavailable(f"{folder}/ has no {' and no '.join(stored)}")
     chosen += [f"{folder}/{name}" for name in weights]
   return chosen
 
@@ -217,14 +215,19 @@ def _list_tokenizers(files: Files) -> str:
   return " or ".join(" with ".join(needed) for needed in files.tokenizers)
 
 
-def _weights(names: list[str], stem: str, variant: str) -> list[str]:
+def is_weights(name: str) -> bool:
+  """Returns whether a file of a repository holds weights, which may be gigabytes."""
+  return Path(name).suffix in (".safetensors", *PICKLES)
+
+
+def _weights(names: list[str], name: str, variant: str) -> list[str]:
   """Returns the file, or the shards and their index, of one variant of a component's weights; [] without such."""
-  whole = variant_name(f"{stem}.safetensors", variant)
+  whole, (stem, suffix) = variant_name(name, variant), name.rsplit(".", 1)
   if whole in names:
     return [whole]
-  index = [name for name in index_names(stem, variant) if name in names]
-  shard = re.compile(re.escape(f"{stem}.{variant}" if variant else stem) + r"-\d+-of-\d+\.safetensors")
-  return [name for name in names if shard.fullmatch(name)] + index if index else []
+  index = [entry for entry in index_names(name, variant) if entry in names]
+  shard = re.compile(re.escape(f"{stem}.{variant}" if variant else stem) + rf"-\d+-of-\d+\.{suffix}")
+  return [entry for entry in names if shard.fullmatch(entry)] + index if index else []
 
 
 def missing_files(folder: Path, index: Mapping[str, Any], files: Files, variant: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""Says what a file or a folder is that holds no prior's folder: a single-file checkpoint, a LoRA, one network.
+"""Says what a file or a folder is that is no prior's folder: a single-file checkpoint, a LoRA, one network.
 
 Files are recognised by the names and shapes in their headers; no weight is read. The names are those of public
 checkpoints in the formats of latent diffusion, diffusers, kohya and peft.
@@ -6,13 +6,12 @@ checkpoints in the formats of latent diffusion, diffusers, kohya and peft.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-import json
 from pathlib import Path
 import re
-import struct
 
-from sds_jax.priors.loading.checkpoint import NO_PICKLES, PICKLES
-from sds_jax.priors.loading.files import CheckpointError, check_file, check_header
+from sds_jax.priors.loading.files import CheckpointError, check_file
+from sds_jax.priors.loading.tensor_files import Tensor, open_tensors
+from sds_jax.priors.loading.weight_files import PICKLES
 
 SUFFIXES = (".safetensors", ".gguf", ".onnx", *PICKLES)
 """Endings of the names of weight files."""
@@ -20,14 +19,13 @@ SUFFIXES = (".safetensors", ".gguf", ".onnx", *PICKLES)
 Shapes = Mapping[str, tuple[int, ...]]
 """{name of a tensor: shape}."""
 
-_WHOLE = ("single files are not read: convert it by diffusers' "
-          "{pipeline}.from_single_file(FILE).save_pretrained(FOLDER) and name FOLDER")
-_SINGLE = _WHOLE.format(pipeline="StableDiffusionPipeline")
-_UNSUPPORTED = ("this kind of model is not supported; supported are Stable Diffusion 1.x and 2.x, DeepFloyd IF and "
-                "Zero-1-to-3")
+_UNSUPPORTED = ("this kind of model is not supported; supported are Stable Diffusion 1.x, 2.x and XL, DeepFloyd IF, "
+                "Zero-1-to-3 and MVDream")
 _ADDITION = ("an addition to a model and no model: merge it by diffusers' pipe.load_lora_weights(FILE), "
              "pipe.fuse_lora() and pipe.save_pretrained(FOLDER), and name FOLDER")
-_PART = "a part of a model: name the folder of the whole model, with model_index.json"
+_PART = "a part of a model: name the folder or the single file of the whole model"
+_UNET = ("a part of a model: name it by config.prior.unet=FILE, beside the whole model that it belongs to")
+_VAE = ("a part of a model: name it by config.prior.vae=FILE, beside the whole model that it belongs to")
 _EMBEDDING = "an addition to a model and no model: name the folder of a whole model, with model_index.json"
 
 # In this order: additions and unsupported models come first, as their names also match the patterns further down.
@@ -39,19 +37,18 @@ _KINDS: tuple[tuple[str, str, str], ...] = (
   (r"^(ip_adapter|image_proj)\.", "an IP-Adapter", _EMBEDDING),
   (r"(^|\.)double_blocks\.", "a single-file checkpoint of FLUX", _UNSUPPORTED),
   (r"(^|\.)joint_blocks\.", "a single-file checkpoint of Stable Diffusion 3", _UNSUPPORTED),
-  (r"^conditioner\.embedders\.", "a single-file checkpoint of Stable Diffusion XL", _UNSUPPORTED),
-  (r"^cc_projection\.", "a single-file checkpoint of Zero-1-to-3",
-   "single files are not read: name the folder of a converted copy, as ashawkey/zero123-xl-diffusers on the hub"),
-  (r"^model\.diffusion_model\.camera_embed", "a single-file checkpoint of MVDream", _UNSUPPORTED),
-  (r"^model\.diffusion_model\.", "a single-file checkpoint", _SINGLE),
-  (r"^down_blocks\..*attn2\.", "a U-Net alone", _PART),
-  (r"^(first_stage_model\.)?encoder\.(conv_in|down)", "an autoencoder (VAE) alone", _PART),
+  (r"^conditioner\.embedders\.", "a single-file checkpoint of a part of Stable Diffusion XL", _UNSUPPORTED),
+  (r"^model\.diffusion_model\.", "a single-file checkpoint", _UNET),
+  (r"^(down|input)_blocks\..*attn2\.", "a U-Net alone", _UNET),
+  (r"^(first_stage_model\.)?encoder\.(conv_in|down)", "an autoencoder (VAE) alone", _VAE),
   (r"^(text_model\.|encoder\.block\.\d|transformer\.resblocks)", "a text encoder alone", _PART),
   (r"^vision_model\.", "an image encoder alone", _PART),
 )
 """(pattern of a tensor's name, the kind of file, the remedy); the first that matches a name counts."""
 
 _TEXT_WIDTH = re.compile(r"^model\.diffusion_model\.input_blocks\.\d+\.1\.transformer_blocks\.0\.attn2\.to_k\.weight$")
+_FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+_NEEDED = {"autoencoder": "first_stage_model.", "text encoder": "cond_stage_model."}
 _VERSIONS = {768: " of Stable Diffusion 1.x", 1024: " of Stable Diffusion 2.x", 2048: " of Stable Diffusion XL"}
 
 
@@ -64,35 +61,72 @@ def describe_tensors(shapes: Shapes) -> tuple[str, str]:
   for pattern, kind, remedy in _KINDS:
     if not any(map(re.compile(pattern).search, shapes)):
       continue
-    if remedy == _SINGLE:
+    if kind == "a single-file checkpoint":
+      channels = shapes.get(_FIRST, (0, 4))[1:2]
+      variant = {(8,): " (InstructPix2Pix or image variations)", (9,): " (inpainting)"}.get(tuple(channels), "")
+      lacking = [words for words, prefix in _NEEDED.items() if not any(name.startswith(prefix) for name in shapes)]
+      if lacking and not variant:
+        return f"a single file without {' and '.join(lacking)}", _UNET
       # The width of the text that the U-Net attends to tells the versions apart.
       width = next((shape[-1] for name, shape in shapes.items() if _TEXT_WIDTH.match(name) and shape), 0)
-      channels = shapes.get("model.diffusion_model.input_blocks.0.0.weight", (0, 4))[1:2]
-      variant = {(8,): " (InstructPix2Pix or image variations)", (9,): " (inpainting)"}.get(tuple(channels), "")
-      return f"{kind}{_VERSIONS.get(width, '')}{variant}", _UNSUPPORTED if variant or width == 2048 else remedy
+      return f"{kind}{_VERSIONS.get(width, '')}{variant}", _UNSUPPORTED
     return kind, remedy
   return ("a file of weights of an unknown kind",
           "name the folder of a model in diffusers' format, with model_index.json")
 
 
-def describe_file(path: Path) -> str:
+def kind_of(shapes: Shapes) -> str | None:
+  """Returns the kind of a single-file checkpoint that is read: "SD1", "SD2", "SDXL" or "Zero123"; None for others.
+
+  >>> kind_of({"cc_projection.weight": (768, 772), "model.diffusion_model.input_blocks.0.0.weight": (320, 8, 3, 3),
+  ...          "cond_stage_model.model.visual.proj": (1024, 768), "first_stage_model.decoder.conv_in.bias": (512,)})
+  'Zero123'
+  """
+  def has(*prefixes: str) -> bool:
+    return all(any(name.startswith(prefix) for name in shapes) for prefix in prefixes)
+
+  channels = shapes.get(_FIRST, ())[1:2]
+  if not has("first_stage_model.") or has("control_model.") or not channels:
+    return None
+  if "cc_projection.weight" in shapes and has("cond_stage_model.model.visual."):
+    return "Zero123"
+  if channels != (4,):
+    return None
+  if has("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."):
+    return "SDXL"
+  if has("cond_stage_model.model.transformer."):
+    return "SD2"
+  return "SD1" if has("cond_stage_model.transformer.") else None
+
+
+def describe_file(path: Path, tensors: Mapping[str, Tensor] | None = None) -> str:
   """Returns one line that says what a file is and what to do, beginning with its path.
 
+  Args:
+    path: of the file.
+    tensors: of the file, where they are known already.
+
   Raises:
-    CheckpointError: the file is a failed download, a pipe, damaged, or no safetensors file at all.
+    CheckpointError: the file is a failed download, a pipe, damaged, or no file of weights at all.
   """
+  if tensors is None:
+    check_weights(path)
+    tensors = open_tensors(path)
+  kind, remedy = describe_tensors({name: tensor.shape for name, tensor in tensors.items()})
+  return f"{path} is {kind}; {remedy}" if not remedy.startswith(("an ", "a ")) else f"{path} is {kind}, {remedy}"
+
+
+def check_weights(path: Path) -> None:
+  """Raises CheckpointError when a file is a failed download, a pipe, or of a format that is not read."""
   check_file(path)
   with open(path, "rb") as file:
     head = file.read(4)
   if head == b"GGUF":
-    return f"{path} is a GGUF file, which is not read: name the folder of a model in diffusers' format"
+    raise CheckpointError(f"{path} is a GGUF file, which is not read: name a file of safetensors, or a folder in "
+                          "diffusers' format")
   # torch's archives begin with PK, and pickles of protocol 2 and later with the byte 0x80.
-  if path.suffix in PICKLES or path.suffix != ".safetensors" and (head[:2] == b"PK" or head[:1] == b"\x80"):
-    return f"{path} is a pickle; {NO_PICKLES}, and name the folder"
-  if path.suffix != ".safetensors":
-    return f"{path} is a file, expected a folder in diffusers' format, with model_index.json"
-  kind, remedy = describe_tensors(_shapes(path))
-  return f"{path} is {kind}; {remedy}" if not remedy.startswith(("an ", "a ")) else f"{path} is {kind}, {remedy}"
+  if path.suffix not in SUFFIXES and head[:2] != b"PK" and head[:1] != b"\x80":
+    raise CheckpointError(f"{path} is no file of weights: name a file of safetensors, or a folder in diffusers' format")
 
 
 def describe_names(names: Iterable[str]) -> str:
@@ -108,7 +142,7 @@ def describe_names(names: Iterable[str]) -> str:
   if "config.json" in top and weights:
     return f"; it holds one network ({listed}), {_PART}"
   if weights:
-    return f"; it holds single-file checkpoints ({listed}); {_SINGLE}"
+    return f"; it holds single-file checkpoints ({listed}): name one of these files"
   inside = [name for name in names if name.endswith("/model_index.json")]
   return f"; the folder {inside[0].removesuffix('/model_index.json')}/ in it has one: name that" if inside else ""
 
@@ -120,19 +154,10 @@ def describe_folder(folder: Path) -> str:
     names += [f"{path.parent.name}/{path.name}" for path in folder.glob("*/model_index.json")]
     single = [name for name in names if name.endswith(".safetensors")]
     if len(single) == 1 and "config.json" not in names:
-      return f"; {describe_file(folder / single[0])}"
+      tensors = open_tensors(folder / single[0])
+      if kind_of({name: tensor.shape for name, tensor in tensors.items()}):
+        return f"; {folder / single[0]} in it is a whole model: name that file"
+      return f"; {describe_file(folder / single[0], tensors)}"
   except (OSError, CheckpointError):
     return ""
   return describe_names(names)
-
-
-def _shapes(path: Path) -> Shapes:
-  """Returns the names and shapes in the header of a safetensors file."""
-  check_header(path)
-  with open(path, "rb") as file:
-    header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-  if not isinstance(header, dict):
-    raise CheckpointError(f"{path} is damaged: its header is no JSON object")
-  # The header's `__metadata__` is an entry without a shape.
-  return {name: tuple(entry["shape"]) for name, entry in header.items()
-          if isinstance(entry, dict) and isinstance(entry.get("shape"), list)}

@@ -18,14 +18,17 @@ class Stored:
   """Where a parameter is stored.
 
   Attributes:
-    file: the safetensors file.
-    key: the name in the file.
+    file, key: the file and the name in the file, for messages.
     shape: the network's shape of the parameter, in torch's layout.
+    read: () -> the tensor as a new host array; its shape may have further axes of length 1.
+    dtype: name of its dtype in safetensors.
     change: of the parameter, as a LoRA changes weights; None: the parameter is used as stored.
   """
   file: Path
   key: str
   shape: tuple[int, ...]
+  read: Callable[[], np.ndarray]
+  dtype: str = "F32"
   change: Change | None = None
 
 

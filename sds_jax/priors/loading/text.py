@@ -22,12 +22,13 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from sds_jax.priors.loading.checkpoint import load_on_device, open_component, weight_files
+from sds_jax.priors.loading.checkpoint import load_on_device, open_component
 from sds_jax.priors.loading.file_digest import file_digest
 from sds_jax.priors.loading.files import CheckpointError, read_json, write_atomically
 from sds_jax.priors.loading.t5_stream import encode_in_layers, open_parts
 from sds_jax.priors.loading.t5_tokenizer import load_t5_tokenizer
 from sds_jax.priors.loading.tokenizers import load_tokenizer
+from sds_jax.priors.loading.weight_files import weight_files
 from sds_jax.priors.networks.clip import CLIPTextModelWithProjection
 from sds_jax.types import Array
 

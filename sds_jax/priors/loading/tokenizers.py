@@ -20,6 +20,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from sds_jax.priors.loading.added_tokens import (LARGEST_VOCABULARY, AddedToken, add_tokens, library_errors,
                                                  read_added_tokens)
+from sds_jax.priors.loading.composed import as_folder
 from sds_jax.priors.loading.files import CheckpointError, is_there, read_json, read_text
 from sds_jax.priors.networks.config_check import shown
 
@@ -83,7 +84,7 @@ def load_tokenizer(folder: str | os.PathLike) -> CLIPTokenizer:
   Raises:
     CheckpointError: a file is missing, damaged, of another kind of tokenizer, or doesn't fit the others.
   """
-  folder, fast = Path(folder), {}
+  folder, fast = as_folder(folder), {}
   if is_there(folder / FAST):
     fast = read_json(folder / FAST)
   if fast and not all(is_there(folder / name) for name in SLOW):
