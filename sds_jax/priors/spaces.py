@@ -3,11 +3,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sds_jax.priors.half_precision import with_scaled_gradient
+from sds_jax.priors.networks.tiny_vae import AutoencoderTiny
 from sds_jax.priors.networks.vae import AutoencoderKL, sample_latents
 from sds_jax.prng import as_threefry
 from sds_jax.types import Array, EncodeFn, Params
@@ -55,31 +57,37 @@ def pixel_space(image_size: int, block: int = 1) -> Space:
                lambda params, image: encode(params, image, None))
 
 
-def latent_space(vae: AutoencoderKL, latent_size: int) -> Space:
+TINY_SCALE = 0.18215
+"""Scale of TAESD's latents: the scaling factor of the autoencoder that TAESD was distilled from."""
+
+
+def latent_space(vae: AutoencoderKL | AutoencoderTiny, latent_size: int) -> Space:
   """Returns the space of an autoencoder's latents.
 
   The latents (arXiv:2112.10752, section 3.3) are scaled to about unit variance.
 
   `encode` draws from the autoencoder's distribution of an image, consumes its key, and is differentiable in the image.
-  The parameters are `params["vae"]`.
+  AutoencoderTiny has no distribution, so that `encode` draws nothing. The parameters are `params["vae"]`.
 
   Args:
     vae: computes in its `dtype`; inputs and outputs of the space are float32. In float16 the gradient of `encode` is
       scaled (`half_precision.with_scaled_gradient`), and the parameters are constants.
     latent_size: height and width of x.
   """
-  size = latent_size * 2 ** (len(vae.block_out_channels) - 1)
+  size, tiny = latent_size * vae.factor, isinstance(vae, AutoencoderTiny)
 
-  def moments(params: Params, image: Array) -> tuple[Array, Array]:
-    mean, logvar = vae.apply({"params": params}, image, method="encode")
+  def encoded(params: Params, image: Array) -> Any:
     # The draw is in float32, whatever the dtype of the network.
-    return mean.astype(jnp.float32), logvar.astype(jnp.float32)
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), vae.apply({"params": params}, image, method="encode"))
 
   # The cast to float32 lies inside, so that the gradient is scaled before it is cast to float16.
-  scaled_moments = with_scaled_gradient(moments) if jnp.dtype(vae.dtype) == jnp.float16 else moments
+  scaled = with_scaled_gradient(encoded) if jnp.dtype(vae.dtype) == jnp.float16 else encoded
 
   def encode(params: Params, image: Array, key: Array) -> Array:
-    mean, logvar = scaled_moments(params["vae"], 2 * resized(image, size) - 1)
+    latents = scaled(params["vae"], 2 * resized(image, size) - 1)
+    if tiny:
+      return latents * vae.scaling_factor
+    mean, logvar = latents
     return sample_latents(mean, logvar, jax.random.normal(as_threefry(key), mean.shape), vae.scaling_factor)
 
   def decode(params: Params, x: Array) -> Array:
@@ -89,8 +97,8 @@ def latent_space(vae: AutoencoderKL, latent_size: int) -> Space:
 
   def condition(params: Params, image: Array) -> Array:
     # No draw and no scale, unlike `encode`: Zero-1-to-3 was trained on the mean as it is.
-    mean, _ = vae.apply({"params": params["vae"]}, 2 * resized(image, size) - 1, method="encode")
-    return mean.astype(jnp.float32)
+    latents = encoded(params["vae"], 2 * resized(image, size) - 1)
+    return latents / TINY_SCALE if tiny else latents[0]
 
   return Space(size, (latent_size, latent_size, vae.latent_channels), None, encode, decode, condition)
 

@@ -31,12 +31,13 @@ from sds_jax.priors.loading.stored import changed
 from sds_jax.priors.loading.tensor_files import FLOATS, open_tensors
 from sds_jax.priors.loading.weight_files import weight_files as weight_files
 from sds_jax.priors.networks.abstract import abstract_params as abstract_params
+from sds_jax.priors.networks.autoencoders import Autoencoder
 from sds_jax.priors.networks.clip import CLIPTextModel, CLIPTextModelWithProjection
 from sds_jax.priors.networks.clip_vision import CLIPVisionModelWithProjection
+from sds_jax.priors.networks.controlnet import ControlNetModel
 from sds_jax.priors.networks.pose_layers import CCProjection, ElevationHead
 from sds_jax.priors.networks.t5 import T5EncoderModel
 from sds_jax.priors.networks.unet import UNet2DConditionModel
-from sds_jax.priors.networks.vae import AutoencoderKL
 from sds_jax.types import Params
 
 _LISTED = 8
@@ -49,7 +50,7 @@ class Component:
   """A kind of network as checkpoints store it, one folder a network.
 
   Attributes:
-    network: linen module class with `from_config(config, **fields)` and `example_inputs()`.
+    network: class with `from_config(config, **fields)`, which returns a linen module with `example_inputs()`.
     stem: file name of its weights, without variant and suffix.
     table: how its parameters are named in checkpoints.
   """
@@ -66,7 +67,8 @@ COMPONENTS = {
   "cc_projection": Component(CCProjection, "diffusion_pytorch_model", names.LINEAR),
   "elevation_head": Component(ElevationHead, "diffusion_pytorch_model", names.LINEAR),
   "t5": Component(T5EncoderModel, "model", names.T5),
-  "vae": Component(AutoencoderKL, "diffusion_pytorch_model", names.VAE),
+  "controlnet": Component(ControlNetModel, "diffusion_pytorch_model", names.UNET),
+  "vae": Component(Autoencoder, "diffusion_pytorch_model", names.VAE),
 }
 """The networks of this package by name; a family with another network passes its `Component` instead of a name."""
 

@@ -117,7 +117,8 @@ class UNet2DConditionModel(nn.Module):
 
   @nn.compact
   def __call__(self, sample: Array, timesteps: Array, encoder_hidden_states: Array, class_labels: Array | None = None,
-               pooled_text: Array | None = None, time_ids: Array | None = None) -> Array:
+               pooled_text: Array | None = None, time_ids: Array | None = None,
+               residuals: tuple[Array, ...] | None = None) -> Array:
     """Predicts the noise, v or x_0 of a noisy sample.
 
     Args:
@@ -128,6 +129,7 @@ class UNet2DConditionModel(nn.Module):
         "simple_projection", [B] for "timestep", None without one.
       pooled_text: [B, pooled_dim], for the added embedding "text_time" (SDXL); None without one.
       time_ids: [B, TIME_IDS] sizes and crop in pixels (arXiv:2307.01952, section 2.2), beside `pooled_text`.
+      residuals: of `controlnet.ControlNetModel`; added to the skips and to the output of the middle block.
 
     Returns:
       [B, H, W, out_channels] of dtype `dtype`.
@@ -152,6 +154,11 @@ class UNet2DConditionModel(nn.Module):
     x, skips = self._down(x, emb, context)
     resnet = self._resnet(output_scale_factor=self.mid_block_scale_factor)
     x = MidBlock(resnet, self._attention(self.mid_block_type, -1), name="mid_block")(x, emb, context)
+    if residuals is not None:
+      *of_skips, of_middle = residuals
+      # Behind the encoder, so that one residual does not change the inputs of the next block.
+      skips = tuple(skip + one.astype(self.dtype) for skip, one in zip(skips, of_skips, strict=True))
+      x = x + of_middle.astype(self.dtype)
     x = self._up(x, emb, context, skips)
     x = GroupNorm(self.norm_num_groups, self.norm_eps, self.dtype, name="conv_norm_out")(x)
     return conv(self.out_channels, self.conv_out_kernel, dtype=self.dtype, name="conv_out")(ACTIVATIONS[self.act_fn](x))

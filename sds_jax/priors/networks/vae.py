@@ -196,10 +196,14 @@ class AutoencoderKL(nn.Module):
     """
     return cls(**check_vae_config(config), **overrides)
 
+  @property
+  def factor(self) -> int:
+    """Returns height and width of an image over those of its latents."""
+    return 2 ** (len(self.block_out_channels) - 1)
+
   def example_inputs(self) -> tuple[Any, ...]:
     """Returns inputs of the smallest legal shapes, for tracing the parameters."""
-    size = 2 ** (len(self.block_out_channels) - 1)
-    return (jax.ShapeDtypeStruct((1, size, size, self.in_channels), jnp.float32),)
+    return (jax.ShapeDtypeStruct((1, self.factor, self.factor, self.in_channels), jnp.float32),)
 
   def setup(self) -> None:
     """Creates encoder, decoder and quantization layers."""
@@ -228,11 +232,11 @@ class AutoencoderKL(nn.Module):
     Raises:
       ValueError: the shape doesn't fit.
     """
-    factor = 2 ** (len(self.block_out_channels) - 1)
     if image.ndim != 4 or image.shape[-1] != self.in_channels:
       raise ValueError(f"image has shape {image.shape}, the encoder takes [B, H, W, {self.in_channels}]")
-    if image.shape[1] % factor or image.shape[2] % factor:
-      raise ValueError(f"image of {image.shape[1]}x{image.shape[2]}: height and width must be divisible by {factor}")
+    if image.shape[1] % self.factor or image.shape[2] % self.factor:
+      raise ValueError(f"image of {image.shape[1]}x{image.shape[2]}: height and width must be divisible by "
+                       f"{self.factor}")
     h = self.encoder(image.astype(self.dtype))
     mean, logvar = jnp.split(self.quant_conv(h) if self.use_quant_conv else h, 2, axis=-1)
     # diffusers clips to the same range; exp of half of it stays finite in float32.
