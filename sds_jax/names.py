@@ -23,6 +23,7 @@ HABITS: dict[str, str] = {
     "prior.name": "model model_id model_name model_key pretrained pretrained_model pretrained_model_name_or_path "
                   "checkpoint ckpt weights hf_key hf_model sd sd_version version diffusion prior",
     "prior.variant": "variant weights_variant model_variant",
+    "prior.controlnet": "controlnet control controlnet_model control_net",
     "prior.dtype": "dtype precision fp16 half bf16 bfloat16 mixed_precision",
     "distillation.guidance_scale": "guidance guidance_scale cfg cfg_scale cfg_weight classifier_free_guidance scale w",
     "distillation.estimator": "estimator method algorithm algo loss_type guidance_type sds vsd sjc mode_type",

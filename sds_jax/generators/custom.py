@@ -188,8 +188,8 @@ def load_representation(name: str, size: int, read: Mapping[str, str] = MappingP
       shape, dtype = shapes.get(field, ("nothing", ""))
       raise GeneratorError(f"{name!r}: render returns {field} {shape} {dtype}; it must be {wanted[field]} float32")
   for field in read.keys() - shapes.keys():
-    raise GeneratorError(f"{name!r}: render returns no {field}, which {read[field]} reads: return {field}, or set "
-                         "that to 0.0")
+    raise GeneratorError(f"{name!r}: render returns no {field}, which {read[field]} reads: return {field}, or leave "
+                         "that setting at its default")
   if wrong := [leaf for leaf in jax.tree.leaves(params) if not jnp.issubdtype(leaf.dtype, jnp.floating)]:
     raise GeneratorError(f"{name!r}: init returns a parameter {wrong[0]}: only floating-point arrays can be learnt; "
                          "keep other arrays in the object")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from sds_jax.diffusion.parameterizations import EPS_FROM
 from sds_jax.diffusion.schedules import prediction_type_from_config, schedule_from_config
 from sds_jax.priors.base import Cond, Config, Prior, Weights, accept_any_prompt, network_shapes
+from sds_jax.priors.controlnets import ControlNet
 from sds_jax.priors.loading.checkpoint import Component, Stored, component, load_on_device, open_component
 from sds_jax.priors.loading.files import CheckpointError, read_json
 from sds_jax.priors.loading.random_weights import random_params
@@ -55,6 +56,10 @@ class StoredNetworks:
     self.networks[name], self.places[name] = network, places
     return network
 
+  def add(self, name: str, network: nn.Module, places: Mapping[Any, Stored]) -> None:
+    """Adds a network that was opened elsewhere, and the places of its parameters."""
+    self.networks[name], self.places[name] = network, dict(places)
+
   def weights(self) -> Weights:
     """Returns the weights; `load` reads them array by array."""
     return Weights(self.networks, self.dtype, lambda put=None: {
@@ -74,6 +79,10 @@ class RandomNetworks:
     self.networks[name] = network
     return network
 
+  def add(self, name: str, network: nn.Module) -> None:
+    """Adds a network that was built elsewhere."""
+    self.networks[name] = network
+
   def weights(self) -> Weights:
     """Returns the weights; `load` draws them (`random_weights.random_params`)."""
     def load(put: Callable[[Any], Array] | None = None) -> Params:
@@ -88,7 +97,7 @@ def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
                photo: PhotoConditioning | None = None, camera_dim: int = 0, ray_dim: int = 0,
                vocabulary: frozenset[str] | None = None,
                check_prompt: Callable[..., None] = accept_any_prompt, notes: Sequence[str] = (),
-               time_ids: tuple[int, ...] | None = None) -> Prior:
+               time_ids: tuple[int, ...] | None = None, control: ControlNet | None = None) -> Prior:
   """Returns the prior of a U-Net with cross-attention.
 
   Args:
@@ -101,6 +110,7 @@ def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
       prior that is conditioned on a photo.
     photo: how the prior is conditioned on a photo; None for a prior that is conditioned on a prompt.
     camera_dim, ray_dim, vocabulary, check_prompt, notes, time_ids: see `Prior`.
+    control: the ControlNet; its parameters are `params["controlnet"]`. None: none.
   """
   # Read now, so that an unsupported scheduler fails before weights are loaded.
   schedule, prediction_type = schedule_from_config(scheduler), prediction_type_from_config(scheduler)
@@ -116,7 +126,7 @@ def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
     # Zero-1-to-3's order of input channels: z_t, then the photo.
     x = jnp.concatenate([z_t, cond["x"].astype(z_t.dtype)], axis=-1) if photo else z_t
     prediction = unet.apply({"params": params["unet"]}, unet_input(x, labels, ray_dim), t, cond["text"], labels,
-                            *_pooled(cond, time_ids))
+                            *_pooled(cond, time_ids), **_residuals(control, params, z_t, t, cond))
     # Channels behind those of x are a learned variance, which has no use here.
     return prediction[..., :z_t.shape[-1]].astype(z_t.dtype)
 
@@ -125,7 +135,7 @@ def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
 
   return Prior(source.name, space.image_size, space.x_shape, space.bound, schedule, prediction_type, embed,
                space.encode, space.decode, denoise, source, photo, vocabulary, check_prompt, camera_dim, ray_dim,
-               predict, tuple(notes), time_ids)
+               predict, tuple(notes), time_ids, control.choice.kind if control else "")
 
 
 def _pooled(cond: Cond, time_ids: tuple[int, ...] | None) -> tuple[Array, ...]:
@@ -138,6 +148,18 @@ def _pooled(cond: Cond, time_ids: tuple[int, ...] | None) -> tuple[Array, ...]:
   if sizes is None:
     sizes = jnp.broadcast_to(jnp.asarray(time_ids, jnp.float32), (cond["pooled"].shape[0], len(time_ids)))
   return cond["pooled"], sizes
+
+
+def _residuals(control: ControlNet | None, params: Params, z_t: Array, t: Array,
+               cond: Cond) -> dict[str, tuple[Array, ...]]:
+  """Returns the further input of a U-Net with a ControlNet by its name; {} without one."""
+  if (control is None) != ("control" not in cond):
+    # Refused: an image that is ignored would look like a prior that follows the image.
+    raise ValueError("the prior has a ControlNet, but cond has no image `control`" if control else
+                     "cond has an image `control`, but this prior has no ControlNet")
+  if control is None:
+    return {}
+  return dict(residuals=control.residuals(params["controlnet"], z_t, t, cond["text"], cond["control"]))
 
 
 def unet_input(x: Array, camera: Array | None, ray_dim: int) -> Array:

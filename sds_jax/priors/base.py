@@ -10,6 +10,7 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
+from sds_jax.priors.controlnets import ControlNetChoice
 from sds_jax.priors.loading.checkpoint import abstract_params
 from sds_jax.priors.loading.hub import Files
 from sds_jax.priors.loading.source import Source
@@ -19,8 +20,9 @@ from sds_jax.types import Array, DenoiseFn, EncodeFn, Params, Schedule
 Cond = Mapping[str, Array]
 """Conditions of B images, leaves [B, ...]. Today's families have `text` [B, T, D], the tokens for cross-attention (of
 a prompt, or of a photo and a pose); perhaps `pooled` [B, P], one vector of the whole prompt; perhaps `time_ids` [B, 6]
-beside `pooled`, in place of `Prior.time_ids`; perhaps `camera` [B, camera_dim] (zeros: unknown); and `x` [B, *x_shape]
-of the photo, for a prior that is conditioned on a photo (zeros: no photo)."""
+beside `pooled`, in place of `Prior.time_ids`; perhaps `camera` [B, camera_dim] (zeros: unknown); `x` [B, *x_shape] of
+the photo, for a prior that is conditioned on a photo (zeros: no photo); and `control` [B, image_size, image_size, 3] in
+[0, 1], for a prior with a ControlNet."""
 
 Config = Mapping[str, Any]
 """The content of a config.json, scheduler_config.json or model_index.json."""
@@ -74,6 +76,8 @@ class Prior:
     notes: lines for the log: what opening decided where the files leave a choice or contradict each other.
     time_ids: the sizes and the crop that the network takes beside the pooled text (`SizeConditions.time_ids`), where
       the conditions have none of their own; None: the network takes none.
+    control: kind of the images among its conditions that its ControlNet reads, "depth", "normal" or "image" (another
+      kind); "": the prior has no ControlNet.
   """
   name: str
   image_size: int
@@ -94,6 +98,7 @@ class Prior:
   predict: DenoiseFn | None = None
   notes: tuple[str, ...] = ()
   time_ids: tuple[int, ...] | None = None
+  control: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +165,7 @@ class Options:
     ema: whether the averaged weights (EMA) of a single file are taken.
     config: folder in diffusers' format whose small files describe a single file; "": the file's shapes do.
     unet, vae: file or folder of a U-Net or an autoencoder in place of the prior's own; "": its own.
+    controlnet: the ControlNet that joins the U-Net; None: none.
   """
   dtype: Any = jnp.float32
   any_words: bool = False
@@ -172,6 +178,7 @@ class Options:
   config: str = ""
   unet: str = ""
   vae: str = ""
+  controlnet: ControlNetChoice | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +214,7 @@ class Family:
     shipped: {name: folder below `sds_jax`} of the priors in this package.
     takes_photo: whether the priors are conditioned on a photo and a pose in place of a prompt.
     small: whether the priors are of ShapeWorld's size, for which training has settings of its own.
+    takes_controlnet: whether `open` and `random` take `Options.controlnet`.
   """
   name: str
   layout: str
@@ -218,3 +226,4 @@ class Family:
   shipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
   takes_photo: bool = False
   small: bool = False
+  takes_controlnet: bool = False

@@ -18,7 +18,7 @@ from sds_jax.priors.assemble import unet_input as unet_input
 from sds_jax.priors.base import Cond as Cond
 from sds_jax.priors.base import Options, Prior, Weights
 from sds_jax.priors.base import PromptError as PromptError
-from sds_jax.priors.families import check_image_size, family_of_published, open_folder
+from sds_jax.priors.families import check_controlnet, check_image_size, family_of_published, open_folder
 from sds_jax.priors.loading.composed import Composed
 from sds_jax.priors.loading.files import CheckpointError as CheckpointError
 from sds_jax.priors.loading.source import Source
@@ -44,7 +44,7 @@ def build(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_words: 
     vae_remat: whether the gradient through the VAE's encoder recomputes the inside of its blocks: less memory, slower.
     random_weights: whether the networks have random weights, and prompts random embeddings, in place of the published
       ones; no file is read then. Only for a name of `published.PRIORS`.
-    **choices: further fields of `base.Options`, such as `prediction_type`.
+    **choices: further fields of `base.Options`, such as `prediction_type` and `controlnet`.
 
   Raises:
     CheckpointError (a ValueError): the folder or a file in it is missing or wrong, or cannot be downloaded.
@@ -86,6 +86,7 @@ def _open_random(name: str, options: Options) -> tuple[Prior, Weights]:
   if family is None or family.random is None or name not in published.PRIORS:
     raise ValueError(f"random weights are made for published priors only ({', '.join(published.PRIORS)}), not for "
                      f"{name!r}")
+  check_controlnet(family, name, options)
   prior, weights = family.random(Source(name, None), published.PRIORS[name], options)
   check_image_size(family, prior, options)
   return prior, weights

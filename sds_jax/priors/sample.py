@@ -3,6 +3,7 @@
     python -m sds_jax.priors.sample --prior=shapeworld --prompt="a red cube"
     python -m sds_jax.priors.sample --prior=sd15 --dtype=bfloat16 --guidance_scale=7.5 --prompt="a photo of a hamburger"
     python -m sds_jax.priors.sample --prior=zero123-xl --guidance_scale=3 --picture=mug.png --azimuth_deg 45 90 180
+    python -m sds_jax.priors.sample --prior=sd15 --controlnet=depth --control=depth.png --prompt="a photo of a mug"
 """
 from __future__ import annotations
 
@@ -14,9 +15,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from sds_jax import compilation, terminal
+from sds_jax.priors.controlnets import ControlNetChoice
 from sds_jax.priors.ddim import ddim
 from sds_jax.priors.flags import add_file_options, file_options
 from sds_jax.priors.loading.files import write_atomically
@@ -27,17 +29,37 @@ from sds_jax.types import Array, Params
 
 
 def sample(prior: Prior, params: Params, prompts: Sequence[str], key: Array, negative_prompt: str = "", steps: int = 50,
-           guidance_scale: float = 7.5) -> Array:
+           guidance_scale: float = 7.5, control: Array | None = None) -> Array:
   """Samples an image for each of n prompts, cameras unknown.
 
-  Returns [n, image_size, image_size, 3] in [0, 1]. `key`: see `ddim`.
+  Returns [n, image_size, image_size, 3] in [0, 1]. `key`: see `ddim`. `control`: the image that a prior with a
+  ControlNet reads, [image_size, image_size, 3] in [0, 1].
   """
   cond, null = prior.embed(list(prompts)), prior.embed([negative_prompt])
   # The negative prompt is embedded once and repeated for every prompt.
   uncond = jax.tree.map(lambda leaf, like: jnp.broadcast_to(leaf, like.shape), null, cond)
+  if control is not None:
+    # On both sides of the guidance, as in diffusers.
+    images = jnp.broadcast_to(control[None], (len(prompts), *control.shape))
+    cond, uncond = ({**side, "control": images} for side in (cond, uncond))
   draw = jax.jit(lambda p, c, u, k: ddim(prior, p, c, u, k, steps, guidance_scale),
                  compiler_options=compilation.unet_options())
   return draw(params, cond, uncond, key)
+
+
+def read_control(path: str | os.PathLike, size: int) -> Array:
+  """Returns a depth map, or another image for a ControlNet, as [size, size, 3] float32 in [0, 1].
+
+  Raises:
+    OSError: the file cannot be read.
+    ValueError: the file is no image.
+  """
+  try:
+    with Image.open(path) as image:
+      pixels = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+  except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+    raise ValueError(f"--control={path} is no image that can be read: {error}") from error
+  return jnp.asarray(np.asarray(pixels, np.float32) / 255)
 
 
 def write_row(path: str | os.PathLike, images: Array) -> None:
@@ -69,6 +91,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--variant", default="", help="of the weight files, such as fp16_ema (default: none first)")
   parser.add_argument("--image_size", type=int, default=0, help="pixels, for a prior of latents (default: its own)")
   add_file_options(parser)
+  control = parser.add_argument_group("an image to follow, for a prior of Stable Diffusion 1.x")
+  control.add_argument("--controlnet", help="a ControlNet: depth, normal, a hub id, a folder or a file")
+  control.add_argument("--control", type=terminal.user_path, help="the image that the ControlNet reads")
+  control.add_argument("--controlnet_scale", type=float, default=1.,
+                       help="factor of what the ControlNet adds to the U-Net (default: %(default)s)")
   views = parser.add_argument_group("views of a photo, for a prior that is conditioned on a photo")
   views.add_argument("--picture", type=terminal.user_path, help="a square photo of the object, on white or transparent")
   views.add_argument("--azimuth_deg", type=float, nargs="+",
@@ -79,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   args = parser.parse_args(argv)
   if (args.prompt is None) == (args.picture is None):
     parser.error("give either --prompt=TEXT or, for a prior that is conditioned on a photo, --picture=FILE")
+  if (args.controlnet is None) != (args.control is None) or args.picture and args.control:
+    parser.error("give --controlnet=NAME and --control=FILE together, and with them --prompt=TEXT")
   if args.num < 1:
     parser.error(f"--num={args.num} must be at least 1")
   if args.image_size < 0:
@@ -91,8 +120,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   compilation.prepare()
   try:
     picture = read_picture(args.picture) if args.picture else None
-    prior, params = build(args.prior, dtype=args.dtype, variant=args.variant, image_size=args.image_size,
-                          **file_options(args))
+    choices = file_options(args)
+    if args.controlnet:
+      choices["controlnet"] = ControlNetChoice(args.controlnet, scale=args.controlnet_scale)
+    prior, params = build(args.prior, dtype=args.dtype, variant=args.variant, image_size=args.image_size, **choices)
+    control = read_control(args.control, prior.image_size) if args.control else None
     images = len(args.azimuth_deg) if args.picture and args.azimuth_deg else args.num
     print(*prior.notes, f"prior: {prior.source}; drawing {images} images in {args.steps} steps ...", sep="\n",
           flush=True)
@@ -100,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       drawn = _views(prior, params, picture, args)
     else:
       drawn = sample(prior, params, [args.prompt] * args.num, seeded_key(args.seed), args.negative_prompt,
-                     args.steps, args.guidance_scale)
+                     args.steps, args.guidance_scale, control)
     write_row(args.out, drawn)
   except (ValueError, OSError) as error:
     parser.error(str(error))

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,19 +75,19 @@ def latent_space(vae: AutoencoderKL | AutoencoderTiny, latent_size: int) -> Spac
   """
   size, tiny = latent_size * vae.factor, isinstance(vae, AutoencoderTiny)
 
-  def encoded(params: Params, image: Array) -> Any:
-    # The draw is in float32, whatever the dtype of the network.
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), vae.apply({"params": params}, image, method="encode"))
+  def encoded(params: Params, image: Array) -> tuple[Array, ...]:
+    # Mean and log variance, or latents alone, in float32 for the draw, whatever the dtype of the network.
+    return tuple(leaf.astype(jnp.float32)
+                 for leaf in jax.tree.leaves(vae.apply({"params": params}, image, method="encode")))
 
   # The cast to float32 lies inside, so that the gradient is scaled before it is cast to float16.
   scaled = with_scaled_gradient(encoded) if jnp.dtype(vae.dtype) == jnp.float16 else encoded
 
   def encode(params: Params, image: Array, key: Array) -> Array:
-    latents = scaled(params["vae"], 2 * resized(image, size) - 1)
+    mean, *logvar = scaled(params["vae"], 2 * resized(image, size) - 1)
     if tiny:
-      return latents * vae.scaling_factor
-    mean, logvar = latents
-    return sample_latents(mean, logvar, jax.random.normal(as_threefry(key), mean.shape), vae.scaling_factor)
+      return mean * vae.scaling_factor
+    return sample_latents(mean, *logvar, jax.random.normal(as_threefry(key), mean.shape), vae.scaling_factor)
 
   def decode(params: Params, x: Array) -> Array:
     # The scale of `encode` is undone before the decoder.
@@ -97,8 +96,8 @@ def latent_space(vae: AutoencoderKL | AutoencoderTiny, latent_size: int) -> Spac
 
   def condition(params: Params, image: Array) -> Array:
     # No draw and no scale, unlike `encode`: Zero-1-to-3 was trained on the mean as it is.
-    latents = encoded(params["vae"], 2 * resized(image, size) - 1)
-    return latents / TINY_SCALE if tiny else latents[0]
+    mean = encoded(params["vae"], 2 * resized(image, size) - 1)[0]
+    return mean / TINY_SCALE if tiny else mean
 
   return Space(size, (latent_size, latent_size, vae.latent_channels), None, encode, decode, condition)
 

@@ -16,7 +16,7 @@ from sds_jax.settings.field import FieldSettings
 from sds_jax.settings.generator import FIELD, ObjectGeneratorSettings
 from sds_jax.settings.loss import LossSettings, ObjectLossSettings
 from sds_jax.settings.optimizer import OptimizerSettings
-from sds_jax.settings.prior import PriorSettings, prior_mismatch
+from sds_jax.settings.prior import PriorSettings, controlnet_mismatch, prior_mismatch
 from sds_jax.settings.render import OccupancySettings, RenderSettings
 from sds_jax.settings.shading import ShadingSettings
 from sds_jax.settings.training import DivergenceSettings, ObjectTrainingSettings, ParallelSettings, TrainingSettings
@@ -51,6 +51,8 @@ class RunSettings:
     takes_images = None if self.prior.path else sources.takes_pictures(self.prior.name)  # before anything is fetched
     if takes_images is not None and (problem := prior_mismatch(self.job, takes_images)):
       yield f"{path}.prior.name={self.prior.name!r} {problem}"
+    if self.prior.controlnet and (problem := controlnet_mismatch(self.job)):
+      yield f"{path}.prior.controlnet={self.prior.controlnet!r} {problem}"
     warmup, steps = self.optimizer.warmup_steps, self.training.steps
     if warmup >= steps and warmup > 0:
       yield f"{path}.optimizer.warmup_steps={warmup} must be less than {path}.training.steps={steps}"

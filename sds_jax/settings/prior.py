@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from sds_jax.priors import published
-from sds_jax.schema import Legal, Scheduled, folder, one_of, scheduled, sentence, setting, switch, whole
+from sds_jax.priors import controlnets, families, published
+from sds_jax.schema import (AUTO, Legal, Scheduled, folder, number, one_of, scheduled, sentence, setting, switch,
+                            whole)
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -48,9 +49,13 @@ class PriorSettings:
   target_size: tuple[int, int] = setting((0, 0), _PAIR, "SDXL: height and width of the cropped photo; 0: image_size")
   vae_remat: bool = setting(False, switch(), "recompute the VAE encoder in its gradient: less memory, more time")
   allow_unknown_words: bool = setting(False, switch(), "accept prompts with words that a small prior never saw")
+  controlnet: str = setting("", sentence(), "ControlNet: depth, normal, a hub id, a folder or a file (empty: none)")
+  controlnet_kind: str = setting(AUTO, one_of((AUTO, *controlnets.KINDS)), "image of a view for it; auto: by its name")
+  controlnet_scale: float = setting(1.0, number(0.0, 100.0), "factor of what the ControlNet adds to the U-Net")
 
   def relations(self, path: str) -> Iterator[str]:
     """Yields contradictions within the group."""
+    yield from self._controlnet(path)
     if self.random_weights and (self.path or self.name not in published.PRIORS):
       yield (f"{path}.random_weights={self.random_weights!r} needs the name of a published prior, not {path}."
              f"{'path' if self.path else 'name'}={self.path or self.name!r}: set {path}.name to one of "
@@ -66,6 +71,27 @@ class PriorSettings:
   def file_options(self) -> dict[str, Any]:
     """Returns the fields of `priors.base.Options` that say how files are read and which networks are replaced."""
     return {name: getattr(self, name) for name in (*_OF_FILES, "variant", "image_size")}
+
+  @property
+  def control_kind(self) -> str:
+    """The kind of the images that the ControlNet reads, a name of `controlnets.KINDS`; "" without a ControlNet."""
+    if not self.controlnet:
+      return ""
+    return controlnets.kind_of_name(self.controlnet) if self.controlnet_kind == AUTO else self.controlnet_kind
+
+  def _controlnet(self, path: str) -> Iterator[str]:
+    named = f"{path}.controlnet={self.controlnet!r}"
+    if not self.controlnet:
+      for name, default in (("controlnet_kind", AUTO), ("controlnet_scale", 1.0)):
+        if getattr(self, name) != default:
+          yield f"{path}.{name}={getattr(self, name)!r} has no effect because {named}: leave it at {default!r}"
+      return
+    if not self.control_kind:
+      yield (f"{named} does not say by its name what images it reads: set {path}.controlnet_kind to one of "
+             f"{', '.join(controlnets.KINDS)}")
+    if not self.path and families.takes_controlnet(self.name) is False:
+      yield (f"{named} is for Stable Diffusion 1.x, not for {path}.name={self.name!r}: set {path}.name to sd15, or "
+             f"{path}.controlnet to ''")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,3 +120,17 @@ def prior_mismatch(task: str, takes_images: bool) -> str:
             "text")
   return ("is conditioned on text, not on an image: use configs/image.py:shapeworld-views, or another prior that is "
           "conditioned on an image, instead")
+
+
+def controlnet_mismatch(task: str) -> str:
+  """Returns why a task has no use for a ControlNet, to follow the setting in an error; "" where the task has one.
+
+  Args:
+    task: value of the setting `job`.
+  """
+  if task == "image3d":
+    return ("is for priors that are conditioned on text, not on an image: leave it empty, or use configs/text.py:sd15 "
+            "instead")
+  if task == "image2d":
+    return "reads depth or normals of an object, and images have none: leave it empty, or use configs/text.py:sd15"
+  return ""

@@ -21,6 +21,7 @@ from sds_jax.tasks import objects, outputs
 from sds_jax.tasks.base import GeneratorTask
 from sds_jax.tasks.outputs import ObjectGenerator, ObjectView, ReportPage
 from sds_jax.training import inspect_guidance, workspace
+from sds_jax.training.control_images import IMAGES
 from sds_jax.training.loop import RunResult
 from sds_jax.training.program import SheetsFn
 from sds_jax.training.stages import Stage, make_stages
@@ -83,9 +84,12 @@ class ObjectTask(GeneratorTask):
         mesh_threshold=s.export.mesh_threshold)
 
   def read_images(self) -> dict[str, str]:
-    """Returns {optional image of a view: setting that reads it}, for the settings that are not 0."""
-    until = self.settings.distillation.latent_until
-    return {"normals": f"config.distillation.latent_until={until!r}"} if until > 0.0 else {}
+    """Returns {optional image of a view: setting that reads it}, for the settings that are not 0 or empty."""
+    until, prior = self.settings.distillation.latent_until, self.settings.prior
+    read = {"normals": f"config.distillation.latent_until={until!r}"} if until > 0.0 else {}
+    if prior.controlnet:
+      read[IMAGES[prior.control_kind]] = f"config.prior.controlnet={prior.controlnet!r}"
+    return read
 
   def check(self) -> None:
     """Opens the prior, checks the prompts and a representation of the user's own, but reads no weights."""

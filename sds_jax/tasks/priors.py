@@ -8,12 +8,14 @@ import jax
 from sds_jax.diffusion.estimators import find
 from sds_jax.priors import prior as prior_lib
 from sds_jax.priors.base import PromptError, SizeConditions
+from sds_jax.priors.controlnets import ControlNetChoice
 from sds_jax.priors.loading.files import CheckpointError
 from sds_jax.priors.prior import Prior, Weights
 from sds_jax.schema import ConfigError
 from sds_jax.settings.distillation import DistillationSettings
 from sds_jax.settings.prior import SIZES, PriorSettings, prior_mismatch
 from sds_jax.training import conditions
+from sds_jax.training.control_images import IMAGES
 from sds_jax.training.layout import DeviceLayout
 from sds_jax.types import Params
 
@@ -52,12 +54,20 @@ def open_prior(prior: PriorSettings, distillation: DistillationSettings, task: s
 
   try:
     return prior_lib.open_prior(prior.path or prior.name, prior.dtype, prior.allow_unknown_words, prior.vae_remat,
-                                prior.random_weights, check, sizes=SizeConditions(**sizes), **prior.file_options())
+                                prior.random_weights, check, sizes=SizeConditions(**sizes),
+                                controlnet=controlnet_choice(prior), **prior.file_options())
   # Both are ValueErrors whose messages need no prefix.
   except (CheckpointError, ConfigError):
     raise
   except ValueError as error:  # networks that are not supported
     raise ConfigError(f"{named}: {error}") from error
+
+
+def controlnet_choice(prior: PriorSettings) -> ControlNetChoice | None:
+  """Returns the ControlNet that the settings name; None without one."""
+  if not prior.controlnet:
+    return None
+  return ControlNetChoice(prior.controlnet, prior.control_kind, prior.controlnet_scale)
 
 
 def check_prompts(prior: Prior, settings: PriorSettings, distillation: DistillationSettings, negative_prompt: str,
@@ -98,7 +108,8 @@ def describe_choices(prior: Prior, distillation: DistillationSettings, negative_
   """Returns lines for the log: the prior, and the values that settings left open."""
   d = distillation
   guided = f"guidance_scale={d.guidance_scale} ({d.guidance_convention}), " if find(d.estimator).guided else ""
-  lines = [f"prior: {prior.source}",
+  control = f", with a ControlNet that reads the {IMAGES[prior.control]} of the views" if prior.control else ""
+  lines = [f"prior: {prior.source}{control}",
            f"estimator: {d.estimator}, {guided}weighting={d.weighting}, t from {d.t_min} to {d.t_max}"]
   lines += prior.notes
   note = conditions.substitutions(prior, d, negative_prompt)

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Sequence
 
 from sds_jax.io import files
+from sds_jax.priors.controlnets import NORMAL
 from sds_jax.priors.prior import Prior, Weights
 from sds_jax.tasks import priors
 from sds_jax.tasks.object_task import ObjectTask
@@ -29,6 +30,11 @@ class Text3DTask(ObjectTask):
   def headline(self) -> str:
     """The prompt and the seed."""
     return f"{self.settings.prompt!r} with seed {self.settings.seed}"
+
+  @property
+  def always_normals(self) -> bool:
+    """Whether a ControlNet reads the normals of the unshaded renders."""
+    return self.settings.prior.control_kind == NORMAL
 
   prompts: Sequence[str] = ()
   """Prompts of `prompts_file`, in place of `prompt`."""

@@ -28,6 +28,9 @@ from sds_jax.types import Array, Params
 COLUMNS = ("render", "decoded", "noisy", "x0")
 """The render; the render decoded from the prior's space; the noisy z_t, decoded; the guided one-step x0, decoded."""
 
+CONTROL = "control"
+"""A further column: the image that the prior's ControlNet reads."""
+
 MAX_VIEWS = 4
 MIN_PIXELS = 96
 
@@ -38,9 +41,9 @@ def make_inspection(term: Distillation, steps: int) -> InspectFn:
   """Returns a function of the step's arguments that computes the sheet of the coming step and changes no state.
 
   The function draws exactly the views, t and noise of the coming step. For the first MAX_VIEWS views its result has an
-  array [B, S, S, 3] in [0, 1] for each of COLUMNS, S a multiple of the prior's image size; `t` [B] int32; and
-  `scale` [] float32, the guidance scale. The function is pure and can be jitted. Images are decoded one at a time to
-  save memory.
+  array [B, S, S, 3] in [0, 1] for each of COLUMNS, and of CONTROL for a prior with a ControlNet, S a multiple of the
+  prior's image size; `t` [B] int32; and `scale` [] float32, the guidance scale. The function is pure and can be jitted.
+  Images are decoded one at a time to save memory.
 
   Args:
     term: the distillation, with its generator.
@@ -65,7 +68,8 @@ def make_inspection(term: Distillation, steps: int) -> InspectFn:
 
     columns = (enlarge(views.images[:MAX_VIEWS]), decode(x), decode(noisy), decode(aux.x0_hat))
     scale = schedule_value(term.settings.guidance_scale, draws.progress)
-    return dict(zip(COLUMNS, columns), t=aux.t[:MAX_VIEWS], scale=scale)
+    control = {CONTROL: enlarge(term.control_images(views)[:MAX_VIEWS])} if prior.control else {}
+    return control | dict(zip(COLUMNS, columns), t=aux.t[:MAX_VIEWS], scale=scale)
 
   return inspect_guidance
 
@@ -76,11 +80,11 @@ def write_sheet(settings: DistillationSettings, sheet: dict[str, Array], path: P
   Waits until the device has computed `sheet`, the result of an inspection.
   """
   sheet = jax.device_get(sheet)
-  views = range(len(sheet["t"]))
-  rows = [[sheet[name][view] for name in COLUMNS] for view in views]
+  views, columns = range(len(sheet["t"])), [name for name in (*COLUMNS, CONTROL) if name in sheet]
+  rows = [[sheet[name][view] for name in columns] for view in views]
   labels = [f"t = {sheet['t'][view]}" for view in views]
   corner = f"{settings.guidance_convention} {sheet['scale']:.3g}"
-  return images.write_png(images.tile_rows(rows, labels, titles=(corner, *COLUMNS)), path)
+  return images.write_png(images.tile_rows(rows, labels, titles=(corner, *columns)), path)
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ def test_command(built, tmp_path, capsys, monkeypatch):
   prior, params = built
   def denoise(params, z, t, cond):  # the network takes long to compile
     return z * cond["text"].mean()
-  monkeypatch.setattr(sample, "build", lambda name, dtype: (dataclasses.replace(prior, denoise=denoise), params))
+  monkeypatch.setattr(sample, "build", lambda name, **options: (dataclasses.replace(prior, denoise=denoise), params))
   arguments = [f"--out={tmp_path / 'x.png'}", "--steps=2", "--num=3"]
   sample.main([*arguments, "--prompt=a red cube"])
   with Image.open(tmp_path / "x.png") as image:

@@ -10,7 +10,8 @@ from sds_jax.settings.recipes import image2d, image3d, text3d
 RECIPES = {"text3d": text3d, "image3d": image3d, "image2d": image2d}
 _PRIOR = {"prior.variant": "", "prior.image_size": 0, "prior.prediction_type": "", "prior.ema": False,
           "prior.config": "", "prior.unet": "", "prior.vae": "", "prior.original_size": (0, 0), "prior.crop": (0, 0),
-          "prior.target_size": (0, 0)}
+          "prior.target_size": (0, 0), "prior.controlnet": "", "prior.controlnet_kind": "auto",
+          "prior.controlnet_scale": 1.0}
 NEW = {"text3d": _PRIOR | {"generator.name": "field"},
        "image3d": _PRIOR | {"generator.name": "field", "words.prediction_type": ""},
        "image2d": _PRIOR}

@@ -182,12 +182,14 @@ def test_a_representation_that_does_not_work(make_task, name, words):
 
 @pytest.mark.parametrize("job, changes, images", [
   ("text3d", {"distillation.latent_until": 0.5}, "normals"), ("image3d", {"loss.smoothness": 2.0}, "normals"),
+  ("text3d", {"prior.controlnet": "depth", "prior.name": "sd15"}, "depth"),
+  ("text3d", {"prior.controlnet": "normal", "prior.name": "sd15"}, "normals"),
   ("image3d", {"loss.depth": 1.0, "picture.depth": "depth.png"}, "depth")])
 def test_images_that_a_setting_reads(job, changes, images):
   config = settings_lib.defaults(job)
   config.update_from_flattened_dict({**changes, "generator.name": "my_ball:make"})
   (setting, value), *_ = changes.items()
-  with pytest.raises(ConfigError, match=f"render returns no {images}, which config.{setting}={value}"):
+  with pytest.raises(ConfigError, match=f"render returns no {images}, which config.{setting}={value!r}"):
     tasks.of(settings_lib.validate(config)).generator  # noqa: B018
 
 

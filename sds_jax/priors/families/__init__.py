@@ -4,6 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sds_jax.priors.base import Config, Family, Options, Prior, Weights
+from sds_jax.priors.controlnets import SD1_CONTROLNET
 from sds_jax.priors.families.deepfloyd import DEEPFLOYD
 from sds_jax.priors.families.sdxl import SDXL
 from sds_jax.priors.families.shapeworld import SHAPEWORLD, SHAPEWORLD_VIEWS
@@ -64,6 +65,7 @@ def open_folder(source: Source, options: Options) -> tuple[Prior, Weights]:
   """
   index = read_index(source.folder)
   family = family_of(source.folder, index)
+  check_controlnet(family, source.name, options)
   try:
     files = family.files(index)
     # Values first: tracing a network with a hostile width could take all memory or time.
@@ -84,6 +86,36 @@ def check_image_size(family: Family, prior: Prior, options: Options) -> None:
     raise CheckpointError(f"config.prior.image_size={options.image_size} has no effect on the prior {prior.name!r}, a "
                           f"model of {family.name} whose images have {prior.image_size}x{prior.image_size} pixels: set "
                           "it to 0")
+
+
+def check_controlnet(family: Family, name: str, options: Options) -> None:
+  """Raises CheckpointError if a ControlNet is wanted of a prior that takes none.
+
+  Args:
+    family: of the prior.
+    name: of the prior, for the message.
+    options: the caller's choices.
+  """
+  if options.controlnet and not family.takes_controlnet:
+    raise CheckpointError(f"the prior {name!r} of the family {family.name} takes no ControlNet, here "
+                          f"{options.controlnet.name!r}; supported: priors of Stable Diffusion 1.x, such as sd15")
+
+
+def takes_controlnet(name: str) -> bool | None:
+  """Returns whether a prior in the package or a published one takes a ControlNet; None: only its files can tell.
+
+  Args:
+    name: of the prior, or a hub id.
+  """
+  for family in FAMILIES:
+    if name in family.shipped:
+      return family.takes_controlnet
+    for listed, prior in family.published.items():
+      if name == listed or name in prior.repos:
+        # By the width of the text: one family has several versions of Stable Diffusion.
+        width = prior.configs["unet"].get("cross_attention_dim")
+        return family.takes_controlnet and width == SD1_CONTROLNET["cross_attention_dim"]
+  return None
 
 
 def family_of(folder: Path, index: Config) -> Family:

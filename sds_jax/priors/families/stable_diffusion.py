@@ -11,6 +11,7 @@ from typing import Any
 from sds_jax.priors.assemble import (RandomNetworks, StoredNetworks, check_text, check_unet, make_prior,
                                      read_scheduler)
 from sds_jax.priors.base import Config, Family, Options, Prior, Published, Weights
+from sds_jax.priors.controlnets import SD1_CONTROLNET, check_fits, open_controlnet, random_controlnet
 from sds_jax.priors.latent_size import chosen_size, stable_diffusion_size
 from sds_jax.priors.loading.checkpoint import COMPONENTS
 from sds_jax.priors.loading.hub import Files
@@ -65,7 +66,11 @@ def open_folder(source: Source, index: Config, options: Options) -> tuple[Prior,
   check_unet(folder, unet, space)
   text = open_clip_text(folder, options.dtype, options.variant)
   check_text(folder, unet, text)
-  return make_prior(source, space, unet, scheduler, text, notes=notes), networks.weights()
+  control = open_controlnet(options.controlnet, options.dtype) if options.controlnet else None
+  if control:
+    check_fits(control, unet, space.image_size, space.x_shape[0])
+    networks.add("controlnet", control.network, control.places)
+  return make_prior(source, space, unet, scheduler, text, notes=notes, control=control), networks.weights()
 
 
 def open_random(source: Source, configs: Mapping[str, Config], options: Options) -> tuple[Prior, Weights]:
@@ -74,8 +79,13 @@ def open_random(source: Source, configs: Mapping[str, Config], options: Options)
   unet = networks.open("unet")
   vae = networks.open("vae", remat=options.vae_remat)
   size, notes = chosen_size(None, unet, vae, options.image_size)
-  prior = make_prior(source, latent_space(vae, size), unet, configs["scheduler"], random_text_encoder(unet.text_dim),
-                     notes=notes)
+  space, control = latent_space(vae, size), None
+  if options.controlnet:
+    control = random_controlnet(options.controlnet, configs.get("controlnet", SD1_CONTROLNET), options.dtype)
+    check_fits(control, unet, space.image_size, space.x_shape[0])
+    networks.add("controlnet", control.network)
+  prior = make_prior(source, space, unet, configs["scheduler"], random_text_encoder(unet.text_dim), notes=notes,
+                     control=control)
   return prior, networks.weights()
 
 
@@ -86,6 +96,7 @@ STABLE_DIFFUSION = Family(
   files=files,
   open=open_folder,
   random=open_random,
+  takes_controlnet=True,
   published={
     # runwayml/stable-diffusion-v1-5 was deleted in August 2024. The first is the copy that the hub's own people keep.
     "sd15": Published(("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd-legacy/stable-diffusion-v1-5",

@@ -27,13 +27,15 @@ _PART = "a part of a model: name the folder or the single file of the whole mode
 _UNET = ("a part of a model: name it by config.prior.unet=FILE, beside the whole model that it belongs to")
 _VAE = ("a part of a model: name it by config.prior.vae=FILE, beside the whole model that it belongs to")
 _EMBEDDING = "an addition to a model and no model: name the folder of a whole model, with model_index.json"
+_CONTROLNET = ("an addition to a model and no model: name it by config.prior.controlnet=FILE, beside a model of Stable "
+               "Diffusion 1.x")
 
 # In this order: additions and unsupported models come first, as their names also match the patterns further down.
 _KINDS: tuple[tuple[str, str, str], ...] = (
   (r"hada_w1|lokr_w1|dora_scale|oft_blocks|lora[._](up|down|[ABab])\b|lora_(unet|te\d?)_|_lora\.|lora_linear_layer",
    "a LoRA", _ADDITION),
   (r"^(emb_params|string_to_(param|token).*|clip_[lg]|<.*>)$", "a textual inversion", _EMBEDDING),
-  (r"controlnet_cond_embedding|^control_model\.|input_hint_block|^controlnet_", "a ControlNet", _EMBEDDING),
+  (r"controlnet_cond_embedding|^control_model\.|input_hint_block|^controlnet_", "a ControlNet", _CONTROLNET),
   (r"^(ip_adapter|image_proj)\.", "an IP-Adapter", _EMBEDDING),
   (r"(^|\.)double_blocks\.", "a single-file checkpoint of FLUX", _UNSUPPORTED),
   (r"(^|\.)joint_blocks\.", "a single-file checkpoint of Stable Diffusion 3", _UNSUPPORTED),

@@ -134,13 +134,11 @@ class ControlNetModel(UNet2DConditionModel):
 
 def _fields_of_encoder(config: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the fields of the U-Net's encoder from a parsed config.json."""
+  for key in ("class_embed_type", "encoder_hid_dim", "addition_embed_type"):
+    if key in config:
+      check_choice(_NAME, key, config[key], (None,))
   try:
     fields = check_unet_config(config)
   except ValueError as error:
     raise ValueError(str(error).replace("UNet2DConditionModel config", f"{_NAME} config")) from error
-  for key, only in (("class_embed_type", None), ("encoder_hid_dim", None), ("addition_embed_type", None)):
-    if fields.get(key) is not only:
-      raise ValueError(f"{_NAME} config: {key}={fields[key]!r} is not supported; supported: {only}, as of Stable "
-                       "Diffusion 1.x")
-  # A ControlNet has no decoder; its kinds of blocks are those of the encoder backwards.
   return fields | dict(up_block_types=())

@@ -16,6 +16,7 @@ from sds_jax.priors.prior import Prior
 from sds_jax.prng import as_threefry
 from sds_jax.settings.distillation import DistillationSettings
 from sds_jax.training import conditions as conditions_lib
+from sds_jax.training.control_images import control_images, with_control
 from sds_jax.training.distil import distil
 from sds_jax.training.step import Context
 from sds_jax.types import Array, Params, RenderOutput
@@ -91,7 +92,9 @@ class Distillation:
       source_views = self.generator.render(source["params"], source["occupancy"], context.draws)
       # With the keys of the object itself, so that the randomness of the encoder is equal in both.
       inputs["source_x"] = self._encode(prior_params, source_views, draws)
-      inputs["source_cond"] = self.condition(prior_params, dict(conditions, views=conditions["source"]), views, draws)
+      # The cameras of both are equal, and a ControlNet reads the geometry of the source.
+      inputs["source_cond"] = self.condition(prior_params, dict(conditions, views=conditions["source"]),
+                                             views._replace(render=source_views.render), draws)
     cond = self.condition(prior_params, conditions, views, draws)
     loss, aux = distil(self.settings, self.weight, self.prior, prior_params, x, cond, draws.keys, draws.progress,
                        inputs, draws.index, views=self.views, seed=self.seed)
@@ -108,13 +111,18 @@ class Distillation:
     The conditions are `cond`, `uncond`, and those of the estimator.
     """
     if views.azimuth is not None:
-      return conditions_lib.of_views(self.prior, prior_params, self.settings, conditions, views.cameras, views.azimuth,
+      cond = conditions_lib.of_views(self.prior, prior_params, self.settings, conditions, views.cameras, views.azimuth,
                                      views.elevation, draws.progress)
+      return with_control(cond, self.control_images(views)) if self.prior.control else cond
     extra = {}
     if self.prior.camera_dim and views.cameras is not None:
       extra = dict(camera=cameras.camera_features(views.cameras))
     choose: Callable[[Array], Array] = lambda texts: texts[views.frame]  # noqa: E731
     return conditions_lib.sides(self.settings, conditions, choose, extra, draws.progress)
+
+  def control_images(self, views: Views) -> Array:
+    """Returns the images [B, S, S, 3] that the prior's ControlNet reads."""
+    return control_images(self.prior.control, views.render, views.cameras, self.prior.image_size)
 
 
 def encode_views(prior: Prior, prior_params: Params, images: Array, key: Array, index: Array) -> Array:

@@ -61,7 +61,7 @@ def ours_of(control, unet):
   def both(params, z, t, text, image):
     residuals = control.apply({"params": params["controlnet"]}, z, t, text, image)
     residuals = tuple(SCALE * one for one in residuals)
-    return residuals, unet.apply({"params": params["unet"]}, z, t, text, None, residuals)
+    return residuals, unet.apply({"params": params["unet"]}, z, t, text, residuals=residuals)
   return both
 
 
