@@ -2,9 +2,10 @@
 import io
 import struct
 import time
+import zlib
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, features
 import pytest
 
 from sds_jax.io.photos import Frame, read_map, read_photo
@@ -171,3 +172,102 @@ def test_slow_formats_end_in_time(tmp_path, monkeypatch, kind):
 def test_small_files_of_slow_formats_are_read(tmp_path):
   (tmp_path / "x.ppm").write_bytes(b"P3 2 1 255\n255 0 0 0 255 0")
   np.testing.assert_allclose(decode(tmp_path / "x.ppm", 64).premultiplied, [[[1, 0, 0], [0, 1, 0]]])
+
+
+def with_chunks(path, **chunks):
+  """Adds chunks behind the first one of a PNG file."""
+  data, added = path.read_bytes(), b""
+  for name, content in chunks.items():
+    added += struct.pack(">I", len(content)) + name.encode() + content
+    added += struct.pack(">I", zlib.crc32(name.encode() + content))
+  path.write_bytes(data[:33] + added + data[33:])
+
+
+P3_POINTS = struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
+SRGB_POINTS = struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+GAMMA = {gamma: struct.pack(">I", round(gamma * 1e5)) for gamma in (1.0, 1 / 1.8, 1 / 2.19921875, 0.45455, 0.0)}
+
+
+@pytest.mark.parametrize("name, chunks", [
+  ("Display P3", dict(cICP=bytes([12, 13, 0, 1]))), ("Display P3", dict(cHRM=P3_POINTS)),
+  ("Display P3", dict(cHRM=P3_POINTS, gAMA=GAMMA[0.45455])), ("Display P3", dict(cHRM=P3_POINTS, gAMA=GAMMA[0.0])),
+  ("Display P3", dict(cICP=bytes([12, 1, 0, 1]), sRGB=b"\0")), ("linear", dict(gAMA=GAMMA[1.0])),
+  ("linear", dict(cHRM=SRGB_POINTS, gAMA=GAMMA[1.0])), ("linear", dict(cICP=bytes([1, 8, 0, 1]), gAMA=GAMMA[0.45455])),
+  ("Adobe RGB", dict(gAMA=GAMMA[1 / 2.19921875], cHRM=struct.pack(">8I", 31270, 32900, 64000, 33000, 21000, 71000,
+                                                                   15000, 6000)))])
+def test_chunks_of_png(tmp_path, name, chunks):
+  path = tmp_path / "x.png"
+  in_profile(Image.fromarray(scene()), rgb_profile(name)).save(path)
+  with_chunks(path, **chunks)
+  # Linear values of 8 bits are coarse in the dark.
+  assert worst(path) <= (14 if name == "linear" else 3)
+  # The numbers of a map stay.
+  assert worst(path, np.asarray(Image.open(path))[12, 12::24], colours=False) < 0.01
+
+
+@pytest.mark.parametrize("chunks", [
+  dict(gAMA=GAMMA[0.45455]), dict(gAMA=GAMMA[0.0]), dict(gAMA=GAMMA[0.45455], cHRM=SRGB_POINTS),
+  dict(sRGB=b"\0", gAMA=GAMMA[1.0], cHRM=P3_POINTS), dict(cICP=bytes([1, 13, 0, 1]), gAMA=GAMMA[1.0]),
+  dict(cICP=bytes([2, 2, 0, 1]))])
+def test_chunks_that_say_srgb(tmp_path, chunks, capsys):
+  path = tmp_path / "x.png"
+  Image.fromarray(scene()).save(path)
+  with_chunks(path, **chunks)
+  assert worst(path) < 0.01 and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("chunks, told", [
+  (dict(cICP=bytes([200, 13, 0, 1])), "colour primaries 200"), (dict(cICP=bytes([9, 99, 0, 1])), "curve 99"),
+  (dict(cICP=bytes([9, 16, 9, 0])), "matrix 9"), (dict(cHRM=bytes(32)), "no colours"),
+  (dict(cHRM=struct.pack(">8I", 31270, 32900, *[30000, 30000] * 3)), "span no colours")])
+def test_chunks_that_cannot_be_used(tmp_path, chunks, told, capsys):
+  path = tmp_path / "x.png"
+  Image.fromarray(scene()).save(path)
+  with_chunks(path, **chunks)
+  assert worst(path) < 0.01
+  assert told in capsys.readouterr().out
+
+
+def test_a_profile_stands_before_gamma_and_behind_cicp(tmp_path):
+  wide, path = in_profile(Image.fromarray(scene()), rgb_profile("Display P3")), tmp_path / "x.png"
+  wide.save(path, icc_profile=rgb_profile("Display P3"))
+  with_chunks(path, gAMA=GAMMA[1.0])
+  assert worst(path) <= 3
+  wide.save(path, icc_profile=rgb_profile("ProPhoto"))
+  with_chunks(path, cICP=bytes([12, 13, 0, 1]))
+  assert worst(path) <= 3
+  wide.save(path, icc_profile=rgb_profile("Display P3"))
+  with_chunks(path, cICP=bytes([200, 13, 0, 1]))
+  assert worst(path) <= 3
+
+
+@pytest.mark.parametrize("transfer, white", [(16, 0.58068878), (18, 0.75)])
+def test_white_of_high_dynamic_range(tmp_path, transfer, white):
+  # 203 nits (ITU-R BT.2408), which is 58% of PQ and 75% of HLG; what is brighter is white, too.
+  path = tmp_path / "x.png"
+  levels = np.uint8([[0, round(white * 127.5), round(white * 255), 255]] * 4)
+  Image.fromarray(np.repeat(levels[..., None], 3, -1)).save(path)
+  with_chunks(path, cICP=bytes([9, transfer, 0, 1]))
+  black, grey, at_white, bright = decode(path, 4096).premultiplied[1, :, 1]
+  assert black == 0.0 and 0.05 < grey < 0.75 and at_white > 0.985 and bright == 1.0
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "I;16", "P"])
+def test_gamma_of_grey_and_palettes(tmp_path, mode):
+  path, levels = tmp_path / "x.png", np.uint8([[0, 32, 64, 128, 255]])
+  image = Image.fromarray(levels)
+  (Image.fromarray(levels.astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)).save(path)
+  with_chunks(path, gAMA=GAMMA[1.0])
+  expected = np.where(levels < 1, 0, 255 * (1.055 * (levels / 255) ** (1 / 2.4) - 0.055))
+  assert np.abs(decode(path, 4096).premultiplied[..., 1] * 255 - expected).max() <= 1.5
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this build of Pillow has no AVIF")
+def test_nclx_of_avif(tmp_path):
+  path, plain = tmp_path / "x.avif", tmp_path / "plain.avif"
+  in_profile(Image.fromarray(scene()), rgb_profile("Display P3")).save(path, quality=100, subsampling="4:4:4")
+  Image.fromarray(scene()).save(plain, quality=100, subsampling="4:4:4")
+  data = path.read_bytes()
+  place = data.index(b"colrnclx") + 8
+  path.write_bytes(data[:place] + struct.pack(">H", 12) + data[place + 2:])
+  assert worst(path) <= 6 and worst(plain) <= 6

@@ -1,7 +1,7 @@
-"""Converts the colours of an image file to sRGB, by the ICC profile in the file.
+"""Converts the colours of an image file to sRGB, by the ICC profile or the colour space that the file names.
 
 Telephones and Macs write Display P3, cameras Adobe RGB, raw converters ProPhoto, scanners grey profiles, print shops
-CMYK profiles. LittleCMS, which comes with Pillow, computes the conversion.
+CMYK profiles, renderers linear PNG files. LittleCMS, which comes with Pillow, computes the conversion.
 """
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageFilter
+
+from sds_jax.priors.loading.colour_chunks import find_colour_space
 
 LARGEST_PROFILE = 2**24
 """Upper limit of the bytes of a profile; published ones have up to three million."""
@@ -70,7 +72,9 @@ def find_conversion(path: Path, image: Image.Image) -> Conversion | None:
   """
   profile = image.info.get("icc_profile")
   try:
-    if profile:
+    if named := _named_profile(path, image):
+      conversion = _from_profile(named, image)
+    elif profile:
       conversion = _from_profile(profile, image)
     elif image.mode == "LAB":
       conversion = Conversion("LAB", _transform(ImageCms.createProfile("LAB"), "LAB"))
@@ -83,6 +87,19 @@ def find_conversion(path: Path, image: Image.Image) -> Conversion | None:
     reason = " ".join(str(error).split())[:120] or type(error).__name__
     print(f"{path}: its colour profile cannot be used ({reason}); its colours are taken as sRGB")
     return None
+
+
+def _named_profile(path: Path, image: Image.Image) -> bytes | None:
+  """Returns a profile of the colour space that chunks of the file name; None where an ICC profile goes before it."""
+  profile = image.info.get("icc_profile")
+  try:
+    space = find_colour_space(path, image.format)
+    return space.profile(image.mode in _GREY) if space and (space.above or not profile) else None
+  except ValueError:
+    # Readers that do not know the space of cICP take the profile.
+    if profile:
+      return None
+    raise
 
 
 def _from_profile(content: bytes, image: Image.Image) -> Conversion:
