@@ -21,9 +21,10 @@ _LEAST = 2e-3
 """Share of the object's area from which a shadow counts."""
 _NEUTRAL = 0.25
 """Largest share of the object that may have a shade of the ground's colour where a shadow is removed."""
-_DOUBTFUL = 0.03
-"""Share of the object's area from which a note tells of a part that may be a shadow."""
-_CUT_OUT = "to decide it, give a cut-out: a PNG with a transparent background"
+_DOUBTFUL, _DOUBTFUL_HUE = 0.03, 0.08
+"""Share of the object's area from which a note tells of a part that may be a shadow, and the largest difference of
+that part from a darker shade of the ground's colour, as HUE: other lights may tint a shadow."""
+_CUT_OUT = "give a cut-out: a PNG with a transparent background"
 
 _EVERYWHERE = np.ones((3, 3), bool)
 
@@ -50,10 +51,12 @@ def find_shadow(rgb: np.ndarray, colour: np.ndarray,
   # The factor s that brings s * colour nearest to the pixel (least squares).
   shade = (rgb @ colour / (colour @ colour)).astype(np.float32)
   # Up to 1.02: noise makes a part of the ground brighter than its median colour.
-  like_ground = (np.abs(rgb - shade[..., None] * colour).max(-1) <= HUE) & (shade >= DARKEST) & (shade <= 1.02)
+  darker = (shade >= DARKEST) & (shade <= 1.02)
+  hue = np.abs(rgb - shade[..., None] * colour).max(-1)
+  like_ground, tinted = darker & (hue <= HUE), darker & (hue <= _DOUBTFUL_HUE) & ~background
   veiled = like_ground & ~background
   if veiled.sum() < _LEAST * object_area:
-    return None, ()
+    return None, _doubt(tinted, object_area)
   side = max(shade.shape)
   # The blur of 1.5 pixels keeps noise from counting as slope.
   smooth = ndimage.gaussian_gradient_magnitude(shade, 1.5, mode="nearest") <= np.clip(SLOPE / side, *SLOPES)
@@ -66,16 +69,16 @@ def find_shadow(rgb: np.ndarray, colour: np.ndarray,
   rest = ~(background | shadow)
   left = int(rest.sum())
   if shadow.sum() < _LEAST * object_area:
-    return None, _doubt(veiled, object_area)
+    return None, _doubt(tinted, object_area)
   # Without a rim of 3 pixels, whose colours are mixed with the ground's.
   core = ndimage.binary_erosion(rest, _EVERYWHERE, iterations=3)
   neutral = (like_ground & core).sum() / max(int(core.sum()), 1)
   if left < 0.1 * object_area or not core.any() or neutral > _NEUTRAL:
     return None, (f"a smooth darker part of the ground's colour ({shadow.sum() / object_area:.0%} of what is kept) may "
-                  f"be the object's shadow, and is kept; {_CUT_OUT}",)
+                  f"be the object's shadow, and is kept; if it is one, {_CUT_OUT}",)
   note = (f"a shadow ({shadow.sum() / left:.0%} of the object's area) is removed with the background; if it is a part "
-          "of the object, give a cut-out: a PNG with a transparent background")
-  return shadow, (note, *_doubt(veiled & rest, left))
+          f"of the object, {_CUT_OUT}")
+  return shadow, (note, *_doubt(tinted & rest, left))
 
 
 def _doubt(veiled: np.ndarray, area: int) -> tuple[str, ...]:

@@ -84,8 +84,16 @@ def test_doubt_is_told_and_nothing_is_lost(tmp_path, capsys):
   statue = photo(disc(), (235, 235, 235), shadow=SHADOWS["below"], shading=1 - 0.5 * np.hypot(X - 220, Y - 200) / 150)
   result = taken(tmp_path, statue)
   said = capsys.readouterr().out
-  assert area(result, disc()) > 0.95 and "may be the object's shadow, and is kept; to decide it, give a cut-out" in said
+  assert area(result, disc()) > 0.95 and "may be the object's shadow, and is kept; if it is one, give a cut-out" in said
   cast = 0.4 * (box(350, 330, 90) > 0.5)
   result = taken(tmp_path, photo(disc(), BLUE, shadow=cast))
   said = capsys.readouterr().out
   assert area(result, disc()) > 1.1 and "with a sharp edge" in said and said.count("cut-out") == 1
+
+
+@pytest.mark.parametrize("tint", [(0.85, 0.92, 1.0), (1.0, 0.95, 0.85)], ids=["of the sky", "of a lamp"])
+def test_hard_shadows_of_coloured_light_are_told(tmp_path, capsys, tint):
+  cast = (disc(300, 300) > 0.5)[..., None]
+  rgb = np.where(cast, 0.6 * 255 * np.array(tint), 255.0)
+  taken(tmp_path, (disc()[..., None] * BLUE + (1 - disc()[..., None]) * rgb).round().astype(np.uint8))
+  assert "is kept; if it is a shadow, give a cut-out: a PNG with a transparent" in capsys.readouterr().out
