@@ -73,10 +73,13 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
 def configure() -> None:
   """Sets JAX for a command, whatever the environment says.
 
-  Numbers have 32 bits, so JAX_ENABLE_X64 changes no result. JAX_TRANSFER_GUARD=disallow is lifted outside of the
-  steps, which guard themselves: settings, prompts and photos have to be brought to the device.
+  Numbers have 32 bits, so JAX_ENABLE_X64 changes no result, and neither does JAX_THREEFRY_PARTITIONABLE.
+  JAX_TRANSFER_GUARD=disallow is lifted outside of the steps, which guard themselves: settings, prompts and photos have
+  to be brought to the device.
   """
   jax.config.update("jax_enable_x64", False)
+  # Random numbers would be others otherwise, and would depend on how arrays are laid out over devices.
+  jax.config.update("jax_threefry_partitionable", True)
   for name in ("jax_transfer_guard", "jax_transfer_guard_host_to_device", "jax_transfer_guard_device_to_device",
                "jax_transfer_guard_device_to_host"):
     if "disallow" in str(getattr(jax.config, name, "")):
