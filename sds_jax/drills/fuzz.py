@@ -3,10 +3,12 @@ r"""The command under hostile command lines: each run succeeds, or fails with st
     python -m sds_jax.drills.fuzz --num=500 --seed=0
 
 Every try runs the real command (`sds_jax.commands.main.main`) in a separate process, with a tiny prior and a single
-step, in a fresh folder with a home and caches. A try is right if the status is 0 with report.html or image*.png in the
-folder of the run and no traceback, or if the status is 2 with exactly one line "error: ..." on stderr. In both cases
-the try must end in the time allowed, write no file outside the folder of the run, leave no partial file inside, and
-change or remove no file that was there before.
+step, in a fresh folder with a home and caches. Hostile are settings, flags, files of settings, photos, priors with
+their tokenizers, and folders with files of others or a spoilt run. A try is right if the status is 0 with report.html
+or image*.png in the folder of the run and no traceback, or if the status is 2, or 3 for a run that diverged, with
+exactly one line "error: ..." on stderr. In all cases the try must end in the time allowed, write no file outside the
+folder of the run, leave no partial file inside, and change or remove no file that was there before, by a digest of all
+of them.
 Failures are printed with a command to repeat the try; the exit status is then 1.
 """
 from __future__ import annotations
@@ -57,14 +59,19 @@ def _drill(options: argparse.Namespace, scratch: Path) -> int:
   context = _forkserver()
   for number, arguments in enumerate(
       fuzz_cases.tries(options.configs.resolve(), scratch, options.num, options.seed, options.strange)):
-    # Every try has its own generator, so skipped tries do not change the others.
-    if options.only not in (None, number):
+    # Every try has its own generator, so skipped tries do not change the others, except for the first ones: they are
+    # the finished runs that others spoil.
+    chosen = options.only in (None, number)
+    if not chosen and number >= len(fuzz_cases.FILES):
       continue
     started = time.perf_counter()
     status, problem = attempt(context, arguments, scratch, options.timeout)
-    slowest = max(slowest, (time.perf_counter() - started, number))
-    counts[status] += 1
-    if problem or options.only is not None:
+    if number < len(fuzz_cases.FILES) and (scratch / "try" / "here" / "run").is_dir():
+      shutil.copytree(scratch / "try" / "here" / "run", scratch / "done" / str(number), symlinks=True)
+    if chosen:
+      slowest = max(slowest, (time.perf_counter() - started, number))
+      counts[status] += 1
+    if chosen and (problem or options.only is not None):
       failed += bool(problem)
       # The base settings are the same in every try; the last arguments are the interesting part.
       shown = " ".join(ascii(word) for word in arguments if options.only is not None or word.startswith("--config=") or
@@ -76,8 +83,8 @@ def _drill(options: argparse.Namespace, scratch: Path) -> int:
               (scratch / "try" / "stderr").read_text(errors="replace"), sep="\n")
     shutil.rmtree(scratch / "try", ignore_errors=True)
   print(f"{sum(counts.values())} tries in {time.perf_counter() - begin:.0f} s: {counts[0]} ran through, "
-        f"{counts[2]} were refused in one line, {failed} failed; the slowest, try {slowest[1]}, took "
-        f"{slowest[0]:.1f} s", flush=True)
+        f"{counts[2]} were refused in one line, {counts[3]} diverged, {failed} failed; the slowest, try {slowest[1]}, "
+        f"took {slowest[0]:.1f} s", flush=True)
   return int(failed > 0)
 
 
@@ -110,11 +117,11 @@ def attempt(context: multiprocessing.context.BaseContext, arguments: list[str], 
     (root / name).mkdir(parents=True)
   (root / "here" / "file").write_text("x")
   (root / "here" / "loop").symlink_to("loop")
-  for name in hostile_folders.FOLDERS:
-    if f"--workdir={name}" in arguments:
-      hostile_folders.write(root / "here", name)
-  # The difference of two listings shows every path created by the try.
-  before, contents = _listing(scratch), hostile_folders.digest(root / "here")
+  hostile_folders.prepare(root / "here", scratch, arguments)
+  # The difference of two listings shows every path created by the try. A spoilt run may be changed by the next one.
+  own = [path for path in (root / "here").glob("done-*")]
+  skipped = [scratch / "compiled", root / "cache", *own]
+  before, contents = _listing(scratch), hostile_folders.digest(scratch, skipped)
   child = context.Process(target=fuzz_child.run, args=(arguments, root, scratch / "compiled"))
   child.start()
   child.join(timeout)
@@ -124,7 +131,7 @@ def attempt(context: multiprocessing.context.BaseContext, arguments: list[str], 
     child.join()
     return None, f"still running after {timeout:.0f} s"
   allowed = [root / "cache", root / "stdout", root / "stderr", scratch / "compiled"]
-  after = hostile_folders.digest(root / "here")
+  after = hostile_folders.digest(scratch, skipped)
   if changed := [path for path, content in contents.items() if after.get(path) != content]:
     return child.exitcode, f"files of others were changed or removed: {sorted(map(str, changed))[:5]}"
   return child.exitcode, find_problem(child.exitcode, arguments, root, _listing(scratch) - before, allowed)
@@ -143,9 +150,9 @@ def find_problem(status: int, arguments: list[str], root: Path, new: set[Path], 
   # Undecodable bytes must not stop the drill.
   errors = (root / "stderr").read_text(encoding="utf-8", errors="replace")
   folder = run_folder(arguments, root / "here", new)
-  if status == 2:
+  if status in (2, 3):
     if not (errors.startswith("error: ") and len(errors.splitlines()) == 1 and errors.endswith("\n")):
-      return f"status 2 with this on stderr: {errors[-3000:]!r}"
+      return f"status {status} with this on stderr: {errors[-3000:]!r}"
   elif status != 0:
     return f"status {status}, with this on stderr: {errors[-3000:]}"
   # A background thread can print a traceback although the command succeeds.

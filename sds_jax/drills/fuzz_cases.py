@@ -98,18 +98,24 @@ CONFIG_WORDS = [
 """Words after the colon of --config; without a connection none is legal."""
 
 
+FILES = {"text3d": "text.py", "image2d": "image2d.py", "image3d": "image.py"}
+"""Task -> file of settings, in the order of `make_jobs`."""
+
+
 class FuzzJob:
   """A file of settings with legal arguments, from which the tries start.
 
   Attributes:
+    task: value of the setting `job`.
     file: configs/text.py, say.
     settings: {dotted name of a setting: the types of its values}, of the keys of WRONG.
     base: arguments that make a tiny run of one step.
   """
 
-  def __init__(self, file: Path, defaults: ConfigDict, base: Mapping[str, Any]):
+  def __init__(self, task: str, configs: Path, base: Mapping[str, Any]):
     """Makes a job from the settings that `base` changes, {dotted name: value}."""
-    self.file, self.settings = file, dict(_value_types(defaults))
+    self.task, self.file = task, configs / FILES[task]
+    self.settings = dict(_value_types(settings_lib.defaults(task)))
     self.base = [f"--config.{name}={value}" for name, value in base.items()]
 
   def choose_setting(self, rng: random.Random, kind: type) -> str:
@@ -133,9 +139,7 @@ def make_jobs(configs: Path, scratch: Path) -> list[FuzzJob]:
   # Without shading: the second derivatives of shading dominate the compilation.
   text = {**tiny.SETTINGS, **common, "training.views": 1, "shading.lambertian": 0.0, "occupancy.every": 0}
   photo = {**text, "prior.path": scratch / VIEW_PRIOR, "image": scratch / PHOTO, "prompt": ""}
-  return [FuzzJob(configs / "text.py", settings_lib.defaults("text3d"), text),
-          FuzzJob(configs / "image2d.py", settings_lib.defaults("image2d"), images),
-          FuzzJob(configs / "image.py", settings_lib.defaults("image3d"), photo)]
+  return [FuzzJob(task, configs, base) for task, base in zip(FILES, (text, images, photo))]
 
 
 def write_files(scratch: Path) -> None:
@@ -173,6 +177,8 @@ def tries(configs: Path, scratch: Path, num: int, seed: int, strange: float) -> 
       continue
     kinds = _STRANGE if rng.random() < strange else _WRONG
     draw = rng.choices(list(kinds), list(kinds.values()))[0]
+    if draw is _hostile_photo:
+      job = jobs[-1]
     drawn = draw(rng, job)
     names_folder = draw is _default_folder or any(argument.startswith("--workdir") for argument in drawn)
     arguments = drawn if names_folder else [*drawn, "--workdir=run"]
@@ -275,9 +281,36 @@ def _config_words(rng: random.Random, job: FuzzJob) -> list[str]:
   return [f"--config={job.file}:{rng.choice(CONFIG_WORDS)}"]
 
 
+def _hostile_photo(rng: random.Random, job: FuzzJob) -> list[str]:
+  """Returns a photo or a map that is damaged or unusual."""
+  photo = f"photo-{rng.randrange(10**6)}.png"
+  map_name = rng.choice(["depth", "normals"])
+  return rng.choice([[f"--config.image={photo}"]] * 4 + [
+      [f"--config.picture.{map_name}={photo}", f"--config.loss.{map_name}=1.0"]])
+
+
+def _hostile_prior(rng: random.Random, job: FuzzJob) -> list[str]:
+  """Returns a folder of a prior with one mistake in its configs, tokenizer or weights."""
+  kind = VIEW_PRIOR if job.task == "image3d" else PRIOR
+  return [f"--config.prior.path={kind}-{rng.randrange(10**6)}"]
+
+
+def _hostile_config(rng: random.Random, job: FuzzJob) -> list[str]:
+  """Returns a file of settings with a mistake, before the settings of the job's base."""
+  return [f"--config=config-{job.task}-{rng.randrange(10**6)}.py"]
+
+
+def _spoilt_run(rng: random.Random, job: FuzzJob) -> list[str]:
+  """Returns the folder of a finished run with a mistake, and what to do with it."""
+  folder = f"--workdir=done-{list(FILES).index(job.task)}-{rng.randrange(10**6)}"
+  return [folder, rng.choice(["--mode=export", "--mode=render", "--mode=evaluate", "--mode=train",
+                              "--config.resume=must", "--config.resume=never", "--config.training.steps=2"])]
+
+
 _WRONG: dict[DrawArguments, float] = {
     _wrong_value: 5, _value_of_other_type: 4, _two_values: 1, _prompt: 2, _prior_path: 2, _prior_name: 2, _photo: 2,
-    _source: 1, _flag: 3, _config_words: 1, _taken_folder: 3, _habit: 3}
+    _source: 1, _flag: 3, _config_words: 1, _taken_folder: 3, _habit: 3, _hostile_photo: 4, _hostile_prior: 5,
+    _hostile_config: 3, _spoilt_run: 4}
 """Kinds of mistakes, with their weights."""
 _STRANGE: dict[DrawArguments, float] = {
     _strange_value: 4, _choice: 2, _prompt_of_any_words: 2, _default_folder: 2, _workdir: 2}

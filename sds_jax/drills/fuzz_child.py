@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +17,10 @@ from sds_jax.commands import errors, evaluate, export, main as command, train  #
 from sds_jax.io import tensorboard  # noqa: F401
 
 
+MOST_MEMORY = 6 * 2**30
+"""Bytes of memory that a try may ask for; a tiny run takes half a gigabyte."""
+
+
 def run(arguments: list[str], root: Path, compiled: Path) -> None:
   """Runs the command; ends by SystemExit or another exception.
 
@@ -24,6 +29,8 @@ def run(arguments: list[str], root: Path, compiled: Path) -> None:
     root: a folder with here/ (the working directory), home/, cache/ and tmp/; receives stdout and stderr.
     compiled: compilation cache of XLA, shared by children because children run in sequence.
   """
+  # A command line that asks for all memory must not end the drill or the machine.
+  resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
   os.chdir(root / "here")
   os.environ.update(HOME=str(root / "home"), XDG_CACHE_HOME=str(root / "cache"), TMPDIR=str(root / "tmp"),
                     SDS_JAX_CACHE=str(root / "cache"))

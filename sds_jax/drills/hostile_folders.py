@@ -1,11 +1,21 @@
-"""Folders for runs that hold files, links and pipes of others, for the fuzz drill."""
+"""What a hostile command line names: folders with files of others, spoilt runs and priors, photos, files of settings.
+
+Each has a name that says how it is made, so that a command line can be repeated: `taken-3` holds the third of the
+files of others, `prior-7` and `view_prior-7` are priors with the seventh mistake, `done-1-7` is the finished run
+number 1 with the seventh mistake, `photo-7.png` a hostile photo, and `config-image2d-7.py` a hostile file of settings.
+"""
 from __future__ import annotations
 
 import hashlib
 import os
+import random
+import re
+import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from sds_jax.drills import hostile_configs, hostile_json, hostile_photos
 
 Make = Callable[[Path], object]
 
@@ -43,21 +53,45 @@ FOLDERS: dict[str, tuple[str, Make]] = {
 """Name of a folder -> (path within it, function that makes what lies there)."""
 
 
-def write(here: Path, name: str) -> None:
-  """Makes one of FOLDERS in `here`, which holds a file called `file`."""
-  path, make = FOLDERS[name]
-  place = here / name / path
-  place.parent.mkdir(parents=True, exist_ok=True)
-  make(place)
+_NAMED = re.compile(r"--[\w.]+=(?:(?P<taken>taken-\d+)|(?P<prior>prior|view_prior)-(?P<mistake>\d+)|"
+                    r"done-(?P<run>\d)-(?P<fault>\d+)|(?P<photo>photo-\d+\.png)|(?P<file>config-(?P<job>\w+)-\d+\.py))")
 
 
-def digest(folder: Path) -> dict[Path, tuple[int, str]]:
-  """Returns {path: (kind of file, SHA-256 or target)} of everything in a folder.
+def prepare(here: Path, scratch: Path, arguments: Iterable[str]) -> None:
+  """Makes what a command line names.
+
+  Args:
+    here: working directory of the command; holds a file called `file`.
+    scratch: holds the priors `prior` and `view_prior`, and in `done` finished runs called 0, 1, ...
+    arguments: of the command line.
+  """
+  for match in filter(None, map(_NAMED.fullmatch, arguments)):
+    name = match.group().partition("=")[2]
+    place, rng = here / name, random.Random(name)
+    if os.path.lexists(place):
+      continue
+    if match["taken"]:
+      path, make = FOLDERS[name]
+      (place / path).parent.mkdir(parents=True, exist_ok=True)
+      make(place / path)
+    elif match["prior"] or match["run"]:
+      source = scratch / match["prior"] if match["prior"] else scratch / "done" / match["run"]
+      shutil.copytree(source, place, symlinks=True)
+      hostile_json.spoil_folder(place, rng)
+    elif match["photo"]:
+      hostile_photos.write(place, rng)
+    else:
+      hostile_configs.write(place, match["job"], rng)
+
+
+def digest(folder: Path, skipped: Iterable[Path] = ()) -> dict[Path, tuple[int, str]]:
+  """Returns {path: (kind of file, SHA-256 or target)} of everything in a folder but the skipped folders.
 
   Pipes are not opened.
   """
-  found = {}
+  found, skipped = {}, set(skipped)
   for place, folders, files in os.walk(folder):
+    folders[:] = [name for name in folders if Path(place) / name not in skipped]
     for path in (Path(place) / name for name in (*folders, *files)):
       # `lstat`, so that a link is judged itself and not its target.
       mode = os.lstat(path).st_mode

@@ -1,10 +1,11 @@
 """The fuzz drill: deterministic tries, detection of every problem, and a few real tries."""
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
-from sds_jax.drills import fuzz, fuzz_cases
+from sds_jax.drills import fuzz, fuzz_cases, hostile_configs, hostile_folders
 
 
 def drawn(num=400, seed=0, strange=0.5):
@@ -30,6 +31,43 @@ def test_every_setting_can_be_drawn():
   assert all(kind in fuzz_cases.WRONG for job in jobs for types in job.settings.values() for kind in types)
 
 
+def test_hostile_things_are_named_by_their_number(tmp_path):
+  (tmp_path / "prior" / "unet").mkdir(parents=True)
+  (tmp_path / "prior" / "unet" / "config.json").write_text('{"a": [1, {"b": 2}]}')
+  (tmp_path / "prior" / "merges.txt").write_text("a b\nb c\n")
+  shutil.copytree(tmp_path / "prior", tmp_path / "done" / "1")
+  digests = []
+  for folder in ("x", "y"):
+    (here := tmp_path / folder).mkdir()
+    (here / "file").write_text("x")
+    for number in range(60):
+      hostile_folders.prepare(here, tmp_path, [
+          f"--config.prior.path=prior-{number}", f"--workdir=done-1-{number}", f"--config.image=photo-{number}.png",
+          f"--config=config-image2d-{number}.py", f"--workdir=taken-{number}", "--workdir=run", "--seed=prior-0"])
+    found = hostile_folders.digest(here)
+    assert len([path for path in found if path.parent == here]) == 60 * 5 + 1
+    digests.append({path.relative_to(here): content for path, content in found.items()})
+  assert digests[0] == digests[1]
+  contents = {path: content for path, content in digests[0].items() if "photo" in str(path) or ".py" in str(path)}
+  assert len(set(contents.values())) > 80
+
+
+def test_hostile_settings_are_python():
+  # Files of whole other contents may be broken; a single line has to reach `get_config`.
+  for line in hostile_configs._STATEMENTS:
+    compile(f"def get_config():\n  {line}\n  return 1\n", "x", "exec")
+  for value in hostile_configs._VALUES:
+    compile(value, "x", "eval")
+
+
+def test_every_kind_is_drawn():
+  texts = ["\n".join(arguments) for arguments in drawn(2000, strange=0.1)]
+  for name in ("=taken-", "=prior-", "=view_prior-", "=done-0-", "=done-1-", "=done-2-", "=config-text3d-", "=photo-"):
+    assert any(name in text for text in texts), name
+  # The run that is spoilt is of the same task.
+  assert all(("image2d.py" in text) == ("=done-1-" in text) for text in texts if "=done-" in text)
+
+
 @pytest.fixture
 def root(tmp_path):
   for name in ("here/run/checkpoints", "home", "cache"):
@@ -42,7 +80,7 @@ def root(tmp_path):
 @pytest.mark.parametrize("status, stderr, stray, expected", [
   (2, "error: no\n", None, ""), (0, "optimising: 100%\n", None, ""),
   (2, "error: no\nand\n", None, "status 2 with"), (2, "error: a\u2028b\n", None, "status 2 with"),
-  (2, "", None, "status 2"),
+  (2, "", None, "status 2"), (3, "error: no\n", None, ""), (3, "error: no\nand\n", None, "status 3 with"),
   (2, "warning\nerror: no\n", None, "status 2"), (1, "Traceback", None, "status 1"), (-11, "", None, "status -11"),
   (0, "Traceback (most recent call last)\n", None, "with a traceback"),
   (2, "error: no\n", "here/x", "outside"), (0, "", "home/.config/x", "outside"), (0, "", "cache/x", ""),
@@ -77,5 +115,5 @@ def test_some_tries(capfd, monkeypatch):
     monkeypatch.setenv(name, value)
   status = fuzz.main(["--num=16", "--seed=5", "--strange=0"])
   out = capfd.readouterr().out
-  ran, refused = map(int, re.search(r"(\d+) ran through, (\d+) were refused", out).groups())
-  assert status == 0 and ran >= 1 and refused >= 1 and ran + refused == 16, out
+  ran, refused, diverged = map(int, re.search(r"(\d+) ran .*, (\d+) were refused .*, (\d+) diverged", out).groups())
+  assert status == 0 and ran >= 1 and refused >= 1 and ran + refused + diverged == 16, out
