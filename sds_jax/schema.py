@@ -23,6 +23,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+import numpy as np
 from ml_collections import ConfigDict, FieldReference
 
 from sds_jax import names
@@ -162,6 +163,8 @@ def scheduled_values(spec: Any) -> list[float] | None:
 
 def _plain(spec: Any) -> Any:
   """Returns a scheduled number with a constant as a float and points as a tuple of pairs; (v,) is a constant."""
+  if isinstance(spec, (np.generic, np.ndarray)):  # in a file of settings
+    spec = spec.tolist()
   if isinstance(spec, (list, tuple)) and len(spec) == 1 and finite(spec[0]):
     spec = spec[0]
   if finite(spec):
@@ -189,7 +192,7 @@ def scheduled(low: float, high: float = math.inf, words: str = "") -> Legal:
 def or_auto(legal: Legal) -> Legal:
   """Allows "auto" (or an empty tuple) besides the legal values."""
   def convert(value: Any) -> Any:
-    return AUTO if value in (AUTO, (), []) else legal.convert(value)
+    return AUTO if isinstance(value, (str, tuple, list)) and value in (AUTO, (), []) else legal.convert(value)
 
   return Legal(lambda v: v == AUTO or legal.test(v), lambda: f"{AUTO}, or {legal.describe()}", convert, loose=True,
                scheduled=legal.scheduled)
@@ -360,7 +363,9 @@ def _build(reference: T, config: ConfigDict, prefix: str, ranges: bool) -> T:
     except (TypeError, ValueError, OverflowError):  # a tuple with a string inside, say, or 10**400
       fine = not ranges
     if not fine:
-      raise ConfigError(f"{path}={given!r} is not legal: it must be {legal.describe()}")
+      # The repr of a ConfigDict has several lines.
+      shown = given.to_dict() if isinstance(given, ConfigDict) else given
+      raise ConfigError(f"{path}={shown!r} is not legal: it must be {legal.describe()}")
     # A whole number for a float setting gives the same record as the float.
     values[field.name] = float(value) if isinstance(default, float) and finite(value) else value
   return type(reference)(**values)

@@ -1,6 +1,7 @@
 """The settings files that ship with the package, found by name from any folder."""
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePath
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -36,7 +37,8 @@ def resolve(path: str) -> str:
   ('text.py', 'my_settings.py')
   """
   parts = PurePath(path).parts
-  if Path(path).is_file() or not parts or parts[:-1] not in ((), ("configs",)):
+  # `os.path.isfile`, since `Path.is_file` raises for names that are too long.
+  if os.path.isfile(path) or not parts or parts[:-1] not in ((), ("configs",)):
     return path
   name = parts[-1].removesuffix(".py")
   return str(FOLDER / f"{name}.py") if name in names() else path

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import inspect
 import os
 import sys
 import traceback
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from sds_jax import names, schema, shipped_configs
 from sds_jax.schema import ConfigError
@@ -45,7 +46,7 @@ def load(specification: str) -> ConfigDict:
     config = _execute(path).get_config(*words)
   except ConfigError:
     raise
-  except Exception as error:  # whatever the user's code raises
+  except (Exception, SystemExit, GeneratorExit) as error:  # whatever the user's code raises
     if os.environ.get("SDS_JAX_TRACEBACK"):
       raise
     # The earliest error says most, such as a settings error that a library wrapped.
@@ -53,16 +54,20 @@ def load(specification: str) -> ConfigDict:
     if cause is not None:
       raise cause from error
     raise UsageError(f"--config={specification}: {_described(error, path)}") from error
+  if isinstance(config, FrozenConfigDict):
+    config = ConfigDict(config)  # flags change it
   if not isinstance(config, ConfigDict):
+    if inspect.iscoroutine(config):
+      config.close()  # otherwise Python warns that nobody has awaited the coroutine
     raise UsageError(f"--config={specification}: get_config returns {type(config).__name__}; it must return a "
                      "ConfigDict, such as sds_jax.settings.defaults('text3d')")
   return config
 
 
 def _execute(path: str) -> ModuleType:
-  if "\0" in path or not Path(path).is_file():
+  if not os.path.isfile(path):
     files = ", ".join(f"configs/{name}.py ({meaning})" for name, meaning in shipped_configs.MEANINGS.items())
-    near = names.nearest(Path(path.partition("\0")[0]).stem.lower(), shipped_configs.names())
+    near = names.nearest(Path(path.partition("\0")[0]).stem.lower()[:100], shipped_configs.names())
     raise FileNotFoundError(f"there is no file {path!r}; " + (f"did you mean --config={near}? " if near else "") +
                             f"the files of settings that ship are {files}; a prompt is given as "
                             "--config=configs/text.py --config.prompt=\"a red cube\"")
@@ -77,7 +82,7 @@ def _execute(path: str) -> ModuleType:
   return module
 
 
-def _described(error: Exception, path: str) -> str:
+def _described(error: BaseException, path: str) -> str:
   """Returns an error in words, with the line in the user's file.
 
   The words are the message, preceded by the type unless the type is a plain one.

@@ -28,6 +28,7 @@ MODES = ("train", "export", "render", "evaluate")
 
 _HINT = ("settings are given as --config=configs/text.py --config.name=value; legal names and types are in "
          "sds_jax/settings")
+_LONGEST_NAME = 100
 _HELP_FLAGS = {"--help", "-help", "-h", "-?", "--helpfull", "-helpfull", "--helpshort", "--helpxml"}
 
 
@@ -154,7 +155,8 @@ def joined(arguments: Sequence[str], reference: Any) -> list[str]:
   False are legal for their parser.
 
   Raises:
-    ConfigError: an argument names no setting of `reference`.
+    ConfigError: an argument names no setting of `reference`, or a group of settings.
+    UsageError: an argument is a flag of a name longer than _LONGEST_NAME.
   """
   done, todo = [], list(arguments)
   while todo:
@@ -164,6 +166,11 @@ def joined(arguments: Sequence[str], reference: Any) -> list[str]:
       return [*done, argument, *todo]
     if match:
       schema.check_name(match[2], reference)
+      if mistakes.is_group(match[2], reference):
+        raise ConfigError(mistakes.value_of_group(match[2], (match[3] or " ")[1:], reference))
+    elif len(name := argument.partition("=")[0]) > _LONGEST_NAME and name.startswith("-"):
+      # absl looks for similar names by recursion, one call for each character.
+      raise UsageError(mistakes.unknown_flag(name.lstrip("-")[:_LONGEST_NAME] + "...", reference, ()))
     apart = match and not match[1] and match[3] is None and todo and not todo[0].startswith("--")
     if apart and _takes_several_types(reference, match[2]):
       argument = f"{argument}={todo.pop(0)}"
@@ -218,6 +225,7 @@ def _parse_flags(argv: list[str], config: ConfigDict, reference: Any) -> flags.F
   except Exception as error:  # ml_collections raises many kinds for values that cannot be read
     if line := mistakes.illegal_value(str(error), reference):
       raise UsageError(f"{line} ({_HINT})") from error
+    schema.read(reference, config, ranges=False)  # the file itself may lack a group
     _raise_usage_error(error)
   if len(rest) > 1:
     # With a prompt given already, a stray word is hardly another prompt.

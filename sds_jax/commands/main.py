@@ -17,6 +17,9 @@ from sds_jax.commands.flags import Arguments
 
 EXIT_MISTAKE, EXIT_DIVERGED, EXIT_INTERRUPTED = 2, 3, 130
 
+_LONGEST = 3000
+"""Characters of an error; of a longer one, such as for a prompt of a whole book, the middle is left out."""
+
 
 def main() -> None:
   """Runs the command of `run.py` and of `sds-jax`."""
@@ -32,8 +35,11 @@ def main() -> None:
 def _parse(argv: list[str]) -> Arguments:
   try:
     return flags.parse(argv)
-  except (flags.UsageError, ValueError) as error:
+  except (ValueError, OSError) as error:
     fail(error)
+  except KeyboardInterrupt:
+    print("stopped", file=sys.stderr)
+    sys.exit(EXIT_INTERRUPTED)
 
 
 def fail(error: Exception | str, status: int = EXIT_MISTAKE) -> None:
@@ -43,6 +49,9 @@ def fail(error: Exception | str, status: int = EXIT_MISTAKE) -> None:
   """
   from sds_jax import hosts
   text = " ".join(str(error).split())
+  if len(text) > _LONGEST:
+    # The setting stands at the beginning, the legal values and the remedy at the end.
+    text = f"{text[:_LONGEST // 2]} ... {text[-_LONGEST // 2:]}"
   # Characters that a terminal would obey or not show (escape sequences, marks of direction) are printed as escapes.
   print("error: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), file=sys.stderr)
   hosts.exit_now(status)

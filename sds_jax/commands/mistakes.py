@@ -47,7 +47,7 @@ def unexpected(words: Sequence[str], reference: Any, known: Sequence[str], modes
     modes: values of --mode.
     has_prompt: whether a prompt or a photo is given by its setting.
   """
-  word, error = words[0], f"unexpected argument {words[0]!r}; "
+  word, error = words[0], f"unexpected argument {_cut(words[0])!r}; "
   name, equals, value = word.partition("=")
   if equals and re.fullmatch(r"[\w.-]+", name):
     setting = name.removeprefix("config.")
@@ -82,12 +82,32 @@ def illegal_value(error: str, reference: Any) -> str | None:
   field = match and field_at(match[1], reference)
   if not field:
     return None
-  # Cut, so that the error stays one readable line.
-  value = match[2] if len(match[2]) <= 200 else match[2][:200] + "..."
-  if "legal" in field.metadata:
-    return f"config.{match[1]}={value!r} is not legal: it must be {field.metadata['legal'].describe()}"
-  within = ", ".join(path for path in _paths(reference) if path.rpartition(".")[0] == match[1])
-  return f"config.{match[1]}={value!r} is not legal: config.{match[1]} is a group of settings; known here: {within}"
+  if "legal" not in field.metadata:
+    return value_of_group(match[1], match[2], reference)
+  return f"config.{match[1]}={_cut(match[2])!r} is not legal: it must be {field.metadata['legal'].describe()}"
+
+
+def is_group(path: str, reference: Any) -> bool:
+  """Returns whether a dotted path is that of a group of settings."""
+  field = field_at(path, reference)
+  return field is not None and "legal" not in field.metadata
+
+
+def value_of_group(path: str, value: str, reference: Any) -> str:
+  """Returns the error of a value for a group of settings, which has none.
+
+  Args:
+    path: of the group, dotted.
+    value: as typed.
+    reference: the tree of settings.
+  """
+  within = ", ".join(name for name in _paths(reference) if name.rpartition(".")[0] == path)
+  return f"config.{path}={_cut(value)!r} is not legal: config.{path} is a group of settings; known here: {within}"
+
+
+def _cut(value: str) -> str:
+  # So that the error stays one readable line.
+  return value if len(value) <= 200 else value[:200] + "..."
 
 
 def of_another_task(error: ConfigError, arguments: Sequence[str], task: str) -> ConfigError:

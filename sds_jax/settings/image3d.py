@@ -57,9 +57,9 @@ class Image3D(ObjectSettings):
     yield from self._cameras(path)
     yield from self._maps(path)
     yield from self._second_prior(path)
-    if self.shading.lambertian + self.shading.textureless > 0.0:
-      yield (f"{path}.shading.lambertian={self.shading.lambertian} and {path}.shading.textureless="
-             f"{self.shading.textureless} must be 0.0: the photo's own light is in the colours of the object")
+    for name in ("lambertian", "textureless"):
+      if value := getattr(self.shading, name):
+        yield f"{path}.shading.{name}={value!r} must be 0.0: the photo's own light is in the colours of the object"
     # Last: the first contradiction is the one reported, and those above name the photo as the reason.
     yield from super().relations(path)
 
@@ -87,9 +87,13 @@ class Image3D(ObjectSettings):
                "set the loss to 0.0")
 
   def _second_prior(self, path: str) -> Iterator[str]:
-    if bool(self.prompt.strip()) != (self.loss.words != 0.0):
-      yield (f"{path}.prompt={self.prompt!r} and {path}.loss.words={self.loss.words!r} belong together: the prompt is "
-             "the condition of a second prior, and the loss is its weight; give both or neither")
+    has_prompt, has_weight = bool(self.prompt.strip()), self.loss.words != 0.0
+    if has_prompt and not has_weight:
+      yield (f"{path}.prompt={self.prompt!r} is the condition of a second prior, whose weight {path}.loss.words is "
+             "0.0: give a weight, such as --config.loss.words=0.1, or leave out the prompt")
+    if has_weight and not has_prompt:
+      yield (f"{path}.loss.words={self.loss.words!r} is the weight of a second prior, whose condition {path}.prompt is "
+             "empty: give a prompt, or set the loss to 0.0")
     w = self.words
     if self.loss.words != 0.0 and not w.path and (not sources.is_name(w.prior) or sources.takes_pictures(w.prior)):
       yield (f"{path}.words.prior={w.prior!r} is no prior that is conditioned on text: it must be shapeworld, "

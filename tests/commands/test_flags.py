@@ -121,8 +121,14 @@ def test_overrides_of_a_stored_run_without_a_file(tmp_path):
   (["--config.seed.x=1"], settings.ConfigError, ("config.seed has no settings inside",)),
   (["--config.seed=one"], UsageError, ("seed", "one", "sds_jax/settings")),
   (["--config.training.steps=1.5"], UsageError, ("steps", "1.5")),
-  (["--config.field=mlp"], UsageError, ("mlp",)),
-  (["--config.field.name=mlp", "--config.field={}"], UsageError, ("overwrite",)),
+  (["--config.field=mlp"], settings.ConfigError, ("config.field='mlp'", "group of settings")),
+  (["--config.field.name=mlp", "--config.field={}"], settings.ConfigError,
+   ("config.field='{}' is not legal", "group of settings", "field.name")),
+  (["--config.field", "{}"], settings.ConfigError, ("config.field is a group of settings",)),
+  (["--" + "x" * 5000], UsageError, ("is no flag", "xxx...")),
+  (["--" + "x" * 5000 + "=1"], UsageError, ("is no flag",)),
+  (["x" * 5000], UsageError, ("unexpected argument 'xxx", "...")),
+  (["--config=" + "x" * 5000], UsageError, ("there is no file", "configs/text.py")),
   (["--wrkdir=x"], UsageError, ("wrkdir", "workdir")),
   (["--mode=paint"], UsageError, ("--mode=paint is not legal", "train, export, render, evaluate")),
   (["--config.prompt=a", "red", "cube"], UsageError, ("unexpected argument 'red'", "quotes")),
@@ -163,7 +169,8 @@ def test_what_was_meant(file, arguments, parts):
   ("training.steps=1.5", "a whole number from 1"), ("export.mesh=maybe", "True or False"),
   ("optimizer.learning_rate=fast", "a number above 0"), ("render=1", "config.render is a group of settings")])
 def test_a_wrong_type_names_what_is_legal(file, argument, legal):
-  with pytest.raises(UsageError, match=f"config.{argument.split('=')[0]}='.*' is not legal: .*{legal}"):
+  expected = f"config.{argument.split('=')[0]}='.*' is not legal: .*{legal}"
+  with pytest.raises((UsageError, settings.ConfigError), match=expected):
     run(f"--config={file}", f"--config.{argument}")
 
 

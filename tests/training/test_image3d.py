@@ -186,7 +186,7 @@ def test_orientation_loss_without_shading(viewer, task_of):
     ({"picture.normals": "n.png"}, "has no effect.*--config.loss.normals="),
     ({"camera.position_jitter": 0.1}, "config.camera.position_jitter=0.1 must be 0.0"),
     ({"camera.up_std": 0.02}, "config.camera.up_std"),
-    ({"prompt": "a red cube"}, "belong together"),
+    ({"prompt": "a red cube"}, "config.loss.words is 0.0"),
     ({"picture.elevation_deg": "high"}, "auto, or a number of degrees"),
     ({"picture.framing": "sideways"}, "must be one of"),
     ({"training.particles": 2, "training.views": 2}, "has no effect"),
