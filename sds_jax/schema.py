@@ -363,9 +363,8 @@ def _build(reference: T, config: ConfigDict, prefix: str, ranges: bool) -> T:
     except (TypeError, ValueError, OverflowError):  # a tuple with a string inside, say, or 10**400
       fine = not ranges
     if not fine:
-      # The repr of a ConfigDict has several lines.
-      shown = given.to_dict() if isinstance(given, ConfigDict) else given
-      raise ConfigError(f"{path}={shown!r} is not legal: it must be {legal.describe()}")
+      given = given.to_dict() if isinstance(given, ConfigDict) else given  # whose repr has several lines
+      raise ConfigError(f"{path}={given!r} is not legal: it must be {legal.describe()}")
     # A whole number for a float setting gives the same record as the float.
     values[field.name] = float(value) if isinstance(default, float) and finite(value) else value
   return type(reference)(**values)

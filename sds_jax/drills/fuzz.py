@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -151,6 +152,8 @@ def find_problem(status: int, arguments: list[str], root: Path, new: set[Path], 
   errors = (root / "stderr").read_text(encoding="utf-8", errors="replace")
   folder = run_folder(arguments, root / "here", new)
   if status in (2, 3):
+    # A damaged checkpoint is moved aside with a warning before the error.
+    errors = re.sub(r"\A(warning: [^\n]*\n)+", "", errors)
     if not (errors.startswith("error: ") and len(errors.splitlines()) == 1 and errors.endswith("\n")):
       return f"status {status} with this on stderr: {errors[-3000:]!r}"
   elif status != 0:

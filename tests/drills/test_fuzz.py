@@ -80,6 +80,7 @@ def root(tmp_path):
 @pytest.mark.parametrize("status, stderr, stray, expected", [
   (2, "error: no\n", None, ""), (0, "optimising: 100%\n", None, ""),
   (2, "error: no\nand\n", None, "status 2 with"), (2, "error: a\u2028b\n", None, "status 2 with"),
+  (2, "warning: damaged\nerror: no\n", None, ""), (2, "warning: damaged\n", None, "status 2 with"),
   (2, "", None, "status 2"), (3, "error: no\n", None, ""), (3, "error: no\nand\n", None, "status 3 with"),
   (2, "warning\nerror: no\n", None, "status 2"), (1, "Traceback", None, "status 1"), (-11, "", None, "status -11"),
   (0, "Traceback (most recent call last)\n", None, "with a traceback"),
