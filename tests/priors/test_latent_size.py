@@ -1,6 +1,7 @@
 """The size of a latent prior's images: of its files where they are right, of its family where they are known to err."""
 import functools
 import json
+import shutil
 
 import pytest
 
@@ -66,6 +67,20 @@ def test_the_callers_size(tmp_path):
 def test_sizes_that_are_no_square(value, tmp_path):
   with pytest.raises(CheckpointError, match="unet/config.json: sample_size=.* positive integer"):
     latent_size.chosen_size(tmp_path, *networks(value))
+
+
+@pytest.mark.parametrize("network", ["unet", "vae"])
+@pytest.mark.parametrize("value", ["32", -1, 0, 1e9, 10**9, [64], [64, 64, 64], True, {"a": 1}])
+def test_hostile_sizes(sd_folder, tmp_path, network, value):
+  shutil.copytree(sd_folder, tmp_path / "prior")
+  path = tmp_path / "prior" / network / "config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | dict(sample_size=value)))
+  try:
+    prior_lib.open_prior(tmp_path / "prior")
+  except CheckpointError as error:
+    assert f"{network}/config.json" in str(error) and "sample_size" in str(error) and "\n" not in str(error)
+  else:  # the VAE's size has no effect where the U-Net has one
+    assert network == "vae" and value in ([64], [64, 64, 64])
 
 
 def test_a_folder_is_opened_at_another_size(sd_folder, tmp_path):

@@ -95,5 +95,21 @@ def test_networks(file, kind):
   assert recognise.describe_network({"_class_name": 3}) == recognise.describe_network({"architectures": []}) == ""
 
 
+@pytest.mark.parametrize("names, kind", [
+  (["model.diffusion_model.double_blocks.0.img_attn.qkv.weight"], "FLUX"),
+  (["transformer_blocks.0.attn.add_k_proj.weight", "single_transformer_blocks.0.attn.to_q.weight"], "FLUX"),
+  (["transformer_blocks.0.attn.add_k_proj.weight", "pos_embed.pos_embed"], "Stable Diffusion 3"),
+  (["model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"], "Stable Diffusion 3"),
+  (["adaln_single.linear.weight"], "PixArt"), (["blocks.0.cross_attn.kv_linear.weight"], "PixArt"),
+  (["model.diffusion_model.input_blocks.1.0.time_stack.emb_layers.1.weight"], "a model of videos"),
+  (["down_blocks.0.attentions.0.transformer_blocks.0.attn_joint_mid.to_q.weight"], "Wonder3D"),
+  (["conditioner.embedders.0.model.transformer.resblocks.0.ln_1.weight"], "the refiner of Stable Diffusion XL"),
+  (["model.diffusion_model.input_blocks.0.0.weight", "cond_stage_model.transformer.text_model.final_layer_norm.weight",
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight", "conditioner.embedders.1.model.ln_final.bias",
+    "cc_projection.weight", "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj.weight"], "")])
+def test_tensors(names, kind):
+  assert recognise.describe_tensor_names(names) == kind
+
+
 def test_examples():
   assert doctest.testmod(recognise).failed == 0

@@ -51,6 +51,16 @@ def test_a_variant_that_is_not_there(folder, prior_folder):
     prior_lib.open_prior(prior_folder, variant="fp16")
 
 
+@pytest.mark.parametrize("content", [b"", b"\x00" * 4, b"version https://git-lfs", b"\xff" * 64, None])
+def test_a_damaged_file_of_the_variant(folder, content):
+  path = folder / "unet" / f"{STEM}.fp16_ema.safetensors"
+  path.write_bytes(path.read_bytes()[:-8] if content is None else content)
+  with pytest.raises(CheckpointError, match=f"{STEM}.fp16_ema.safetensors") as caught:
+    prior_lib.open_prior(folder, variant="fp16_ema")
+  assert "\n" not in str(caught.value)
+  prior_lib.open_prior(folder)  # the other files are not touched
+
+
 @pytest.mark.parametrize("names, expected", [
   ([f"{STEM}.safetensors", f"{STEM}.fp16.safetensors", "config.json"], ["", "fp16"]),
   ([f"{STEM}.fp16-00001-of-00002.safetensors", f"{STEM}.safetensors.index.fp16.json"], ["fp16"]),

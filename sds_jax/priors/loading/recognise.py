@@ -4,7 +4,7 @@ The names are those of diffusers' classes and of the publishers' repositories. N
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import re
 from typing import Any
 
@@ -94,6 +94,22 @@ _HUB_IDS: tuple[tuple[str, str], ...] = (
 """(pattern of a whole hub id, the kind)."""
 
 
+TENSORS: tuple[tuple[str, str], ...] = (
+  (r"double_blocks\.\d+\.img_attn_q", "HunyuanVideo"),
+  (r"(^|\.)double_blocks\.|(^|\.)single_transformer_blocks\.", "FLUX"),
+  (r"(^|\.)joint_blocks\.|(^|\.)transformer_blocks\.\d+\.attn\.add_[qkv]_proj\.", "Stable Diffusion 3"),
+  (r"(^|\.)adaln_single\.|(^|\.)blocks\.\d+\.cross_attn\.(q|kv)_linear\.", "PixArt"),
+  (r"(^|\.)blocks\.\d+\.self_attn\.norm_[qk]\.|time_stack\.|temporal_transformer_blocks\.|motion_modules\.",
+   "a model of videos"),
+  (r"attn_joint_(mid|last)\.", "Wonder3D"),
+  (r"(^|\.)image_embed\.(latents|layers)", "ImageDream"),
+  (r"^conditioner\.embedders\.0\.model\.", "the refiner of Stable Diffusion XL"),
+  (r"^noise_augmentor\.|^embedder\.model\.visual\.", "unCLIP"),
+  (r"(^|\.)clip_txt_(pooled_)?mapper\.", "Stable Cascade"),
+)
+"""(pattern of a tensor's name in a file of weights, the kind); the first that matches any name counts."""
+
+
 def describe_pipeline(name: Any) -> str:
   """Returns what a pipeline's class of diffusers is, or "" for an unknown class.
 
@@ -114,6 +130,16 @@ def describe_network(config: Mapping[str, Any]) -> str:
   architectures = config.get("architectures")
   name = config.get("_class_name") or (architectures[0] if isinstance(architectures, list) and architectures else None)
   return _NETWORKS.get(name, "") if isinstance(name, str) else ""
+
+
+def describe_tensor_names(names: Iterable[str]) -> str:
+  """Returns of which model no family opens a file of weights with these tensors is, or "".
+
+  >>> describe_tensor_names(["model.diffusion_model.double_blocks.0.img_mod.lin.weight"])
+  'FLUX'
+  """
+  names = list(names)
+  return next((kind for pattern, kind in TENSORS if any(map(re.compile(pattern).search, names))), "")
 
 
 def describe_channels(in_channels: int) -> str:
