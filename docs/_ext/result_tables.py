@@ -187,8 +187,10 @@ def full_size_parity() -> str:
   """Networks at full size against PyTorch."""
   found = record("benchmarks/records/parity-full-size.json")
   rows = [(row["network"], row.get("input", ""), f"{row['float32']:.1e}", f"{row['bfloat16']:.1e}",
-           f"{row['torch_bfloat16']:.1e}" if "torch_bfloat16" in row else "") for row in found["rows"]]
-  head = ("network", "input", "float32", "bfloat16 against float32", "PyTorch's bfloat16 against float32")
+           *(f"{row[key]:.1e}" if key in row else "" for key in ("torch_bfloat16", "float16")))
+          for row in found["rows"]]
+  head = ("network", "input", "float32", "bfloat16 against float32", "PyTorch's bfloat16 against float32",
+          "float16 against float32")
   return _made_by(markdown(head, rows), found)
 
 

@@ -67,14 +67,14 @@ def measure(work: workload.Workload) -> dict[str, Any]:
 
   Returns:
     dict(prior_source, compile_s, xla_memory, total_bytes, arguments, machine, upcast). `upcast` is whether the
-    backend converts bfloat16 to float32 for its products: `temp` then holds float32 copies which an accelerator would
+    backend converts 16 bits to float32 for its products: `temp` then holds float32 copies which an accelerator would
     not make.
   """
   # Shapes only: a state of the real size may not fit into this machine.
   state = jax.eval_shape(lambda: workload.first_state(work))
   compiled, seconds = workload.compile_step(work, state)
   plan = planned(compiled)
-  upcast = jax.default_backend() == "cpu" and work.settings.prior.dtype == "bfloat16"
+  upcast = jax.default_backend() == "cpu" and work.settings.prior.dtype != "float32"
   return dict(prior_source=work.prior.source.as_dict(), compile_s=seconds, xla_memory=plan,
               total_bytes=None if plan is None else total(plan), arguments=by_argument(work, state), upcast=upcast,
               machine=timing.machine())

@@ -32,10 +32,10 @@ from sds_jax.types import Array, Params
 
 WHAT = "PyTorch against the prior's part of the step; rendering left out on both sides"
 
-TOLERANCES = dict(float32=1e-3, bfloat16=0.5)
+TOLERANCES = dict(float32=1e-3, bfloat16=0.5, float16=0.5)
 """Largest relative error (of norms) of PyTorch's cotangents, by dtype.
 
-Guidance multiplies the difference of two predictions, and in bfloat16 that difference is mostly rounding, so only a
+Guidance multiplies the difference of two predictions, and in 16 bits that difference is mostly rounding, so only a
 gross mistake exceeds 0.5. `--config.prior.dtype=float32` checks the rest.
 """
 

@@ -24,7 +24,7 @@ def format_memory(report: dict[str, Any]) -> str:
   rows.append(("arguments + outputs - aliases + temporaries + code", _mib(report["total_bytes"])))
   lines.append(_aligned(rows))
   if report["upcast"]:
-    lines.append("on CPUs the temporaries hold float32 copies of bfloat16 arrays: an upper bound for accelerators")
+    lines.append("on CPUs the temporaries hold float32 copies of arrays of 16 bits: an upper bound for accelerators")
   return "\n".join(lines)
 
 
