@@ -190,7 +190,7 @@ def test_all_sources_fail(tmp_path):
     sources.find("sd15", jnp.float32, fake.hub)
   message = str(caught.value)
   assert message.startswith(f"the prior 'sd15' can't be had: {ONE}: access is restricted; accept")
-  assert f"{TWO}: there is no such repository" in message and message.endswith("instead: --config.prior.path=FOLDER")
+  assert f"{TWO}: there is no such repository" in message and message.endswith("instead: --config.prior.path=PATH")
   assert "\n" not in message
   with pytest.raises(CheckpointError, match="there is no folder 'a/b' here, and from the hub a/b: there is no such"):
     sources.find("a/b", jnp.float32, fake.hub)

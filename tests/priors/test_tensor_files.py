@@ -35,6 +35,16 @@ def test_every_dtype(tmp_path, dtype):
   np.testing.assert_array_equal(tensor.read(), array)
 
 
+@pytest.mark.parametrize("length", [128, 384, 0x4B50, 0x4B50 + 65536, 0x80 + 65536])
+def test_the_length_of_a_header_is_no_format(tmp_path, length):
+  """The first bytes are those of a pickle or of a zip archive."""
+  text = json.dumps({"a": dict(dtype="F32", shape=[3, 4], data_offsets=[0, VALUES.nbytes])}).encode().ljust(length)
+  path = tmp_path / "w.safetensors"
+  path.write_bytes(struct.pack("<Q", length) + text + VALUES.tobytes())
+  assert path.read_bytes()[:1] == b"\x80" or path.read_bytes()[:2] == b"PK"
+  np.testing.assert_array_equal(open_tensors(path)["a"].read(), VALUES)
+
+
 def test_files_of_the_library(tmp_path):
   save_file({"a": VALUES, "b": VALUES.astype(np.float16)}, tmp_path / "w", metadata={"format": "pt"})
   tensors = open_tensors(tmp_path / "w")

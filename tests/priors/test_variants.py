@@ -92,6 +92,16 @@ def test_the_variant_of_the_dtype_is_fetched(dtype, kind):
   assert chosen == [f"unet/{STEM}{kind}.safetensors"]
 
 
+def test_a_variant_of_another_format_goes_before_the_plain_weights(tmp_path):
+  for name in (f"{STEM}.safetensors", f"{STEM}.bin", f"{STEM}.non_ema.bin"):
+    (tmp_path / name).write_text("")
+  assert [path.name for path in weight_files(tmp_path, STEM, "non_ema")] == [f"{STEM}.non_ema.bin"]
+  assert [path.name for path in weight_files(tmp_path, STEM)] == [f"{STEM}.safetensors"]
+  names = [*LISTING, f"unet/{STEM}.non_ema.bin"]
+  chosen = [name for name in hub_lib.choose_files(names, FILES, jnp.float32, "non_ema") if name.startswith("unet/")]
+  assert chosen == [f"unet/{STEM}.non_ema.bin"]
+
+
 def test_a_variant_is_fetched():
   chosen = hub_lib.choose_files(LISTING, FILES, jnp.bfloat16, "fp16_ema")
   assert [name for name in chosen if name.endswith(".safetensors")] == [

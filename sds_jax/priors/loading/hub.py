@@ -14,7 +14,8 @@ from sds_jax.priors.loading.checkpoint import Component
 from sds_jax.priors.loading.files import CheckpointError
 from sds_jax.priors.loading.single_files import describe_names
 from sds_jax.priors.loading.variants import names_inside, variant_problem
-from sds_jax.priors.loading.weight_files import PICKLES, VARIANTS, index_names, pickle_name, variant_name, weight_files
+from sds_jax.priors.loading.weight_files import (PICKLES, VARIANTS, index_names, pickle_name, variant_name,
+                                                 weight_files, weight_names)
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 """Files of every prior."""
@@ -193,16 +194,15 @@ def choose_files(names: Iterable[str], files: Files, dtype: Any, variant: str = 
   # Half the download where 16 bits are enough; full precision first where they are not.
   halves = VARIANTS[::-1] if jnp.dtype(dtype) == jnp.float16 else VARIANTS
   variants = (*halves, "") if jnp.dtype(dtype).itemsize == 2 else ("", *halves)
-  variants = (variant, *variants) if variant else variants
   inside_of = {folder: [name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")]
                for folder in components}
   if problem := variant_problem(inside_of, files.components, variant):
     raise Unavailable(problem)
   for folder, component in components.items():
-    inside, stored = inside_of[folder], (f"{component.stem}.safetensors", pickle_name(component.stem))
-    weights = next(filter(None, (_weights(inside, name, kind) for name in stored for kind in variants)), None)
+    candidates = weight_names(component.stem, variant, variants)
+    weights = next(filter(None, (_weights(inside_of[folder], name, kind) for name, kind in candidates)), None)
     if not weights:
-      raise Unavailable(f"{folder}/ has no {' and no '.join(stored)}")
+      raise Unavailable(f"{folder}/ has no {component.stem}.safetensors and no {pickle_name(component.stem)}")
     chosen += [f"{folder}/{name}" for name in weights]
   return chosen
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import re
 
 from sds_jax.priors.loading.files import CheckpointError, check_file
+from sds_jax.priors.loading.recognise import TENSORS
 from sds_jax.priors.loading.tensor_files import Tensor, open_tensors
 from sds_jax.priors.loading.weight_files import PICKLES
 
@@ -37,8 +38,7 @@ _KINDS: tuple[tuple[str, str, str], ...] = (
   (r"^(emb_params|string_to_(param|token).*|clip_[lg]|<.*>)$", "a textual inversion", _EMBEDDING),
   (r"controlnet_cond_embedding|^control_model\.|input_hint_block|^controlnet_", "a ControlNet", _CONTROLNET),
   (r"^(ip_adapter|image_proj)\.", "an IP-Adapter", _EMBEDDING),
-  (r"(^|\.)double_blocks\.", "a single-file checkpoint of FLUX", _UNSUPPORTED),
-  (r"(^|\.)joint_blocks\.", "a single-file checkpoint of Stable Diffusion 3", _UNSUPPORTED),
+  *((pattern, f"a single-file checkpoint of {kind}", _UNSUPPORTED) for pattern, kind in TENSORS),
   (r"^conditioner\.embedders\.", "a single-file checkpoint of a part of Stable Diffusion XL", _UNSUPPORTED),
   (r"^model\.diffusion_model\.", "a single-file checkpoint", _UNET),
   (r"^(down|input)_blocks\..*attn2\.", "a U-Net alone", _UNET),

@@ -59,10 +59,13 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
   """
   check_file(path)
   with open(path, "rb") as file:
-    head = file.read(8)
-  if head[:2] == b"PK":
+    head = file.read(9)
+  # A safetensors file begins with the length of its header, whose first bytes may be those of any other format: 128 is
+  # the first byte of a pickle, 19280 the first two of an archive.
+  is_safetensors = head[8:] == b"{" and int.from_bytes(head[:8], "little") < 2**32
+  if head[:2] == b"PK" and not is_safetensors:
     tensors = _archive(path)
-  elif head[:1] == b"\x80" or path.suffix == ".msgpack":
+  elif head[:1] == b"\x80" and not is_safetensors or path.suffix == ".msgpack":
     raise CheckpointError(f"{path} is a pickle of torch before 1.6, or another pickle, which is not read: convert it "
                           "where you trust it, by safetensors.torch.save_file(torch.load(OLD, map_location='cpu', "
                           "weights_only=True), NEW)")

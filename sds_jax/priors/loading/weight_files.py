@@ -1,6 +1,7 @@
 """Names of the files in which a component's folder has its weights: variants, shards and torch's archives."""
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 import re
 
@@ -17,26 +18,37 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 def weight_files(folder: Path | Composed, stem: str, variant: str = "") -> list[Path]:
   """Returns the weight files of a component, shards in order, whether or not the shards exist.
 
-  Safetensors go before torch's archives. Of each, the given variant comes first, then files without a variant, then
-  VARIANTS.
+  The given variant comes first. Without it, safetensors go before torch's archives, and of each the files without a
+  variant before VARIANTS.
 
   Raises:
     CheckpointError: there are none, or a damaged index.
   """
   if isinstance(folder, Composed) and folder.stored:
     return [folder.stored.file]
-  for name in (f"{stem}.safetensors", pickle_name(stem)):
-    for kind in dict.fromkeys((variant, "", *VARIANTS)):
-      whole = folder / variant_name(name, kind)
-      if is_there(whole):
-        return [whole]
-      for index in index_names(name, kind):
-        if is_there(folder / index):
-          return _shards(folder / index)
+  for name, kind in weight_names(stem, variant, ("", *VARIANTS)):
+    whole = folder / variant_name(name, kind)
+    if is_there(whole):
+      return [whole]
+    for index in index_names(name, kind):
+      if is_there(folder / index):
+        return _shards(folder / index)
   others = sorted(path.name for path in folder.iterdir() if path.suffix in (*PICKLES, ".msgpack", ".h5"))
   also = f", and {', '.join(others[:3])} is none of these" if others else ""
   raise CheckpointError(f"{folder} has no weights: expected {stem}.safetensors, {stem}.fp16.safetensors, shards with "
                         f"{stem}.safetensors.index.json, or {pickle_name(stem)}{also}")
+
+
+def weight_names(stem: str, variant: str, others: Iterable[str]) -> list[tuple[str, str]]:
+  """Returns (name of a component's weights without variant, variant) of all weights that are read, the first first.
+
+  Args:
+    stem: of the component.
+    variant: the variant that was asked for, or "".
+    others: variants in the order in which they are taken where none was asked for; "" is no variant.
+  """
+  names = (f"{stem}.safetensors", pickle_name(stem))
+  return [(name, variant) for name in names if variant] + [(name, kind) for name in names for kind in others]
 
 
 def pickle_name(stem: str) -> str:
