@@ -268,11 +268,11 @@ class Copies(FakeHub):
 
 
 @pytest.mark.parametrize("file, change, words", [
-  ("model_index.json", dict(_class_name="StableDiffusionXLPipeline"), "_class_name='StableDiffusionXLPipeline'"),
+  ("model_index.json", dict(_class_name="StableDiffusion3Pipeline"), "_class_name='StableDiffusion3Pipeline'"),
   ("unet/config.json", dict(time_cond_proj_dim=256), "time_cond_proj_dim=256 is not supported"),
   ("unet/config.json", dict(in_channels=9), "the U-Net's in_channels is 9"),
   ("scheduler/scheduler_config.json", dict(_class_name="EDMEulerScheduler"), "_class_name='EDMEulerScheduler'"),
-  ("text_encoder/config.json", dict(vocab_size=7), "the text encoder's vocab_size is 7")])
+  ("text_encoder/config.json", dict(vocab_size=7), "the vocab_size of text_encoder/ is 7")])
 def test_configurations_are_checked_before_the_weights(sd_folder, tmp_path, file, change, words):
   fake = Copies(sd_folder, tmp_path, {file: change})
   with pytest.raises(CheckpointError, match=words):
