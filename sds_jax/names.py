@@ -24,6 +24,8 @@ HABITS: dict[str, str] = {
                   "checkpoint ckpt weights hf_key hf_model sd sd_version version diffusion prior",
     "prior.variant": "variant weights_variant model_variant",
     "prior.controlnet": "controlnet control controlnet_model control_net",
+    "prior.lora": "loras lora_path lora_weights lora_weights_path lora_file lora_dir lora_name lora_scale",
+    "prior.embeddings": "textual_inversion textual_inversions embedding embeddings learned_embeds",
     "prior.dtype": "dtype precision fp16 half bf16 bfloat16 mixed_precision",
     "distillation.guidance_scale": "guidance guidance_scale cfg cfg_scale cfg_weight classifier_free_guidance scale w",
     "distillation.estimator": "estimator method algorithm algo loss_type guidance_type sds vsd sjc mode_type",

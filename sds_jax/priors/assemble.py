@@ -14,8 +14,10 @@ from sds_jax.diffusion.parameterizations import EPS_FROM
 from sds_jax.diffusion.schedules import prediction_type_from_config, schedule_from_config
 from sds_jax.priors.base import Cond, Config, Prior, Weights, accept_any_prompt, network_shapes
 from sds_jax.priors.controlnets import ControlNet
+from sds_jax.priors.loading.additions import NONE, Additions
 from sds_jax.priors.loading.checkpoint import Component, Stored, component, load_on_device, open_component
 from sds_jax.priors.loading.files import CheckpointError, read_json
+from sds_jax.priors.loading.lora_names import UNET
 from sds_jax.priors.loading.random_weights import random_params
 from sds_jax.priors.loading.recognise import describe_channels
 from sds_jax.priors.loading.source import Source
@@ -38,8 +40,8 @@ class StoredNetworks:
     places: {name: where each parameter is stored}.
   """
 
-  def __init__(self, folder: Path, dtype: Any, variant: str = ""):
-    self.folder, self.dtype, self.variant = folder, dtype, variant
+  def __init__(self, folder: Path, dtype: Any, variant: str = "", additions: Additions = NONE):
+    self.folder, self.dtype, self.variant, self.additions = folder, dtype, variant, additions
     self.networks: dict[str, nn.Module] = {}
     self.places: dict[str, dict[Any, Stored]] = {}
 
@@ -53,6 +55,8 @@ class StoredNetworks:
       **fields: further fields of the module, as `vae_remat`.
     """
     network, places = open_component(self.folder / (folder or name), kind or name, self.dtype, self.variant, **fields)
+    if name == UNET:
+      places = self.additions.merged(UNET, network, places, component(kind or name).table)
     self.networks[name], self.places[name] = network, places
     return network
 

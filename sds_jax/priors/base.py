@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sds_jax.priors.controlnets import ControlNetChoice
+from sds_jax.priors.loading.additions import Additions, read_additions
 from sds_jax.priors.loading.checkpoint import abstract_params
 from sds_jax.priors.loading.hub import Files
 from sds_jax.priors.loading.source import Source
@@ -166,6 +168,8 @@ class Options:
     config: folder in diffusers' format whose small files describe a single file; "": the file's shapes do.
     unet, vae: file or folder of a U-Net or an autoencoder in place of the prior's own; "": its own.
     controlnet: the ControlNet that joins the U-Net; None: none.
+    lora: LoRA files and their scales, see `file_lists.parse_loras`.
+    embeddings: textual inversions and their tokens, see `file_lists.parse_embeddings`.
   """
   dtype: Any = jnp.float32
   any_words: bool = False
@@ -179,6 +183,13 @@ class Options:
   unet: str = ""
   vae: str = ""
   controlnet: ControlNetChoice | None = None
+  lora: Any = ()
+  embeddings: Any = ()
+
+  @functools.cached_property
+  def additions(self) -> Additions:
+    """The LoRAs and the textual inversions, read from their files' headers. Errors are those of `read_additions`."""
+    return read_additions(self.lora, self.embeddings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +224,8 @@ class Family:
     published: {name: published prior}.
     shipped: {name: folder below `sds_jax`} of the priors in this package.
     takes_photo: whether the priors are conditioned on a photo and a pose in place of a prompt.
+    takes_additions: names of the networks that LoRAs and new tokens may change, as `lora_names` has them; `open` passes
+      `Options.additions` to these.
     small: whether the priors are of ShapeWorld's size, for which training has settings of its own.
     takes_controlnet: whether `open` and `random` take `Options.controlnet`.
   """
@@ -225,5 +238,6 @@ class Family:
   published: Mapping[str, Published] = dataclasses.field(default_factory=dict)
   shipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
   takes_photo: bool = False
+  takes_additions: tuple[str, ...] = ()
   small: bool = False
   takes_controlnet: bool = False

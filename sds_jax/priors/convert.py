@@ -3,6 +3,7 @@
     python -m sds_jax.priors.convert v1-5-pruned-emaonly.ckpt sd15
     python -m sds_jax.priors.convert zero123-xl.ckpt zero123-xl --ema --dtype=float16
     python -m sds_jax.priors.convert v2-1_768-ema-pruned.safetensors sd21 --prediction_type=v_prediction
+    python -m sds_jax.priors.convert sd15 sd15-style --lora=style.safetensors:0.8
 
 The input is whatever names a prior: a single file, a folder (of pickles, say), or a name. The folder appears whole or
 not at all. Tensors are written one by one, so memory is that of the largest.
@@ -25,11 +26,13 @@ from sds_jax.priors.base import Options
 from sds_jax.priors.families import family_of, open_folder, read_index
 from sds_jax.priors.flags import add_file_options, file_options
 from sds_jax.priors.loading import names
+from sds_jax.priors.loading.additions import Additions
 from sds_jax.priors.loading.checkpoint import Component, open_component
 from sds_jax.priors.loading.composed import Composed
 from sds_jax.priors.loading.files import LARGEST_TEXT, CheckpointError, check_file, is_there
 from sds_jax.priors.loading.finite import check_finite
 from sds_jax.priors.loading.hub import INDEX, SCHEDULER
+from sds_jax.priors.loading.lora import LABELS
 from sds_jax.priors.loading.stored import Stored, changed
 from sds_jax.priors.loading.tensor_files import DTYPES, write_safetensors
 from sds_jax.priors.overrides import with_networks
@@ -64,7 +67,7 @@ def convert(name: str, out: Path, options: Options, dtype: str = "stored") -> in
   files = family_of(source.folder, index).files(index)
   parts = {**files.components, **{part: kind for part, kind in files.optional.items()
                                   if is_there(source.folder / part)}}
-  places = {part: _places(source.folder / part, kind) for part, kind in parts.items()}
+  places = {part: _places(source.folder / part, kind, part, options.additions) for part, kind in parts.items()}
   size = sum(_size(stored, dtype) for stored in places.values())
   free = shutil.disk_usage(out.absolute().parent).free
   if size > free:
@@ -84,9 +87,11 @@ def convert(name: str, out: Path, options: Options, dtype: str = "stored") -> in
   return size
 
 
-def _places(folder: Path | Composed, kind: Component) -> dict[str, Stored]:
-  """Returns {name in diffusers: where it is stored} of a component's parameters."""
-  _, places = open_component(folder, kind, jnp.float32)
+def _places(folder: Path | Composed, kind: Component, part: str, additions: Additions) -> dict[str, Stored]:
+  """Returns {name in diffusers: where it is stored} of a component's parameters, with the LoRAs merged."""
+  model, places = open_component(folder, kind, jnp.float32)
+  if part in LABELS:
+    places = additions.merged(part, model, places, kind.table)
   return {names.checkpoint_name(path, kind.table): stored for path, stored in places.items()}
 
 

@@ -19,6 +19,7 @@ from sds_jax.priors.base import Cond as Cond
 from sds_jax.priors.base import Options, Prior, Weights
 from sds_jax.priors.base import PromptError as PromptError
 from sds_jax.priors.families import check_controlnet, check_image_size, family_of_published, open_folder
+from sds_jax.priors.loading.additions import NONE
 from sds_jax.priors.loading.composed import Composed
 from sds_jax.priors.loading.files import CheckpointError as CheckpointError
 from sds_jax.priors.loading.source import Source
@@ -44,7 +45,8 @@ def build(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_words: 
     vae_remat: whether the gradient through the VAE's encoder recomputes the inside of its blocks: less memory, slower.
     random_weights: whether the networks have random weights, and prompts random embeddings, in place of the published
       ones; no file is read then. Only for a name of `published.PRIORS`.
-    **choices: further fields of `base.Options`, such as `prediction_type` and `controlnet`.
+    **choices: further fields of `base.Options`, such as `variant`, `prediction_type`, `controlnet`, `lora` and
+      `embeddings`.
 
   Raises:
     CheckpointError (a ValueError): the folder or a file in it is missing or wrong, or cannot be downloaded.
@@ -68,6 +70,9 @@ def open_prior(name_or_path: str | os.PathLike, dtype: Any = jnp.float32, any_wo
       downloaded, `check` runs before its weights are fetched.
   """
   name, options = os.fspath(name_or_path), Options(dtype, any_words, vae_remat, **choices)
+  # Read now, so that a missing LoRA is reported before anything is fetched.
+  if options.additions != NONE and random_weights:
+    raise ValueError("random weights take no LoRA and no textual inversion: leave `lora` and `embeddings` empty")
   # `find` calls `check` before it fetches weights; the call below serves folders and random weights.
   opened = _open_random(name, options) if random_weights else _open(name, options, check)
   check(opened[0])

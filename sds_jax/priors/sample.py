@@ -2,6 +2,7 @@
 
     python -m sds_jax.priors.sample --prior=shapeworld --prompt="a red cube"
     python -m sds_jax.priors.sample --prior=sd15 --dtype=bfloat16 --guidance_scale=7.5 --prompt="a photo of a hamburger"
+    python -m sds_jax.priors.sample --prior=sd15 --lora=style.safetensors:0.8 --prompt="a hamburger in that style"
     python -m sds_jax.priors.sample --prior=zero123-xl --guidance_scale=3 --picture=mug.png --azimuth_deg 45 90 180
     python -m sds_jax.priors.sample --prior=sd15 --controlnet=depth --control=depth.png --prompt="a photo of a mug"
 """
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--variant", default="", help="of the weight files, such as fp16_ema (default: none first)")
   parser.add_argument("--image_size", type=int, default=0, help="pixels, for a prior of latents (default: its own)")
   add_file_options(parser)
+  parser.add_argument("--embeddings", default="", help="textual inversions FILE or TOKEN=FILE, separated by commas")
   control = parser.add_argument_group("an image to follow, for a prior of Stable Diffusion 1.x")
   control.add_argument("--controlnet", help="a ControlNet: depth, normal, a hub id, a folder or a file")
   control.add_argument("--control", type=terminal.user_path, help="the image that the ControlNet reads")
@@ -123,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     choices = file_options(args)
     if args.controlnet:
       choices["controlnet"] = ControlNetChoice(args.controlnet, scale=args.controlnet_scale)
-    prior, params = build(args.prior, dtype=args.dtype, variant=args.variant, image_size=args.image_size, **choices)
+    prior, params = build(args.prior, dtype=args.dtype, variant=args.variant, image_size=args.image_size,
+                          embeddings=args.embeddings, **choices)
     control = read_control(args.control, prior.image_size) if args.control else None
     images = len(args.azimuth_deg) if args.picture and args.azimuth_deg else args.num
     print(*prior.notes, f"prior: {prior.source}; drawing {images} images in {args.steps} steps ...", sep="\n",

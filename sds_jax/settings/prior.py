@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sds_jax.priors import controlnets, families, published
-from sds_jax.schema import (AUTO, Legal, Scheduled, folder, number, one_of, scheduled, sentence, setting, switch,
-                            whole)
+from sds_jax.priors.loading.file_lists import parse_embeddings, parse_loras
+from sds_jax.schema import (AUTO, ConfigError, Legal, Scheduled, folder, number, one_of, scheduled, sentence, setting,
+                            switch, whole)
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -25,7 +26,26 @@ SIZES = ("original_size", "crop", "target_size")
 
 _PREDICTION = Legal(lambda v: v in ("", "epsilon", "v_prediction"),
                     "epsilon or v_prediction (empty: as the file tells)")
-_OF_FILES = ("prediction_type", "ema", "config", "unet", "vae")
+_OF_FILES = ("prediction_type", "ema", "config", "unet", "vae", "lora", "embeddings")
+
+
+def _listed(parse: Callable[[Any], Any], words: str) -> Legal:
+  """Allows what `parse` reads; the reason of its ValueError is part of the error."""
+  def convert(value: Any) -> Any:
+    try:
+      return parse(value)
+    except ValueError as error:
+      raise ConfigError(f"{error}; it must be {words}") from error
+
+  return Legal(lambda value: True, words, convert, loose=True)
+
+
+def _loras() -> Legal:
+  return _listed(parse_loras, "files FILE:SCALE or FILE, separated by commas or in a tuple")
+
+
+def _embeddings() -> Legal:
+  return _listed(parse_embeddings, "files FILE or TOKEN=FILE, separated by commas or in a tuple")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +62,8 @@ class PriorSettings:
   dtype: str = setting("float32", one_of(DTYPES), "precision of the prior's weights and activations")
   variant: str = setting("", _VARIANT, "variant of the weight files, such as fp16 or fp16_ema; empty: none first")
   image_size: int = setting(0, whole(0, 8192), "pixels of the images of a prior of latents; 0: as its files say")
+  lora: tuple = setting((), _loras(), "LoRA files of `name`'s base model, merged in this order")
+  embeddings: tuple = setting((), _embeddings(), "textual inversions, whose tokens prompts may have")
   random_weights: bool = setting(False, switch(), "random weights in the shapes of `name`; reads no file; for timing")
   original_size: tuple[int, int] = setting(
     (0, 0), _PAIR, "SDXL: height and width of the training photo before resizing, pixels; 0: image_size")
@@ -101,6 +123,8 @@ class WordsSettings:
   path: str = setting("", folder(" or single file (empty: `prior` counts)"),
                       "a folder in diffusers format or a single-file checkpoint, in place of `prior`")
   prediction_type: str = setting("", _PREDICTION, "what a single file of SD 2.x predicts, which does not tell")
+  lora: tuple = setting((), _loras(), "LoRA files of `prior`'s base model, merged in this order")
+  embeddings: tuple = setting((), _embeddings(), "textual inversions, whose tokens the prompt may have")
   guidance_scale: Scheduled = setting(3.0, scheduled(-1000.0, 1000.0), "s of eps_u + s (eps_c - eps_u)")
 
 

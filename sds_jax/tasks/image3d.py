@@ -180,7 +180,7 @@ class Image3DTask(ObjectTask):
     # Choices among the first prior's files mean nothing to the second.
     return dataclasses.replace(first, name=words.prior, path=words.path, prediction_type=words.prediction_type,
                                random_weights=random_weights, variant="", image_size=0, ema=False, config="", unet="",
-                               vae="")
+                               vae="", lora=words.lora, embeddings=words.embeddings)
 
   @property
   def second_distillation(self) -> DistillationSettings:

@@ -1,6 +1,7 @@
 """The families of priors, in one table; a new family is a module here and an entry in FAMILIES."""
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from sds_jax.priors.base import Config, Family, Options, Prior, Weights
@@ -70,6 +71,7 @@ def open_folder(source: Source, options: Options) -> tuple[Prior, Weights]:
     files = family.files(index)
     # Values first: tracing a network with a hostile width could take all memory or time.
     check_configs(source.folder, {**files.components, **files.optional})
+    options.additions.check(family.takes_additions, f"the prior {source.name!r}, a model of {family.name},")
     check_variant(source.folder, files.components, options.variant)
     prior, weights = family.open(source, index, options)
   except CheckpointError:
@@ -77,7 +79,7 @@ def open_folder(source: Source, options: Options) -> tuple[Prior, Weights]:
   except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
     raise config_error(source.folder / "model_index.json", error) from error
   check_image_size(family, prior, options)
-  return prior, weights
+  return dataclasses.replace(prior, notes=(*prior.notes, *options.additions.describe())), weights
 
 
 def check_image_size(family: Family, prior: Prior, options: Options) -> None:

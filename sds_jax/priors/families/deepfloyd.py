@@ -52,7 +52,7 @@ def files(index: Config) -> Files:
 def open_folder(source: Source, index: Config, options: Options) -> tuple[Prior, Weights]:
   """Opens an IFPipeline folder; reads no weights."""
   del index
-  folder, networks = source.folder, StoredNetworks(source.folder, options.dtype, options.variant)
+  folder, networks = source.folder, StoredNetworks(source.folder, options.dtype, options.variant, options.additions)
   scheduler = read_scheduler(source)
   unet = networks.open("unet")
   path = folder / "unet" / "config.json"
@@ -83,6 +83,7 @@ DEEPFLOYD = Family(
   files=files,
   open=open_folder,
   random=open_random,
+  takes_additions=("unet",),
   published={  # gated: an account has to accept the licence on the model's page, and its token is needed
     "if-m": _published("DeepFloyd/IF-I-M-v1.0", IF_M_UNET),
     "if-l": _published("DeepFloyd/IF-I-L-v1.0", IF_L_UNET),

@@ -73,7 +73,7 @@ def open_folder(source: Source, index: Config, options: Options) -> tuple[Prior,
   Raises:
     CheckpointError: a file is missing or damaged, or parts do not fit.
   """
-  folder, networks = source.folder, StoredNetworks(source.folder, options.dtype, options.variant)
+  folder, networks = source.folder, StoredNetworks(source.folder, options.dtype, options.variant, options.additions)
   scheduler = read_scheduler(source)
   unet = networks.open("unet")
   vae = _open_vae(networks, options)
@@ -84,7 +84,7 @@ def open_folder(source: Source, index: Config, options: Options) -> tuple[Prior,
   if type(zeros) is not bool:
     raise CheckpointError(f"{folder / 'model_index.json'}: force_zeros_for_empty_prompt={shown(zeros)} is not "
                           "supported; supported: true or false")
-  text = open_clip_pair(folder, options.dtype, zeros, options.variant)
+  text = open_clip_pair(folder, options.dtype, zeros, options.variant, options.additions)
   check_text(folder, unet, text)
   prior = make_prior(source, space, unet, scheduler, text, notes=(*notes, *_vae_notes(vae, options)),
                      time_ids=options.sizes.time_ids(space.image_size))
@@ -124,6 +124,7 @@ SDXL = Family(
   files=files,
   open=open_folder,
   random=open_random,
+  takes_additions=("unet", "text_encoder", "text_encoder_2"),
   published={
     "sdxl": Published(("stabilityai/stable-diffusion-xl-base-1.0",), _SDXL),
     "sdxl-turbo": Published(("stabilityai/sdxl-turbo",), _TURBO),

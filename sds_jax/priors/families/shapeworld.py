@@ -50,9 +50,10 @@ def view_files(index: Config) -> Files:
 
 def open_folder(source: Source, index: Config, options: Options) -> tuple[Prior, Weights]:
   """Opens a prior that is conditioned on a prompt; reads no weights."""
-  networks, scheduler = StoredNetworks(source.folder, options.dtype, options.variant), read_scheduler(source)
+  networks = StoredNetworks(source.folder, options.dtype, options.variant, options.additions)
+  scheduler = read_scheduler(source)
   unet, space, cameras = _open_unet(source, index, networks, images=1)
-  text = open_clip_text(source.folder, options.dtype, options.variant)
+  text = open_clip_text(source.folder, options.dtype, options.variant, additions=options.additions)
   check_text(source.folder, unet, text)
   known = {} if options.any_words else _language(index)
   return make_prior(source, space, unet, scheduler, text, **cameras, **known), networks.weights()
@@ -60,7 +61,7 @@ def open_folder(source: Source, index: Config, options: Options) -> tuple[Prior,
 
 def open_view_folder(source: Source, index: Config, options: Options) -> tuple[Prior, Weights]:
   """Opens a prior that is conditioned on a photo and a pose; reads no weights."""
-  folder, networks = source.folder, StoredNetworks(source.folder, options.dtype, options.variant)
+  folder, networks = source.folder, StoredNetworks(source.folder, options.dtype, options.variant, options.additions)
   scheduler = read_scheduler(source)
   unet, space, cameras = _open_unet(source, index, networks, images=2)
   projection = networks.open("cc_projection")
@@ -113,6 +114,7 @@ SHAPEWORLD = Family(
   files=files,
   open=open_folder,
   shipped={"shapeworld": "shapeworld/prior"},
+  takes_additions=("unet", "text_encoder"),
   small=True)
 
 SHAPEWORLD_VIEWS = Family(
@@ -123,4 +125,5 @@ SHAPEWORLD_VIEWS = Family(
   open=open_view_folder,
   shipped={"shapeworld-views": "shapeworld/view_prior"},
   takes_photo=True,
+  takes_additions=("unet",),
   small=True)

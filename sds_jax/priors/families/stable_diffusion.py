@@ -57,14 +57,14 @@ def files(index: Config) -> Files:
 def open_folder(source: Source, index: Config, options: Options) -> tuple[Prior, Weights]:
   """Opens a StableDiffusionPipeline folder; reads no weights."""
   del index
-  folder, networks = source.folder, StoredNetworks(source.folder, options.dtype, options.variant)
+  folder, networks = source.folder, StoredNetworks(source.folder, options.dtype, options.variant, options.additions)
   scheduler = read_scheduler(source)
   unet = networks.open("unet")
   vae = networks.open("vae", remat=options.vae_remat)
   size, notes = stable_diffusion_size(folder, unet, vae, scheduler, options.image_size)
   space = latent_space(vae, size)
   check_unet(folder, unet, space)
-  text = open_clip_text(folder, options.dtype, options.variant)
+  text = open_clip_text(folder, options.dtype, options.variant, additions=options.additions)
   check_text(folder, unet, text)
   control = open_controlnet(options.controlnet, options.dtype) if options.controlnet else None
   if control:
@@ -97,6 +97,7 @@ STABLE_DIFFUSION = Family(
   open=open_folder,
   random=open_random,
   takes_controlnet=True,
+  takes_additions=("unet", "text_encoder"),
   published={
     # runwayml/stable-diffusion-v1-5 was deleted in August 2024. The first is the copy that the hub's own people keep.
     "sd15": Published(("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd-legacy/stable-diffusion-v1-5",

@@ -52,7 +52,7 @@ def files(index: Config) -> Files:
 
 def open_folder(source: Source, index: Config, options: Options) -> tuple[Prior, Weights]:
   """Opens a folder of either pipeline class; reads no weights."""
-  folder, networks = source.folder, StoredNetworks(source.folder, options.dtype, options.variant)
+  folder, networks = source.folder, StoredNetworks(source.folder, options.dtype, options.variant, options.additions)
   scheduler = read_scheduler(source)
   unet = networks.open("unet")
   vae = networks.open("vae", remat=options.vae_remat)
@@ -105,6 +105,7 @@ ZERO123 = Family(
   files=files,
   open=open_folder,
   random=open_random,
+  takes_additions=("unet",),
   published={  # kxic/zero123-165000, kxic/zero123-xl and kxic/stable-zero123 have pickles only, as far as known
     "zero123": Published(("bennyguo/zero123-diffusers",), _CONFIGS),
     "zero123-xl": Published(("ashawkey/zero123-xl-diffusers", "bennyguo/zero123-xl-diffusers",

@@ -36,7 +36,7 @@ _TORCH_DTYPES: dict[str, Any] = {
 
 _HARMLESS = ("collections.OrderedDict", "torch.Size", "torch.device", "torch.Tensor", "torch.nn.parameter.Parameter")
 """Names that say nothing about a file's intent, beside torch's own rebuilding functions, storages and dtypes."""
-_STATES = ("state_dict", "model_state_dict", "model", "module", "params_ema", "params")
+_STATES = ("state_dict", "model_state_dict", "model", "module", "params_ema", "params", "string_to_param")
 """Keys under which writers put the mapping of tensors, the likeliest first."""
 
 

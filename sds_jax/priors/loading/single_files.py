@@ -22,8 +22,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _UNSUPPORTED = ("this kind of model is not supported; supported are Stable Diffusion 1.x, 2.x and XL, DeepFloyd IF, "
                 "Zero-1-to-3 and MVDream")
-_ADDITION = ("an addition to a model and no model: merge it by diffusers' pipe.load_lora_weights(FILE), "
-             "pipe.fuse_lora() and pipe.save_pretrained(FOLDER), and name FOLDER")
+_ADDITION = ("an addition to a model and no model: name the model that it was trained on, and beside the model the "
+             "file by config.prior.lora=FILE")
+_TOKENS = ("an addition to a model and no model: name the model that it was trained on, and beside the model the file "
+           "by config.prior.embeddings=FILE")
 _PART = "a part of a model: name the folder or the single file of the whole model"
 _UNET = ("a part of a model: name it by config.prior.unet=FILE, beside the whole model that it belongs to")
 _VAE = ("a part of a model: name it by config.prior.vae=FILE, beside the whole model that it belongs to")
@@ -35,7 +37,7 @@ _CONTROLNET = ("an addition to a model and no model: name it by config.prior.con
 _KINDS: tuple[tuple[str, str, str], ...] = (
   (r"hada_w1|lokr_w1|dora_scale|oft_blocks|lora[._](up|down|[ABab])\b|lora_(unet|te\d?)_|_lora\.|lora_linear_layer",
    "a LoRA", _ADDITION),
-  (r"^(emb_params|string_to_(param|token).*|clip_[lg]|<.*>)$", "a textual inversion", _EMBEDDING),
+  (r"^(emb_params|string_to_(param|token).*|clip_[lg]|<.*>)$", "a textual inversion", _TOKENS),
   (r"controlnet_cond_embedding|^control_model\.|input_hint_block|^controlnet_", "a ControlNet", _CONTROLNET),
   (r"^(ip_adapter|image_proj)\.", "an IP-Adapter", _EMBEDDING),
   *((pattern, f"a single-file checkpoint of {kind}", _UNSUPPORTED) for pattern, kind in TENSORS),
@@ -140,7 +142,7 @@ def describe_names(names: Iterable[str]) -> str:
   if any(re.search(r"^adapter_(config|model)|lora", name) for name in top):
     return f"; it holds a LoRA ({listed or 'adapter_config.json'}), {_ADDITION}"
   if any(name.startswith("learned_embeds") for name in top):
-    return f"; it holds a textual inversion ({listed}), {_EMBEDDING}"
+    return f"; it holds a textual inversion ({listed}), {_TOKENS}"
   if "config.json" in top and weights:
     return f"; it holds one network ({listed}), {_PART}"
   if weights:

@@ -22,7 +22,8 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from sds_jax.priors.loading.checkpoint import load_on_device, open_component
+from sds_jax.priors.loading.additions import NONE, Additions
+from sds_jax.priors.loading.checkpoint import COMPONENTS, load_on_device, open_component
 from sds_jax.priors.loading.file_digest import file_digest
 from sds_jax.priors.loading.files import CheckpointError, read_json, write_atomically
 from sds_jax.priors.loading.t5_stream import encode_in_layers, open_parts
@@ -60,6 +61,8 @@ class TextEncoder:
     encode: (ids, mask or None) -> {name: [n, ...]}; reads the parameters and drops them.
     stem: file name of the weights, without variant and suffix.
     variant: of the weight files, see `checkpoint.weight_files`.
+    additions: LoRAs and new tokens, which are part of the cache's digest.
+    network: name of the encoder in LoRA files.
   """
   folder: Path
   kind: str
@@ -69,6 +72,8 @@ class TextEncoder:
   encode: Callable[[np.ndarray, np.ndarray | None], dict[str, Array]]
   stem: str = "model"
   variant: str = ""
+  additions: Additions = NONE
+  network: str = "text_encoder"
 
   def __call__(self, prompts: Sequence[str]) -> dict[str, Array]:
     """Reads the embeddings from the cache, or computes and stores them. Reads files, so not for use under jit.
@@ -101,6 +106,7 @@ class TextEncoder:
              {name: list(shape) for name, shape in self.shapes.items()}, ids.tolist(),
              None if mask is None else mask.tolist(), jax.default_backend(),
              str(jax.config.jax_default_matmul_precision)]
+    facts += self.additions.facts(self.network, cache_folder())
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -137,7 +143,8 @@ class TextEncoderPair:
             for name, array in embedded.items()}
 
 
-def open_clip_text(folder: Path, dtype: Any, variant: str = "", suffix: str = "", **fields: Any) -> TextEncoder:
+def open_clip_text(folder: Path, dtype: Any, variant: str = "", suffix: str = "",
+                   additions: Additions = NONE, **fields: Any) -> TextEncoder:
   """Opens the CLIP text encoder in `text_encoder/` and `tokenizer/` of a prior's folder; reads no weights.
 
   Encoding puts the whole encoder onto the device.
@@ -147,6 +154,7 @@ def open_clip_text(folder: Path, dtype: Any, variant: str = "", suffix: str = ""
     dtype: of parameters and activations.
     variant: of the weight files, see `checkpoint.weight_files`.
     suffix: of the names of both folders: "", or "_2" for the second text encoder of SDXL, which has a projection.
+    additions: LoRAs and new tokens.
     **fields: further fields of the network, as `clip_skip`.
 
   Returns:
@@ -167,6 +175,8 @@ def open_clip_text(folder: Path, dtype: Any, variant: str = "", suffix: str = ""
     raise CheckpointError(f"{folder}: the tokenizer gives {tokenizer.length} tokens, the text encoder takes "
                           f"{model.max_position_embeddings} (model_max_length of tokenizer_config.json, 77 where it "
                           "has none, and max_position_embeddings of config.json)")
+  places = additions.merged(encoder.name, model, places, COMPONENTS[kind].table)
+  model, places, tokenizer = additions.with_tokens(encoder.name, model, places, tokenizer, COMPONENTS[kind].table)
   shapes: dict[str, tuple[int, ...]] = {"text": (tokenizer.length, model.hidden_size)}
   if isinstance(model, CLIPTextModelWithProjection):
     shapes["pooled"] = (model.projection_dim,)
@@ -177,17 +187,19 @@ def open_clip_text(folder: Path, dtype: Any, variant: str = "", suffix: str = ""
     outputs = apply(load_on_device(places, dtype), jnp.asarray(ids))
     return dict(zip(shapes, outputs if "pooled" in shapes else (outputs,)))
 
-  return TextEncoder(encoder, kind, model, tokenizer, shapes, encode, variant=variant)
+  return TextEncoder(encoder, kind, model, tokenizer, shapes, encode, variant=variant, additions=additions,
+                     network=encoder.name)
 
 
-def open_clip_pair(folder: Path, dtype: Any, zeros_for_empty: bool, variant: str = "") -> TextEncoderPair:
+def open_clip_pair(folder: Path, dtype: Any, zeros_for_empty: bool, variant: str = "",
+                   additions: Additions = NONE) -> TextEncoderPair:
   """Opens the two text encoders of SDXL and their tokenizers; reads no weights.
 
   Both give the states of their penultimate layers without the final norm. `zeros_for_empty` is that of
   `TextEncoderPair`; other arguments and errors are those of `open_clip_text`.
   """
-  first = open_clip_text(folder, dtype, variant, clip_skip=1, final_norm=False)
-  second = open_clip_text(folder, dtype, variant, "_2", clip_skip=1)
+  first = open_clip_text(folder, dtype, variant, additions=additions, clip_skip=1, final_norm=False)
+  second = open_clip_text(folder, dtype, variant, "_2", additions, clip_skip=1)
   lengths = [encoder.shapes["text"][0] for encoder in (first, second)]
   if lengths[0] != lengths[1]:
     raise CheckpointError(f"{folder}: tokenizer/ gives {lengths[0]} tokens and tokenizer_2/ {lengths[1]}; their "

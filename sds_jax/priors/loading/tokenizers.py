@@ -7,7 +7,7 @@ takes seconds.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 from pathlib import Path
@@ -44,12 +44,14 @@ class CLIPTokenizer:
     backend: splits text into ids, without the special tokens.
     bos, eos, pad: ids of the start, the end and the padding.
     length: number of tokens of every row (model_max_length).
+    rows_of: {id of the backend: ids in its place}, for tokens of several vectors (`embeddings`).
   """
   backend: tokenizers.Tokenizer
   bos: int
   eos: int
   pad: int
   length: int
+  rows_of: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
   def __call__(self, texts: Sequence[str]) -> np.ndarray:
     """Returns ids [n, length] int32: start, words, end, padding.
@@ -65,12 +67,15 @@ class CLIPTokenizer:
     for row, text in zip(rows, texts):
       with library_errors(f"the tokenizer cannot cut {shown(text)} into tokens"):
         encoded = self.backend.encode(text, add_special_tokens=False)
+      # (id, where its token begins in the text)
+      tokens = [(number, first) for token, (first, _) in zip(encoded.ids, encoded.offsets)
+                for number in self.rows_of.get(token, (token,))]
       # Two places are for start and end.
       limit = self.length - 2
-      if len(encoded.ids) > limit:
+      if len(tokens) > limit:
         warnings.warn(f"the text encoder sees the first {limit} tokens only; cut off from {text!r}: "
-                      f"{text[encoded.offsets[limit][0]:]!r}", stacklevel=2)
-      ids = [self.bos, *encoded.ids[:limit], self.eos]
+                      f"{text[tokens[limit][1]:]!r}", stacklevel=2)
+      ids = [self.bos, *(number for number, _ in tokens[:limit]), self.eos]
       row[:len(ids)] = ids
     return rows
 
