@@ -1,4 +1,4 @@
-"""Composes a prior's folder from a single-file checkpoint: Stable Diffusion 1.x, 2.x and XL, and Zero-1-to-3.
+"""Composes a prior's folder from a single-file checkpoint: Stable Diffusion 1.x, 2.x, XL, Zero-1-to-3 and MVDream.
 
 The kind of model is recognised by the names of the tensors, and the configurations follow from their shapes. What no
 tensor tells has a setting: what a Stable Diffusion 2.x predicts, and whether averaged weights (EMA) are taken.
@@ -32,7 +32,7 @@ AVERAGES = "model_ema."
 
 _SCHEDULER: dict[str, Any] = SD_SCHEDULER | dict(
   _class_name="DDIMScheduler", clip_sample=False, set_alpha_to_one=False, steps_offset=1, trained_betas=None)
-_TRAINED_AT = {"SD1": 64, "SD2": 64, "SD2 v": 96, "SDXL": 128, "Zero123": 32}
+_TRAINED_AT = {"SD1": 64, "SD2": 64, "SD2 v": 96, "SDXL": 128, "Zero123": 32, "MVDream": 32}
 """Height and width of the latents of the published models."""
 
 
@@ -220,9 +220,10 @@ def _zero123(tensors: Mapping[str, Tensor], given: Given) -> list[Part]:
 
 
 _PARTS: Mapping[str, Callable[[Mapping[str, Tensor], Given], list[Part]]] = {
-  "SD1": _sd1, "SD2": _sd2, "SDXL": _sdxl, "Zero123": _zero123}
+  "SD1": _sd1, "SD2": _sd2, "SDXL": _sdxl, "Zero123": _zero123, "MVDream": _sd2}
 _TOKENIZERS: Mapping[str, Mapping[str, str]] = {
-  "SD1": {"tokenizer": END}, "SD2": {"tokenizer": "!"}, "SDXL": {"tokenizer": END, "tokenizer_2": "!"}, "Zero123": {}}
+  "SD1": {"tokenizer": END}, "SD2": {"tokenizer": "!"}, "SDXL": {"tokenizer": END, "tokenizer_2": "!"}, "Zero123": {},
+  "MVDream": {"tokenizer": "!"}}
 """{kind: {folder of a tokenizer: its padding}}."""
 
 
@@ -239,6 +240,7 @@ _INDEX: Mapping[str, Mapping[str, Any]] = {
   "SDXL": _index("StableDiffusionXLPipeline", **_TEXT, image_encoder=[None, None],
                  text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
                  tokenizer_2=["transformers", "CLIPTokenizer"], force_zeros_for_empty_prompt=True),
+  "MVDream": _index("MVDreamPipeline", **_TEXT, requires_safety_checker=False),
   # The original code resizes photos as this class does.
   "Zero123": _index("Zero1to3StableDiffusionPipeline", image_encoder=["transformers", "CLIPVisionModelWithProjection"],
                     cc_projection=["pipeline_zero1to3", "CCProjection"], safety_checker=[None, None],

@@ -2,11 +2,14 @@
 
     python tests/priors/measure_loading.py FOLDER KIND DTYPE
 
-prints JSON, in bytes: `params`, on the device; `largest`, of them; `grown`, the most private memory of the process
-beyond what it had before; `peak`, the same with the pages of the files (mapped: the system takes them back at need).
-On a CPU the device's memory is the process's own.
+FOLDER is a component's folder, or a single-file checkpoint whose component KIND is (`unet`, say).
+
+The command prints JSON, in bytes: `params`, on the device; `largest`, of them; `grown`, the most private memory of the
+process beyond what it had before; `peak`, the same with the pages of the files (mapped: the system takes them back at
+need). On a CPU the device's memory is the process's own.
 """
 import json
+from pathlib import Path
 import re
 import sys
 import threading
@@ -23,7 +26,11 @@ def memory():
 def measure(folder, kind, dtype):
   """Loads as `prior.build` does; looks at the memory every millisecond."""
   import jax
+  from sds_jax.priors.base import Options
+  from sds_jax.priors.from_file import compose
   from sds_jax.priors.loading import checkpoint
+  if Path(folder).is_file():
+    folder = compose(Path(folder), Options()) / kind
   jax.block_until_ready(jax.device_put(1.0))
   _, places = checkpoint.open_component(folder, kind, dtype)
   before, seen, done = memory(), [], threading.Event()

@@ -88,6 +88,21 @@ def test_marks_of_v_prediction(ldm_models, tmp_path):
   assert scheduler["prediction_type"] == "v_prediction" and scheduler["rescale_betas_zero_snr"] is True
 
 
+def test_mvdream(ldm_models, tmp_path):
+  """A Stable Diffusion 2 whose U-Net takes the camera."""
+  prefix = "model.diffusion_model.camera_embed"
+  cameras = {f"{prefix}.0.weight": (256, 16), f"{prefix}.0.bias": (256,), f"{prefix}.2.weight": (256, 256),
+             f"{prefix}.2.bias": (256,)}
+  save_file(ldm_models["SD2"][1] | {name: np.zeros(shape, np.float16) for name, shape in cameras.items()},
+            tmp_path / "sd-v2.1-base-4view.safetensors")
+  folder = compose(tmp_path / "sd-v2.1-base-4view.safetensors", Options())
+  index, config = (json.loads((folder / name).content()) for name in ("model_index.json", "unet/config.json"))
+  assert index["_class_name"] == "MVDreamPipeline" and config["sample_size"] == 32
+  assert config["class_embed_type"] == "projection" and config["projection_class_embeddings_input_dim"] == 16
+  network, _ = open_component(folder / "unet", "unet")
+  assert network.class_embed_type == "projection"
+
+
 def test_stable_zero123_by_its_name(files, tmp_path):
   (tmp_path / "stable_zero123.safetensors").symlink_to(files["Zero123"])
   assert prior_lib.open_prior(tmp_path / "stable_zero123.safetensors")[0].photo.pose == "polar"

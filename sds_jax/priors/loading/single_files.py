@@ -80,7 +80,9 @@ def describe_tensors(shapes: Shapes) -> tuple[str, str]:
 
 
 def kind_of(shapes: Shapes) -> str | None:
-  """Returns the kind of a single-file checkpoint that is read: "SD1", "SD2", "SDXL" or "Zero123"; None for others.
+  """Returns the kind of a single-file checkpoint that is read; None for others.
+
+  The kinds are "SD1", "SD2", "SDXL", "Zero123" and "MVDream".
 
   >>> kind_of({"cc_projection.weight": (768, 772), "model.diffusion_model.input_blocks.0.0.weight": (320, 8, 3, 3),
   ...          "cond_stage_model.model.visual.proj": (1024, 768), "first_stage_model.decoder.conv_in.bias": (512,)})
@@ -99,7 +101,7 @@ def kind_of(shapes: Shapes) -> str | None:
   if has("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."):
     return "SDXL"
   if has("cond_stage_model.model.transformer."):
-    return "SD2"
+    return "MVDream" if has("model.diffusion_model.camera_embed.") else "SD2"
   return "SD1" if has("cond_stage_model.transformer.") else None
 
 
