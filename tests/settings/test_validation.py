@@ -20,6 +20,8 @@ MISTAKES = [
   ("prior.dtype", "float8", "float32, bfloat16, float16"),
   ("prior.variant", "fp16.ema", "letters, digits"),
   ("prior.image_size", -64, "from 0 to 8192"),
+  ("prior.crop", (0, -8), "two whole numbers from 0 to 8192"),
+  ("prior.target_size", (512, 0), "config.prior.target_size=(512, 0) sets one side only: set both, or (0, 0)"),
   ("prior.random_weights", True, "config.prior.name='shapeworld': set config.prior.name to one of sd15, sd21-base"),
   ("distillation.estimator", "sdz", "one of sds"),
   ("distillation.weighting", "sigma", "sigma2"),

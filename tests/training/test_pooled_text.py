@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 
 from sds_jax.diffusion.estimators import ESTIMATORS
+from sds_jax.schema import ConfigError
 from sds_jax.tasks import ScenesTask
 from sds_jax.training import conditions, scenes as scenes_lib
 from sds_jax.views import prompts
 
 SDXL = {"prior.path": "", "prior.name": "sdxl", "prior.random_weights": True}
 RENDER = {"render.height": 8, "render.width": 8}
+FEW = ("sds", "nfsd", "vsd", "ism", "dds")
+"""Estimators whose conditions differ: plain, with a negative prompt, a second network, an inversion, a source."""
 _UNET = dict(
   sample_size=8, in_channels=4, out_channels=4, block_out_channels=[8], layers_per_block=1, norm_num_groups=4,
   down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"], cross_attention_dim=8,
@@ -56,14 +59,15 @@ def trace(task, prior, params, step_of):
   jax.eval_shape(step_of(task, prior), state, params, text, jax.random.key(0))
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FEW else pytest.mark.thorough)
+                                  for name in ESTIMATORS])
 def test_every_estimator(make_image_task, seen, pooled_prior, step_of, name):
   trace(make_image_task("pixels", {**SDXL, "distillation.estimator": name}), seen[0], pooled_prior[1], step_of)
   check(seen[1])
 
 
 @pytest.mark.parametrize("changes", [
-  {"distillation.view_words": "interpolate", "distillation.perp_neg": "threestudio"},
+  {"distillation.view_words": "blended", "distillation.perp_neg": "threestudio"},
   {"distillation.estimator": "vsd", "distillation.vsd.rank": 1}], ids=["Perp-Neg", "VSD"])
 def test_views_of_an_object(make_task, seen, pooled_prior, step_of, changes):
   trace(make_task({**SDXL, **RENDER, **changes}), seen[0], pooled_prior[1], step_of)
@@ -79,12 +83,23 @@ def test_scenes(make_task, seen, pooled_prior, step_of):
   check(seen[1])
 
 
+@pytest.mark.parametrize("name", ["sdxl", "sd15"])
+def test_sizes_are_settings(make_task, tiny_published, monkeypatch, name):
+  monkeypatch.setitem(tiny_published, "sdxl", dict(tiny_published["sd15"], **TINY))
+  task = make_task({**SDXL, "prior.name": name, "prior.original_size": (1024, 768), "prior.crop": (0, 8)})
+  if name == "sdxl":
+    assert task.opened[0].time_ids == (1024, 768, 0, 8, 16, 16)
+  else:
+    with pytest.raises(ConfigError, match=r"config.prior.original_size=\(1024, 768\) has no effect on .*='sd15', w"):
+      _ = task.opened
+
+
 def test_mixed_prompts_have_mixed_vectors(make_task, pooled_prior):
   """Between two directions tokens and vector are mixed by the same weights."""
-  task = make_task({**SDXL, **RENDER, "distillation.view_words": "interpolate"})
+  task = make_task({**SDXL, **RENDER, "distillation.view_words": "blended"})
   text = task.embed(pooled_prior[0])
   azimuth, elevation = jnp.array([0.6, 0.0]), jnp.array([0.2, 0.1])
-  mixed = {name: conditions._by_direction(text["views"][name], azimuth, elevation, "interpolate")
+  mixed = {name: conditions._by_direction(text["views"][name], azimuth, elevation, "blended")
            for name in ("text", "pooled")}
   weights = np.asarray(prompts.view_weights(azimuth, elevation))
   assert ((weights[0] > 0.05).sum()) == 2
