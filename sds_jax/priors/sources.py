@@ -181,7 +181,9 @@ def _from_hub(name: str, stored: tuple[str, ...], fetched: tuple[str, ...], revi
     except (Unavailable, CheckpointError) as error:
       where, absent = lacking.get(repo, (None, []))
       also = f" (of an earlier download {', '.join(absent[:3])} is missing in {where})" if absent else ""
-      advice = f"; fetch it where it can be reached, with `{download_command(repo, options.dtype, options.variant)}`"
+      command = download_command(repo, options.dtype, options.variant)
+      advice = (f"; fetch it where it can be reached, with `{command}`"
+                + (", without .fp16 if it has no such files" if ".fp16" in command else ""))
       problems.append(f"{repo}: {error}{also}{advice if getattr(error, 'offline', False) else ''}")
       # Without a connection, or with a full disk, the other repositories would fail in the same way.
       if isinstance(error, Unavailable) and error.everywhere:
