@@ -24,7 +24,7 @@ HABITS: dict[str, str] = {
                   "checkpoint ckpt weights hf_key hf_model sd sd_version version diffusion prior",
     "prior.variant": "variant weights_variant model_variant",
     "prior.controlnet": "controlnet control controlnet_model control_net",
-    "prior.lora": "loras lora_path lora_weights lora_weights_path lora_file lora_dir lora_name lora_scale",
+    "prior.lora": "lora loras lora_path lora_weights lora_weights_path lora_file lora_dir lora_name lora_scale",
     "prior.embeddings": "textual_inversion textual_inversions embedding embeddings learned_embeds",
     "prior.dtype": "dtype precision fp16 half bf16 bfloat16 mixed_precision",
     "distillation.guidance_scale": "guidance guidance_scale cfg cfg_scale cfg_weight classifier_free_guidance scale w",
@@ -62,7 +62,7 @@ HABITS: dict[str, str] = {
     "export.mesh_threshold": "threshold density_thresh isosurface_threshold iso",
     "export.image_size": "export_size out_size render_size",
     "export.turntable_frames": "frames n_frames num_frames video turntable",
-    "distillation.vsd.rank": "lora_rank rank lora",
+    "distillation.vsd.rank": "lora_rank rank",
 }
 """A setting -> names that other programs have for it."""
 
