@@ -1,4 +1,5 @@
 """LoRA files: their names, what they add to weights, which of them are refused, and priors with them."""
+import dataclasses
 import json
 
 import jax
@@ -13,7 +14,7 @@ from sds_jax.priors import convert
 from sds_jax.priors import prior as prior_lib
 from sds_jax.priors.loading import names
 from sds_jax.priors.loading.additions import read_additions
-from sds_jax.priors.loading.checkpoint import configs_only
+from sds_jax.priors.loading.checkpoint import configs_only, open_component
 from sds_jax.priors.loading.file_lists import parse_loras
 from sds_jax.priors.loading.files import CheckpointError
 from sds_jax.priors.loading.lora import merge, read_lora
@@ -318,6 +319,13 @@ def test_a_prior_with_a_lora(sd_folder, sd_lora):
     np.testing.assert_allclose(got, want, rtol=2**-8, atol=1e-6)
 
 
+def test_files_with_the_names_of_latent_diffusion(sd_folder, sd_lora):
+  """As MVDream's folders have them: the LoRA's names are matched all the same."""
+  model, places = open_component(sd_folder / "unet", "unet")
+  table = dataclasses.replace(names.UNET, renamed={"conv_in.weight": "input_blocks.0.0.weight"})
+  assert read_additions(sd_lora[0]).merged("unet", model, places, table)[("conv_in", "kernel")].change is not None
+
+
 def test_a_folder_with_a_lora_baked_in(sd_folder, sd_lora, tmp_path):
   path, expected = sd_lora
   convert.main([str(sd_folder), str(tmp_path / "merged"), f"--lora={path}:0.5"])
@@ -342,9 +350,8 @@ def test_the_cache_of_embeddings_tells_loras_apart(sd_folder, sd_lora, tmp_path)
   # What does not change the text encoder needs no new embeddings.
   assert key(f"{path}:0") == key(unet_only) == plain
   assert len({plain, key(path), key(f"{path}:0.5"), key(other), key(f"{path},{path}")}) == 5
-  copy = tmp_path / "copy.safetensors"
-  copy.write_bytes(path.read_bytes())
-  assert key(copy) == key(path)
+  (tmp_path / "copy.safetensors").write_bytes(path.read_bytes())
+  assert key(tmp_path / "copy.safetensors") == key(path)
 
 
 def test_a_lora_is_checked_before_weights_are_there(sd_folder, sd_lora, tmp_path):

@@ -16,6 +16,7 @@ from sds_jax.priors.loading.file_digest import file_digest
 from sds_jax.priors.loading.file_lists import parse_embeddings, parse_loras
 from sds_jax.priors.loading.files import CheckpointError
 from sds_jax.priors.loading.lora import LABELS, Lora, merge, read_lora
+from sds_jax.priors.loading.lora_names import UNET
 from sds_jax.priors.loading.stored import Stored
 from sds_jax.priors.loading.tokenizers import CLIPTokenizer
 
@@ -70,6 +71,8 @@ class Additions:
     """
     if not self.loras:
       return dict(places)
+    # A U-Net whose files have the names of latent diffusion is known by those of diffusers all the same.
+    table = names.UNET if network == UNET else table
     shapes = ({path: stored.shape for path, stored in places.items()} if places else
               {path: names.checkpoint_shape(path, leaf.shape) for path, leaf in abstract_params(model).items()})
     paths = {names.checkpoint_name(path, table): path for path in shapes if path[-1] == "kernel"}
