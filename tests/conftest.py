@@ -175,8 +175,11 @@ TINY_PUBLISHED = {
 TINY_PUBLISHED["zero123"] = TINY_PUBLISHED["sd15"] | dict(
   unet=dict(_TINY_SD_UNET, in_channels=8), image_encoder=dict(projection_dim=8),
   cc_projection=dict(_class_name="CLIPCameraProjection", embedding_dim=8))
-"""In place of `published.PRIORS`: 16x16 images as 8x8x4 latents, and 8x8 images whose network predicts a variance; and
-the former told a picture."""
+TINY_PUBLISHED["sdxl"] = TINY_PUBLISHED["sd15"] | dict(
+  unet=dict(_TINY_SD_UNET, addition_embed_type="text_time", addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=6 + 6 * 4))
+"""In place of `published.PRIORS`: 16x16 images as 8x8x4 latents, and 8x8 images whose network predicts a variance; the
+former told a picture; and the former with a vector of the text, of 6 features, and sizes."""
 
 
 @pytest.fixture
@@ -187,13 +190,23 @@ def tiny_published(monkeypatch):
   return TINY_PUBLISHED
 
 
-@pytest.fixture(scope="session")
-def tiny_latent():
-  """(prior, its parameters): a latent prior of a few thousand random parameters, as `sd15` is with random weights."""
+def _tiny(name):
   from sds_jax.priors import prior, published
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(published, "PRIORS", TINY_PUBLISHED)
-    return prior.build("sd15", random_weights=True)
+    return prior.build(name, random_weights=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_latent():
+  """(prior, its parameters): a latent prior of a few thousand random parameters, as `sd15` is with random weights."""
+  return _tiny("sd15")
+
+
+@pytest.fixture(scope="session")
+def tiny_pooled():
+  """(prior, its parameters): a latent prior with a vector of the text, as `sdxl` is with random weights."""
+  return _tiny("sdxl")
 
 
 @pytest.fixture(scope="session")

@@ -125,7 +125,7 @@ class InProcess:
 @pytest.mark.thorough
 @pytest.mark.parametrize("name, changes", [
   ("sd15", {"distillation.clip_norm": 0.05, "training.views": 2}),
-  ("if-m", {"render.height": 16, "render.width": 16})])
+  ("if-m", {"render.height": 16, "render.width": 16}), ("sdxl", {"prior.crop": (0, 8)})])
 def test_peer(command, tiny_published, torch_prior, monkeypatch, name, changes):
   """PyTorch's part of the step computes our cotangents of the images, and the check notices a difference."""
   monkeypatch.setattr(peer, "Process", InProcess)

@@ -16,29 +16,12 @@ SDXL = {"prior.path": "", "prior.name": "sdxl", "prior.random_weights": True}
 RENDER = {"render.height": 8, "render.width": 8}
 FEW = ("sds", "nfsd", "vsd", "ism", "dds")
 """Estimators whose conditions differ: plain, with a negative prompt, a second network, an inversion, a source."""
-_UNET = dict(
-  sample_size=8, in_channels=4, out_channels=4, block_out_channels=[8], layers_per_block=1, norm_num_groups=4,
-  down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"], cross_attention_dim=8,
-  attention_head_dim=2, addition_embed_type="text_time", addition_time_embed_dim=4,
-  projection_class_embeddings_input_dim=6 + 6 * 4)
-TINY = dict(unet=_UNET, vae=dict(
-  in_channels=3, out_channels=3, latent_channels=4, block_out_channels=[8, 16], layers_per_block=1, norm_num_groups=4,
-  down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2))
-
-
-@pytest.fixture(scope="module")
-def pooled_prior():
-  """(prior, its parameters): a tiny SDXL, as `sdxl` is with random weights."""
-  from sds_jax.priors import prior, published
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(published.PRIORS, "sdxl", dict(published.PRIORS["sdxl"], **TINY))
-    yield prior.build("sdxl", random_weights=True)
 
 
 @pytest.fixture
-def seen(pooled_prior):
+def seen(tiny_pooled):
   """(prior that notes the shapes of the conditions of each call, the notes)."""
-  prior, notes = pooled_prior[0], []
+  prior, notes = tiny_pooled[0], []
 
   def denoise(params, z, t, cond):
     notes.append((z.shape[0], cond["text"].shape, cond["pooled"].shape))
@@ -61,31 +44,30 @@ def trace(task, prior, params, step_of):
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FEW else pytest.mark.thorough)
                                   for name in ESTIMATORS])
-def test_every_estimator(make_image_task, seen, pooled_prior, step_of, name):
-  trace(make_image_task("pixels", {**SDXL, "distillation.estimator": name}), seen[0], pooled_prior[1], step_of)
+def test_every_estimator(make_image_task, seen, tiny_pooled, step_of, name):
+  trace(make_image_task("pixels", {**SDXL, "distillation.estimator": name}), seen[0], tiny_pooled[1], step_of)
   check(seen[1])
 
 
 @pytest.mark.parametrize("changes", [
   {"distillation.view_words": "blended", "distillation.perp_neg": "threestudio"},
   {"distillation.estimator": "vsd", "distillation.vsd.rank": 1}], ids=["Perp-Neg", "VSD"])
-def test_views_of_an_object(make_task, seen, pooled_prior, step_of, changes):
-  trace(make_task({**SDXL, **RENDER, **changes}), seen[0], pooled_prior[1], step_of)
+def test_views_of_an_object(make_task, seen, tiny_pooled, step_of, changes):
+  trace(make_task({**SDXL, **RENDER, **changes}), seen[0], tiny_pooled[1], step_of)
   check(seen[1])
 
 
-def test_scenes(make_task, seen, pooled_prior, step_of):
+def test_scenes(make_task, seen, tiny_pooled, step_of):
   task = ScenesTask(make_task({**SDXL, **RENDER, "prompts_file": "prompts.txt"}).settings)
   task.scenes = scenes_lib.make_scenes(("a red cube", "a blue cone"), 0)
   text = task.program(seen[0]).embed()
   assert text["views"]["pooled"].shape[::2] == (2, 6) and text["null"]["pooled"].shape == (2, 6)
-  trace(task, seen[0], pooled_prior[1], step_of)
+  trace(task, seen[0], tiny_pooled[1], step_of)
   check(seen[1])
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd15"])
-def test_sizes_are_settings(make_task, tiny_published, monkeypatch, name):
-  monkeypatch.setitem(tiny_published, "sdxl", dict(tiny_published["sd15"], **TINY))
+def test_sizes_are_settings(make_task, tiny_published, name):
   task = make_task({**SDXL, "prior.name": name, "prior.original_size": (1024, 768), "prior.crop": (0, 8)})
   if name == "sdxl":
     assert task.opened[0].time_ids == (1024, 768, 0, 8, 16, 16)
@@ -94,10 +76,10 @@ def test_sizes_are_settings(make_task, tiny_published, monkeypatch, name):
       _ = task.opened
 
 
-def test_mixed_prompts_have_mixed_vectors(make_task, pooled_prior):
+def test_mixed_prompts_have_mixed_vectors(make_task, tiny_pooled):
   """Between two directions tokens and vector are mixed by the same weights."""
   task = make_task({**SDXL, **RENDER, "distillation.view_words": "blended"})
-  text = task.embed(pooled_prior[0])
+  text = task.embed(tiny_pooled[0])
   azimuth, elevation = jnp.array([0.6, 0.0]), jnp.array([0.2, 0.1])
   mixed = {name: conditions._by_direction(text["views"][name], azimuth, elevation, "blended")
            for name in ("text", "pooled")}

@@ -141,7 +141,7 @@ def explain(error: BaseException, repo: str) -> Unavailable:
   return Unavailable(" ".join(f"{type(error).__name__}: {error}".split())[:300])
 
 
-_UNREAD = ("safety_checker/*", "watermarker/*")
+_UNREAD = ("safety_checker/*", "watermarker/*", "vae_1_0/*")
 """Folders of weights in published repositories that no family reads."""
 
 
