@@ -5,10 +5,10 @@ r"""The command under hostile command lines: each run succeeds, or fails with st
 Every try runs the real command (`sds_jax.commands.main.main`) in a separate process, with a tiny prior and a single
 step, in a fresh folder with a home and caches. Hostile are settings, flags, files of settings, photos, priors with
 their tokenizers, and folders with files of others or a spoilt run. A try is right if the status is 0 with report.html
-or image*.png in the folder of the run and no traceback, or if the status is 2, or 3 for a run that diverged, with
-exactly one line "error: ..." on stderr. In all cases the try must end in the time allowed, write no file outside the
-folder of the run, leave no partial file inside, and change or remove no file that was there before, by a digest of all
-of them.
+or image*.png in the folder of the run and no traceback (a share of the accepted runs ends where training would begin),
+or if the status is 2, or 3 for a run that diverged, with exactly one line "error: ..." on stderr. In all cases the try
+must end in the time allowed, write no file outside the folder of the run, leave no partial file inside, and change or
+remove no file that was there before, by a digest of all of them.
 Failures are printed with a command to repeat the try; the exit status is then 1.
 """
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import random
 import re
 import shutil
 import sys
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument("--num", type=int, default=500, help="number of tries")
   parser.add_argument("--seed", type=int, default=0, help="seed of the tries; equal seeds give equal tries")
   parser.add_argument("--strange", type=float, default=0.15, help="share of unusual but possibly legal tries")
+  parser.add_argument("--whole", type=float, default=0.25, help="share of accepted runs that train and write outputs")
   parser.add_argument("--timeout", type=float, default=120.0, help="seconds allowed for a try")
   parser.add_argument("--only", type=int, help="number of a single try to run; prints its output")
   parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder with text.py, image2d.py and image.py")
@@ -66,26 +68,30 @@ def _drill(options: argparse.Namespace, scratch: Path) -> int:
     if not chosen and number >= len(fuzz_cases.FILES):
       continue
     started = time.perf_counter()
-    status, problem = attempt(context, arguments, scratch, options.timeout)
+    # The accepted runs that end before their training take a fifth of the time.
+    whole = number < len(fuzz_cases.FILES) or random.Random(f"{options.seed}/{number}/whole").random() < options.whole
+    status, problem = attempt(context, arguments, scratch, options.timeout, whole)
+    accepted = (scratch / "try" / fuzz_child.ACCEPTED).exists()
     if number < len(fuzz_cases.FILES) and (scratch / "try" / "here" / "run").is_dir():
       shutil.copytree(scratch / "try" / "here" / "run", scratch / "done" / str(number), symlinks=True)
     if chosen:
       slowest = max(slowest, (time.perf_counter() - started, number))
-      counts[status] += 1
+      counts[fuzz_child.ACCEPTED if accepted and status == 0 else status] += 1
     if chosen and (problem or options.only is not None):
       failed += bool(problem)
       # The base settings are the same in every try; the last arguments are the interesting part.
       shown = " ".join(ascii(word) for word in arguments if options.only is not None or word.startswith("--config=") or
                        arguments.index(word) > len(arguments) - 4)
       print(f"try {number}: {problem or 'right'}\n  {shown[:2000]}\n  again: python -m sds_jax.drills.fuzz "
-            f"--num={options.num} --seed={options.seed} --strange={options.strange} --only={number}", flush=True)
+            f"--num={options.num} --seed={options.seed} --strange={options.strange} --whole={options.whole} "
+            f"--only={number}", flush=True)
       if options.only is not None:
         print((scratch / "try" / "stdout").read_text(errors="replace"),
               (scratch / "try" / "stderr").read_text(errors="replace"), sep="\n")
     shutil.rmtree(scratch / "try", ignore_errors=True)
   print(f"{sum(counts.values())} tries in {time.perf_counter() - begin:.0f} s: {counts[0]} ran through, "
-        f"{counts[2]} were refused in one line, {counts[3]} diverged, {failed} failed; the slowest, try {slowest[1]}, "
-        f"took {slowest[0]:.1f} s", flush=True)
+        f"{counts[fuzz_child.ACCEPTED]} were accepted and ended there, {counts[2]} were refused in one line, {counts[3]} "
+        f"diverged, {failed} failed; the slowest, try {slowest[1]}, took {slowest[0]:.1f} s", flush=True)
   return int(failed > 0)
 
 
@@ -101,7 +107,7 @@ def _forkserver() -> multiprocessing.context.ForkServerContext:
 
 
 def attempt(context: multiprocessing.context.BaseContext, arguments: list[str], scratch: Path,
-            timeout: float) -> tuple[int | None, str]:
+            timeout: float, whole: bool = True) -> tuple[int | None, str]:
   """Runs a try in `scratch/try` and leaves the folder in place.
 
   Args:
@@ -109,6 +115,7 @@ def attempt(context: multiprocessing.context.BaseContext, arguments: list[str], 
     arguments: the command line without the program.
     scratch: folder of `fuzz_cases.write_files`.
     timeout: seconds.
+    whole: whether a run that is accepted trains.
 
   Returns:
     exit status (None for a hang), problem ("" for none).
@@ -123,7 +130,7 @@ def attempt(context: multiprocessing.context.BaseContext, arguments: list[str], 
   own = [path for path in (root / "here").glob("done-*")]
   skipped = [scratch / "compiled", root / "cache", *own]
   before, contents = _listing(scratch), hostile_folders.digest(scratch, skipped)
-  child = context.Process(target=fuzz_child.run, args=(arguments, root, scratch / "compiled"))
+  child = context.Process(target=fuzz_child.run, args=(arguments, root, scratch / "compiled", whole))
   child.start()
   child.join(timeout)
   if child.exitcode is None:
@@ -131,7 +138,7 @@ def attempt(context: multiprocessing.context.BaseContext, arguments: list[str], 
     child.kill()
     child.join()
     return None, f"still running after {timeout:.0f} s"
-  allowed = [root / "cache", root / "stdout", root / "stderr", scratch / "compiled"]
+  allowed = [root / "cache", root / fuzz_child.ACCEPTED, root / "stdout", root / "stderr", scratch / "compiled"]
   after = hostile_folders.digest(scratch, skipped)
   if changed := [path for path, content in contents.items() if after.get(path) != content]:
     return child.exitcode, f"files of others were changed or removed: {sorted(map(str, changed))[:5]}"
@@ -161,6 +168,8 @@ def find_problem(status: int, arguments: list[str], root: Path, new: set[Path], 
   # A background thread can print a traceback although the command succeeds.
   elif "Traceback" in errors:
     return f"status 0 with a traceback: {errors[-3000:]}"
+  elif (root / fuzz_child.ACCEPTED).exists():
+    pass
   elif not folder or not ((folder / "report.html").is_file() or list(folder.glob("image*.png"))):
     return f"status 0 without report.html or image*.png in {folder}"
   places = [*allowed, folder] if folder else allowed

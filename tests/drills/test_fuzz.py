@@ -102,6 +102,14 @@ def test_a_missing_report_is_detected(root):
   assert fuzz.find_problem(0, ["--workdir=run"], root, set(), []) == ""
 
 
+def test_a_run_that_ends_where_training_begins_is_right(root):
+  (root / "stderr").write_text("")
+  (root / "here" / "run" / "report.html").unlink()
+  (root / fuzz.fuzz_child.ACCEPTED).touch()
+  assert fuzz.find_problem(0, ["--workdir=run"], root, set(), []) == ""
+  assert "outside" in fuzz.find_problem(0, ["--workdir=run"], root, {root / "here" / "x"}, [])
+
+
 def test_folder_of_the_run():
   here = Path("/a/here")
   assert fuzz.run_folder(["--workdir=x", "--workdir=", "--config.workdir=../y"], here, set()) == Path("/a/y")
@@ -116,5 +124,6 @@ def test_some_tries(capfd, monkeypatch):
     monkeypatch.setenv(name, value)
   status = fuzz.main(["--num=16", "--seed=5", "--strange=0"])
   out = capfd.readouterr().out
-  ran, refused, diverged = map(int, re.search(r"(\d+) ran .*, (\d+) were refused .*, (\d+) diverged", out).groups())
-  assert status == 0 and ran >= 1 and refused >= 1 and ran + refused + diverged == 16, out
+  counts = re.search(r"(\d+) ran .*, (\d+) were accepted .*, (\d+) were refused .*, (\d+) diverged", out).groups()
+  ran, accepted, refused, diverged = map(int, counts)
+  assert status == 0 and ran >= 3 and refused >= 1 and ran + accepted + refused + diverged == 16, out
