@@ -90,8 +90,8 @@ def _drill(options: argparse.Namespace, scratch: Path) -> int:
               (scratch / "try" / "stderr").read_text(errors="replace"), sep="\n")
     shutil.rmtree(scratch / "try", ignore_errors=True)
   print(f"{sum(counts.values())} tries in {time.perf_counter() - begin:.0f} s: {counts[0]} ran through, "
-        f"{counts[fuzz_child.ACCEPTED]} were accepted and ended there, {counts[2]} were refused in one line, {counts[3]} "
-        f"diverged, {failed} failed; the slowest, try {slowest[1]}, took {slowest[0]:.1f} s", flush=True)
+        f"{counts[fuzz_child.ACCEPTED]} were accepted and ended there, {counts[2]} were refused in one line, "
+        f"{counts[3]} diverged, {failed} failed; the slowest, try {slowest[1]}, took {slowest[0]:.1f} s", flush=True)
   return int(failed > 0)
 
 
