@@ -3,6 +3,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -141,3 +142,11 @@ def test_where_it_is(monkeypatch, tmp_path):
   monkeypatch.delenv("XDG_CACHE_HOME")
   monkeypatch.setenv("HOME", str(tmp_path / "home"))
   assert text_lib.cache_folder() == tmp_path / "home" / ".cache" / "sds_jax" / "text"
+  for name, expected in (("XDG_CACHE_HOME", "home/x/sds_jax/text"), ("SDS_JAX_CACHE", "home/x/text")):
+    monkeypatch.setenv(name, "~/x")
+    assert text_lib.cache_folder() == tmp_path / expected
+  # A user of a container whose number has no entry in the list of users.
+  monkeypatch.setenv("SDS_JAX_CACHE", "~nobody-here/x")
+  monkeypatch.setenv("TMPDIR", str(tmp_path))
+  monkeypatch.setattr(tempfile, "tempdir", None)
+  assert text_lib.cache_folder() == tmp_path / "sds_jax" / "text"

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+import tempfile
 from typing import Any
 import warnings
 
@@ -228,10 +229,16 @@ def open_t5(folder: Path, dtype: Any, variant: str = "") -> TextEncoder:
 
 
 def cache_folder() -> Path:
-  """Returns `$SDS_JAX_CACHE/text`, or `sds_jax/text` in $XDG_CACHE_HOME or ~/.cache where SDS_JAX_CACHE is unset."""
-  if os.environ.get("SDS_JAX_CACHE"):
-    return Path(os.environ["SDS_JAX_CACHE"]) / "text"
-  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sds_jax" / "text"
+  """Returns `$SDS_JAX_CACHE/text`, or `sds_jax/text` in $XDG_CACHE_HOME or ~/.cache where SDS_JAX_CACHE is unset.
+
+  A user without a home folder, as in a container, has `sds_jax/text` in the folder of temporary files.
+  """
+  own = os.environ.get("SDS_JAX_CACHE")
+  folder = Path(own or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sds_jax") / "text"
+  try:
+    return folder.expanduser()  # environment files are read by no shell that would expand `~`
+  except RuntimeError:
+    return Path(tempfile.gettempdir()) / "sds_jax" / "text"
 
 
 def _read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray] | None:
