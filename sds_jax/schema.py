@@ -334,10 +334,10 @@ def _check_names_and_types(config: ConfigDict, reference: Any, prefix: str) -> N
       continue
     legal = _field(reference, name).metadata["legal"]
     if not legal.loose and not _same_type(value, default):
-      raise ConfigError(f"{path}={value!r} is of type {type(value).__name__}: it must be of type "
+      raise ConfigError(f"{path}={_shown(value)} is of type {type(value).__name__}: it must be of type "
                         f"{type(default).__name__}, such as {default!r}, and {legal.describe()}")
     # Text is written as UTF-8, which has no lone surrogates. Folders may hold any bytes.
-    if isinstance(value, str) and legal.text and not _is_text(value):
+    if isinstance(value, str) and legal.text and any("\ud800" <= letter <= "\udfff" for letter in value):
       raise ConfigError(f"{path}={value!r} is not legal: it must be text, and it holds half a character (a lone "
                         "surrogate); type it again, or set the terminal to UTF-8")
   for field in dataclasses.fields(reference):
@@ -363,11 +363,15 @@ def _build(reference: T, config: ConfigDict, prefix: str, ranges: bool) -> T:
     except (TypeError, ValueError, OverflowError):  # a tuple with a string inside, say, or 10**400
       fine = not ranges
     if not fine:
-      given = given.to_dict() if isinstance(given, ConfigDict) else given  # whose repr has several lines
-      raise ConfigError(f"{path}={given!r} is not legal: it must be {legal.describe()}")
+      raise ConfigError(f"{path}={_shown(given)} is not legal: it must be {legal.describe()}")
     # A whole number for a float setting gives the same record as the float.
     values[field.name] = float(value) if isinstance(default, float) and finite(value) else value
   return type(reference)(**values)
+
+
+def _shown(value: Any) -> str:
+  # The repr of a ConfigDict has several lines.
+  return repr(value.to_dict() if isinstance(value, ConfigDict) else value)
 
 
 def _relations(settings: Any, prefix: str) -> Iterator[str]:
@@ -380,14 +384,6 @@ def _relations(settings: Any, prefix: str) -> Iterator[str]:
 
 def _field(settings: Any, name: str) -> dataclasses.Field:
   return next(field for field in dataclasses.fields(settings) if field.name == name)
-
-
-def _is_text(value: str) -> bool:
-  try:
-    value.encode()
-  except UnicodeEncodeError:
-    return False
-  return True
 
 
 def _same_type(value: Any, default: Any) -> bool:

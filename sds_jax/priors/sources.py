@@ -53,7 +53,7 @@ def is_name(word: str) -> bool:
   # A slash can only be told apart as hub id or path by looking, which `find` does.
   if word in SHIPPED or word in HUB_IDS or "/" in word or word.endswith(SUFFIXES):
     return True
-  return Path(os.path.expanduser(word)).is_dir()
+  return os.path.isdir(os.path.expanduser(word))  # `Path.is_dir` raises for names that are too long
 
 
 def is_small(name: str) -> bool:
@@ -68,7 +68,7 @@ def is_small(name: str) -> bool:
   if name in SHIPPED:
     return family_of_shipped(name).small
   index = Path(os.path.expanduser(name)) / INDEX
-  if not index.is_file():
+  if not os.path.isfile(index):
     return False
   content = read_index(index.parent)
   return any(family.small and family.matches(content) for family in families.FAMILIES)
@@ -110,7 +110,7 @@ def find(name: str, dtype: Any, hub: Hub | None = None, check: Callable[[Prior],
     folder = shipped_folder(name) if name in SHIPPED else Path(name).expanduser()
   except RuntimeError as error:  # "~somebody" whom this machine doesn't know
     raise CheckpointError(f"the prior {name!r}: {error}") from error
-  if folder.is_dir():
+  if os.path.isdir(folder):
     return _describe(name, folder)
   if _is_file(folder):
     check_weights(folder)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 from sds_jax.diffusion import estimators
@@ -30,7 +31,7 @@ def resolve(settings: RunSettings) -> RunSettings:
   # Asked before anything is fetched: the defaults of an estimator depend on the prior's size.
   small = sources.is_small(prior.path or prior.name)
   d = estimators.fill(d, find_estimator(d.estimator), small, photo=settings.job == "image3d")
-  if d.source and not d.source_prompt and (Path(d.source) / "config.json").is_file():
+  if d.source and not d.source_prompt and os.path.isfile(Path(d.source) / "config.json"):
     d = dataclasses.replace(d, source_prompt=_stored_prompt(d.source))
   return dataclasses.replace(settings, distillation=d)
 

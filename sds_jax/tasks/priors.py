@@ -61,6 +61,8 @@ def open_prior(prior: PriorSettings, distillation: DistillationSettings, task: s
     raise
   except ValueError as error:  # networks that are not supported
     raise ConfigError(f"{named}: {error}") from error
+  except OSError as error:  # a device or a folder that may not be read
+    raise ConfigError(f"{named} cannot be read: {error.strerror or error}") from error
 
 
 def controlnet_choice(prior: PriorSettings) -> ControlNetChoice | None:

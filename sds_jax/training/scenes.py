@@ -5,6 +5,7 @@ Every scene equals the result of a run of its own with the same seed. Only the n
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def read_prompts(path: str) -> tuple[str, ...]:
     ConfigError: the file is missing, is no UTF-8 text, or has no, too many, or too long prompts.
   """
   named = f"config.prompts_file={path!r}"
-  if not Path(path).is_file():
+  if not os.path.isfile(path):
     raise ConfigError(f"{named} is not a file; give a text file with one prompt a line")
   try:
     # Not splitlines, which also splits at form feeds and Unicode separators.
