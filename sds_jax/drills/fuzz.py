@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument("--seed", type=int, default=0, help="seed of the tries; equal seeds give equal tries")
   parser.add_argument("--strange", type=float, default=0.15, help="share of unusual but possibly legal tries")
   parser.add_argument("--whole", type=float, default=0.25, help="share of accepted runs that train and write outputs")
-  parser.add_argument("--timeout", type=float, default=120.0, help="seconds allowed for a try")
+  parser.add_argument("--timeout", type=float, default=300.0, help="seconds allowed for a try")
   parser.add_argument("--only", type=int, help="number of a single try to run; prints its output")
   parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder with text.py, image2d.py and image.py")
   options = parser.parse_args(arguments)

@@ -14,6 +14,7 @@ from huggingface_hub import constants  # noqa: F401
 
 from sds_jax import tasks  # noqa: F401
 from sds_jax.commands import errors, evaluate, export, main as command, train  # noqa: F401 (errors, evaluate, export)
+from sds_jax.evaluation import image_scores, scores
 from sds_jax.io import tensorboard  # noqa: F401
 
 
@@ -22,7 +23,7 @@ MOST_MEMORY = 6 * 2**30
 
 
 ACCEPTED = "accepted"
-"""Name of the file in the folder of a try that tells of a run that was stopped where its training begins."""
+"""Name of the file in the folder of a try that tells of a run that was ended where its training or scoring begins."""
 
 
 def run(arguments: list[str], root: Path, compiled: Path, whole: bool = True) -> None:
@@ -32,11 +33,16 @@ def run(arguments: list[str], root: Path, compiled: Path, whole: bool = True) ->
     arguments: the command line without the program.
     root: a folder with here/ (the working directory), home/, cache/ and tmp/; receives stdout and stderr.
     compiled: compilation cache of XLA, shared by children because children run in sequence.
-    whole: whether a run that is accepted trains; otherwise the run ends there, which saves most of the time.
+    whole: whether a run that is accepted trains, or is scored; otherwise the run ends there, which saves most of the
+      time.
   """
+  def end(*_: object) -> None:
+    (root / ACCEPTED).touch()
+    sys.exit(0)
+
   if not whole:
-    # All checks lie before this function: settings, files, folder, prior and prompts.
-    train.train = lambda *_: (root / ACCEPTED).touch()
+    # All checks lie before these functions: settings, files, folder, prior and prompts; a checkpoint for the scores.
+    train.train = scores.score = image_scores.score = end
   # A command line that asks for all memory must not end the drill or the machine.
   resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
   os.chdir(root / "here")
