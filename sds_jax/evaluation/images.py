@@ -1,7 +1,7 @@
 r"""Image-to-3D over many sample photos and seeds, scored against the exact scenes.
 
-    python -m sds_jax.evaluation.images --pictures=12 --seeds=3 --out=image_scores
-    python -m sds_jax.evaluation.images --pictures=12 --config.loss.sds=0      # without the prior of views
+    python -m sds_jax.evaluation.images --photos=12 --seeds=3 --out=image_scores
+    python -m sds_jax.evaluation.images --photos=12 --config.loss.sds=0        # without the prior of views
 
 The photos are made by `python -m sds_jax.shapeworld.sample_photos`: single solids, stacks and objects with a front,
 half of them with a pair of colour and shape that training never shows. The step is compiled once for all photos.
@@ -155,7 +155,8 @@ def _run(config: ConfigDict, truths: Sequence[sample_photos.Truth], seeds: Seque
 def main() -> None:
   """Runs the command line."""
   config = config_flags.DEFINE_config_dict("config", settings_lib.defaults("image3d"))
-  count = flags.DEFINE_integer("pictures", 12, "number of photos", lower_bound=1)
+  count = flags.DEFINE_integer("photos", 12, "number of photos", lower_bound=1)
+  flags.DEFINE_alias("pictures", "photos")  # the name of version 0.1.0
   seeds = flags.DEFINE_integer("seeds", 3, "number of seeds of each photo", lower_bound=1)
   draw = flags.DEFINE_integer("draw", 1, "seed of the choice of photos")
   out = flags.DEFINE_string("out", "image_scores", "folder of the table, the records, photos and renders")

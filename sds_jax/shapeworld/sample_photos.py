@@ -1,7 +1,7 @@
 r"""Sample photos for image-to-3D: PNG files of ShapeWorld scenes with transparency and their ground truth.
 
     python -m sds_jax.shapeworld.sample_photos --caption="a red house" --azimuth_deg=30 --seed=5 --out=house.png
-    python -m sds_jax.shapeworld.sample_photos --num=12 --seed=1 --out=pictures
+    python -m sds_jax.shapeworld.sample_photos --num=12 --seed=1 --out=photos
 
 Scenes, cameras and lights have the distributions of the training images of the view prior (`view_dataset`) and never
 coincide with a training image: the root of all keys is `ROOT_SEED` in place of the seed of a data set. Odd indices show
