@@ -23,8 +23,7 @@ from sds_jax.schema import ConfigError
 from sds_jax.settings.generator import FIELD
 from sds_jax.settings.recipes import text3d as recipes
 from sds_jax.settings.text3d import Text3D
-from sds_jax.tasks import priors
-from sds_jax.tasks.text3d import LARGER_PRIOR, Text3DTask
+from sds_jax.tasks.text3d import Text3DTask
 from sds_jax.training.optimizer import make_optimizer
 from sds_jax.training.parallel import Share
 from sds_jax.training.program import Program
@@ -101,10 +100,7 @@ def build(task: Text3DTask, allocate: bool = True) -> Workload:
   if settings.generator.name != FIELD:
     raise ConfigError(f"config.generator.name={settings.generator.name!r}: the benchmark measures the parts of a "
                       f"field's step; leave it at {FIELD!r}")
-  p, d = settings.prior, settings.distillation
-  prior, weights = priors.open_prior(p, d)
-  named = {f"config.prompt={settings.prompt!r}": settings.prompt}
-  priors.check_prompts(prior, p, d, settings.negative_prompt, named, LARGER_PRIOR)
+  prior, weights = task.opened
   program = task.program(prior)
   params = weights.load() if allocate else weights.shapes
   return Workload(settings, program, prior, params, program.embed(), seeded_key(settings.seed))
@@ -113,7 +109,7 @@ def build(task: Text3DTask, allocate: bool = True) -> Workload:
 def default_config(prior: str = "") -> ml_collections.ConfigDict:
   """Returns the settings of configs/text.py with a published prior of this name.
 
-  The defaults for any other name.
+  For any other name they are the defaults.
   """
   return recipes.from_words(prior) if prior in published.PRIORS else settings_lib.defaults()
 
@@ -146,7 +142,7 @@ def compile_step(work: Workload, state: TrainState) -> tuple[Callable, float]:
 def compile_twice(work: Workload, state: TrainState) -> tuple[Callable, dict[str, Any]]:
   """Compiles with an empty persistent cache, then from that cache.
 
-  So do the first two runs on a machine.
+  The first two runs on a machine compile in the same way.
 
   Returns:
     The executable of the first time, and dict(cold_s, cached_s, cache_hits). `cache_hits` is 0 where XLA did not use
@@ -196,11 +192,15 @@ def run_steps(work: Workload, compiled: Callable, state: TrainState,
   records = []
   for _ in range(steps):
     (state, metrics), seconds = timing.once(compiled, state, *work.fixed)
+    # The state counts the step that has just been made.
     records.append(dict(step=int(state.step) - 1, seconds=seconds, shaded=bool(metrics["shaded"])))
   return state, records
 
 
 def by_mode(records: list[dict[str, Any]]) -> dict[str, Any]:
-  """Returns summaries of the times of `run_steps`: of all steps as drawn, of unshaded and of shaded steps."""
+  """Returns summaries of the times of `run_steps`.
+
+  The summaries are of all steps as drawn, of unshaded and of shaded steps.
+  """
   pick = lambda keep: timing.summary([r["seconds"] for r in records if keep(r)])  # noqa: E731
   return dict(as_drawn=pick(lambda r: True), albedo=pick(lambda r: not r["shaded"]), shaded=pick(lambda r: r["shaded"]))

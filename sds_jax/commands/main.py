@@ -1,4 +1,7 @@
-"""The command line: flags, checks, one call for each mode. A user's mistake ends in one line and exit status 2."""
+"""The command line: flags, checks, one call for each mode.
+
+A user's mistake ends in one line and exit status 2.
+"""
 from __future__ import annotations
 
 import contextlib
@@ -27,8 +30,9 @@ def main() -> None:
   terminal.show_any_text()
   # Modules that settings name, such as a user's own generator, may lie in the current folder. At the end of the path,
   # so that no file there takes the place of an installed module.
-  if os.getcwd() not in sys.path:
-    sys.path.append(os.getcwd())
+  with contextlib.suppress(OSError):  # the current folder may have been deleted
+    if os.getcwd() not in sys.path:
+      sys.path.append(os.getcwd())
   app.run(lambda arguments: _run(arguments, started), flags_parser=_parse)
 
 
@@ -124,7 +128,7 @@ class _Run:
   def _stored_task(self, stack: contextlib.ExitStack) -> Any:
     """Returns the task of a finished run, and locks the run's folder.
 
-    The task has the overrides of the command line.
+    The settings of the task have the overrides of the command line.
     """
     from sds_jax import hosts, settings as settings_lib, tasks
     from sds_jax.schema import ConfigError

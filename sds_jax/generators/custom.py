@@ -46,7 +46,8 @@ class Representation(Protocol):
     """Renders one image of side `size` through one camera; consumes `key`."""
 
 
-@dataclasses.dataclass(frozen=True)
+# Compared and hashed by identity, because a user's object may have no hash.
+@dataclasses.dataclass(frozen=True, eq=False)
 class CustomGenerator:
   """A user's representation seen through random cameras, over the settings' background.
 

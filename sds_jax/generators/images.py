@@ -1,4 +1,6 @@
-"""A parameterised image as a generator: P particles of F frames, rendered R times with other random parts.
+"""A parameterised image as a generator.
+
+P particles of F frames are rendered R times with other random parts.
 
 A batch has B = R P F images in the order repeat, particle, frame. Particles are independent images; their parameters
 have a leading axis [P].
@@ -6,6 +8,7 @@ have a leading axis [P].
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -52,10 +55,13 @@ class ImageGenerator:
 
   def init(self, key: Array) -> tuple[Params, None]:
     """Returns (params with leaves [P, ...], no buffers); consumes `key`."""
+    # threefry: under vmap other implementations draw the whole batch from the first key.
     return jax.vmap(self.parameterization.init)(jax.random.split(as_threefry(key), self.particles)), None
 
   def render(self, params: Params, buffers: Any, draws: Draws) -> Views:
-    """Renders B images; particle p in repeat r has the key fold_in(keys["views"], r P + p).
+    """Renders B images.
+
+    Particle p in repeat r has the key fold_in(keys["views"], r P + p).
 
     `draws.index` must hold all images of some repeats.
     """
@@ -65,6 +71,7 @@ class ImageGenerator:
     # One key for all frames of a particle, because `apply` draws all frames together.
     keys = example_keys(draws.keys["views"], draws.index[::frames] // frames)
     keys = keys.reshape(repeats, self.particles)
+    # The outer map is over repeats, which share the parameters.
     images = jax.vmap(lambda row: jax.vmap(self.parameterization.apply)(params, row))(keys)  # [R, P, F, H, H, 3]
     images = images.reshape(count, *images.shape[3:])
     metrics = dict(image_mean=jnp.mean(images), image_std=jnp.mean(jnp.std(images, axis=(1, 2, 3))))
@@ -72,9 +79,13 @@ class ImageGenerator:
     return Views(images, metrics, self._cameras(keys), frame=frame)
 
   def _cameras(self, keys: Array) -> Camera | None:
-    """Returns the cameras [B] of a batch: those of the parameterization, else the viewpoint's; `keys` is [R, P]."""
+    """Returns the cameras [B] of a batch; `keys` is [R, P].
+
+    The cameras are those of the parameterization, else the viewpoint's.
+    """
     count, draw_cameras = keys.size * self.parameterization.frames, self.parameterization.cameras
     if draw_cameras is not None:
+      # With the keys of `apply`, so that cameras and images belong together.
       cams = jax.vmap(jax.vmap(draw_cameras))(keys)
       return jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[3:]), cams)
     if self.viewpoint is None:
@@ -88,8 +99,13 @@ class ImageGenerator:
     del params, step, progress, key
     return buffers
 
-  def make_show(self) -> Callable[[Params], Array]:
-    """Returns a compiled function (params) -> images [P F, H, H, 3], particle by particle, with nothing random."""
+  # Kept, so that previews and the final images share one compiled program.
+  @functools.cached_property
+  def show(self) -> Callable[[Params], Array]:
+    """A compiled function (params) -> images [P F, H, H, 3].
+
+    The images come particle by particle, with nothing random.
+    """
     show = self.parameterization.show or (lambda params: self.parameterization.apply(params, seeded_key(0)))
 
     @jax.jit
@@ -100,10 +116,13 @@ class ImageGenerator:
     return images
 
   def export(self, params: Params, buffers: Any, folder: Path) -> Exported:
-    """Writes all images, each whole or not at all, and deletes the images of an earlier state."""
+    """Writes all images, each whole or not at all.
+
+    The images of an earlier state are deleted.
+    """
     del buffers
     generator, written = self.parameterization, {}
-    shown = jax.device_get(self.make_show()(params))
+    shown = jax.device_get(self.show(params))
     written["the image" if len(shown) == 1 else "the images"] = _write(folder, "image", shown)
     if len(shown) > 1:
       written["all in one"] = [images_lib.write_png(images_lib.tile(shown), folder / "images.png")]

@@ -107,12 +107,10 @@ class Checkpoints:
     leaves = {name: (records.describe_leaf(leaf, path), records.copy_to_host(leaf))
               for name, (path, leaf) in records.flatten(state).items()}
     json.dumps(metadata)  # raises here and not in the background
-    self._pending = self._thread.submit(self._write, step, leaves, metadata)
+    self._pending = self._thread.submit(run_files.in_thread(self._write), step, leaves, metadata)
 
   def metadata(self, step: int) -> dict[str, Any]:
-    """Returns the metadata given to `save`.
-
-    After a round trip through JSON.
+    """Returns the metadata given to `save`, after a round trip through JSON.
 
     Raises:
       FileNotFoundError, DamagedCheckpointError, SchemaError: see `restore`.

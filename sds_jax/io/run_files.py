@@ -1,4 +1,6 @@
-"""The record of the files that runs have written into a run folder; nothing else there is changed or removed.
+"""The record of the files that runs have written into a run folder.
+
+A run changes and removes no other file there.
 
 The record `files.jsonl` has a line for each content of each file: path in the folder, number of bytes, SHA-256. A line
 is added before its file gets its name, so a killed run leaves no file without a line. Readers never follow a path of
@@ -7,6 +9,8 @@ the record: a run makes all names itself, and the record only tells whether a fi
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import functools
 import hashlib
 import json
 import os
@@ -14,9 +18,11 @@ import re
 import stat
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, TypeVar, Union
+
+T = TypeVar("T")
 
 FILE_NAME = "files.jsonl"
 """Name of the record in the folder of a run."""
@@ -39,14 +45,19 @@ CHECKPOINTS: Layout = {_STEP: CHECKPOINT, "damaged": {}}
 
 
 class FileInTheWayError(ValueError):
-  """Raised where a run would write over a file, folder or link that no run has written; one line."""
+  """Raised where a run would write over something that no run has written.
+
+  The message is one line.
+  """
 
 
 class RunFiles:
   """The record of one folder, to which the writers of `io.files` add."""
 
   def __init__(self, folder: str | os.PathLike):
-    """Reads the record of a folder; without a record no file of the folder was written by a run.
+    """Reads the record of a folder.
+
+    Without a record no file of the folder was written by a run.
 
     Raises:
       FileInTheWayError: another file has the name of the record.
@@ -76,12 +87,15 @@ class RunFiles:
         self._entries.setdefault(entry["path"], []).append(entry)
 
   def check(self, layout: Layout) -> None:
-    """Raises FileInTheWayError unless all that a run would write or remove is absent or written by a run."""
+    """Raises FileInTheWayError if something that no run has written is in a run's way."""
     for path, kind in _matches(self.folder, layout):
       self._check(path, kind)
 
   def adopt(self, layout: Layout) -> None:
-    """Records the files of a run from before there were records, by their names."""
+    """Records the files of a run without a record by their names.
+
+    Runs of earlier versions have no record.
+    """
     for path, kind in _matches(self.folder, layout):
       if kind is None and _is_file(path):
         self.add(path, file_digest(path), grows=path.name == "metrics.jsonl")
@@ -89,7 +103,7 @@ class RunFiles:
         self.add_checkpoint(path, names_within(path))
 
   def owns(self, path: Path) -> bool:
-    """Returns whether a run has written the regular file at `path` with its present content."""
+    """Returns whether a run has written the regular file `path` as it is now."""
     key = self._key(path)
     with contextlib.suppress(OSError):
       status = os.lstat(path)
@@ -108,7 +122,7 @@ class RunFiles:
     return False
 
   def claim(self, path: Path) -> None:
-    """Raises FileInTheWayError unless `path` is free or holds a file that a run has written."""
+    """Raises FileInTheWayError unless `path` is free or a run has written it."""
     for place in [parent for parent in path.parents if parent != self.folder and parent.is_relative_to(self.folder)]:
       if os.path.lexists(place) and not _is_folder(place):
         raise self._in_the_way(place, f"is {_kind(place)}")
@@ -116,7 +130,9 @@ class RunFiles:
       self._check(path, None)
 
   def add(self, path: Path, content: tuple[int, str], grows: bool = False) -> None:
-    """Adds a line: `path` will have this content, or begin with the content if the file grows.
+    """Adds a line: `path` will have this content.
+
+    A file that grows will begin with this content.
 
     Args:
       path: in the folder.
@@ -128,7 +144,10 @@ class RunFiles:
     self._append(dict(path=self._key(path), bytes=size, sha256=digest, **(dict(grows=True) if grows and size else {})))
 
   def written(self, path: Path) -> None:
-    """Notes that the file at `path` has a recorded content, so that `owns` need not read the file."""
+    """Notes that the file at `path` has a recorded content.
+
+    `owns` then need not read the file.
+    """
     self._known[self._key(path)] = _signature(os.lstat(path))
 
   def add_checkpoint(self, path: Path, names: list[str] | None = None) -> None:
@@ -199,7 +218,8 @@ class RunFiles:
                              "folder has written; move it away or delete it, or give another --workdir")
 
 
-_active: list[RunFiles] = []
+_active: contextvars.ContextVar[tuple[RunFiles, ...]] = contextvars.ContextVar("records", default=())
+"""The records of the enclosing blocks of `recording`, of this thread alone; see `in_thread`."""
 
 
 @contextlib.contextmanager
@@ -212,25 +232,33 @@ def recording(folder: str | os.PathLike | RunFiles) -> Iterator[RunFiles]:
     folder: the folder, or its record.
   """
   place = folder.folder if isinstance(folder, RunFiles) else Path(os.path.realpath(folder))
-  outer = next((record for record in _active if record.folder == place), None)
+  outer = next((record for record in _active.get() if record.folder == place), None)
   if outer is not None:
     yield outer
     return
   record = folder if isinstance(folder, RunFiles) else RunFiles(place)
-  _active.append(record)
+  token = _active.set((*_active.get(), record))
   try:
     yield record
   finally:
-    _active.remove(record)
+    _active.reset(token)
+
+
+def in_thread(function: Callable[..., T]) -> Callable[..., T]:
+  """Returns the function for another thread, where its files are recorded, too."""
+  # A thread begins with empty context variables, and a file that it writes would lack a record.
+  return functools.partial(contextvars.copy_context().run, function)
 
 
 def owner(path: str | os.PathLike) -> tuple[RunFiles | None, Path]:
-  """Returns the record of the run whose folder holds `path`, or None, and the path within that folder.
+  """Returns the record of the run whose folder holds `path`, and the path there.
+
+  The record is None for a path in no run's folder.
 
   Links below the folder of the run are not followed, because `claim` refuses them.
   """
   place = Path(os.path.abspath(path))
-  for record in reversed(_active):
+  for record in reversed(_active.get()):
     for parent in (place, *place.parents):
       if Path(os.path.realpath(parent)) == record.folder:
         return record, record.folder / place.relative_to(parent)
@@ -238,21 +266,30 @@ def owner(path: str | os.PathLike) -> tuple[RunFiles | None, Path]:
 
 
 def note(path: str | os.PathLike) -> None:
-  """Records a file that a user's function has written, so that a later run may replace the file."""
+  """Records a file that a user's function has written.
+
+  A later run may then replace the file.
+  """
   record, place = owner(path)
   if record is not None and _is_file(place):
     record.add(place, file_digest(place))
 
 
 def delete(path: str | os.PathLike) -> None:
-  """Deletes a file that a run has written, and leaves any other file."""
+  """Deletes a file that a run has written.
+
+  Any other file is left.
+  """
   record, place = owner(path)
   if record is not None and record.owns(place):
     place.unlink(missing_ok=True)
 
 
 def is_in(layout: Layout, path: Path) -> bool:
-  """Returns whether the layout names a file of this path, relative to the folder of the run."""
+  """Returns whether the layout names a file of this path.
+
+  The path is relative to the folder of the run.
+  """
   kind: str | Layout | None = layout
   for part in path.parts:
     if not isinstance(kind, Mapping):
@@ -269,7 +306,10 @@ def digest_of(data: bytes) -> tuple[int, str]:
 
 
 def _matches(folder: Path, layout: Layout) -> Iterator[tuple[Path, str | Layout | None]]:
-  """Yields (path, kind) of everything that has a name of the layout; folders come before their content."""
+  """Yields (path, kind) of everything that has a name of the layout.
+
+  Folders come before their content.
+  """
   try:
     names = sorted(os.listdir(folder))
   except (FileNotFoundError, NotADirectoryError):
@@ -284,7 +324,10 @@ def _matches(folder: Path, layout: Layout) -> Iterator[tuple[Path, str | Layout 
 
 
 def _find(layout: Layout, name: str) -> Any:
-  """Returns the kind of a name in a layout, or `...` for a name that is not in the layout."""
+  """Returns the kind of a name in a layout.
+
+  `...` stands for a name that is not in the layout.
+  """
   lower = name.casefold()  # names that differ in case only are one file on many file systems
   if lower in layout:
     return layout[lower]

@@ -1,22 +1,9 @@
-"""Intersections of rays with the bounding ball, and sample distances along rays."""
+"""Sample distances along rays."""
 from __future__ import annotations
 
 import jax.numpy as jnp
 
 from sds_jax.types import Array, Rays
-
-
-def intersect_ball(rays: Rays, radius: float) -> tuple[Array, Array]:
-  """Computes where unit rays enter and leave a ball.
-
-  The ball has the centre 0 and the given radius (world units). Returns distances (near, far) [R] >= 0, equal for rays
-  past the ball.
-  """
-  closest = -jnp.sum(rays.origins * rays.directions, axis=-1)
-  distance_squared = jnp.sum((rays.origins + closest[:, None] * rays.directions)**2, axis=-1)
-  # From the squared distance of the line to the centre: b^2 - 4 a c would cancel in float32 for distant cameras.
-  half_chord = jnp.sqrt(jnp.maximum(radius**2 - distance_squared, 0.0))
-  return jnp.maximum(closest - half_chord, 0.0), jnp.maximum(closest + half_chord, 0.0)
 
 
 def stratified(near: Array, far: Array, num_samples: int, jitter: Array) -> tuple[Array, Array]:

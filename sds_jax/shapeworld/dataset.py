@@ -66,7 +66,7 @@ class ImageSetup(PyTree):
 def sample_background(key: Array) -> Array:
   """Draws a background colour [3] in [0, 1].
 
-  A grey level with a slight tint.
+  The colour is a grey level with a slight tint.
 
   Consumes `key`.
   """
@@ -138,12 +138,6 @@ def make_examples(seed: int, indices: Sequence[int]) -> dict[str, np.ndarray]:
                      for (spec, has_view_words), view in zip(texts, views)]
     parts.append(dict(images=images[:len(chunk)], captions=np.array(caption_texts), cameras=features[:len(chunk)]))
   return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def sample_example(seed: int, index: int) -> tuple[np.ndarray, str, np.ndarray]:
-  """Renders an example: image [64, 64, 3] uint8, caption, camera features [CAMERA_DIM]."""
-  example = make_examples(seed, [index])
-  return example["images"][0], str(example["captions"][0]), example["cameras"][0]
 
 
 def _save(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:

@@ -1,4 +1,4 @@
-"""The common part of tasks whose generator is known from the settings: opening, first state, restored state."""
+"""The common part of tasks whose generator is known from the settings."""
 from __future__ import annotations
 
 import functools
@@ -9,6 +9,7 @@ from sds_jax import hosts
 from sds_jax.generators.protocol import Generator
 from sds_jax.io.run_files import Layout
 from sds_jax.priors.prior import Prior, Weights
+from sds_jax.tasks import priors
 from sds_jax.tasks.restore import restore_state
 from sds_jax.tasks.task import OpenRun
 from sds_jax.training import program as program_lib, workspace
@@ -28,14 +29,6 @@ class GeneratorTask:
   """
   settings: Any
   generator: Generator
-
-  def load_prior(self, layout: DeviceLayout | None = None) -> tuple[Prior, Params]:
-    """Opens the prior, checks the prompts, and reads the weights; without a layout onto the first device."""
-    raise NotImplementedError
-
-  def program(self, prior: Prior) -> Program:
-    """Returns the functions of the run."""
-    raise NotImplementedError
 
   def outputs(self, folder: Path | None = None) -> Layout:
     """Returns the names that every run writes."""
@@ -63,20 +56,9 @@ class GeneratorTask:
       ConfigError: the views do not fit the devices, or the prior does not suit the task or the prompt.
       CheckpointError: files of the prior are missing or damaged.
     """
+    # Made for its errors alone, before anything is opened.
     self.make_layout()
     _ = self.opened
-
-  def open(self, inputs: Any = None) -> OpenRun:
-    """Loads the prior and makes the program.
-
-    Raises:
-      ConfigError: the prior does not suit the task or the prompt, or the user's generator does not work.
-      CheckpointError: files of the prior are missing or damaged.
-    """
-    del inputs
-    layout = self.make_layout()
-    prior, params = hosts.run_on_all(lambda: self.load_prior(layout))
-    return OpenRun(self.program(prior), prior, params, layout)
 
   def check_views(self, folder: Path) -> None:
     """Accepts every task whose outputs are views."""
@@ -93,3 +75,34 @@ class GeneratorTask:
   def restore(self, folder: Path) -> TrainState:
     """Returns the state of the newest checkpoint."""
     return restore_state(self.new_state, folder, self.settings.training.keep_checkpoints)
+
+
+class PromptTask(GeneratorTask):
+  """A run whose only prior is conditioned on prompts."""
+
+  def program(self, prior: Prior) -> Program:
+    """Returns the functions of the run."""
+    raise NotImplementedError
+
+  def load_prior(self, layout: DeviceLayout | None = None) -> tuple[Prior, Params]:
+    """Opens the prior, checks the prompts, and reads the weights.
+
+    Without a layout the weights go onto the first device.
+    """
+    s = self.settings
+    prior, weights = self.opened
+    params = priors.load_weights(weights, layout)
+    print("\n".join(priors.describe_choices(prior, s.distillation, s.negative_prompt)))
+    return prior, params
+
+  def open(self, inputs: Any = None) -> OpenRun:
+    """Loads the prior and makes the program.
+
+    Raises:
+      ConfigError: the prior does not suit the task or the prompt, or the user's generator does not work.
+      CheckpointError: files of the prior are missing or damaged.
+    """
+    del inputs
+    layout = self.make_layout()
+    prior, params = hosts.run_on_all(lambda: self.load_prior(layout))
+    return OpenRun(self.program(prior), prior, params, layout)

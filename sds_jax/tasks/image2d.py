@@ -1,4 +1,4 @@
-"""Images from a prompt: by a parameterisation of the package, or by any generator of the user.
+"""Images from a prompt, by a parameterisation of the package or by a user's generator.
 
 A generator of the user needs no class and no name:
 
@@ -33,9 +33,8 @@ from sds_jax.schema import ConfigError
 from sds_jax.settings.generator import ImageGeneratorSettings
 from sds_jax.settings.image2d import Image2D, prompts_of
 from sds_jax.tasks import priors
-from sds_jax.tasks.base import GeneratorTask
+from sds_jax.tasks.base import PromptTask
 from sds_jax.training import conditions, workspace
-from sds_jax.training.layout import DeviceLayout
 from sds_jax.training.loop import RunResult
 from sds_jax.training.parallel import Share
 from sds_jax.training.program import Program, make_program
@@ -68,6 +67,7 @@ def make_images(settings: ImageGeneratorSettings, views: int, prompt: str,
       parameterization = make_generator(settings.name, settings.size, generator_options(settings))
     except GeneratorError as error:
       raise ConfigError(f"config.generator.name={error}") from error
+  # Checked again: the settings do not know the frames of a user's generator.
   frames = parameterization.frames
   if views % (settings.particles * frames) or len(prompts_of(prompt)) > frames:
     raise ConfigError(f"config.training.views={views} must be a multiple of config.generator.particles="
@@ -86,7 +86,7 @@ def generator_options(settings: ImageGeneratorSettings) -> dict[str, Any]:
   return options
 
 
-class Image2DTask(GeneratorTask):
+class Image2DTask(PromptTask):
   """A run of images.
 
   Attributes:
@@ -114,13 +114,10 @@ class Image2DTask(GeneratorTask):
     s = self.settings
     return make_images(s.generator, s.training.views, s.prompt, self.parameterization)
 
-  @functools.cached_property
-  def _show(self) -> Callable[[Params], Array]:
-    return self.generator.make_show()
-
   def outputs(self, folder: Path | None = None) -> Layout:
     """Returns the names that the run may write."""
     del folder
+    # The number of frames of a user's generator is not known here; its files are claimed as they are written.
     g = self.settings.generator
     return {**workspace.LAYOUT, **dict.fromkeys(images_lib.file_names(g.particles * g.frames))}
 
@@ -133,14 +130,6 @@ class Image2DTask(GeneratorTask):
     priors.check_prompts(prior, s.prior, s.distillation, s.negative_prompt, named, LARGER_PRIOR, objects=False)
     return prior, weights
 
-  def load_prior(self, layout: DeviceLayout | None = None) -> tuple[Prior, Params]:
-    """Opens the prior, checks the prompts, and reads the weights onto the devices of the layout."""
-    s = self.settings
-    prior, weights = self.opened
-    params = priors.load_weights(weights, layout)
-    print("\n".join(priors.describe_choices(prior, s.distillation, s.negative_prompt)))
-    return prior, params
-
   def program(self, prior: Prior) -> Program:
     """Returns the functions of the run, which has one stage."""
     s = self.settings
@@ -150,12 +139,15 @@ class Image2DTask(GeneratorTask):
 
     def terms(stage: Stage) -> list[Term]:
       distillation = Distillation(stage.generator, prior, s.distillation, s.loss.sds, s.training.views, s.seed)
+      # With the weight of the distillation, so that their proportion stays.
       return [distillation] if penalty is None else [distillation, Penalty(penalty, s.loss.sds)]
 
     return make_program(s, (Stage(0, generator),), terms, prior, lambda: self.embed(prior))
 
   def embed(self, prior: Prior) -> conditions.Text:
-    """Embeds the prompts of the run, one for each frame, and the estimator's own texts.
+    """Embeds the prompts of the run, one for each frame.
+
+    The estimator's own texts are embedded, too.
 
     K prompts are spread evenly over the F frames, linear in between: with K = F frame i has prompt i.
     """
@@ -174,7 +166,7 @@ class Image2DTask(GeneratorTask):
 
   def preview(self, state: TrainState, folder: Path, step: int) -> None:
     """Writes all images to a single file in progress/."""
-    images.write_png(images.tile(self._show(state.shown)), folder / "progress" / f"{step:06d}.png")
+    images.write_png(images.tile(self.generator.show(state.shown)), folder / "progress" / f"{step:06d}.png")
 
   def finish(self, result: RunResult, folder: Path, timings: dict[str, float], started: float) -> None:
     """Writes all outputs after the last step."""
@@ -232,7 +224,9 @@ def optimise(apply: Callable[[Params, Array], Array], params: Params, prior: Pri
   settings = settings_lib.validate(config)
   program = Image2DTask(settings, Parameterization(lambda key: params, apply, frames=frames)).program(prior)
   fixed = (prior_params, program.embed(), seeded_key(settings.seed))
+  # The images begin from `params`; the key draws at most the second network of an estimator.
   state = program.begin(prior_params, fixed[1], seeded_key(0), None)
+  # Donated: otherwise two states would be in memory at once.
   step = jax.jit(program.make_step(program.stages[0], Share()), donate_argnums=0)
   for _ in range(settings.training.steps):
     state, _ = step(state, *fixed)

@@ -1,14 +1,14 @@
-"""The common part of text-to-3D and image-to-3D: generator, stages, terms and outputs of an object."""
+"""The common part of text-to-3D and image-to-3D."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from sds_jax import schema
-from sds_jax.generators.custom import CustomGenerator
+from sds_jax.generators.custom import CustomGenerator, Representation
 from sds_jax.generators.field import FieldGenerator
 from sds_jax.generators.viewpoints import Viewpoints
 from sds_jax.io import files, images
@@ -29,6 +29,7 @@ from sds_jax.training.state import TrainState
 from sds_jax.training.step import Term
 from sds_jax.training.terms.distillation import Distillation
 
+
 class ObjectTask(GeneratorTask):
   """A run that optimises a 3D object.
 
@@ -45,8 +46,12 @@ class ObjectTask(GeneratorTask):
     self.settings = settings
 
   def outputs(self, folder: Path | None = None) -> Layout:
-    """Returns the names that the run may write; each particle but the first has a folder."""
+    """Returns the names that the run may write.
+
+    Each particle but the first has a folder.
+    """
     del folder
+    # Only the names that these settings write: a user's file of another name is in nobody's way.
     export = self.settings.export
     one = {name: None for name in ("renders.png", "report.html", "scores.json", "timings.json",
                                    *(outputs.TURNTABLES if export.turntable else ()),
@@ -73,8 +78,7 @@ class ObjectTask(GeneratorTask):
     viewpoints = Viewpoints(objects.camera_distribution(s.camera), s.training.views, s.camera.stratified)
     background = objects.make_background(s.background)
     if s.generator.name != FIELD:
-      representation = objects.load_custom(s.generator.name, size, self.read_images())
-      return CustomGenerator(representation, background, viewpoints, size, s.training.particles)
+      return CustomGenerator(self._representation(size), background, viewpoints, size, s.training.particles)
     return FieldGenerator(
         field=objects.make_field(s.field), background=background,
         options=objects.render_options(s.render, s.field.bound), viewpoints=viewpoints,
@@ -83,8 +87,16 @@ class ObjectTask(GeneratorTask):
         always_normals=self.always_normals, as_latent=as_latent, mesh_resolution=s.export.mesh_resolution,
         mesh_threshold=s.export.mesh_threshold)
 
+  @functools.cached_property
+  def _representation(self) -> Callable[[int], Representation]:
+    # Kept by size: training and outputs share one object, which may draw or read something as it is made.
+    return functools.cache(lambda size: objects.load_custom(self.settings.generator.name, size, self.read_images()))
+
   def read_images(self) -> dict[str, str]:
-    """Returns {optional image of a view: setting that reads it}, for the settings that are not 0 or empty."""
+    """Returns the optional images of a view that settings read: {image: setting}.
+
+    Settings that are 0 or empty read nothing.
+    """
     until, prior = self.settings.distillation.latent_until, self.settings.prior
     read = {"normals": f"config.distillation.latent_until={until!r}"} if until > 0.0 else {}
     if prior.controlnet:
@@ -92,7 +104,10 @@ class ObjectTask(GeneratorTask):
     return read
 
   def check(self) -> None:
-    """Opens the prior, checks the prompts and a representation of the user's own, but reads no weights."""
+    """Opens the prior, and checks the prompts and a user's own representation.
+
+    No weights are read.
+    """
     super().check()
     _ = self.generator
 
@@ -120,6 +135,7 @@ class ObjectTask(GeneratorTask):
   @functools.cached_property
   def view(self) -> ObjectView:
     """The renderer of the outputs, which compiles at its first image."""
+    # The generator of the first stage: outputs have a size of their own.
     return outputs.make_view(self.generator, self.settings.camera, self.settings.export, self.ambient)
 
   @property
@@ -143,6 +159,7 @@ class ObjectTask(GeneratorTask):
 
   def export(self, state: TrainState, folder: Path, started: float) -> None:
     """Writes all outputs of a restored state."""
+    # The report keeps the seconds of the run itself.
     self.write(state, folder, files.read_json(folder / "timings.json"))
     outputs.print_done(started, folder / "report.html")
 

@@ -1,4 +1,7 @@
-"""Many objects at once from a file of prompts; each scene gets a folder like that of a separate run."""
+"""Many objects at once from a file of prompts.
+
+Each scene gets a folder like that of a separate run.
+"""
 from __future__ import annotations
 
 import dataclasses
@@ -34,7 +37,7 @@ from sds_jax.training.versions import versions
 from sds_jax.training.workspace import WorkdirError
 from sds_jax.types import Array, Params
 
-USER_ERRORS = (ConfigError, WorkdirError, ResumeError, files.DamagedFileError)
+SCENE_ERRORS = (ConfigError, WorkdirError, ResumeError, files.DamagedFileError)
 """Errors that leave out one scene from export, rendering or evaluation; the other scenes continue."""
 
 
@@ -67,7 +70,10 @@ class ScenesTask:
     return f"{len(self.scenes.prompts)} prompts of {self.settings.prompts_file} with seed {self.settings.seed}"
 
   def outputs(self, folder: Path | None = None) -> Layout:
-    """Returns the names that the run may write: its own, and in each scene's folder those of a run of one object."""
+    """Returns the names that the run may write.
+
+    A scene's folder has the names of a run of one object.
+    """
     scenes = self.stored_scenes(folder) if folder else self.scenes
     inner = self.one.outputs()
     return {**workspace.LAYOUT, scenes_lib.SCENES_FILE: None, **{name: inner for name in scenes.folders}}
@@ -78,7 +84,9 @@ class ScenesTask:
     return {"prompts_file": self.settings.prompts_file}
 
   def stored_scenes(self, folder: Path) -> SceneList:
-    """Returns the scenes of a finished or interrupted run; the names of their folders are made from the prompts.
+    """Returns the scenes of a finished or interrupted run.
+
+    The names of the folders are made from the prompts.
 
     Raises:
       WorkdirError: the run has not begun its steps, or its list of scenes was changed.
@@ -90,6 +98,7 @@ class ScenesTask:
     prompts = stored.get("prompts")
     if isinstance(prompts, list) and all(isinstance(prompt, str) for prompt in prompts):
       scenes = scenes_lib.make_scenes(prompts, self.settings.seed)
+      # Made anew and compared, so that a changed file leads to no folder outside of the run.
       if stored.get("folders") == list(scenes.folders):
         return scenes
     raise WorkdirError(f"{path} is not as a run has written it: its folders are not those of its prompts; was it "
@@ -109,6 +118,7 @@ class ScenesTask:
   def open(self, inputs: Any = None) -> OpenRun:
     """Loads the prior and makes the program of all scenes."""
     del inputs
+    # Every process reads the file; if one cannot, all end.
     prompts = hosts.run_on_all(lambda: self.scenes.prompts)
     layout = make_scene_layout(self.settings.parallel, len(prompts))
     self.one.prompts = prompts
@@ -116,7 +126,10 @@ class ScenesTask:
     return OpenRun(self.program(prior), prior, params, layout)
 
   def program(self, prior: Prior) -> Program:
-    """Returns the functions of all scenes, whose state and conditions have a leading axis of scenes."""
+    """Returns the functions of all scenes.
+
+    State and conditions have a leading axis of scenes.
+    """
     one, scenes, count = self.one.program(prior), self.scenes, len(self.scenes.prompts)
 
     def embed() -> Any:
@@ -133,12 +146,17 @@ class ScenesTask:
 
     return dataclasses.replace(
         one, new_state=lambda key: scenes_lib.repeated(one.new_state(key), count), begin=begin, embed=embed,
+        # together=1: a scene lies on one device with all its views.
         make_step=make_step, sheets=no_sheets, together=1, scenes=scenes,
         check_inputs=functools.partial(scenes_lib.check_same_prompts, self.settings.prompts_file, scenes),
         keep_inputs=functools.partial(scenes_lib.write_scene_list, scenes))
 
   def scene(self, prompt: str) -> Text3DTask:
-    """Returns the task of a run that makes only this scene; generator and renderer are shared."""
+    """Returns the task of a run that makes only this scene.
+
+    All scenes share generator and renderer.
+    """
+    # `prompts_file` is empty, so that the folder of a scene is that of a run of its own.
     task = Text3DTask(dataclasses.replace(self.settings, prompt=prompt, prompts_file="", workdir=""))
     # Set in place of the cached properties, so that no scene compiles a renderer of its own.
     task.generator, task.view = self.one.generator, self.one.view
@@ -169,13 +187,16 @@ class ScenesTask:
       # Copied to the device once: numpy arrays would be transferred again for every image.
       task.write(jax.device_put(state), folder / name, timings)
     outputs.print_done(started, f"{folder}/*/report.html")
+    # Last, so that the other scenes are on the disk by now.
     if result.given_up:
       lost = ", ".join(folders[number] for number in result.given_up)
       raise divergence.gave_up(self.settings.divergence, self.settings.training.steps,
                                f"{lost} in {folder}; the other scenes are finished")
 
   def in_each(self, folder: Path, action: Callable[[Text3DTask, Path], None]) -> None:
-    """Calls action(task of the scene, its folder) for every scene; a scene that fails is printed and left out.
+    """Calls action(task of the scene, its folder) for every scene.
+
+    A scene that fails is printed and left out.
 
     Raises:
       WorkdirError: no scene could be done, or the run has not begun its steps.
@@ -188,16 +209,20 @@ class ScenesTask:
       print(f"{name}:")
       try:
         action(self.scene(prompt), folder / name)
-      except USER_ERRORS as error:
+      except SCENE_ERRORS as error:
         print(f"  left out: {error}")
         left_out += 1
     if left_out == len(pairs):
       raise WorkdirError(f"none of the {left_out} scenes in {folder} could be done; each says why above")
 
   def _split_checkpoint(self, folder: Path, scenes: Sequence[tuple[str, str]]) -> None:
-    """Writes each scene's part of the run's newest checkpoint to the scene's folder; a stopped run has not done so."""
+    """Writes each scene's part of the newest checkpoint to the scene's folder.
+
+    A stopped run has not done so.
+    """
     keep = self.settings.training.keep_checkpoints
     with Checkpoints(folder / "checkpoints", keep) as checkpoints:
+      # In its own structure, so that no prior has to be opened for it.
       newest = checkpoints.restore_newest(lambda tree: tree)
     if newest is None:
       return
@@ -205,9 +230,11 @@ class ScenesTask:
     for number, (prompt, name) in enumerate(scenes):
       task = self.scene(prompt)
       with Checkpoints(folder / name / "checkpoints", keep) as checkpoints:
+        # A finished run has written the scene's checkpoint itself.
         if checkpoints.latest_step() == step:
           continue
       pick = functools.partial(lambda number, leaf: np.asarray(leaf)[number], number)
+      # All scenes have the number of the step in common.
       one = {part: tree if part == "step" else jax.tree.map(pick, tree) for part, tree in state.items()}
       _save(task, folder / name, step, one, 0)
       if not (folder / name / "config.json").exists():
@@ -218,5 +245,7 @@ def _save(task: Text3DTask, folder: Path, step: int, state: Any, in_a_row: int) 
   """Writes a state as the only checkpoint of a scene's folder."""
   settings = task.settings
   with Checkpoints(folder / "checkpoints", settings.training.keep_checkpoints) as checkpoints:
+    # A checkpoint of an earlier run in this folder would pass for the newest.
     checkpoints.clear()
+    # A list, because checkpoints have a count for each scene.
     checkpoints.save(step, state, dict(config=schema.to_dict(settings), versions=versions(), in_a_row=[in_a_row]))

@@ -8,17 +8,16 @@ from sds_jax.io import files
 from sds_jax.priors.controlnets import NORMAL
 from sds_jax.priors.prior import Prior, Weights
 from sds_jax.tasks import priors
+from sds_jax.tasks.base import PromptTask
 from sds_jax.tasks.object_task import ObjectTask
 from sds_jax.training import conditions
-from sds_jax.training.layout import DeviceLayout
 from sds_jax.training.program import Program, make_program
-from sds_jax.types import Params
 
 LARGER_PRIOR = "configs/text.py:sd15"
 """The configuration with a larger prior, for errors."""
 
 
-class Text3DTask(ObjectTask):
+class Text3DTask(PromptTask, ObjectTask):
   """A run of text-to-3D."""
 
   @property
@@ -49,20 +48,15 @@ class Text3DTask(ObjectTask):
     priors.check_prompts(prior, s.prior, s.distillation, s.negative_prompt, named, LARGER_PRIOR)
     return prior, weights
 
-  def load_prior(self, layout: DeviceLayout | None = None) -> tuple[Prior, Params]:
-    """Opens the prior, checks the prompts, and reads the weights; without a layout onto the first device."""
-    s = self.settings
-    prior, weights = self.opened
-    params = priors.load_weights(weights, layout)
-    print("\n".join(priors.describe_choices(prior, s.distillation, s.negative_prompt)))
-    return prior, params
-
   def program(self, prior: Prior) -> Program:
     """Returns the functions of the run."""
     return make_program(self.settings, self.stages, functools.partial(self.terms, prior), prior,
                         lambda: self.embed(prior), self.sheets(prior))
 
   def embed(self, prior: Prior, prompt: str | None = None) -> conditions.Text:
-    """Embeds `prompt`, or without it the settings' prompt, with view words and the texts of the estimator."""
+    """Embeds a prompt with view words and the texts of the estimator.
+
+    Without `prompt` the prompt of the settings is embedded.
+    """
     s = self.settings
     return conditions.embed_prompts(prior, s.distillation, s.negative_prompt, s.prompt if prompt is None else prompt)

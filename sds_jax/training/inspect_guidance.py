@@ -1,4 +1,4 @@
-"""Guidance sheets: the prior's input and output in the coming step as one image, which shows why a run fails."""
+"""Guidance sheets: images of the prior's input and output in the coming step, which show why a run fails."""
 from __future__ import annotations
 
 import contextlib
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from sds_jax import compilation
 from sds_jax.diffusion.scalars import schedule_value
 from sds_jax.diffusion.schedules import add_noise
-from sds_jax.io import images
+from sds_jax.io import images, run_files
 from sds_jax.generators.protocol import Draws
 from sds_jax.settings.distillation import DistillationSettings
 from sds_jax.training.keys import progress_at, step_keys
@@ -38,7 +38,9 @@ InspectFn = Callable[[TrainState, Params, Any, Array], dict[str, Array]]
 
 
 def make_inspection(term: Distillation, steps: int) -> InspectFn:
-  """Returns a function of the step's arguments that computes the sheet of the coming step and changes no state.
+  """Returns a function that computes the sheet of the coming step.
+
+  The function has the arguments of a step and changes no state.
 
   The function draws exactly the views, t and noise of the coming step. For the first MAX_VIEWS views its result has an
   array [B, S, S, 3] in [0, 1] for each of COLUMNS, and of CONTROL for a prior with a ControlNet, S a multiple of the
@@ -61,6 +63,7 @@ def make_inspection(term: Distillation, steps: int) -> InspectFn:
     noisy = add_noise(prior.schedule, x, aux.eps, aux.t)
 
     def enlarge(image: Array) -> Array:
+      # Nearest, so that the sheet shows the very pixels that the prior gets.
       return jax.image.resize(image.astype(jnp.float32), (image.shape[0], size, size, 3), "nearest")
 
     def decode(z: Array) -> Array:
@@ -75,7 +78,9 @@ def make_inspection(term: Distillation, steps: int) -> InspectFn:
 
 
 def write_sheet(settings: DistillationSettings, sheet: dict[str, Array], path: Path) -> Path:
-  """Writes one row a view with its t and the guidance scale, and one column for each of COLUMNS.
+  """Writes a sheet as an image with a row for each view and a column for each of COLUMNS.
+
+  A row is labelled by its t, the corner by the guidance scale.
 
   Waits until the device has computed `sheet`, the result of an inspection.
   """
@@ -118,7 +123,7 @@ def sheets(stages: Sequence[Stage], terms: Sequence[Distillation], steps: int, w
       under_way.pop().result()
     sheet = at_step(stages, inspections, step)(state, *fixed)  # before the step takes over the state's memory
     path = workdir / "progress" / f"guidance_{step:06d}.png"
-    under_way.append(pool.submit(write_sheet, terms[0].settings, sheet, path))
+    under_way.append(pool.submit(run_files.in_thread(write_sheet), terms[0].settings, sheet, path))
 
   with ThreadPoolExecutor(max_workers=1) as pool:
     yield draw

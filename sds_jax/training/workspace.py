@@ -1,4 +1,4 @@
-"""The folder of a run: its name, whether it can be written to, and the settings stored in it."""
+"""The folder of a run: its name, its files, and the settings stored in it."""
 from __future__ import annotations
 
 import contextlib
@@ -24,7 +24,10 @@ LAYOUT: Layout = {
 
 
 class WorkdirError(ValueError):
-  """Raised for a working folder that cannot be used; the message says why and names the remedy."""
+  """Raised for a working folder that cannot be used.
+
+  The message says why and names the remedy.
+  """
 
 
 class ResumeError(ValueError):
@@ -32,7 +35,9 @@ class ResumeError(ValueError):
 
 
 def folder_of(chosen: str, name: str, seed: int) -> Path:
-  """Returns the folder of a run: `chosen` by the user, or runs/<name>-<seed> if `chosen` is empty.
+  """Returns the folder of a run.
+
+  The folder is `chosen` by the user, or runs/<name>-<seed> if `chosen` is empty.
 
   Raises:
     ConfigError: `chosen` begins with the home folder of nobody.
@@ -51,7 +56,9 @@ def folder_of(chosen: str, name: str, seed: int) -> Path:
 
 
 def make_folder(folder: Path) -> None:
-  """Makes the folder of a run if it is missing, and proves that it can be written to.
+  """Makes the folder of a run if it is missing.
+
+  The folder is proven to be writable.
 
   Raises:
     WorkdirError: the folder cannot be made or written to.
@@ -73,7 +80,7 @@ def _unwritable(folder: Path, error: Exception) -> WorkdirError:
 
 
 def existing_folder(workdir: str | None, mode: str) -> Path:
-  """Returns the folder of an earlier run, for the modes that start from such a folder.
+  """Returns the folder of an earlier run, for modes that start from one.
 
   Raises:
     WorkdirError: no folder was given, or the folder is not that of a run.
@@ -92,7 +99,9 @@ def is_locked(folder: Path) -> bool:
 
 
 def check_files(folder: Path, layout: Layout, user_files: Mapping[str, str]) -> RunFiles:
-  """Raises if anything that no run has written is where a run would write; changes nothing.
+  """Raises if a file that no run has written is where a run would write.
+
+  Nothing is changed.
 
   Args:
     folder: of the run; need not exist.
@@ -107,6 +116,7 @@ def check_files(folder: Path, layout: Layout, user_files: Mapping[str, str]) -> 
     WorkdirError: the run would overwrite one of the user's files, which an earlier run has written.
   """
   record = RunFiles(folder)
+  # A run from before there were records is adopted later, under the lock of the folder.
   if record.exists or not _written_before_records(folder):
     record.check(layout)
   for setting, path in user_files.items():
@@ -119,7 +129,9 @@ def check_files(folder: Path, layout: Layout, user_files: Mapping[str, str]) -> 
 
 @contextlib.contextmanager
 def hold(folder: Path, layout: Layout, job: str, user_files: Mapping[str, str]) -> Iterator[None]:
-  """Locks the folder of a run and records what is written there, until the end of the block.
+  """Locks the folder of a run and records the files written there.
+
+  Lock and record end with the block.
 
   Args:
     folder: exists.
@@ -134,8 +146,10 @@ def hold(folder: Path, layout: Layout, job: str, user_files: Mapping[str, str]) 
   with lock.hold(folder):
     record = check_files(folder, layout, user_files)
     if not record.exists and _written_before_records(folder):
+      # The names end in the host's name: events of other hosts may be anybody's.
       host = re.escape(socket.gethostname().casefold())
       events = {re.compile(rf"events\.out\.tfevents\.\d{{10}}\.{host}"): None}
+      # Of a run of another task only the files that every run writes are known.
       record.adopt({**(layout if _stored_job(folder) == job else LAYOUT), **events})
       record.check(layout)
     with run_files.recording(record):
@@ -143,7 +157,9 @@ def hold(folder: Path, layout: Layout, job: str, user_files: Mapping[str, str]) 
 
 
 def _written_before_records(folder: Path) -> bool:
-  """Returns whether a folder without record is that of a run: its config.json holds the settings of one.
+  """Returns whether a folder without record is that of a run.
+
+  The config.json of a run holds the settings of a run.
 
   The settings may also be missing beside whole checkpoints, which hold them, too.
   """
@@ -163,17 +179,21 @@ def _settings_of(path: Path) -> dict[str, Any]:
     data = json.loads(path.read_bytes()) if path.is_file() and not path.is_symlink() else {}
   except (OSError, ValueError, RecursionError):
     return {}
+  # Damage is reported where the settings are used, not here.
   return data if isinstance(data, dict) else {}
 
 
 def store_settings(folder: Path, settings: dict[str, Any], versions: dict[str, str],
                    prior_source: dict[str, str] | None = None) -> None:
-  """Writes config.json: all settings, the versions of the libraries, and the source of the prior's files."""
+  """Writes config.json.
+
+  The file has all settings, the versions of the libraries, and the source of the prior's files.
+  """
   files.write_json(dict(config=settings, versions=versions, prior_source=prior_source), folder / "config.json")
 
 
 def stored_settings(folder: Path) -> dict[str, Any]:
-  """Returns the settings in config.json as nested dictionaries, as JSON has them.
+  """Returns the settings in config.json as nested dictionaries.
 
   Raises:
     WorkdirError: the file cannot be read.
@@ -182,7 +202,7 @@ def stored_settings(folder: Path) -> dict[str, Any]:
 
 
 def settings_of_checkpoint(stored: dict[str, Any], folder: Path) -> dict[str, Any]:
-  """Returns the settings in the metadata of a checkpoint as `stored_settings` returns those of config.json.
+  """Returns the settings in a checkpoint's metadata, in the form of `stored_settings`.
 
   Raises:
     WorkdirError: they are not the settings of this version.
@@ -204,7 +224,7 @@ def stored_config(folder: Path, overrides: dict[str, Any]) -> ConfigDict:
   """Returns the settings in config.json with the overrides of the command line.
 
   Raises:
-    WorkdirError: the file cannot be read.
+    WorkdirError: the file cannot be read, or its task or estimator is not installed.
     ConfigError: an override is no setting of the stored task.
   """
   try:
@@ -212,6 +232,8 @@ def stored_config(folder: Path, overrides: dict[str, Any]) -> ConfigDict:
     reference = settings_lib.reference(ConfigDict(stored))
     config = schema.to_config(reference)
     _fill(config, stored)
+  except schema.ConfigError as error:  # whole, but of a task or an estimator that there is not here
+    raise WorkdirError(f"{folder / 'config.json'}: {error}") from error
   except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:  # no JSON, or JSON of another form
     raise WorkdirError(f"{folder / 'config.json'} cannot be read ({error}); was it cut off or changed?") from error
   for name, value in overrides.items():
@@ -225,7 +247,10 @@ def stored_config(folder: Path, overrides: dict[str, Any]) -> ConfigDict:
 
 
 def _fill(config: ConfigDict, stored: dict[str, Any]) -> None:
-  """Copies values from JSON, whose lists become tuples; unknown names are left to validation."""
+  """Copies values from JSON, whose lists become tuples.
+
+  Unknown names are left to validation.
+  """
   for name, value in stored.items():
     if isinstance(value, dict) and name in config and isinstance(config[name], ConfigDict):
       _fill(config[name], value)

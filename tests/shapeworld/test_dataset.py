@@ -31,10 +31,6 @@ def test_an_example_depends_on_seed_and_index_only(examples):
   some = dataset.make_examples(5, [40, 3, 17])
   for name, values in some.items():
     np.testing.assert_array_equal(values, examples[name][[40, 3, 17]])
-  image, caption, features = dataset.sample_example(5, 9)
-  np.testing.assert_array_equal(image, examples["images"][9])
-  assert caption == examples["captions"][9]
-  np.testing.assert_array_equal(features, examples["cameras"][9])
   other = dataset.make_examples(6, [40, 3, 17])
   assert not np.any(np.all(other["cameras"] == some["cameras"], axis=1))
   assert list(other["captions"]) != list(some["captions"])

@@ -6,9 +6,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sds_jax.schema import ConfigError
-from sds_jax.settings.generator import IMAGE_GENERATORS, is_users_own
+from sds_jax.settings.generator import IMAGE_GENERATORS
 from sds_jax.settings.recipes import text3d
-from sds_jax.settings.recipes.words import split
+from sds_jax.settings.recipes.words import is_generator, split
 from sds_jax.settings.trees import defaults
 
 TUNED: dict[str, dict[str, Any]] = {
@@ -25,7 +25,9 @@ _LEGAL = f"{', '.join(IMAGE_GENERATORS)}, or package.module:function"
 
 
 def of_generator(name: str = "pixels") -> ConfigDict:
-  """Returns the settings for a generator with the shipped prior; a fresh, unlocked `ConfigDict`.
+  """Returns the settings for a generator with the shipped prior.
+
+  The `ConfigDict` is fresh and unlocked.
 
   Args:
     name: of IMAGE_GENERATORS, or package.module:function.
@@ -37,7 +39,9 @@ def of_generator(name: str = "pixels") -> ConfigDict:
 
 
 def from_words(words: str) -> ConfigDict:
-  """Returns the settings of "fourier", "fourier,sd15" or "sd15": at most one generator and one prior.
+  """Returns the settings of a few words: at most one generator and one prior.
+
+  "fourier", "fourier,sd15" and "sd15" are such words.
 
   Args:
     words: a name of IMAGE_GENERATORS or package.module:function; "shapeworld", a name of `sources.HUB_IDS`, a hub id
@@ -47,7 +51,7 @@ def from_words(words: str) -> ConfigDict:
     ConfigError: a word is neither, or there are two of a kind.
   """
   given = split(words)
-  names = [word for word in given if word in IMAGE_GENERATORS or is_users_own(word)]
+  names = [word for word in given if word in IMAGE_GENERATORS or is_generator(word)]
   others = [word for word in given if word not in names]
   if recipes := [word for word in others if word in text3d.RECIPES]:
     raise ConfigError(f"{words!r}: {recipes[0]} is a recipe of objects, for configs/text.py; images take a generator "
@@ -60,7 +64,7 @@ def from_words(words: str) -> ConfigDict:
 
 
 def _prior_of(words: str, others: list[str]) -> ConfigDict:
-  """Returns the group `prior` that text-to-3D has for the words that name no generator."""
+  """Returns the group `prior` of text-to-3D for the words that name no generator."""
   problem = None
   try:
     return text3d.from_words(",".join(others)).prior
