@@ -178,8 +178,10 @@ TINY_PUBLISHED["zero123"] = TINY_PUBLISHED["sd15"] | dict(
 TINY_PUBLISHED["sdxl"] = TINY_PUBLISHED["sd15"] | dict(
   unet=dict(_TINY_SD_UNET, addition_embed_type="text_time", addition_time_embed_dim=4,
             projection_class_embeddings_input_dim=6 + 6 * 4))
+TINY_PUBLISHED["mvdream"] = TINY_PUBLISHED["sd15"] | dict(
+  unet=dict(_TINY_SD_UNET, class_embed_type="projection", projection_class_embeddings_input_dim=16))
 """In place of `published.PRIORS`: 16x16 images as 8x8x4 latents, and 8x8 images whose network predicts a variance; the
-former told a picture; and the former with a vector of the text, of 6 features, and sizes."""
+former told a picture; the former with a vector of the text, of 6 features, and sizes; and the former with a camera."""
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def check_supported(work: Workload) -> None:
       ("render.normals", settings.render.normals, ("analytic",)),
       ("optimizer.name", settings.optimizer.name, ("adam",)),
       ("optimizer.clip_norm", settings.optimizer.clip_norm, (0.0,)),
-      ("prior.dtype", settings.prior.dtype, ("float32",)))
+      ("prior.dtype", settings.prior.dtype, ("float32",)), ("camera.group", settings.camera.group, (1,)))
   check_distillation(settings.distillation)
 
 

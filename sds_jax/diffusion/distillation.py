@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sds_jax.diffusion import checks, timesteps
+from sds_jax.diffusion import checks, guidance, timesteps
 from sds_jax.diffusion.estimators import Estimator, find
 from sds_jax.diffusion.estimators.base import EstimateFn
 from sds_jax.diffusion.schedules import draw_noise, per_example
@@ -214,7 +214,10 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
   t_key, eps_key, estimator_key = jax.random.split(as_threefry(key), 3)
   if weight_fn is sigma_over_alpha:
     checks.check_signal(schedule, t, t_range)
-  t = timesteps.uniform(t_key, index, t_range, steps) if t is None else checks.check_integers("t", t, batch, steps)
+  # One t for all views that the network looks at together.
+  group = guidance.group_of(denoise_fn)
+  t = (timesteps.uniform(t_key, index // group, t_range, steps) if t is None
+       else checks.check_integers("t", t, batch, steps))
   # Keys depend on global indices, so the draws are the same for any number of devices.
   eps = draw_noise(eps_key, index, x, antithetic)
   keys = example_keys(estimator_key, index)

@@ -16,8 +16,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sds_jax.diffusion import perp_neg
+from sds_jax.diffusion.parameterizations import eps_from_x0, x0_from_eps
 from sds_jax.diffusion.schedules import per_example
-from sds_jax.types import Array, DenoiseFn, Params
+from sds_jax.types import Array, DenoiseFn, Params, Schedule
 
 
 def cfg_dreamfusion(eps_c: Array, eps_u: Array, omega: ArrayLike) -> Array:
@@ -61,7 +62,7 @@ NO_GUIDANCE = {"dreamfusion": 0.0, "diffusers": 1.0}
 """Convention -> the number without guidance; a scale minus this number is DreamFusion's omega."""
 
 
-def rescale(eps_guided: Array, eps_c: Array, phi: ArrayLike) -> Array:
+def rescale(eps_guided: Array, eps_c: Array, phi: ArrayLike, group: int = 1) -> Array:
   """Rescales a guided prediction towards the conditional standard deviation.
 
   arXiv:2305.08891, section 3.4.
@@ -70,18 +71,24 @@ def rescale(eps_guided: Array, eps_c: Array, phi: ArrayLike) -> Array:
     eps_guided: [B, ...], result of guidance.
     eps_c: [B, ...], prediction under the condition.
     phi: a scalar or [B]; 0 changes nothing, 1 gives each example the standard deviation of eps_c. The paper uses 0.7.
+    group: number of neighbouring examples that are views of one object and get one factor (MVDream,
+      arXiv:2308.16512).
 
   Returns:
-    [B, ...]. The standard deviation is taken over all elements of an example (eq. 15-16).
+    [B, ...]. The standard deviation is taken over all elements of an example (eq. 15-16), or of a group.
 
   >>> print(rescale(jnp.array([[4.0, -4.0]]), jnp.array([[1.0, -1.0]]), 1.0))
   [[ 1. -1.]]
   """
   # The paper and diffusers rescale the output of the network (v in the paper). Here the noise prediction is rescaled
   # for every network, equal to diffusers' `guidance_rescale` for networks with noise as their output.
-  axes = tuple(range(1, eps_c.ndim))
-  ratio = eps_c.std(axes, keepdims=True) / jnp.maximum(eps_guided.std(axes, keepdims=True), 1e-8)
+  def std(eps: Array) -> Array:
+    each = eps.reshape(-1, group * eps.shape[1], *eps.shape[2:]) if group > 1 else eps
+    each = each.std(tuple(range(1, each.ndim)), keepdims=True)
+    return jnp.repeat(each, group, axis=0) if group > 1 else each
+
   # The floor of the denominator covers a constant prediction.
+  ratio = std(eps_c) / jnp.maximum(std(eps_guided), 1e-8)
   phi = _factor("phi", phi, eps_c)
   return eps_guided * (phi * ratio + (1 - phi))
 
@@ -92,7 +99,7 @@ class Guided:
 
   Attributes:
     denoise_fn: the plain denoiser.
-    convention, scale, rescale_phi: arguments of `guided`.
+    convention, scale, rescale_phi, group, x0_schedule: arguments of `guided`.
 
   Guided denoisers compare by value, so that one can be a static argument of `jax.jit`, with an array as its scale, too.
 
@@ -108,6 +115,8 @@ class Guided:
   convention: str
   scale: ArrayLike
   rescale_phi: ArrayLike = 0.0
+  group: int = 1
+  x0_schedule: Schedule | None = None
 
   def __call__(self, params: Params, z: Array, t: Array, cond: dict) -> Array:
     """Predicts eps_hat [B, ...] in a single network call.
@@ -115,15 +124,28 @@ class Guided:
     The prediction under `negative` is not needed here and not computed.
     """
     check_sides(cond)
-    return self.combine(predictions(self.denoise_fn, params, z, t, {k: v for k, v in cond.items() if k != "negative"}))
+    asked = {k: v for k, v in cond.items() if k != "negative"}
+    return self.combine(predictions(self.denoise_fn, params, z, t, asked, self.group), z, t)
 
-  def combine(self, eps: dict[str, Array]) -> Array:
-    """Combines `predictions` into the guided prediction [B, ...]."""
+  def combine(self, eps: dict[str, Array], z: Array | None = None, t: Array | None = None) -> Array:
+    """Combines `predictions` into the guided prediction [B, ...].
+
+    Args:
+      eps: result of `predictions`.
+      z, t: of the predictions; used where `x0_schedule` is given.
+    """
     # "cond" is already steered by Perp-Neg; "unsteered" is the plain prediction.
     out = CONVENTIONS[self.convention](eps["cond"], eps["uncond"], self.scale)
     # A Python 0 leaves `rescale` out of the program; a traced phi cannot be tested here.
     off = isinstance(self.rescale_phi, (int, float)) and self.rescale_phi == 0
-    return out if off else rescale(out, eps["unsteered"], self.rescale_phi)
+    if off:
+      return out
+    if self.x0_schedule is None:
+      return rescale(out, eps["unsteered"], self.rescale_phi, self.group)
+    guided_x0, plain_x0 = (x0_from_eps(self.x0_schedule, z, t, each.astype(z.dtype))
+                           for each in (out, eps["unsteered"]))
+    x0 = rescale(guided_x0, plain_x0, self.rescale_phi, self.group)
+    return eps_from_x0(self.x0_schedule, z, t, x0).astype(out.dtype)
 
   def __eq__(self, other: object) -> bool:
     return self._identity() == other._identity() if isinstance(other, Guided) else NotImplemented
@@ -132,7 +154,9 @@ class Guided:
     return hash(self._identity())
 
   def _identity(self) -> tuple:
-    return (type(self), self.denoise_fn, self.convention, _value(self.scale), _value(self.rescale_phi))
+    schedule = None if self.x0_schedule is None else tuple(map(_value, jax.tree.leaves(self.x0_schedule)))
+    return (type(self), self.denoise_fn, self.convention, _value(self.scale), _value(self.rescale_phi), self.group,
+            schedule)
 
 
 def _value(scale: ArrayLike) -> Any:
@@ -147,7 +171,8 @@ def _value(scale: ArrayLike) -> Any:
   return array.shape, array.dtype.str, array.tobytes()
 
 
-def guided(denoise_fn: DenoiseFn, convention: str, scale: ArrayLike, *, rescale_phi: ArrayLike = 0.0) -> Guided:
+def guided(denoise_fn: DenoiseFn, convention: str, scale: ArrayLike, *, rescale_phi: ArrayLike = 0.0, group: int = 1,
+           x0_schedule: Schedule | None = None) -> Guided:
   """Returns a guided denoiser around a plain denoiser.
 
   Each step has a single network call.
@@ -157,6 +182,10 @@ def guided(denoise_fn: DenoiseFn, convention: str, scale: ArrayLike, *, rescale_
     convention: a name in `CONVENTIONS`.
     scale: in this convention, a scalar or [B]; may be traced (for example, annealed over the run).
     rescale_phi: the `phi` of `rescale`; the Python number 0 leaves `rescale` out.
+    group: number of neighbouring examples that the network looks at together, as views of one object; B is a multiple.
+      The network gets the groups unmixed, each under one condition.
+    x0_schedule: the noise schedule, to rescale the clean image that follows from the prediction, in place of the
+      prediction itself (MVDream, arXiv:2308.16512). None: the prediction.
 
   Returns:
     A DenoiseFn with cond = dict(cond=..., uncond=...): two pytrees of equal structure, leaves [B, ...] of equal shapes.
@@ -179,7 +208,30 @@ def guided(denoise_fn: DenoiseFn, convention: str, scale: ArrayLike, *, rescale_
   for name, value in (("scale", scale), ("rescale_phi", rescale_phi)):
     if not hasattr(value, "dtype") and not isinstance(value, (int, float)):
       raise ValueError(f"{name}={value!r} of guidance is not legal; legal: a number, or an array of shape [] or [B]")
-  return Guided(denoise_fn, convention, scale, rescale_phi)
+  return Guided(denoise_fn, convention, scale, rescale_phi, group, x0_schedule)
+
+
+def group_of(denoise_fn: DenoiseFn) -> int:
+  """Returns the number of neighbouring examples that a denoiser looks at together; 1 for a plain denoiser.
+
+  >>> print(group_of(guided(None, "diffusers", 7.5, group=4)), group_of(lambda params, z, t, cond: z))
+  4 1
+  """
+  return denoise_fn.group if isinstance(denoise_fn, Guided) else 1
+
+
+def one_a_group(denoise_fn: DenoiseFn, drawn: Array) -> Array:
+  """Returns the first number of each group in place of the others, so that a group's times stay equal.
+
+  Args:
+    denoise_fn: of the groups, see `group_of`.
+    drawn: [B].
+
+  >>> print(one_a_group(guided(None, "diffusers", 7.5, group=2), jnp.array([1, 2, 3, 4])))
+  [1 1 3 3]
+  """
+  group = group_of(denoise_fn)
+  return jnp.repeat(drawn[::group], group) if group > 1 else drawn
 
 
 def predict(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: Any) -> Array:
@@ -206,7 +258,8 @@ def predict(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: Any
   return eps_hat
 
 
-def predictions(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: dict) -> dict[str, Array]:
+def predictions(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: dict,
+                group: int = 1) -> dict[str, Array]:
   """Predicts the noise under every side of `cond`.
 
   A single call of a plain network.
@@ -216,13 +269,14 @@ def predictions(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond:
     z: [B, ...].
     t: [B] integer.
     cond: the condition of a guided denoiser, see `guided`.
+    group: number of neighbouring examples that the network looks at together.
 
   Returns:
     [B, ...] each: `unsteered`, the conditional prediction; `cond`, the same steered by Perp-Neg if cond has
     `negatives`; `uncond`; and `negative`, if cond has `negative`.
 
   Raises:
-    ValueError: cond is not such a dictionary.
+    ValueError: cond is not such a dictionary, or B is no multiple of group.
 
   >>> denoise = lambda params, z, t, cond: cond
   >>> zero, t = jnp.zeros((1, 1)), jnp.array([0])
@@ -232,10 +286,14 @@ def predictions(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond:
   """
   # A single batch: two copies of a network in a program would compile twice as long.
   sides = _sides(cond, z.shape[0])
-  batch = jax.tree.map(_interleave, *((z, t, side) for side in sides))
+  if z.shape[0] % group:
+    raise ValueError(f"there are {z.shape[0]} examples, but the network looks at {group} views of an object together; "
+                     f"legal: a multiple of {group}")
+  batch = jax.tree.map(lambda *leaves: _interleave(*leaves, group=group), *((z, t, side) for side in sides))
   together = predict(denoise_fn, params, *batch)
-  # Undo the interleaving: side i has the rows i, i + n, i + 2 n, ...
-  eps_c, eps_u, *others = (together[i::len(sides)] for i in range(len(sides)))
+  # Undo the interleaving: side i has the groups i, i + n, i + 2 n, ...
+  grouped = together if group == 1 else together.reshape(-1, group, *z.shape[1:])
+  eps_c, eps_u, *others = (grouped[i::len(sides)].reshape(z.shape) for i in range(len(sides)))
   eps = dict(unsteered=eps_c, uncond=eps_u)
   if "negative" in cond:
     eps["negative"] = others.pop()  # the last side, see `_sides`
@@ -277,10 +335,11 @@ def _one_side(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: A
   return predict(denoise_fn.denoise_fn, params, z, t, cond[side])
 
 
-def _interleave(*sides: Array) -> Array:
-  """Interleaves arrays: [a_0, b_0, a_1, b_1, ...]."""
+def _interleave(*sides: Array, group: int = 1) -> Array:
+  """Interleaves arrays by groups of neighbours: [a_0, b_0, a_1, b_1, ...] where a group is one example."""
   # Concatenation would move the examples of a batch sharded over devices; interleaving keeps each on its device.
-  return jnp.stack(sides, axis=1).reshape((-1,) + sides[0].shape[1:])
+  grouped = sides if group == 1 else [side.reshape(-1, group, *side.shape[1:]) for side in sides]
+  return jnp.stack(grouped, axis=1).reshape((-1,) + sides[0].shape[1:])
 
 
 _SIDES = {"cond", "uncond"}

@@ -17,7 +17,7 @@ from sds_jax.types import Array, DenoiseFn, Params, Schedule
 
 def score_loss(score_fn: DenoiseFn, score_params: Params, schedule: Schedule, x: Array, key: Array, cond: Any, *,
                t: ArrayLike | Sequence[int] | None = None, t_range: timesteps.TRange = (0.0, 1.0),
-               index: ArrayLike | Sequence[int] | None = None) -> Array:
+               index: ArrayLike | Sequence[int] | None = None, group: int = 1) -> Array:
   """Returns the mean of (eps_phi(z_t) - eps)^2, the loss of the second network (arXiv:2305.16213, eq. 9, second line).
 
   Args:
@@ -29,6 +29,7 @@ def score_loss(score_fn: DenoiseFn, score_params: Params, schedule: Schedule, x:
     cond: condition of score_fn, leaves [B, ...]; no gradient.
     t: [B] integer times; uniform in t_range (fractions of the schedule) where None.
     index: [B] integer, indices in the whole batch, as in `score_distillation`; 0 .. B-1 where None.
+    group: number of neighbouring examples that eps_phi looks at together, and which share t.
 
   Returns:
     [] float32; float64 for a float64 x.
@@ -48,7 +49,8 @@ def score_loss(score_fn: DenoiseFn, score_params: Params, schedule: Schedule, x:
   batch, steps = x.shape[0], schedule.alpha.shape[0]
   index = jnp.arange(batch) if index is None else checks.check_integers("index", index, batch)
   t_key, eps_key = jax.random.split(as_threefry(key))
-  t = timesteps.uniform(t_key, index, t_range, steps) if t is None else checks.check_integers("t", t, batch, steps)
+  t = (timesteps.uniform(t_key, index // group, t_range, steps) if t is None
+       else checks.check_integers("t", t, batch, steps))
   # Only phi learns: otherwise the images, too, would move to lower the loss of eps_phi.
   x, cond = checks.stop_gradient((x, cond))
   eps, wide = draw_noise(eps_key, index, x), checks.widened(x)

@@ -40,13 +40,14 @@ Shading and blocks are off, because their branches dominate the compilation of a
 """
 
 
-def write_prior(folder: str | os.PathLike) -> Path:
+def write_prior(folder: str | os.PathLike, views: int = 1) -> Path:
   """Writes a tiny text prior for ShapeWorld captions and cameras.
 
   The prior makes 16x16 images and has a few thousand random weights, in diffusers format.
 
   Args:
     folder: to write; created if absent.
+    views: number of views of an object that the prior looks at together.
 
   Returns:
     `folder`.
@@ -58,7 +59,7 @@ def write_prior(folder: str | os.PathLike) -> Path:
   clip = dict(_CLIP, vocab_size=len(vocabulary), **tokenizer.special_ids(folder / "tokenizer"))
   _write_parts(folder, ("unet", "unet", _UNET), ("text_encoder", "clip_text", clip))
   write_json(folder / "model_index.json", dict(
-      pixel_unshuffle=4, image_size=16, camera_dim=16, vocabulary=sorted(captions.WORDS),
+      pixel_unshuffle=4, image_size=16, camera_dim=16, views=views, vocabulary=sorted(captions.WORDS),
       captions=captions.GRAMMAR.as_dict()))
   return folder
 

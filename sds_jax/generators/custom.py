@@ -66,8 +66,8 @@ class CustomGenerator:
 
   @property
   def together(self) -> int:
-    """Number of neighbouring views that show different objects."""
-    return self.particles
+    """Number of neighbouring views that one device must hold: a group of views of each object."""
+    return self.particles * self.viewpoints.group
 
   def init(self, key: Array) -> tuple[Params, None]:
     """Returns {"field": the representation's, "background"} and no buffers; consumes `key`."""
@@ -81,16 +81,18 @@ class CustomGenerator:
     """Renders the views of a step, each particle through its share of the cameras."""
     del buffers
     cams, azimuth, elevation = self.viewpoints.draw(draws)
-    key = as_threefry(draws.keys["rest"])
+    key, group = as_threefry(draws.keys["rest"]), self.viewpoints.group
+    split = lambda i: jax.random.split(jax.random.fold_in(key, i))  # noqa: E731
+    # The views of a group have one background.
     one = lambda params, cams, index: jax.vmap(  # noqa: E731
-        lambda camera, i: self._view(params, camera, jax.random.fold_in(key, i)))(cams, index)
-    out = particles_lib.each(self.particles, one, params, *particles_lib.deal(self.particles, (cams, draws.index)))
-    out = particles_lib.gather(self.particles, out)
+        lambda camera, i: self._view(params, camera, split(i // group)[0], split(i)[1]))(cams, index)
+    out = particles_lib.each(
+        self.particles, one, params, *particles_lib.deal(self.particles, (cams, draws.index), group))
+    out = particles_lib.gather(self.particles, out, group)
     return Views(out.rgb, dict(mean_opacity=jnp.mean(out.opacity)), cams, azimuth, elevation, None, out)
 
-  def _view(self, params: Params, camera: Camera, key: Array) -> RenderOutput:
-    """Renders one view [S, S] over its background; consumes `key`."""
-    k_background, k_render = jax.random.split(key)
+  def _view(self, params: Params, camera: Camera, k_background: Array, k_render: Array) -> RenderOutput:
+    """Renders one view [S, S] over its background; consumes both keys."""
     directions = cameras.camera_rays(camera, self.size, self.size).directions
     behind = self.background.apply(params["background"], k_background, directions.reshape(-1, 3))
     return composite(self.representation.render(params["field"], camera, self.size, k_render),

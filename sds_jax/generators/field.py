@@ -69,8 +69,8 @@ class FieldGenerator:
 
   @property
   def together(self) -> int:
-    """Number of neighbouring views that show different objects."""
-    return self.particles
+    """Number of neighbouring views that one device must hold: a group of views of each object."""
+    return self.particles * self.viewpoints.group
 
   def init(self, key: Array) -> tuple[Params, Any]:
     """Returns {"field", "background"} and a full occupancy grid (None without one); consumes `key`."""
@@ -88,8 +88,9 @@ class FieldGenerator:
     one = lambda params, grid, cams, index: self.render_step(  # noqa: E731
         params, grid, cams, shading, draws._replace(index=index))
     out, overflow = particles_lib.each(
-        self.particles, one, params, buffers, *particles_lib.deal(self.particles, (cams, draws.index)))
-    out = particles_lib.gather(self.particles, out)
+        self.particles, one, params, buffers,
+        *particles_lib.deal(self.particles, (cams, draws.index), self.viewpoints.group))
+    out = particles_lib.gather(self.particles, out, self.viewpoints.group)
     shaded = jnp.zeros(()) if self.as_latent else (shading.mode != ALBEDO).astype(jnp.float32)
     metrics = dict(mean_opacity=jnp.mean(out.opacity), overflow=jnp.mean(overflow), shaded=shaded)
     return Views(out.rgb, metrics, cams, azimuth, elevation, None, out)
@@ -99,11 +100,14 @@ class FieldGenerator:
     """Renders one object through cameras [B]; returns images [B, H, W] and the overflow of the sample budget []."""
     key, height, width = as_threefry(draws.keys["rest"]), self.size, self.size
     # By the number of the view in the whole step, so that no draw depends on the number of devices.
-    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(draws.index)
-    light = jax.vmap(lambda k, p: lights.sample_light(k, p, self.lights))(keys[:, 0], cams.position)
+    split = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))
+    keys, group = split(draws.index), self.viewpoints.group
+    # The views of a group have one background, and a light on the same side of each camera.
+    shared = keys if group == 1 else split(draws.index // group)
+    light = jax.vmap(lambda k, p: lights.sample_light(k, p, self.lights))(shared[:, 0], cams.position)
     rays = jax.vmap(lambda camera: cameras.camera_rays(camera, height, width))(cams)
     behind = jax.vmap(lambda k, d: self.background.apply(params["background"], k, d.reshape(-1, 3)))(
-        keys[:, 1], rays.directions).reshape(rays.directions.shape)
+        shared[:, 1], rays.directions).reshape(rays.directions.shape)
     field, field_params = self.schedule.at(self.field, params["field"], draws.progress)
 
     def shaded(field_params: Params) -> tuple[RenderOutput, Array]:

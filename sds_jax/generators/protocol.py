@@ -69,7 +69,8 @@ class Generator(Protocol):
 
   Attributes:
     particles: number of independent objects or images.
-    together: number of neighbouring views that belong to different objects or frames. A device gets whole groups.
+    together: number of neighbouring views that one device must hold: those of different objects or frames, and those
+      that a prior looks at together. A device gets whole groups.
   """
   particles: int
   together: int

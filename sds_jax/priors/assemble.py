@@ -26,7 +26,8 @@ from sds_jax.priors.networks.config_check import MAX_SIDE, shown, whole
 from sds_jax.priors.networks.unet import UNet2DConditionModel
 from sds_jax.priors.photo import PhotoConditioning
 from sds_jax.priors.spaces import Space
-from sds_jax.types import Array, Params
+from sds_jax.types import Array, Camera, Params
+from sds_jax.views import cameras
 from sds_jax.views.cameras import CAMERA_DIM, RAY_DIM, ray_features
 
 
@@ -101,7 +102,8 @@ def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
                photo: PhotoConditioning | None = None, camera_dim: int = 0, ray_dim: int = 0,
                vocabulary: frozenset[str] | None = None,
                check_prompt: Callable[..., None] = accept_any_prompt, notes: Sequence[str] = (),
-               time_ids: tuple[int, ...] | None = None, control: ControlNet | None = None) -> Prior:
+               time_ids: tuple[int, ...] | None = None, control: ControlNet | None = None, views: int = 1,
+               camera_features: Callable[[Camera], Array] = cameras.camera_features) -> Prior:
   """Returns the prior of a U-Net with cross-attention.
 
   Args:
@@ -113,7 +115,7 @@ def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
     text: (prompts: n strings) -> {"text": [n, T, D]}, with "pooled" [n, P] for a network that takes it; None for a
       prior that is conditioned on a photo.
     photo: how the prior is conditioned on a photo; None for a prior that is conditioned on a prompt.
-    camera_dim, ray_dim, vocabulary, check_prompt, notes, time_ids: see `Prior`.
+    camera_dim, ray_dim, vocabulary, check_prompt, notes, time_ids, views, camera_features: see `Prior`.
     control: the ControlNet; its parameters are `params["controlnet"]`. None: none.
   """
   # Read now, so that an unsupported scheduler fails before weights are loaded.
@@ -139,7 +141,7 @@ def make_prior(source: Source, space: Space, unet: nn.Module, scheduler: Config,
 
   return Prior(source.name, space.image_size, space.x_shape, space.bound, schedule, prediction_type, embed,
                space.encode, space.decode, denoise, source, photo, vocabulary, check_prompt, camera_dim, ray_dim,
-               predict, tuple(notes), time_ids, control.choice.kind if control else "")
+               predict, tuple(notes), time_ids, control.choice.kind if control else "", views, camera_features)
 
 
 def _pooled(cond: Cond, time_ids: tuple[int, ...] | None) -> tuple[Array, ...]:

@@ -17,7 +17,8 @@ from sds_jax.priors.loading.checkpoint import abstract_params
 from sds_jax.priors.loading.hub import Files
 from sds_jax.priors.loading.source import Source
 from sds_jax.priors.photo import PhotoConditioning
-from sds_jax.types import Array, DenoiseFn, EncodeFn, Params, Schedule
+from sds_jax.types import Array, Camera, DenoiseFn, EncodeFn, Params, Schedule
+from sds_jax.views import cameras
 
 Cond = Mapping[str, Array]
 """Conditions of B images, leaves [B, ...]. Today's families have `text` [B, T, D], the tokens for cross-attention (of
@@ -80,6 +81,9 @@ class Prior:
       the conditions have none of their own; None: the network takes none.
     control: kind of the images among its conditions that its ControlNet reads, "depth", "normal" or "image" (another
       kind); "": the prior has no ControlNet.
+    views: number of views of an object that `denoise` looks at together, 90 degrees apart if 4: a batch consists of
+      groups of so many neighbours, which share t.
+    camera_features: (cameras, leaves [B, ...]) -> the camera features [B, camera_dim] among its conditions.
   """
   name: str
   image_size: int
@@ -101,6 +105,8 @@ class Prior:
   notes: tuple[str, ...] = ()
   time_ids: tuple[int, ...] | None = None
   control: str = ""
+  views: int = 1
+  camera_features: Callable[[Camera], Array] = cameras.camera_features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +234,7 @@ class Family:
       `Options.additions` to these.
     small: whether the priors are of ShapeWorld's size, for which training has settings of its own.
     takes_controlnet: whether `open` and `random` take `Options.controlnet`.
+    views: number of views of an object that the priors look at together, unless their model_index.json has `views`.
   """
   name: str
   layout: str
@@ -241,3 +248,4 @@ class Family:
   takes_additions: tuple[str, ...] = ()
   small: bool = False
   takes_controlnet: bool = False
+  views: int = 1

@@ -240,7 +240,7 @@ _INDEX: Mapping[str, Mapping[str, Any]] = {
   "SDXL": _index("StableDiffusionXLPipeline", **_TEXT, image_encoder=[None, None],
                  text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
                  tokenizer_2=["transformers", "CLIPTokenizer"], force_zeros_for_empty_prompt=True),
-  "MVDream": _index("MVDreamPipeline", **_TEXT, requires_safety_checker=False),
+  "MVDream": _index("MVDreamPipeline", **_TEXT, image_encoder=[None, None], requires_safety_checker=False),
   # The original code resizes photos as this class does.
   "Zero123": _index("Zero1to3StableDiffusionPipeline", image_encoder=["transformers", "CLIPVisionModelWithProjection"],
                     cc_projection=["pipeline_zero1to3", "CCProjection"], safety_checker=[None, None],

@@ -3,6 +3,7 @@
     python -m sds_jax.priors.sample --prior=shapeworld --prompt="a red cube"
     python -m sds_jax.priors.sample --prior=sd15 --dtype=bfloat16 --guidance_scale=7.5 --prompt="a photo of a hamburger"
     python -m sds_jax.priors.sample --prior=sd15 --lora=style.safetensors:0.8 --prompt="a hamburger in that style"
+    python -m sds_jax.priors.sample --prior=mvdream --dtype=bfloat16 --guidance_scale=7.5 --prompt="an owl" --num=8
     python -m sds_jax.priors.sample --prior=zero123-xl --guidance_scale=3 --picture=mug.png --azimuth_deg 45 90 180
     python -m sds_jax.priors.sample --prior=sd15 --controlnet=depth --control=depth.png --prompt="a photo of a mug"
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+import math
 import os
 from pathlib import Path
 
@@ -25,17 +27,38 @@ from sds_jax.priors.flags import add_file_options, file_options
 from sds_jax.priors.loading.files import write_atomically
 from sds_jax.priors.prior import Prior, build
 from sds_jax.priors.sample_views import elevation_of, read_picture, sample_views
+from sds_jax.priors.sources import views_of
 from sds_jax.prng import seeded_key
-from sds_jax.types import Array, Params
+from sds_jax.types import Array, Camera, Params
+from sds_jax.views import cameras, poses
+
+
+ELEVATION_DEG = 15.0
+"""Elevation of the views of an object by a prior that looks at several together, as MVDream's authors sample them."""
 
 
 def sample(prior: Prior, params: Params, prompts: Sequence[str], key: Array, negative_prompt: str = "", steps: int = 50,
-           guidance_scale: float = 7.5, control: Array | None = None) -> Array:
-  """Samples an image for each of n prompts, cameras unknown.
+           guidance_scale: float = 7.5, control: Array | None = None,
+           elevation: float = math.radians(ELEVATION_DEG)) -> Array:
+  """Samples an image for each of n prompts, cameras unknown; or the views of n / prior.views objects.
 
-  Returns [n, image_size, image_size, 3] in [0, 1]. `key`: see `ddim`. `control`: the image that a prior with a
-  ControlNet reads, [image_size, image_size, 3] in [0, 1].
+  Returns [n, image_size, image_size, 3] in [0, 1]. `key`: see `ddim`.
+
+  Args:
+    prior, params: from `prior.build`.
+    prompts: with a prior that looks at several views together, neighbours are the prompts of one object's views, which
+      begin at its front and go around it.
+    key, steps, guidance_scale: see `ddim`.
+    negative_prompt: prompt of the unconditional side.
+    control: the image that a prior with a ControlNet reads, [image_size, image_size, 3] in [0, 1].
+    elevation: of such views, radians.
+
+  Raises:
+    ValueError: n is no multiple of `prior.views`.
   """
+  if len(prompts) % prior.views:
+    raise ValueError(f"the prior {prior.name!r} looks at {prior.views} views of an object together, so the number of "
+                     f"images must be a multiple of {prior.views}, not {len(prompts)}")
   cond, null = prior.embed(list(prompts)), prior.embed([negative_prompt])
   # The negative prompt is embedded once and repeated for every prompt.
   uncond = jax.tree.map(lambda leaf, like: jnp.broadcast_to(leaf, like.shape), null, cond)
@@ -43,6 +66,10 @@ def sample(prior: Prior, params: Params, prompts: Sequence[str], key: Array, neg
     # On both sides of the guidance, as in diffusers.
     images = jnp.broadcast_to(control[None], (len(prompts), *control.shape))
     cond, uncond = ({**side, "control": images} for side in (cond, uncond))
+  if prior.views > 1:
+    # The unconditional side keeps the cameras: guidance sharpens the text alone.
+    camera = prior.camera_features(_around(len(prompts), prior.views, elevation))
+    cond, uncond = ({**side, "camera": camera} for side in (cond, uncond))
   draw = jax.jit(lambda p, c, u, k: ddim(prior, p, c, u, k, steps, guidance_scale),
                  compiler_options=compilation.unet_options())
   return draw(params, cond, uncond, key)
@@ -61,6 +88,12 @@ def read_control(path: str | os.PathLike, size: int) -> Array:
   except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
     raise ValueError(f"--control={path} is no image that can be read: {error}") from error
   return jnp.asarray(np.asarray(pixels, np.float32) / 255)
+
+
+def _around(count: int, views: int, elevation: float) -> Camera:
+  """Returns cameras, leaves [count, ...], `views` of them evenly around each object, the first in front of it."""
+  azimuth = 2 * math.pi / views * (jnp.arange(count) % views).astype(jnp.float32)
+  return jax.vmap(lambda a: cameras.orbit(a, elevation, poses.DISTANCE, poses.FOV_Y))(azimuth)
 
 
 def write_row(path: str | os.PathLike, images: Array) -> None:
@@ -84,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--negative_prompt", default="")
   parser.add_argument("--out", type=terminal.user_path, default=Path("samples.png"),
                       help="PNG to write (default: %(default)s)")
-  parser.add_argument("--num", type=int, default=4, help="images, side by side (default: %(default)s)")
+  parser.add_argument("--num", type=int, default=4, help="images, side by side; of a prior that looks at several "
+                      "views of an object together, a multiple of their number (default: %(default)s)")
   parser.add_argument("--steps", type=int, default=50, help="network evaluations (default: %(default)s)")
   parser.add_argument("--guidance_scale", type=float, default=5., help="1 is no guidance (default: %(default)s)")
   parser.add_argument("--seed", type=int, default=0)
@@ -102,7 +136,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   views.add_argument("--picture", type=terminal.user_path, help="a square photo of the object, on white or transparent")
   views.add_argument("--azimuth_deg", type=float, nargs="+",
                      help="of each view, from the photo's (default: --num of them all around)")
-  views.add_argument("--elevation_deg", type=float, help="of all views (default: the photo's)")
+  views.add_argument("--elevation_deg", type=float, help="of all views (default: the photo's; "
+                     f"{ELEVATION_DEG:g} for a prior that makes several views of an object from a prompt)")
   views.add_argument("--picture_elevation_deg", type=float,
                      help="of the photo's camera (default: the prior's estimate, or else 0)")
   args = parser.parse_args(argv)
@@ -121,6 +156,9 @@ def main(argv: Sequence[str] | None = None) -> None:
   # Before the first program is compiled, after which JAX would ignore the cache.
   compilation.prepare()
   try:
+    # Before the weights, which may be gigabytes.
+    if args.prompt is not None:
+      _check_number(args.num, args.prior)
     picture = read_picture(args.picture) if args.picture else None
     choices = file_options(args)
     if args.controlnet:
@@ -135,11 +173,19 @@ def main(argv: Sequence[str] | None = None) -> None:
       drawn = _views(prior, params, picture, args)
     else:
       drawn = sample(prior, params, [args.prompt] * args.num, seeded_key(args.seed), args.negative_prompt,
-                     args.steps, args.guidance_scale, control)
+                     args.steps, args.guidance_scale, control,
+                     math.radians(ELEVATION_DEG if args.elevation_deg is None else args.elevation_deg))
     write_row(args.out, drawn)
   except (ValueError, OSError) as error:
     parser.error(str(error))
   print(f"the images lie in {args.out}")
+
+
+def _check_number(num: int, prior: str) -> None:
+  """Raises ValueError if a prior makes several views of an object, and `num` images are not whole objects."""
+  if num % (views := views_of(prior)):
+    raise ValueError(f"--num={num} must be a multiple of {views}, since the prior {prior!r} looks at {views} views of "
+                     "an object together")
 
 
 def _views(prior: Prior, params: Params, picture: Array, args: argparse.Namespace) -> Array:

@@ -16,14 +16,16 @@ from sds_jax.priors import families
 from sds_jax.priors.base import Options, Prior
 from sds_jax.priors.families import (family_of, family_of_published, family_of_shipped, open_folder, read_index,
                                      refuse_known)
+from sds_jax.priors.families.mvdream import MVDREAM
 from sds_jax.priors.families.zero123 import is_stable_zero123 as is_stable_zero123
 from sds_jax.priors.from_file import compose
 from sds_jax.priors.loading.checkpoint import configs_only
 from sds_jax.priors.loading.files import CheckpointError
 from sds_jax.priors.loading.hub import (INDEX, Hub, Unavailable, choose_files, default_hub, download_command,
                                          is_weights, missing_files)
-from sds_jax.priors.loading.single_files import SUFFIXES, check_weights, describe_names
+from sds_jax.priors.loading.single_files import SUFFIXES, check_weights, describe_names, kind_of
 from sds_jax.priors.loading.source import Source as Source
+from sds_jax.priors.loading.tensor_files import open_tensors
 
 HUB_IDS: dict[str, tuple[str, ...]] = {
   name: prior.repos for family in families.FAMILIES for name, prior in family.published.items()}
@@ -72,6 +74,33 @@ def is_small(name: str) -> bool:
     return False
   content = read_index(index.parent)
   return any(family.small and family.matches(content) for family in families.FAMILIES)
+
+
+def views_of(name: str) -> int:
+  """Returns the number of views of an object that a prior looks at together, before any file is fetched.
+
+  Args:
+    name: a name, a hub id, a folder or a single-file checkpoint. 1 for one that only its files on the hub can tell, and
+      for a file that is not read, which opening the prior explains.
+
+  Raises:
+    CheckpointError: the folder's model_index.json cannot be read.
+  """
+  published = next((listed for listed, repos in HUB_IDS.items() if name in repos), name)
+  if family := family_of_published(published):
+    return family.views
+  path = shipped_folder(name) if name in SHIPPED else Path(os.path.expanduser(name))
+  if name.endswith(SUFFIXES) and _is_file(path):
+    try:
+      shapes = {key: tensor.shape for key, tensor in open_tensors(path).items()}
+    except CheckpointError:
+      return 1
+    return MVDREAM.views if kind_of(shapes) == "MVDream" else 1
+  if not os.path.isfile(path / INDEX):
+    return 1
+  content = read_index(path)
+  family = next((family for family in families.FAMILIES if family.matches(content)), None)
+  return content.get("views", family.views) if family else 1
 
 
 def takes_pictures(name: str) -> bool | None:

@@ -115,10 +115,16 @@ class ObjectSettings(RunSettings):
         del only["loss.orientation"]  # 0 switches the loss off, as a representation without normals needs
       yield from without_effect(self, path, only, "has no effect on a representation of your own "
                                 f"({path}.generator.name={self.generator.name!r})")
+    group, particles = self.camera.group, self.training.particles
+    if self.training.views % (group * particles):
+      each = f" times {path}.training.particles={particles}" if particles > 1 else ""
+      yield (f"{path}.training.views={self.training.views} is no multiple of {path}.camera.group={group}{each}, the "
+             f"number of views around an object that are drawn together: set views to {group * particles} or a "
+             "multiple")
     if self.parallel.shard_prior and self.training.guidance_every:
       yield (f"{path}.training.guidance_every={self.training.guidance_every} needs the whole prior on one device, but "
              f"{path}.parallel.shard_prior=True: set one of them to 0 or False")
-    if self.camera.distance[0] <= self.field.bound:
+    if self.camera.nearest() <= self.field.bound:
       yield (f"{path}.camera.distance={self.camera.distance!r} puts cameras inside the object's ball of radius "
              f"{path}.field.bound={self.field.bound}: the smallest distance must be larger")
 

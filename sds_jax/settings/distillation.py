@@ -60,6 +60,8 @@ class DistillationSettings:
   t_warp: str = _left_open("t_warp")
   guidance_rescale: Scheduled = setting(
       0.0, scheduled(0.0, 1.0), "rescaling of eps (arXiv:2305.08891, 3.4); 0: off, 1: spread of the conditional eps")
+  rescale_space: str = setting(
+      "eps", one_of(("eps", "x0")), "what guidance_rescale rescales: eps, or the x0 that follows from it (MVDream)")
   perp_neg: str = setting(
       "none", one_of(("none", *perp_neg_weights.VARIANTS)), "weights of Perp-Neg (arXiv:2304.04968); doubles the calls")
   perp_neg_scale: Scheduled = setting(
@@ -79,8 +81,10 @@ class DistillationSettings:
     """Yields contradictions within the group, in which nothing is left open."""
     # Both are linear between these places, so their difference is smallest at one of them.
     places = (*_places(self.t_min), *_places(self.t_max))
-    if self.t_min != self.t_max and any(scheduled_at(self.t_min, p) >= scheduled_at(self.t_max, p) for p in places):
-      yield (f"{path}.t_min={self.t_min!r} reaches {path}.t_max={self.t_max!r}: t_min must stay below t_max during the "
+    gaps = [scheduled_at(self.t_max, p) - scheduled_at(self.t_min, p) for p in places]
+    # Equal ends at one moment, as MVDream's at the start, are a t without randomness there.
+    if self.t_min != self.t_max and (min(gaps) < 0.0 or max(gaps) == 0.0):
+      yield (f"{path}.t_min={self.t_min!r} exceeds {path}.t_max={self.t_max!r}: t_min must stay below t_max during the "
              "whole run; exchange or separate them, or make them equal for a t without randomness")
     if self.clip_norm != 0.0 and min(scheduled_values(self.clip_norm)) == 0.0:
       yield (f"{path}.clip_norm={self.clip_norm!r} reaches 0, where nothing would be learnt: keep it above 0, or set "

@@ -69,6 +69,8 @@ class Image3D(ObjectSettings):
       if low != high:
         yield (f"{path}.camera.{name}={(low, high)!r} is a range, but all views have the photo's camera: give one "
                f"value twice, such as {(low, low)}")
+    if c.relative:
+      yield f"{path}.camera.relative=True must be False: {path}.camera.distance is the photo's distance, in world units"
     if any(c.focal):
       yield f"{path}.camera.focal={c.focal!r} must be (0.0, 0.0): {path}.camera.fov_deg gives the photo's camera"
     for name in ("position_jitter", "target_std", "up_std"):

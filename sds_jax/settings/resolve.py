@@ -1,4 +1,4 @@
-"""Values for the settings of `distillation` that are left open."""
+"""Values for the settings of `distillation` and `camera` that are left open."""
 from __future__ import annotations
 
 import dataclasses
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sds_jax.diffusion import estimators
 from sds_jax.priors import sources
-from sds_jax.schema import ConfigError
-from sds_jax.settings.common import RunSettings
+from sds_jax.schema import AUTO, ConfigError
+from sds_jax.settings.common import ObjectSettings, RunSettings
 
 
 def find_estimator(name: str) -> estimators.Estimator:
@@ -21,7 +21,7 @@ def find_estimator(name: str) -> estimators.Estimator:
 
 
 def resolve(settings: RunSettings) -> RunSettings:
-  """Returns the settings with nothing left open in `distillation`.
+  """Returns the settings with nothing left open in `distillation` and `camera`.
 
   Raises:
     ConfigError: the estimator cannot be imported, or config.json of the run `distillation.source` cannot be read.
@@ -31,6 +31,9 @@ def resolve(settings: RunSettings) -> RunSettings:
   # Asked before anything is fetched: the defaults of an estimator depend on the prior's size.
   small = sources.is_small(prior.path or prior.name)
   d = estimators.fill(d, find_estimator(d.estimator), small, photo=settings.job == "image3d")
+  if isinstance(settings, ObjectSettings) and settings.camera.group == AUTO:
+    group = sources.views_of(prior.path or prior.name)
+    settings = dataclasses.replace(settings, camera=dataclasses.replace(settings.camera, group=group))
   if d.source and not d.source_prompt and os.path.isfile(Path(d.source) / "config.json"):
     d = dataclasses.replace(d, source_prompt=_stored_prompt(d.source))
   return dataclasses.replace(settings, distillation=d)

@@ -111,8 +111,9 @@ def make_loss(networks: tuple[Any, Any], schedule: Schedule, settings: dict[str,
   return loss_fn
 
 
-def write_prior(folder: pathlib.Path, params: Params, vocab_size: int, special: dict[str, int]) -> None:
-  """Writes the prior as a diffusers folder with float16 weights."""
+def write_prior(folder: pathlib.Path, params: Params, vocab_size: int, special: dict[str, int],
+                **more: Any) -> None:
+  """Writes the prior as a diffusers folder with float16 weights; `more` are further keys of model_index.json."""
   folder.mkdir(parents=True, exist_ok=True)
   checkpoint.write_component(folder / "unet", "unet", recipe.UNET, params["unet"], dtype=jnp.float16)
   checkpoint.write_component(folder / "text_encoder", "clip_text",
@@ -127,7 +128,7 @@ def write_prior(folder: pathlib.Path, params: Params, vocab_size: int, special: 
                pixel_unshuffle=recipe.PIXEL_UNSHUFFLE, camera_dim=CAMERA_DIM, ray_dim=RAY_DIM,
                # Prompts with other words are refused by default: the prior never saw them.
                vocabulary=sorted(captions.WORDS), captions=captions.GRAMMAR.as_dict())
-  write_json(folder / "model_index.json", index)
+  write_json(folder / "model_index.json", index | more)
 
 
 def write_sample_sheet(path: pathlib.Path, folder: pathlib.Path, seed: int = 0) -> None:

@@ -143,7 +143,8 @@ class Image3DTask(ObjectTask):
   @functools.cached_property
   def opened(self) -> tuple[Prior, Weights]:
     """The prior of photos and its weights, unread."""
-    opened = priors.open_prior(self.settings.prior, self.settings.distillation, self.settings.job)
+    s = self.settings
+    opened = priors.open_prior(s.prior, s.distillation, s.job, views=s.camera.group)
     self._check_camera(opened[0])
     return opened
 
@@ -165,7 +166,7 @@ class Image3DTask(ObjectTask):
 
   def _open_second(self) -> tuple[Prior, Weights]:
     s, distillation = self.settings, self.second_distillation
-    opened, weights = priors.open_prior(self.second_prior, distillation, group=SECOND)
+    opened, weights = priors.open_prior(self.second_prior, distillation, group=SECOND, views=s.camera.group)
     named = {f"config.prompt={s.prompt!r}": s.prompt}
     # `prior.allow_unknown_words` counts for both priors.
     priors.check_prompts(opened, s.prior, distillation, s.negative_prompt, named, "--config.words.prior=sd15", SECOND)

@@ -75,7 +75,8 @@ class ObjectTask(GeneratorTask):
       as_latent: whether normals and opacity are the latent.
     """
     s = self.settings
-    viewpoints = Viewpoints(objects.camera_distribution(s.camera), s.training.views, s.camera.stratified)
+    viewpoints = Viewpoints(objects.camera_distribution(s.camera), s.training.views, s.camera.stratified,
+                            s.camera.group)
     background = objects.make_background(s.background)
     if s.generator.name != FIELD:
       return CustomGenerator(self._representation(size), background, viewpoints, size, s.training.particles)

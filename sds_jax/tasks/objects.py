@@ -79,7 +79,7 @@ def camera_distribution(settings: CameraSettings) -> cameras.CameraDistribution:
   return cameras.CameraDistribution(
       elevation=radians(settings.elevation_deg), distance=settings.distance, fov_y=radians(settings.fov_deg),
       focal=settings.focal if any(settings.focal) else None, position_jitter=settings.position_jitter,
-      look_at_std=settings.target_std, up_std=settings.up_std)
+      relative=settings.relative, look_at_std=settings.target_std, up_std=settings.up_std)
 
 
 def light_distribution(settings: ShadingSettings) -> lights.LightDistribution:

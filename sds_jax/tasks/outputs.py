@@ -103,7 +103,7 @@ def orbit_cameras(settings: CameraSettings, count: int, elevation_deg: float) ->
 
   The distance is the middle of the training distances.
   """
-  distance, fov = (sum(span) / 2 for span in (settings.distance, settings.fov_deg))
+  distance, fov = settings.middle()
   for i in range(count):
     yield cameras.orbit(2 * math.pi * i / count, math.radians(elevation_deg), distance, math.radians(fov))
 

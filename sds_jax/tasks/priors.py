@@ -24,7 +24,7 @@ _NAME_FIELDS = {"prior": "name", "words": "prior"}
 
 
 def open_prior(prior: PriorSettings, distillation: DistillationSettings, task: str = "text3d",
-               group: str = "prior") -> tuple[Prior, Weights]:
+               group: str = "prior", views: int = 0) -> tuple[Prior, Weights]:
   """Opens a prior and its weights, unread.
 
   Args:
@@ -32,9 +32,10 @@ def open_prior(prior: PriorSettings, distillation: DistillationSettings, task: s
     distillation: `latent_until` needs a prior of latents.
     task: value of the setting `job`; image-to-3D needs a prior that is conditioned on an image.
     group: the settings group that names the prior, for errors: "prior", or "words" for a second prior.
+    views: number of views around an object that the run draws together (`camera.group`); 0: the task has no cameras.
 
   Raises:
-    ConfigError: the prior does not suit the task.
+    ConfigError: the prior does not suit the task, or looks at another number of views together.
     CheckpointError: files are missing or damaged.
   """
   sizes = {name: tuple(getattr(prior, name)) for name in SIZES}
@@ -43,6 +44,10 @@ def open_prior(prior: PriorSettings, distillation: DistillationSettings, task: s
   def check(opened: Prior) -> None:
     if problem := prior_mismatch(task, bool(opened.photo)):
       raise ConfigError(f"{named} {problem}")
+    if opened.views not in (1, views):
+      remedy = (f"set config.camera.group={opened.views}, and config.training.views to a multiple of it" if views else
+                "images have no views; use configs/text.py, or another prior")
+      raise ConfigError(f"{named} looks at {opened.views} views of an object together: {remedy}")
     # Three channels of normals and one of opacity.
     if distillation.latent_until > 0.0 and opened.x_shape[-1] != 4:
       raise ConfigError(f"config.distillation.latent_until={distillation.latent_until} makes latents of four channels, "

@@ -42,7 +42,7 @@ class Text3DTask(PromptTask, ObjectTask):
   def opened(self) -> tuple[Prior, Weights]:
     """The prior and its weights, unread; the prompts have been checked."""
     s = self.settings
-    prior, weights = priors.open_prior(s.prior, s.distillation)
+    prior, weights = priors.open_prior(s.prior, s.distillation, views=s.camera.group)
     named = ({f"{prompt!r} in config.prompts_file": prompt for prompt in self.prompts} or
              {f"config.prompt={s.prompt!r}": s.prompt})
     priors.check_prompts(prior, s.prior, s.distillation, s.negative_prompt, named, LARGER_PRIOR)

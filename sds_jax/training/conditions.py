@@ -17,7 +17,7 @@ from sds_jax.priors.prior import Prior, check_words
 from sds_jax.settings.distillation import DistillationSettings
 from sds_jax.training import view_conditions
 from sds_jax.types import Array, Camera, Params
-from sds_jax.views import cameras, perp_neg_weights, prompts
+from sds_jax.views import perp_neg_weights, prompts
 
 Text: TypeAlias = dict[str, Any]
 """Name -> embedded prompts, a tree of arrays as `Prior.embed` returns it; see `embed`."""
@@ -186,7 +186,7 @@ def of_views(prior: Prior, params: Params, distillation: DistillationSettings, c
   """
   if prior.photo:
     return view_conditions.of_views(prior, params, distillation, conditions, azimuth, elevation)
-  known = dict(camera=cameras.camera_features(cams)) if prior.camera_dim else {}
+  known = dict(camera=prior.camera_features(cams)) if prior.camera_dim else {}
   choose = lambda some: _by_direction(some, azimuth, elevation, distillation.view_words)  # noqa: E731
   cond = sides(distillation, conditions, choose, known, progress)
   if distillation.perp_neg != "none":

@@ -51,7 +51,9 @@ def distil(distillation: DistillationSettings, weight: Scheduled, prior: Prior, 
   scale = now(distillation.guidance_scale)
   # The Python number 0 leaves rescaling out of the program; a traced 0 would keep it in every step.
   rescale = 0.0 if distillation.guidance_rescale == 0.0 else now(distillation.guidance_rescale)
-  denoise = guidance.guided(prior.denoise, distillation.guidance_convention, scale, rescale_phi=rescale)
+  denoise = guidance.guided(prior.denoise, distillation.guidance_convention, scale, rescale_phi=rescale,
+                            group=prior.views,
+                            x0_schedule=prior.schedule if distillation.rescale_space == "x0" else None)
   if "score" in record.needs:
     score_cond, training_cond = second_network.score_conditions(options, cond, inputs.get("camera"), keys["forget"])
     # The prior's parameters go along, because phi holds only adapters of its kernels.
@@ -69,7 +71,8 @@ def distil(distillation: DistillationSettings, weight: Scheduled, prior: Prior, 
     loss += _second_scalar(distillation, prior, now(weight), term, aux.t)
   if "score" in record.needs:
     # One scalar trains both: this loss stops the gradient in x, and the estimator the gradient in phi.
-    loss += score_loss(score_fn, score_params, prior.schedule, x, keys["score"], training_cond, index=index)
+    loss += score_loss(score_fn, score_params, prior.schedule, x, keys["score"], training_cond, index=index,
+                       group=prior.views)
   return loss, aux
 
 
@@ -91,7 +94,8 @@ def draw_t(distillation: DistillationSettings, prior: Prior, key: Array, progres
 def _draw_t(distillation: DistillationSettings, prior: Prior, key: Array, t_range: tuple[Array, Array], index: Array,
             views: int) -> Array:
   draw = timesteps.SAMPLERS[distillation.t_sampler]
-  return draw(key, index, t_range, prior.schedule.alpha.shape[0], views)
+  # One t for all views of an object that the prior looks at together.
+  return draw(key, index // prior.views, t_range, prior.schedule.alpha.shape[0], views // prior.views)
 
 
 def _t_range(distillation: DistillationSettings, prior: Prior, progress: Array) -> tuple[Array, Array]:

@@ -221,7 +221,8 @@ def make_layout(parallel: ParallelSettings, views: int, together: int = 1) -> De
   Args:
     parallel: the settings.
     views: number of views of a step.
-    together: number of neighbouring views that one device must hold: one of each particle and of each of its frames.
+    together: number of neighbouring views that one device must hold: one of each particle and of each of its frames,
+      or a group of views of each particle.
 
   Raises:
     ConfigError: the machine has fewer devices than the settings ask for, or their number does not divide the views.
@@ -250,7 +251,7 @@ def _check_views(views: int, devices: int, together: int) -> None:
   unit = devices * together
   if devices == 1 or views % unit == 0:
     return
-  each = f" times {together} particles and frames" if together > 1 else ""
+  each = f" times the {together} views that belong together" if together > 1 else ""
   fewer = max(count for count in range(1, devices) if count == 1 or views % (count * together) == 0)
   remedy = f", or use fewer devices with --config.parallel.devices={fewer}" if jax.process_count() == 1 else ""
   raise ConfigError(f"config.training.views={views} cannot be spread evenly over the {devices} devices{each}: set it "

@@ -42,6 +42,7 @@ class CameraDistribution:
     position_jitter: half-width of the uniform offset of each coordinate of the position, world units.
     look_at_std: standard deviation of the target around the origin, world units.
     up_std: standard deviation of the noise on the camera's up vector.
+    relative: whether `distance` is multiplied by 1 / tan(fov / 2), so that an object keeps its size in the frame.
   """
   elevation: tuple[float, float] = (math.radians(-10.0), math.radians(90.0))
   uniform_angle: float = 0.5
@@ -52,6 +53,7 @@ class CameraDistribution:
   position_jitter: float = 0.05
   look_at_std: float = 0.02
   up_std: float = 0.01
+  relative: bool = False
 
   @classmethod
   def dreamfusion(cls) -> CameraDistribution:
@@ -126,6 +128,38 @@ def sample_cameras(step_key: Array, indices: Array, n_views: int,
     fraction = jnp.mod(offset + index.astype(jnp.float32) / n_views, 1.0)
     _, key_rest = jax.random.split(jax.random.fold_in(step_key, index))
     return _place(key_rest, fraction, distribution)
+
+  return jax.vmap(sample_view)(indices)
+
+
+def sample_groups(step_key: Array, indices: Array, n_views: int, group: int, stratified: bool = True,
+                  distribution: CameraDistribution = CameraDistribution()) -> tuple[Camera, Array, Array]:
+  """Draws a step's cameras in groups around the object, as multi-view priors expect them (MVDream, arXiv:2308.16512).
+
+  Views group k .. group k + group - 1 are evenly spread over the azimuth range, so four views are 90 degrees apart.
+  Everything else is drawn once a group: elevation, distance, field of view and jitter. View i of group k has the
+  fraction (u_k + i) / group of the azimuth range. All draws of a group use `fold_in(step_key, k)`.
+
+  Args:
+    step_key: consumed; the same on all devices.
+    indices: [B] int, global view indices in 0 .. n_views - 1.
+    n_views: number of views of the step, over all devices; a multiple of group.
+    group: number of views of a group.
+    stratified: whether the groups are spread evenly, u_k = (u + k / groups) mod 1 with one random u for all; otherwise
+      each group draws its own u_k.
+    distribution: ranges of the draws.
+
+  Returns:
+    The cameras (leaves [B, ...]), azimuths [B] and elevations [B].
+  """
+  step_key, groups = as_threefry(step_key), n_views // group
+  shared = jax.random.uniform(jax.random.fold_in(step_key, groups))  # no group has this number
+
+  def sample_view(index: Array) -> tuple[Camera, Array, Array]:
+    number = index // group
+    key_azimuth, key_rest = jax.random.split(jax.random.fold_in(step_key, number))
+    own = jnp.mod(shared + number.astype(jnp.float32) / groups, 1.0) if stratified else jax.random.uniform(key_azimuth)
+    return _place(key_rest, ((index % group).astype(jnp.float32) + own) / group, distribution)
 
   return jax.vmap(sample_view)(indices)
 
@@ -218,13 +252,14 @@ def _place(key: Array, azimuth_fraction: Array, distribution: CameraDistribution
   azimuth = _between(distribution.azimuth, azimuth_fraction)
   elevation = _elevation(u[0], u[1], distribution)
   jitter = distribution.position_jitter * (2 * u[2:5] - 1)
-  position = _between(distribution.distance, u[5]) * _direction(azimuth, elevation) + jitter
-  up = _upward(azimuth, elevation) + distribution.up_std * up_noise
-  rotation = look_at(position, distribution.look_at_std * target_noise, up)
   if distribution.focal is not None:
     focal = _between(distribution.focal, u[6])
   else:
     focal = 0.5 / jnp.tan(_between(distribution.fov_y, u[6]) / 2)
+  distance = _between(distribution.distance, u[5]) * (2 * focal if distribution.relative else 1.0)
+  position = distance * _direction(azimuth, elevation) + jitter
+  up = _upward(azimuth, elevation) + distribution.up_std * up_noise
+  rotation = look_at(position, distribution.look_at_std * target_noise, up)
   return Camera(position, rotation, focal), azimuth, elevation
 
 

@@ -11,10 +11,10 @@ RECIPES = {"text3d": text3d, "image3d": image3d, "image2d": image2d}
 _PRIOR = {"prior.variant": "", "prior.image_size": 0, "prior.prediction_type": "", "prior.ema": False,
           "prior.config": "", "prior.unet": "", "prior.vae": "", "prior.original_size": (0, 0), "prior.crop": (0, 0),
           "prior.target_size": (0, 0), "prior.controlnet": "", "prior.controlnet_kind": "auto",
-          "prior.controlnet_scale": 1.0, "prior.lora": (), "prior.embeddings": ()}
-NEW = {"text3d": _PRIOR | {"generator.name": "field"},
-       "image3d": _PRIOR | {"generator.name": "field", "words.prediction_type": "", "words.lora": (),
-                          "words.embeddings": ()},
+          "prior.controlnet_scale": 1.0, "prior.lora": (), "prior.embeddings": (), "distillation.rescale_space": "eps"}
+_OBJECT = _PRIOR | {"generator.name": "field", "camera.group": "auto", "camera.relative": False}
+NEW = {"text3d": _OBJECT,
+       "image3d": _OBJECT | {"words.prediction_type": "", "words.lora": (), "words.embeddings": ()},
        "image2d": _PRIOR}
 """Settings that there were not then."""
 

@@ -31,7 +31,7 @@ def denoise(params, z, t, cond):
   return jnp.tanh(z + condition + (t.astype(jnp.float32) / 1000)[:, None]) @ params["unet"]["to_q"]["kernel"]
 
 
-PRIOR = types.SimpleNamespace(denoise=denoise, schedule=schedule_from_config({}), camera_dim=0,
+PRIOR = types.SimpleNamespace(denoise=denoise, schedule=schedule_from_config({}), camera_dim=0, views=1,
                               prediction_type="epsilon")
 """The attributes of a prior that `distil` reads; no cameras."""
 

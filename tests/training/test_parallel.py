@@ -119,7 +119,7 @@ def test_restores_on_other_numbers_of_devices(make_task, train, prior_and_params
      "or use fewer devices with --config.parallel.devices=6"),
     ({"training.views": 8, "parallel.devices": 9}, "parallel.devices=9 exceeds the 8 available devices"),
     ({"training.views": 8, "training.particles": 4, "distillation.estimator": "vsd"},
-     "the 8 devices times 4 particles and frames: set it to 32")])
+     "the 8 devices times the 4 views that belong together: set it to 32")])
 def test_views_that_the_devices_do_not_divide(make_task, changes, words):
   task = make_task({"parallel.devices": 0, **changes})
   with pytest.raises(ConfigError) as caught:

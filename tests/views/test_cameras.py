@@ -187,3 +187,28 @@ def test_distribution_is_a_frozen_value():
   with pytest.raises(dataclasses.FrozenInstanceError):
     CameraDistribution().distance = (1.0, 2.0)
   assert hash(CameraDistribution()) == hash(CameraDistribution())
+
+
+@pytest.mark.parametrize("stratified", [True, False])
+def test_groups_of_four_are_90_degrees_apart_and_share_all_else(stratified):
+  distribution = CameraDistribution(distance=(0.8, 1.0), fov_y=(math.radians(15), math.radians(60)), relative=True,
+                                    position_jitter=0.0, look_at_std=0.0, up_std=0.0)
+  draw = lambda index: cameras.sample_groups(  # noqa: E731
+    jax.random.key(1), index, 32, 4, stratified, distribution)
+  camera, azimuth, elevation = jax.tree.map(np.asarray, jax.jit(draw)(jnp.arange(32)))
+  turns = np.degrees(azimuth).reshape(8, 4)
+  np.testing.assert_allclose(np.diff(turns, axis=1), 90.0, atol=1e-3)
+  assert (0 <= turns[:, 0]).all() and (turns[:, 0] < 90).all()
+  distance = np.linalg.norm(camera.position, axis=-1)
+  for shared in (elevation, camera.focal, distance, camera.position[:, 2]):
+    groups = shared.reshape(8, 4)
+    np.testing.assert_allclose(groups, groups[:, :1].repeat(4, 1), rtol=1e-5)
+    assert len(np.unique(np.round(groups[:, 0], 4))) == 8
+  # Relative distances: the half-width of the frame at the object's centre is the drawn number.
+  half = distance * 0.5 / camera.focal
+  assert half.min() >= 0.8 - 1e-5 and half.max() <= 1.0 + 1e-5
+  # The spread over the groups, and the same draws for a part of the views.
+  if stratified:
+    np.testing.assert_allclose(np.diff(np.sort(turns[:, 0])), 90 / 8, atol=1e-3)
+  part = jax.tree.map(np.asarray, jax.jit(draw)(jnp.arange(8, 16)))
+  np.testing.assert_allclose(part[0].position, camera.position[8:16], rtol=1e-5)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from sds_jax.diffusion.estimators.base import Draw, Estimator, Moment, for_small_prior
 from sds_jax.diffusion.checks import widened
-from sds_jax.diffusion.guidance import conditional, predict
+from sds_jax.diffusion.guidance import conditional, one_a_group, predict
 from sds_jax.diffusion.parameterizations import x0_from_eps
 from sds_jax.diffusion.schedules import add_noise
 from sds_jax.prng import as_threefry
@@ -43,7 +43,7 @@ def asd(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
   span = shift * jnp.maximum(t.astype(jnp.float32) - t_min * count, 0.0)
   # Whole times, so that u = t is drawn, too, and u never exceeds t by more than the span.
   drawn = jax.vmap(lambda key: jax.random.uniform(as_threefry(key), dtype=jnp.float32))(keys)
-  later = jnp.floor(drawn * span).astype(t.dtype)
+  later = jnp.floor(one_a_group(denoise_fn, drawn) * span).astype(t.dtype)
   # t + span may pass the end of the schedule, for which the network was not trained.
   u = jnp.minimum(t + later, count - 1)
   z = add_noise(schedule, x, eps, t)

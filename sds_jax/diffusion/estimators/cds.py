@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from sds_jax.diffusion.checks import widened
 from sds_jax.diffusion.estimators.base import Draw, Estimator, Moment, for_small_prior
-from sds_jax.diffusion.guidance import predict
+from sds_jax.diffusion.guidance import one_a_group, predict
 from sds_jax.diffusion.parameterizations import x0_from_eps
 from sds_jax.diffusion.paths import ddim_step
 from sds_jax.diffusion.schedules import add_noise
@@ -46,7 +46,8 @@ def cds(denoise_fn: DenoiseFn, params: Params, schedule: Schedule, x: Array, t: 
     True
   """
   count = schedule.alpha.shape[0]
-  above = gap + spread * jax.vmap(lambda key: jax.random.uniform(as_threefry(key), dtype=jnp.float32))(keys)
+  drawn = jax.vmap(lambda key: jax.random.uniform(as_threefry(key), dtype=jnp.float32))(keys)
+  above = gap + spread * one_a_group(denoise_fn, drawn)
   u = jnp.minimum(t + jnp.floor(above * count).astype(t.dtype), count - 1)
   # The noise goes by the run's seed alone, not by the step or the example: the path must be the same at every step.
   one = jax.random.normal(seeded_key(noise_seed), x.shape[1:], x.dtype)

@@ -167,8 +167,8 @@ def _ask(denoise_fn: DenoiseFn, params: Params, z: Array, t: Array, cond: Any, w
                      "cond['negative'], of the same structure as cond['cond']")
   # Without the negative prompt the network's batch is smaller by one side.
   asked = cond if "negative" in wanted else {name: side for name, side in cond.items() if name != "negative"}
-  eps_of = predictions(denoise_fn.denoise_fn, params, z, t, asked)
-  return {**eps_of, "guided": denoise_fn.combine(eps_of)} if "guided" in wanted else eps_of
+  eps_of = predictions(denoise_fn.denoise_fn, params, z, t, asked, denoise_fn.group)
+  return {**eps_of, "guided": denoise_fn.combine(eps_of, z, t)} if "guided" in wanted else eps_of
 
 
 @dataclasses.dataclass(frozen=True)

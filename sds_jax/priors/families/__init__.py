@@ -7,6 +7,7 @@ from pathlib import Path
 from sds_jax.priors.base import Config, Family, Options, Prior, Weights
 from sds_jax.priors.controlnets import SD1_CONTROLNET
 from sds_jax.priors.families.deepfloyd import DEEPFLOYD
+from sds_jax.priors.families.mvdream import MVDREAM
 from sds_jax.priors.families.sdxl import SDXL
 from sds_jax.priors.families.shapeworld import SHAPEWORLD, SHAPEWORLD_VIEWS
 from sds_jax.priors.families.stable_diffusion import STABLE_DIFFUSION
@@ -19,13 +20,14 @@ from sds_jax.priors.loading.source import Source
 from sds_jax.priors.loading.variants import check_variant
 from sds_jax.priors.networks.config_check import FLAG, MAX_WIDTH, ValueRule, check_values, optional, shown, whole
 
-FAMILIES: list[Family] = [STABLE_DIFFUSION, SDXL, DEEPFLOYD, ZERO123, SHAPEWORLD, SHAPEWORLD_VIEWS]
+FAMILIES: list[Family] = [STABLE_DIFFUSION, SDXL, DEEPFLOYD, ZERO123, MVDREAM, SHAPEWORLD, SHAPEWORLD_VIEWS]
 """A folder belongs to the first family that matches its model_index.json."""
 
 _TEXTS = ValueRule("a list of texts",
                    lambda value: isinstance(value, list) and all(isinstance(part, str) for part in value))
 _LEGAL: dict[str, ValueRule] = {
   "camera_dim": whole(0, MAX_WIDTH), "ray_dim": whole(0, MAX_WIDTH), "patch_tokens": FLAG,
+  "views": whole(1, 64),
   "vocabulary": optional(_TEXTS), "captions": ValueRule(
     "an object of the lists of texts `colours`, `shapes` and `stackable`", lambda value: (
       isinstance(value, dict) and all(_TEXTS.test(value.get(key)) for key in ("colours", "shapes", "stackable"))))}

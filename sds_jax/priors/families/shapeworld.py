@@ -6,6 +6,7 @@ Their model_index.json has the key `pixel_unshuffle`; the key `image_encoder` ma
   pixel_unshuffle  block r of `spaces.space_to_depth`, which folds the pixels
   camera_dim       length of the camera features that the U-Net takes as class labels; 0: no camera
   ray_dim          channels of `cameras.ray_features` behind those of the image at the U-Net's input; 0: none
+  views            number of views of an object that the U-Net looks at together; absent: 1
   vocabulary       the words of the training captions; absent: any word
   captions         the grammar of the training captions (`captions.Grammar`); absent: any order of the words
   pose             of a prior with a photo: one of `photo.POSES`
@@ -52,11 +53,11 @@ def open_folder(source: Source, index: Config, options: Options) -> tuple[Prior,
   """Opens a prior that is conditioned on a prompt; reads no weights."""
   networks = StoredNetworks(source.folder, options.dtype, options.variant, options.additions)
   scheduler = read_scheduler(source)
-  unet, space, cameras = _open_unet(source, index, networks, images=1)
+  unet, space, cameras = _open_unet(source, index, networks, images=1, views=index.get("views", 1))
   text = open_clip_text(source.folder, options.dtype, options.variant, additions=options.additions)
   check_text(source.folder, unet, text)
   known = {} if options.any_words else _language(index)
-  return make_prior(source, space, unet, scheduler, text, **cameras, **known), networks.weights()
+  return make_prior(source, space, unet, scheduler, text, views=unet.views, **cameras, **known), networks.weights()
 
 
 def open_view_folder(source: Source, index: Config, options: Options) -> tuple[Prior, Weights]:
@@ -73,10 +74,10 @@ def open_view_folder(source: Source, index: Config, options: Options) -> tuple[P
   return make_prior(source, space, unet, scheduler, photo=photo, **cameras), networks.weights()
 
 
-def _open_unet(source: Source, index: Config, networks: StoredNetworks,
-               images: int) -> tuple[UNet2DConditionModel, Space, dict[str, int]]:
+def _open_unet(source: Source, index: Config, networks: StoredNetworks, images: int,
+               views: int = 1) -> tuple[UNet2DConditionModel, Space, dict[str, int]]:
   """Returns the U-Net, the space of folded pixels, and {camera_dim, ray_dim}, after checking that they fit."""
-  unet, path = networks.open("unet"), source.folder / "model_index.json"
+  unet, path = networks.open("unet", views=views), source.folder / "model_index.json"
   size, block = (positive_integer(path, key, index.get(key)) for key in ("image_size", "pixel_unshuffle"))
   # The pixels of an image are folded into whole blocks.
   check_facts(source.folder, ("image_size modulo pixel_unshuffle", size % block, 0))

@@ -100,6 +100,8 @@ def kind_of(shapes: Shapes) -> str | None:
     return None
   if has("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."):
     return "SDXL"
+  if has("model.diffusion_model.image_embed."):
+    return None  # ImageDream, which also sees a photo
   if has("cond_stage_model.model.transformer."):
     return "MVDream" if has("model.diffusion_model.camera_embed.") else "SD2"
   return "SD1" if has("cond_stage_model.transformer.") else None

@@ -66,16 +66,23 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-  """Self-attention, attention to the text, feed-forward; pre-normed, residual: (x [B, T, C], context [B, S, D])."""
+  """Self-attention, attention to the text, feed-forward; pre-normed, residual: (x [B, T, C], context [B, S, D]).
+
+  With `views` F > 1 the self-attention covers the tokens of F neighbouring images (MVDream, arXiv:2308.16512, section
+  3.1).
+  """
   heads: int
   dtype: Dtype = jnp.float32
   implementation: str = "auto"
+  views: int = 1
 
   @nn.compact
   def __call__(self, x: Array, context: Array) -> Array:
     norm = partial(LayerNorm, dtype=self.dtype)
     attention = partial(Attention, self.heads, self.dtype, self.implementation)
-    x = x + attention(name="attn1")(norm(name="norm1")(x))
+    # [(G F), T, C] -> [G, F T, C]; the reshape and its inverse change nothing for F = 1.
+    group = norm(name="norm1")(x).reshape(x.shape[0] // self.views, -1, x.shape[-1])
+    x = x + attention(name="attn1")(group).reshape(x.shape)
     x = x + attention(name="attn2")(norm(name="norm2")(x), context)
     return x + FeedForward(self.dtype, name="ff")(norm(name="norm3")(x))
 
@@ -89,6 +96,7 @@ class Transformer2DModel(nn.Module):
     groups: number of groups of the norm in front.
     use_linear_projection: whether the projections in and out are stored as linear layers (SD 2.x) or 1x1
       convolutions (SD 1.x). The function is the same.
+    views: number of neighbouring images whose tokens attend to each other.
   """
   heads: int
   layers: int = 1
@@ -96,6 +104,7 @@ class Transformer2DModel(nn.Module):
   use_linear_projection: bool = False
   dtype: Dtype = jnp.float32
   implementation: str = "auto"
+  views: int = 1
 
   @nn.compact
   def __call__(self, x: Array, context: Array) -> Array:
@@ -107,7 +116,8 @@ class Transformer2DModel(nn.Module):
     h = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
     h = project(name="proj_in")(h).reshape(b, height * width, channels)
     for i in range(self.layers):
-      h = BasicTransformerBlock(self.heads, self.dtype, self.implementation, name=f"transformer_blocks_{i}")(h, context)
+      h = BasicTransformerBlock(self.heads, self.dtype, self.implementation, self.views,
+                                name=f"transformer_blocks_{i}")(h, context)
     return x + project(name="proj_out")(h.reshape(b, height, width, channels))
 
 

@@ -34,10 +34,11 @@ height and width of the training image."""
 class UNet2DConditionModel(nn.Module):
   """Noise predictor: (sample, timesteps, encoder_hidden_states, further conditions) -> prediction, like the sample.
 
-  Attributes are diffusers' config keys; `dtype` is the dtype of activations and `attention_implementation` goes to
-  `dot_product.dot_product_attention`. By diffusers' historical naming `attention_head_dim` is the *number* of heads,
-  except in the blocks with `Simple` in their name, where `attention_head_dim` is the width of a head. Build the network
-  with `from_config`, which refuses unsupported options.
+  Attributes are diffusers' config keys; `dtype` is the dtype of activations, `attention_implementation` goes to
+  `dot_product.dot_product_attention`, and `views` is the number of neighbouring images of a batch that show one object
+  and whose tokens attend to each other (MVDream, arXiv:2308.16512). By diffusers' historical naming
+  `attention_head_dim` is the *number* of heads, except in the blocks with `Simple` in their name, where
+  `attention_head_dim` is the width of a head. Build the network with `from_config`, which refuses unsupported options.
   """
   sample_size: int | tuple[int, int] | None = None
   in_channels: int = 4
@@ -76,6 +77,7 @@ class UNet2DConditionModel(nn.Module):
   conv_out_kernel: int = 3
   dtype: Any = jnp.float32
   attention_implementation: str = "auto"
+  views: int = 1
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> UNet2DConditionModel:
@@ -83,7 +85,7 @@ class UNet2DConditionModel(nn.Module):
 
     Args:
       config: the parsed config.json.
-      **overrides: fields that no config.json has (`dtype`, `attention_implementation`).
+      **overrides: fields that no config.json has (`dtype`, `attention_implementation`, `views`).
 
     Raises:
       ValueError: an option is unknown, or would change the function in a way that isn't supported; the message has
@@ -108,12 +110,12 @@ class UNet2DConditionModel(nn.Module):
     def floats(*shape: int) -> jax.ShapeDtypeStruct:
       return jax.ShapeDtypeStruct(shape, jnp.float32)
 
-    size = 2 ** (len(self.block_out_channels) - 1)
-    labels = {None: None, "timestep": floats(1)}.get(
-      self.class_embed_type, floats(1, self.projection_class_embeddings_input_dim or 0))
-    return (floats(1, size, size, self.in_channels), jax.ShapeDtypeStruct((1,), jnp.int32),
-            floats(1, 1, self.text_dim), labels,
-            *((floats(1, self.pooled_dim), floats(1, TIME_IDS)) if self.pooled_dim else ()))
+    size, batch = 2 ** (len(self.block_out_channels) - 1), self.views
+    labels = {None: None, "timestep": floats(batch)}.get(
+      self.class_embed_type, floats(batch, self.projection_class_embeddings_input_dim or 0))
+    return (floats(batch, size, size, self.in_channels), jax.ShapeDtypeStruct((batch,), jnp.int32),
+            floats(batch, 1, self.text_dim), labels,
+            *((floats(batch, self.pooled_dim), floats(batch, TIME_IDS)) if self.pooled_dim else ()))
 
   @nn.compact
   def __call__(self, sample: Array, timesteps: Array, encoder_hidden_states: Array, class_labels: Array | None = None,
@@ -122,7 +124,7 @@ class UNet2DConditionModel(nn.Module):
     """Predicts the noise, v or x_0 of a noisy sample.
 
     Args:
-      sample: [B, H, W, in_channels]; H and W divisible by 2^(number of blocks - 1).
+      sample: [B, H, W, in_channels]; H and W divisible by 2^(number of blocks - 1), B by `views`.
       timesteps: [B], integer or float index.
       encoder_hidden_states: [B, T, text_dim].
       class_labels: [B, projection_class_embeddings_input_dim] for the class embeddings "projection" and
@@ -228,9 +230,12 @@ class UNet2DConditionModel(nn.Module):
     heads_or_size, groups = self._per_block(self.attention_head_dim)[i], self.norm_num_groups
     common = dict(dtype=self.dtype, implementation=self.attention_implementation)
     if "Simple" in kind:
+      if self.views > 1:
+        raise ValueError(f"views={self.views} is not supported with blocks of kind {kind!r}; supported: 1, or blocks "
+                         "of kind CrossAttnDownBlock2D and CrossAttnUpBlock2D")
       return partial(AddedKVAttention, heads_or_size, groups, self.cross_attention_norm == "group_norm", **common)
     return partial(Transformer2DModel, heads_or_size, self._per_block(self.transformer_layers_per_block)[i], groups,
-                   self.use_linear_projection, **common)
+                   self.use_linear_projection, views=self.views, **common)
 
   def _check_inputs(self, sample: Array, context: Array, class_labels: Array | None) -> None:
     factor = 2 ** (len(self.block_out_channels) - 1)
@@ -238,6 +243,9 @@ class UNet2DConditionModel(nn.Module):
       raise ValueError(f"sample has shape {sample.shape}, the network takes [B, H, W, {self.in_channels}]")
     if sample.shape[1] % factor or sample.shape[2] % factor:
       raise ValueError(f"sample of {sample.shape[1]}x{sample.shape[2]}: height and width must be divisible by {factor}")
+    if sample.shape[0] % self.views:
+      raise ValueError(f"sample has a batch of {sample.shape[0]}; the network looks at {self.views} views of an object "
+                       f"together, so the batch must be a multiple of {self.views}")
     if context.ndim != 3 or context.shape[-1] != self.text_dim:
       raise ValueError(f"encoder_hidden_states has shape {context.shape}, the network takes [B, T, {self.text_dim}]")
     if (class_labels is None) != (self.class_embed_type is None):

@@ -27,6 +27,14 @@ to 60 degrees, and a sixth view is bottom); the occupancy grid is updated in qua
 fields. The entropy loss is left out: DreamFusionAcc computes the loss and never adds it. We have not checked that all
 light which is not ambient is diffuse there.
 
+**mvdream** (MVDream, arXiv:2308.16512; threestudio-mvdream's `mvdream-sd21-shading`). Groups of four views, 90 degrees
+apart with one elevation, distance, field of view, background and t. The x0-reconstruction loss is the weight
+sigma / alpha (`weightings.sigma_over_alpha`), with the guided x0 rescaled by its deviation over the four views. There a
+step has eight views of 64 px in the first half of the run and four of 256 px in the second; here the number of views is
+fixed at four. AdamW's rate is 0.01 for the grid and 0.001 for networks and background; here 0.01 for the field and a
+tenth of it for the background. As in `threestudio_sd`, 64 samples of 256 replace 512, and the orientation loss is a
+mean over all pixels.
+
 **With the prior `shapeworld`** a recipe keeps its field, density, blob, losses and their weights, shading and lights,
 optimizer and form of guidance. The small prior and two CPU cores carry no more, so these change: cameras and background
 (as the prior knows them), radius of the ball, guidance (3, as eps_u + 3 (eps_c - eps_u)), image size, samples,
@@ -155,6 +163,33 @@ _THREESTUDIO_SMALL: Settings = {
     "field.hashgrid.open_levels": ((0.2, 4.0), (0.6, 8.0)),
 }
 
+_MVDREAM: Settings = {
+    **_PUBLISHED,
+    "negative_prompt": "ugly, bad anatomy, blurry, pixelated obscure, unnatural colors, poor lighting, dull, and "
+                       "unclear, cropped, lowres, low quality, artifacts, duplicate, morbid, mutilated, poorly drawn "
+                       "face, deformed, dehydrated, bad proportions",
+    "distillation.sds.weighting": "sigma_over_alpha", "distillation.sds.guidance_convention": "diffusers",
+    "distillation.sds.guidance_scale": 50.0, "distillation.guidance_rescale": 0.5, "distillation.rescale_space": "x0",
+    "distillation.sds.t_min": ((0.0, 0.98), (0.8, 0.02)), "distillation.sds.t_max": ((0.0, 0.98), (0.8, 0.5)),
+    "distillation.view_words": "none",
+    "camera.group": 4, "camera.elevation_deg": (0.0, 30.0), "camera.distance": (0.8, 1.0), "camera.relative": True,
+    "camera.fov_deg": (15.0, 60.0), "camera.position_jitter": 0.0, "camera.target_std": 0.0, "camera.up_std": 0.0,
+    "shading.albedo_until": 0.5, "shading.lambertian": 0.5, "shading.textureless": 0.5, "shading.ambient": 0.0,
+    "shading.ambient_spread": 1.0,
+    "field.name": "hashgrid", "field.bound": 1.0, "field.density": "softplus", "field.blob": "linear",
+    "field.blob_scale": 10.0, "field.blob_radius": 0.5, "field.density_bias": 0.0,
+    "field.hashgrid.levels": 16, "field.hashgrid.features": 2, "field.hashgrid.coarsest": 16,
+    "field.hashgrid.finest": 4096, "field.hashgrid.log2_table": 19, "field.hashgrid.hidden": 64,
+    "field.hashgrid.depth": 1,
+    "background.name": "harmonics", "background.random_colour": 0.5, "background.harmonics.degree": 3,
+    "background.harmonics.hidden": 16, "background.harmonics.depth": 2,
+    "render.milestones": ((0.5, 256),),
+    "loss.orientation": ((0.0, 10.0), (0.5, 1000.0)), "loss.opacity": 0.0,
+    "optimizer.name": "adamw", "optimizer.learning_rate": 1e-2, "optimizer.warmup_steps": 0,
+    "optimizer.final_fraction": 1.0, "optimizer.background_factor": 0.1,
+    "training.steps": 10_000, "training.views": 4,
+}
+
 _DREAMFUSIONACC: Settings = {
     **_PUBLISHED,
     "distillation.sds.guidance_convention": "diffusers", "distillation.sds.guidance_scale": 100.0,
@@ -186,6 +221,9 @@ RECIPES: dict[str, Recipe] = {
         **_SMALL, **_SMALL_GRID, "distillation.sds.guidance_scale": 3.0},
         # threestudio, too, runs DeepFloyd IF at 20.
         pixels={"distillation.sds.guidance_scale": 20.0}),
+    # The negative prompt is of words that the small priors don't know.
+    "mvdream": Recipe("mvdream", _MVDREAM, {
+        **_SMALL, **_SMALL_GRID, "negative_prompt": "", "distillation.sds.guidance_scale": 3.0, "training.views": 4}),
     "threestudio_sd": Recipe("sd21-base", _THREESTUDIO, _THREESTUDIO_SMALL),
     "threestudio_if": Recipe("if-xl", _THREESTUDIO_IF, _THREESTUDIO_SMALL),
 }
@@ -196,7 +234,8 @@ def from_words(words: str) -> ConfigDict:
 
   There is at most one of each.
 
-  Without a prior a recipe takes its own. Without a recipe a published prior is run as threestudio runs its kind. The
+  Without a prior a recipe takes its own. Without a recipe a published prior is run as threestudio runs its kind
+  (`mvdream` for one that looks at several views together). The
   prior that ships, which "" stands for as well, is run with the package's defaults.
 
   Args:
@@ -220,11 +259,14 @@ def from_words(words: str) -> ConfigDict:
   prior = priors[0] if priors else RECIPES[chosen[0]].prior if chosen else "shapeworld"
   # The package's defaults are for the small prior and two CPU cores.
   if not chosen and not sources.is_small(prior):
-    chosen = ["threestudio_if" if _of_pixels(prior) else "threestudio_sd"]
+    chosen = ["mvdream" if sources.views_of(prior) > 1 else "threestudio_if" if _of_pixels(prior) else "threestudio_sd"]
   config = defaults("text3d")
   for name in chosen:
     _apply(config, RECIPES[name], prior)
   config.prior.name = prior
+  # A prior that looks at several views together needs as many in every step.
+  if config.training.views % sources.views_of(prior):
+    config.training.views = sources.views_of(prior)
   if generator:
     use_generator(config, generator)
   return config

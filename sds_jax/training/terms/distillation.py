@@ -116,7 +116,7 @@ class Distillation:
       return with_control(cond, self.control_images(views)) if self.prior.control else cond
     extra = {}
     if self.prior.camera_dim and views.cameras is not None:
-      extra = dict(camera=cameras.camera_features(views.cameras))
+      extra = dict(camera=self.prior.camera_features(views.cameras))
     choose: Callable[[Array], Array] = lambda texts: texts[views.frame]  # noqa: E731
     return conditions_lib.sides(self.settings, conditions, choose, extra, draws.progress)
 
