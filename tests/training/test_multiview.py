@@ -82,7 +82,12 @@ def test_images_have_no_views(folder, make_image_task):
     _ = make_image_task(changes={"prior.path": str(folder)}).opened
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+OFTEN = ("csd", "pds", "vsd")
+"""Estimators with a negative prompt, with a source, and with a second network; the others need nothing else."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.thorough)
+                                  for name in ESTIMATORS])
 def test_steps_of_every_estimator(task_of, opened, name):
   """Traced and not run: shapes, conditions and groups fit."""
   prior, params = opened
