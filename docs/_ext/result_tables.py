@@ -186,8 +186,8 @@ def published_memory() -> str:
 def full_size_parity() -> str:
   """Networks at full size against PyTorch."""
   found = record("benchmarks/records/parity-full-size.json")
-  rows = [(row["network"], row.get("input", ""), f"{row['float32']:.1e}", f"{row['bfloat16']:.1e}",
-           *(f"{row[key]:.1e}" if key in row else "" for key in ("torch_bfloat16", "float16")))
+  rows = [(row["network"], row.get("input", ""), f"{row['float32']:.1e}",
+           *(f"{row[key]:.1e}" if key in row else "" for key in ("bfloat16", "torch_bfloat16", "float16")))
           for row in found["rows"]]
   head = ("network", "input", "float32", "bfloat16 against float32", "PyTorch's bfloat16 against float32",
           "float16 against float32")

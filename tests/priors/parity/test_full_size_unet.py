@@ -1,6 +1,7 @@
 """U-Nets of published widths against diffusers on small images, with random weights: `pytest -m full_size`.
 
-Each holds one network of torch and then one of ours; 12 GiB of memory do for the largest, 8 GiB for the others.
+Each holds one network of torch and then one of ours; 8 GiB of memory do for all but SDXL, which takes 12 GiB in float32
+and more than 15 GiB in bfloat16, where XLA makes copies in float32 on a CPU.
 """
 import gc
 
