@@ -65,6 +65,20 @@ def test_a_prior_of_four_views(folder, quick_jit):
     prior.denoise(params, jnp.zeros((3, 8, 8, 4)), jnp.zeros(3, jnp.int32), prior.embed(["a"] * 3))
 
 
+@pytest.mark.parametrize("module", ["down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q",
+                                    "input_blocks_1_1_transformer_blocks_0_attn1_to_q"])
+def test_a_lora_of_the_base_model(folder, tmp_path, module):
+  down, up = (np.full(shape, value, np.float32) for shape, value in (((2, 32), 0.5), ((32, 2), 0.25)))
+  save_file({f"lora_unet_{module}.lora_down.weight": down, f"lora_unet_{module}.lora_up.weight": up},
+            tmp_path / "a.safetensors")
+  options = mvdream.Options(lora=((tmp_path / "a.safetensors", 2.0),))
+  _, weights = mvdream.open_folder(sources.Source("tiny", folder), INDEX, options)
+  stored = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+  query = weights.load()["unet"]["down_blocks_0"]["attentions_0"]["transformer_blocks_0"]["attn1"]["to_q"]["kernel"]
+  expected = stored["input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"] + 2 * up @ down
+  np.testing.assert_allclose(query, expected.T, atol=1e-6)
+
+
 def test_random_weights(tiny_published):
   prior, weights = prior_lib.open_prior("mvdream", random_weights=True)
   assert prior.views == 4 and weights.networks["unet"].views == 4

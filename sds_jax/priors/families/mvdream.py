@@ -79,14 +79,14 @@ def files(index: Config) -> Files:
 def open_folder(source: Source, index: Config, options: Options) -> tuple[Prior, Weights]:
   """Opens an MVDreamPipeline folder; reads no weights."""
   del index
-  folder, networks = source.folder, StoredNetworks(source.folder, options.dtype, options.variant)
+  folder, networks = source.folder, StoredNetworks(source.folder, options.dtype, options.variant, options.additions)
   scheduler = read_scheduler(source)
   unet = networks.open("unet", unet_component(read_json(folder / "unet" / "config.json")))
   vae = networks.open("vae", remat=options.vae_remat)
   size, notes = chosen_size(folder, unet, vae, options.image_size, native=MVDREAM_UNET["sample_size"])
   space = latent_space(vae, size)
   check_unet(folder, unet, space, camera_dim=CAMERA_DIM)
-  text = open_clip_text(folder, options.dtype, options.variant)
+  text = open_clip_text(folder, options.dtype, options.variant, additions=options.additions)
   check_text(folder, unet, text)
   return _prior(source, space, unet, scheduler, text, notes), networks.weights()
 
@@ -122,5 +122,6 @@ MVDREAM = Family(
   files=files,
   open=open_folder,
   random=open_random,
+  takes_additions=("unet", "text_encoder"),
   published={"mvdream": Published(("ashawkey/mvdream-sd2.1-diffusers",), _CONFIGS)},
   views=VIEWS)
