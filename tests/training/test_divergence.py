@@ -11,6 +11,11 @@ from sds_jax.training import divergence, keys as keys_lib, run_log
 from sds_jax.training.workspace import WorkdirError
 
 
+@pytest.fixture(scope="session")
+def prior_and_params(linear_prior):
+  return linear_prior
+
+
 def poisoned(prior, bad):
   """Returns the prior with predictions that are NaN where bad(t), t [B] int32, is true."""
   def denoise(params, z, t, cond):

@@ -13,6 +13,11 @@ from sds_jax.io import files, run_files
 from sds_jax.training import layout, loop, resume
 
 
+@pytest.fixture(scope="session")
+def prior_and_params(linear_prior):
+  return linear_prior
+
+
 @pytest.fixture
 def run(make_task, train, prior_and_params):
   """Returns a function (folder, changes, on_render) -> the last state of a run, as numpy."""

@@ -12,6 +12,8 @@ from sds_jax.training import layout as layout_lib, loop
 
 KEY = jax.random.key(0)
 EIGHT = {"training.views": 8, "training.steps": 40, "parallel.devices": 8}
+BRANCHES = {"shading.lambertian": 0.5, "shading.albedo_until": 0.0, "render.block_points": -1, "occupancy.every": 0,
+            "render.num_samples": 3, "render.candidates": 16}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,9 +25,8 @@ def small_parts():
 
 
 @pytest.fixture(scope="module")
-def run(make_task, prior_and_params):
+def run(make_task, prior_and_params, linear_prior):
   """Returns a function (changes, steps) -> (state, last metrics, program) of a run of eight views a step."""
-  prior, prior_params = prior_and_params
   programs = {}
 
   def of(changes, steps):
@@ -34,6 +35,8 @@ def run(make_task, prior_and_params):
     return programs[name]
 
   def make(changes, steps):
+    # Branches are those of the renderer, and take long to compile.
+    prior, prior_params = linear_prior if changes.keys() & BRANCHES.keys() else prior_and_params
     task = make_task({**EIGHT, **changes})
     layout, program = layout_lib.make_layout(task.settings.parallel, 8), task.program(prior)
     text = program.embed()
@@ -70,9 +73,7 @@ def test_parameters_do_not_depend_on_the_devices(run, alone, changes):
 
 def test_branches_and_overflow_do_not_depend_on_the_devices(run):
   """Checks shading, blocks, a smaller sample budget, and samples beyond the budget."""
-  changes = {"shading.lambertian": 0.5, "shading.albedo_until": 0.0, "render.block_points": -1, "occupancy.every": 0,
-             "render.num_samples": 3, "render.candidates": 16}
-  one, many = (run({**changes, "parallel.devices": devices}, 4) for devices in (1, 8))
+  one, many = (run({**BRANCHES, "parallel.devices": devices}, 4) for devices in (1, 8))
   assert one[1]["overflow"] > 0.01 and worst(one[0].params, many[0].params) < 1e-5
 
 
@@ -95,7 +96,7 @@ def test_a_sharded_prior_adds_only_all_gathers(run, prior_and_params):
   assert [entry.kind for entry in collectives(program)].count("all-reduce") == 1
 
 
-def test_restores_on_other_numbers_of_devices(make_task, train, prior_and_params, tmp_path):
+def test_restores_on_other_numbers_of_devices(make_task, train, linear_prior, tmp_path):
   """Compares a run on eight, one and then two devices with a run on one."""
   def run_on(folder, devices, stop=None):
     task = make_task({**EIGHT, "training.steps": 9, "training.render_every": 3, "parallel.devices": devices})
@@ -104,7 +105,7 @@ def test_restores_on_other_numbers_of_devices(make_task, train, prior_and_params
       if step == stop:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    return jax.device_get(train(task, folder, *prior_and_params, on_render).state)
+    return jax.device_get(train(task, folder, *linear_prior, on_render).state)
 
   whole = run_on(tmp_path / "one", 1)
   for devices, stop in ((8, 3), (1, 6)):

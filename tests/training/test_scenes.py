@@ -16,6 +16,11 @@ SETTINGS = {"training.steps": 6, "training.log_every": 3, "training.checkpoint_e
             "divergence.restarts": 1}
 
 
+@pytest.fixture(scope="session")
+def prior_and_params(linear_prior):
+  return linear_prior
+
+
 @pytest.fixture(scope="module")
 def run(tiny_config, prior_and_params):
   """Returns a function (folder, changes, change of the prior) -> `RunResult` of three prompts on two devices."""
