@@ -195,6 +195,8 @@ def run_folder(arguments: list[str], here: Path, new: set[Path]) -> Path | None:
   flags = {"--workdir": "", "--config.workdir": ""}
   flags |= {name: value for name, _, value in (word.partition("=") for word in arguments) if name in flags}
   chosen = flags["--workdir"] or flags["--config.workdir"]
+  if chosen == "~" or chosen.startswith("~/"):
+    return Path(os.path.normpath(here.parent / "home" / chosen[2:]))
   if chosen:
     return None if "\0" in chosen else Path(os.path.normpath(here / chosen))
   return next((path for path in new if path.parent == here / "runs"), None)

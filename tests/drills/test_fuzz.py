@@ -115,6 +115,8 @@ def test_folder_of_the_run():
   assert fuzz.run_folder(["--workdir=x", "--workdir=", "--config.workdir=../y"], here, set()) == Path("/a/y")
   assert fuzz.run_folder(["--workdir=x"], here, set()) == here / "x"
   assert fuzz.run_folder([], here, {here / "runs" / "a", here / "runs"}) == here / "runs" / "a"
+  assert fuzz.run_folder(["--workdir=~"], here, set()) == Path("/a/home")
+  assert fuzz.run_folder(["--config.workdir=~/x"], here, set()) == Path("/a/home/x")
   assert fuzz.run_folder([], here, set()) is None
 
 
