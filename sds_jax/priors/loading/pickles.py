@@ -96,12 +96,13 @@ class ArchivedTensor:
     """Returns the tensor as a new array."""
     view, item = self.view, self.view.dtype.itemsize
     count = view.last - view.offset
-    numbers = np.fromfile(self.path, np.uint8, count * item, offset=self.offset + view.offset * item).view(view.dtype)
+    numbers = np.fromfile(self.path, np.uint8, count * item, offset=self.offset + view.offset * item).view(f"u{item}")
     if len(numbers) < count:
       raise CheckpointError(f"{self.path} was changed while it was read")
     strides = tuple(stride * item for stride in view.strides)
-    # A copy, so that no tensor keeps a larger storage alive.
-    return np.ascontiguousarray(np.lib.stride_tricks.as_strided(numbers, view.shape, strides, writeable=False))
+    # Strides of integers, since NumPy has none of the types of 8 bits. A copy, so that the storage is freed.
+    strided = np.lib.stride_tricks.as_strided(numbers, view.shape, strides, writeable=False)
+    return np.array(strided, order="C").view(view.dtype)
 
 
 def open_archive(path: Path) -> tuple[dict[str, ArchivedTensor], list[str]]:
