@@ -32,8 +32,8 @@ from sds_jax.types import Array, Params
 
 TINY = {"_class_name": "AutoencoderTiny"}
 """Config of TAESD; its constants are the network's defaults."""
-RENDER = 64
-"""Height and width of a render, pixels."""
+RENDER, RANDOM = 64, 128
+"""Height and width of a render, and of the image for random weights, pixels."""
 
 
 def encoder_flops(config: Mapping[str, Any], size: int) -> dict[str, float]:
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--prompt", default="a photo of a red ball on a floor")
   parser.add_argument("--guidance_scale", type=float, default=7.5, help="(default: %(default)s)")
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the networks")
-  parser.add_argument("--size", type=int, default=512, help="of the image without --prior (default: %(default)s)")
+  parser.add_argument("--size", type=int, default=512, help="of the image whose work is counted (default: %(default)s)")
   args = parser.parse_args(argv)
   if bool(args.prior) != (args.tiny is not None):
     parser.error("give --prior=NAME and --tiny=FOLDER together, or neither")
@@ -147,8 +147,9 @@ def _report(args: argparse.Namespace) -> None:
   work = {name: encoder_flops(config, args.size) for name, config in (("AutoencoderKL", SD_VAE), ("TAESD", TINY))}
   for what in ("forward", "gradient"):
     kl, tiny = (work[name][what] for name in work)
-    print(f"{what}: AutoencoderKL {kl / 1e9:.1f} GFLOP, TAESD {tiny / 1e9:.1f} GFLOP, {kl / tiny:.1f} times less")
-  prior, size = None, args.size
+    print(f"{what}: AutoencoderKL {kl / 1e9:.1f} GFLOP, TAESD {tiny / 1e9:.1f} GFLOP, {kl / tiny:.1f} times less",
+          flush=True)
+  prior, size = None, min(args.size, RANDOM)
   if args.prior:
     prior, params = build(args.prior, dtype=args.dtype)
     vae, tree = read_component(args.tiny, "vae", jnp.dtype(args.dtype))

@@ -8,6 +8,7 @@ from sds_jax.diffusion.schedules import prediction_type_from_config
 from sds_jax.priors.base import Config
 from sds_jax.priors.loading.files import CheckpointError
 from sds_jax.priors.networks.config_check import MAX_SIDE, shown
+from sds_jax.priors.networks.tiny_vae import AutoencoderTiny
 from sds_jax.priors.networks.unet import UNet2DConditionModel
 from sds_jax.priors.networks.vae import AutoencoderKL
 
@@ -16,8 +17,8 @@ _UNUSED_SIZE = 32
 The VAE of such a folder has 256 pixels for the same reason."""
 
 
-def chosen_size(folder: Path | None, unet: UNet2DConditionModel, vae: AutoencoderKL, image_size: int = 0,
-                native: int | None = None) -> tuple[int, tuple[str, ...]]:
+def chosen_size(folder: Path | None, unet: UNet2DConditionModel, vae: AutoencoderKL | AutoencoderTiny,
+                image_size: int = 0, native: int | None = None) -> tuple[int, tuple[str, ...]]:
   """Returns the height and width of a prior's latents, and lines for the log.
 
   Args:
@@ -30,7 +31,7 @@ def chosen_size(folder: Path | None, unet: UNet2DConditionModel, vae: Autoencode
   Raises:
     CheckpointError: the size does not suit the networks, or no configuration has one.
   """
-  factor = 2 ** (len(vae.block_out_channels) - 1)
+  factor = vae.factor
   # The U-Net halves its input between its blocks.
   block = factor * 2 ** (len(unet.block_out_channels) - 1)
   stored = square_side(_config(folder, "unet"), "sample_size", unet.sample_size)
@@ -51,14 +52,14 @@ def chosen_size(folder: Path | None, unet: UNet2DConditionModel, vae: Autoencode
                    "sample_size; config.prior.image_size sets another size",)
 
 
-def stable_diffusion_size(folder: Path, unet: UNet2DConditionModel, vae: AutoencoderKL, scheduler: Config,
-                          image_size: int = 0) -> tuple[int, tuple[str, ...]]:
+def stable_diffusion_size(folder: Path, unet: UNet2DConditionModel, vae: AutoencoderKL | AutoencoderTiny,
+                          scheduler: Config, image_size: int = 0) -> tuple[int, tuple[str, ...]]:
   """Returns `chosen_size` of a Stable Diffusion 1.x or 2.x, whose conversions may have the size 32 by mistake.
 
   Early conversions wrote 32 for every model. Such a folder has the size of the VAE where that is larger than 256
   pixels, else the size of the published model of its kind: 768 pixels for 2.x with v-prediction, 512 for all others.
   """
-  factor = 2 ** (len(vae.block_out_channels) - 1)
+  factor = vae.factor
   # Linear projections are those of 2.x, of which v-prediction exists at 768 pixels alone.
   version_2_v = unet.use_linear_projection and prediction_type_from_config(scheduler) == "v_prediction"
   native = (768 if version_2_v else 512) // factor

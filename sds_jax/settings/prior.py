@@ -57,8 +57,9 @@ class PriorSettings:
   prediction_type: str = setting("", _PREDICTION, "what a single file of SD 2.x predicts, which does not tell")
   ema: bool = setting(False, switch(), "take the averaged weights of a single file (`model_ema.*`)")
   config: str = setting("", folder(" (empty: none)"), "a diffusers folder whose small files describe a single file")
-  unet: str = setting("", folder(" or file (empty: the prior's own)"), "another U-Net, as a file or folder")
-  vae: str = setting("", folder(" or file (empty: the prior's own)"), "another VAE, as a file or folder")
+  unet: str = setting("", folder(" or file (empty: the prior's own)"), "another U-Net: a file, a folder or a hub id")
+  vae: str = setting("", folder(" or file (empty: the prior's own)"),
+                     "another VAE: a file, a folder, a hub id, taesd or taesdxl")
   dtype: str = setting("float32", one_of(DTYPES), "precision of the prior's weights and activations")
   variant: str = setting("", _VARIANT, "variant of the weight files, such as fp16 or fp16_ema; empty: none first")
   image_size: int = setting(0, whole(0, 8192), "pixels of the images of a prior of latents; 0: as its files say")

@@ -45,6 +45,9 @@ _KINDS: tuple[tuple[str, str, str], ...] = (
   (r"^model\.diffusion_model\.", "a single-file checkpoint", _UNET),
   (r"^(down|input)_blocks\..*attn2\.", "a U-Net alone", _UNET),
   (r"^(first_stage_model\.)?encoder\.(conv_in|down)", "an autoencoder (VAE) alone", _VAE),
+  (r"^encoder\.layers\.0\.", "a tiny autoencoder (TAESD)", _VAE),
+  (r"^\d+\.conv\.0\.", "half of a tiny autoencoder (TAESD)", "name both halves in one file, as "
+   "diffusion_pytorch_model.safetensors of madebyollin/taesd, by config.prior.vae=FILE"),
   (r"^(text_model\.|encoder\.block\.\d|transformer\.resblocks)", "a text encoder alone", _PART),
   (r"^vision_model\.", "an image encoder alone", _PART),
 )

@@ -111,9 +111,9 @@ class TinyDecoder(nn.Module):
 class AutoencoderTiny(nn.Module):
   """The tiny autoencoder; call its methods as `model.apply(variables, image, method="encode")`.
 
-  Attributes are diffusers' config keys and two more: `dtype` (of the encoder's activations; the decoder's are float32)
-  and `remat` (whether a backward pass recomputes the inside of residual blocks). Build the network with `from_config`,
-  which refuses unsupported options.
+  Attributes are diffusers' config keys and three more: `dtype` (of the encoder's activations; the decoder's are
+  float32), `remat` (whether a backward pass recomputes the inside of residual blocks) and `sample_size`, always None,
+  since the network has no size of its own. Build the network with `from_config`, which refuses unsupported options.
   """
   in_channels: int = 3
   out_channels: int = 3
@@ -124,6 +124,8 @@ class AutoencoderTiny(nn.Module):
   num_decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
   act_fn: str = "relu"
   scaling_factor: float = 1.0
+  force_upcast: bool = False
+  sample_size: None = None
   dtype: Any = jnp.float32
   remat: bool = False
 
