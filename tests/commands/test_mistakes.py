@@ -61,7 +61,7 @@ def test_published_priors_without_a_connection(command, tmp_path, monkeypatch, n
   monkeypatch.setattr(sources, "default_hub", lambda: offline_hub(tmp_path))
   message = one_line(command(f"{TEXT}:{name}", ONE, f"--workdir={tmp_path / 'run'}"))
   assert f"the prior '{name}' can't be had" in message and "can't be reached" in message
-  assert "--config.prior.path=FOLDER" in message and "hf download" in message
+  assert "--config.prior.path=PATH" in message and "hf download" in message
   assert not (tmp_path / "run").exists()
 
 
@@ -74,7 +74,7 @@ def offline_hub(folder):
 
 def test_unknown_prior(command, tmp_path):
   message = one_line(command(f"{TEXT}:imagen", f"--workdir={tmp_path}"))
-  for part in ("'imagen' is neither a recipe", "dreamfusion, dreamfusionacc, threestudio_sd, threestudio_if",
+  for part in ("'imagen' is neither a recipe", "dreamfusion, dreamfusionacc, mvdream, threestudio_sd, threestudio_if",
                "shapeworld", "sd15", "sd21-base", "if-xl", "owner/name"):
     assert part in message, message
   assert "zero123" not in message  # which is told no words
