@@ -176,7 +176,8 @@ def test_shards_that_overlap(folder):
 
 def test_dtypes_that_are_no_weights(folder):
   edit(folder, lambda tensors: tensors.update({"conv_in.bias": np.zeros(8, np.int32)}))
-  assert message(folder) == f"{folder / FILE}: conv_in.bias has dtype I32; supported: F64, F32, F16, BF16"
+  assert message(folder) == (f"{folder / FILE}: conv_in.bias has dtype I32; supported: F64, F32, F16, BF16, F8_E4M3, "
+                             "F8_E5M2")
 
 
 def test_names_of_other_clip_writers(clip, tmp_path):

@@ -138,7 +138,7 @@ def test_names_that_are_not_there(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("change, expected", [
   (dict(pixel_unshuffle=None), "_class_name=None is not supported; supported: 'StableDiffusionPipeline' .1.x and 2.x"),
-  (dict(pixel_unshuffle=None, _class_name="StableDiffusionXLPipeline"), "_class_name='StableDiffusionXLPipeline' is"),
+  (dict(pixel_unshuffle=None, _class_name="LattePipeline"), "_class_name='LattePipeline' .*is not supported"),
   (dict(pixel_unshuffle=4), "the U-Net's in_channels is 12, expected 48"),
   (dict(image_size="8"), "image_size='8' should be a positive integer"),
   (dict(image_size=9), "image_size modulo pixel_unshuffle is 1, expected 0"),

@@ -32,7 +32,7 @@ def asked(monkeypatch):
     asked.update(steps=steps, scale=scale, null=uncond.keys() == cond.keys())
     return jnp.zeros((len(cond["x"]), 16, 16, 3))
 
-  def build(name, dtype):
+  def build(name, dtype, **choices):
     scheduler = dict(num_train_timesteps=10, beta_schedule="squaredcos_cap_v2", prediction_type="epsilon")
     photo = PhotoConditioning(None, 0, "polar", encode) if name == "views" else None
     return prior_lib.make_prior(Source(name, None), spaces.pixel_space(16), None, scheduler, photo=photo), {}

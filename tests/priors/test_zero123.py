@@ -98,9 +98,10 @@ CAMERA = "clip_camera_projection"
    "{p}/model_index.json: pose='elevation' is none of 'polar', 'distance': 'polar' is right for Stable-Zero123's "
    "weights, 'distance' for Zero-1-to-3's"),
   (lambda p: edit(p / "model_index.json", _class_name="Zero123PlusPipeline"),
-   "{p}/model_index.json: _class_name='Zero123PlusPipeline' is not supported; supported: 'StableDiffusionPipeline' "
-   "(1.x and 2.x), 'IFPipeline' (the first stage), 'Zero123Pipeline' and 'Zero1to3StableDiffusionPipeline', "
-   "folders of ours with the key pixel_unshuffle"),
+   "{p}/model_index.json: _class_name='Zero123PlusPipeline' (Zero123++, which draws six views as one image) is not "
+   "supported; supported: 'StableDiffusionPipeline' (1.x and 2.x), 'StableDiffusionXLPipeline' (base, turbo, "
+   "fine-tunes), 'IFPipeline' (the first stage), 'Zero123Pipeline' and 'Zero1to3StableDiffusionPipeline', "
+   "'MVDreamPipeline' (4 views, Stable Diffusion 2.1), folders of ours with the key pixel_unshuffle"),
   (lambda p: edit(p / "unet" / "config.json", in_channels=4), "{p}: the U-Net's in_channels is 4, expected 8"),
   (lambda p: edit(p / "unet" / "config.json", cross_attention_dim=32),
    "{p}: the width that clip_camera_projection gives is 768, expected 32"),
