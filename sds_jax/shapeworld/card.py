@@ -35,10 +35,21 @@ def write_card(run: pathlib.Path, settings: dict[str, Any], seed: int, init: pat
   # Training draws its captions from `seed`; the next seed gives the scores other captions.
   table, images = score_prior.score(*prior_lib.build(folder), num=num, seed=seed + 1)
   score_prior.write_sheet(folder / "samples.png", images[:64])
+  write_results(run, table, _card(run, settings, seed, init, num, table))
+
+
+def write_results(run: pathlib.Path, table: dict[str, float], text: str) -> None:
+  """Writes scores.json, metrics.jsonl and README.md into `run`/prior.
+
+  Args:
+    run: folder of the run, with metrics.jsonl.
+    table: the scores.
+    text: the model card.
+  """
+  folder = run / "prior"
   write_json(folder / "scores.json", table)
   write_atomically(folder / "metrics.jsonl", lambda path: shutil.copyfile(run / "metrics.jsonl", path))
   # Written last: a folder with README.md is complete.
-  text = _card(run, settings, seed, init, num, table)
   write_atomically(folder / "README.md", lambda path: path.write_text(text, encoding="utf-8"))
 
 

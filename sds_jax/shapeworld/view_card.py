@@ -2,11 +2,9 @@
 from __future__ import annotations
 
 import pathlib
-import shutil
 from typing import Any
 
 from sds_jax.priors import prior as prior_lib
-from sds_jax.priors.loading.files import write_atomically, write_json
 from sds_jax.shapeworld import captions, card, score_prior, score_view_prior
 
 
@@ -24,10 +22,7 @@ def write_card(run: pathlib.Path, settings: dict[str, Any], seed: int, init: pat
   table, images = score_view_prior.score(*prior_lib.build(folder), num=num, seed=seed)
   score_prior.write_sheet(folder / "samples.png", images[:24], columns=6)
   # The sheet shows the first 24 scenes; the scores use all.
-  write_json(folder / "scores.json", table)
-  write_atomically(folder / "metrics.jsonl", lambda path: shutil.copyfile(run / "metrics.jsonl", path))
-  text = _card(run, settings, seed, init, num, table)
-  write_atomically(folder / "README.md", lambda path: path.write_text(text, encoding="utf-8"))
+  card.write_results(run, table, _card(run, settings, seed, init, num, table))
 
 
 def _card(run: pathlib.Path, settings: dict[str, Any], seed: int, init: pathlib.Path | None, num: int,
