@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sds_jax.evaluation import fronts
 from sds_jax.io.mesh import auto_threshold, grid_density, in_chunks
 from sds_jax.generators.field import FieldGenerator
 from sds_jax.shapeworld import captions, scenes, solids, tracer
@@ -69,6 +70,11 @@ def truth_albedo(scene: scenes.SolidScene, angle: Array) -> tuple[Array, Array]:
   return traced(scene, cameras.camera_of_turned_object(scoring_cameras(), angle, jnp.float32(1.0)), jnp.zeros(3), 1.0)
 
 
+@jax.jit
+def _truth_around(scene: scenes.SolidScene) -> Array:
+  return traced(scene, fronts.ring(), jnp.zeros(3), 1.0)[0]
+
+
 def traced(scene: scenes.SolidScene, shots: Camera, light: Array, ambient: Array | float) -> tuple[Array, Array]:
   """Renders the exact scene over black.
 
@@ -119,7 +125,7 @@ def score(generator: ObjectGenerator, state: TrainState, spec: captions.Spec) ->
   Returns:
     silhouette_iou and silhouette_iou_scaled (means over 16 views), worst_view_iou, volume_iou, volume_iou_scaled,
     colour_error (mean absolute difference of RGB where truth and object overlap), colours_right, empty, full,
-    rotation_deg and scale (of the best fit).
+    rotation_deg and scale (of the best fit); false_fronts (see `fronts`) if the caption fixes the azimuth.
   """
   truth = scenes.scene_from_spec(spec)
   rgb, opacity = object_views(generator, state, scoring_cameras())
@@ -140,11 +146,15 @@ def score(generator: ObjectGenerator, state: TrainState, spec: captions.Spec) ->
     points = np.asarray(scenes.rotate_points_z(jnp.asarray(points), -angles[best]))
     volume = dict(volume_iou=volume_iou(truth, points, solid),
                   volume_iou_scaled=volume_iou(truth, points / scales[best_scale], solid))
+  shown = {}
+  if captions.azimuth_is_fixed(spec):
+    around = object_views(generator, state, fronts.ring())[0]
+    shown = dict(false_fronts=fronts.false_fronts(around, np.asarray(_truth_around(truth))))
   error, right = _colours(truth, spec, angles[best], rgb, opacity)
   return dict(
       silhouette_iou=float(by_angle[best].mean()), silhouette_iou_scaled=float(by_scale[best_scale].mean()),
       worst_view_iou=float(by_angle[best].min()), **volume,
-      colour_error=error, colours_right=right, **flags(opacity, filled),
+      colour_error=error, colours_right=right, **shown, **flags(opacity, filled),
       rotation_deg=float(np.degrees(angles[best])), scale=float(scales[best_scale]))
 
 
