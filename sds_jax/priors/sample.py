@@ -4,7 +4,7 @@
     python -m sds_jax.priors.sample --prior=sd15 --dtype=bfloat16 --guidance_scale=7.5 --prompt="a photo of a hamburger"
     python -m sds_jax.priors.sample --prior=sd15 --lora=style.safetensors:0.8 --prompt="a hamburger in that style"
     python -m sds_jax.priors.sample --prior=mvdream --dtype=bfloat16 --guidance_scale=7.5 --prompt="an owl" --num=8
-    python -m sds_jax.priors.sample --prior=zero123-xl --guidance_scale=3 --picture=mug.png --azimuth_deg 45 90 180
+    python -m sds_jax.priors.sample --prior=zero123-xl --guidance_scale=3 --photo=mug.png --azimuth_deg 45 90 180
     python -m sds_jax.priors.sample --prior=sd15 --controlnet=depth --control=depth.png --prompt="a photo of a mug"
 """
 from __future__ import annotations
@@ -133,16 +133,18 @@ def main(argv: Sequence[str] | None = None) -> None:
   control.add_argument("--controlnet_scale", type=float, default=1.,
                        help="factor of what the ControlNet adds to the U-Net (default: %(default)s)")
   views = parser.add_argument_group("views of a photo, for a prior that is conditioned on a photo")
-  views.add_argument("--picture", type=terminal.user_path, help="a square photo of the object, on white or transparent")
+  # --picture and --picture_elevation_deg are the names of version 0.1.0.
+  views.add_argument("--photo", "--picture", dest="picture", type=terminal.user_path,
+                     help="a square photo of the object, on white or transparent")
   views.add_argument("--azimuth_deg", type=float, nargs="+",
                      help="of each view, from the photo's (default: --num of them all around)")
   views.add_argument("--elevation_deg", type=float, help="of all views (default: the photo's; "
                      f"{ELEVATION_DEG:g} for a prior that makes several views of an object from a prompt)")
-  views.add_argument("--picture_elevation_deg", type=float,
+  views.add_argument("--photo_elevation_deg", "--picture_elevation_deg", dest="picture_elevation_deg", type=float,
                      help="of the photo's camera (default: the prior's estimate, or else 0)")
   args = parser.parse_args(argv)
   if (args.prompt is None) == (args.picture is None):
-    parser.error("give either --prompt=TEXT or, for a prior that is conditioned on a photo, --picture=FILE")
+    parser.error("give either --prompt=TEXT or, for a prior that is conditioned on a photo, --photo=FILE")
   if (args.controlnet is None) != (args.control is None) or args.picture and args.control:
     parser.error("give --controlnet=NAME and --control=FILE together, and with them --prompt=TEXT")
   if args.num < 1:

@@ -140,7 +140,8 @@ def find(name: str, dtype: Any, hub: Hub | None = None, check: Callable[[Prior],
   except RuntimeError as error:  # "~somebody" whom this machine doesn't know
     raise CheckpointError(f"the prior {name!r}: {error}") from error
   if os.path.isdir(folder):
-    return _describe(name, folder)
+    # Errors name files by their folder, and "." vanishes from a path.
+    return _describe(name, folder.absolute() if folder == Path() else folder)
   if _is_file(folder):
     check_weights(folder)
     return Source(name, compose(folder, options or Options(dtype)))

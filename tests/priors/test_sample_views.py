@@ -46,12 +46,12 @@ def write(path, size=(16, 16), mode="RGBA"):
   image = Image.new(mode, size, (200, 100, 0, 0)[:len(mode)])
   image.paste((0, 0, 255, 255)[:len(mode)], (4, 4, 8, 8))
   image.save(path)
-  return f"--picture={path}"
+  return f"--photo={path}"
 
 
 def test_views(asked, tmp_path, capsys):
   flags = ["--prior=views", write(tmp_path / "a.png"), f"--out={tmp_path / 'x.png'}", "--steps=3", "--guidance_scale=2"]
-  sample.main([*flags, "--azimuth_deg", "30", "-90", "--elevation_deg=40", "--picture_elevation_deg=10"])
+  sample.main([*flags, "--azimuth_deg", "30", "-90", "--elevation_deg=40", "--photo_elevation_deg=10"])
   jax.effects_barrier()
   polar = math.radians(80)
   np.testing.assert_allclose(asked["pose"], [[-math.radians(30), math.sin(a), math.cos(a), polar]
@@ -80,7 +80,7 @@ def test_a_photo_without_opacity(tmp_path):
 
 
 @pytest.mark.parametrize("flags, words", [
-  (["--prior=views"], "give either --prompt=TEXT or, for a prior that is conditioned on a photo, --picture=FILE"),
+  (["--prior=views"], "give either --prompt=TEXT or, for a prior that is conditioned on a photo, --photo=FILE"),
   (["--prior=views", "--picture=a.png", "--prompt=a cube"], "give either --prompt=TEXT or"),
   (["--prior=words", "--picture=a.png"], "the prior 'words' is conditioned on a prompt, not on a photo: give --prompt"),
   (["--prior=views", "--picture=none.png"], "none.png"),

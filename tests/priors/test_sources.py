@@ -395,3 +395,10 @@ def test_without_a_connection_the_command_fetches_only_what_is_read(tmp_path, dt
   heavy = {name for name in taken(listing) if name.endswith((".safetensors", ".bin", ".ckpt"))}
   extra = {"unet/diffusion_pytorch_model.fp16_ema.safetensors"} if variant else set()
   assert heavy == set(weights(kind)) | extra
+
+
+@pytest.mark.parametrize("name", [".", "./", "./."])
+def test_the_current_folder_is_named_in_full(name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(CheckpointError, match=f"^{tmp_path}/model_index.json does not exist"):
+    prior_lib.open_prior(name)
