@@ -1,8 +1,11 @@
 """Removal of a photo's background: by a plain colour, or by the network of the library `rembg`."""
 from __future__ import annotations
 
+from collections.abc import Iterator
 import contextlib
 import io
+import os
+import sys
 import textwrap
 from typing import NamedTuple
 
@@ -131,6 +134,25 @@ def _background(rgb: np.ndarray, similar: np.ndarray, colour: np.ndarray) -> np.
   return keep[labels]
 
 
+@contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+  """Keeps numba from compiling what is imported within.
+
+  rembg imports pymatting, whose functions numba compiles for minutes. No mask of ours calls them.
+  """
+  if "numba" in sys.modules or "NUMBA_DISABLE_JIT" in os.environ:
+    yield
+    return
+  os.environ["NUMBA_DISABLE_JIT"] = "1"
+  try:
+    yield
+  finally:
+    del os.environ["NUMBA_DISABLE_JIT"]
+    # numba has read the variable at its import; a user's own functions in this process are compiled as ever.
+    if "numba" in sys.modules:
+      sys.modules["numba"].config.DISABLE_JIT = 0
+
+
 def matte_by_network(rgb: np.ndarray) -> np.ndarray:
   """Computes the object's opacity with `rembg`.
 
@@ -141,7 +163,7 @@ def matte_by_network(rgb: np.ndarray) -> np.ndarray:
   """
   try:
     # Without onnxruntime, rembg prints a page of advice and calls sys.exit on import.
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), _uncompiled():
       import rembg  # an optional extra: large, and most photos need no network
   except (ImportError, SystemExit) as error:
     raise MattingError(

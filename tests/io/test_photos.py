@@ -1,5 +1,6 @@
 """Input photos: framing, background removal, maps, and the errors of unusable photos."""
 import base64
+import os
 import sys
 import types
 
@@ -201,6 +202,29 @@ def test_the_installed_rembg(tmp_path, monkeypatch):
   photo = read_photo(path, 128, framing="keep")
   assert photo.opacity[inside].mean() > 0.85 and photo.opacity[~inside].mean() < 0.25
   assert np.abs(photo.rgb[60, 64] - np.array([240, 60, 20]) / 255).max() < 0.15
+  numba = pytest.importorskip("numba")  # rembg brings it
+  assert numba.njit(lambda x: x + 1)(1) == 2 and "NUMBA_DISABLE_JIT" not in os.environ
+  assert isinstance(numba.njit(lambda x: x + 1), numba.core.dispatcher.Dispatcher)
+
+
+@pytest.mark.parametrize("given", [None, "0"])
+def test_numba_compiles_nothing_while_rembg_is_imported(tmp_path, monkeypatch, given):
+  """Imitates numba, which reads the variable at its import, and a setting of the user's, which is kept."""
+  (tmp_path / "numba.py").write_text("import os, types\nconfig = types.SimpleNamespace("
+                                     "DISABLE_JIT=int(os.environ.get('NUMBA_DISABLE_JIT', 0)))\n")
+  (tmp_path / "rembg.py").write_text("import numba, pathlib\npathlib.Path(__file__).with_name('seen').write_text("
+                                     "str(numba.config.DISABLE_JIT))\nraise ImportError\n")
+  monkeypatch.syspath_prepend(tmp_path)
+  for name in ("numba", "rembg"):
+    monkeypatch.delitem(sys.modules, name, raising=False)
+  if given is None:
+    monkeypatch.delenv("NUMBA_DISABLE_JIT", raising=False)
+  else:
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", given)
+  with pytest.raises(PictureError, match="not installed"):
+    read_photo(noisy(tmp_path)[0], 16, background="rembg")
+  assert (tmp_path / "seen").read_text() == ("1" if given is None else "0")
+  assert sys.modules.pop("numba").config.DISABLE_JIT == 0 and os.environ.get("NUMBA_DISABLE_JIT") == given
 
 
 @pytest.mark.parametrize("settings, problem", [
