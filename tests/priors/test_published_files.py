@@ -130,12 +130,15 @@ SD2 = unet((320, 640, 1280, 1280), (1, 1, 1, 0), 1024, True)
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 
 
-def size_of(shapes, more):
-  """The length of a file in float32, ordered by name: the header and the data."""
-  tensors = {name: ("F32", shape) for name, shape in shapes.items()} | more
+WIDTHS = {"F16": 2, "F32": 4, "I32": 4, "I64": 8}
+
+
+def size_of(shapes, more, dtype="F32"):
+  """Returns the length of a file of one dtype, ordered by name: the header and the data."""
+  tensors = {name: (dtype, shape) for name, shape in shapes.items()} | more
   header, end = {"__metadata__": {"format": "pt"}}, 0
   for name, (dtype, shape) in sorted(tensors.items()):
-    begin, end = end, end + math.prod(shape) * (8 if dtype == "I64" else 4)
+    begin, end = end, end + math.prod(shape) * WIDTHS[dtype]
     header[name] = dict(dtype=dtype, shape=list(shape), data_offsets=[begin, end])
   return 8 + len(json.dumps(header, separators=(",", ":"))) + end
 
@@ -158,6 +161,18 @@ def test_stable_diffusion_2_1(more, size):
             | in_file(clip(1024, 24, 1024), ldm_names.clip_rule, "cond_stage_model.model.")
             | {"cond_stage_model.model.logit_scale": ()})
   assert size_of(shapes, more) == size
+
+
+def test_stable_diffusion_xl():
+  """sd_xl_base_1.0.safetensors; what our length lacks is its metadata, which hold a thumbnail of some 35 kB."""
+  clip_l, clip_g = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
+  shapes = (in_file(unet((320, 640, 1280), (0, 2, 10), 2048, True, added=2816),
+                    ldm_names.unet_rule(2, frozenset({1, 2})), UNET)
+            | in_file(vae(), ldm_names.vae_rule(4), VAE) | in_file(clip(768, 12), ldm_names.same_rule, clip_l)
+            | in_file(clip(1280, 32, 1280), ldm_names.clip_rule, clip_g) | {clip_g + "logit_scale": ()})
+  more = {clip_l + "text_model.embeddings.position_ids": ("I64", (1, 77))}
+  assert len(shapes) + len(more) == 2515
+  assert 30_000 < 6_938_078_334 - size_of(shapes, more, "F16") < 40_000
 
 
 VISION = {"conv1.weight": (1024, 3, 14, 14), "positional_embedding": (257, 1024), "proj": (1024, 768)} | {
