@@ -76,6 +76,21 @@ def pytest_configure(config):
     config.option.loadscopereorder = False
 
 
+def thorough():
+  """Returns the beginnings of ids in thorough.txt."""
+  lines = (pathlib.Path(__file__).parent / "thorough.txt").read_text(encoding="utf-8").splitlines()
+  return tuple(line for line in lines if line and not line.startswith("#"))
+
+
+THOROUGH = thorough()
+
+
+def pytest_itemcollected(item):
+  """Marks the tests of thorough.txt, before the option -m is applied."""
+  if item.nodeid.startswith(THOROUGH):
+    item.add_marker(pytest.mark.thorough)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
   ranks = {name: rank for rank, name in enumerate(LONGEST)}

@@ -26,6 +26,16 @@ def test_the_tests_and_scripts_that_they_name_exist(script):
     assert f"def {name}(" in (FOLDER.parent / path).read_text(encoding="utf-8"), name
 
 
+def test_every_thorough_test_exists():
+  """Checks file and function of each line; what stands in brackets is checked when the line is needed."""
+  lines = (FOLDER.parent / "tests" / "thorough.txt").read_text(encoding="utf-8").splitlines()
+  ids = [line for line in lines if line and not line.startswith("#")]
+  assert len(set(ids)) == len(ids) > 0
+  for line in ids:
+    path, name = re.fullmatch(r"(tests/[\w/]+\.py)::(\w+)(?:\[.*)?", line).groups()
+    assert f"def {name}(" in (FOLDER.parent / path).read_text(encoding="utf-8"), line
+
+
 @pytest.mark.parametrize("ci, status", [("true", 1), ("", 0)])
 def test_without_python_3_13(tmp_path, ci, status):
   """An environment with the tools of the script, but without that Python."""

@@ -26,6 +26,23 @@ def linear_prior(prior_and_params):
   return dataclasses.replace(prior, denoise=denoise, predict=denoise), params
 
 
+@pytest.fixture
+def compiled_once(monkeypatch):
+  """Lets the runs of a test share their executables where devices and shapes are equal.
+
+  For runs of equal settings, whose steps are equal, too: a step takes longer to trace and compile than to run.
+  """
+  from sds_jax.training import loop
+  made, compile_stages = {}, loop._compile
+
+  def shared(program, layout, state, fixed):
+    kind = str((layout, jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, fixed))))
+    made[kind] = made.get(kind) or compile_stages(program, layout, state, fixed)
+    return made[kind]
+
+  monkeypatch.setattr(loop, "_compile", shared)
+
+
 @pytest.fixture(scope="session")
 def tiny_image_settings(tiny_settings):
   """Returns the tiny settings for image-to-3D."""

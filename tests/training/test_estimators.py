@@ -52,7 +52,7 @@ BACKWARD = ("ldiff", "vsd")
 """Estimators that differentiate a network: the prior itself, or the adapters of its copy."""
 
 
-@pytest.mark.parametrize("name, image", [*((name, True) for name in ESTIMATORS), ("sds", False), ("vsd", False)])
+@pytest.mark.parametrize("name, image", [*((name, True) for name in ESTIMATORS), ("sds", False), pytest.param("vsd", False, marks=pytest.mark.thorough)])
 def test_one_program_that_differentiates_no_frozen_network(begun, prior_and_params, step_of, name, image):
   """Checks every estimator with a cheap generator, and two of them with a field."""
   prior, prior_params = prior_and_params
@@ -152,19 +152,18 @@ def same_bits(a, b):
   return [np.asarray(x).tobytes() for x in jax.tree.leaves(a)] == [np.asarray(x).tobytes() for x in jax.tree.leaves(b)]
 
 
-def test_an_edit_begins_with_the_object_of_another_run(make_task, tiny_config, prior_and_params, train, tmp_path,
-                                                       capsys):
+def test_an_edit_begins_with_the_object_of_another_run(make_task, tiny_config, linear_prior, train, tmp_path, capsys):
   source, folder = tmp_path / "source", tmp_path / "edit"
-  source_state = jax.device_get(train(make_task(), source, *prior_and_params).state)
+  source_state = jax.device_get(train(make_task(), source, *linear_prior).state)
   edit = {"distillation.estimator": "pds", "distillation.source": str(source), "prompt": "a blue cube",
           "training.steps": 2}
   task = make_task(edit)
   assert task.settings.distillation.source_prompt == "a red cube"
-  state = jax.device_get(train(task, folder, *prior_and_params).state)
+  state = jax.device_get(train(task, folder, *linear_prior).state)
   assert "beginning from step 4" in capsys.readouterr().out
   assert same_bits(state.estimator["params"], source_state.params) and not same_bits(state.params, source_state.params)
   with pytest.raises(resume.ResumeError, match="cannot be edited with these settings"):
-    train(make_task({**edit, "field.mlp.hidden": 12}), tmp_path / "other", *prior_and_params)
+    train(make_task({**edit, "field.mlp.hidden": 12}), tmp_path / "other", *linear_prior)
   with pytest.raises(ConfigError, match="no config.json"):
     validate(tiny_config({**edit, "distillation.source": str(tmp_path / "nothing")}))
 

@@ -1,4 +1,5 @@
 """Tests the step of image-to-3D: conditions of each view, a turned camera, many devices, two priors."""
+import dataclasses
 import math
 import os
 import signal
@@ -22,6 +23,16 @@ from sds_jax.views import cameras
 @pytest.fixture(scope="session")
 def viewer(tiny_view_prior):
   return prior_lib.build(tiny_view_prior)
+
+
+@pytest.fixture(scope="session")
+def linear_viewer(viewer):
+  """(prior, its parameters) with a linear function of z_t, photo and pose for the network, which compiles faster."""
+  def denoise(params, z, t, cond):
+    shift = cond["text"].mean((1, 2)) + 1e-3 * t.astype(z.dtype)
+    return 0.5 * z + 0.1 * cond["x"] + 0.1 * shift[:, None, None, None]
+
+  return dataclasses.replace(viewer[0], denoise=denoise, predict=denoise), viewer[1]
 
 
 @pytest.fixture(scope="module")
@@ -90,15 +101,21 @@ def run(task, viewer, data, second=None, extra=None):
 
 
 @pytest.fixture(scope="module")
-def on_one_device(viewer, task_of):
-  return run(task_of({"training.views": 8, "parallel.devices": 1}), viewer, photo_data(viewer[0]))
+def on_one_device(linear_viewer, task_of):
+  return run(task_of({"training.views": 8, "parallel.devices": 1}), linear_viewer, photo_data(linear_viewer[0]))
+
+
+@pytest.fixture(scope="module")
+def plain(linear_viewer, task_of):
+  """Parameters and metrics of a run with the default settings."""
+  return run(task_of(), linear_viewer, photo_data(linear_viewer[0]))
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
-def test_eight_devices_match_one(viewer, task_of, on_one_device, mode):
+def test_eight_devices_match_one(linear_viewer, task_of, on_one_device, mode):
   one, metrics = on_one_device
   config = task_of({"training.views": 8, "parallel.devices": 8, "parallel.mode": mode})
-  many, spread = run(config, viewer, photo_data(viewer[0]))
+  many, spread = run(config, linear_viewer, photo_data(linear_viewer[0]))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, many)
   assert {"rgb", "mask", "sds_grad_norm"} <= set(metrics)
   np.testing.assert_allclose(metrics["rgb"], spread["rgb"], rtol=1e-5)
@@ -114,9 +131,9 @@ def test_bfloat16_is_close_to_float32(tiny_view_prior, task_of, viewer):
   np.testing.assert_allclose(metrics["sds_grad_norm"], full["sds_grad_norm"], rtol=0.1)
 
 
-def test_a_stopped_run_resumes_in_the_next_stage(viewer, task_of, train, tmp_path):
+def test_a_stopped_run_resumes_in_the_next_stage(linear_viewer, task_of, train, compiled_once, tmp_path):
   """Checks a run in two parts, split where renders grow: equal bits to an uninterrupted run."""
-  prior, params = viewer
+  prior, params = linear_viewer
   data = photo_data(prior)
   def run_in(workdir, on_render=None, **changes):
     workdir.mkdir(exist_ok=True)
@@ -131,18 +148,17 @@ def test_a_stopped_run_resumes_in_the_next_stage(viewer, task_of, train, tmp_pat
   jax.tree.map(np.testing.assert_array_equal, *(jax.device_get((s.params, s.opt_state)) for s in (whole, parts)))
 
 
-def test_a_second_prior_is_conditioned_on_a_prompt(viewer, task_of, prior_and_params):
+def test_a_second_prior_is_conditioned_on_a_prompt(linear_viewer, task_of, plain, linear_prior):
   """Checks Magic123: a prompt adds exactly its own loss."""
-  words, params = prior_and_params
-  data = photo_data(viewer[0])
-  alone, _ = run(task_of(), viewer, data)
+  words, params = linear_prior
+  data, (alone, _) = photo_data(linear_viewer[0]), plain
   task = task_of({"prompt": "a red cube", "loss.words": 1.0})
-  both, metrics = run(task, viewer, data, second=words, extra=dict(words=params))
+  both, metrics = run(task, linear_viewer, data, second=words, extra=dict(words=params))
   assert metrics["words_grad_norm"] > 0.0 and metrics["words_grad_norm"] != metrics["sds_grad_norm"]
   apart = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), alone, both))
   assert max(apart) > 1e-4
   silent = task_of({"prompt": "a red cube", "loss.words": ((0.0, 0.0), (1.0, 0.0))})
-  same, _ = run(silent, viewer, data, second=words, extra=dict(words=params))
+  same, _ = run(silent, linear_viewer, data, second=words, extra=dict(words=params))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), alone, same)
 
 
@@ -169,11 +185,10 @@ def test_the_second_network_gets_the_camera_of_the_prior(viewer, task_of):
   assert np.abs(estimating["camera"] - cameras.camera_features(cams)).max() > 0.1
 
 
-def test_orientation_loss_without_shading(viewer, task_of):
+def test_orientation_loss_without_shading(linear_viewer, task_of, plain):
   """Checks that the loss is off by default, and that a weight makes the render compute normals."""
-  data = photo_data(viewer[0])
-  off, without = run(task_of(), viewer, data)
-  on, metrics = run(task_of({"loss.orientation": 100.0}), viewer, data)
+  off, without = plain
+  on, metrics = run(task_of({"loss.orientation": 100.0}), linear_viewer, photo_data(linear_viewer[0]))
   assert without["orientation"] == 0.0 and metrics["orientation"] > 0.0
   apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), off["field"], on["field"])
   assert max(jax.tree.leaves(apart)) > 1e-4
