@@ -16,7 +16,7 @@ from sds_jax.training.step import Context
 
 
 @pytest.fixture(scope="module")
-def runs(make_task, train, prior_and_params, tmp_path_factory):
+def runs(make_task, train, linear_prior, tmp_path_factory):
   """Returns (folder, final state, names of compiled functions) of a run without and a run with sheets."""
   def run(every):
     folder, compiled = tmp_path_factory.mktemp(f"every_{every}"), []
@@ -24,7 +24,7 @@ def runs(make_task, train, prior_and_params, tmp_path_factory):
       "backend_compile_duration") else None
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-      state = jax.device_get(train(make_task({"training.guidance_every": every}), folder, *prior_and_params).state)
+      state = jax.device_get(train(make_task({"training.guidance_every": every}), folder, *linear_prior).state)
     finally:
       jax.monitoring.unregister_event_duration_listener(listen)
     return folder, state, compiled

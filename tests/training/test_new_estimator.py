@@ -20,6 +20,11 @@ NAME = "estimator_of_the_documentation:SPEC"
 PLAIN = {"distillation.guidance_scale": 3.0, "optimizer.warmup_steps": 0}
 
 
+@pytest.fixture(scope="session")
+def prior_and_params(linear_prior):
+  return linear_prior
+
+
 @pytest.fixture(scope="module", autouse=True)
 def module(tmp_path_factory):
   """Makes an importable module with the code of the page."""
