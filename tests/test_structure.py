@@ -1,5 +1,6 @@
 """The order of the folders and modules, read from the imports; sizes, names, documentation, annotations."""
 import ast
+import functools
 import os
 import subprocess
 import sys
@@ -36,6 +37,7 @@ def module_name(path):
 MODULES = {module_name(path): path for path in FILES}
 
 
+@functools.cache
 def parse(path):
   return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -162,14 +164,19 @@ def test_few_functions_take_the_settings_of_a_whole_task():
   assert len(takers) <= PRINCIPLES["takers_of_the_tree"], takers
 
 
+@functools.cache
+def texts_in(path):
+  """Returns the constants of a file."""
+  return {node.value for node in ast.walk(parse(path)) if isinstance(node, ast.Constant)}
+
+
 def files_that_name(estimator):
   """Files outside of diffusion/estimators that hold the name of an estimator as a text."""
   for path in FILES:
     parts = path.relative_to(ROOT).parts
     if parts[:2] == ("diffusion", "estimators"):
       continue
-    strings = {node.value for node in ast.walk(parse(path)) if isinstance(node, ast.Constant)}
-    if estimator in strings:
+    if estimator in texts_in(path):
       yield "/".join(parts)
 
 
@@ -212,7 +219,7 @@ def test_public_things_are_documented_and_annotated(path):
 
 def test_only_the_peer_imports_torch():
   for path in FILES:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parse(path)
     names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     foreign = {name.split(".")[0] for name in names} & {"torch", "diffusers", "transformers"}
