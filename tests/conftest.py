@@ -62,11 +62,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # what tests run takes longer to compile than to run
 
 
-LONGEST = ("training/test_estimators", "drills/test_kill", "rendering/test_render", "training/test_parallel",
-           "evaluation/test_scores", "commands/test_processes", "commands/test_run", "benchmarks/test_peer",
-           "drills/test_fuzz", "commands/test_image2d", "shapeworld_training/test_train_prior", "training/test_scenes",
-           "testbed/test_study", "evaluation/test_set", "training/test_divergence", "shapeworld/test_shipped_prior",
-           "training/test_distil", "training/test_loop")
+LONGEST = ("docs/test_notebooks", "training/test_image3d", "training/test_parallel", "training/test_estimators",
+           "commands/test_run", "commands/test_processes", "drills/test_kill", "drills/test_fuzz",
+           "rendering/test_render", "evaluation/test_scores", "evaluation/test_image_scores",
+           "shapeworld_training/test_train_view_prior", "shapeworld_training/test_train_multiview_prior",
+           "shapeworld_training/test_train_prior", "shapeworld/test_shipped_view_prior", "training/test_image2d",
+           "training/test_scenes", "training/test_multiview", "training/test_distil", "priors/test_published_configs",
+           "testbed/test_study", "training/test_divergence", "shapeworld/test_shipped_prior", "training/test_loop")
 """Files that take longest. They go first: a worker that begins with one of them last keeps the others waiting."""
 
 
