@@ -12,8 +12,8 @@ from sds_jax.priors.networks.clip import CLIPTextModel
 from sds_jax.priors.networks.unet import UNet2DConditionModel
 from sds_jax.shapeworld import captions, recipe, tokenizer
 
-UNET = dict(recipe.UNET, sample_size=4, block_out_channels=[8], down_block_types=["CrossAttnDownBlock2D"],
-            up_block_types=["CrossAttnUpBlock2D"], cross_attention_dim=8, attention_head_dim=2, norm_num_groups=4)
+UNET = dict(recipe.UNET, sample_size=4, block_out_channels=[8], down_block_types=["DownBlock2D"],
+            up_block_types=["UpBlock2D"], cross_attention_dim=8, attention_head_dim=2, norm_num_groups=4)
 INDEX = dict(pixel_unshuffle=4, image_size=16, camera_dim=16, ray_dim=18, vocabulary=sorted(captions.WORDS))
 
 

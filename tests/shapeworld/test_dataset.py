@@ -9,6 +9,14 @@ from sds_jax.shapeworld import captions, dataset, scenes, solids
 from sds_jax.views import cameras
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_batches():
+  """Renders 8 images a call: three examples are padded to 8 and not to 32."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(dataset, "BATCH", 8)
+    yield
+
+
 @pytest.fixture(scope="module")
 def examples():
   return dataset.make_examples(5, range(64))

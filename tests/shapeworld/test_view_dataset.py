@@ -8,6 +8,14 @@ from sds_jax.shapeworld import scenes, tracer, view_dataset
 from sds_jax.views import cameras, poses
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_batches():
+  """Renders 5 scenes a call, as many as test_shipped_view_prior, so that one program serves both."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(view_dataset, "BATCH", 5)
+    yield
+
+
 @pytest.fixture(scope="module")
 def examples():
   return view_dataset.make_examples(7, range(6))

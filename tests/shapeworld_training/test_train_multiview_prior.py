@@ -16,16 +16,24 @@ from sds_jax.shapeworld import (
 SMALL = dict(steps=4, batch_size=2, warmup=1, log_every=1, save_every=2, sheet_every=100, seed=3)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_batches():
+  """Renders 4 scenes a call: one scene is padded to 4 and not to 16."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(multiview_dataset, "BATCH", 4)
+    yield
+
+
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory):
-  """images.npz of 16 scenes."""
-  return multiview_dataset.make_dataset(16, 0, tmp_path_factory.mktemp("groups") / "images.npz")
+  """images.npz of 12 scenes."""
+  return multiview_dataset.make_dataset(12, 0, tmp_path_factory.mktemp("groups") / "images.npz")
 
 
 def test_the_views_of_a_scene(groups):
   with np.load(groups) as stored:
     data = {name: stored[name] for name in stored.files}
-  assert data["images"].shape == (16, 4, 64, 64, 4) and data["captions"].shape == (16, 4)
+  assert data["images"].shape == (12, 4, 64, 64, 4) and data["captions"].shape == (12, 4)
   direction = data["cameras"][..., :3]
   azimuth = np.unwrap(np.arctan2(direction[..., 1], direction[..., 0]))
   low = direction[..., 2].max(1) < 0.8  # the cameras' jitter turns the azimuth far near the pole

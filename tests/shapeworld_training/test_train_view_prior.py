@@ -17,19 +17,10 @@ SETTINGS = dict(view_recipe.TRAINING, drop_condition=0.0)
 
 @pytest.fixture(scope="module")
 def examples():
-  return view_dataset.make_examples(0, range(8))
-
-
-@pytest.fixture
-def tiny_view_recipe(monkeypatch):
-  unet = dict(block_out_channels=[8], down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"],
-              norm_num_groups=4, cross_attention_dim=8, attention_head_dim=2)
-  eye = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, projection_dim=8)
-  for config, changes in ((view_recipe.UNET, unet), (view_recipe.IMAGE_ENCODER, eye),
-                          (view_recipe.PROJECTION, dict(in_features=12, out_features=8)),
-                          (view_recipe.ELEVATION_HEAD, dict(in_features=8))):
-    for name, value in changes.items():
-      monkeypatch.setitem(config, name, value)
+  """Five scenes, in one call of the program of tests/shapeworld."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(view_dataset, "BATCH", 5)
+    return view_dataset.make_examples(0, range(5))
 
 
 def random_params():
@@ -62,18 +53,22 @@ def test_pairs_are_two_views_of_a_scene(examples):
 
 def test_a_dropped_condition_has_no_gradient(tiny_view_recipe, examples):
   """Drops all conditions: the projection has no gradient, the encoder only the gradient of the elevation."""
-  batch = {name: jnp.asarray(examples[name]) for name in ("images", "angles")}
+  batch = {name: jnp.asarray(examples[name][:2]) for name in ("images", "angles")}
   networks, schedule = train_view_prior.make_networks(), schedules.schedule_from_config(view_recipe.SCHEDULER)
-  params = random_params()
 
-  def gradient(**changes):
-    loss = train_view_prior.make_loss(networks, schedule, dict(SETTINGS, **changes))
-    grads = jax.jit(jax.grad(loss))(params, batch, jax.random.key(0))
-    return {name: float(sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(grad))) for name, grad in grads.items()}
+  @jax.jit  # the settings are arguments: one program for both
+  def norms(params, settings):
+    loss = train_view_prior.make_loss(networks, schedule, SETTINGS | settings)
+    grads = jax.grad(loss)(params, batch, jax.random.key(0))
+    return {name: sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(grad)) for name, grad in grads.items()}
 
-  dropped = gradient(drop_condition=1.0)
+  def gradient(drop, elevation_weight):
+    settings = dict(drop_condition=jnp.float32(drop), elevation_weight=jnp.float32(elevation_weight))
+    return jax.device_get(norms(random_params(), settings))
+
+  dropped = gradient(1.0, SETTINGS["elevation_weight"])
   assert dropped["cc_projection"] == 0.0 and dropped["unet"] > 0.0 and dropped["elevation_head"] > 0.0
-  kept = gradient(drop_condition=0.0, elevation_weight=0.0)
+  kept = gradient(0.0, 0.0)
   assert kept["cc_projection"] > 0.0 and kept["image_encoder"] > 0.0 and kept["elevation_head"] == 0.0
 
 
@@ -119,10 +114,16 @@ def test_a_run_writes_a_prior_and_resumes(tiny_view_recipe, examples, tmp_path, 
   assert "going on from step 2" in capsys.readouterr().out
   assert "| all | 0.500 | 0.500 | 0.5 |" in (folder / "README.md").read_text(encoding="utf-8")
   prior, params = prior_lib.build(folder)
-  encoded = prior.photo.encode(jnp.ones((64, 64, 3)))
+  encoded = jax.jit(prior.photo.encode)(jnp.ones((64, 64, 3)))
   assert encoded["tokens"].shape == (65, 8) and np.isfinite(encoded["elevation"])
-  cond = prior.photo.conditions(params, encoded, jnp.array([[0.1, 0.0, 1.0, 1.2]]))
-  assert prior.denoise(params, jnp.zeros((1, *prior.x_shape)), jnp.array([5]), cond).shape == (1, *prior.x_shape)
+
+  @jax.jit
+  def denoise(params, encoded, pose):
+    cond = prior.photo.conditions(params, encoded, pose)
+    return prior.denoise(params, jnp.zeros((1, *prior.x_shape)), jnp.array([5]), cond)
+
+  noise = denoise(params, encoded, jnp.array([[0.1, 0.0, 1.0, 1.2]]))
+  assert noise.shape == (1, *prior.x_shape) and bool(jnp.isfinite(noise).all())
   again = train_view_prior.read_params(folder)
   assert {name: jax.tree.structure(tree) for name, tree in again.items()} == {
       name: jax.tree.structure(tree) for name, tree in random_params().items()}
