@@ -52,7 +52,8 @@ BACKWARD = ("ldiff", "vsd")
 """Estimators that differentiate a network: the prior itself, or the adapters of its copy."""
 
 
-@pytest.mark.parametrize("name, image", [*((name, True) for name in ESTIMATORS), ("sds", False), pytest.param("vsd", False, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("name, image", [
+  *((name, True) for name in ESTIMATORS), ("sds", False), pytest.param("vsd", False, marks=pytest.mark.thorough)])
 def test_one_program_that_differentiates_no_frozen_network(begun, prior_and_params, step_of, name, image):
   """Checks every estimator with a cheap generator, and two of them with a field."""
   prior, prior_params = prior_and_params
