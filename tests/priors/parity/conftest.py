@@ -1,5 +1,6 @@
 """PyTorch, diffusers and transformers as oracles; their tests are skipped where these are not installed."""
 import resource
+import sys
 import time
 import warnings
 
@@ -18,7 +19,9 @@ def oracle(module):
 
 @pytest.fixture(scope="session")
 def torch():
-  return oracle("torch")
+  module = oracle("torch")
+  module.manual_seed(0)
+  return module
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +47,13 @@ def transformers(torch):
 @pytest.fixture(scope="session")
 def sentencepiece():
   return oracle("sentencepiece")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def seeded():
+  """Seeds the generator of torch's first weights, so that the weights of a file depend on no other file."""
+  if "torch" in sys.modules:
+    sys.modules["torch"].manual_seed(0)
 
 
 def randomize(torch, model, seed=0):

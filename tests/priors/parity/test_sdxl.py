@@ -1,4 +1,6 @@
 """The networks of Stable Diffusion XL at small widths against diffusers and transformers, by way of their folders."""
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,12 +8,12 @@ import pytest
 
 from sds_jax.priors.loading import checkpoint
 
-UNET = dict(  # the first resolution without attention, as in the published network
-  sample_size=8, in_channels=4, out_channels=4, block_out_channels=[16, 32], layers_per_block=1, norm_num_groups=8,
-  down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], cross_attention_dim=20,
-  up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"], attention_head_dim=[2, 4], transformer_layers_per_block=[1, 2],
-  use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
-  projection_class_embeddings_input_dim=10 + 6 * 8)
+UNET = dict(  # three resolutions, the first without attention, as the published network
+  sample_size=8, in_channels=4, out_channels=4, block_out_channels=[16, 32, 32], layers_per_block=1, norm_num_groups=8,
+  down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"], cross_attention_dim=20,
+  up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], attention_head_dim=[2, 4, 8],
+  transformer_layers_per_block=[1, 1, 2], use_linear_projection=True, addition_embed_type="text_time",
+  addition_time_embed_dim=8, projection_class_embeddings_input_dim=10 + 6 * 8)
 CLIP = dict(
   vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
   max_position_embeddings=16, hidden_act="gelu", bos_token_id=97, projection_dim=24)
@@ -38,7 +40,14 @@ def test_unet(torch, diffusers, randomize, relative_error, quick_jit, tmp_path):
   half = quick_jit(ours.clone(dtype=jnp.bfloat16).apply,
                    {"params": jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)}, sample, t, text, None,
                    pooled, sizes)
-  assert np.linalg.norm(np.asarray(half, np.float32) - expected) < 2e-2 * np.linalg.norm(expected)
+  with torch.no_grad():
+    tensors = [torch.from_numpy(array).bfloat16() for array in (sample.transpose(0, 3, 1, 2).copy(), text, pooled)]
+    rounded = copy.deepcopy(theirs).bfloat16()(tensors[0], torch.from_numpy(t), tensors[1], added_cond_kwargs=dict(
+      text_embeds=tensors[2], time_ids=torch.from_numpy(sizes))).sample.float().numpy().transpose(0, 2, 3, 1)
+  ours_off, theirs_off = (np.linalg.norm(np.asarray(array, np.float32) - expected) / np.linalg.norm(expected)
+                          for array in (half, rounded))
+  # At such widths the error of bfloat16 depends on the weights drawn, hence the error of PyTorch's own.
+  assert ours_off < max(2e-2, 1.5 * theirs_off) < 6e-2, (ours_off, theirs_off)
   assert np.linalg.norm(got[2] - got[1]) > 1e-3 * np.linalg.norm(got[1])
 
   checkpoint.write_component(tmp_path / "ours", "unet", dict(theirs.config), params, dtype=jnp.float32)
