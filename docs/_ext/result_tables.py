@@ -202,7 +202,7 @@ def published_run() -> str:
           f"for compiling, {sd['step_seconds']} s a step. The peak memory was {sd['peak_memory_gib']} GiB. "
           f"Command: `{sd['command']}`. Machine: {sd['machine']}.\n\n"
           f"Three steps of MVDream, two with renders of 64x64 and one of 256x256, took {mvdream['cpu_seconds']} s "
-          f"of one core, most of it for compiling two programs and the renderer. The peak memory was "
+          f"of one core, with the compilation of both programs and the exports. The peak memory was "
           f"{mvdream['peak_memory_gib']:.1f} GiB. Command: `{mvdream['command']}`. Machine: {mvdream['machine']}.")
 
 

@@ -21,7 +21,7 @@ BEYOND_DEG, WITHIN_DEG = 90.0, 60.0
 
 
 def ring() -> Camera:
-  """Returns cameras [24] around the object at one elevation, beginning before its front, which looks along +x."""
+  """Returns cameras [24] around the object at one elevation; the first faces its front, at +x."""
   shots = [cameras.orbit(math.tau * i / AZIMUTHS, math.radians(ELEVATION_DEG), DISTANCE, math.radians(FOV_DEG))
            for i in range(AZIMUTHS)]
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *shots)

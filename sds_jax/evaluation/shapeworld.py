@@ -129,7 +129,7 @@ def table(records: Sequence[Record]) -> str:
       continue
     mean = lambda key: float(np.mean([r[key] for r in group]))  # noqa: E731
     ious = np.array([r["silhouette_iou"] for r in group])
-    # Only captions that fix the azimuth have it, and no record of before it was measured.
+    # Only captions that fix the azimuth have this score; older records lack it.
     fronts = [r["false_fronts"] for r in group if "false_fronts" in r]
     share = f"{np.mean(fronts):.0%}" if fronts else "–"
     rows.append(

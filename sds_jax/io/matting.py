@@ -138,7 +138,7 @@ def _background(rgb: np.ndarray, similar: np.ndarray, colour: np.ndarray) -> np.
 def _uncompiled() -> Iterator[None]:
   """Keeps numba from compiling what is imported within.
 
-  rembg imports pymatting, whose functions numba compiles for minutes. No mask of ours calls them.
+  rembg imports pymatting, whose functions numba compiles for minutes. `matte_by_network` needs none of them.
   """
   if "numba" in sys.modules or "NUMBA_DISABLE_JIT" in os.environ:
     yield
