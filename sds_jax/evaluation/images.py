@@ -5,12 +5,11 @@ r"""Image-to-3D over many sample photos and seeds, scored against the exact scen
 
 The photos are made by `python -m sds_jax.shapeworld.sample_photos`: single solids, stacks and objects with a front,
 half of them with a pair of colour and shape that training never shows. The step is compiled once for all photos.
-Settings are overridden as for `run.py`.
+Settings are overridden as for `run.py`. A stopped command continues after its last finished run.
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import json
 from pathlib import Path
 import time
 from typing import Any
@@ -22,6 +21,7 @@ import tqdm
 
 from sds_jax import compilation, schema, settings as settings_lib, terminal
 from sds_jax.evaluation import image_scores
+from sds_jax.evaluation.record_log import Record, RecordLog, run_inputs
 from sds_jax.evaluation.repeated import RepeatedRuns
 from sds_jax.evaluation.shapeworld import exit_on_user_error
 from sds_jax.io import files, images, photos
@@ -34,7 +34,6 @@ from sds_jax.training.layout import make_layout
 from sds_jax.training.versions import versions
 from sds_jax.types import Params
 
-Record = dict[str, Any]
 GROUPS: dict[str, Callable[[Record], bool]] = {
     "all": lambda r: True,
     "single": lambda r: r["parts"] == 1 and r["plain"],
@@ -71,17 +70,17 @@ def draw_truths(count: int, seed: int) -> list[sample_photos.Truth]:
 
 
 def run_set(task: Image3DTask, priors: tuple[Prior, Prior | None, Params],
-            truths: Sequence[sample_photos.Truth], seeds: Sequence[int], folder: Path) -> list[Record]:
+            truths: Sequence[sample_photos.Truth], seeds: Sequence[int], log: RecordLog) -> list[Record]:
   """Returns the scores of every photo with every seed.
 
-  Writes photos and a strip of renders of each to `folder`.
+  Writes photos and a strip of renders of each to the log's folder. Runs that the log holds are not repeated.
 
   Args:
     task: with its settings; a second prior is conditioned on the caption of each photo, whatever `prompt` is.
     priors: of `Image3DTask.load_priors`.
     truths: of the sample photos.
     seeds: of each photo.
-    folder: of photos, renders and records.
+    log: of the records.
   """
   prior, second, params = priors
   settings = task.settings
@@ -92,31 +91,51 @@ def run_set(task: Image3DTask, priors: tuple[Prior, Prior | None, Params],
   records = []
   with tqdm.tqdm(total=len(truths) * len(seeds), desc="runs") as bar:
     for number, truth in enumerate(truths):
-      path = sample_photos.write_photo(truth, 256, folder / f"{number:03d}.png")
+      path = sample_photos.write_photo(truth, 256, log.folder / f"{number:03d}.png")
       photo, arrays = photo_lib.read_input(str(path), settings.picture, settings.render)
       data = photo_lib.encode_photo(settings.picture, prior, arrays)
       conditions = task.embed(second, data, truth.caption)
       for seed in seeds:
-        started = time.perf_counter()
-        state = runs.optimise(conditions, seed)
-        seconds = time.perf_counter() - started
-        # Scored after `seconds` is taken: the time is that of the run alone.
-        scores = image_scores.score(runs.generator, settings.camera, state, truth, photo, float(data["azimuth"]),
-                                    float(data["elevation"]))
-        spec = captions.parse(truth.caption)
-        records.append(dict(
-            truth._asdict(), picture=path.name, seed=seed, parts=len(spec.parts), never_seen=captions.is_held_out(spec),
-            plain=all(kind in solids.PLAIN for _, kind in spec.parts), seconds=seconds,
-            told_elevation_deg=float(np.degrees(data["elevation"])), **scores))
-        with open(folder / "records.jsonl", "a", encoding="utf-8") as log:  # kept if a later run fails
-          log.write(json.dumps(files.to_jsonable(records[-1])) + "\n")
-        strip = outputs.render_row(task.view, state, 6)
-        first = photos.resize_square(photo.rgb, settings.export.image_size)
-        images.write_png(np.concatenate([first, strip[:first.shape[0]]], axis=1), folder / f"{number:03d}-{seed}.png")
+        key = dict(files.to_jsonable(truth._asdict()), picture=path.name, seed=seed)
+        record = log.find(**key)
+        records.append(record or _score_run(runs, task, truth, photo, data, conditions, key, log))
         bar.update()
-        bar.write(f"{scores['silhouette_iou']:.3f} iou  {scores['unseen_iou']:.3f} unseen  "
-                  f"{scores['reference_psnr']:4.1f} dB  {seconds:5.1f} s  {truth.caption} ({seed})")
+        if not record:
+          bar.write("{silhouette_iou:.3f} iou  {unseen_iou:.3f} unseen  {reference_psnr:4.1f} dB  {seconds:5.1f} s  "
+                    "{caption} ({seed})".format_map(records[-1]))
   return records
+
+
+def _score_run(runs: RepeatedRuns, task: Image3DTask, truth: sample_photos.Truth, photo: photos.Photo,
+               data: dict[str, Any], conditions: Any, key: Record, log: RecordLog) -> Record:
+  """Returns the scores of one run of a photo, added to the log, with a strip of renders in its folder.
+
+  Args:
+    runs: the compiled program.
+    task: with its settings.
+    truth: of the photo.
+    photo: as it was read.
+    data: of `encode_photo`.
+    conditions: of `Image3DTask.embed`.
+    key: what tells this record from others: the truth, the photo's file, the seed.
+    log: of the records.
+  """
+  started = time.perf_counter()
+  state = runs.optimise(conditions, key["seed"])
+  # Scored after `seconds` is taken: the time is that of the run alone.
+  seconds = time.perf_counter() - started
+  scores = image_scores.score(runs.generator, task.settings.camera, state, truth, photo, float(data["azimuth"]),
+                              float(data["elevation"]))
+  spec = captions.parse(truth.caption)
+  record = dict(key, parts=len(spec.parts), never_seen=captions.is_held_out(spec),
+                plain=all(kind in solids.PLAIN for _, kind in spec.parts), seconds=seconds,
+                told_elevation_deg=float(np.degrees(data["elevation"])), **scores)
+  strip = outputs.render_row(task.view, state, 6)
+  first = photos.resize_square(photo.rgb, task.settings.export.image_size)
+  images.write_png(np.concatenate([first, strip[:first.shape[0]]], axis=1),
+                   log.folder / f"{Path(key['picture']).stem}-{key['seed']}.png")
+  log.append(record)
+  return record
 
 
 def table(records: Sequence[Record]) -> str:
@@ -141,10 +160,10 @@ def _run(config: ConfigDict, truths: Sequence[sample_photos.Truth], seeds: Seque
       raise ConfigError(f"config.picture.{name}={value!r} is a map of one photo, and this command has many photos: "
                         "leave the map out")
   priors = task.load_priors()
-  folder.mkdir(parents=True, exist_ok=True)
-  # The runs append their rows, so those of an earlier call have to go.
-  (folder / "records.jsonl").unlink(missing_ok=True)
-  records = run_set(task, priors, truths, seeds, folder)
+  log = RecordLog(folder, run_inputs(task.settings))
+  if log.records:
+    print(f"{folder} holds {len(log.records)} runs of equal settings; those are not repeated", flush=True)
+  records = run_set(task, priors, truths, seeds, log)
   files.write_json(dict(config=schema.to_dict(task.settings), versions=versions(), records=records),
                    folder / "records.json")
   (folder / "table.md").write_text(table(records) + "\n", encoding="utf-8")

@@ -3,25 +3,24 @@ r"""A table of the published recipes and the package's own settings: the shipped
     python -m sds_jax.evaluation.recipes --prompts=4 --out=recipe_scores
 
 A recipe is run with its file's settings for the prior `shapeworld`. Each recipe compiles once. A recipe is not run
-again if the folder holds its records of equal settings, captions, versions and prior, so a stopped command continues.
+again if the folder holds its records of equal settings, captions, versions and prior. A stopped command continues
+after the last finished run.
 """
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import app, flags
 
-from sds_jax import compilation, schema, settings as settings_lib, terminal
-from sds_jax.evaluation.shapeworld import CaptionRuns, Record, draw_captions, exit_on_user_error, run_set
+from sds_jax import compilation, settings as settings_lib, terminal
+from sds_jax.evaluation.record_log import Record, RecordLog, run_inputs
+from sds_jax.evaluation.shapeworld import CaptionRuns, draw_captions, exit_on_user_error, run_set
 from sds_jax.io import files
-from sds_jax.priors.sources import shipped_folder
 from sds_jax.settings.recipes import text3d as recipes_lib
 from sds_jax.shapeworld import captions
 from sds_jax.tasks.text3d import Text3DTask
-from sds_jax.training.versions import versions
 
 DEFAULT = "default"
 """Name of the package's own settings in the table."""
@@ -49,31 +48,15 @@ def run_task(task: Text3DTask, specs: Sequence[captions.Spec], seeds: Sequence[i
   Raises:
     ConfigError, CheckpointError: see `Text3DTask.load_prior`.
   """
-  # As JSON, like the stored side: tuples would never equal the lists of the file.
-  inputs = files.to_jsonable(dict(config=schema.to_dict(task.settings), versions=versions(),
-                                  prior=_fingerprint(task.settings.prior.path or task.settings.prior.name),
-                                  runs=[(captions.caption(spec), seed) for spec in specs for seed in seeds]))
+  inputs = run_inputs(task.settings)
+  expected = inputs | {"runs": [[captions.caption(spec), seed] for spec in specs for seed in seeds]}
   stored = files.read_json(folder / "records.json")
-  if {name: stored.get(name) for name in inputs} == inputs:
+  if {name: stored.get(name) for name in expected} == expected:
     return stored["records"]
-  folder.mkdir(parents=True, exist_ok=True)
-  # The runs append their rows, so those of an earlier call have to go.
-  (folder / "records.jsonl").unlink(missing_ok=True)
-  records = run_set(CaptionRuns(task, *task.load_prior()), specs, seeds, folder)
-  files.write_json(dict(inputs, records=records), folder / "records.json")
+  log = RecordLog(folder, inputs)
+  records = run_set(CaptionRuns(task, *task.load_prior()), specs, seeds, log)
+  files.write_json(dict(expected, records=records), folder / "records.json")
   return records
-
-
-def _fingerprint(name: str) -> str:
-  """Returns a digest of the weights of a prior's U-Net.
-
-  The prior is the shipped one, or that of a folder.
-  """
-  digest = hashlib.sha256()
-  # By content, because a folder of the same name may hold newly trained weights.
-  for weights in sorted((shipped_folder() if name == "shapeworld" else Path(name)).glob("unet/*.safetensors")):
-    digest.update(weights.read_bytes())
-  return digest.hexdigest()[:16]
 
 
 def table(scores: dict[str, list[Record]]) -> str:

@@ -4,17 +4,15 @@ r"""Text-to-3D over many captions and seeds, scored against the exact scenes.
 
 Half of the captions have a pair of colour and shape that training never shows, and half of either kind are stacks of
 two. The step is compiled once for all captions. Settings are overridden as for `run.py`
-(`--config.training.steps=300`).
+(`--config.training.steps=300`). A stopped command continues after its last finished run.
 """
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tqdm
@@ -23,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 
 from sds_jax import compilation, schema, settings as settings_lib, terminal
 from sds_jax.evaluation import scores as scoring
+from sds_jax.evaluation.record_log import Record, RecordLog, run_inputs
 from sds_jax.evaluation.repeated import RepeatedRuns
 from sds_jax.io import files, images
 from sds_jax.priors.prior import Prior
@@ -34,7 +33,6 @@ from sds_jax.training.state import TrainState
 from sds_jax.training.versions import versions
 from sds_jax.types import Params
 
-Record = dict[str, Any]
 GROUPS: dict[str, Callable[[Record], bool]] = {
     "all": lambda r: True,
     "plain solids": lambda r: r["plain"],
@@ -88,34 +86,40 @@ class CaptionRuns(RepeatedRuns):
 
 
 def run_set(runs: CaptionRuns, specs: Sequence[captions.Spec], seeds: Sequence[int],
-            folder: Path | None = None) -> list[Record]:
+            log: RecordLog | None = None) -> list[Record]:
   """Returns the scores of every caption with every seed.
 
-  Writes a strip of renders of each to `folder` if given.
+  With a log, runs that it holds are not repeated, and a strip of renders of each new run is written to its folder.
   """
   records = []
   with tqdm.tqdm(total=len(specs) * len(seeds), desc="runs") as bar:
     for spec in specs:
       for seed in seeds:
-        prompt, started = captions.caption(spec), time.perf_counter()
-        state = runs.optimise(prompt, seed)
-        # Before scoring: the time is that of the run alone.
-        seconds = time.perf_counter() - started
-        # A run of several particles is scored by its first.
-        state = outputs.pick_object(state, runs.generator.particles, 0)
-        scores = scoring.score(runs.generator, state, spec)
-        records.append(dict(
-            prompt=prompt, seed=seed, parts=len(spec.parts), never_seen=captions.is_held_out(spec),
-            plain=all(kind in solids.PLAIN for _, kind in spec.parts), seconds=seconds, **scores))
-        if folder:
-          with open(folder / "records.jsonl", "a", encoding="utf-8") as log:  # kept if a later run fails
-            log.write(json.dumps(files.to_jsonable(records[-1])) + "\n")
-          name = f"{files.prompt_slug(prompt)}-{seed}.png"
-          images.write_png(outputs.render_row(runs.task.view, state, 6), folder / name)
+        record = log.find(prompt=captions.caption(spec), seed=seed) if log else None
+        records.append(record or _score_run(runs, spec, seed, log))
         bar.update()
-        bar.write(f"{scores['silhouette_iou']:.3f} iou  {scores['colour_error']:.3f} colour error  {seconds:5.1f} s  "
-                  f"{prompt} ({seed})")
+        if not record:
+          bar.write("{silhouette_iou:.3f} iou  {colour_error:.3f} colour error  {seconds:5.1f} s  {prompt} ({seed})"
+                    .format_map(records[-1]))
   return records
+
+
+def _score_run(runs: CaptionRuns, spec: captions.Spec, seed: int, log: RecordLog | None) -> Record:
+  """Returns the scores of one run; adds them to the log, with a strip of renders in its folder."""
+  prompt, started = captions.caption(spec), time.perf_counter()
+  state = runs.optimise(prompt, seed)
+  # Before scoring: the time is that of the run alone.
+  seconds = time.perf_counter() - started
+  # A run of several particles is scored by its first.
+  state = outputs.pick_object(state, runs.generator.particles, 0)
+  record = dict(prompt=prompt, seed=seed, parts=len(spec.parts), never_seen=captions.is_held_out(spec),
+                plain=all(kind in solids.PLAIN for _, kind in spec.parts), seconds=seconds,
+                **scoring.score(runs.generator, state, spec))
+  if log:
+    images.write_png(outputs.render_row(runs.task.view, state, 6),
+                     log.folder / f"{files.prompt_slug(prompt)}-{seed}.png")
+    log.append(record)
+  return record
 
 
 def table(records: Sequence[Record]) -> str:
@@ -145,10 +149,10 @@ def _run(config: ConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int
   compilation.prepare()
   task = Text3DTask(settings_lib.validate(config))
   prior, params = task.load_prior()
-  folder.mkdir(parents=True, exist_ok=True)
-  # The runs append their rows, so those of an earlier call have to go.
-  (folder / "records.jsonl").unlink(missing_ok=True)
-  records = run_set(CaptionRuns(task, prior, params), specs, seeds, folder)
+  log = RecordLog(folder, run_inputs(task.settings))
+  if log.records:
+    print(f"{folder} holds {len(log.records)} runs of equal settings; those are not repeated", flush=True)
+  records = run_set(CaptionRuns(task, prior, params), specs, seeds, log)
   files.write_json(dict(config=schema.to_dict(task.settings), versions=versions(), records=records),
                    folder / "records.json")
   (folder / "table.md").write_text(table(records) + "\n", encoding="utf-8")

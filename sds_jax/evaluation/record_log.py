@@ -1,0 +1,86 @@
+"""Records of a set of runs, kept in a folder, so that a stopped set goes on where it stopped."""
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from sds_jax import schema
+from sds_jax.io import files
+from sds_jax.priors.sources import SHIPPED, shipped_folder
+from sds_jax.training.versions import versions
+
+Record = dict[str, Any]
+
+
+class RecordLog:
+  """The records of a set in `folder/records.jsonl`, a line each.
+
+  Records of an earlier call are kept if `folder/inputs.json` holds equal inputs, and are removed otherwise.
+
+  Attributes:
+    folder: of the records; made if missing.
+    records: of earlier calls with equal inputs, then those of `append`.
+  """
+
+  def __init__(self, folder: Path, inputs: dict[str, Any]):
+    """Reads the records of an earlier call with equal inputs.
+
+    Args:
+      folder: of the records.
+      inputs: all that the scores of a run depend on, besides what `find` compares; see `run_inputs`.
+    """
+    self.folder, self._path = folder, folder / "records.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    inputs = files.to_jsonable(inputs)
+    equal = files.read_json(folder / "inputs.json") == inputs
+    self.records: list[Record] = _complete_lines(self._path) if equal else []
+    # Rewritten: the last line may be incomplete, and a new line would be appended to it.
+    with files.atomic_write(self._path) as file:
+      file.write("".join(map(_line, self.records)).encode())
+    files.write_json(inputs, folder / "inputs.json")
+
+  def find(self, **values: Any) -> Record | None:
+    """Returns the record that has all `values`, or None."""
+    return next((record for record in self.records if values.items() <= record.items()), None)
+
+  def append(self, record: Record) -> None:
+    """Adds a record to the list and to the file."""
+    self.records.append(record)
+    with open(self._path, "a", encoding="utf-8") as file:
+      file.write(_line(record))
+
+
+def _line(record: Record) -> str:
+  return json.dumps(files.to_jsonable(record)) + "\n"
+
+
+def _complete_lines(path: Path) -> list[Record]:
+  """Returns the records of a file; an incomplete last line, of a call that was killed, is left out."""
+  lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+  return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def run_inputs(settings: Any) -> dict[str, Any]:
+  """Returns settings, versions and a digest of the prior's weights, as they are written to JSON.
+
+  Args:
+    settings: validated settings of a task with a prior.
+  """
+  prior = settings.prior
+  return files.to_jsonable(dict(config=schema.to_dict(settings), versions=versions(),
+                                prior=_fingerprint(prior.path or prior.name)))
+
+
+def _fingerprint(name: str) -> str:
+  """Returns a digest of the weights of a prior's U-Net, or of a single file.
+
+  The prior is a shipped one, or that of a folder or file.
+  """
+  digest, path = hashlib.sha256(), shipped_folder(name) if name in SHIPPED else Path(name)
+  # By content, because a folder of the same name may hold newly trained weights.
+  for weights in [path] if path.is_file() else sorted(path.glob("unet/*.safetensors")):
+    with open(weights, "rb") as file:
+      digest.update(hashlib.file_digest(file, "sha256").digest())
+  return digest.hexdigest()[:16]
