@@ -60,6 +60,9 @@ HABITS: dict[str, str] = {
     "export.mesh_resolution": "mesh mesh_res mesh_resolution grid_size mcubes_resolution mc_resolution "
                               "isosurface_resolution",
     "export.mesh_threshold": "threshold density_thresh isosurface_threshold iso",
+    "export.faces": "num_faces max_faces decimate_target target_faces",
+    "export.texture_size": "texture_resolution texture_res",
+    "export.formats": "format fmt save_format mesh_format",
     "export.image_size": "export_size out_size render_size",
     "export.turntable_frames": "frames n_frames num_frames video turntable",
     "distillation.vsd.rank": "lora_rank rank",

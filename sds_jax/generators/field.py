@@ -8,6 +8,7 @@ The field is an MLP or a hash grid; an occupancy grid in `buffers` keeps empty s
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from sds_jax.generators.viewpoints import Viewpoints
 from sds_jax.prng import as_threefry
 from sds_jax.rendering import occupancy
 from sds_jax.rendering.render import RenderOptions, render_image, render_views
+from sds_jax.settings.export import ExportSettings
 from sds_jax.settings.render import OccupancySettings
 from sds_jax.types import Array, Camera, Params, RenderOutput
 from sds_jax.views import cameras, lights
@@ -49,8 +51,7 @@ class FieldGenerator:
     normals: "analytic" or "difference", for shaded renders.
     always_normals: whether unshaded renders have normals too, for losses that read normals.
     as_latent: whether normals and opacity stand in for the latent; colours are then not learnt, and nothing is shaded.
-    mesh_resolution: cells along an axis when a mesh is extracted.
-    mesh_threshold: density of the surface; 0: chosen automatically.
+    mesh: resolution, threshold and files of the mesh.
   """
   field: Field
   background: Background
@@ -64,8 +65,7 @@ class FieldGenerator:
   normals: str = "analytic"
   always_normals: bool = False
   as_latent: bool = False
-  mesh_resolution: int = 96
-  mesh_threshold: float = 0.0
+  mesh: ExportSettings = ExportSettings()
 
   @property
   def together(self) -> int:
@@ -194,16 +194,24 @@ class FieldGenerator:
       ValueError: there is no surface, because the field is empty or full.
     """
     from sds_jax.io import mesh as mesh_lib  # trimesh takes a second to import, which few commands need
+    # 5 % beyond the ball, where the density is 0, so that the surface is closed.
+    return mesh_lib.extract_mesh(*self._point_functions(params), resolution=self.mesh.mesh_resolution,
+                                 bound=self.options.bound * 1.05, threshold=self.mesh.mesh_threshold or "auto")
+
+  def _point_functions(self, params: Params) -> tuple[Callable[[np.ndarray], np.ndarray], ...]:
+    """Returns the density [N] and the colour [N, 3] of one object as functions of NumPy points [N, 3]."""
     apply, field_params = jax.jit(self.field.apply), params["field"]
-    return mesh_lib.extract_mesh(
-        lambda points: np.asarray(apply(field_params, jnp.asarray(points, jnp.float32)).density),
-        lambda points: np.asarray(apply(field_params, jnp.asarray(points, jnp.float32)).albedo),
-        # 5 % beyond the ball, where the density is 0, so that the surface is closed.
-        resolution=self.mesh_resolution, bound=self.options.bound * 1.05, threshold=self.mesh_threshold or "auto")
+    at = lambda points: apply(field_params, jnp.asarray(points, jnp.float32))  # noqa: E731
+    return lambda points: np.asarray(at(points).density), lambda points: np.asarray(at(points).albedo)
 
   def export(self, params: Params, buffers: Any, folder: Path) -> Exported:
-    """Writes mesh.glb and mesh.obj of one object; see `make_mesh` for errors."""
+    """Writes the mesh of one object; see `make_mesh` for errors, and `io.asset.write_asset` for the files."""
     del buffers
-    from sds_jax.io import mesh as mesh_lib
+    from sds_jax.io import asset
     mesh = self.make_mesh(params)
-    return Exported(dict(mesh=list(mesh_lib.write_mesh(mesh, folder))), mesh)
+    # Half a voxel: at the surface itself the colour of a thin density is that of the air.
+    inset = self.options.bound * 1.05 / (self.mesh.mesh_resolution - 1)
+    paths, described = asset.write_asset(
+        mesh, self._point_functions(params)[1], folder, faces=self.mesh.faces, texture_size=self.mesh.texture_size,
+        formats=self.mesh.formats, scale=self.mesh.scale, inset=inset)
+    return Exported(dict(mesh=paths), mesh, described)

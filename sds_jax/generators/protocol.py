@@ -55,9 +55,11 @@ class Exported(NamedTuple):
   Attributes:
     files: {what the files show: their paths}, the most interesting first.
     mesh: the surface in the world frame, for the report; None without one.
+    described: one line about the files, to be printed; may be empty.
   """
   files: dict[str, list[Path]]
   mesh: trimesh.Trimesh | None = None
+  described: str = ""
 
 
 class Generator(Protocol):

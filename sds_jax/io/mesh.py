@@ -1,9 +1,7 @@
-"""Turns a density field into a coloured, watertight mesh, and writes the mesh as GLB and OBJ files."""
+"""Turns a density field into a coloured, watertight mesh."""
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 from typing import Callable
 
 import numpy as np
@@ -11,9 +9,6 @@ import trimesh
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from skimage.measure import marching_cubes
-
-from sds_jax.io import gltf
-from sds_jax.io.files import atomic_write
 
 PointFn = Callable[[np.ndarray], np.ndarray]
 """points [N, 3] float32 in world units -> [N] densities or [N, 3] colours; N is the same at every call."""
@@ -154,23 +149,6 @@ def remove_floaters(mesh: trimesh.Trimesh, min_part: float = 0.02) -> trimesh.Tr
   keep = faces[(volumes >= min_part * volumes.max())[part_of_face]]
   used, flat = np.unique(keep, return_inverse=True)
   return trimesh.Trimesh(mesh.vertices[used], flat.reshape(-1, 3), process=False)
-
-
-def write_mesh(mesh: trimesh.Trimesh, folder: str | os.PathLike) -> tuple[Path, Path]:
-  """Writes mesh.glb and mesh.obj, each atomically; returns both paths.
-
-  Colours are at the vertices.
-
-  The GLB file follows glTF 2.0: y up, front on +z, linear colours (see `gltf.glb_bytes`). The OBJ file keeps the world
-  frame, z up and front on +x, with the displayed (sRGB) colours.
-  """
-  glb, obj = Path(folder) / "mesh.glb", Path(folder) / "mesh.obj"
-  with atomic_write(glb) as file:
-    file.write(gltf.glb_bytes(mesh))
-  with atomic_write(obj) as file:
-    text = trimesh.exchange.obj.export_obj(mesh, include_color=True, header="z up, front on +x, colours sRGB")
-    file.write(text.encode())
-  return glb, obj
 
 
 def _check_level(density: np.ndarray, level: float) -> None:

@@ -3,7 +3,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from sds_jax.schema import number, setting, switch, whole
+from sds_jax.schema import above, number, setting, several, switch, whole
+
+MESH_FORMATS = ("glb", "obj", "ply", "stl")
+"""Kinds of files of a mesh."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,6 +14,10 @@ class ExportSettings:
   """The mesh, the renders and the turntable that a run leaves."""
   mesh_resolution: int = setting(96, whole(16, 1024), "cells along an axis for marching cubes")
   mesh_threshold: float = setting(0.0, number(0.0, words=" (0: chosen by voxel size)"), "density of the surface")
+  faces: int = setting(20_000, whole(0, 10**7, " (0: all)"), "faces of the written mesh at most")
+  texture_size: int = setting(1024, whole(0, 8192, " (0: colours at the vertices)"), "side of the texture in pixels")
+  formats: tuple = setting(("glb", "obj"), several(MESH_FORMATS), "kinds of files of the mesh")
+  scale: float = setting(1.0, above(0.0), "length of a world unit in the files (GLB: metres; slicers read millimetres)")
   image_size: int = setting(128, whole(16, 4096), "side of the renders in pixels")
   turntable_frames: int = setting(48, whole(2, 10_000), "frames of the turntable, one turn")
   turntable_elevation_deg: float = setting(20.0, number(-89.0, 89.0), "elevation of the turntable's camera, degrees")

@@ -55,7 +55,7 @@ class ObjectTask(GeneratorTask):
     export = self.settings.export
     one = {name: None for name in ("renders.png", "report.html", "scores.json", "timings.json",
                                    *(outputs.TURNTABLES if export.turntable else ()),
-                                   *(("mesh.glb", "mesh.obj") if export.mesh else ()))}
+                                   *(outputs.mesh_names(export) if export.mesh else ()))}
     return {**workspace.LAYOUT, **one, **{f"particle_{n}": one for n in range(1, self.settings.training.particles)}}
 
   @functools.cached_property
@@ -85,8 +85,7 @@ class ObjectTask(GeneratorTask):
         options=objects.render_options(s.render, s.field.bound), viewpoints=viewpoints,
         lights=objects.light_distribution(s.shading), size=size, occupancy=s.occupancy,
         schedule=objects.field_schedule(s.field), particles=s.training.particles, normals=s.render.normals,
-        always_normals=self.always_normals, as_latent=as_latent, mesh_resolution=s.export.mesh_resolution,
-        mesh_threshold=s.export.mesh_threshold)
+        always_normals=self.always_normals, as_latent=as_latent, mesh=s.export)
 
   @functools.cached_property
   def _representation(self) -> Callable[[int], Representation]:

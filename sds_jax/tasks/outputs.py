@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,10 @@ from sds_jax.views import cameras
 
 TURNTABLES = ("turntable.mp4", "turntable.gif")
 """Names of the turntable, with and without an encoder of videos."""
+
+MESH_FILES: dict[str, tuple[str, ...]] = dict(
+    glb=("mesh.glb",), obj=("mesh.obj", "mesh.mtl", "mesh.png"), ply=("mesh.ply",), stl=("mesh.stl",))
+"""Names of the files of a mesh by format."""
 
 ObjectGenerator = FieldGenerator | CustomGenerator
 
@@ -59,6 +64,11 @@ class ReportPage(NamedTuple):
   title: str
   settings: dict[str, Any]
   comparison: Path | None = None
+
+
+def mesh_names(export: ExportSettings) -> tuple[str, ...]:
+  """Returns the names of the files of a mesh in the formats of the settings."""
+  return tuple(name for kind in export.formats for name in MESH_FILES[kind])
 
 
 def make_view(generator: ObjectGenerator, camera_settings: CameraSettings, export: ExportSettings,
@@ -171,11 +181,13 @@ def write_outputs(generator: ObjectGenerator, view: ObjectView, state: TrainStat
     # An object without a surface is a result, not a fault: the other outputs are still written.
     except ValueError as error:
       print(f"no {'files' if own else 'mesh'}: {error}")
+  if exported and exported.described:
+    print(exported.described)
   for what, paths in exported.files.items() if own and exported else ():
     print(f"  {what}: {', '.join(map(str, paths))}")
   # The mesh of an earlier export would pass for this object's.
-  if exported is None or exported.mesh is None:
-    _delete(folder, "mesh.glb", "mesh.obj")
+  new = {path.name for paths in exported.files.values() for path in paths} if exported and exported.mesh else set()
+  _delete(folder, *(name for name in itertools.chain(*MESH_FILES.values()) if name not in new))
   timings = dict(timings, export_s=time.perf_counter() - started)
   report.write_report(
       folder, page.title, mesh=exported.mesh if exported else None, comparison=page.comparison,

@@ -9,7 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from sds_jax.io import images, mesh, video
+from sds_jax.io import images, mesh, mesh_files, video
+from sds_jax.io.surface import with_vertex_colours
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu-sandbox", "--use-angle=swiftshader",
          "--enable-unsafe-swiftshader", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -156,7 +157,7 @@ def finished_run(tmp_path_factory) -> dict:
   """Returns the arguments of `write_report` for a realistic run."""
   folder = tmp_path_factory.mktemp("run")
   solid = mesh.extract_mesh(lambda p: cone_on_cylinder(p)[0], lambda p: cone_on_cylinder(p)[1], resolution=48)
-  mesh.write_mesh(solid, folder)
+  mesh_files.write_mesh(with_vertex_colours(solid), folder)
   frames = np.stack([render(2.0 * np.pi * i / 24, 64, samples=48)[0] for i in range(24)])
   clip = video.write_turntable(frames, folder / "turntable.mp4", fps=8)
   colours, opacities, depths = map(np.stack, zip(*[render(2.0 * np.pi * i / 6, 64, samples=48) for i in range(6)]))

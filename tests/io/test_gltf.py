@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import trimesh
 
-from sds_jax.io import gltf, mesh
+from sds_jax.io import gltf, mesh, mesh_files
+from sds_jax.io.surface import Surface, with_vertex_colours
 
 SIZES = {5126: np.dtype("<f4"), 5123: np.dtype("<u2"), 5125: np.dtype("<u4")}
-WIDTHS = {"VEC3": 3, "VEC4": 4, "SCALAR": 1}
+WIDTHS = {"VEC2": 2, "VEC3": 3, "VEC4": 4, "SCALAR": 1}
 
 
 def parse(data):
@@ -32,8 +33,8 @@ def parse(data):
   return content, arrays
 
 
-def write(solid):
-  content, arrays = parse(gltf.glb_bytes(solid))
+def write(solid, **options):
+  content, arrays = parse(gltf.glb_bytes(with_vertex_colours(solid), **options))
   (primitive,) = content["meshes"][0]["primitives"]
   attributes = {name: arrays[number] for name, number in primitive["attributes"].items()}
   return content, primitive, attributes, arrays[primitive["indices"]].reshape(-1, 3)
@@ -94,7 +95,26 @@ def test_a_surface_of_a_field_comes_back_by_another_reader(tmp_path):
   def density(points):
     return 50.0 * (np.linalg.norm(points / [0.3, 0.4, 0.6], axis=1) < 1.0)
   solid = mesh.extract_mesh(density, lambda points: np.full_like(points, 0.5), resolution=32)
-  path, _ = mesh.write_mesh(solid, tmp_path)
+  path, = mesh_files.write_mesh(with_vertex_colours(solid), tmp_path, ["glb"])
   again = trimesh.load(path, force="mesh", process=False)
   assert again.is_watertight and again.volume == pytest.approx(solid.volume, rel=1e-4)
   np.testing.assert_allclose(again.extents, solid.extents[[1, 2, 0]], atol=1e-5)
+
+
+def test_a_texture_is_in_the_file(box):
+  """A quad with a texture: the PNG is the given one, and u and v are as given, because v points down in glTF."""
+  quad = Surface(np.float32([[0, 0, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1]]), np.float32([[1, 0, 0]] * 4),
+                 np.array([[0, 1, 2], [0, 2, 3]]), uv=np.float32([[0, 1], [1, 1], [1, 0], [0, 0]]),
+                 texture=np.zeros((2, 2, 3), np.uint8))
+  png = mesh_files.png_bytes(quad.texture) + b"\0" * 3  # of an odd length
+  data = gltf.glb_bytes(quad, png, scale=0.5)
+  content, arrays = parse(data)
+  (primitive,), (image,) = content["meshes"][0]["primitives"], content["images"]
+  np.testing.assert_array_equal(arrays[primitive["attributes"]["TEXCOORD_0"]], quad.uv)
+  assert "COLOR_0" not in primitive["attributes"] and image["mimeType"] == "image/png"
+  view = content["bufferViews"][image["bufferView"]]
+  start = data.index(b"BIN\0") + 4 + view["byteOffset"]
+  assert data[start:start + view["byteLength"]] == png
+  material = content["materials"][primitive["material"]]["pbrMetallicRoughness"]
+  assert material["baseColorTexture"] == {"index": 0} and content["textures"] == [{"source": 0, "sampler": 0}]
+  np.testing.assert_allclose(np.ptp(arrays[primitive["attributes"]["POSITION"]], axis=0), [0.5, 0.5, 0.0])

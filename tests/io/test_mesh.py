@@ -3,7 +3,6 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import trimesh
 from scipy.spatial import cKDTree
 
 from sds_jax.io import mesh
@@ -162,36 +161,3 @@ def test_auto_threshold_finds_a_soft_object():
 def test_fields_without_a_surface(density, threshold, message):
   with pytest.raises(ValueError, match=message):
     mesh.extract_mesh(lambda p: np.full(len(p), density, np.float32), WHITE, 8, threshold=threshold, chunk=512)
-
-
-@pytest.fixture(scope="module")
-def two_coloured():
-  """Taller than wide, off centre, red in front and dark blue behind: every axis can be told from the others."""
-  return mesh.extract_mesh(
-    lambda p: np.maximum(sphere([0.1, 0, 0.3], 0.3)(p), sphere([0.1, 0, -0.1], 0.3)(p)),
-    lambda p: np.where(p[:, :1] > 0.1, [0.9, 0.1, 0.1], [0.05, 0.1, 0.4]), resolution=40, threshold=500.0)
-
-
-def test_obj_comes_back_in_the_world_frame(tmp_path, two_coloured):
-  paths = mesh.write_mesh(two_coloured, tmp_path)
-  assert sorted(p.name for p in tmp_path.iterdir()) == ["mesh.glb", "mesh.obj"] == sorted(p.name for p in paths)
-  again = trimesh.load(tmp_path / "mesh.obj", force="mesh", process=False)
-  assert outward(again) and len(again.faces) == len(two_coloured.faces)
-  np.testing.assert_allclose(again.vertices, two_coloured.vertices, atol=1e-5)
-  assert (again.visual.vertex_colors == two_coloured.visual.vertex_colors).all()
-
-
-def test_obj_is_readable_text_with_colours(tmp_path, two_coloured):
-  _, path = mesh.write_mesh(two_coloured, tmp_path)
-  lines = [line.split() for line in path.read_text().splitlines()]
-  vertices = np.array([line[1:] for line in lines if line[:1] == ["v"]], float)
-  assert vertices.shape == (len(two_coloured.vertices), 6)
-  np.testing.assert_allclose(vertices[:, :3], two_coloured.vertices, atol=1e-6)
-  assert vertices[vertices[:, 0] > 0.2, 3:].mean(0) == pytest.approx([0.9, 0.1, 0.1], abs=0.01)
-
-
-def test_a_failing_export_leaves_nothing(tmp_path, two_coloured, monkeypatch):
-  monkeypatch.setattr(mesh.gltf, "glb_bytes", lambda *a, **k: 1 / 0)
-  with pytest.raises(ZeroDivisionError):
-    mesh.write_mesh(two_coloured, tmp_path)
-  assert not list(tmp_path.iterdir())

@@ -12,7 +12,9 @@ _PRIOR = {"prior.variant": "", "prior.image_size": 0, "prior.prediction_type": "
           "prior.config": "", "prior.unet": "", "prior.vae": "", "prior.original_size": (0, 0), "prior.crop": (0, 0),
           "prior.target_size": (0, 0), "prior.controlnet": "", "prior.controlnet_kind": "auto",
           "prior.controlnet_scale": 1.0, "prior.lora": (), "prior.embeddings": (), "distillation.rescale_space": "eps"}
-_OBJECT = _PRIOR | {"generator.name": "field", "camera.group": "auto", "camera.relative": False}
+_OBJECT = _PRIOR | {"generator.name": "field", "camera.group": "auto", "camera.relative": False,
+                    "export.faces": 20_000, "export.texture_size": 1024, "export.formats": ("glb", "obj"),
+                    "export.scale": 1.0}
 NEW = {"text3d": _OBJECT,
        "image3d": _OBJECT | {"words.prediction_type": "", "words.lora": (), "words.embeddings": ()},
        "image2d": _PRIOR}

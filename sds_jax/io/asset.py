@@ -1,0 +1,51 @@
+"""Finishes an extracted mesh: fewer faces, a texture, and files for other programs."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import trimesh
+
+from sds_jax.io import mesh_files, surface, texture
+from sds_jax.io.mesh import PointFn, in_chunks
+from sds_jax.io.simplify import is_printable, relax, simplify
+from sds_jax.io.surface import Surface
+
+
+def write_asset(mesh: trimesh.Trimesh, colour_fn: PointFn, folder: Path, faces: int = 20_000, texture_size: int = 1024,
+                formats: Sequence[str] = ("glb", "obj"), scale: float = 1.0,
+                inset: float = 0.0) -> tuple[list[Path], str]:
+  """Writes the files of a mesh into `folder`; returns their paths and one line that describes the asset.
+
+  Args:
+    mesh: in the world frame; its own colours are not used.
+    colour_fn: points [N, 3] -> colours [N, 3] in [0, 1] as displayed; called with N = mesh.CHUNK always.
+    folder: of the files.
+    faces: a mesh of more faces is simplified; 0 keeps all.
+    texture_size: width and height of the texture; 0 puts colours at the vertices.
+    formats: names of `mesh_files.FORMATS`.
+    scale: length of a world unit in the files.
+    inset: depth below the surface at which colours are read, world units.
+  """
+  colours = lambda points: in_chunks(colour_fn, points)  # noqa: E731
+  mesh = relax(mesh)
+  mesh = simplify(mesh, faces) if faces else mesh
+  if texture_size and texture.is_installed():
+    asset = texture.textured(mesh, colours, texture_size, inset)
+    look = (f"texture of {texture_size} px, {texture.psnr(asset, colours, inset):.1f} dB against the field's "
+            "colours")
+  else:
+    asset = coloured(mesh, colours, inset)
+    missing = ", because xatlas is not installed: pip install 'sds_jax[texture]'" if texture_size else ""
+    look = f"colours at the vertices{missing}"
+  closed = "closed" if is_printable(mesh) else "not closed"
+  paths = mesh_files.write_mesh(asset, folder, formats, scale)
+  return paths, f"mesh: {len(asset.faces):,} faces, {closed}; {look}"
+
+
+def coloured(mesh: trimesh.Trimesh, colour_fn: PointFn, inset: float = 0.0) -> Surface:
+  """Returns the surface of a mesh with the field's colours at its vertices."""
+  points = np.asarray(mesh.vertices - inset * mesh.vertex_normals, np.float32)
+  colours = np.rint(np.clip(np.nan_to_num(colour_fn(points)), 0.0, 1.0) * 255.0).astype(np.uint8)
+  return surface.with_vertex_colours(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False, vertex_colors=colours))
