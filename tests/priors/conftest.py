@@ -1,4 +1,5 @@
 """What the tests of priors share: networks of a few thousand parameters, and folders made of them."""
+import functools
 import json
 
 import flax.traverse_util
@@ -7,6 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+
+WITHOUT_PARAMETERS = dict(
+  sample_size=None, scaling_factor=1.0, upcast_attention=False, hidden_act="gelu", dtype=jnp.float32)
+"""Fields of networks that change no parameter, with one value for all."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once():
+  """Networks with the same parameters are traced once in a session, which takes up to seconds for each."""
+  from sds_jax.priors.networks import abstract
+  trace = abstract._traced_params.__wrapped__
+  once = functools.cache(trace)
+
+  @functools.wraps(trace)
+  def traced(model):
+    return once(model.clone(**{name: value for name, value in WITHOUT_PARAMETERS.items() if hasattr(model, name)}))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(abstract, "_traced_params", traced)
+    yield
+
 
 UNET = dict(
   _class_name="UNet2DConditionModel", sample_size=4, in_channels=12, out_channels=12,
@@ -98,8 +120,8 @@ def prior_folder(unet, clip, tmp_path_factory):
 
 SD_UNET = dict(
   _class_name="UNet2DConditionModel", sample_size=8, in_channels=4, out_channels=4,
-  down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
-  block_out_channels=[32, 64], layers_per_block=1, norm_num_groups=8, cross_attention_dim=12, attention_head_dim=2)
+  down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"], block_out_channels=[32],
+  layers_per_block=1, norm_num_groups=8, cross_attention_dim=12, attention_head_dim=2)
 SD_VAE = dict(
   _class_name="AutoencoderKL", in_channels=3, out_channels=3, latent_channels=4, block_out_channels=[8, 16],
   down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2, layers_per_block=1,

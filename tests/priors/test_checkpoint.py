@@ -1,5 +1,4 @@
 """Reading and writing component folders: what comes back, and what each kind of damage is called."""
-import functools
 import json
 
 import jax
@@ -12,14 +11,6 @@ from sds_jax.priors.loading import checkpoint, names
 from sds_jax.priors.loading.files import CheckpointError
 
 FILE = "diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def traced_once():
-  """Tracing a network takes longer than all the rest of a test."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(checkpoint, "abstract_params", functools.cache(checkpoint.abstract_params))
-    yield
 
 
 @pytest.fixture
