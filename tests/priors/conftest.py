@@ -153,10 +153,10 @@ def sd_folder(clip, tmp_path_factory):
 
 
 SDXL_UNET = dict(
-  _class_name="UNet2DConditionModel", sample_size=8, in_channels=4, out_channels=4, block_out_channels=[8, 16],
-  down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
-  layers_per_block=1, norm_num_groups=4, cross_attention_dim=20, attention_head_dim=[2, 4], use_linear_projection=True,
-  transformer_layers_per_block=[1, 2], addition_embed_type="text_time", addition_time_embed_dim=4,
+  _class_name="UNet2DConditionModel", sample_size=8, in_channels=4, out_channels=4, block_out_channels=[8],
+  down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"], layers_per_block=1,
+  norm_num_groups=4, cross_attention_dim=20, attention_head_dim=[2], use_linear_projection=True,
+  transformer_layers_per_block=[1], addition_embed_type="text_time", addition_time_embed_dim=4,
   projection_class_embeddings_input_dim=6 + 6 * 4)
 SDXL_CLIP_2 = dict(CLIP, hidden_size=8, projection_dim=6, hidden_act="gelu", eos_token_id=2)
 SDXL_INDEX = dict(

@@ -56,7 +56,7 @@ def pair(tiny_published, monkeypatch):
   vae = tiny_published["sd15"]["vae"] | dict(
     block_out_channels=[8], down_block_types=["DownEncoderBlock2D"], up_block_types=["UpDecoderBlock2D"])
   monkeypatch.setattr(published, "PRIORS", {"sd15": tiny_published["sd15"] | dict(vae=vae)})
-  return [prior_lib.build("sd15", dtype, random_weights=True) for dtype in ("float32", "float16")]  # as settings have it
+  return [prior_lib.build("sd15", dtype, random_weights=True) for dtype in ("float32", "float16")]
 
 
 def test_outputs_and_gradient_are_near_float32(pair):

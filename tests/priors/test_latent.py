@@ -95,20 +95,16 @@ def test_images_are_resized_bilinearly(latent):
     prior.encode(params, jnp.zeros((1, 4, 6, 3)), key)
 
 
-def test_gradient_flows_through_encode(latent, vae):
-  """Along a random direction it is the difference quotient; rematerialized it is the same."""
+def test_gradient_flows_through_encode(latent):
+  """Along a random direction it is the difference quotient."""
   prior, params = latent
   image, key = pictures(6), jax.random.key(0)
   c, direction = (jnp.asarray(np.random.default_rng(i).normal(size=s), jnp.float32)
                   for i, s in enumerate([(2, 8, 8, 4), image.shape]))
-  loss = jax.jit(lambda picture: jnp.sum(c * prior.encode(params, picture, key)))
-  grad = jax.jit(jax.grad(loss))(image)
-  h = 1e-2
-  quotient = (loss(image + h * direction) - loss(image - h * direction)) / (2 * h)
+  both = jax.jit(jax.value_and_grad(lambda picture: jnp.sum(c * prior.encode(params, picture, key))))
+  grad, h = both(image)[1], 1e-2
+  quotient = (both(image + h * direction)[0] - both(image - h * direction)[0]) / (2 * h)
   assert abs(float(jnp.sum(grad * direction)) - float(quotient)) < 0.02 * float(jnp.linalg.norm(grad))
-  again = spaces.latent_space(vae[0].clone(remat=True), 8)
-  same = jax.jit(jax.grad(lambda picture: jnp.sum(c * again.encode(params, picture, key))))(image)
-  np.testing.assert_allclose(same, grad, atol=1e-4 * float(jnp.abs(grad).max()))
 
 
 def test_rematerialization_is_asked_for(sd_folder, latent):

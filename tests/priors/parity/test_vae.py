@@ -10,10 +10,10 @@ from sds_jax.priors.networks import vae
 
 FILE = "diffusion_pytorch_model.safetensors"
 CONFIGS = {
-  "sd": dict(block_out_channels=[16, 32], layers_per_block=2, norm_num_groups=8),
+  "sd": dict(block_out_channels=[16, 32], layers_per_block=1, norm_num_groups=8),
   "deep": dict(block_out_channels=[16, 32, 32], layers_per_block=1, norm_num_groups=16, act_fn="gelu", in_channels=4,
                out_channels=5, latent_channels=3, scaling_factor=0.5),  # and faint, see below
-  "no_attention": dict(block_out_channels=[32, 16], layers_per_block=1, norm_num_groups=8, use_quant_conv=False,
+  "no_attention": dict(block_out_channels=[32, 16], layers_per_block=2, norm_num_groups=8, use_quant_conv=False,
                        use_post_quant_conv=False, mid_block_add_attention=False),
 }
 
