@@ -70,43 +70,54 @@ def test_encode_and_decode(built, quick_jit):
 
 def test_denoise_gives_eps_from_v(built, unet, quick_jit):
   prior, params = built
-  z, t = draw(2, 4, 4, 12), jnp.asarray([3, 40])
-  cond = dict(text=draw(2, 8, 12, seed=1), camera=draw(2, 5, seed=2))
-  eps = quick_jit(prior.denoise, params, z, t, cond)
-  v = quick_jit(unet[1].apply, {"params": unet[2]}, z, t, cond["text"], cond["camera"])
-  for b in range(2):
+  z, t = draw(3, 4, 4, 12).at[2].set(0.5).at[1].set(0.5), jnp.asarray([3, 40, 40])
+  text, camera = draw(3, 8, 12, seed=1).at[2].set(0.1).at[1].set(0.1), draw(3, 5, seed=2)
+  eps = quick_jit(prior.denoise, params, z, t, dict(text=text, camera=camera))
+  v = quick_jit(unet[1].apply, {"params": unet[2]}, z, t, text, camera)
+  for b in range(3):
     alpha, sigma = np.asarray(prior.schedule.alpha)[t[b]], np.asarray(prior.schedule.sigma)[t[b]]
     np.testing.assert_allclose(eps[b], alpha * v[b] + sigma * z[b], atol=1e-5)
+  assert float(jnp.abs(eps[2] - eps[1]).max()) > 1e-3  # which differ in the camera alone
 
 
-def test_a_missing_camera_is_zeros(built, quick_jit):
-  prior, params = built
-  z, t, text = draw(2, 4, 4, 12), jnp.asarray([3, 40]), draw(2, 8, 12, seed=1)
-  unknown = quick_jit(prior.denoise, params, z, t, dict(text=text))
-  zeros = quick_jit(prior.denoise, params, z, t, dict(text=text, camera=jnp.zeros((2, 5))))
-  with_camera = quick_jit(prior.denoise, params, z, t, dict(text=text, camera=jnp.ones((2, 5))))
-  np.testing.assert_array_equal(unknown, zeros)
-  assert float(jnp.abs(with_camera - zeros).max()) > 1e-3
-
-
-def test_rays_follow_the_image_at_the_input(built, prior_folder):
-  """The network's input is z_t and then the camera's rays; an unknown camera has zeros."""
-  asked = []
-  unet = SimpleNamespace(apply=lambda variables, *inputs: asked.extend(inputs) or 2 * inputs[0])
+@pytest.fixture
+def told(built, prior_folder):
+  """(space, facts of the prior) -> (prior with a network that doubles its input, what the network was told)."""
   scheduler = json.loads((prior_folder / "scheduler" / "scheduler_config.json").read_text())
-  index = dict(camera_dim=cameras.CAMERA_DIM, ray_dim=cameras.RAY_DIM)
-  prior = prior_lib.make_prior(built[0].source, spaces.pixel_space(8, 2), unet,
-                               scheduler | dict(prediction_type="epsilon"), **index)
+
+  def make(space, **facts):
+    inputs = []
+    unet = SimpleNamespace(apply=lambda variables, *given: inputs.extend(given) or 2 * given[0])
+    return prior_lib.make_prior(built[0].source, space, unet, scheduler | dict(prediction_type="epsilon"),
+                                **facts), inputs
+
+  return make
+
+
+def test_a_missing_camera_is_zeros(told):
+  prior, inputs = told(spaces.pixel_space(8, 2), camera_dim=5)
+  prior.denoise(dict(unet=None), draw(2, 4, 4, 12), jnp.asarray([3, 40]), dict(text=draw(2, 8, 12)))
+  np.testing.assert_array_equal(inputs[3], np.zeros((2, 5)))
+
+
+def test_rays_follow_the_image_at_the_input(told):
+  """The network's input is z_t and then the camera's rays; an unknown camera has zeros."""
+  prior, inputs = told(spaces.pixel_space(8, 2), camera_dim=cameras.CAMERA_DIM, ray_dim=cameras.RAY_DIM)
   assert (prior.x_shape, prior.ray_dim) == ((4, 4, 12), cameras.RAY_DIM)
   z, t, text = draw(2, 4, 4, 12), jnp.asarray([3, 40]), draw(2, 8, 12, seed=1)
-  features = cameras.camera_features(cameras.orbit(0.4, 0.3, 2.6, 0.8))
-  camera = jnp.stack([features, jnp.zeros_like(features)])
-  rays = jnp.stack([cameras.ray_features(features, 4), jnp.zeros((4, 4, cameras.RAY_DIM))])
-  got = prior.denoise(dict(unet=None), z, t, dict(text=text, camera=camera))
-  assert len(asked) == 4
-  for given, expected in zip(asked, (np.concatenate([z, rays], -1), t, text, camera)):
-    np.testing.assert_allclose(given, expected, atol=1e-6)
-  np.testing.assert_array_equal(got, 2 * z)
+
+  @jax.jit
+  def everything(z, t, text):
+    features = cameras.camera_features(cameras.orbit(0.4, 0.3, 2.6, 0.8))
+    camera = jnp.stack([features, jnp.zeros_like(features)])
+    eps = prior.denoise(dict(unet=None), z, t, dict(text=text, camera=camera))
+    return eps, inputs, cameras.ray_features(features, 4), camera
+
+  eps, given, rays, camera = everything(z, t, text)
+  image = np.concatenate([z, np.stack([rays, np.zeros_like(rays)])], -1)
+  for got, expected in zip(given, (image, t, text, camera), strict=True):
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+  np.testing.assert_array_equal(eps, 2 * image[..., :12])
 
 
 def test_embed(built):
