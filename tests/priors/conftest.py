@@ -69,10 +69,11 @@ def random_params(model, seed=0):
   """Parameters that all matter: no zero biases, no unit scales."""
   from sds_jax.priors.loading.checkpoint import abstract_params
   rng = np.random.default_rng(seed)
-  return flax.traverse_util.unflatten_dict({
-    path: jnp.asarray((path[-1] == "scale") + rng.normal(size=leaf.shape) / np.sqrt(max(leaf.size, 1) ** 0.5),
-                      jnp.float32)
-    for path, leaf in abstract_params(model).items()})
+  values = {path: (path[-1] == "scale") + rng.normal(size=leaf.shape) / np.sqrt(max(leaf.size, 1) ** 0.5)
+            for path, leaf in abstract_params(model).items()}
+  # `jnp.asarray` would compile a program for each shape.
+  return jax.device_put(flax.traverse_util.unflatten_dict({
+    path: value.astype(np.float32) for path, value in values.items()}))
 
 
 def write_tokenizer(folder, **config):

@@ -103,7 +103,7 @@ def test_unet_in_bfloat16_is_near_float32(unet, quick_jit, random_params):
   sample, text, labels = (jnp.asarray(rng.normal(size=shape), jnp.float32)
                           for shape in ((2, 4, 4, 12), (2, 3, 12), (2, 5)))
   def run(dtype):
-    cast = jax.tree.map(lambda a: a.astype(dtype), params)
+    cast = jax.tree.map(lambda a: np.asarray(a).astype(dtype), params)
     return quick_jit(model.clone(dtype=dtype).apply, {"params": cast}, sample, jnp.asarray([1, 40]), text, labels)
   full, half = run(jnp.float32), run(jnp.bfloat16)
   assert (full.dtype, half.dtype, full.shape) == (jnp.float32, jnp.bfloat16, sample.shape)

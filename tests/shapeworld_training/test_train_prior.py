@@ -23,9 +23,9 @@ def random_params(networks):
   for network in networks:
     shapes = checkpoint.abstract_params(network)
     trees.append(traverse_util.unflatten_dict({
-      path: jnp.asarray((path[-1] == "scale") + rng.normal(size=leaf.shape) / max(leaf.size, 1) ** 0.5, jnp.float32)
+      path: ((path[-1] == "scale") + rng.normal(size=leaf.shape) / max(leaf.size, 1) ** 0.5).astype(np.float32)
       for path, leaf in shapes.items()}))
-  return dict(zip(("unet", "text_encoder"), trees))
+  return jax.device_put(dict(zip(("unet", "text_encoder"), trees)))  # `jnp.asarray` compiles something for each shape
 
 
 @pytest.fixture

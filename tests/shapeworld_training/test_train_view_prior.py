@@ -52,10 +52,10 @@ def step(tiny_view_recipe):
 
 def random_params():
   rng = np.random.default_rng(0)
-  return {name: traverse_util.unflatten_dict({
-      path: jnp.asarray((path[-1] == "scale") + rng.normal(size=leaf.shape) / max(leaf.size, 1) ** 0.5, jnp.float32)
+  return jax.device_put({name: traverse_util.unflatten_dict({  # `jnp.asarray` compiles something for each shape
+      path: ((path[-1] == "scale") + rng.normal(size=leaf.shape) / max(leaf.size, 1) ** 0.5).astype(np.float32)
       for path, leaf in checkpoint.abstract_params(network).items()})
-          for name, network in train_view_prior.make_networks().items()}
+          for name, network in train_view_prior.make_networks().items()})
 
 
 def test_pairs_are_two_views_of_a_scene(examples):
@@ -99,8 +99,8 @@ def test_training_starts_from_the_text_prior(tiny_view_recipe):
   networks = train_view_prior.make_networks()
   rng = np.random.default_rng(1)
   text_unet = traverse_util.unflatten_dict({
-      path: jnp.asarray(rng.normal(size=(*leaf.shape[:2], 66, leaf.shape[3]) if path == ("conv_in", "kernel")
-                                   else leaf.shape), jnp.float32)
+      path: rng.normal(size=(*leaf.shape[:2], 66, leaf.shape[3]) if path == ("conv_in", "kernel")
+                       else leaf.shape).astype(np.float32)
       for path, leaf in checkpoint.abstract_params(networks["unet"]).items()})
   params = jax.jit(lambda key, unet: train_view_prior.init_params(key, networks, unet))(jax.random.key(0), text_unet)
   assert checkpoint.abstract_params(networks["unet"]) == {
