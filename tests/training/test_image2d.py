@@ -26,7 +26,7 @@ def leaves(tree):
   return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
-def test_a_stopped_run_resumes_exactly(make_image_task, run, compiled_once, tmp_path):
+def test_a_stopped_run_resumes_exactly(make_image_task, run, tmp_path):
   """Checks bits of two images and of the second network of VSD, also as export and evaluation restore them."""
   changes = {"generator.particles": 2, "distillation.estimator": "vsd"}
   whole = run(make_image_task("fourier", changes), tmp_path / "whole")

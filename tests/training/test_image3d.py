@@ -131,7 +131,7 @@ def test_bfloat16_is_close_to_float32(tiny_view_prior, task_of, viewer):
   np.testing.assert_allclose(metrics["sds_grad_norm"], full["sds_grad_norm"], rtol=0.1)
 
 
-def test_a_stopped_run_resumes_in_the_next_stage(linear_viewer, task_of, train, compiled_once, tmp_path):
+def test_a_stopped_run_resumes_in_the_next_stage(linear_viewer, task_of, train, tmp_path):
   """Checks a run in two parts, split where renders grow: equal bits to an uninterrupted run."""
   prior, params = linear_viewer
   data = photo_data(prior)

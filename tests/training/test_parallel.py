@@ -105,7 +105,7 @@ def test_a_sharded_prior_adds_only_all_gathers(run, prior_and_params):
   assert [entry.kind for entry in collectives(program)].count("all-reduce") == 1
 
 
-def test_restores_on_other_numbers_of_devices(make_task, train, linear_prior, compiled_once, tmp_path):
+def test_restores_on_other_numbers_of_devices(make_task, train, linear_prior, tmp_path):
   """Compares a run on one, eight and then one device again with a run on one."""
   def run_on(folder, devices, stop=None):
     task = make_task({**EIGHT, "training.steps": 9, "training.render_every": 3, "parallel.devices": devices})
