@@ -3,6 +3,7 @@ import contextlib
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 
@@ -36,6 +37,19 @@ FOR_THE_HOST = {
 
 def _kind(leaf):
   return leaf.shape, leaf.dtype, getattr(leaf, "sharding", "on the host")
+
+
+@pytest.fixture(scope="session")
+def mixing_prior(linear_prior):
+  """(prior, its parameters): the linear prior with a term of every parameter, for shares of them and for adapters."""
+  linear, params = linear_prior
+
+  def denoise(params, z, t, cond):
+    # Where the prior is sharded, a function of gathered parameters; a sum of sums would need no gathering.
+    joined = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(params)])
+    return linear.denoise(params, z, t, cond) + 3.0 * jnp.sin(joined).mean()
+
+  return dataclasses.replace(linear, denoise=denoise, predict=denoise), params
 
 
 @pytest.fixture(scope="session")
