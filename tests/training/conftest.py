@@ -1,6 +1,7 @@
 """Fixtures of the tests of training: tasks and runs of a few steps under the tiny prior."""
 import contextlib
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -54,24 +55,24 @@ def mixing_prior(linear_prior):
 
 @pytest.fixture(scope="session")
 def compiled_once():
-  """Returns a function (task, prior, program, anew) -> the context of a program whose step is not compiled again.
+  """Returns a function (task, owner, program, anew) -> the context of a program whose step is not compiled again.
 
-  A step takes longer to trace and compile than to run. Steps are equal if all settings that they read are, and if the
-  prior is the same object. With `anew` the step is compiled, whatever has been before.
+  A step takes longer to trace and compile than to run. Steps are equal if all settings that they read are, and if their
+  owner is the same object: the prior, for a program of the task. With `anew` the step is compiled in any case.
   """
   from sds_jax.settings.common import flat
   from sds_jax.training import layout as layout_lib
-  made, compile_step = {}, layout_lib.DeviceLayout.compile
+  made = {}
 
   @contextlib.contextmanager
-  def sharing(task, prior, program, anew):
+  def sharing(task, owner, program, anew=False):
     read = {name: value for name, value in flat(task.settings).items() if name not in FOR_THE_HOST}
     stages = []
 
-    def compiled(layout, step, state, fixed):
-      kind = id(prior), str((stages.pop(), layout, read, jax.tree.map(_kind, (state, fixed))))
+    def compiled(compile_step, layout, step, state, fixed):
+      kind = id(owner), str((stages.pop(), layout, read, jax.tree.map(_kind, (state, fixed))))
       if anew or kind not in made:
-        made[kind] = prior, compile_step(layout, step, state, fixed)  # with the prior, so that no other gets its id
+        made[kind] = owner, compile_step(layout, step, state, fixed)  # with the owner, so that no other gets its id
       return made[kind][1]
 
     def make_step(stage, share):
@@ -79,7 +80,8 @@ def compiled_once():
       return program.make_step(stage, share)
 
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(layout_lib.DeviceLayout, "compile", compiled)
+      for kind in (layout_lib.DeviceLayout, layout_lib.SceneLayout):
+        patch.setattr(kind, "compile", functools.partialmethod(functools.partial(compiled, kind.compile)))
       yield dataclasses.replace(program, make_step=make_step)
 
   return sharing
@@ -122,14 +124,14 @@ def make_image_task(tiny_prior):
 def train(compiled_once):
   """Returns a function (task, folder, prior, params, on_render, program, anew) -> `RunResult` of the program or the task's.
 
-  Runs of the tasks' own programs share their executables; with `anew` the step is compiled in any case.
+  Runs share the executables of equal steps; with `anew` the step is compiled in any case.
   """
   from sds_jax.training import layout as layout_lib, loop
 
   def run(task, folder, prior, params, on_render=None, program=None, anew=False):
-    own, program = program is None, program or task.program(prior)
+    owner, program = program.make_step if program else prior, program or task.program(prior)
     layout = layout_lib.make_layout(task.settings.parallel, task.settings.training.views, program.together)
-    with compiled_once(task, prior, program, anew) if own else contextlib.nullcontext(program) as program:
+    with compiled_once(task, owner, program, anew) as program:
       return loop.train(task.settings, folder, prior, layout.put_prior(params), program, layout, on_render)
 
   return run

@@ -16,6 +16,12 @@ from sds_jax.tasks import image2d
 from sds_jax.training import loop
 
 
+@pytest.fixture(scope="session")
+def prior_and_params(mixing_prior):
+  """A prior of which every parameter counts, also those of adapters."""
+  return mixing_prior
+
+
 @pytest.fixture(scope="module")
 def run(train, prior_and_params):
   """Returns a function (task, folder, on_render) -> the last state of the run, as numpy."""

@@ -44,7 +44,7 @@ def run(make_task, mixing_prior, compiled_once):
     text = program.embed()
     state = layout.put(jax.jit(lambda key: program.begin(prior_params, text, key, None))(jax.random.key(5)))
     fixed = (layout.put_prior(prior_params), layout.put(text), layout.put(KEY))
-    with compiled_once(task, prior, program, False) as program:
+    with compiled_once(task, prior, program) as program:
       step = layout.compile(program.make_step(program.stages[0], layout.share), state, fixed)
     metrics = None
     with jax.transfer_guard("disallow"):
