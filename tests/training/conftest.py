@@ -122,9 +122,9 @@ def make_image_task(tiny_prior):
 
 @pytest.fixture(scope="session")
 def train(compiled_once):
-  """Returns a function (task, folder, prior, params, on_render, program, anew) -> `RunResult` of the program or the task's.
+  """Returns a function (task, folder, prior, params, on_render, program, anew) -> `RunResult`.
 
-  Runs share the executables of equal steps; with `anew` the step is compiled in any case.
+  It runs `program` or the task's. Runs share the executables of equal steps; with `anew` the step is compiled.
   """
   from sds_jax.training import layout as layout_lib, loop
 

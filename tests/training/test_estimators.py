@@ -186,7 +186,8 @@ def test_hifa_acts_on_the_image_of_a_latent(tiny_latent, tiny_config):
   """Checks the second term, alpha / sigma (image - decoded x0_hat) at the image, beside SDS at the latent."""
   prior, params = tiny_latent
   prior = dataclasses.replace(  # for networks small functions, which compile faster
-    prior, denoise=lambda params, z, t, cond: jnp.tanh(z + cond["text"].mean()) + 1e-3 * t[:, None, None, None].astype(z.dtype),
+    prior, denoise=lambda params, z, t, cond: jnp.tanh(
+      z + cond["text"].mean() + 1e-3 * t[:, None, None, None].astype(z.dtype)),
     decode=lambda params, x: jnp.tanh(jnp.repeat(jnp.repeat(x[..., :3] + x[..., 3:], 2, 1), 2, 2)))
   config = validate(tiny_config({"prior.path": "", "prior.name": "sd15", "prior.random_weights": True,
                                  "render.height": 8, "render.width": 8, "distillation.estimator": "hifa",
