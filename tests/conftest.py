@@ -64,7 +64,7 @@ jax.config.update("jax_disable_most_optimizations", True)  # what tests run take
 
 LONGEST = ("docs/test_notebooks", "training/test_image3d", "training/test_parallel", "training/test_estimators",
            "commands/test_run", "commands/test_processes", "drills/test_kill", "drills/test_fuzz",
-           "rendering/test_render", "evaluation/test_scores", "evaluation/test_image_scores",
+           "rendering/test_render",
            "shapeworld_training/test_train_view_prior", "shapeworld_training/test_train_multiview_prior",
            "shapeworld_training/test_train_prior", "shapeworld/test_shipped_view_prior", "training/test_image2d",
            "training/test_scenes", "training/test_multiview", "training/test_distil", "priors/test_published_configs",

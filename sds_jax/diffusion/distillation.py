@@ -200,7 +200,7 @@ def score_distillation(denoise_fn: DenoiseFn, params: Params, schedule: Schedule
   >>> from sds_jax.diffusion.schedules import flow_schedule
   >>> denoise = lambda params, z, t, cond: jnp.zeros_like(z)  # predicts no noise
   >>> loss = lambda x: score_distillation(denoise, None, flow_schedule(4), x, jax.random.key(0), None, t=jnp.array([1]))
-  >>> grad, aux = jax.grad(loss, has_aux=True)(jnp.zeros((1, 2)))
+  >>> grad, aux = jax.jit(jax.grad(loss, has_aux=True))(jnp.zeros((1, 2)))
   >>> print(bool(jnp.allclose(grad, -0.5**2 * aux.eps)))  # w(t) = sigma^2 = 1/4
   True
   """

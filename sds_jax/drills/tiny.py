@@ -94,8 +94,8 @@ def _write_parts(folder: Path, *parts: tuple[str, str, dict[str, Any]]) -> None:
   for name, kind, config in parts:
     shapes = checkpoint.abstract_params(checkpoint.COMPONENTS[kind].network.from_config(config))
     # Scales around 1 and small weights keep the activations finite. numpy, not `init`: XLA would compile for seconds.
-    params = {path: jnp.asarray((path[-1] == "scale") + rng.normal(size=leaf.shape) / max(leaf.size, 1) ** 0.25,
-                                jnp.float32) for path, leaf in shapes.items()}
+    params = {path: ((path[-1] == "scale") + rng.normal(size=leaf.shape) / max(leaf.size, 1) ** 0.25).astype(np.float32)
+              for path, leaf in shapes.items()}
     checkpoint.write_component(folder / name, kind, config, traverse_util.unflatten_dict(params), dtype=jnp.float32)
   (folder / "scheduler").mkdir(exist_ok=True)
   write_json(folder / "scheduler" / "scheduler_config.json", dict(

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sds_jax.types import Camera
@@ -22,9 +20,8 @@ BEYOND_DEG, WITHIN_DEG = 90.0, 60.0
 
 def ring() -> Camera:
   """Returns cameras [24] around the object at one elevation; the first faces its front, at +x."""
-  shots = [cameras.orbit(math.tau * i / AZIMUTHS, math.radians(ELEVATION_DEG), DISTANCE, math.radians(FOV_DEG))
-           for i in range(AZIMUTHS)]
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *shots)
+  azimuth = np.arange(AZIMUTHS) * math.tau / AZIMUTHS
+  return cameras.orbits(azimuth, np.full(AZIMUTHS, math.radians(ELEVATION_DEG)), DISTANCE, math.radians(FOV_DEG))
 
 
 def false_fronts(views: np.ndarray, exact: np.ndarray) -> float:

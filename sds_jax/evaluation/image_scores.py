@@ -65,7 +65,6 @@ def score(generator: ObjectGenerator, camera: CameraSettings, state: TrainState,
   distance, fov_y = camera.distance[0], math.radians(camera.fov_deg[0])
   pose = sample_photos.PhotoPose(azimuth, elevation, distance, fov_y, photo.frame.scale, photo.frame.shift)
   exact, reference = sample_photos.truth_scene(truth), cameras.orbit(azimuth, elevation, distance, fov_y)
-  # The photo's camera is rendered with the others, so that the renderer is compiled for one number of cameras.
   shots = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), scores.scoring_cameras(),
                        jax.tree.map(lambda leaf: leaf[None], reference))
   rgb, opacity = scores.object_views(generator, state, shots)
@@ -73,9 +72,9 @@ def score(generator: ObjectGenerator, camera: CameraSettings, state: TrainState,
   rgb, opacity = rgb[:-1], opacity[:-1]
   shots = sample_photos.cameras_to_scene_frame(scores.scoring_cameras(), truth, pose)
   light = np.array(truth.light, np.float32)
-  lit, inside = jax.device_get(_traced(exact, shots, light, np.float32(truth.ambient)))
-  # Ambient 1 gives the bare albedo, by which the parts can be told apart.
-  albedo, _ = jax.device_get(_traced(exact, shots, light, np.float32(1.0)))
+  lit, inside = scores.traced(exact, shots, light, truth.ambient)
+  # The bare albedo, by which the parts can be told apart.
+  albedo, _ = scores.traced(exact, shots)
   by_view, hidden = scores.iou(inside, opacity > 0.5), hidden_views(azimuth)
   overlap = inside & (opacity > 0.5)
   # Renders are over black: the division undoes the product with the opacity.
@@ -104,9 +103,6 @@ def psnr(image: np.ndarray, photo: Photo) -> float:
   error = np.mean((image - resize_square(photo.rgb, len(image))) ** 2)
   # The floor keeps equal images at BEST_PSNR instead of infinity.
   return -10.0 * math.log10(max(float(error), 10.0 ** (-BEST_PSNR / 10.0)))
-
-
-_traced = jax.jit(scores.traced)
 
 
 def _colours_right(spec: captions.Spec, albedo: np.ndarray, inside: np.ndarray, overlap: np.ndarray,

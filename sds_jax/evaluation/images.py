@@ -160,7 +160,8 @@ def _run(config: ConfigDict, truths: Sequence[sample_photos.Truth], seeds: Seque
       raise ConfigError(f"config.picture.{name}={value!r} is a map of one photo, and this command has many photos: "
                         "leave the map out")
   priors = task.load_priors()
-  log = RecordLog(folder, run_inputs(task.settings))
+  where = task.settings.prior.path or task.settings.prior.name
+  log = RecordLog(folder, run_inputs(schema.to_dict(task.settings), where))
   if log.records:
     print(f"{folder} holds {len(log.records)} runs of equal settings; those are not repeated", flush=True)
   records = run_set(task, priors, truths, seeds, log)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-from sds_jax import compilation, settings as settings_lib, terminal
+from sds_jax import compilation, schema, settings as settings_lib, terminal
 from sds_jax.evaluation.record_log import Record, RecordLog, run_inputs
 from sds_jax.evaluation.shapeworld import CaptionRuns, draw_captions, exit_on_user_error, run_set
 from sds_jax.io import files
@@ -48,7 +48,7 @@ def run_task(task: Text3DTask, specs: Sequence[captions.Spec], seeds: Sequence[i
   Raises:
     ConfigError, CheckpointError: see `Text3DTask.load_prior`.
   """
-  inputs = run_inputs(task.settings)
+  inputs = run_inputs(schema.to_dict(task.settings), task.settings.prior.path or task.settings.prior.name)
   expected = inputs | {"runs": [[captions.caption(spec), seed] for spec in specs for seed in seeds]}
   stored = files.read_json(folder / "records.json")
   if {name: stored.get(name) for name in expected} == expected:

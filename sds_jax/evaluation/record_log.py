@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sds_jax import schema
 from sds_jax.io import files
 from sds_jax.priors.sources import SHIPPED, shipped_folder
 from sds_jax.training.versions import versions
@@ -62,15 +61,14 @@ def _complete_lines(path: Path) -> list[Record]:
   return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def run_inputs(settings: Any) -> dict[str, Any]:
+def run_inputs(config: dict[str, Any], prior: str) -> dict[str, Any]:
   """Returns settings, versions and a digest of the prior's weights, as they are written to JSON.
 
   Args:
-    settings: validated settings of a task with a prior.
+    config: the settings of a task, as `schema.to_dict` gives them.
+    prior: name, folder or file of the prior.
   """
-  prior = settings.prior
-  return files.to_jsonable(dict(config=schema.to_dict(settings), versions=versions(),
-                                prior=_fingerprint(prior.path or prior.name)))
+  return files.to_jsonable(dict(config=config, versions=versions(), prior=_fingerprint(prior)))
 
 
 def _fingerprint(name: str) -> str:

@@ -40,42 +40,20 @@ def scoring_cameras() -> Camera:
   low, high = math.sin(math.radians(-10.0)), math.sin(math.radians(88.0))
   elevation = np.arcsin(low + share * (high - low))  # even in area
   azimuth = np.arange(VIEWS) * math.pi * (3.0 - math.sqrt(5.0))  # the golden angle
-  shots = [cameras.orbit(float(a), float(e), DISTANCE, FOV) for a, e in zip(azimuth, elevation)]
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *shots)
+  return cameras.orbits(azimuth, elevation, DISTANCE, FOV)
 
 
-@jax.jit
-def truth_silhouettes(scene: scenes.SolidScene, angles: Array, scales: Array) -> Array:
-  """Returns the silhouettes of the caption's scene in every pose.
-
-  The silhouettes are bool [P, 16, SIZE, SIZE]; a pose is (angle [P], scale [P]).
-  """
-  shots = scoring_cameras()
-
-  def pose(inputs):
-    angle, scale = inputs
-    # The cameras turn around the scene, whose distance functions stay as they are.
-    turned = cameras.camera_of_turned_object(shots, angle, scale)
-    return jax.lax.map(lambda camera: tracer.silhouette(scene, camera, SIZE, 1) > 0.5, turned)
-
-  return jax.lax.map(pose, (angles, scales))
+# The programs below are of one pose or one camera, so that one executable serves any number of them.
+@functools.partial(jax.jit, static_argnames="size")
+def _silhouettes(scene: scenes.SolidScene, shots: Camera, angle: Array, scale: Array, size: int) -> Array:
+  """Returns the silhouettes, bool [V, size, size], of a scene in one pose."""
+  # The cameras turn around the scene, whose distance functions stay as they are.
+  turned = cameras.camera_of_turned_object(shots, angle, scale)
+  return jax.lax.map(lambda camera: tracer.silhouette(scene, camera, size, 1) > 0.5, turned)
 
 
-@jax.jit
-def truth_albedo(scene: scenes.SolidScene, angle: Array) -> tuple[Array, Array]:
-  """Renders albedo and mask of the turned scene through the scoring cameras.
-
-  The arrays are [16, SIZE, SIZE, 3] and [16, SIZE, SIZE]; the scene is turned by `angle`.
-  """
-  return traced(scene, cameras.camera_of_turned_object(scoring_cameras(), angle, jnp.float32(1.0)), jnp.zeros(3), 1.0)
-
-
-@jax.jit
-def _truth_around(scene: scenes.SolidScene) -> Array:
-  return traced(scene, fronts.ring(), jnp.zeros(3), 1.0)[0]
-
-
-def traced(scene: scenes.SolidScene, shots: Camera, light: Array, ambient: Array | float) -> tuple[Array, Array]:
+def traced(scene: scenes.SolidScene, shots: Camera, light: np.ndarray | None = None,
+           ambient: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
   """Renders the exact scene over black.
 
   Returns colours [V, SIZE, SIZE, 3] and the mask, bool [V, SIZE, SIZE].
@@ -83,15 +61,17 @@ def traced(scene: scenes.SolidScene, shots: Camera, light: Array, ambient: Array
   Args:
     scene: the exact scene.
     shots: cameras [V].
-    light: [3], position, world units.
-    ambient: [] in [0, 1]; 1 - ambient is the diffuse share, so 1 returns the bare albedo.
+    light: [3], position, world units; None with ambient 1.
+    ambient: in [0, 1]; 1 - ambient is the diffuse share, so 1 returns the bare albedo.
   """
+  light = np.zeros(3, np.float32) if light is None else light
+  return _each(lambda camera: _traced(scene, camera, light, np.float32(ambient), SIZE), shots)
 
-  def one(camera):
-    image, coverage = tracer.render(scene, camera, light, ambient, 1.0 - ambient, jnp.zeros(3), SIZE, 1)
-    return image, coverage > 0.5
 
-  return jax.lax.map(one, shots)
+@functools.partial(jax.jit, static_argnames="size")
+def _traced(scene: scenes.SolidScene, camera: Camera, light: Array, ambient: Array, size: int) -> tuple[Array, Array]:
+  image, coverage = tracer.render(scene, camera, light, ambient, 1.0 - ambient, jnp.zeros(3), size, 1)
+  return image, coverage > 0.5
 
 
 def object_views(generator: ObjectGenerator, state: TrainState, shots: Camera) -> tuple[np.ndarray, np.ndarray]:
@@ -99,18 +79,26 @@ def object_views(generator: ObjectGenerator, state: TrainState, shots: Camera) -
 
   The arrays are [V, SIZE, SIZE, 3] and [V, SIZE, SIZE], through cameras [V].
   """
-  return jax.device_get(make_object_views(generator)(state.shown, state.occupancy, shots))
+  view = _make_view(generator, SIZE)
+  return _each(lambda camera: view(state.shown, state.occupancy, camera), shots)
 
 
-# Cached by generator: the renderer compiles once for all objects of a run.
+def _each(view: Callable[[Camera], tuple[Array, Array]], shots: Camera) -> tuple[np.ndarray, np.ndarray]:
+  """Returns what `view` returns for each of the cameras [V], stacked."""
+  shots = jax.tree.map(np.asarray, shots)
+  views = [view(jax.tree.map(lambda leaf: leaf[i], shots)) for i in range(len(shots.focal))]
+  return tuple(np.stack(parts) for parts in zip(*jax.device_get(views)))
+
+
+# Cached by generator: what is compiled for one object serves all objects of a run.
 @functools.lru_cache(maxsize=4)
-def make_object_views(generator: ObjectGenerator) -> Callable[[Any, Any, Camera], tuple[Array, Array]]:
-  """Returns the compiled renderer of `object_views`: (params, occupancy, cameras) -> (albedo, opacity)."""
-  @jax.jit
-  def views(params: Any, grid: Any, shots: Camera) -> tuple[Array, Array]:
-    return jax.lax.map(lambda camera: generator.render_albedo(params, grid, camera, SIZE), shots)
+def _make_view(generator: ObjectGenerator, size: int) -> Callable[[Any, Any, Camera], tuple[Array, Array]]:
+  return jax.jit(lambda params, grid, camera: generator.render_albedo(params, grid, camera, size))
 
-  return views
+
+@functools.lru_cache(maxsize=4)
+def _make_density(generator: FieldGenerator) -> Callable[[Any, Array], Array]:
+  return jax.jit(generator.density)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -149,7 +137,7 @@ def score(generator: ObjectGenerator, state: TrainState, spec: captions.Spec) ->
   shown = {}
   if captions.azimuth_is_fixed(spec):
     around = object_views(generator, state, fronts.ring())[0]
-    shown = dict(false_fronts=fronts.false_fronts(around, np.asarray(_truth_around(truth))))
+    shown = dict(false_fronts=fronts.false_fronts(around, traced(truth, fronts.ring())[0]))
   error, right = _colours(truth, spec, angles[best], rgb, opacity)
   return dict(
       silhouette_iou=float(by_angle[best].mean()), silhouette_iou_scaled=float(by_scale[best_scale].mean()),
@@ -160,7 +148,9 @@ def score(generator: ObjectGenerator, state: TrainState, spec: captions.Spec) ->
 
 def _fit(truth: scenes.SolidScene, mask: np.ndarray, angles: np.ndarray, scales: np.ndarray) -> np.ndarray:
   """Returns the IoU [P, 16] of the silhouettes of object and scene in each pose."""
-  return iou(np.asarray(truth_silhouettes(truth, angles, scales)), mask[None])
+  shots = scoring_cameras()
+  poses = [_silhouettes(truth, shots, angle, scale, SIZE) for angle, scale in zip(angles, scales)]
+  return iou(np.stack(jax.device_get(poses)), mask[None])
 
 
 def solid_points(generator: FieldGenerator, state: TrainState) -> tuple[np.ndarray, np.ndarray, float]:
@@ -169,7 +159,7 @@ def solid_points(generator: FieldGenerator, state: TrainState) -> tuple[np.ndarr
   The result is points [N, 3], bool [N], and the solid share of the bounding ball. Solid points are denser than the
   mesh's automatic threshold; without a threshold no point is solid.
   """
-  bound, params, density_fn = generator.options.bound, state.shown, jax.jit(generator.density)
+  bound, params, density_fn = generator.options.bound, state.shown, _make_density(generator)
   try:
     density = grid_density(lambda p: np.asarray(density_fn(params, jnp.asarray(p, jnp.float32))), VOLUME_GRID, bound)
     # The mesh's own threshold, so that the score is of the object that is exported.
@@ -210,7 +200,8 @@ def _colours(truth: scenes.SolidScene, spec: captions.Spec, angle: float, rgb: n
 
   The verdict is whether each part's mean colour is nearest to the part's name.
   """
-  albedo, inside = jax.device_get(truth_albedo(truth, jnp.float32(angle)))
+  turned = cameras.camera_of_turned_object(scoring_cameras(), angle, np.float32(1.0))
+  albedo, inside = traced(truth, turned)
   overlap = inside & (opacity > 0.5)
   if not overlap.any():
     return 1.0, False

@@ -149,7 +149,8 @@ def _run(config: ConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int
   compilation.prepare()
   task = Text3DTask(settings_lib.validate(config))
   prior, params = task.load_prior()
-  log = RecordLog(folder, run_inputs(task.settings))
+  where = task.settings.prior.path or task.settings.prior.name
+  log = RecordLog(folder, run_inputs(schema.to_dict(task.settings), where))
   if log.records:
     print(f"{folder} holds {len(log.records)} runs of equal settings; those are not repeated", flush=True)
   records = run_set(CaptionRuns(task, prior, params), specs, seeds, log)

@@ -11,8 +11,8 @@ works in `score_distillation`, in `guided`, and in a training step.
   >>> denoise = guided(vp_denoiser(schedule), "diffusers", 7.5)
   >>> cond = dict(cond=jnp.array([1]), uncond=jnp.array([2]))       # a dog, and the null label after the last
   >>> x = jnp.zeros((1, 2))
-  >>> grad = jax.grad(lambda x: score_distillation(denoise, params, schedule, x, jax.random.key(0), cond)[0])(x)
-  >>> print(bool((grad < 0).all()))                                 # towards the dogs
+  >>> loss = lambda x: score_distillation(denoise, params, schedule, x, jax.random.key(0), cond)[0]
+  >>> print(bool((jax.jit(jax.grad(loss))(x) < 0).all()))           # towards the dogs
   True
 """
 from __future__ import annotations

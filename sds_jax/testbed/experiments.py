@@ -166,7 +166,8 @@ def descend(name: str, label_laws: Mixture, schedule: Schedule, omega: Array | f
     >>> from sds_jax.testbed import toy_laws
     >>> label_laws, key, start = toy_laws.two_gaussians(), jax.random.key(0), jnp.array([[0.0], [2.0]])
     >>> for name in ("sds", "csd"):
-    ...   ends, moving = descend(name, label_laws, flow_schedule(1000), 2.0, key, start, 200, 0.1)
+    ...   run = jax.jit(lambda key: descend(name, label_laws, flow_schedule(1000), 2.0, key, start, 200, 0.1))
+    ...   ends, moving = run(key)
     ...   print(name, bool(jnp.allclose(ends, 3.0, atol=0.2)), bool(moving < 0.3))
     sds True True
     csd False False

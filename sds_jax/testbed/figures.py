@@ -6,11 +6,11 @@ Blue is without guidance, orange with guidance; grey shades are the density of t
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sds_jax.testbed import laws, suite, toy_laws
@@ -214,17 +214,22 @@ def bars_figure(names: list[str], columns: dict[str, list[float]]) -> Any:
   return figure
 
 
+# Cached: every panel of a page shows the same two.
+@functools.cache
+def _density(label: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns coordinates x [150] and y [130], and the density [130, 150] of a law of the plane."""
+  x, y = np.linspace(-3.2, 6.2, 150), np.linspace(-4.0, 4.0, 130)
+  points = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2).astype(np.float32)
+  # The log density needs s > 0; at a = 1, s = 0.01 the noise is invisible beside modes of std 0.25.
+  log_density = jax.jit(jax.vmap(lambda law, p: laws.log_density(law, p, 1.0, 1e-2), in_axes=(None, 0)))
+  return x, y, np.exp(np.asarray(log_density(toy_laws.law_of(toy_laws.plane(), label), points))).reshape(130, 150)
+
+
 def _draw_density(axis: Any) -> None:
   """Draws the density of the target and the other law."""
-  x = np.linspace(-3.2, 6.2, 150)
-  y = np.linspace(-4.0, 4.0, 130)
-  # A grid of about 20,000 points, evaluated by a single vmap.
-  points = jnp.asarray(np.stack(np.meshgrid(x, y), -1).reshape(-1, 2), jnp.float32)
   for label, colours, filled in ((toy_laws.TARGET, ("#e8ebf0", "#cfd5de", "#b2bbc8"), True),
                                  (toy_laws.OTHER, ("#c9ced6",), False)):
-    law = toy_laws.law_of(toy_laws.plane(), label)
-    # The log density needs s > 0; at a = 1, s = 0.01 the noise is invisible beside modes of std 0.25.
-    values = np.exp(np.asarray(jax.vmap(lambda p: laws.log_density(law, p, 1.0, 1e-2))(points))).reshape(130, 150)
+    x, y, values = _density(label)
     draw = axis.contourf if filled else axis.contour
     levels = values.max() * np.array([0.02, 0.2, 0.6, 1.01]) if filled else [values.max() * 0.1]
     draw(x, y, values, levels=levels, colors=colours)

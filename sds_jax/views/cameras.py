@@ -11,6 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from sds_jax.prng import as_threefry
@@ -91,6 +92,16 @@ def orbit(azimuth: ArrayLike, elevation: ArrayLike, distance: ArrayLike, fov_y: 
     jnp.asarray(value, jnp.float32) for value in (azimuth, elevation, distance, fov_y, target))
   position = target + distance * _direction(azimuth, elevation)
   return Camera(position, look_at(position, target, _upward(azimuth, elevation)), 0.5 / jnp.tan(fov_y / 2))
+
+
+def orbits(azimuth: np.ndarray, elevation: np.ndarray, distance: float, fov_y: float) -> Camera:
+  """Returns the cameras [V] of `orbit` at azimuths [V] and elevations [V] around the origin."""
+  angles = (np.asarray(angle, np.float32) for angle in (azimuth, elevation))
+  return _orbits(*angles, distance, fov_y)
+
+
+_orbits = jax.jit(jax.vmap(orbit, in_axes=(0, 0, None, None)))
+"""One program instead of an operation at a time for each camera."""
 
 
 def sample_camera(key: Array, distribution: CameraDistribution = CameraDistribution()) -> tuple[Camera, Array, Array]:

@@ -44,6 +44,9 @@ def distil(x, name="sds", denoise=network, params=jnp.float32(0.5), schedule=SCH
                             estimator=ESTIMATORS[name].fn, **arguments)
 
 
+DISTILLED = jax.jit(jax.grad(lambda x: distil(x)[0]))
+
+
 @pytest.fixture(scope="module")
 def mlp():
   """An Equinox module with functions among its leaves: activations, a Lambda, and dropout out of use."""
@@ -62,12 +65,12 @@ def test_equinox_modules_in_every_estimator(mlp, name):
 
 def test_equinox_gradients(mlp):
   """Compares with the module in a closure, and learns a module by `score_loss` and `filter_grad`."""
-  by_params, closed = (jax.grad(lambda x: score_distillation(d, p, SCHEDULE, x, KEY, None)[0])(X)
+  by_params, closed = (jax.jit(jax.grad(lambda x: score_distillation(d, p, SCHEDULE, x, KEY, None)[0]))(X)
                        for d, p in ((by_equinox, mlp), (lambda params, *rest: by_equinox(mlp, *rest), None)))
   np.testing.assert_array_equal(by_params, closed)
-  grads = eqx.filter_grad(lambda model: score_loss(by_equinox, model, SCHEDULE, X, KEY, None))(mlp)
+  grads = eqx.filter_jit(eqx.filter_grad(lambda model: score_loss(by_equinox, model, SCHEDULE, X, KEY, None)))(mlp)
   assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads)) > 1e-3
-  none = eqx.filter_grad(lambda model: distil(X, "vsd", by_equinox, model)[0])(mlp)
+  none = eqx.filter_jit(eqx.filter_grad(lambda model: distil(X, "vsd", by_equinox, model)[0]))(mlp)
   assert all(not leaf.any() for leaf in jax.tree.leaves(none))
 
 
@@ -83,14 +86,18 @@ def test_forward_over_reverse_equals_reverse_over_reverse():
   def loss(theta):
     return distil(jnp.sin(theta)[None] * jnp.ones((4, 1)))[0] + jnp.sum(theta**3)
 
-  gradient, theta, v = jax.jit(jax.grad(loss)), X[0], X[1]
-  forward = jax.jvp(gradient, (theta,), (v,))[1]
-  reverse = jax.grad(lambda theta: gradient(theta) @ v)(theta)
-  np.testing.assert_allclose(forward, reverse, rtol=1e-5)
-  np.testing.assert_allclose(jax.linearize(gradient, theta)[1](v), forward, rtol=1e-5)
-  np.testing.assert_allclose(jax.hessian(loss)(theta) @ v, forward, rtol=1e-5)
+  @jax.jit
+  def products(theta, v):
+    gradient = jax.grad(loss)
+    return (jax.jvp(gradient, (theta,), (v,))[1], jax.grad(lambda theta: gradient(theta) @ v)(theta),
+            jax.linearize(gradient, theta)[1](v), jax.hessian(loss)(theta) @ v)
+
+  theta, v = X[0], X[1]
+  forward, *others = products(theta, v)
+  for other in others:
+    np.testing.assert_allclose(other, forward, rtol=1e-5)
   # The residual is a constant: the term contributes the cotangent times the second derivative of the generator.
-  cotangent = jax.grad(lambda x: distil(x)[0])(jnp.sin(theta)[None] * jnp.ones((4, 1))).sum(0)
+  cotangent = DISTILLED(jnp.sin(theta)[None] * jnp.ones((4, 1))).sum(0)
   np.testing.assert_allclose(forward, (6 * theta - jnp.sin(theta) * cotangent) * v, rtol=1e-4, atol=1e-5)
 
 
@@ -249,8 +256,11 @@ def test_explicit_meshes_give_the_same_numbers(explicit):
     schedule = schedule_from_config({})
     actual = jax.jit(jax.grad(lambda x, i: distil(x, schedule=schedule, index=i, antithetic=True, clip_norm=0.1)[0]))(
       x, index)
-    score_loss(network, jnp.float32(1), schedule, x, KEY, jax.device_put(jnp.ones((4, 1)), explicit), index=index)
-  np.testing.assert_allclose(actual, jax.grad(lambda x: distil(x, antithetic=True, clip_norm=0.1)[0])(X), rtol=1e-5)
+    cond = jax.device_put(jnp.ones((4, 1)), explicit)
+    jax.jit(lambda x, cond, index: score_loss(network, jnp.float32(1), schedule, x, KEY, cond, index=index))(
+      x, cond, index)
+  expected = jax.jit(jax.grad(lambda x: distil(x, antithetic=True, clip_norm=0.1)[0]))(X)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_help_shows_the_options_of_an_estimator():

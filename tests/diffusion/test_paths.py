@@ -151,7 +151,8 @@ def test_cds_rests_beside_the_mean_by_its_noise(schedule, slow, exact, u):
   rest = 0.7 - slow.sigma[u] / slow.alpha[u] * e
   law, t = dict(mean=jnp.full((3, 2), 0.7), std=jnp.full((3, 2), 0.5)), jnp.full(3, u - 100)
   x = jnp.asarray(rest + np.array([[-0.1], [0.0], [0.1]]), jnp.float32)
-  found, _ = ESTIMATORS["cds"](exact.gaussian, None, schedule, x, t, EPS, law, KEYS, gap=0.1, spread=0.0, noise_seed=5)
+  found, _ = jax.jit(lambda x, t: ESTIMATORS["cds"](
+    exact.gaussian, None, schedule, x, t, EPS, law, KEYS, gap=0.1, spread=0.0, noise_seed=5))(x, t)
   np.testing.assert_allclose(found[1], 0.0, atol=1e-5)
   assert (found[0] < -1e-4).all() and (found[2] > 1e-4).all()
 
@@ -159,9 +160,12 @@ def test_cds_rests_beside_the_mean_by_its_noise(schedule, slow, exact, u):
 @pytest.mark.parametrize("name", ["asd", "sdi", "cds"])
 def test_draws_are_an_examples_own(schedule, denoise, name):
   """Alone or in company, in any order; another key, another draw."""
-  def run(order, keys):
-    return np.asarray(ESTIMATORS[name](denoise, None, schedule, X[order], T[order], EPS[order],
-                                       jax.tree.map(lambda a: a[order], COND), keys[order])[0])
+  @jax.jit
+  def estimate(order, keys):
+    return ESTIMATORS[name](denoise, None, schedule, X[order], T[order], EPS[order],
+                            jax.tree.map(lambda a: a[order], COND), keys[order])[0]
+
+  run = lambda order, keys: np.asarray(estimate(order, keys))  # noqa: E731
 
   everything, order = jnp.arange(3), jnp.array([2, 0])
   whole = run(everything, KEYS)

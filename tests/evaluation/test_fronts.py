@@ -1,6 +1,6 @@
 """Tests the share of false fronts on the exact scene, turned, mirrored and painted scenes."""
-import jax
-import jax.numpy as jnp
+import functools
+
 import numpy as np
 import pytest
 
@@ -10,20 +10,9 @@ from sds_jax.types import Camera
 
 
 @pytest.fixture(scope="module")
-def views():
+def views(small_scores):
   """Returns (caption) -> the exact views around its scene."""
-  made = {}
-
-  @jax.jit
-  def draw(scene):
-    return scores.traced(scene, fronts.ring(), jnp.zeros(3), 1.0)[0]
-
-  def of(caption):
-    if caption not in made:
-      made[caption] = np.asarray(draw(scenes.scene_from_caption(caption)))
-    return made[caption]
-
-  return of
+  return functools.cache(lambda caption: scores.traced(scenes.scene_from_caption(caption), fronts.ring())[0])
 
 
 def test_the_ring_begins_before_the_front():

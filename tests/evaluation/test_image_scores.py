@@ -1,44 +1,20 @@
 """Tests scores of objects made from a photo, where the object is the truth, or wrong in one known way."""
-import dataclasses
 import math
 import types
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax import settings
 from sds_jax.evaluation import image_scores, scores
-from sds_jax.fields.field import Field
 from sds_jax.io.photos import Frame, Photo
-from sds_jax.shapeworld import sample_photos, scenes
+from sds_jax.shapeworld import sample_photos
 from sds_jax.settings.camera import CameraSettings
-from sds_jax.tasks import Text3DTask
-from sds_jax.training.state import TrainState
-from sds_jax.types import FieldOutput
 
 AZIMUTH, ELEVATION = math.radians(-50.0), math.radians(20.0)
 """Viewpoint of the photo in the run."""
 TRUTH = sample_photos.Truth("a green cone on top of a blue cylinder", 100.0, 20.0, (0.5, 1.1, 0.4), 1.0, 0.9,
                        (0.03, -0.02, 0.01))
 HOUSE, BALL = TRUTH._replace(caption="a yellow house"), TRUTH._replace(caption="an orange sphere", ambient=0.4)
-DENSITY, SHARPNESS, MARGIN = 150.0, 0.003, 0.008
-
-
-def apply(params, points):
-  """Returns a scaled, turned, moved and lit scene; points beyond the plane `behind` have another colour."""
-  inner = scenes.rotate_points_z(points - params["move"][None], -params["angle"]) / params["scale"]
-  distance, albedo = scenes.sdf(params["scene"], inner)
-  normals = inner - params["scene"].offset[:1]
-  normals = normals / jnp.maximum(jnp.linalg.norm(normals, axis=-1, keepdims=True), 1e-6)
-  to_light = params["light"][None] - inner
-  lambert = jnp.sum(normals * to_light, -1) / jnp.linalg.norm(to_light, axis=-1)
-  lit = albedo * (params["ambient"] + (1.0 - params["ambient"]) * jnp.maximum(lambert, 0.0))[:, None]
-  behind = (points @ params["behind"] < 0.0)[:, None]
-  colour = jnp.where(behind, params["back_colour"][None], lit)
-  density = params["density"] * jax.nn.sigmoid(-(distance * params["scale"] + MARGIN) / SHARPNESS) + params["fog"]
-  return FieldOutput(jnp.where(jnp.sum(points**2, axis=-1) < 0.8**2, density, 0.0), jnp.clip(colour, 0.0, 1.0))
 
 
 def photo_of(truth, frame=Frame()):
@@ -49,26 +25,16 @@ def photo_of(truth, frame=Frame()):
 
 
 @pytest.fixture(scope="module")
-def judge():
+def judge(small_scores, scene_generator, object_of):
   """Returns a function (truth, errors of the object) -> scores."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(scores, "VOLUME_GRID", 28)
-    generator = Text3DTask(settings.validate(settings.defaults())).generator
-    generator = dataclasses.replace(generator, field=Field(lambda key: {}, apply, 0.8))
+  def score(truth=TRUTH, turn=0.0, shown=None, photo=None, camera=(2.7, 46.0), **changes):
+    state = object_of(sample_photos.truth_scene(shown or truth), **{
+      "angle": AZIMUTH - math.radians(truth.azimuth_deg + turn), "light": truth.light, "ambient": truth.ambient,
+      **changes})
+    shot = CameraSettings(distance=(camera[0],) * 2, fov_deg=(camera[1],) * 2)
+    return image_scores.score(scene_generator, shot, state, truth, photo or photo_of(truth), AZIMUTH, ELEVATION)
 
-    def score(truth=TRUTH, turn=0.0, scale=1.0, move=(0.0, 0.0, 0.0), solid=1.0, fog=0.0, behind=(0.0, 0.0, 0.0),
-              back_colour=(0.0, 0.0, 0.0), shown=None, photo=None, ambient=None, camera=(2.7, 46.0)):
-      number = lambda value: jnp.asarray(value, jnp.float32)  # noqa: E731
-      ambient = truth.ambient if ambient is None else ambient
-      params = dict(scene=sample_photos.truth_scene(shown or truth), light=number(truth.light), scale=number(scale),
-                    ambient=number(ambient), move=number(move), density=number(DENSITY * solid),
-                    angle=number(AZIMUTH - math.radians(truth.azimuth_deg + turn)), fog=number(fog),
-                    behind=number(behind), back_colour=number(back_colour))
-      state = TrainState(step=jnp.int32(0), params=dict(field=params, background={}), opt_state=(), occupancy=None)
-      shot = CameraSettings(distance=(camera[0],) * 2, fov_deg=(camera[1],) * 2)
-      return image_scores.score(generator, shot, state, truth, photo or photo_of(truth), AZIMUTH, ELEVATION)
-
-    yield score
+  return score
 
 
 def test_truth_scores_well(judge):
@@ -124,7 +90,7 @@ def test_a_moved_photo_moves_the_correct_object(judge):
 
 
 def test_empty_and_full_objects_are_flagged(judge):
-  nothing, everything = judge(solid=0.0), judge(fog=50.0)
+  nothing, everything = judge(density=0.0), judge(fog=50.0)
   assert nothing["empty"] and not nothing["full"] and nothing["silhouette_iou"] == nothing["volume_iou"] == 0.0
   assert not nothing["colours_right"] and not nothing["unseen_colours_right"] and nothing["colour_error"] == 1.0
   assert everything["full"] and not everything["empty"] and everything["silhouette_iou"] < 0.6
@@ -151,7 +117,7 @@ def test_another_camera_scales_the_correct_object(judge):
 
 def test_an_object_without_density_has_no_volume(monkeypatch):
   monkeypatch.setattr(scores, "object_views", lambda *_: (np.zeros((17, 64, 64, 3)), np.zeros((17, 64, 64))))
-  monkeypatch.setattr(image_scores, "_traced", lambda *_: (np.zeros((16, 64, 64, 3)), np.zeros((16, 64, 64), bool)))
+  monkeypatch.setattr(scores, "traced", lambda *_: (np.zeros((16, 64, 64, 3)), np.zeros((16, 64, 64), bool)))
   photo = Photo(np.ones((64, 64, 3), np.float32), np.zeros((64, 64), np.float32), Frame())
   shot = CameraSettings(distance=(2.7, 2.7), fov_deg=(46.0, 46.0))
   generator = types.SimpleNamespace(density=None)

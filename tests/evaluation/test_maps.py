@@ -18,6 +18,8 @@ from sds_jax.types import RenderOutput
 from sds_jax.views import cameras
 
 SIZE, FINE = 64, 256
+TRACE = jax.jit(tracer.trace)
+"""Called for SIZE x SIZE rays at a time, so that it is compiled once."""
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +50,10 @@ def scene(tmp_path_factory):
 
 def trace(truth, shot, size):
   """Returns distances [S, S], normals [S, S, 3] and mask [S, S] of the exact scene."""
-  flat = jax.tree.map(lambda leaf: leaf.reshape(-1, 3), cameras.camera_rays(shot, size, size))
-  hit = jax.device_get(jax.jit(tracer.trace)(sample_photos.truth_scene(truth), flat))
+  rays = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, SIZE**2, 3), cameras.camera_rays(shot, size, size))
+  parts = [TRACE(sample_photos.truth_scene(truth), jax.tree.map(lambda leaf: leaf[i], rays))
+           for i in range(len(rays.origins))]
+  hit = jax.tree.map(lambda *leaves: np.concatenate(leaves), *jax.device_get(parts))
   return (hit.distance.reshape(size, size), hit.normals.reshape(size, size, 3), hit.mask.reshape(size, size))
 
 

@@ -1,5 +1,5 @@
 """Tests scores of objects that are the truth, or wrong in one known way: fields made from a scene's distance."""
-import dataclasses
+import functools
 import math
 
 import jax
@@ -7,54 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax import settings
 from sds_jax.evaluation import scores
-from sds_jax.fields.field import Field
 from sds_jax.shapeworld import captions, scenes
-from sds_jax.tasks import Text3DTask
-from sds_jax.training.state import TrainState
-from sds_jax.types import FieldOutput
 from sds_jax.views import cameras
-
-DENSITY, SHARPNESS, MARGIN = 150.0, 0.003, 0.008
-"""Density inside; width of its fall; depth of the fall below the surface, so that grazing rays pass."""
-
-
-def apply(params, points):
-  """Returns a field that is dense inside a scene turned by params["angle"] and scaled by params["scale"]."""
-  inner = scenes.rotate_points_z(points, -params["angle"]) / params["scale"]
-  distance, albedo = scenes.sdf(params["scene"], inner)
-  surface = jax.nn.sigmoid(-(distance * params["scale"] + MARGIN) / SHARPNESS)
-  density = DENSITY * params["solid"] * surface + params["fog"]
-  inside = jnp.sum(points**2, axis=-1) < 0.8**2
-  return FieldOutput(jnp.where(inside, density, 0.0), albedo)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def optimized():
-  """Turns LLVM's optimizations on: scores run longer than they compile. Module scope, so other files stay without."""
-  jax.config.update("jax_disable_most_optimizations", False)
-  yield
-  jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module")
-def judge():
+def judge(small_scores, scene_generator, object_of):
   """Returns a function (caption, the object's caption, pose and density) -> scores."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(scores, "ROTATIONS", 12)  # every 30 degrees
-    patch.setattr(scores, "SCALES", (0.8, 1.0, 1.2))
-    patch.setattr(scores, "VOLUME_GRID", 28)
-    generator = Text3DTask(settings.validate(settings.defaults())).generator
-    generator = dataclasses.replace(generator, field=Field(lambda key: {}, apply, 0.8))
+  @functools.cache
+  def score(caption, shown=None, angle=0.0, **changes):
+    state = object_of(scenes.scene_from_caption(shown or caption), angle=math.radians(angle), **changes)
+    return scores.score(scene_generator, state, captions.parse(caption))
 
-    def score(caption, shown=None, angle=0.0, scale=1.0, solid=1.0, fog=0.0):
-      params = dict(scene=scenes.scene_from_caption(shown or caption), angle=jnp.float32(math.radians(angle)),
-                    scale=jnp.float32(scale), solid=jnp.float32(solid), fog=jnp.float32(fog))
-      state = TrainState(step=jnp.int32(0), params=dict(field=params, background={}), opt_state=(), occupancy=None)
-      return scores.score(generator, state, captions.parse(caption))
-
-    yield score
+  return score
 
 
 def test_truth_scores_well(judge):
@@ -103,7 +69,7 @@ def test_wrong_shapes_and_colours(judge):
 
 
 def test_empty_and_full_objects_are_flagged(judge):
-  nothing = judge("a red cube", solid=0.0)
+  nothing = judge("a red cube", density=0.0)
   assert nothing["empty"] and not nothing["full"] and nothing["silhouette_iou"] == nothing["volume_iou"] == 0.0
   assert not nothing["colours_right"]
   everything = judge("a red cube", fog=50.0)
@@ -117,7 +83,7 @@ def test_thin_fog_costs_nothing(judge):
 
 
 def test_scores_are_plain_numbers(judge):
-  scored = judge("a red cube")
+  scored = judge("a red cube", angle=30.0)
   assert all(type(value) in (float, bool) for value in scored.values())
   assert all(0.0 <= scored[name] <= 1.0 for name in scored if name.endswith(("iou", "iou_scaled", "error")))
 

@@ -1,4 +1,5 @@
 """What the tests of priors share: networks of a few thousand parameters, and folders made of them."""
+import functools
 import json
 
 import flax.traverse_util
@@ -7,6 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+
+WITHOUT_PARAMETERS = dict(
+  sample_size=None, scaling_factor=1.0, upcast_attention=False, hidden_act="gelu", dtype=jnp.float32)
+"""Fields of networks that change no parameter, with one value for all."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once():
+  """Networks with the same parameters are traced once in a session, which takes up to seconds for each."""
+  from sds_jax.priors.networks import abstract
+  trace = abstract._traced_params.__wrapped__
+  once = functools.cache(trace)
+
+  @functools.wraps(trace)
+  def traced(model):
+    return once(model.clone(**{name: value for name, value in WITHOUT_PARAMETERS.items() if hasattr(model, name)}))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(abstract, "_traced_params", traced)
+    yield
+
 
 UNET = dict(
   _class_name="UNet2DConditionModel", sample_size=4, in_channels=12, out_channels=12,
@@ -47,10 +69,11 @@ def random_params(model, seed=0):
   """Parameters that all matter: no zero biases, no unit scales."""
   from sds_jax.priors.loading.checkpoint import abstract_params
   rng = np.random.default_rng(seed)
-  return flax.traverse_util.unflatten_dict({
-    path: jnp.asarray((path[-1] == "scale") + rng.normal(size=leaf.shape) / np.sqrt(max(leaf.size, 1) ** 0.5),
-                      jnp.float32)
-    for path, leaf in abstract_params(model).items()})
+  values = {path: (path[-1] == "scale") + rng.normal(size=leaf.shape) / np.sqrt(max(leaf.size, 1) ** 0.5)
+            for path, leaf in abstract_params(model).items()}
+  # `jnp.asarray` would compile a program for each shape.
+  return jax.device_put(flax.traverse_util.unflatten_dict({
+    path: value.astype(np.float32) for path, value in values.items()}))
 
 
 def write_tokenizer(folder, **config):
@@ -98,8 +121,8 @@ def prior_folder(unet, clip, tmp_path_factory):
 
 SD_UNET = dict(
   _class_name="UNet2DConditionModel", sample_size=8, in_channels=4, out_channels=4,
-  down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
-  block_out_channels=[32, 64], layers_per_block=1, norm_num_groups=8, cross_attention_dim=12, attention_head_dim=2)
+  down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"], block_out_channels=[32],
+  layers_per_block=1, norm_num_groups=8, cross_attention_dim=12, attention_head_dim=2)
 SD_VAE = dict(
   _class_name="AutoencoderKL", in_channels=3, out_channels=3, latent_channels=4, block_out_channels=[8, 16],
   down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2, layers_per_block=1,
@@ -131,10 +154,10 @@ def sd_folder(clip, tmp_path_factory):
 
 
 SDXL_UNET = dict(
-  _class_name="UNet2DConditionModel", sample_size=8, in_channels=4, out_channels=4, block_out_channels=[8, 16],
-  down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
-  layers_per_block=1, norm_num_groups=4, cross_attention_dim=20, attention_head_dim=[2, 4], use_linear_projection=True,
-  transformer_layers_per_block=[1, 2], addition_embed_type="text_time", addition_time_embed_dim=4,
+  _class_name="UNet2DConditionModel", sample_size=8, in_channels=4, out_channels=4, block_out_channels=[8],
+  down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"], layers_per_block=1,
+  norm_num_groups=4, cross_attention_dim=20, attention_head_dim=[2], use_linear_projection=True,
+  transformer_layers_per_block=[1], addition_embed_type="text_time", addition_time_embed_dim=4,
   projection_class_embeddings_input_dim=6 + 6 * 4)
 SDXL_CLIP_2 = dict(CLIP, hidden_size=8, projection_dim=6, hidden_act="gelu", eos_token_id=2)
 SDXL_INDEX = dict(

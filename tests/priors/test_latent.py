@@ -1,5 +1,4 @@
 """Priors of published kinds: Stable Diffusion's latents and IF's pixels, in folders of tiny networks."""
-import functools
 import json
 from types import SimpleNamespace
 
@@ -96,20 +95,16 @@ def test_images_are_resized_bilinearly(latent):
     prior.encode(params, jnp.zeros((1, 4, 6, 3)), key)
 
 
-def test_gradient_flows_through_encode(latent, vae):
-  """Along a random direction it is the difference quotient; rematerialized it is the same."""
+def test_gradient_flows_through_encode(latent):
+  """Along a random direction it is the difference quotient."""
   prior, params = latent
   image, key = pictures(6), jax.random.key(0)
   c, direction = (jnp.asarray(np.random.default_rng(i).normal(size=s), jnp.float32)
                   for i, s in enumerate([(2, 8, 8, 4), image.shape]))
-  loss = jax.jit(lambda picture: jnp.sum(c * prior.encode(params, picture, key)))
-  grad = jax.jit(jax.grad(loss))(image)
-  h = 1e-2
-  quotient = (loss(image + h * direction) - loss(image - h * direction)) / (2 * h)
+  both = jax.jit(jax.value_and_grad(lambda picture: jnp.sum(c * prior.encode(params, picture, key))))
+  grad, h = both(image)[1], 1e-2
+  quotient = (both(image + h * direction)[0] - both(image - h * direction)[0]) / (2 * h)
   assert abs(float(jnp.sum(grad * direction)) - float(quotient)) < 0.02 * float(jnp.linalg.norm(grad))
-  again = spaces.latent_space(vae[0].clone(remat=True), 8)
-  same = jax.jit(jax.grad(lambda picture: jnp.sum(c * again.encode(params, picture, key))))(image)
-  np.testing.assert_allclose(same, grad, atol=1e-4 * float(jnp.abs(grad).max()))
 
 
 def test_rematerialization_is_asked_for(sd_folder, latent):
@@ -169,8 +164,7 @@ def test_sample_command(request, tmp_path, kind, size):
   (dict(out_channels=3), "the U-Net's out_channels is 3, expected 4"),
   (dict(cross_attention_dim=16), "the text encoder's width is 12, expected 16"),
   (dict(sample_size=[8, 4]), r"sample_size=\(8, 4\) should be a positive integer, .* twice")])
-def test_parts_that_don_t_fit(sd_folder, tmp_path, random_params, monkeypatch, change, expected):
-  monkeypatch.setattr(checkpoint, "abstract_params", abstract_params)
+def test_parts_that_don_t_fit(sd_folder, tmp_path, random_params, change, expected):
   for path in sd_folder.iterdir():
     if path.name != "unet":
       (tmp_path / path.name).symlink_to(path)
@@ -189,6 +183,3 @@ def test_a_missing_part(sd_folder, tmp_path):
       (tmp_path / path.name).symlink_to(path)
   with pytest.raises(CheckpointError, match="vae does not exist"):
     prior_lib.build(tmp_path)
-
-
-abstract_params = functools.cache(checkpoint.abstract_params)  # tracing takes longer than all the rest

@@ -1,23 +1,15 @@
 """The size of a latent prior's images: of its files where they are right, of its family where they are known to err."""
-import functools
 import json
 import shutil
 
 import pytest
 
 from sds_jax.priors import latent_size, prior as prior_lib
-from sds_jax.priors.loading import checkpoint
 from sds_jax.priors.loading.files import CheckpointError
 from sds_jax.priors.networks.unet import UNet2DConditionModel
 from sds_jax.priors.networks.vae import AutoencoderKL
 
 V = dict(prediction_type="v_prediction")
-abstract_params = functools.cache(checkpoint.abstract_params)  # tracing takes longer than all the rest
-
-
-@pytest.fixture(autouse=True)
-def traced_once(monkeypatch):
-  monkeypatch.setattr(checkpoint, "abstract_params", abstract_params)
 
 
 def networks(sample_size, vae_size=512, linear=False, blocks=4):

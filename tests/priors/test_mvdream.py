@@ -21,7 +21,7 @@ INDEX = dict(
   image_encoder=[None, None], requires_safety_checker=False, scheduler=["diffusers", "DDIMScheduler"],
   text_encoder=["transformers", "CLIPTextModel"], tokenizer=["transformers", "CLIPTokenizer"],
   unet=["mv_unet", "MultiViewUNetModel"], vae=["diffusers", "AutoencoderKL"])
-UNET = dict(_class_name="MultiViewUNetModel", _diffusers_version="0.25.0", attention_resolutions=[2, 1], camera_dim=16,
+UNET = dict(_class_name="MultiViewUNetModel", _diffusers_version="0.25.0", attention_resolutions=[1], camera_dim=16,
             channel_mult=[1, 2], context_dim=12, image_size=8, in_channels=4, model_channels=32, num_head_channels=16,
             num_res_blocks=1, out_channels=4, transformer_depth=1)
 
@@ -48,7 +48,7 @@ def test_names_are_those_of_latent_diffusion(folder):
   stored = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
   assert {"time_embed.0.weight", "camera_embed.0.weight", "camera_embed.2.bias", "input_blocks.0.0.weight",
           "input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight", "input_blocks.2.0.op.weight",
-          "middle_block.1.proj_in.weight", "output_blocks.1.2.conv.weight", "out.2.weight"} <= set(stored)
+          "middle_block.1.proj_in.weight", "output_blocks.1.1.conv.weight", "out.2.weight"} <= set(stored)
   assert stored["camera_embed.0.weight"].shape == (128, 16)
 
 

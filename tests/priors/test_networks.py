@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sds_jax.priors.loading import checkpoint
+from sds_jax.priors.networks import abstract
 from sds_jax.priors.networks.clip import CLIPTextModel
 from sds_jax.priors.networks.unet import UNet2DConditionModel
 
@@ -44,6 +45,15 @@ def test_the_added_embedding_has_room_for_the_pooled_text(unet, width):
 def test_unet_config_without_effect_is_accepted(unet):
   harmless = dict(_diffusers_version="0.42", dropout=0.1, mid_block_only_cross_attention=None, attention_type="default")
   assert UNet2DConditionModel.from_config({**unet[0], **harmless}) == unet[1]
+
+
+def test_fields_that_change_no_parameter(unet, clip):
+  """As the tests' fixture `traced_once` has it."""
+  trace = abstract._traced_params.__wrapped__
+  others = dict(sample_size=9, upcast_attention=True, hidden_act="gelu", dtype=jnp.bfloat16)
+  for _, model, _ in (unet, clip):
+    changed = model.clone(**{name: value for name, value in others.items() if hasattr(model, name)})
+    assert changed != model and trace(changed) == trace(model)
 
 
 SD1_UNET = dict(
@@ -93,7 +103,7 @@ def test_unet_in_bfloat16_is_near_float32(unet, quick_jit, random_params):
   sample, text, labels = (jnp.asarray(rng.normal(size=shape), jnp.float32)
                           for shape in ((2, 4, 4, 12), (2, 3, 12), (2, 5)))
   def run(dtype):
-    cast = jax.tree.map(lambda a: a.astype(dtype), params)
+    cast = jax.tree.map(lambda a: np.asarray(a).astype(dtype), params)
     return quick_jit(model.clone(dtype=dtype).apply, {"params": cast}, sample, jnp.asarray([1, 40]), text, labels)
   full, half = run(jnp.float32), run(jnp.bfloat16)
   assert (full.dtype, half.dtype, full.shape) == (jnp.float32, jnp.bfloat16, sample.shape)

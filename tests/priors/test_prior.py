@@ -1,8 +1,8 @@
 """The prior as a whole: folding of pixels, what denoise gives, and the messages of build."""
 import dataclasses
-import functools
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +10,8 @@ import numpy as np
 import pytest
 
 from sds_jax.priors import prior as prior_lib, sources, spaces
-from sds_jax.priors.loading import checkpoint
 from sds_jax.priors.loading.files import CheckpointError
-from sds_jax.priors.networks.unet import UNet2DConditionModel
 from sds_jax.views import cameras
-
-
-UNET = dict(
-  sample_size=4, out_channels=12, down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"],
-  block_out_channels=[8], layers_per_block=1, norm_num_groups=4, cross_attention_dim=12, attention_head_dim=2,
-  class_embed_type="projection")
-
-
-abstract_params = functools.cache(checkpoint.abstract_params)  # tracing takes longer than all the rest
 
 
 @pytest.fixture(scope="module")
@@ -81,42 +70,54 @@ def test_encode_and_decode(built, quick_jit):
 
 def test_denoise_gives_eps_from_v(built, unet, quick_jit):
   prior, params = built
-  z, t = draw(2, 4, 4, 12), jnp.asarray([3, 40])
-  cond = dict(text=draw(2, 8, 12, seed=1), camera=draw(2, 5, seed=2))
-  eps = quick_jit(prior.denoise, params, z, t, cond)
-  v = quick_jit(unet[1].apply, {"params": unet[2]}, z, t, cond["text"], cond["camera"])
-  for b in range(2):
+  z, t = draw(3, 4, 4, 12).at[2].set(0.5).at[1].set(0.5), jnp.asarray([3, 40, 40])
+  text, camera = draw(3, 8, 12, seed=1).at[2].set(0.1).at[1].set(0.1), draw(3, 5, seed=2)
+  eps = quick_jit(prior.denoise, params, z, t, dict(text=text, camera=camera))
+  v = quick_jit(unet[1].apply, {"params": unet[2]}, z, t, text, camera)
+  for b in range(3):
     alpha, sigma = np.asarray(prior.schedule.alpha)[t[b]], np.asarray(prior.schedule.sigma)[t[b]]
     np.testing.assert_allclose(eps[b], alpha * v[b] + sigma * z[b], atol=1e-5)
+  assert float(jnp.abs(eps[2] - eps[1]).max()) > 1e-3  # which differ in the camera alone
 
 
-def test_a_missing_camera_is_zeros(built, quick_jit):
-  prior, params = built
-  z, t, text = draw(2, 4, 4, 12), jnp.asarray([3, 40]), draw(2, 8, 12, seed=1)
-  unknown = quick_jit(prior.denoise, params, z, t, dict(text=text))
-  zeros = quick_jit(prior.denoise, params, z, t, dict(text=text, camera=jnp.zeros((2, 5))))
-  with_camera = quick_jit(prior.denoise, params, z, t, dict(text=text, camera=jnp.ones((2, 5))))
-  np.testing.assert_array_equal(unknown, zeros)
-  assert float(jnp.abs(with_camera - zeros).max()) > 1e-3
-
-
-def test_rays_follow_the_image_at_the_input(built, random_params, quick_jit, prior_folder):
-  """The network's input is z_t and then the camera's rays; an unknown camera has zeros."""
-  config = UNET | dict(in_channels=12 + cameras.RAY_DIM, projection_class_embeddings_input_dim=cameras.CAMERA_DIM)
-  unet = UNet2DConditionModel.from_config(config)
-  params = dict(unet=random_params(unet))
+@pytest.fixture
+def told(built, prior_folder):
+  """(space, facts of the prior) -> (prior with a network that doubles its input, what the network was told)."""
   scheduler = json.loads((prior_folder / "scheduler" / "scheduler_config.json").read_text())
-  index = dict(camera_dim=cameras.CAMERA_DIM, ray_dim=cameras.RAY_DIM)
-  prior = prior_lib.make_prior(built[0].source, spaces.pixel_space(8, 2), unet,
-                               scheduler | dict(prediction_type="epsilon"), **index)
+
+  def make(space, **facts):
+    inputs = []
+    unet = SimpleNamespace(apply=lambda variables, *given: inputs.extend(given) or 2 * given[0])
+    return prior_lib.make_prior(built[0].source, space, unet, scheduler | dict(prediction_type="epsilon"),
+                                **facts), inputs
+
+  return make
+
+
+def test_a_missing_camera_is_zeros(told):
+  prior, inputs = told(spaces.pixel_space(8, 2), camera_dim=5)
+  prior.denoise(dict(unet=None), draw(2, 4, 4, 12), jnp.asarray([3, 40]), dict(text=draw(2, 8, 12)))
+  np.testing.assert_array_equal(inputs[3], np.zeros((2, 5)))
+
+
+def test_rays_follow_the_image_at_the_input(told):
+  """The network's input is z_t and then the camera's rays; an unknown camera has zeros."""
+  prior, inputs = told(spaces.pixel_space(8, 2), camera_dim=cameras.CAMERA_DIM, ray_dim=cameras.RAY_DIM)
   assert (prior.x_shape, prior.ray_dim) == ((4, 4, 12), cameras.RAY_DIM)
   z, t, text = draw(2, 4, 4, 12), jnp.asarray([3, 40]), draw(2, 8, 12, seed=1)
-  features = cameras.camera_features(cameras.orbit(0.4, 0.3, 2.6, 0.8))
-  camera = jnp.stack([features, jnp.zeros_like(features)])
-  rays = jnp.stack([cameras.ray_features(features, 4), jnp.zeros((4, 4, cameras.RAY_DIM))])
-  expected = quick_jit(unet.apply, {"params": params["unet"]}, jnp.concatenate([z, rays], -1), t, text, camera)
-  got = quick_jit(prior.denoise, params, z, t, dict(text=text, camera=camera))
-  np.testing.assert_allclose(got, expected, atol=1e-5)
+
+  @jax.jit
+  def everything(z, t, text):
+    features = cameras.camera_features(cameras.orbit(0.4, 0.3, 2.6, 0.8))
+    camera = jnp.stack([features, jnp.zeros_like(features)])
+    eps = prior.denoise(dict(unet=None), z, t, dict(text=text, camera=camera))
+    return eps, inputs, cameras.ray_features(features, 4), camera
+
+  eps, given, rays, camera = everything(z, t, text)
+  image = np.concatenate([z, np.stack([rays, np.zeros_like(rays)])], -1)
+  for got, expected in zip(given, (image, t, text, camera), strict=True):
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+  np.testing.assert_array_equal(eps, 2 * image[..., :12])
 
 
 def test_embed(built):
@@ -145,11 +146,10 @@ def test_names_that_are_not_there(tmp_path, monkeypatch):
   (dict(camera_dim=4), "camera_dim is 4, expected 5"),
   (dict(ray_dim=7), "ray_dim is 7, expected 18"),
   (dict(ray_dim=18), "camera_dim with rays is 5, expected 16")])
-def test_parts_that_don_t_fit(prior_folder, tmp_path, monkeypatch, change, expected):
+def test_parts_that_don_t_fit(prior_folder, tmp_path, change, expected):
   shutil.copytree(prior_folder, tmp_path / "p")
   index = json.loads((tmp_path / "p" / "model_index.json").read_text()) | change
   (tmp_path / "p" / "model_index.json").write_text(
     json.dumps({key: value for key, value in index.items() if value is not None}))
-  monkeypatch.setattr(checkpoint, "abstract_params", abstract_params)
   with pytest.raises(CheckpointError, match=expected):
     prior_lib.build(tmp_path / "p")

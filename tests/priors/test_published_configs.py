@@ -1,4 +1,4 @@
-"""Folders with the real configuration files of published models: all options as published, only widths are smaller.
+"""Folders with the real configuration files of published models: all options as published, only sizes are smaller.
 
 Weights are zeros under the names and in the variants that published repositories have. `published/*/SOURCE` names where
 the configurations are from.
@@ -23,14 +23,15 @@ from sds_jax.priors.loading.tokenizers import load_tokenizer
 
 PUBLISHED = Path(__file__).parent / "published"
 STABLE_DIFFUSION = ["sd14", "sd15", "sd21-base", "sd21", "realistic-vision", "sd-sample-size-32"]
-SMALL = dict(  # component -> the widths that replace the published ones
-  unet=dict(block_out_channels=[32, 32, 64, 64], attention_head_dim=4, cross_attention_dim=24),
-  vae=dict(block_out_channels=[32, 32, 64, 64]),
+SMALL = dict(  # component -> the widths and depths that replace the published ones
+  unet=dict(block_out_channels=[32, 32, 64, 64], attention_head_dim=4, cross_attention_dim=24, layers_per_block=1),
+  vae=dict(block_out_channels=[32, 32, 64, 64], layers_per_block=1),
   clip_text=dict(hidden_size=24, intermediate_size=32, num_attention_heads=4, num_hidden_layers=2),
   image_encoder=dict(hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2))
 XL_UNET = dict(block_out_channels=[32, 32, 64], attention_head_dim=[2, 2, 4], transformer_layers_per_block=[1, 1, 2],
-               cross_attention_dim=48, projection_class_embeddings_input_dim=16 + 6 * 256)
-IF_UNET = dict(block_out_channels=[32, 64, 96, 128], attention_head_dim=32, cross_attention_dim=128, encoder_hid_dim=64)
+               cross_attention_dim=48, projection_class_embeddings_input_dim=16 + 6 * 256, layers_per_block=1)
+IF_UNET = dict(block_out_channels=[32, 64, 96, 128], attention_head_dim=32, cross_attention_dim=128, encoder_hid_dim=64,
+               layers_per_block=1)
 T5 = dict(d_model=64, d_ff=96, d_kv=16, num_heads=4, num_layers=2, vocab_size=8)
 FOLDER_OF = {"clip_text": "text_encoder", "t5": "text_encoder"}
 
@@ -39,28 +40,11 @@ def config(model, file):
   return json.loads((PUBLISHED / model / file).read_text(encoding="utf-8"))
 
 
-def traced(model, shapes={}):
-  """Shapes of a network's parameters; traced once for all networks that differ in fields without parameters."""
-  free = {key: None for key in ("sample_size", "upcast_attention") if hasattr(model, key)}
-  key = repr(model.clone(**free))
-  if key not in shapes:
-    shapes[key] = TRACE(model)
-  return shapes[key]
-
-
-TRACE = checkpoint.abstract_params
-
-
-@pytest.fixture(autouse=True)
-def traced_once(monkeypatch):
-  monkeypatch.setattr(checkpoint, "abstract_params", traced)
-
-
 @functools.cache
 def tensors(kind, text):
   """{name in the checkpoint: zeros, float16} of a component with the config.json `text`."""
   part = checkpoint.COMPONENTS[kind]
-  paths = names.flax_paths(shapes := traced(part.network.from_config(json.loads(text))), part.table)
+  paths = names.flax_paths(shapes := checkpoint.abstract_params(part.network.from_config(json.loads(text))), part.table)
   return {name: np.zeros(names.checkpoint_shape(path, shapes[path].shape), np.float16) for name, path in paths.items()}
 
 

@@ -1,13 +1,13 @@
 """Stable Diffusion XL: what its folders hold, what it is conditioned on, and what is no text-to-image model."""
 import json
 import shutil
+from types import SimpleNamespace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sds_jax.priors import prior as prior_lib, published, sources
+from sds_jax.priors import prior as prior_lib, published, sources, spaces
 from sds_jax.priors.assemble import StoredNetworks
 from sds_jax.priors.base import Options, SizeConditions
 from sds_jax.priors.families import family_of, open_folder, read_index, sdxl
@@ -74,15 +74,25 @@ def test_the_empty_prompt_is_encoded_where_the_folder_says_so(copy):
 def test_sizes_are_conditions(opened, quick_jit):
   prior, params = opened
   assert prior.time_ids == (16, 16, 0, 0, 16, 16)
-  z, cond = jnp.ones((1, 8, 8, 4)) / 2, prior.embed(PROMPTS[:1])
-  ids = jnp.asarray([prior.time_ids], jnp.float32)
-  outputs = jax.jit(lambda ids: [prior.denoise(params, z, jnp.array([500]), one)
-                                 for one in (cond, dict(cond, time_ids=ids))])
-  same, other = outputs(ids), outputs(ids + jnp.asarray([[0, 0, 4, 0, 0, 0]], jnp.float32))
-  np.testing.assert_allclose(same[0], same[1], atol=1e-6)
-  assert float(jnp.abs(other[1] - other[0]).max()) > 1e-4
+  z, t, cond = jnp.ones((2, 8, 8, 4)) / 2, jnp.array([500, 500]), prior.embed(PROMPTS[:1] * 2)
+  ids = np.array([prior.time_ids] * 2, np.float32) + np.array([[0], [1]], np.float32) * [[0, 0, 4, 0, 0, 0]]
+  eps = np.asarray(quick_jit(prior.denoise, params, z, t, dict(cond, time_ids=jnp.asarray(ids, jnp.float32))))
+  assert np.abs(eps[1] - eps[0]).max() > 1e-4
   with pytest.raises(ValueError, match="cond has no pooled text, which this prior takes beside the tokens"):
-    prior.denoise(params, z, jnp.array([500]), dict(text=cond["text"]))
+    prior.denoise(params, z, t, dict(text=cond["text"]))
+
+
+def test_without_sizes_the_priors_are_the_condition():
+  asked = []
+  unet = SimpleNamespace(apply=lambda variables, z, t, text, labels, *more: asked.append(more) or z)
+  prior = prior_lib.make_prior(Source("x", None), spaces.pixel_space(4), unet, dict(
+    _class_name="DDIMScheduler", prediction_type="epsilon"), time_ids=(16, 16, 0, 0, 16, 8))
+  cond, given = dict(text=None, pooled=np.ones((2, 6))), np.arange(12.0).reshape(2, 6)
+  for sizes in ({}, dict(time_ids=given)):
+    prior.denoise(dict(unet=None), jnp.zeros((2, 4, 4, 3)), jnp.zeros(2, jnp.int32), cond | sizes)
+  assert all(pooled is cond["pooled"] for pooled, _ in asked)
+  np.testing.assert_array_equal(asked[0][1], [[16, 16, 0, 0, 16, 8]] * 2)
+  np.testing.assert_array_equal(asked[1][1], given)
 
 
 @pytest.mark.parametrize("sizes, expected", [
@@ -128,8 +138,8 @@ def test_float16_leaves_the_autoencoder_in_float32(sdxl_folder, dtype, activatio
 def test_images_of_another_size_change_the_sizes_that_the_network_takes(sdxl_folder):
   prior, _ = prior_lib.open_prior(sdxl_folder, image_size=32)
   assert prior.x_shape == (16, 16, 4) and prior.time_ids == (32, 32, 0, 0, 32, 32)
-  with pytest.raises(CheckpointError, match="config.prior.image_size=34 does not suit .* multiple of 4"):
-    prior_lib.open_prior(sdxl_folder, image_size=34)
+  with pytest.raises(CheckpointError, match="config.prior.image_size=33 does not suit .* multiple of 2"):
+    prior_lib.open_prior(sdxl_folder, image_size=33)
 
 
 PUBLISHED_FILES = [

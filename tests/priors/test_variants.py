@@ -1,6 +1,5 @@
 """Variants of weights: chosen, listed where they are missing, fetched and found in a cache."""
 import doctest
-import functools
 import shutil
 
 import jax.numpy as jnp
@@ -9,17 +8,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sds_jax.priors import families, prior as prior_lib, sources
-from sds_jax.priors.loading import checkpoint, hub as hub_lib, variants
+from sds_jax.priors.loading import hub as hub_lib, variants
 from sds_jax.priors.loading.checkpoint import weight_files
 from sds_jax.priors.loading.files import CheckpointError
 
 STEM = "diffusion_pytorch_model"
-abstract_params = functools.cache(checkpoint.abstract_params)  # tracing takes longer than all the rest
-
-
-@pytest.fixture(autouse=True)
-def traced_once(monkeypatch):
-  monkeypatch.setattr(checkpoint, "abstract_params", abstract_params)
 
 
 @pytest.fixture

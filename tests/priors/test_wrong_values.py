@@ -1,5 +1,4 @@
 """A thousand million in each key of a prior's JSON files: one line that names file, key and value, at once."""
-import functools
 import json
 import pathlib
 import shutil
@@ -8,7 +7,6 @@ import time
 import pytest
 
 from sds_jax.priors import prior as prior_lib
-from sds_jax.priors.loading import checkpoint
 from sds_jax.priors.loading.files import CheckpointError
 
 HARMLESS = {"_class_name", "_diffusers_version", "architectures", "model_type", "bos_token_id", "eos_token_id",
@@ -16,13 +14,6 @@ HARMLESS = {"_class_name", "_diffusers_version", "architectures", "model_type", 
             "vae", "text_encoder", "tokenizer", "image_encoder", "clip_camera_projection", "cc_projection",
             "model_max_length"}
 """Keys that a reader of the file may ignore; a length of 1e9 stands for none."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def traced_once():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(checkpoint, "abstract_params", functools.cache(checkpoint.abstract_params))
-    yield
 
 
 def outcomes(folder, file, values):

@@ -31,19 +31,24 @@ def test_an_example_depends_on_its_seed_and_number_alone(examples):
 def test_views_are_of_one_scene_in_one_light(examples):
   """Compares each view with the tracer; placement, light and white background are recomputed by hand."""
   number = 2
-  keys = jax.random.split(jax.random.fold_in(jax.random.key(7), number), 3)
-  scene = view_dataset.place_at_random(keys[2], scenes.scene_from_caption(str(examples["captions"][number])))
-  light, ambient = view_dataset.sample_light(keys[1])
-  render = jax.jit(lambda camera: tracer.render(scene, camera, light, ambient, 1.0 - ambient, jnp.ones(3)))
+
+  @jax.jit
+  def placement(scene):
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(7), number), 3)
+    return view_dataset.place_at_random(keys[2], scene), *view_dataset.sample_light(keys[1])
+
+  scene, light, ambient = placement(scenes.scene_from_caption(str(examples["captions"][number])))
+  render = jax.jit(tracer.render)  # with arguments alone, it is the program of test_tracer
   for view, (azimuth, elevation) in zip(examples["images"][number] / 255.0, examples["angles"][number]):
-    rgb, opacity = render(cameras.orbit(azimuth, elevation, poses.DISTANCE, poses.FOV_Y))
+    camera = cameras.orbit(azimuth, elevation, poses.DISTANCE, poses.FOV_Y)
+    rgb, opacity = render(scene, camera, light, ambient, 1.0 - ambient, np.ones(3, np.float32))
     np.testing.assert_allclose(view[..., :3] + 1.0 - view[..., 3:], rgb, atol=2.1 / 255)
     np.testing.assert_allclose(view[..., 3], opacity, atol=0.6 / 255)
 
 
 def test_elevations_of_photos_and_other_views(examples):
-  angles = np.asarray(jax.vmap(lambda key: jnp.stack(view_dataset.sample_views(key), -1))(
-      jax.random.split(jax.random.key(0), 400)))
+  draw = jax.jit(jax.vmap(lambda key: jnp.stack(view_dataset.sample_views(key), -1)))
+  angles = np.asarray(draw(jax.random.split(jax.random.key(0), 400)))
   low, high = np.degrees(view_dataset.PHOTO_ELEVATION)
   photos, others = (np.degrees(angles[:, part, 1]) for part in (slice(None, view_dataset.PHOTOS),
                                                                 slice(view_dataset.PHOTOS, None)))

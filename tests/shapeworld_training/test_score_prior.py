@@ -3,7 +3,6 @@ import dataclasses
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,16 +10,17 @@ from PIL import Image
 from sds_jax.shapeworld import captions, scenes, score_prior, tracer
 from sds_jax.views import cameras
 
+SILHOUETTE = jax.jit(tracer.silhouette)
 CAMERA = cameras.orbit(math.radians(35.0), math.radians(20.0), 2.7, math.radians(46.0))
 
 
 @pytest.fixture(scope="module")
 def photograph():
   """Returns (caption, ambient, background) -> the image [64, 64, 3] of a perfect prior."""
-  draw = jax.jit(lambda scene, ambient, background: tracer.render(
-    scene, CAMERA, CAMERA.position + jnp.asarray([0.0, 1.0, 1.0]), ambient, 1.0 - ambient, background, 64)[0])
+  draw = jax.jit(tracer.render)  # with arguments alone, it is the program of tests/shapeworld/test_tracer.py
+  light = np.asarray(CAMERA.position) + np.array([0.0, 1.0, 1.0], np.float32)
   return lambda caption, ambient=0.5, background=(0.8, 0.82, 0.85): np.asarray(draw(
-    scenes.scene_from_caption(caption), jnp.float32(ambient), jnp.asarray(background, jnp.float32)))
+    scenes.scene_from_caption(caption), CAMERA, light, ambient, 1.0 - ambient, np.array(background, np.float32))[0])
 
 
 def verdict(image, caption):
@@ -57,7 +57,7 @@ def test_nothing_and_noise_are_wrong():
   ("a red cube", (0.9, 0.9, 0.9)), ("a pink capsule", (0.8, 0.6, 0.6)), ("a blue cone", (1.0, 1.0, 1.0)),
   ("a yellow torus on top of a purple cube", (0.9, 0.9, 0.6))])
 def test_foreground_is_the_silhouette_whatever_its_contrast(photograph, caption, background):
-  truth = np.asarray(tracer.silhouette(scenes.scene_from_caption(caption), CAMERA, 64)) > 0.5
+  truth = np.asarray(SILHOUETTE(scenes.scene_from_caption(caption), CAMERA)) > 0.5
   mask = score_prior.foreground(photograph(caption, background=background))
   assert (mask & truth).sum() / (mask | truth).sum() > 0.92
   assert 0.94 < mask.sum() / truth.sum() < 1.08
@@ -84,7 +84,7 @@ def test_a_sheet_has_whole_rows(tmp_path, count, size):
 
 
 def test_cameras_are_low_enough_to_distinguish_shapes():
-  views = score_prior.draw_cameras(jax.random.key(0), 64)
+  views = jax.jit(score_prior.draw_cameras, static_argnums=1)(jax.random.key(0), 64)
   position = np.asarray(views.position)
   elevation = np.degrees(np.arcsin(position[:, 2] / np.linalg.norm(position, axis=-1)))
   assert position.shape == (64, 3) and elevation.min() > -3.0 and elevation.max() < 53.0

@@ -1,14 +1,17 @@
-"""The recipe of the multi-view prior at a tiny size: data, a step that learns, resumption, and the written prior."""
+"""The recipe of the multi-view prior at a tiny size: data, the loss, resumption, and the written prior."""
 import json
 import os
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from sds_jax.diffusion.schedules import schedule_from_config
 from sds_jax.priors import prior as prior_lib
+from sds_jax.priors.loading.checkpoint import abstract_params
 from sds_jax.shapeworld import (
     fitting, multiview_card, multiview_dataset, multiview_recipe, recipe, score_multiview_prior, tokenizer,
     train_multiview_prior, train_prior)
@@ -24,16 +27,20 @@ def small_batches():
     yield
 
 
-@pytest.fixture(scope="module")
-def groups(tmp_path_factory):
-  """images.npz of 12 scenes."""
-  return multiview_dataset.make_dataset(12, 0, tmp_path_factory.mktemp("groups") / "images.npz")
+@pytest.fixture
+def groups(tmp_path):
+  """images.npz of 4 scenes of noise with captions."""
+  rng, path = np.random.default_rng(0), tmp_path / "groups.npz"
+  np.savez(path, images=rng.integers(0, 256, (4, 4, 64, 64, 4), np.uint8), captions=np.full((4, 4), "a red cube"),
+           cameras=rng.normal(size=(4, 4, 16)).astype(np.float32))
+  return path
 
 
-def test_the_views_of_a_scene(groups):
-  with np.load(groups) as stored:
+def test_the_views_of_a_scene(tmp_path):
+  with np.load(multiview_dataset.make_dataset(12, 0, tmp_path / "images.npz")) as stored:
     data = {name: stored[name] for name in stored.files}
   assert data["images"].shape == (12, 4, 64, 64, 4) and data["captions"].shape == (12, 4)
+  assert data["images"].dtype == np.uint8 and data["cameras"].shape == (12, 4, 16)
   direction = data["cameras"][..., :3]
   azimuth = np.unwrap(np.arctan2(direction[..., 1], direction[..., 0]))
   low = direction[..., 2].max(1) < 0.8  # the cameras' jitter turns the azimuth far near the pole
@@ -50,21 +57,44 @@ def test_the_views_of_a_scene(groups):
   np.testing.assert_array_equal(again["images"][0], data["images"][5])
 
 
-def test_a_run_and_its_resumption(groups, tiny_recipe, tmp_path, monkeypatch, capsys):
-  table = {f"{name}_all": 0.5 for name in ("colour", "shape", "iou", "whole")}
-  monkeypatch.setattr(score_multiview_prior, "score", lambda *args, **options: (table, np.full((64, 64, 64, 3), 0.5)))
+@pytest.fixture
+def vocabulary(tmp_path):
+  """The size of the vocabulary and the special ids."""
   (tmp_path / "tokens").mkdir()
   tokenizer.write_tokenizer(tmp_path / "tokens")
-  vocabulary = (len(json.loads((tmp_path / "tokens" / "vocab.json").read_text())),
-                tokenizer.special_ids(tmp_path / "tokens"))
-  networks = train_prior.make_networks(*vocabulary)
-  rng = np.random.default_rng(0)
-  params = {name: jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 4, jnp.float32), network_params)
-            for name, network_params in zip(("unet", "text_encoder"), (
-              jax.eval_shape(lambda network=network: network.init(jax.random.key(0), *(
-                jnp.zeros(leaf.shape, leaf.dtype) for leaf in network.example_inputs())))["params"]
-              for network in networks))}
-  train_prior.write_prior(tmp_path / "text", params, *vocabulary)
+  return (len(json.loads((tmp_path / "tokens" / "vocab.json").read_text())),
+          tokenizer.special_ids(tmp_path / "tokens"))
+
+
+@pytest.fixture
+def text_params(tiny_recipe, vocabulary):
+  """Random parameters of a text prior of the recipe."""
+  rng, networks = np.random.default_rng(0), train_prior.make_networks(*vocabulary)
+  return {name: traverse_util.unflatten_dict({
+    path: (rng.normal(size=leaf.shape) / 4).astype(np.float32) for path, leaf in abstract_params(network).items()})
+          for name, network in zip(("unet", "text_encoder"), networks)}
+
+
+def test_the_loss_has_a_gradient(text_params, vocabulary):
+  """Traces it, with the networks of the recipe; compiling it takes long."""
+  loss = train_multiview_prior.make_loss(train_multiview_prior.make_networks(*vocabulary),
+                                         schedule_from_config(recipe.SCHEDULER), multiview_recipe.TRAINING,
+                                         np.zeros(20, np.int32))
+  batch = dict(images=np.zeros((2, 4, 64, 64, 4), np.uint8), cameras=np.zeros((2, 4, 16), np.float32),
+               ids=np.zeros((2, 4, 20), np.int32))
+  value, gradient = jax.eval_shape(jax.value_and_grad(loss), text_params, batch, jax.random.key(0))
+  assert value.shape == () and jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, text_params)
+
+
+def test_a_run_and_its_resumption(groups, text_params, vocabulary, flat_optimizer, tmp_path, monkeypatch, capsys):
+  """The networks of the steps are linear in the last bias, those of the files are the recipe's."""
+  table = {f"{name}_all": 0.5 for name in ("colour", "shape", "iou", "whole")}
+  monkeypatch.setattr(score_multiview_prior, "score", lambda *args, **options: (table, np.full((64, 64, 64, 3), 0.5)))
+  monkeypatch.setattr(train_multiview_prior, "make_networks", lambda *args: (
+    SimpleNamespace(apply=lambda variables, z, *inputs, class_labels: (
+      z[..., :48] * variables["params"]["conv_out"]["bias"][None, None, None])),
+    SimpleNamespace(apply=lambda variables, ids: jnp.zeros((*ids.shape, 8)))))
+  train_prior.write_prior(tmp_path / "text", text_params, *vocabulary)
   made, make_step = [], fitting.make_step
 
   def once(*args):  # equal runs have equal steps, and a step takes long to compile
@@ -111,7 +141,8 @@ def test_the_loss_is_of_whole_objects(tiny_recipe):
                                          np.zeros(5, np.int32))
   batch = dict(images=np.zeros((16, 4, 64, 64, 4), np.uint8), cameras=np.ones((16, 4, 16), np.float32),
                ids=np.ones((16, 4, 5), np.int32))
-  assert np.isfinite(loss(dict(unet={}, text_encoder={}), batch, jax.random.key(0)))
+  value, asked = jax.jit(lambda *args: (loss(dict(unet={}, text_encoder={}), *args), asked))(batch, jax.random.key(0))
+  assert np.isfinite(value)
   for name in ("t", "camera", "ids"):
     groups = np.asarray(asked[name]).reshape(16, 4, -1)
     assert (groups == groups[:, :1]).all() and len(np.unique(groups[:, 0], axis=0)) > 1, name

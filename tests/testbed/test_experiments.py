@@ -1,4 +1,6 @@
 """The experiments of the study against closed forms for Gaussians and against `score_distillation`."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +16,18 @@ SCHEDULE = schedule_from_config(dict(beta_schedule="scaled_linear", beta_start=0
 STD = 0.3
 
 
-def gradient(name, label_laws, omega, x, t, eps, seed=0, **changes):
+def gradient(name, label_laws, omega, x, t, eps, seed=0, start=None):
   """Computes the gradient of a particle; the source of DDS and PDS is its own position."""
-  options = dict(start=x, particle_law=laws.gaussian(jnp.zeros_like(x), 1.0), progress=0.5, seed=seed) | changes
-  return experiments.gradient(name, label_laws, SCHEDULE, omega, x, t, eps, jax.random.key(3), **options)
+  return _gradient(name, label_laws, omega, x, t, eps, seed, x if start is None else start)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gradient(name, label_laws, omega, x, t, eps, seed, start):
+  return experiments.gradient(name, label_laws, SCHEDULE, omega, x, t, eps, jax.random.key(3), start=start, seed=seed,
+                              particle_law=laws.gaussian(jnp.zeros_like(x), 1.0), progress=0.5)
+
+
+PLANE = jax.jit(toy_laws.plane)()
 
 
 def end(name, omega, law=experiments.kernel_law, count=24):
@@ -65,8 +75,9 @@ def test_mean_and_variance_of_a_gaussian(name):
   The mean is s a (x - m) / v. The variance is (s^2 / v - 1)^2, or (s^2 / v)^2 without subtracting the noise.
   """
   points = jnp.array([[0.2], [2.0]])
-  measured = experiments.gradient_over_time(name, toy_laws.two_gaussians(STD), SCHEDULE, jax.random.key(0), points,
-                                            laws.gaussian(jnp.zeros(1), 1.0), times=4, nodes=16, draws=2)
+  measured = jax.jit(lambda points: experiments.gradient_over_time(
+    name, toy_laws.two_gaussians(STD), SCHEDULE, jax.random.key(0), points, laws.gaussian(jnp.zeros(1), 1.0), times=4,
+    nodes=16, draws=2))(points)
   t = (np.asarray(measured["t"]) * 1000).astype(int)
   a, s = np.asarray(SCHEDULE.alpha)[t, None], np.asarray(SCHEDULE.sigma)[t, None]
   v = a**2 * STD**2 + s**2
@@ -79,11 +90,11 @@ def test_mean_and_variance_of_a_gaussian(name):
 
 @pytest.mark.parametrize("name", ["sds", "csd", "ldiff", "ism"])
 def test_the_gradient_equals_score_distillation(name):
-  label_laws, x, omega, t = toy_laws.plane(), jnp.array([[0.4, -0.9]]), 2.0, jnp.array([300])
+  label_laws, x, omega, t = PLANE, jnp.array([[0.4, -0.9]]), 2.0, jnp.array([300])
   cond = dict(cond=jnp.array([toy_laws.TARGET]), uncond=jnp.array([toy_laws.NULL]))
-  expected, aux = jax.grad(lambda x: score_distillation(
+  expected, aux = jax.jit(jax.grad(lambda x: score_distillation(
     guided(vp_denoiser(SCHEDULE), "dreamfusion", omega), label_laws, SCHEDULE, x, jax.random.key(5), cond, t=t,
-    estimator=name, weighting=SETTINGS[name].weighting), has_aux=True)(x)
+    estimator=name, weighting=SETTINGS[name].weighting), has_aux=True))(x)
   actual = gradient(name, label_laws, omega, x[0], t[0], aux.eps[0])
   assert float(jnp.abs(actual).min()) > 1e-4
   np.testing.assert_allclose(actual, expected[0], rtol=1e-4)
@@ -91,7 +102,7 @@ def test_the_gradient_equals_score_distillation(name):
 
 def test_each_particle_has_its_source_and_its_noise():
   """Checks DDS equal to CSD at the start only, and a fixed noise of CDS for each seed."""
-  label_laws, x, eps, t = toy_laws.plane(), jnp.array([0.4, -0.9]), jnp.array([0.3, 0.1]), jnp.int32(300)
+  label_laws, x, eps, t = PLANE, jnp.array([0.4, -0.9]), jnp.array([0.3, 0.1]), jnp.int32(300)
   at_start = gradient("dds", label_laws, 0.0, x, t, eps)
   np.testing.assert_allclose(at_start, gradient("csd", label_laws, 0.0, x, t, eps), rtol=1e-5)
   assert not np.allclose(at_start, gradient("dds", label_laws, 0.0, x, t, eps, start=x + 0.5), rtol=0.05)
@@ -103,8 +114,8 @@ def test_each_particle_has_its_source_and_its_noise():
 def test_the_field_points_at_the_target():
   """Checks the gradient of SDS far on either side of the target law."""
   points = jnp.array([[-3.0, 0.0], [6.0, 0.0]])
-  mean = experiments.field("sds", toy_laws.plane(), SCHEDULE, 0.0, jax.random.key(0), points,
-                           laws.gaussian(jnp.zeros(2), 1.0), draws=64)
+  mean = jax.jit(lambda points: experiments.field(
+    "sds", PLANE, SCHEDULE, 0.0, jax.random.key(0), points, laws.gaussian(jnp.zeros(2), 1.0), draws=64))(points)
   assert mean[0, 0] < -0.05 and mean[1, 0] > 0.05 and float(jnp.abs(mean[:, 1]).max()) < 0.1
 
 

@@ -10,7 +10,8 @@ from sds_jax.testbed import study, suite
 from sds_jax.testbed.estimator_settings import SETTINGS
 from sds_jax.testbed.suite import Sizes
 
-SMALL = Sizes(particles=12, steps=20, draws=4, grid=3, times=3)
+SMALL = Sizes(particles=4, steps=200, draws=4, grid=2, times=2)
+"""As in the examples of the documentation, whose compiled programs serve here."""
 RECORD = dict(silhouette_iou=0.8, volume_iou=0.7, colours_right=True, colour_error=0.1, empty=False, full=False,
               seconds=30.0)
 
@@ -51,7 +52,7 @@ def test_a_real_study_of_two_estimators(tmp_path):
   assert len(page.images) == 5 and all(source.startswith("data:image/png;base64,") for source in page.images)
   assert study.COMMAND in path.read_text(encoding="utf-8")
   stored = json.loads((tmp_path / "new" / "records.json").read_text())
-  assert list(stored["estimators"]) == ["sds", "vsd"] and stored["sizes"]["steps"] == 20
+  assert list(stored["estimators"]) == ["sds", "vsd"] and stored["sizes"]["steps"] == SMALL.steps
   assert stored["estimators"]["sds"]["bias"] < 0.01 < stored["estimators"]["vsd"]["bias"]
   assert (tmp_path / "new" / "table.md").read_text().strip() == suite.table(stored["estimators"])
   assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["records.json", "study.html", "table.md"]
@@ -60,6 +61,7 @@ def test_a_real_study_of_two_estimators(tmp_path):
 def test_the_page_has_every_estimator_and_needs_no_network(tmp_path, monkeypatch):
   monkeypatch.setattr(study.suite, "run", random_measurements)
   monkeypatch.setattr(study.page.figures, "data_uri", lambda figure: "data:image/png;base64,AA==")  # drawing takes long
+  monkeypatch.setattr(study.page.figures, "estimator_figure", lambda measured: None)  # drawn in the study above
   scores = {name: [dict(RECORD, seconds=30.0 + i)] for i, name in enumerate(SETTINGS)}
   text = study.write_study(list(SETTINGS), tmp_path, SMALL, scores).read_text(encoding="utf-8")
   page = Page(text)

@@ -1,7 +1,10 @@
 """Fixtures of the tests of training: tasks and runs of a few steps under the tiny prior."""
+import contextlib
 import dataclasses
+import functools
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 
@@ -26,21 +29,62 @@ def linear_prior(prior_and_params):
   return dataclasses.replace(prior, denoise=denoise, predict=denoise), params
 
 
-@pytest.fixture
-def compiled_once(monkeypatch):
-  """Lets the runs of a test share their executables where devices and shapes are equal.
+FOR_THE_HOST = {
+  "prompt", "seed", "resume", "training.log_every", "training.render_every", "training.checkpoint_every",
+  "training.keep_checkpoints", "training.keep_period", "training.guidance_every", "divergence.patience",
+  "divergence.restarts"}
+"""Settings that no step reads: the host does, or they are in arguments of the step. (CDS alone reads the seed.)"""
 
-  For runs of equal settings, whose steps are equal, too: a step takes longer to trace and compile than to run.
+
+def _kind(leaf):
+  return leaf.shape, leaf.dtype, getattr(leaf, "sharding", "on the host")
+
+
+@pytest.fixture(scope="session")
+def mixing_prior(linear_prior):
+  """(prior, its parameters): the linear prior with a term of every parameter, for shares of them and for adapters."""
+  linear, params = linear_prior
+
+  def denoise(params, z, t, cond):
+    # Where the prior is sharded, a function of gathered parameters; a sum of sums would need no gathering.
+    joined = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(params)])
+    return linear.denoise(params, z, t, cond) + 3.0 * jnp.sin(joined).mean()
+
+  return dataclasses.replace(linear, denoise=denoise, predict=denoise), params
+
+
+@pytest.fixture(scope="session")
+def compiled_once():
+  """Returns a function (task, owner, program, anew) -> the context of a program whose step is not compiled again.
+
+  A step takes longer to trace and compile than to run. Steps are equal if all settings that they read are, and if their
+  owner is the same object: the prior, for a program of the task. With `anew` the step is compiled in any case.
   """
-  from sds_jax.training import loop
-  made, compile_stages = {}, loop._compile
+  from sds_jax.settings.common import flat
+  from sds_jax.training import layout as layout_lib
+  made = {}
 
-  def shared(program, layout, state, fixed):
-    kind = str((layout, jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, fixed))))
-    made[kind] = made.get(kind) or compile_stages(program, layout, state, fixed)
-    return made[kind]
+  @contextlib.contextmanager
+  def sharing(task, owner, program, anew=False):
+    read = {name: value for name, value in flat(task.settings).items() if name not in FOR_THE_HOST}
+    stages = []
 
-  monkeypatch.setattr(loop, "_compile", shared)
+    def compiled(compile_step, layout, step, state, fixed):
+      kind = id(owner), str((stages.pop(), layout, read, jax.tree.map(_kind, (state, fixed))))
+      if anew or kind not in made:
+        made[kind] = owner, compile_step(layout, step, state, fixed)  # with the owner, so that no other gets its id
+      return made[kind][1]
+
+    def make_step(stage, share):
+      stages.append(str(stage))
+      return program.make_step(stage, share)
+
+    with pytest.MonkeyPatch.context() as patch:
+      for kind in (layout_lib.DeviceLayout, layout_lib.SceneLayout):
+        patch.setattr(kind, "compile", functools.partialmethod(functools.partial(compiled, kind.compile)))
+      yield dataclasses.replace(program, make_step=make_step)
+
+  return sharing
 
 
 @pytest.fixture(scope="session")
@@ -77,14 +121,18 @@ def make_image_task(tiny_prior):
 
 
 @pytest.fixture(scope="session")
-def train():
-  """Returns a function (task, folder, prior, params, on_render, program) -> `RunResult`; program None: the task's."""
+def train(compiled_once):
+  """Returns a function (task, folder, prior, params, on_render, program, anew) -> `RunResult`.
+
+  It runs `program` or the task's. Runs share the executables of equal steps; with `anew` the step is compiled.
+  """
   from sds_jax.training import layout as layout_lib, loop
 
-  def run(task, folder, prior, params, on_render=None, program=None):
-    program = program or task.program(prior)
+  def run(task, folder, prior, params, on_render=None, program=None, anew=False):
+    owner, program = program.make_step if program else prior, program or task.program(prior)
     layout = layout_lib.make_layout(task.settings.parallel, task.settings.training.views, program.together)
-    return loop.train(task.settings, folder, prior, layout.put_prior(params), program, layout, on_render)
+    with compiled_once(task, owner, program, anew) as program:
+      return loop.train(task.settings, folder, prior, layout.put_prior(params), program, layout, on_render)
 
   return run
 

@@ -165,15 +165,14 @@ def test_keys_and_conditions_of_vsds_networks(run, by_hand, inputs, phi, forget)
   assert np.any(of_phi["camera"]) == (forget == 0.0)
 
 
-def test_a_camera_is_learnt_for_a_prior_without_cameras(tiny_latent, tiny_config):
+def test_a_camera_is_learnt_for_a_prior_without_cameras(inputs, tiny_config):
   """Checks that a step which forgets the camera leaves its map alone, and that another step moves the map."""
-  prior, params = tiny_latent
-  config = validate(tiny_config({"prior.path": "", "prior.name": "sd15", "prior.random_weights": True,
-                                 "distillation.estimator": "vsd", "distillation.vsd.rank": 1,
+  params = inputs[1]
+  config = validate(tiny_config({"distillation.estimator": "vsd", "distillation.vsd.rank": 1,
                                  "distillation.vsd.forget_camera": 0.5, "distillation.vsd.learning_rate": 0.1}))
-  x, camera = jnp.full((2, *prior.x_shape), 0.3), jnp.stack([jnp.ones(CAMERA_DIM), -jnp.ones(CAMERA_DIM)])
-  side = dict(text=jnp.ones((2, 77, 8)))
-  phi = second_network.init(config.distillation.vsd, prior, params, 8, jax.random.key(0))
+  x, camera = jnp.full((2, WIDTH), 0.3), jnp.stack([jnp.ones(CAMERA_DIM), -jnp.ones(CAMERA_DIM)])
+  side = dict(text=jnp.ones((2, 2, WIDTH)))
+  phi = second_network.init(config.distillation.vsd, PRIOR, params, WIDTH, jax.random.key(0))
   kept = dict(score=phi, opt_state=second_network.make_optimizer(config.distillation.vsd).init(phi))
 
   @jax.jit
@@ -181,12 +180,12 @@ def test_a_camera_is_learnt_for_a_prior_without_cameras(tiny_latent, tiny_config
     """Returns the state after a step of learning, gradients, and the estimates before the step for two cameras."""
     def loss(phi):
       keys = dict(step_keys(jax.random.key(0), jnp.int32(0)), forget=forget_key)
-      return distil.distil(config.distillation, 1.0, prior, params, x, dict(cond=side, uncond=side), keys,
+      return distil.distil(config.distillation, 1.0, PRIOR, params, x, dict(cond=side, uncond=side), keys,
                            jnp.float32(0.5), dict(score=phi, camera=camera), views=2, seed=0)[0]
 
     grads = jax.grad(loss)(kept["score"])
-    estimate = second_network.make_score_fn(prior)((params, kept["score"]), x, jnp.array([500, 500]),
-                                              dict(side, camera=camera))
+    estimate = second_network.make_score_fn(PRIOR)((params, kept["score"]), x, jnp.array([500, 500]),
+                                                   dict(side, camera=camera))
     return estimator_state.learn(config.distillation, kept, grads), grads, estimate
 
   forgets = {bool(jax.random.bernoulli(jax.random.key(i), 0.5)): jax.random.key(i) for i in range(8)}

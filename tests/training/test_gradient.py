@@ -1,4 +1,5 @@
 """Compares the gradient of the whole step with a plain second version: every sample, no packing."""
+import dataclasses
 import functools
 import math
 
@@ -7,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sds_jax.diffusion.parameterizations import eps_from_v
 from sds_jax.fields.background import plain_colour
-from sds_jax.priors.loading.checkpoint import read_component
 from sds_jax.views import cameras, lights
 
 RATE = 1e3
@@ -86,16 +87,32 @@ def view_words(azimuth, elevation):
   return words
 
 
-def noise_by_hand(unet, prior_params, texts, x, eps, t, camera_features, combine):
-  """Returns guided eps_hat [B, 4, 4, 48] and sigma in numpy float64; only the network is the package's."""
+def noise_by_hand(prior_params, texts, x, eps, t, camera_features, combine):
+  """Returns guided eps_hat [B, 4, 4, 48] and sigma in numpy float64; only the network is shared."""
   alpha, sigma = (values[t][:, None, None, None] for values in cosine_schedule(100))
   z = alpha * np.asarray(x, np.float64) + sigma * np.asarray(eps, np.float64)
 
   def predict(text):
-    v = unet(prior_params["unet"], jnp.asarray(z, jnp.float32), jnp.asarray(t), text, camera_features)
+    v = network(prior_params, jnp.asarray(z, jnp.float32), jnp.asarray(t), text, camera_features)
     return alpha * np.asarray(v, np.float64) + sigma * z  # eps from v (arXiv:2202.00512, appendix D)
 
   return combine(predict(texts[:len(t)]), predict(texts[len(t):])), sigma
+
+
+def network(params, z, t, text, camera):
+  """A v of every input, which compiles faster than the prior's U-Net."""
+  shift = text.mean((1, 2)) + camera.mean(1) + 1e-2 * t.astype(z.dtype) + params["unet"]["conv_in"]["bias"].mean()
+  return 0.6 * jnp.tanh(z + z[:, ::-1] + shift[:, None, None, None])
+
+
+@pytest.fixture(scope="session")
+def prior_and_params(prior_and_params):
+  prior, params = prior_and_params
+
+  def denoise(params, z, t, cond):
+    return eps_from_v(prior.schedule, z, t, network(params, z, t, cond["text"], cond["camera"]))
+
+  return dataclasses.replace(prior, denoise=denoise), params
 
 
 @pytest.mark.parametrize("shaded, changes, combine", [
@@ -104,7 +121,7 @@ def noise_by_hand(unet, prior_params, texts, x, eps, t, camera_features, combine
   (True, {"distillation.guidance_scale": (3.0,), "distillation.guidance_convention": "dreamfusion",
           "distillation.weighting": "uniform", "shading.lambertian": 1.0, "shading.albedo_until": 0.0,
           "loss.orientation": (200.0,)}, lambda c, u: c + 3.0 * (c - u))])
-def test_whole_step(ready, prior_and_params, tiny_prior, shaded, changes, combine):
+def test_whole_step(ready, prior_and_params, shaded, changes, combine):
   task, step, args = ready({**PLAIN_DESCENT, **changes})
   generator = task.generator
   state, _, _, key = args
@@ -125,20 +142,20 @@ def test_whole_step(ready, prior_and_params, tiny_prior, shaded, changes, combin
     x = (2.0 * rgb - 1.0).reshape(views, -1)[:, index]
     return x, 200.0 * jnp.mean(penalty) if shaded else 0.3 * jnp.mean(jnp.sqrt(opacity**2 + 0.01))
 
+  @jax.jit
   def pull_back(params, cotangent):
-    return jax.vjp(generate, params)[1]((cotangent, jnp.float32(1.0)))[0]
+    (x, _), back = jax.vjp(generate, params)
+    return x, back((cotangent, jnp.float32(1.0)))[0]
 
   params = state.params["field"]
-  x, _ = jax.jit(generate)(params)
+  x, _ = pull_back(params, jnp.zeros((views, 4, 4, 48)))
   prompts = [f"a red cube, {word} view" for word in view_words(azimuth, elevation)]
   texts = prior.embed(prompts + [""] * views)["text"]
-  network = read_component(tiny_prior / "unet", "unet")[0]
-  unet = jax.jit(lambda p, *inputs: network.apply({"params": p}, *inputs))
-  eps_hat, sigma = noise_by_hand(unet, prior_params, texts, x, eps, t, camera_features, combine)
+  eps_hat, sigma = noise_by_hand(prior_params, texts, x, eps, t, camera_features, combine)
   weight = 1.0 if shaded else 0.5 * sigma**2
   cotangent = jnp.asarray(weight * (eps_hat - eps) / views, jnp.float32)
 
-  expected = jax.jit(pull_back)(params, cotangent)
+  _, expected = pull_back(params, cotangent)
   for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
     other = actual[path[0].key][path[1].key]
     error = np.linalg.norm(np.asarray(leaf, np.float64) - other) / np.linalg.norm(leaf)

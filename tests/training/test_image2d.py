@@ -16,6 +16,12 @@ from sds_jax.tasks import image2d
 from sds_jax.training import loop
 
 
+@pytest.fixture(scope="session")
+def prior_and_params(mixing_prior):
+  """A prior of which every parameter counts, also those of adapters."""
+  return mixing_prior
+
+
 @pytest.fixture(scope="module")
 def run(train, prior_and_params):
   """Returns a function (task, folder, on_render) -> the last state of the run, as numpy."""
@@ -26,7 +32,7 @@ def leaves(tree):
   return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
-def test_a_stopped_run_resumes_exactly(make_image_task, run, compiled_once, tmp_path):
+def test_a_stopped_run_resumes_exactly(make_image_task, run, tmp_path):
   """Checks bits of two images and of the second network of VSD, also as export and evaluation restore them."""
   changes = {"generator.particles": 2, "distillation.estimator": "vsd"}
   whole = run(make_image_task("fourier", changes), tmp_path / "whole")

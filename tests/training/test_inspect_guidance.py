@@ -24,7 +24,8 @@ def runs(make_task, train, linear_prior, tmp_path_factory):
       "backend_compile_duration") else None
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-      state = jax.device_get(train(make_task({"training.guidance_every": every}), folder, *linear_prior).state)
+      state = jax.device_get(train(
+          make_task({"training.guidance_every": every}), folder, *linear_prior, anew=True).state)
     finally:
       jax.monitoring.unregister_event_duration_listener(listen)
     return folder, state, compiled

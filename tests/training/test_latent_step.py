@@ -75,7 +75,7 @@ def test_one_compilation_for_a_whole_run(make_task, train, tiny_latent, tmp_path
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
-    state = train(make_task(LATENT), tmp_path, *tiny_latent).state
+    state = train(make_task(LATENT), tmp_path, *tiny_latent, anew=True).state
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
   assert int(state.step) == 4 and sum("step" in name for name in compiled) == 1 and "step" in compiled[-1]

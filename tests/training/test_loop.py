@@ -37,7 +37,7 @@ def finished(make_task, train, prior_and_params, tmp_path_factory):
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
-    result = train(make_task(), folder, *prior_and_params)
+    result = train(make_task(), folder, *prior_and_params, anew=True)
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
   assert set(result.timings) == {"compile_s", "optimise_s"} and min(result.timings.values()) > 0.0
@@ -142,17 +142,19 @@ def test_resume_never_starts_anew(run, finished, tmp_path):
     files.write_json("of the run before", tmp_path / "copy" / "progress" / "000004.png")
   (tmp_path / "copy" / "progress" / "mine.png").write_bytes(b"of the user")
   events = set(tmp_path.glob("copy/events.*"))
-  state = run(tmp_path / "copy", {"resume": "never", "training.steps": 2})
+  with pytest.raises(loop.Interrupted, match="stopped at step 2 of 4"):
+    run(tmp_path / "copy", {"resume": "never", "training.render_every": 2},
+        lambda state, step: os.kill(os.getpid(), signal.SIGTERM))
   assert events and not events & set(tmp_path.glob("copy/events.*"))
   assert os.listdir(tmp_path / "copy" / "progress") == ["mine.png"]
-  assert int(state.step) == 2 and [line["step"] for line in read_lines(tmp_path / "copy")] == [1, 2]
+  assert [line["step"] for line in read_lines(tmp_path / "copy")] == [1, 2]
   assert os.listdir(tmp_path / "copy" / "checkpoints") == ["2"]  # the old run's later steps would win a resume
 
 
 def test_changed_settings_are_printed(run, finished, tmp_path, capsys):
   shutil.copytree(finished[0], tmp_path / "copy")
-  run(tmp_path / "copy", {"loss.entropy": 0.25})
-  assert "with other settings than before: loss.entropy=0.25 (was 0.0)\n" in capsys.readouterr().out
+  run(tmp_path / "copy", {"divergence.patience": 7})
+  assert "with other settings than before: divergence.patience=7 (was 20)\n" in capsys.readouterr().out
 
 
 def test_resume_must_needs_a_checkpoint(run, tmp_path):

@@ -1,10 +1,8 @@
 """Compares one device with several under jit and pmap: equal numbers, one all-reduce, and a mean gradient."""
-import dataclasses
 import os
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,9 +11,10 @@ from sds_jax.schema import ConfigError
 from sds_jax.training import layout as layout_lib, loop
 
 KEY = jax.random.key(0)
-EIGHT = {"training.views": 8, "training.steps": 40, "parallel.devices": 8}
-BRANCHES = {"shading.lambertian": 0.5, "shading.albedo_until": 0.0, "render.block_points": -1, "occupancy.every": 0,
-            "render.num_samples": 3, "render.candidates": 16}
+STEPS = 9
+EIGHT = {"training.views": 8, "training.steps": STEPS, "training.render_every": 3, "parallel.devices": 8}
+BRANCHES = {"shading.lambertian": 0.5, "shading.albedo_until": 0.0, "occupancy.every": 0, "render.num_samples": 3,
+            "render.candidates": 16}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,23 +26,17 @@ def small_parts():
 
 
 @pytest.fixture(scope="module")
-def run(make_task, linear_prior):
+def run(make_task, mixing_prior, compiled_once):
   """Returns a function (changes, steps) -> (state, last metrics, program) of a run of eight views a step.
 
   The network is a linear function of z_t that depends on every parameter of the prior.
   """
-  programs, (linear, prior_params) = {}, linear_prior
+  runs, (prior, prior_params) = {}, mixing_prior
 
-  def denoise(params, z, t, cond):
-    # Where the prior is sharded, the sum of gathered parameters; a sum of sums would need no gathering.
-    return linear.denoise(params, z, t, cond) + 0.1 * sum(jnp.sin(leaf).mean() for leaf in jax.tree.leaves(params))
-
-  prior = dataclasses.replace(linear, denoise=denoise, predict=denoise)
-
-  def of(changes, steps):
+  def of(changes, steps=STEPS):
     name = str((changes, steps))
-    programs[name] = programs.get(name) or make(changes, steps)
-    return programs[name]
+    runs[name] = runs.get(name) or make(changes, steps)
+    return runs[name]
 
   def make(changes, steps):
     task = make_task({**EIGHT, **changes})
@@ -51,7 +44,8 @@ def run(make_task, linear_prior):
     text = program.embed()
     state = layout.put(jax.jit(lambda key: program.begin(prior_params, text, key, None))(jax.random.key(5)))
     fixed = (layout.put_prior(prior_params), layout.put(text), layout.put(KEY))
-    step = layout.compile(program.make_step(program.stages[0], layout.share), state, fixed)
+    with compiled_once(task, prior, program) as program:
+      step = layout.compile(program.make_step(program.stages[0], layout.share), state, fixed)
     metrics = None
     with jax.transfer_guard("disallow"):
       for _ in range(steps):
@@ -62,32 +56,33 @@ def run(make_task, linear_prior):
 
 @pytest.fixture(scope="module")
 def alone(run):
-  return run({"parallel.devices": 1}, 20)
+  return run({"parallel.devices": 1})
 
 
 def worst(a, b):
   return max(np.abs(x - y).max() / np.abs(x).max() for x, y in zip(*map(jax.tree.leaves, (a, b))) if np.abs(x).max())
 
 
-@pytest.mark.parametrize("changes", [{}, {"parallel.mode": "pmap"}, {"parallel.shard_prior": True}],
+@pytest.mark.parametrize("changes", [{"parallel.mode": "pmap"}, {"parallel.shard_prior": True}],
                          ids=str)
 def test_parameters_do_not_depend_on_the_devices(run, alone, changes):
   """Checks parameters and the gradient's norm: Adam's updates alone would hide a sum in place of a mean."""
-  state, metrics, _ = run(changes, 20)
+  state, metrics, _ = run(changes)
   assert worst(alone[0].params, state.params) < 1e-5
-  assert int(state.step) == 20
+  assert int(state.step) == STEPS
   for name, value in metrics.items():
     np.testing.assert_allclose(value, alone[1][name], rtol=1e-3, atol=1e-6, err_msg=name)
 
 
-def test_branches_and_overflow_do_not_depend_on_the_devices(run):
+@pytest.mark.parametrize("blocks", [0, pytest.param(-1, marks=pytest.mark.thorough)])
+def test_branches_and_overflow_do_not_depend_on_the_devices(run, blocks):
   """Checks shading, blocks, a smaller sample budget, and samples beyond the budget."""
-  one, many = (run({**BRANCHES, "parallel.devices": devices}, 4) for devices in (1, 8))
+  one, many = (run({**BRANCHES, "render.block_points": blocks, "parallel.devices": devices}, 4) for devices in (1, 8))
   assert one[1]["overflow"] > 0.01 and worst(one[0].params, many[0].params) < 1e-5
 
 
 def test_one_all_reduce_of_the_gradient_and_nothing_else(run):
-  state, metrics, program = run({}, 20)
+  state, metrics, program = run({**BRANCHES, "render.block_points": 0, "parallel.devices": 8}, 4)
   numbers = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   (sent,) = collectives(program)
   assert sent.kind == "all-reduce" and 4 * numbers <= sent.bytes <= 4 * (numbers + len(metrics))
@@ -95,7 +90,7 @@ def test_one_all_reduce_of_the_gradient_and_nothing_else(run):
 
 def test_a_sharded_prior_adds_only_all_gathers(run, prior_and_params):
   """Checks that each sharded parameter is gathered once a step, and that each device holds a share."""
-  _, _, program = run({"parallel.shard_prior": True}, 20)
+  _, _, program = run({"parallel.shard_prior": True})
   layout = layout_lib.DeviceLayout("jit", jax.sharding.Mesh(np.array(jax.devices()), ("views",)), True)
   put = layout.put_prior(prior_and_params[1])
   parts = [leaf for leaf in jax.tree.leaves(put) if not leaf.sharding.is_fully_replicated]
@@ -105,23 +100,23 @@ def test_a_sharded_prior_adds_only_all_gathers(run, prior_and_params):
   assert [entry.kind for entry in collectives(program)].count("all-reduce") == 1
 
 
-def test_restores_on_other_numbers_of_devices(make_task, train, linear_prior, compiled_once, tmp_path):
+def test_restores_on_other_numbers_of_devices(make_task, train, mixing_prior, tmp_path):
   """Compares a run on one, eight and then one device again with a run on one."""
   def run_on(folder, devices, stop=None):
-    task = make_task({**EIGHT, "training.steps": 9, "training.render_every": 3, "parallel.devices": devices})
+    task = make_task({**EIGHT, "parallel.devices": devices, "parallel.shard_prior": devices > 1})
 
     def on_render(state, step):
       if step == stop:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    return jax.device_get(train(task, folder, *linear_prior, on_render).state)
+    return jax.device_get(train(task, folder, *mixing_prior, on_render).state)
 
   whole = run_on(tmp_path / "one", 1)
   for devices, stop in ((1, 3), (8, 6)):
-    with pytest.raises(loop.Interrupted, match=f"stopped at step {stop} of 9"):
+    with pytest.raises(loop.Interrupted, match=f"stopped at step {stop} of {STEPS}"):
       run_on(tmp_path / "moved", devices, stop)
   moved = run_on(tmp_path / "moved", 1)
-  assert int(moved.step) == 9 and worst(whole.params, moved.params) < 1e-5
+  assert int(moved.step) == STEPS and worst(whole.params, moved.params) < 1e-5
 
 
 @pytest.mark.parametrize("changes, words", [

@@ -18,14 +18,20 @@ FEW = ("sds", "nfsd", "vsd", "ism", "dds")
 """Estimators whose conditions differ: plain, with a negative prompt, a second network, an inversion, a source."""
 
 
+@pytest.fixture(scope="module")
+def traced_once(tiny_pooled):
+  """The network, whose calls share their traces."""
+  return jax.jit(tiny_pooled[0].denoise)
+
+
 @pytest.fixture
-def seen(tiny_pooled):
+def seen(tiny_pooled, traced_once):
   """(prior that notes the shapes of the conditions of each call, the notes)."""
   prior, notes = tiny_pooled[0], []
 
   def denoise(params, z, t, cond):
     notes.append((z.shape[0], cond["text"].shape, cond["pooled"].shape))
-    return prior.denoise(params, z, t, cond)
+    return traced_once(params, z, t, cond)
 
   return dataclasses.replace(prior, denoise=denoise), notes
 

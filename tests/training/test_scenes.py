@@ -1,5 +1,6 @@
 """Tests many prompts at once: files of prompts, and scenes equal to separate runs."""
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from sds_jax import settings as settings_lib
 from sds_jax.schema import ConfigError
 from sds_jax.tasks import ScenesTask
 from sds_jax.training import layout as layout_lib, loop, resume, scenes as scenes_lib
+from sds_jax.views import prompts as views_lib
 
 PROMPTS = ("a red cube", "a blue sphere", "a green torus")
 SETTINGS = {"training.steps": 6, "training.log_every": 3, "training.checkpoint_every": 3, "divergence.patience": 2,
@@ -18,20 +20,35 @@ SETTINGS = {"training.steps": 6, "training.log_every": 3, "training.checkpoint_e
 
 @pytest.fixture(scope="session")
 def prior_and_params(linear_prior):
-  return linear_prior
+  """The linear prior with predictions that are NaN for some texts, `bad` of its parameters, at first for none."""
+  prior, params = linear_prior
+
+  def denoise(params, z, t, cond):
+    is_bad = jnp.any(jnp.all(jnp.abs(cond["text"][:, None] - params["bad"][None]) < 1e-4, axis=(2, 3)))
+    return jnp.where(is_bad, jnp.nan, prior.denoise(params, z, t, cond))
+
+  none = jnp.full_like(texts(prior, PROMPTS[0]), jnp.inf)
+  return dataclasses.replace(prior, denoise=denoise), dict(params, bad=none)
+
+
+def texts(prior, prompt):
+  """Embeds a prompt from every direction."""
+  return prior.embed([f"{prompt}, {view} view" for view in views_lib.VIEWS])["text"]
 
 
 @pytest.fixture(scope="module")
-def run(tiny_config, prior_and_params):
-  """Returns a function (folder, changes, change of the prior) -> `RunResult` of three prompts on two devices."""
+def run(tiny_config, prior_and_params, compiled_once):
+  """Returns a function (folder, changes, parameters, prompts) -> `RunResult` of three prompts on two devices."""
   prior, params = prior_and_params
 
-  def of(folder, changes=None, change=lambda prior: prior, prompts=PROMPTS):
+  def of(folder, changes=None, params=params, prompts=PROMPTS):
     task = ScenesTask(settings_lib.validate(tiny_config({
         "parallel.devices": 2, "prompts_file": "prompts.txt", **SETTINGS, **(changes or {})})))
     task.scenes = scenes_lib.make_scenes(prompts, 0)
     layout = layout_lib.make_scene_layout(task.settings.parallel, len(prompts))
-    return loop.train(task.settings, folder, prior, layout.put_prior(params), task.program(change(prior)), layout)
+    with compiled_once(task, prior, task.program(prior)) as program:
+      return loop.train(task.settings, folder, prior, layout.put_prior(params), program, layout)
+
   return of
 
 
@@ -70,16 +87,8 @@ def test_scenes_under_vmap_equal_separate_runs(together, run, tmp_path):
 
 
 def test_a_diverging_scene_does_not_stop_the_others(together, run, prior_and_params, tmp_path, capsys):
-  bad = prior_and_params[0].embed([PROMPTS[1]])["text"][0]
-
-  def poison(prior):
-    def denoise(params, z, t, cond):
-      is_bad = jnp.any(jnp.all(jnp.abs(cond["text"] - bad[None]) < 1e-4, axis=(1, 2)))
-      return jnp.where(is_bad, jnp.nan, prior.denoise(params, z, t, cond))
-    return dataclasses.replace(prior, denoise=denoise)
-
-  changes = {"distillation.view_words": "none", "training.log_every": 2}
-  well, ill = run(tmp_path / "well", changes), run(tmp_path / "ill", changes, poison)
+  prior, params = prior_and_params
+  well, ill = together[1], run(tmp_path, {"training.log_every": 2}, dict(params, bad=texts(prior, PROMPTS[1])))
   assert well.given_up == () and ill.given_up == (1,)
   for number in (0, 2):
     close(scenes_lib.pick(ill.state, number).params, scenes_lib.pick(well.state, number).params, 1e-6)
@@ -88,12 +97,15 @@ def test_a_diverging_scene_does_not_stop_the_others(together, run, prior_and_par
   assert "a-blue-sphere-0 is given up at step 4; the other scenes continue" in capsys.readouterr().out
 
 
-def test_a_run_does_not_continue_with_another_list(together, run):
+def test_a_run_does_not_continue_with_another_list(together, run, tmp_path, capsys):
   with pytest.raises(resume.ResumeError, match="config.prompts_file='prompts.txt' differ from .*resume=never"):
     run(together[0], prompts=(*PROMPTS[:2], "a red torus"))
-  # The same list is, on any number of devices.
-  again = run(together[0], {"parallel.devices": 3, "training.steps": 7})
-  assert int(again.state.step) == 7
+  # With the same list it does, on any number of devices.
+  shutil.copytree(together[0], tmp_path / "copy")
+  shutil.rmtree(tmp_path / "copy" / "checkpoints" / "6")
+  again = run(tmp_path / "copy", {"parallel.devices": 3})
+  close(again.state.params, together[1].state.params)
+  assert int(again.state.step) == 6 and "going on from step 3" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text, words", [(b"", "0 prompts"), (b"\n \n", "0 prompts"), (b"\xff\xfe", "UTF-8"),

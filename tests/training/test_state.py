@@ -14,6 +14,11 @@ from sds_jax.training.optimizer import make_optimizer
 from sds_jax.training.state import init_state
 
 
+@pytest.fixture(scope="session")
+def prior_and_params(linear_prior):
+  return linear_prior
+
+
 def settings(**changes):
   config = settings_lib.defaults("text3d")
   config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})

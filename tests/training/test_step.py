@@ -34,7 +34,7 @@ def count(jaxpr):
 @pytest.fixture(scope="module")
 def program(ready, prior_and_params, step_of):
   """Returns counts of the step, of the step with an idle network, and of one guided call of the network."""
-  task, step, args = ready({"shading.lambertian": 1.0})
+  task, step, args = ready()
   prior, _ = prior_and_params
   idle = step_of(task, dataclasses.replace(prior, denoise=lambda params, z, t, cond: jnp.zeros_like(z)))
   z, t = jnp.zeros((2, *prior.x_shape)), jnp.zeros((2,), jnp.int32)
@@ -63,13 +63,14 @@ def test_counting_sees_a_backward_pass(ready, prior_and_params):
 
 
 @pytest.fixture(scope="module")
-def compiled(ready):
+def compiled(ready, linear_prior, step_of):
   """Returns (executable with a donated state, arguments, text of the lowered module)."""
-  _, step, args = ready()
+  task, _, args = ready()
   with warnings.catch_warnings():
     warnings.simplefilter("error")  # XLA warns about donated memory that it cannot use
-    executable = jax.jit(step, donate_argnums=0).lower(*args).compile()
-  return executable, args, jax.jit(step, donate_argnums=0).lower(*args).as_text()
+    lowered = jax.jit(step_of(task, linear_prior[0]), donate_argnums=0).lower(*args)
+    executable = lowered.compile()
+  return executable, args, lowered.as_text()
 
 
 def test_one_program_without_host_calls(compiled):

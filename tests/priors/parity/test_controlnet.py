@@ -96,12 +96,11 @@ def test_residuals_and_prediction_agree(torch, pair, result, relative_error):
 
 
 def test_bfloat16_is_near_float32(pair, result, quick_jit, relative_error):
-  ours, inputs = pair[2], drawn()
-  params = {name: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tree) for name, (_, tree) in ours.items()}
-  half = quick_jit(ours_of(*(ours[name][0].clone(dtype=jnp.bfloat16) for name in ("controlnet", "unet"))), params,
-                   *inputs.values())
-  errors = [relative_error(got.astype(jnp.float32), want)
-            for got, want in zip((*half[0], half[1]), (*result[0], result[1]))]
+  network, params = pair[2]["controlnet"]
+  params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(jnp.bfloat16), params)
+  half = quick_jit(network.clone(dtype=jnp.bfloat16).apply, {"params": params}, *drawn().values())
+  errors = [relative_error(SCALE * np.asarray(got, np.float32), want)
+            for got, want in zip(half, result[0], strict=True)]
   assert 1e-4 < min(errors) and max(errors) < 2e-2, errors
 
 

@@ -15,10 +15,7 @@ BASE = dict(sample_size=8, in_channels=3, out_channels=6, mid_block_type="UNetMi
 TEXT = dict(encoder_hid_dim=20, addition_embed_type="text", addition_embed_type_num_heads=5,
             cross_attention_norm="group_norm")
 CONFIGS = {
-  "published": TEXT | dict(
-    layers_per_block=2, block_out_channels=[16, 32, 48], cross_attention_dim=64,
-    down_block_types=["ResnetDownsampleBlock2D"] + ["SimpleCrossAttnDownBlock2D"] * 2,
-    up_block_types=["SimpleCrossAttnUpBlock2D"] * 2 + ["ResnetUpsampleBlock2D"]),
+  "published": TEXT | dict(layers_per_block=[1, 2], cross_attention_dim=64),
   "no_text_projection": dict(cross_attention_dim=20, attention_head_dim=16, norm_eps=1e-2),
   "attention_everywhere": TEXT | dict(
     down_block_types=["SimpleCrossAttnDownBlock2D"] * 2, up_block_types=["SimpleCrossAttnUpBlock2D"] * 2,

@@ -49,7 +49,7 @@ def test_encoder(torch, transformers, randomize, relative_error, quick_jit, tmp_
   got = t5_stream.encode_in_layers(read, model, jnp.asarray(IDS), jnp.asarray(MASK))
   assert relative_error(got, expected) < 1e-5
 
-  half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+  half = jax.tree.map(lambda a: np.asarray(a).astype(jnp.bfloat16), params)
   got = np.asarray(quick_jit(ours.clone(dtype=jnp.bfloat16).apply, {"params": half}, IDS, MASK), np.float32)
   assert np.linalg.norm(got - expected) / np.linalg.norm(expected) < 2e-2
 

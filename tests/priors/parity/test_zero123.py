@@ -26,9 +26,9 @@ FROM, VIEWS, TIMES, SCALE = 15.0, ((40.0, 200.0), (-5.0, 330.0)), (321, 800), 3.
 
 SMALL = dict(
   unet=zero123.ZERO123_UNET | dict(
-    sample_size=8, block_out_channels=[32, 64], layers_per_block=1, norm_num_groups=8,
+    sample_size=8, block_out_channels=[32], layers_per_block=1, norm_num_groups=8,
     upcast_attention=None,  # so in folders of the conversion script
-    down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"]),
+    down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"]),
   vae=stable_diffusion.SD_VAE | dict(
     block_out_channels=[8, 16], down_block_types=["DownEncoderBlock2D"] * 2, sample_size=16,
     up_block_types=["UpDecoderBlock2D"] * 2, layers_per_block=1, norm_num_groups=4),
