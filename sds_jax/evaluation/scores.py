@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sds_jax.evaluation import fronts
+from sds_jax.evaluation import fronts, surface_scores
+from sds_jax.io import asset
 from sds_jax.io.mesh import auto_threshold, grid_density, in_chunks
 from sds_jax.generators.field import FieldGenerator
 from sds_jax.shapeworld import captions, scenes, solids, tracer
@@ -113,7 +114,8 @@ def score(generator: ObjectGenerator, state: TrainState, spec: captions.Spec) ->
   Returns:
     silhouette_iou and silhouette_iou_scaled (means over 16 views), worst_view_iou, volume_iou, volume_iou_scaled,
     colour_error (mean absolute difference of RGB where truth and object overlap), colours_right, empty, full,
-    rotation_deg and scale (of the best fit); false_fronts (see `fronts`) if the caption fixes the azimuth.
+    rotation_deg and scale (of the best fit); false_fronts (see `fronts`) if the caption fixes the azimuth; those of
+    `surface_scores` if there is a mesh.
   """
   truth = scenes.scene_from_spec(spec)
   rgb, opacity = object_views(generator, state, scoring_cameras())
@@ -133,7 +135,8 @@ def score(generator: ObjectGenerator, state: TrainState, spec: captions.Spec) ->
     # Into the scene's frame, so by the inverse of the object's rotation and scale.
     points = np.asarray(scenes.rotate_points_z(jnp.asarray(points), -angles[best]))
     volume = dict(volume_iou=volume_iou(truth, points, solid),
-                  volume_iou_scaled=volume_iou(truth, points / scales[best_scale], solid))
+                  volume_iou_scaled=volume_iou(truth, points / scales[best_scale], solid),
+                  **_of_the_mesh(generator, state, spec, float(angles[best])))
   shown = {}
   if captions.azimuth_is_fixed(spec):
     around = object_views(generator, state, fronts.ring())[0]
@@ -144,6 +147,15 @@ def score(generator: ObjectGenerator, state: TrainState, spec: captions.Spec) ->
       worst_view_iou=float(by_angle[best].min()), **volume,
       colour_error=error, colours_right=right, **shown, **flags(opacity, filled),
       rotation_deg=float(np.degrees(angles[best])), scale=float(scales[best_scale]))
+
+
+def _of_the_mesh(generator: FieldGenerator, state: TrainState, spec: captions.Spec, angle: float) -> dict[str, float]:
+  """Returns the scores of the mesh as it is exported; none of an object without a surface."""
+  try:
+    mesh = asset.finished(generator.make_mesh(state.shown), generator.mesh.faces)
+  except ValueError:
+    return {}
+  return surface_scores.surface_scores(mesh, spec, angle)
 
 
 def _fit(truth: scenes.SolidScene, mask: np.ndarray, angles: np.ndarray, scales: np.ndarray) -> np.ndarray:

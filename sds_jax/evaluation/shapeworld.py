@@ -125,7 +125,7 @@ def _score_run(runs: CaptionRuns, spec: captions.Spec, seed: int, log: RecordLog
 def table(records: Sequence[Record]) -> str:
   """Returns means and worst cases of each group as a Markdown table."""
   head = ("| captions | runs | IoU | worst | under 0.5 | IoU, scaled | volume IoU | colours right | colour error "
-          "| false fronts | empty or full | s a run |\n" + "|---" * 12 + "|")
+          "| false fronts | Chamfer | normals | volume | below base | empty or full | s a run |\n" + "|---" * 16 + "|")
   rows = [head]
   for name, belongs in GROUPS.items():
     group = [r for r in records if belongs(r)]
@@ -133,15 +133,22 @@ def table(records: Sequence[Record]) -> str:
       continue
     mean = lambda key: float(np.mean([r[key] for r in group]))  # noqa: E731
     ious = np.array([r["silhouette_iou"] for r in group])
-    # Only captions that fix the azimuth have this score; older records lack it.
-    fronts = [r["false_fronts"] for r in group if "false_fronts" in r]
-    share = f"{np.mean(fronts):.0%}" if fronts else "–"
+    # Only captions that fix the azimuth have a share of false fronts, only objects with a mesh its scores.
+    some = lambda key, form, scale=1.0: _mean_of_those_with(group, key, form, scale)  # noqa: E731
     rows.append(
         f"| {name} | {len(group)} | {ious.mean():.3f} | {ious.min():.3f} | {np.mean(ious < 0.5):.0%} "
         f"| {mean('silhouette_iou_scaled'):.3f} | {mean('volume_iou'):.3f} | {mean('colours_right'):.0%} "
-        f"| {mean('colour_error'):.3f} | {share} "
+        f"| {mean('colour_error'):.3f} | {some('false_fronts', '{:.0%}')} "
+        f"| {some('chamfer', '{:.2f}%', 100.0)} | {some('normal_error_deg', '{:.1f}°')} "
+        f"| {some('volume_error', '{:+.0%}')} | {some('below_base', '{:.3f}')} "
         f"| {sum(r['empty'] or r['full'] for r in group)} | {mean('seconds'):.0f} |")
   return "\n".join(rows)
+
+
+def _mean_of_those_with(group: Sequence[Record], key: str, form: str, scale: float) -> str:
+  """Returns the formatted mean of the records that have a score."""
+  values = [record[key] for record in group if key in record]
+  return form.format(scale * float(np.mean(values))) if values else "–"
 
 
 def _run(config: ConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int], folder: Path) -> None:

@@ -8,6 +8,7 @@ The field is an MLP or a hash grid; an occupancy grid in `buffers` keeps empty s
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,7 +201,7 @@ class FieldGenerator:
 
   def _point_functions(self, params: Params) -> tuple[Callable[[np.ndarray], np.ndarray], ...]:
     """Returns the density [N] and the colour [N, 3] of one object as functions of NumPy points [N, 3]."""
-    apply, field_params = jax.jit(self.field.apply), params["field"]
+    apply, field_params = _compiled(self.field), params["field"]
     at = lambda points: apply(field_params, jnp.asarray(points, jnp.float32))  # noqa: E731
     return lambda points: np.asarray(at(points).density), lambda points: np.asarray(at(points).albedo)
 
@@ -215,3 +216,9 @@ class FieldGenerator:
         mesh, self._point_functions(params)[1], folder, faces=self.mesh.faces, texture_size=self.mesh.texture_size,
         formats=self.mesh.formats, scale=self.mesh.scale, inset=inset)
     return Exported(dict(mesh=paths), mesh, described)
+
+
+# Cached by field: what is compiled for one object serves all objects of a set of runs.
+@functools.lru_cache(maxsize=4)
+def _compiled(field: Field) -> Callable[..., Any]:
+  return jax.jit(field.apply)

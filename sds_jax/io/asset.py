@@ -29,8 +29,7 @@ def write_asset(mesh: trimesh.Trimesh, colour_fn: PointFn, folder: Path, faces: 
     inset: depth below the surface at which colours are read, world units.
   """
   colours = lambda points: in_chunks(colour_fn, points)  # noqa: E731
-  mesh = relax(mesh)
-  mesh = simplify(mesh, faces) if faces else mesh
+  mesh = finished(mesh, faces)
   if texture_size and texture.is_installed():
     asset = texture.textured(mesh, colours, texture_size, inset)
     look = (f"texture of {texture_size} px, {texture.psnr(asset, colours, inset):.1f} dB against the field's "
@@ -42,6 +41,12 @@ def write_asset(mesh: trimesh.Trimesh, colour_fn: PointFn, folder: Path, faces: 
   closed = "closed" if is_printable(mesh) else "not closed"
   paths = mesh_files.write_mesh(asset, folder, formats, scale)
   return paths, f"mesh: {len(asset.faces):,} faces, {closed}; {look}"
+
+
+def finished(mesh: trimesh.Trimesh, faces: int) -> trimesh.Trimesh:
+  """Returns the mesh as it is written: with even triangles, and of `faces` faces at most unless `faces` is 0."""
+  mesh = relax(surface.clean(mesh))
+  return simplify(mesh, faces) if faces else mesh
 
 
 def coloured(mesh: trimesh.Trimesh, colour_fn: PointFn, inset: float = 0.0) -> Surface:
