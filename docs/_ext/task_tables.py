@@ -82,6 +82,7 @@ def extras() -> str:
   project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
   content = {"video": "`turntable.mp4` in place of `.gif`",
              "background": "`rembg`, which removes the background of a photo by a network",
+             "texture": "xatlas, which lays a texture onto the mesh",
              "study": "figures of the comparison of estimators",
              "docs": "the builder of this documentation",
              "test": "the tests",

@@ -14,8 +14,8 @@ def relax(mesh: trimesh.Trimesh, rounds: int = 5, rate: float = 0.5) -> trimesh.
   """Returns the mesh with its vertices moved within the surface, towards the middle of their neighbours.
 
   Marching cubes leaves slivers where the surface passes close to a grid point: up to 7% of the faces have an angle
-  below 5 degrees, and they shade badly. Five rounds leave none. Along the normal nothing moves, so shape and volume stay: the
-  move is the tangential part of the umbrella operator (Taubin 1995).
+  below 5 degrees, and they shade badly. Five rounds leave none. Along the normal nothing moves, so shape and volume
+  stay: the move is the tangential part of the umbrella operator (Taubin 1995).
 
   Args:
     mesh: of any shape; the result has the same faces, and no colours.
