@@ -43,6 +43,23 @@ GROUPS: dict[str, Callable[[Record], bool]] = {
     "never seen": lambda r: r["never_seen"],
 }
 
+COLUMNS: dict[str, tuple[str, str, Callable[[np.ndarray], float]]] = {
+    "IoU": ("silhouette_iou", "{:.3f}", np.mean),
+    "worst": ("silhouette_iou", "{:.3f}", np.min),
+    "under 0.5": ("silhouette_iou", "{:.0%}", lambda ious: np.mean(ious < 0.5)),
+    "IoU, scaled": ("silhouette_iou_scaled", "{:.3f}", np.mean),
+    "volume IoU": ("volume_iou", "{:.3f}", np.mean),
+    "colours right": ("colours_right", "{:.0%}", np.mean),
+    "colour error": ("colour_error", "{:.3f}", np.mean),
+    "false fronts": ("false_fronts", "{:.0%}", np.mean),
+    "Chamfer": ("chamfer", "{:.2%}", np.mean),
+    "normals": ("normal_error_deg", "{:.1f}°", np.mean),
+    "volume": ("volume_error", "{:+.0%}", np.mean),
+    "below base": ("below_base", "{:.3f}", np.mean),
+    "empty or full": ("empty_or_full", "{:.0f}", np.sum),
+    "s a run": ("seconds", "{:.0f}", np.mean)}
+"""Title -> (key of the records, format, what is taken of all records of a group)."""
+
 
 def draw_captions(count: int, seed: int = 1) -> list[captions.Spec]:
   """Returns `count` different captions, singles and stacks in turn.
@@ -123,32 +140,24 @@ def _score_run(runs: CaptionRuns, spec: captions.Spec, seed: int, log: RecordLog
 
 
 def table(records: Sequence[Record]) -> str:
-  """Returns means and worst cases of each group as a Markdown table."""
-  head = ("| captions | runs | IoU | worst | under 0.5 | IoU, scaled | volume IoU | colours right | colour error "
-          "| false fronts | Chamfer | normals | volume | below base | empty or full | s a run |\n" + "|---" * 16 + "|")
-  rows = [head]
+  """Returns means and worst cases of each group as a Markdown table.
+
+  Only captions that fix the azimuth have a share of false fronts, and only objects with a mesh its scores. A column
+  without any record is left out.
+  """
+  records = [dict(r, empty_or_full=r["empty"] or r["full"]) for r in records]
+  columns = {title: column for title, column in COLUMNS.items() if any(column[0] in r for r in records)}
+  rows = [f"| captions | runs | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
   for name, belongs in GROUPS.items():
     group = [r for r in records if belongs(r)]
-    if not group:
-      continue
-    mean = lambda key: float(np.mean([r[key] for r in group]))  # noqa: E731
-    ious = np.array([r["silhouette_iou"] for r in group])
-    # Only captions that fix the azimuth have a share of false fronts, only objects with a mesh its scores.
-    some = lambda key, form, scale=1.0: _mean_of_those_with(group, key, form, scale)  # noqa: E731
-    rows.append(
-        f"| {name} | {len(group)} | {ious.mean():.3f} | {ious.min():.3f} | {np.mean(ious < 0.5):.0%} "
-        f"| {mean('silhouette_iou_scaled'):.3f} | {mean('volume_iou'):.3f} | {mean('colours_right'):.0%} "
-        f"| {mean('colour_error'):.3f} | {some('false_fronts', '{:.0%}')} "
-        f"| {some('chamfer', '{:.2f}%', 100.0)} | {some('normal_error_deg', '{:.1f}°')} "
-        f"| {some('volume_error', '{:+.0%}')} | {some('below_base', '{:.3f}')} "
-        f"| {sum(r['empty'] or r['full'] for r in group)} | {mean('seconds'):.0f} |")
+    if group:
+      rows.append(f"| {name} | {len(group)} | {' | '.join(_cell(group, *column) for column in columns.values())} |")
   return "\n".join(rows)
 
 
-def _mean_of_those_with(group: Sequence[Record], key: str, form: str, scale: float) -> str:
-  """Returns the formatted mean of the records that have a score."""
-  values = [record[key] for record in group if key in record]
-  return form.format(scale * float(np.mean(values))) if values else "–"
+def _cell(group: Sequence[Record], key: str, form: str, reduce: Callable[[np.ndarray], float]) -> str:
+  values = np.array([record[key] for record in group if key in record], float)
+  return form.format(reduce(values)) if len(values) else "–"
 
 
 def _run(config: ConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int], folder: Path) -> None:
