@@ -165,14 +165,6 @@ def test_a_write_that_fails_leaves_the_old_file(command, done, monkeypatch, targ
   assert (folder / target).read_bytes() == before and set(os.listdir(folder)) == names
 
 
-def test_unknown_words_go_on_if_asked(command, tiny_flags, tmp_path):
-  status, _, err = command(TEXT, *tiny_flags, "--config.prompt=a hamburger", "--config.prior.allow_unknown_words=True",
-                           "--config.training.steps=2", "--config.export.mesh=False", "--config.export.turntable=False",
-                           f"--workdir={tmp_path / 'run'}")
-  assert status == 0, err
-  assert (tmp_path / "run" / "report.html").exists() and not (tmp_path / "run" / "mesh.glb").exists()
-
-
 @pytest.mark.thorough
 def test_a_disk_that_fills_up_during_the_run(start, tiny_flags, tmp_path):
   """Room for the settings, not for a checkpoint: one line on stderr, and no step that looks finished."""
