@@ -27,13 +27,20 @@ def flags_of(tiny_flags):
 
 
 @pytest.fixture(scope="module")
-def made(start, image_config, flags_of, picture, tmp_path_factory):
-  """(folder, stdout) of a finished run."""
-  folder = tmp_path_factory.mktemp("runs") / "house"
-  process = start(*flags_of, f"--config.image={picture}", f"--workdir={folder}", config=image_config)
-  out, err = process.communicate(timeout=240)
-  assert process.returncode == 0, err
-  return folder, out
+def finished():
+  """The folder and the stdout of the finished run, once there is one."""
+  return []
+
+
+@pytest.fixture
+def made(command, finished, image_config, flags_of, picture, tmp_path_factory):
+  """(folder, stdout) of a finished run, the same for all tests."""
+  if not finished:
+    folder = tmp_path_factory.mktemp("runs") / "house"
+    status, out, err = command(*image_config, *flags_of, f"--config.image={picture}", f"--workdir={folder}")
+    assert status == 0, err
+    finished.extend((folder, out))
+  return finished
 
 
 def test_it_leaves_what_text_leaves_and_the_picture_beside_the_object(made, picture):

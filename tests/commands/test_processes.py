@@ -1,4 +1,4 @@
-"""Several processes: two of four devices each make what one of eight makes by pmap; process 0 alone writes."""
+"""Several processes: two of two devices each make what one of four makes by pmap; process 0 alone writes."""
 import json
 import os
 import socket
@@ -11,8 +11,9 @@ from sds_jax import hosts
 from sds_jax.io.checkpoints import Checkpoints
 
 TEXT = "--config=configs/text.py"
-EIGHT = ["--config.training.views=8", "--config.training.steps=20", "--config.training.log_every=5",
-         "--config.parallel.devices=0"]
+FOUR = ["--config.training.views=4", "--config.training.steps=20", "--config.training.log_every=5",
+        "--config.parallel.devices=4", "--config.export.mesh=False", "--config.export.turntable=False"]
+UNKNOWN = ["--config.prompt=a hamburger", "--config.prior.allow_unknown_words=True"]
 
 
 def devices(count):
@@ -34,28 +35,40 @@ def final(folder):
     return step, jax.device_get(checkpoints.restore(step, checkpoints.abstract_state(step)))
 
 
-def test_two_processes_are_one(start, command, tiny_flags, tmp_path):
+@pytest.fixture(scope="module")
+def pair(start, tiny_flags, tmp_path_factory):
+  """(folder, [(status, stdout, stderr) of process 0, of process 1]) of a finished run of two processes."""
+  folder = tmp_path_factory.mktemp("runs") / "two"
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
   join = [f"--coordinator=localhost:{port}", "--num_processes=2"]
-  flags = [*tiny_flags, *EIGHT, f"--workdir={tmp_path / 'two'}", *join]
-  pair = [start(*flags, f"--process_id={number}", **devices(4)) for number in (0, 1)]
-  (status, out, err), (other_status, other_out, other_err) = finish(*pair)
+  flags = [*tiny_flags, *FOUR, *UNKNOWN, f"--workdir={folder}", *join]
+  return folder, finish(*[start(*flags, f"--process_id={number}", **devices(2)) for number in (0, 1)])
+
+
+def test_two_processes_are_one(command, pair, tiny_flags, tmp_path):
+  folder, ((status, out, err), (other_status, other_out, other_err)) = pair
   assert status == 0 and other_status == 0, err + other_err
-  assert "for 8 devices by jit" in out and "done in" in out and "step/s" in err
+  assert "for 4 devices by jit" in out and "done in" in out and "step/s" in err
   assert "done in" not in other_out and "step/s" not in other_err and "Traceback" not in err + other_err
-  assert (tmp_path / "two" / "report.html").exists()
-  assert [json.loads(line)["step"] for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()] == [
-      5, 10, 15, 20]
+  assert (folder / "report.html").exists()
+  assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [5, 10, 15, 20]
 
   pmap = "--config.parallel.mode=pmap"
-  status, _, err = command(TEXT, *tiny_flags, *EIGHT, pmap, f"--workdir={tmp_path / 'one'}")
+  status, _, err = command(TEXT, *tiny_flags, *FOUR, *UNKNOWN, pmap, f"--workdir={tmp_path / 'one'}")
   assert status == 0, err
-  (step, one), (other_step, two) = final(tmp_path / "one"), final(tmp_path / "two")
+  (step, one), (other_step, two) = final(tmp_path / "one"), final(folder)
   assert step == other_step == 20
   for a, b in zip(jax.tree.leaves(one["params"]), jax.tree.leaves(two["params"]), strict=True):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(a).max(), 1e-12))
+
+
+def test_unknown_words_go_on_if_asked(pair):
+  folder, ((status, _, err), _) = pair
+  assert status == 0, err
+  assert json.loads((folder / "config.json").read_text())["config"]["prompt"] == "a hamburger"
+  assert (folder / "report.html").exists() and not (folder / "mesh.glb").exists()
 
 
 def test_views_that_cannot_be_spread_are_told_before_anything_is_loaded(command, tiny_flags, tmp_path):

@@ -16,6 +16,20 @@ DEVICE = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocatin
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+  """The step of the first run serves all runs of this file, whose settings are equal."""
+  compile_step, made = layout.DeviceLayout.compile, []
+
+  def compiled(*args):
+    made.append(made[0] if made else compile_step(*args))
+    return made[0]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(layout.DeviceLayout, "compile", compiled)
+    yield
+
+
 @pytest.fixture
 def run(command, tiny_prior, tmp_path):
   """() -> (status, stdout, stderr's lines but the bar's) of a run of four steps, with a checkpoint of each."""

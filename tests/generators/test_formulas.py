@@ -23,27 +23,34 @@ def sigmoid(x):
   return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
 
 
+def moved(params, std):
+  """Returns parameters plus normal noise."""
+  rng = np.random.default_rng(3)
+  return jax.tree.map(lambda leaf: np.asarray(leaf + std * rng.normal(size=leaf.shape), np.float32),
+                      jax.device_get(params))
+
+
 def params_and_image(generator, key=KEY, scale=1.0):
   """Returns random parameters of a generator, `scale` times the first ones, and the images."""
-  params = jax.tree.map(lambda leaf: scale * leaf, generator.init(key))
-  return params, np.asarray(generator.apply(params, jax.random.key(5)))
+  params = jax.tree.map(lambda leaf: np.float32(scale) * leaf, jax.device_get(jax.jit(generator.init)(key)))
+  return params, np.asarray(jax.jit(generator.apply)(params, jax.random.key(5)))
 
 
 @pytest.mark.parametrize("name", catalogue.GENERATORS)
 def test_images_are_deterministic_and_every_parameter_counts(name):
   """Checks that images lie in [0, 1], that equal keys give equal images, and that every parameter has a gradient."""
   generator = catalogue.make_generator(name, 16, {})
-  first, second = (generator.init(jax.random.key(i)) for i in (0, 1))
-  image = generator.apply(first, KEY)
-  assert image.shape == (generator.frames, 16, 16, 3) and image.dtype == jnp.float32
-  assert 0.0 <= float(image.min()) and float(image.max()) <= 1.0
-  np.testing.assert_array_equal(image, generator.apply(first, KEY))
+  init, apply = jax.jit(generator.init), jax.jit(generator.apply)
+  first, second = (init(jax.random.key(i)) for i in (0, 1))
+  image = np.asarray(apply(first, KEY))
+  assert image.shape == (generator.frames, 16, 16, 3) and image.dtype == np.float32
+  assert 0.0 <= image.min() and image.max() <= 1.0
+  np.testing.assert_array_equal(image, apply(first, KEY))
   if name != "cppn":  # its first image is plain grey
-    assert not np.allclose(image, generator.apply(second, KEY))
-  weights = jax.random.normal(KEY, image.shape)
-  moved = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(KEY, leaf.shape), first)
-  grads = jax.jit(jax.grad(lambda params: jnp.sum(weights * generator.apply(params, KEY))))(moved)
-  assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
+    assert not np.allclose(image, apply(second, KEY))
+  weights = jnp.asarray(np.random.default_rng(0).normal(size=image.shape), jnp.float32)
+  grads = jax.jit(jax.grad(lambda params: jnp.sum(weights * generator.apply(params, KEY))))(moved(first, 0.3))
+  assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(jax.device_get(grads)))
 
 
 def test_pixels_are_a_sigmoid_of_the_logits():
@@ -73,7 +80,7 @@ def test_fourier_is_a_sum_of_waves_of_one_over_f():
   generator = make_fourier(8, decay=1.5, init_std=0.5)
   params, image = params_and_image(generator)
   np.testing.assert_allclose(image[0], colours(params, params["spectrum"], 1.5), atol=2e-5)
-  large = np.asarray(generator.at(params, 32))[0]
+  large = np.asarray(jax.jit(lambda params: generator.at(params, 32))(params))[0]
   np.testing.assert_allclose(large[::4, ::4], image[0], atol=2e-5)  # equal waves at equal positions
 
 
@@ -85,8 +92,8 @@ def test_the_amplitudes_fall_with_the_frequency():
 
 def test_cppn_matches_its_layers():
   generator = make_cppn(6, hidden=5, depth=2)
-  params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(KEY, leaf.shape), generator.init(KEY))
-  image = np.asarray(generator.apply(params, KEY))[0]
+  params = moved(jax.jit(generator.init)(KEY), 0.1)
+  image = np.asarray(jax.jit(generator.apply)(params, KEY))[0]
   for row, column in ((0, 0), (2, 5), (5, 1)):
     h = math.sqrt(3) * np.array([(column + 0.5) / 3 - 1, 1 - (row + 0.5) / 3])
     for layer in params["layers"]:
@@ -104,7 +111,7 @@ def test_siren_matches_its_layers():
     for layer in params[:-1]:
       h = np.sin(4.0 * (h @ np.asarray(layer["w"], np.float64) + np.asarray(layer["b"])))
     np.testing.assert_allclose(images[0, row, column], sigmoid(h @ np.asarray(params[-1]["w"])), atol=1e-5)
-  wide = make_siren(8, hidden=400, depth=1, w0=30.0).init(KEY)
+  wide = jax.device_get(jax.jit(make_siren(8, hidden=400, depth=1, w0=30.0).init)(KEY))
   assert np.abs(wide[0]["w"]).max() <= 0.5  # U(-1/n, 1/n) with n = 2
   assert np.abs(wide[1]["w"]).max() <= math.sqrt(6 / 400) / 30
 
@@ -138,7 +145,7 @@ def test_frames_share_low_frequencies_only():
 def test_symmetric_images_are_exactly_symmetric(of):
   inner = catalogue.WRAPPABLE[of](8)
   generator = make_symmetric(inner)
-  params = jax.tree.map(lambda leaf: leaf + jax.random.normal(KEY, leaf.shape), inner.init(KEY))
+  params = moved(jax.jit(inner.init)(KEY), 1.0)
   image = np.asarray(generator.apply(params, KEY))[0]
   np.testing.assert_array_equal(image, image[:, ::-1])
   np.testing.assert_array_equal(image[:, :4], np.asarray(inner.apply(params, KEY))[0, :, :4])
@@ -146,13 +153,15 @@ def test_symmetric_images_are_exactly_symmetric(of):
 
 def test_translucent_is_composited_over_its_background():
   generator = make_translucent(8, noise=0.5, price=7.0, init_std=0.5)
-  params = generator.init(KEY)
-  rgba = np.asarray(generator.extras(params)["rgba"])
-  behind = np.asarray(random_background(jax.random.key(5), 8, 0.5))
+  params, images = params_and_image(generator, KEY)
+  extras, shown, penalty, behind = jax.device_get(jax.jit(lambda params, key: (
+      generator.extras(params), generator.show(params), generator.penalty(params), random_background(key, 8, 0.5)))(
+          params, jax.random.key(5)))
+  rgba = extras["rgba"]
   expected = rgba[..., 3:] * rgba[..., :3] + (1 - rgba[..., 3:]) * behind
-  np.testing.assert_allclose(np.asarray(generator.apply(params, jax.random.key(5)))[0], expected, atol=1e-6)
-  np.testing.assert_allclose(generator.show(params)[0], rgba[..., 3:] * rgba[..., :3] + 1 - rgba[..., 3:], atol=1e-6)
-  np.testing.assert_allclose(generator.penalty(params), 7.0 * rgba[..., 3].mean(), rtol=1e-5)
+  np.testing.assert_allclose(images[0], expected, atol=1e-6)
+  np.testing.assert_allclose(shown[0], rgba[..., 3:] * rgba[..., :3] + 1 - rgba[..., 3:], atol=1e-6)
+  np.testing.assert_allclose(penalty, 7.0 * rgba[..., 3].mean(), rtol=1e-5)
 
 
 def test_share_of_noisy_backgrounds():

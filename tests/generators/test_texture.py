@@ -15,10 +15,10 @@ from sds_jax.views import cameras
 def march(inside, origin, direction):
   """Returns the first point of a ray inside a solid by small steps and bisection; None where the ray misses."""
   ts = np.linspace(0.0, 6.0, 6001)
-  within = [inside(origin + t * direction) for t in ts]
-  if True not in within:
+  within = inside(origin + ts[:, None] * direction)
+  if not within.any():
     return None
-  high = ts[within.index(True)]
+  high = ts[within.argmax()]
   low = high - 1e-3
   for _ in range(40):
     middle = (low + high) / 2
@@ -26,7 +26,7 @@ def march(inside, origin, direction):
   return origin + high * direction
 
 
-SOLIDS = {"sphere": lambda p: np.linalg.norm(p) <= 0.5, "cube": lambda p: np.abs(p).max() <= 0.5}
+SOLIDS = {"sphere": lambda p: np.linalg.norm(p, axis=-1) <= 0.5, "cube": lambda p: np.abs(p).max(-1) <= 0.5}
 
 
 @pytest.mark.parametrize("shape", SOLIDS)
@@ -38,7 +38,7 @@ def test_intersections_match_marching(shape):
   directions /= np.linalg.norm(directions, axis=1, keepdims=True)
   surface, _, _, _ = surfaces.SURFACES[shape]
   rays = Rays(jnp.asarray(origins, jnp.float32), jnp.asarray(directions, jnp.float32))
-  hit, chart, uv = (np.asarray(a) for a in surface(rays, 0.5))
+  hit, chart, uv = (np.asarray(a) for a in jax.jit(lambda rays: surface(rays, 0.5))(rays))
   assert 5 < hit.sum() < 60
   for i in range(60):
     point = march(SOLIDS[shape], origins[i], directions[i])
@@ -64,8 +64,8 @@ def test_lookup_is_bilinear():
   texture = rng.uniform(size=(2, 3, 4, 2))
   uv, chart = rng.uniform(size=(50, 2)), rng.integers(0, 2, 50)
   for closed in (False, True):
-    interpolated = surfaces.lookup(*(jnp.asarray(a, jnp.float32) for a in (texture,)), jnp.asarray(chart),
-                            jnp.asarray(uv, jnp.float32), closed)
+    interpolated = np.asarray(jax.jit(surfaces.lookup, static_argnums=3)(
+        texture.astype(np.float32), chart.astype(np.int32), uv.astype(np.float32), closed))
     for k in range(50):
       total = np.zeros(2)
       x, y = uv[k, 0] * 4 - 0.5, uv[k, 1] * 3 - 0.5
@@ -78,19 +78,21 @@ def test_lookup_is_bilinear():
 
 def test_plain_texture_on_the_disc_and_the_reported_camera():
   generator = make_texture(24, shape="sphere", extent=0.5, resolution=8)
-  params = jax.tree.map(jnp.zeros_like, generator.init(jax.random.key(0)))  # sigmoid(0) = 0.5 everywhere
+  shapes = jax.eval_shape(generator.init, jax.random.key(0))
+  params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)  # sigmoid(0) = 0.5 everywhere
   key = jax.random.key(2)
-  image = np.asarray(generator.apply(params, key))[0]
-  camera = jax.tree.map(lambda leaf: leaf[0], generator.cameras(key))
-  hit, _, _ = surfaces.sphere(cameras.camera_rays(camera, 24, 24), 0.5)
+  image = np.asarray(jax.jit(generator.apply)(params, key))[0]
+  draw_cameras = jax.jit(generator.cameras)
+  camera = jax.tree.map(lambda leaf: leaf[0], jax.device_get(draw_cameras(key)))
+  hit, _, _ = jax.jit(lambda camera: surfaces.sphere(cameras.camera_rays(camera, 24, 24), 0.5))(camera)
   np.testing.assert_allclose(image[np.asarray(hit)], 0.5, atol=1e-6)
   outside = image[~np.asarray(hit)]
   assert 10 < np.asarray(hit).sum() < 400 and np.ptp(outside, axis=0).max() == 0.0
-  other = generator.cameras(jax.random.key(3))
+  other = draw_cameras(jax.random.key(3))
   assert not np.allclose(other.position, camera.position[None])
 
 
 def test_extra_images():
   generator = make_texture(16, shape="cube", resolution=8)
-  extras = generator.extras(generator.init(jax.random.key(0)))
+  extras = jax.eval_shape(lambda key: generator.extras(generator.init(key)), jax.random.key(0))
   assert extras["texture"].shape == (8, 48, 3) and extras["views"].shape == (16, 128, 3)
