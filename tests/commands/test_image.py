@@ -33,7 +33,7 @@ def finished():
 
 
 @pytest.fixture
-def made(command, finished, image_config, flags_of, picture, tmp_path_factory):
+def made(command, finished, linear_networks, image_config, flags_of, picture, tmp_path_factory):
   """(folder, stdout) of a finished run, the same for all tests."""
   if not finished:
     folder = tmp_path_factory.mktemp("runs") / "house"

@@ -69,7 +69,7 @@ def test_what_it_leaves_and_makes_again(command, flags_of, tmp_path):
     assert status == 2 and err.startswith(f"error: --mode={mode} is for objects") and err.count("\n") == 1
 
 
-def test_several_pictures_and_one_with_opacity(command, flags_of, tmp_path):
+def test_several_pictures_and_one_with_opacity(command, flags_of, linear_networks, tmp_path):
   two = "--config.generator.particles=2"
   status, _, err = command(f"{CONFIG}:translucent", *flags_of, two, f"--workdir={tmp_path}")
   assert status == 0, err
@@ -77,7 +77,7 @@ def test_several_pictures_and_one_with_opacity(command, flags_of, tmp_path):
   assert (tmp_path / "image_0.png").read_bytes() != (tmp_path / "image_1.png").read_bytes()
 
 
-def test_a_generator_of_the_users_own(command, flags_of, tmp_path, monkeypatch):
+def test_a_generator_of_the_users_own(command, flags_of, linear_networks, tmp_path, monkeypatch):
   (tmp_path / "my_own.py").write_text(OWN)
   monkeypatch.syspath_prepend(tmp_path)
   status, _, err = command(f"{CONFIG}:my_own:Plain", *flags_of, f"--workdir={tmp_path / 'run'}")

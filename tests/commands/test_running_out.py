@@ -31,7 +31,7 @@ def compiled_once():
 
 
 @pytest.fixture
-def run(command, tiny_prior, tmp_path):
+def run(command, tiny_prior, linear_networks, tmp_path):
   """() -> (status, stdout, stderr's lines but the bar's) of a run of four steps, with a checkpoint of each."""
   settings = {"prior.path": tiny_prior, "generator.size": 16, "training.steps": 4, "training.checkpoint_every": 1,
               "training.log_every": 1, "training.render_every": 0, "parallel.devices": 1, "optimizer.warmup_steps": 1}

@@ -95,7 +95,7 @@ def make_task(own_settings):
   return make
 
 
-def test_a_run_leaves_what_a_run_leaves(make_task, tmp_path):
+def test_a_run_leaves_what_a_run_leaves(make_task, linear_networks, tmp_path):
   """Every output that does not need a density, and the representation's own file; the ball has moved."""
   task = make_task()
   train(task, tmp_path, 0.0)
@@ -143,7 +143,7 @@ def test_the_image_of_the_ball_is_a_disc():
   np.testing.assert_allclose(out.rgb[32, 32], [1.0, 0.0, 0.0], atol=1e-2)
 
 
-def test_eight_devices_do_what_one_does(make_task, tiny_prior):
+def test_eight_devices_do_what_one_does(make_task, tiny_prior, linear_networks):
   prior, prior_params = prior_lib.build(tiny_prior)
   ends = []
   for devices in (1, 8):
