@@ -20,7 +20,7 @@ import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -100,18 +100,6 @@ def whole(low: int, high: int = 10**9, words: str = "") -> Legal:
 def one_of(choices: Iterable[str], words: str = "") -> Legal:
   """Allows one of the choices; a mutable `choices` may grow later."""
   return Legal(lambda v: v in choices, lambda: "one of " + ", ".join(choices) + words)
-
-
-def several(choices: Sequence[str]) -> Legal:
-  """Allows one or more of the choices, as a tuple or separated by commas; none occurs twice in the result."""
-  def convert(value: Any) -> Any:
-    if isinstance(value, str):
-      value = [word.strip() for word in value.split(",")]
-    return tuple(dict.fromkeys(value)) if isinstance(value, (list, tuple)) and all(
-        isinstance(word, str) for word in value) else value
-
-  return Legal(lambda v: isinstance(v, tuple) and bool(v) and all(word in choices for word in v),
-               "one or more of " + ", ".join(choices), convert, loose=True)
 
 
 def switch() -> Legal:

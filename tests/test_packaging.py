@@ -149,6 +149,6 @@ def test_no_dependency_is_compiled_on_install():
   """All have wheels for Python 3.11 to 3.14 on Linux (x86-64, ARM), macOS (ARM) and Windows, as checked by hand."""
   names = {re.split(r"[><=\[]", line)[0].lower() for line in PROJECT["dependencies"]}
   assert names == {
-    "absl-py", "filelock", "flax", "huggingface-hub", "jax", "ml-collections", "ml-dtypes", "numpy", "optax",
-    "orbax-checkpoint", "pillow", "safetensors", "scikit-image", "scipy", "tensorboardx", "tensorstore", "tokenizers",
-    "tqdm", "trimesh"}
+    "absl-py", "fast-simplification", "filelock", "flax", "huggingface-hub", "jax", "ml-collections", "ml-dtypes",
+    "numpy", "optax", "orbax-checkpoint", "pillow", "safetensors", "scikit-image", "scipy", "tensorboardx",
+    "tensorstore", "tokenizers", "tqdm", "trimesh"}

@@ -2,11 +2,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
-from sds_jax.schema import above, number, setting, several, switch, whole
+from sds_jax.schema import Legal, above, number, setting, switch, whole
 
 MESH_FORMATS = ("glb", "obj", "ply", "stl")
 """Kinds of files of a mesh."""
+
+
+def _several(choices: Sequence[str]) -> Legal:
+  """Allows one or more of the choices, as a tuple or separated by commas; none occurs twice in the result."""
+  def convert(value: Any) -> Any:
+    if isinstance(value, str):
+      value = [word.strip() for word in value.split(",")]
+    return tuple(dict.fromkeys(value)) if isinstance(value, (list, tuple)) and all(
+        isinstance(word, str) for word in value) else value
+
+  return Legal(lambda v: isinstance(v, tuple) and bool(v) and all(word in choices for word in v),
+               "one or more of " + ", ".join(choices), convert, loose=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +30,7 @@ class ExportSettings:
   mesh_threshold: float = setting(0.0, number(0.0, words=" (0: chosen by voxel size)"), "density of the surface")
   faces: int = setting(20_000, whole(0, 10**7, " (0: all)"), "faces of the written mesh at most")
   texture_size: int = setting(1024, whole(0, 8192, " (0: colours at the vertices)"), "side of the texture in pixels")
-  formats: tuple = setting(("glb", "obj"), several(MESH_FORMATS), "kinds of files of the mesh")
+  formats: tuple = setting(("glb", "obj"), _several(MESH_FORMATS), "kinds of files of the mesh")
   scale: float = setting(1.0, above(0.0), "length of a world unit in the files (GLB: metres; slicers read millimetres)")
   image_size: int = setting(128, whole(16, 4096), "side of the renders in pixels")
   turntable_frames: int = setting(48, whole(2, 10_000), "frames of the turntable, one turn")

@@ -134,4 +134,4 @@ def _check_prompt(prior: Prior, distillation: DistillationSettings, prompt: str,
   except PromptError as error:
     if error.view_words:
       remedy = "Set --config.distillation.view_words=none"
-    raise ConfigError(f"{named} is beyond this prior: {error}. {remedy}") from error
+    raise ConfigError(f"{named} is beyond this prior: {str(error).rstrip('.')}. {remedy}") from error
