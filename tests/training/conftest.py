@@ -144,7 +144,7 @@ def step_of():
   return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # files have priors of their own
 def ready(make_task, prior_and_params, step_of):
   """Returns a function (changes) -> (task, step, arguments (state, prior_params, conditions, key) of the step)."""
   prior, prior_params = prior_and_params
