@@ -46,7 +46,26 @@ def test_without_python_3_13(tmp_path, ci, status):
   assert (done.returncode, done.stderr) == (status, "") and done.stdout.startswith("no Python 3.13")
 
 
-def test_the_whole_run_includes_the_others():
-  text = (FOLDER / "run").read_text(encoding="utf-8")
-  assert '\n.ci/lowest > "$log" 2>&1 &\n' in text and "\n.ci/newest\n" in text
+@pytest.mark.parametrize("fails", ["", "newest", "lowest", "tests"])
+def test_the_whole_run_includes_the_others(tmp_path, fails):
+  """The script among stubs of what it calls: each failure is the script's, and pytest's line is the last."""
+  (tmp_path / ".ci").mkdir()
+  shutil.copy(FOLDER / "run", tmp_path / ".ci" / "run")
+  stubs = {f".ci/{name}": f"echo {name} was here; {'exit 3' if name == fails else ''}" for name in ("newest", "lowest")}
+  for path, text in {**stubs, "chromium": ""}.items():
+    (tmp_path / path).write_text(f"#!/usr/bin/env bash\n{text}\n")
+    (tmp_path / path).chmod(0o755)
+  status = 1 if fails == "tests" else 0
+  (tmp_path / "README.md").write_text(
+    f"# Title\n\n    python3 -m venv --help > /dev/null && echo 3 passed && (exit {status}) # pytest\n")
+  done = subprocess.run(["bash", ".ci/run"], cwd=tmp_path, capture_output=True, text=True, check=False,
+                        env=dict(os.environ, PATH=f"{tmp_path}:{os.environ['PATH']}", TMPDIR=str(tmp_path)))
+  assert done.returncode == (1 if fails else 0)
+  if not fails:
+    assert done.stdout.splitlines()[-3:] == ["newest was here", "lowest was here", "3 passed"]
+  elif fails != "tests":
+    assert done.stdout.splitlines()[-2:] == [f"{fails} was here", f".ci/{fails} failed"]
+
+
+def test_other_versions_run_the_tasks():
   assert all('"$root/.ci/smoke" "$folder/venv"' in (FOLDER / name).read_text() for name in ("lowest", "newest"))
