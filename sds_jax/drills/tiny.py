@@ -32,7 +32,7 @@ SETTINGS: dict[str, Any] = {
     "field.mlp.hidden": 8, "field.mlp.depth": 1, "field.mlp.num_octaves": 2, "training.steps": 4,
     "training.log_every": 1, "training.render_every": 0, "training.checkpoint_every": 100, "optimizer.warmup_steps": 1,
     "occupancy.resolution": 4, "occupancy.every": 2, "occupancy.start_step": 1, "export.mesh_resolution": 16,
-    "export.texture_size": 16, "export.image_size": 16, "export.turntable_frames": 2, "export.num_samples": 8,
+    "export.texture_size": 64, "export.image_size": 16, "export.turntable_frames": 2, "export.num_samples": 8,
     "shading.lambertian": 0.0, "render.block_points": 0}
 """Dotted name -> value over configs/text.py: a few steps of a tiny field. Set `prior.path` to a `write_prior` folder.
 

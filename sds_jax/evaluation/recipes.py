@@ -53,8 +53,8 @@ def run_task(task: Text3DTask, specs: Sequence[captions.Spec], seeds: Sequence[i
   stored = files.read_json(folder / "records.json")
   if {name: stored.get(name) for name in expected} == expected:
     return stored["records"]
-  log = RecordLog(folder, inputs)
-  records = run_set(CaptionRuns(task, *task.load_prior()), specs, seeds, log)
+  runs = CaptionRuns(task, *task.load_prior())
+  records = run_set(runs, specs, seeds, RecordLog(folder, inputs))
   files.write_json(dict(expected, records=records), folder / "records.json")
   return records
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ Record = dict[str, Any]
 class RecordLog:
   """The records of a set in `folder/records.jsonl`, a line each.
 
-  Records of an earlier call are kept if `folder/inputs.json` holds equal inputs, and are removed otherwise.
+  Records of an earlier call are kept if `folder/inputs.json` holds equal inputs. Otherwise they are renamed to
+  `records.old.jsonl`.
 
   Attributes:
     folder: of the records; made if missing.
@@ -28,12 +30,16 @@ class RecordLog:
 
     Args:
       folder: of the records.
-      inputs: all that the scores of a run depend on, besides what `find` compares; see `run_inputs`.
+      inputs: what tells equal sets from others; see `run_inputs`.
     """
     self.folder, self._path = folder, folder / "records.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     inputs = files.to_jsonable(inputs)
     equal = files.read_json(folder / "inputs.json") == inputs
+    if not equal and self._path.is_file():
+      os.replace(self._path, folder / "records.old.jsonl")
+      print(f"{folder} holds records of other settings, weights or versions; they are now in records.old.jsonl",
+            flush=True)
     self.records: list[Record] = _complete_lines(self._path) if equal else []
     # Rewritten: the last line may be incomplete, and a new line would be appended to it.
     with files.atomic_write(self._path) as file:
@@ -58,7 +64,11 @@ def _line(record: Record) -> str:
 def _complete_lines(path: Path) -> list[Record]:
   """Returns the records of a file; an incomplete last line, of a call that was killed, is left out."""
   lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-  return [json.loads(line) for line in lines if line.endswith("\n")]
+  try:
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+  except ValueError as error:
+    raise files.DamagedFileError(f"{path} has a line that is not JSON; delete the file, and the runs are "
+                                 "repeated") from error
 
 
 def run_inputs(config: dict[str, Any], prior: str) -> dict[str, Any]:

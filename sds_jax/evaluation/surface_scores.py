@@ -21,7 +21,9 @@ GRID = 128
 """Grid points a side for the triangles of an exact surface."""
 SAMPLES = 20_000
 """Points drawn on either surface."""
-_NEIGHBOURS = 2
+LONGEST_EDGE = 0.03
+"""Longest edge of a triangle when nearest points are searched, world units."""
+_NEIGHBOURS = 4
 """Vertices next to a point whose triangles may hold the nearest point of the surface."""
 
 
@@ -38,7 +40,7 @@ def surface_scores(mesh: trimesh.Trimesh, spec: captions.Spec, angle: float = 0.
       is the longest side of its bounding box;
     normal_error_deg, normal_error_p90_deg: mean and 90th percentile of the angle between the normals of the mesh and
       those of the nearest points of the exact surface;
-    volume_error: relative difference of the volumes, positive for a mesh too large;
+    volume_error: relative difference of the volumes, positive for a mesh too large; of a closed mesh only;
     below_base: depth of the mesh's lowest point below the exact lowest point, world units.
   """
   exact = exact_mesh(spec)
@@ -99,17 +101,21 @@ def draw(mesh: trimesh.Trimesh, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def nearest(points: np.ndarray, mesh: trimesh.Trimesh) -> tuple[np.ndarray, np.ndarray]:
   """Returns the distances [N] of points [N, 3] to a mesh, and its normals [N, 3] at the nearest points.
 
-  The triangles around the nearest vertices are compared by exact distances.
+  The triangles around the nearest vertices are compared by exact distances, after large triangles are divided: next to
+  a large one the nearest vertices may belong to others.
   """
-  _, index = cKDTree(mesh.vertices).query(points, _NEIGHBOURS)
-  faces = mesh.vertex_faces[index].reshape(len(points), -1)  # -1 where a vertex has fewer triangles
-  faces = np.where(faces < 0, faces[:, :1], faces)
-  repeated = np.repeat(points, faces.shape[1], axis=0)
-  closest = trimesh.triangles.closest_point(mesh.triangles[faces.reshape(-1)], repeated)
-  distance = np.linalg.norm(closest - repeated, axis=1).reshape(faces.shape)
+  vertices, faces, whole = trimesh.remesh.subdivide_to_size(mesh.vertices, mesh.faces, LONGEST_EDGE, max_iter=20,
+                                                            return_index=True)
+  fine = trimesh.Trimesh(vertices, faces, process=False)
+  _, index = cKDTree(vertices).query(points, _NEIGHBOURS)
+  near = fine.vertex_faces[index].reshape(len(points), -1)  # -1 where a vertex has fewer triangles
+  near = np.where(near < 0, near.max(axis=1, keepdims=True), near)
+  repeated = np.repeat(points, near.shape[1], axis=0)
+  closest = trimesh.triangles.closest_point(fine.triangles[near.reshape(-1)], repeated)
+  distance = np.linalg.norm(closest - repeated, axis=1).reshape(near.shape)
   best, rows = distance.argmin(axis=1), np.arange(len(points))
-  face = faces[rows, best]
-  weights = trimesh.triangles.points_to_barycentric(mesh.triangles[face], closest.reshape(*faces.shape, 3)[rows, best])
+  face = whole[near[rows, best]]
+  weights = trimesh.triangles.points_to_barycentric(mesh.triangles[face], closest.reshape(*near.shape, 3)[rows, best])
   return distance[rows, best], _normals(mesh, face, weights)
 
 

@@ -24,7 +24,7 @@ def write_mesh(surface: Surface, folder: str | os.PathLike, formats: Sequence[st
 
   The GLB file follows glTF 2.0: metres, y up, front on +z, linear colours or a texture (see `gltf.glb_bytes`). The
   other files keep the world frame, z up and front on +x, as printers' programs expect, and have sRGB colours. STL has
-  no colours. PLY has those of vertices, read from the texture where there is one.
+  no colours. PLY has colours at the vertices, read from the texture where there is one.
 
   Args:
     surface: the surface.
@@ -59,18 +59,22 @@ def _obj(surface: Surface, scale: float) -> Files:
   The material of a surface without a texture is white, for programs that multiply it with the vertices' colours.
   """
   lines = ["# z up, front on +x, colours sRGB", "mtllib mesh.mtl"]
-  vertices = scale * surface.vertices
+  # Positions once each, so that programs see one closed surface and not the charts of the texture.
+  unique, first, position = np.unique(surface.vertices, axis=0, return_index=True, return_inverse=True)
+  position = position.reshape(-1)[surface.faces] + 1  # OBJ counts from 1
+  own = surface.faces + 1
+  vertices = (scale * unique).tolist()
   if surface.uv is None:
-    lines += ["v {:.6f} {:.6f} {:.6f} {:.4f} {:.4f} {:.4f}".format(*v, *c)
-              for v, c in zip(vertices.tolist(), (surface.colours / 255.0).tolist())]
+    lines += ["v {:.9g} {:.9g} {:.9g} {:.4f} {:.4f} {:.4f}".format(*v, *c)
+              for v, c in zip(vertices, (surface.colours[first] / 255.0).tolist())]
   else:
-    lines += ["v {:.6f} {:.6f} {:.6f}".format(*v) for v in vertices.tolist()]
+    lines += ["v {:.9g} {:.9g} {:.9g}".format(*v) for v in vertices]
     # v points up in OBJ files.
     lines += [f"vt {u:.6f} {1.0 - v:.6f}" for u, v in surface.uv.tolist()]
   lines += ["vn {:.4f} {:.4f} {:.4f}".format(*n) for n in surface.normals.tolist()]
-  corner = "{0}//{0}" if surface.uv is None else "{0}/{0}/{0}"
+  corner = "{0}//{1}" if surface.uv is None else "{0}/{1}/{1}"
   lines += ["usemtl albedo"]
-  lines += ["f " + " ".join(map(corner.format, face)) for face in (surface.faces + 1).tolist()]  # OBJ counts from 1
+  lines += ["f " + " ".join(map(corner.format, at, face)) for at, face in zip(position.tolist(), own.tolist())]
   material = "newmtl albedo\nKd 1 1 1\nKs 0 0 0\nillum 1\n"
   files = {"mesh.obj": "\n".join(lines).encode() + b"\n", "mesh.mtl": material.encode()}
   if surface.texture is not None:
@@ -100,3 +104,6 @@ def _stl(surface: Surface, scale: float) -> Files:
 
 FORMATS: dict[str, Callable[[Surface, float], Files]] = dict(glb=_glb, obj=_obj, ply=_ply, stl=_stl)
 """Writers by the suffix of their file."""
+
+WITH_TEXTURE = ("glb", "obj")
+"""Formats that hold a texture."""

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 CURVE_POINTS = 400
 _MEDIA = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
-_FILES = ("mesh.glb", "mesh.obj", "mesh.png", "mesh.ply", "mesh.stl", "turntable.mp4", "turntable.gif", "renders.png",
-          "config.json", "metrics.jsonl")
+_FILES = ("mesh.glb", "mesh.obj", "mesh.mtl", "mesh.png", "mesh.ply", "mesh.stl", "turntable.mp4", "turntable.gif",
+          "renders.png", "config.json", "metrics.jsonl")
 
 
 def write_report(folder: str | os.PathLike, prompt: str, *, mesh: trimesh.Trimesh | None = None,

@@ -11,7 +11,7 @@ import trimesh
 class Surface:
   """Triangles in the world frame (z up, front on +x), with colours as displayed (sRGB).
 
-  A vertex on a seam of the texture occurs once a side.
+  A vertex on a seam of the texture is stored twice, once for each side.
 
   Attributes:
     vertices: [V, 3] float32, world units.
@@ -34,6 +34,11 @@ def with_vertex_colours(mesh: trimesh.Trimesh) -> Surface:
   mesh = clean(mesh)
   return Surface(np.asarray(mesh.vertices, np.float32), unit_normals(mesh), mesh.faces,
                  colours=mesh.visual.vertex_colors[:, :3])
+
+
+def displayed(colours: np.ndarray) -> np.ndarray:
+  """Returns colours [N, 3] in [0, 1] as uint8; NaN becomes black."""
+  return np.rint(np.clip(np.nan_to_num(colours), 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
 def unit_normals(mesh: trimesh.Trimesh) -> np.ndarray:

@@ -73,8 +73,8 @@ class RunSettings:
 
 
 _OF_FIELDS = ("field", "occupancy", "shading", "render.num_samples", "render.candidates", "render.block_points",
-              "render.normals", "export.mesh_resolution", "export.mesh_threshold", "export.num_samples",
-              "loss.orientation")
+              "render.normals", "export.mesh_resolution", "export.mesh_threshold", "export.faces",
+              "export.texture_size", "export.formats", "export.scale", "export.num_samples", "loss.orientation")
 """Settings and groups that only the package's own field reads."""
 
 

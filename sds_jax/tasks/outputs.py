@@ -68,7 +68,8 @@ class ReportPage(NamedTuple):
 
 def mesh_names(export: ExportSettings) -> tuple[str, ...]:
   """Returns the names of the files of a mesh in the formats of the settings."""
-  return tuple(name for kind in export.formats for name in MESH_FILES[kind])
+  return tuple(name for kind in export.formats for name in MESH_FILES[kind]
+               if export.texture_size or name != "mesh.png")
 
 
 def make_view(generator: ObjectGenerator, camera_settings: CameraSettings, export: ExportSettings,
@@ -186,8 +187,8 @@ def write_outputs(generator: ObjectGenerator, view: ObjectView, state: TrainStat
   for what, paths in exported.files.items() if own and exported else ():
     print(f"  {what}: {', '.join(map(str, paths))}")
   # The mesh of an earlier export would pass for this object's.
-  new = {path.name for paths in exported.files.values() for path in paths} if exported and exported.mesh else set()
-  _delete(folder, *(name for name in itertools.chain(*MESH_FILES.values()) if name not in new))
+  new = {path for paths in exported.files.values() for path in paths} if exported else set()
+  _delete(folder, *(name for name in itertools.chain(*MESH_FILES.values()) if folder / name not in new))
   timings = dict(timings, export_s=time.perf_counter() - started)
   report.write_report(
       folder, page.title, mesh=exported.mesh if exported else None, comparison=page.comparison,

@@ -6,6 +6,7 @@ import pytest
 
 from sds_jax.evaluation import record_log, shapeworld
 from sds_jax.evaluation.record_log import RecordLog
+from sds_jax.io.files import DamagedFileError
 from sds_jax.shapeworld import captions
 
 SPECS = [captions.parse("a red cube"), captions.parse("a blue cone")]
@@ -31,6 +32,21 @@ def test_records_of_equal_inputs_are_kept(make):
 def test_other_inputs_begin_anew(make):
   make(steps=3).append(dict(seed=0))
   assert make(steps=4).records == [] and make(steps=3).records == []
+
+
+def test_records_of_other_inputs_are_not_lost(make, capsys):
+  log = make(steps=3)
+  log.append(dict(seed=7))
+  make(steps=4)
+  assert json.loads((log.folder / "records.old.jsonl").read_text()) == dict(seed=7)
+  assert capsys.readouterr().out.count("records.old.jsonl") == 1
+
+
+def test_a_damaged_line_is_told_with_its_file(make):
+  log = make(steps=3)
+  (log.folder / "records.jsonl").write_text("{]\n")
+  with pytest.raises(DamagedFileError, match="records.jsonl has a line that is not JSON"):
+    make(steps=3)
 
 
 def test_an_incomplete_line_is_left_out(make):

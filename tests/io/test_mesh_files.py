@@ -44,7 +44,8 @@ def lines_of(path, first):
 def test_every_format_has_a_writer_and_its_names_are_known(quad, coloured, tmp_path):
   assert tuple(mesh_files.FORMATS) == MESH_FORMATS == tuple(outputs.MESH_FILES)
   for kind in MESH_FORMATS:
-    paths = mesh_files.write_mesh(quad, tmp_path / kind, [kind]) if (tmp_path / kind).mkdir() is None else None
+    (tmp_path / kind).mkdir()
+    paths = mesh_files.write_mesh(quad, tmp_path / kind, [kind])
     assert tuple(path.name for path in paths) == outputs.MESH_FILES[kind]
     assert sorted(p.name for p in (tmp_path / kind).iterdir()) == sorted(outputs.MESH_FILES[kind])
 
@@ -82,6 +83,10 @@ def test_a_texture_is_the_same_picture_in_every_file(tmp_path, quad):
   mesh_files.write_mesh(quad, tmp_path, MESH_FORMATS)
   np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "mesh.png")), quad.texture)
   assert "map_Kd mesh.png" in (tmp_path / "mesh.mtl").read_text().splitlines()
+  # Four positions for six vertices: the seam does not cut the surface open.
+  assert len(lines_of(tmp_path / "mesh.obj", "v")) == 4
+  corners = [[corner.split("/")[0] for corner in face] for face in lines_of(tmp_path / "mesh.obj", "f")]
+  assert len(set(corners[0]) & set(corners[1])) == 2
   assert lines_of(tmp_path / "mesh.obj", "mtllib") == [["mesh.mtl"]]
   assert lines_of(tmp_path / "mesh.obj", "usemtl") == [["albedo"]]
   np.testing.assert_allclose(np.array(lines_of(tmp_path / "mesh.obj", "vt"), float), quad.uv * [1, -1] + [0, 1])
@@ -91,6 +96,7 @@ def test_a_texture_is_the_same_picture_in_every_file(tmp_path, quad):
           } == expected
   glb = trimesh.load(tmp_path / "mesh.glb", force="mesh", process=False)
   assert (np.asarray(glb.visual.material.baseColorTexture.convert("RGB")) == quad.texture).all()
+  np.testing.assert_allclose(np.unique(glb.visual.uv, axis=0), np.unique(quad.uv * [1, -1] + [0, 1], axis=0))
   obj = trimesh.load(tmp_path / "mesh.obj", force="mesh", process=False)
   np.testing.assert_allclose(np.unique(obj.visual.uv, axis=0), np.unique(quad.uv * [1, -1] + [0, 1], axis=0))
 
