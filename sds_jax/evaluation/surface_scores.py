@@ -36,12 +36,11 @@ def surface_scores(mesh: trimesh.Trimesh, spec: captions.Spec, angle: float = 0.
     angle: radians about z.
 
   Returns:
-    chamfer: mean distance between the two surfaces, over both directions, as a share of the exact object's size, which
-      is the longest side of its bounding box;
-    normal_error_deg, normal_error_p90_deg: mean and 90th percentile of the angle between the normals of the mesh and
-      those of the nearest points of the exact surface;
-    volume_error: relative difference of the volumes, positive for a mesh too large; of a closed mesh only;
-    below_base: depth of the mesh's lowest point below the exact lowest point, world units.
+    A dictionary. `chamfer` is the mean distance between the two surfaces, over both directions, as a share of the exact
+    object's size, which is the longest side of its bounding box. `normal_error_deg` and `normal_error_p90_deg` are mean
+    and 90th percentile of the angle between the normals of the mesh and those of the nearest points of the exact
+    surface. `volume_error` is the relative difference of the volumes, positive for a mesh too large; of a closed mesh
+    only. `below_base` is the depth of the mesh's lowest point below the exact lowest point, world units.
   """
   exact = exact_mesh(spec)
   turned = np.asarray(scenes.rotate_points_z(jnp.asarray(mesh.vertices, jnp.float32), -angle), np.float64)
