@@ -4,15 +4,17 @@ xatlas may end its process on some meshes, and a run must not end with it. Impor
 starts at once. stdin: an .npz file with vertices, faces, normals, size, padding, area; stdout: one with index, faces,
 uv, sides.
 """
+from __future__ import annotations
+
 import io
 import sys
 
 import numpy as np
-import xatlas
 
 
 def main() -> None:
   """Reads the mesh, and writes its charts."""
+  import xatlas  # an extra: `io.texture` imports this file for its path
   given = np.load(io.BytesIO(sys.stdin.buffer.read()))
   atlas = xatlas.Atlas()
   atlas.add_mesh(given["vertices"], given["faces"], given["normals"])
