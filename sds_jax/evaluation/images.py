@@ -117,7 +117,7 @@ def _score_run(runs: RepeatedRuns, task: Image3DTask, truth: sample_photos.Truth
     photo: as it was read.
     data: of `encode_photo`.
     conditions: of `Image3DTask.embed`.
-    key: what tells this record from others: the truth, the photo's file, the seed.
+    key: identifies the record: the truth, the photo's file, the seed.
     log: of the records.
   """
   started = time.perf_counter()
@@ -162,8 +162,6 @@ def _run(config: ConfigDict, truths: Sequence[sample_photos.Truth], seeds: Seque
   priors = task.load_priors()
   where = task.settings.prior.path or task.settings.prior.name
   log = RecordLog(folder, run_inputs(schema.to_dict(task.settings), where))
-  if log.records:
-    print(f"{folder} holds {len(log.records)} runs of equal settings; those are not repeated", flush=True)
   records = run_set(task, priors, truths, seeds, log)
   files.write_json(dict(config=schema.to_dict(task.settings), versions=versions(), records=records),
                    folder / "records.json")

@@ -41,6 +41,8 @@ class RecordLog:
       print(f"{folder} holds records of other settings, weights or versions; they are now in records.old.jsonl",
             flush=True)
     self.records: list[Record] = _complete_lines(self._path) if equal else []
+    if self.records:
+      print(f"{folder} holds {len(self.records)} runs of equal settings; those are not repeated", flush=True)
     # Rewritten: the last line may be incomplete, and a new line would be appended to it.
     with files.atomic_write(self._path) as file:
       file.write("".join(map(_line, self.records)).encode())

@@ -136,7 +136,7 @@ def score(generator: ObjectGenerator, state: TrainState, spec: captions.Spec) ->
     points = np.asarray(scenes.rotate_points_z(jnp.asarray(points), -angles[best]))
     volume = dict(volume_iou=volume_iou(truth, points, solid),
                   volume_iou_scaled=volume_iou(truth, points / scales[best_scale], solid),
-                  **_of_the_mesh(generator, state, spec, float(angles[best])))
+                  **_mesh_scores(generator, state, spec, float(angles[best])))
   shown = {}
   if captions.azimuth_is_fixed(spec):
     around = object_views(generator, state, fronts.ring())[0]
@@ -149,7 +149,7 @@ def score(generator: ObjectGenerator, state: TrainState, spec: captions.Spec) ->
       rotation_deg=float(np.degrees(angles[best])), scale=float(scales[best_scale]))
 
 
-def _of_the_mesh(generator: FieldGenerator, state: TrainState, spec: captions.Spec, angle: float) -> dict[str, float]:
+def _mesh_scores(generator: FieldGenerator, state: TrainState, spec: captions.Spec, angle: float) -> dict[str, float]:
   """Returns the scores of the mesh as it is exported; none of an object without a surface."""
   try:
     mesh = asset.finished(generator.make_mesh(state.shown), generator.mesh.faces)

@@ -167,8 +167,6 @@ def _run(config: ConfigDict, specs: Sequence[captions.Spec], seeds: Sequence[int
   prior, params = task.load_prior()
   where = task.settings.prior.path or task.settings.prior.name
   log = RecordLog(folder, run_inputs(schema.to_dict(task.settings), where))
-  if log.records:
-    print(f"{folder} holds {len(log.records)} runs of equal settings; those are not repeated", flush=True)
   records = run_set(CaptionRuns(task, prior, params), specs, seeds, log)
   files.write_json(dict(config=schema.to_dict(task.settings), versions=versions(), records=records),
                    folder / "records.json")

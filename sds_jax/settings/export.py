@@ -7,8 +7,9 @@ from typing import Any
 
 from sds_jax.schema import Legal, number, setting, switch, whole
 
-MESH_FORMATS = ("glb", "obj", "ply", "stl")
-"""Kinds of files of a mesh."""
+MESH_FILES: dict[str, tuple[str, ...]] = dict(
+    glb=("mesh.glb",), obj=("mesh.obj", "mesh.mtl", "mesh.png"), ply=("mesh.ply",), stl=("mesh.stl",))
+"""Formats of a mesh -> the names of their files."""
 
 
 def _several(choices: Sequence[str]) -> Legal:
@@ -35,7 +36,7 @@ class ExportSettings:
   mesh_threshold: float = setting(0.0, number(0.0, words=" (0: chosen by voxel size)"), "density of the surface")
   faces: int = setting(20_000, _or_zero(4, 10**7, "all"), "faces of the written mesh, about")
   texture_size: int = setting(1024, _or_zero(64, 4096, "colours at the vertices"), "side of the texture, pixels")
-  formats: tuple = setting(("glb", "obj"), _several(MESH_FORMATS), "kinds of files of the mesh")
+  formats: tuple = setting(("glb", "obj"), _several(tuple(MESH_FILES)), "kinds of files of the mesh")
   scale: float = setting(1.0, number(1e-6, 1e6), "length of a world unit in the files (in metres for GLB)")
   image_size: int = setting(128, whole(16, 4096), "side of the renders in pixels")
   turntable_frames: int = setting(48, whole(2, 10_000), "frames of the turntable, one turn")

@@ -18,7 +18,7 @@ from sds_jax.generators.custom import CustomGenerator
 from sds_jax.generators.field import FieldGenerator
 from sds_jax.io import files, images, report, run_files, video
 from sds_jax.settings.camera import CameraSettings
-from sds_jax.settings.export import ExportSettings
+from sds_jax.settings.export import MESH_FILES, ExportSettings
 from sds_jax.training.state import TrainState
 from sds_jax.training.versions import versions
 from sds_jax.types import Array, Camera, RenderOutput
@@ -26,10 +26,6 @@ from sds_jax.views import cameras
 
 TURNTABLES = ("turntable.mp4", "turntable.gif")
 """Names of the turntable, with and without an encoder of videos."""
-
-MESH_FILES: dict[str, tuple[str, ...]] = dict(
-    glb=("mesh.glb",), obj=("mesh.obj", "mesh.mtl", "mesh.png"), ply=("mesh.ply",), stl=("mesh.stl",))
-"""Names of the files of a mesh by format."""
 
 ObjectGenerator = FieldGenerator | CustomGenerator
 

@@ -8,8 +8,7 @@ import trimesh
 
 from sds_jax.io import mesh, mesh_files
 from sds_jax.io.surface import Surface, with_vertex_colours
-from sds_jax.settings.export import MESH_FORMATS
-from sds_jax.tasks import outputs
+from sds_jax.settings.export import MESH_FILES
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +41,12 @@ def lines_of(path, first):
 
 
 def test_every_format_has_a_writer_and_its_names_are_known(quad, coloured, tmp_path):
-  assert tuple(mesh_files.FORMATS) == MESH_FORMATS == tuple(outputs.MESH_FILES)
-  for kind in MESH_FORMATS:
+  assert tuple(mesh_files.FORMATS) == tuple(MESH_FILES)
+  for kind in MESH_FILES:
     (tmp_path / kind).mkdir()
     paths = mesh_files.write_mesh(quad, tmp_path / kind, [kind])
-    assert tuple(path.name for path in paths) == outputs.MESH_FILES[kind]
-    assert sorted(p.name for p in (tmp_path / kind).iterdir()) == sorted(outputs.MESH_FILES[kind])
+    assert tuple(path.name for path in paths) == MESH_FILES[kind]
+    assert sorted(p.name for p in (tmp_path / kind).iterdir()) == sorted(MESH_FILES[kind])
 
 
 def test_obj_with_colours_comes_back_in_the_world_frame(tmp_path, solid, coloured):
@@ -80,7 +79,7 @@ def test_ply_has_displayed_colours(tmp_path, coloured):
 
 def test_a_texture_is_the_same_picture_in_every_file(tmp_path, quad):
   """The corner at (y, z) = (0, 1) is red in the texture's upper left; OBJ counts v upwards, glTF downwards."""
-  mesh_files.write_mesh(quad, tmp_path, MESH_FORMATS)
+  mesh_files.write_mesh(quad, tmp_path, MESH_FILES)
   np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "mesh.png")), quad.texture)
   assert "map_Kd mesh.png" in (tmp_path / "mesh.mtl").read_text().splitlines()
   # Four positions for six vertices: the seam does not cut the surface open.
