@@ -36,6 +36,8 @@ def test_rotation_of_a_cube_does_not_count(judge):
   scored = judge("a red cube", angle=30.0)
   assert scored["rotation_deg"] % 90.0 == pytest.approx(30.0) and scored["silhouette_iou"] > 0.95
   assert scored["volume_iou"] > 0.9 and scored["colours_right"]
+  # The mesh is turned back by the same angle; turned the wrong way it would be 5% of its size away.
+  assert scored["chamfer"] < 0.02 and abs(scored["volume_error"]) < 0.1
 
 
 def test_rotation_of_a_house_counts(judge):
@@ -85,7 +87,7 @@ def test_thin_fog_costs_nothing(judge):
 def test_scores_are_plain_numbers(judge):
   scored = judge("a red cube", angle=30.0)
   assert all(type(value) in (float, bool) for value in scored.values())
-  assert all(0.0 <= scored[name] <= 1.0 for name in scored if name.endswith(("iou", "iou_scaled", "error")))
+  assert all(0.0 <= scored[name] <= 1.0 for name in scored if name.endswith(("iou", "iou_scaled", "colour_error")))
 
 
 def test_iou():
